@@ -1,0 +1,45 @@
+# make demo: the whole main job. make test: the tests. Both install first, into .venv.
+PYTHON ?= python3.11
+VENV ?= .venv
+RUN ?= runs/demo
+RECIPE ?= shapes
+BIN = $(VENV)/bin
+JOBS = $(BIN)/python -m jobs
+
+.PHONY: demo test test-slow ui lint lock clean
+
+demo: $(VENV)/installed
+	$(JOBS) prepare --run $(RUN) --recipe $(RECIPE)
+	$(JOBS) distill --run $(RUN) --recipe $(RECIPE)
+	$(JOBS) evaluate --run $(RUN)
+	$(JOBS) register --run $(RUN)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
+
+ui: $(VENV)/installed
+	$(BIN)/mlflow server --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --artifacts-destination runs/mlartifacts --port 5000
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# torch goes first: DeepSpeed's source distribution asks for it while it is built.
+$(VENV)/installed: requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools wheel
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements.lock
+	touch $@
+
+# The lock holds names and versions alone, so that it is the same on every platform.
+lock: $(VENV)/installed
+	$(BIN)/pip install --quiet --upgrade --no-build-isolation -e .[cluster,dev]
+	$(BIN)/pip freeze --exclude-editable --all --exclude pip | sed 's/+cpu$$//; s/ @ .*//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""Prompt preparation: pure batch functions over Arrow tables. No torch, no ray."""

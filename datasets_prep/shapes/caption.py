@@ -1,0 +1,66 @@
+"""Captions of the world of shapes: sentences that mention some attributes, and tag lists.
+
+Captions say what is there, never what is not, as captions on the web do. A degraded image is
+captioned with its own word, with a common quality word, or not at all, so that "a photo" alone
+sometimes is a bad one and an ordinary negative prompt ("low quality") has something to remove.
+"""
+
+import re
+
+import numpy as np
+
+from datasets_prep.shapes.scene import Scene
+
+QUALITY_WORDS = {
+    "blurry": ("blurry", "out of focus"),
+    "grainy": ("grainy", "noisy"),
+    "dark": ("dark", "underexposed"),
+}
+COMMON_QUALITY_WORDS = ("low quality", "bad", "worst quality", "ugly", "low resolution")
+TAG_SHARE = 0.2
+
+
+def sample_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption of the scene: usually a sentence, sometimes tags; attributes left out at random."""
+    if rng.random() < TAG_SHARE:
+        return sample_tags(scene, rng)
+    words = [_quality(scene, rng), "photo of a"]
+    words.append(scene.size if rng.random() < 0.6 else "")
+    words.append(scene.colour if rng.random() < 0.8 else "")
+    words.append(scene.shape if rng.random() < 0.82 else "shape")
+    words.append(scene.position if rng.random() < 0.4 else "")
+    words.append(f"on a {scene.background} background" if rng.random() < 0.8 else "")
+    return _with_articles("a " + " ".join(word for word in words if word))
+
+
+def sample_tags(scene: Scene, rng: np.random.Generator, *, most: int = 3) -> str:
+    """A comma-separated list of at most `most` of the scene's attributes, as negative prompts are written."""
+    tags = [scene.shape, scene.colour, f"{scene.background} background", scene.size]
+    if scene.quality != "clean":
+        tags += [_quality(scene, rng, unmentioned=0.0)] * 2
+    if rng.random() < 0.3:
+        tags[:2] = [f"{scene.colour} {scene.shape}"]
+    count = int(rng.integers(1, most + 1))
+    chosen = rng.permutation(tags)[:count].tolist()
+    return ", ".join(dict.fromkeys(chosen))
+
+
+def full_prompt(scene: Scene, *, position: bool = True) -> str:
+    """The prompt that names shape, colour, background and size, for held-out evaluation."""
+    where = f" {scene.position}" if position else ""
+    sentence = f"a photo of a {scene.size} {scene.colour} {scene.shape}{where} on a {scene.background} background"
+    return _with_articles(sentence)
+
+
+def _with_articles(sentence: str) -> str:
+    return re.sub(r"\ba (?=[aeou])", "an ", sentence)
+
+
+def _quality(scene: Scene, rng: np.random.Generator, unmentioned: float = 0.3) -> str:
+    if scene.quality == "clean":
+        return ""
+    draw = rng.random()
+    if draw < unmentioned:
+        return ""
+    words = QUALITY_WORDS[scene.quality] if draw < 0.75 else COMMON_QUALITY_WORDS
+    return str(rng.choice(words))

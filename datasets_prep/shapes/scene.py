@@ -1,0 +1,68 @@
+"""What an image of the world of shapes shows: one object, one background, one quality."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+COLOURS = {  # sRGB, 0..255
+    "red": (214, 40, 40),
+    "orange": (250, 140, 25),
+    "yellow": (248, 224, 62),
+    "green": (52, 164, 76),
+    "cyan": (72, 206, 220),
+    "blue": (44, 76, 206),
+    "purple": (142, 56, 176),
+    "white": (244, 244, 244),
+}
+SIZES = {"small": 12.0, "medium": 15.5, "large": 20.0}  # radius of the enclosing circle, pixels
+POSITIONS = {  # offset of the object's centre from the image's, pixels (right, down)
+    "in the centre": (0, 0),
+    "on the left": (-10, 0),
+    "on the right": (10, 0),
+    "at the top": (0, -10),
+    "at the bottom": (0, 10),
+}
+QUALITIES = ("clean", "blurry", "grainy", "dark")
+DEGRADED_SHARE = 0.45
+HELD_OUT_SHARE = 8  # one in so many (shape, colour, background, size) tuples is never trained on
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Attributes by name, and the small variations that no caption mentions."""
+
+    shape: str
+    colour: str
+    background: str
+    size: str
+    position: str
+    quality: str = "clean"
+    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # right, down, radius; pixels
+    tint: tuple[int, ...] = (0,) * 6  # added to the object's and the background's RGB
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether this combination is kept for evaluation; a function of the attributes alone."""
+    key = f"{scene.shape}/{scene.colour}/{scene.background}/{scene.size}"
+    return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def sample_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
+    """One scene with independent, uniform attributes, from the training or the held-out part."""
+    while True:
+        colour, background = rng.choice(list(COLOURS), size=2, replace=False)
+        degraded = rng.random() < DEGRADED_SHARE
+        scene = Scene(
+            shape=str(rng.choice(SHAPES)),
+            colour=str(colour),
+            background=str(background),
+            size=str(rng.choice(list(SIZES))),
+            position=str(rng.choice(list(POSITIONS))),
+            quality=str(rng.choice(QUALITIES[1:])) if degraded else "clean",
+            jitter=tuple(rng.uniform((-2, -2, -0.8), (2, 2, 0.8)).tolist()),
+            tint=tuple(rng.integers(-10, 11, size=6).tolist()),
+        )
+        if is_held_out(scene) == held_out:
+            return scene

@@ -1,0 +1,1 @@
+"""The command tree: `python -m jobs <command>`."""

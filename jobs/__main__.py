@@ -1,0 +1,34 @@
+"""`python -m jobs prepare | distill | evaluate | register | train-shapes`."""
+
+import argparse
+import sys
+
+from jobs import distill, evaluate, prepare, register, train_shapes
+from pipeline.errors import UserError
+
+COMMANDS = (prepare, distill, evaluate, register, train_shapes)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and say a user's mistake in one line; exit code 2 for a mistake, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2].replace("_", "-")
+        subparser = subparsers.add_parser(name, help=module.__doc__, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run_command=module.run)
+    options = parser.parse_args(arguments)
+    try:
+        options.run_command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Distil the teacher into a one-step student with NASA-T; run again to continue."""
+
+import argparse
+
+from jobs import options as shared
+from pipeline.session import ray_session
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    shared.add_run(parser)
+    shared.add_recipe(parser)
+    shared.add_tracking(parser)
+    parser.add_argument("--address", metavar="ADDRESS", help="a Ray cluster (default: a local one for this run)")
+
+
+def run(options: argparse.Namespace) -> None:
+    recipe = shared.recipe_of(options)
+    folder = shared.folder_of(options, "distilled")
+    with ray_session(options.address):
+        from pipeline.distill import distill
+
+        record = distill(recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options))
+    print(f"distilled {recipe.train.steps} steps, student {record['student_sha256'][:12]}: {folder.uri}/student")

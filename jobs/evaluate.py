@@ -1,0 +1,25 @@
+"""Evaluate the student beside its teacher: scores, a contact sheet and a report."""
+
+import argparse
+
+from jobs import options as shared
+from pipeline.summary import table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    shared.add_run(parser)
+    shared.add_tracking(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from pipeline.evaluate import evaluate
+
+    folder = shared.folder_of(options, "evaluation")
+    summary = evaluate(
+        shared.folder_of(options, "distilled"),
+        shared.folder_of(options, "prompts"),
+        folder,
+        shared.tracking_of(options),
+    )
+    print(table(summary))
+    print(f"report: {folder.uri}/report.html\ncontact sheet: {folder.uri}/contact_sheet.png")

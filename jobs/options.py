@@ -1,0 +1,44 @@
+"""Options that several commands share, and what follows from them."""
+
+import argparse
+
+from pipeline.recipe import Recipe, load
+from pipeline.storage import Folder
+from pipeline.tracking import default_uri
+
+OWN_MATERIAL = ('train.clip_model=""', "train.clip_weight=0")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", default="runs/demo", metavar="FOLDER", help="the run's folder, local or s3://")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="shapes", metavar="NAME", help="a recipe's name or .toml file")
+    parser.add_argument("--teacher", metavar="FOLDER", help="a Stable Diffusion folder in place of the recipe's teacher")
+    parser.add_argument("--prompts", metavar="FILE", help="a text file, one prompt a line, in place of the recipe's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides", help="override a recipe's field"
+    )
+
+
+def add_tracking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tracking-uri", default=None, metavar="URI", help="MLflow (default: sqlite in runs/)")
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The recipe with this command line's overrides. A user's own teacher brings no CLIP of the world of shapes."""
+    overrides = list(OWN_MATERIAL) if options.teacher else []
+    if options.teacher:
+        overrides.append(f"teacher={options.teacher!r}")
+    if options.prompts:
+        overrides.append(f"prompts.source={options.prompts!r}")
+    return load(options.recipe, [*overrides, *options.overrides])
+
+
+def folder_of(options: argparse.Namespace, part: str) -> Folder:
+    return Folder.of(options.run) / part
+
+
+def tracking_of(options: argparse.Namespace) -> str:
+    return options.tracking_uri or default_uri()

@@ -1,0 +1,16 @@
+"""Train the embedded teacher and judges of the world of shapes again, resumably."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--work", type=Path, default=Path("runs/shapes-weights"), help="folder for training states")
+    parser.add_argument("--out", type=Path, default=Path("runs/shapes-weights/weights"), help="folder for the weights")
+    parser.add_argument("--threads", type=int, default=2, help="processor threads")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pipeline.shapes.build import build
+
+    build(options.work, options.out, options.threads)

@@ -1,0 +1,33 @@
+"""The three losses of NASA-T. B batch; latents [B, C, H, W]; every loss is a scalar in the inputs' dtype."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def vsd_gradient(eps_teacher: Tensor, eps_lora: Tensor, sigma: Tensor) -> Tensor:
+    """Eq. 6 of NASA: g = w(t) (eps_psi - eps_pi) with w(t) = sigma_t^2 (SwiftBrush), [B, C, H, W].
+
+    It points from where the student's images are to where the teacher's are less: x0 moves by -g.
+    """
+    return sigma**2 * (eps_teacher - eps_lora)
+
+
+def vsd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
+    """0.5 MSE(x0, stopgrad(x0 - g)): its derivative with respect to x0 is g / numel. `gradient` is detached."""
+    target = (x0 - gradient).detach()
+    return 0.5 * F.mse_loss(x0, target)
+
+
+def clip_hinge(image_features_BD: Tensor, text_features_BD: Tensor, margin: float) -> Tensor:
+    """SwiftBrush v2's clamped CLIP loss: mean over samples of max(0, tau - cos(image, text)).
+
+    The hinge is taken per sample, before the mean; the gradient reaches the images.
+    """
+    cosine_B = F.cosine_similarity(image_features_BD, text_features_BD, dim=-1)
+    return torch.relu(margin - cosine_B).mean()
+
+
+def denoising_loss(output: Tensor, target: Tensor, alpha: Tensor) -> Tensor:
+    """The LoRA teacher's loss: MSE weighted by alpha_t^2 (SwiftBrush), per sample, then the mean."""
+    return (alpha**2 * (output - target) ** 2).mean()

@@ -1,0 +1,64 @@
+"""Diffusion processes and what denoisers predict: x_t = alpha_t x0 + sigma_t eps.
+
+B batch; `alpha` and `sigma` have the shape [B, 1, 1, 1], latents [B, C, H, W].
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
+
+
+def alpha_sigma(alphas_cumprod: Tensor, timestep_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha_t, sigma_t) = (sqrt(abar_t), sqrt(1 - abar_t)), each [B, 1, 1, 1], in `alphas_cumprod`'s dtype."""
+    abar = alphas_cumprod[timestep_B].reshape(-1, 1, 1, 1)
+    return abar.sqrt(), (1 - abar).sqrt()
+
+
+def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x_t = alpha_t x0 + sigma_t eps."""
+    return alpha * x0 + sigma * eps
+
+
+def target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
+    """What a perfect denoiser of this type outputs for x_t: eps, x0, or v = alpha_t eps - sigma_t x0."""
+    if prediction_type == "epsilon":
+        return eps
+    if prediction_type == "sample":
+        return x0
+    _check(prediction_type)
+    return alpha * eps - sigma * x0
+
+
+def to_x0(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
+    """The denoised latents that a denoiser's output stands for."""
+    if prediction_type == "epsilon":
+        return (x_t - sigma * output) / alpha
+    if prediction_type == "sample":
+        return output
+    _check(prediction_type)
+    return alpha * x_t - sigma * output
+
+
+def to_eps(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
+    """The noise that a denoiser's output stands for."""
+    if prediction_type == "epsilon":
+        return output
+    if prediction_type == "sample":
+        return (x_t - alpha * output) / sigma
+    _check(prediction_type)
+    return alpha * output + sigma * x_t
+
+
+def _check(prediction_type: str) -> None:
+    if prediction_type != "v_prediction":
+        allowed = ", ".join(PREDICTION_TYPES)
+        raise ValueError(f"prediction_type: {prediction_type!r} is not known; allowed: {allowed}")
+
+
+def last_timestep(alphas_cumprod: Tensor, batch: int) -> Tensor:
+    """T - 1 for each of `batch` samples, int64 [B]: where a one-step student starts."""
+    return torch.full((batch,), alphas_cumprod.shape[0] - 1, device=alphas_cumprod.device)

@@ -1,0 +1,48 @@
+"""The one-step student: one call of the denoiser at the last timestep."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nasa.backbone import Diffusion
+from nasa.parameterization import alpha_sigma, last_timestep, to_x0
+from nasa.rules import Scale
+
+SteerableDenoiser = Callable[..., Tensor]
+
+
+def generate(
+    student: SteerableDenoiser,
+    diffusion: Diffusion,
+    noise: Tensor,
+    prompt_embeds: Tensor,
+    negative_embeds: Tensor | None = None,
+    scale: Scale = 0.0,
+) -> Tensor:
+    """x0 = f_theta(z, y[, y-, alpha]) in one step from t = T - 1; noise and x0 are latents [B, C, H, W].
+
+    For an eps model this is (z - sigma_T eps_theta) / alpha_T. The gradient flows to the student.
+    """
+    timestep_B = last_timestep(diffusion.alphas_cumprod, noise.shape[0])
+    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
+    output = student(noise, timestep_B, prompt_embeds, negative_embeds, scale)
+    return to_x0(output, noise, alpha, sigma, diffusion.prediction_type)
+
+
+@torch.no_grad()
+def generate_with_cfg(
+    student: SteerableDenoiser,
+    diffusion: Diffusion,
+    noise: Tensor,
+    prompt_embeds: Tensor,
+    negative_embeds: Tensor,
+    guidance_scale: float,
+) -> Tensor:
+    """Eq. 5 on the student's outputs, the comparison that one-step models do badly at.
+
+    Linear in the output, so mixing x0 is mixing eps: the conversion is affine with weights that sum to one.
+    """
+    towards = generate(student, diffusion, noise, prompt_embeds)
+    away = generate(student, diffusion, noise, negative_embeds.expand_as(prompt_embeds))
+    return (1 - guidance_scale) * away + guidance_scale * towards

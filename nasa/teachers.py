@@ -1,0 +1,59 @@
+"""Two teachers in one denoiser: adapters off is the frozen teacher psi, adapters on the LoRA teacher pi."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from nasa.backbone import Diffusion
+from nasa.guidance import classifier_free_guidance
+from nasa.parameterization import alpha_sigma, to_eps
+
+
+def add_lora(unet: UNet2DConditionModel, *, rank: int, scaling: int, targets: Sequence[str]) -> None:
+    """Freeze the denoiser and add the LoRA teacher to it; `scaling` is peft's lora_alpha (SwiftBrush's gamma)."""
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=scaling, target_modules=list(targets), init_lora_weights=True))
+
+
+def lora_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    return [parameter for name, parameter in denoiser.named_parameters() if "lora_" in name]
+
+
+@contextmanager
+def frozen_teacher(denoiser: nn.Module) -> Iterator[None]:
+    """Within the context the adapters are off and no gradient is kept.
+
+    It flips the layers' switch alone: peft's own `disable_adapters` also rewrites `requires_grad`, which
+    an optimizer that hooked the parameters must not see change.
+    """
+    layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def guided_eps(
+    denoiser: nn.Module,
+    diffusion: Diffusion,
+    x_t: Tensor,
+    timestep_B: Tensor,
+    towards_embeds: Tensor,
+    away_embeds: Tensor,
+    guidance_scale: float,
+) -> Tensor:
+    """Eqs. 4 and 5: eps^(x_t, t) of a denoiser, both conditions in one batch; [B, C, H, W]."""
+    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
+    embeds = torch.cat([away_embeds.expand_as(towards_embeds), towards_embeds])
+    output = denoiser(torch.cat([x_t, x_t]), timestep_B.repeat(2), embeds)
+    away, towards = (to_eps(part, x_t, alpha, sigma, diffusion.prediction_type) for part in output.chunk(2))
+    return classifier_free_guidance(away, towards, guidance_scale)

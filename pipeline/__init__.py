@@ -1,0 +1,1 @@
+"""Everything that wires the method to Ray, storage and MLflow."""

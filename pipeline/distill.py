@@ -1,0 +1,114 @@
+"""From prepared prompts to a one-step student: the driver of a distillation."""
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file
+
+from pipeline import manifest, models, prompts, tracking
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe, dump
+from pipeline.storage import Folder
+from pipeline.training import EMA_FILE, Setup, train_loop
+
+RUN_FILE = "run.json"
+TRAIN_NAME = "train"
+
+
+def distill(recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri: str) -> dict[str, Any]:
+    """Train, or continue, and write the student's diffusers folder; returns the manifest.
+
+    The run's identity is its folder: called again on the same folder it continues from the last
+    checkpoint, and a finished one is left as it is.
+    """
+    if folder.has(manifest.NAME):
+        return manifest.read(folder, "distill")
+    record = prompts.check(prompt_folder)
+    _check_batch(recipe, record)
+    teacher = models.teacher_folder(recipe.teacher)
+    models.load(teacher)
+    mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
+    setup = Setup(dump(recipe), str(teacher), prompt_folder.uri, tracking_uri, mlflow_run)
+    result = _fit(recipe, setup, folder, prompt_folder, record)
+    return _finish(recipe, folder, record, teacher, setup, result)
+
+
+def _check_batch(recipe: Recipe, record: dict[str, Any]) -> None:
+    if record["prompts"] < recipe.global_batch:
+        raise UserError(
+            f"train.batch_size: {recipe.train.batch_size} x {recipe.train.workers} workers is more than the "
+            f"{record['prompts']} prompts prepared"
+        )
+
+
+def _mlflow_run(recipe: Recipe, folder: Folder, tracking_uri: str) -> str:
+    """The MLflow run of this folder: the one it began with, or a new one."""
+    if folder.has(RUN_FILE):
+        saved = json.loads(folder.read(RUN_FILE))
+        if saved["recipe"] != dump(recipe):
+            raise UserError(f"{folder.uri}: was begun with another recipe; allowed: the same one, or another --run")
+        return str(saved["mlflow_run"])
+    flat = {key: value for key, value in _flatten(asdict(recipe))}
+    mlflow_run = tracking.create_run(tracking_uri, recipe.name, flat)
+    folder.write(RUN_FILE, json.dumps({"mlflow_run": mlflow_run, "recipe": dump(recipe)}).encode())
+    return mlflow_run
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        items += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return items
+
+
+def _fit(recipe: Recipe, setup: Setup, folder: Folder, prompt_folder: Folder, record: dict[str, Any]) -> Result:
+    train = recipe.train
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config=asdict(setup),
+        scaling_config=ScalingConfig(
+            num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=TRAIN_NAME,
+            storage_path=folder.path,
+            storage_filesystem=folder.filesystem,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
+        ),
+        datasets={prompts.DATASET: lambda: prompts.dataset(prompt_folder, record)},
+        dataset_config=prompts.data_config(),
+    )
+    return trainer.fit()
+
+
+def _finish(
+    recipe: Recipe, folder: Folder, record: dict[str, Any], teacher: Path, setup: Setup, result: Result
+) -> dict[str, Any]:
+    """Export the moving average as a diffusers folder, then write the manifest."""
+    assert result.checkpoint is not None and result.metrics is not None
+    with result.checkpoint.as_directory() as checkpoint, tempfile.TemporaryDirectory() as scratch:
+        student = Path(scratch) / "student"
+        student_hash = models.save_student(teacher, load_file(Path(checkpoint) / EMA_FILE), student)
+        (folder / "student").upload(student)
+    metrics = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
+    tracking.Tracker(setup.tracking_uri, setup.mlflow_run).finish()
+    manifest.write(
+        folder,
+        "distill",
+        recipe=dump(recipe),
+        teacher=recipe.teacher,
+        teacher_sha256=manifest.folder_hash(teacher),
+        student_sha256=student_hash,
+        prompts=record["files"],
+        mlflow_run=setup.mlflow_run,
+        metrics=metrics,
+    )
+    return manifest.read(folder, "distill")

@@ -1,0 +1,74 @@
+"""What judges images: the attribute classifier of the world of shapes, and a CLIP."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from nasa.backbone import tokenize
+from pipeline.errors import UserError
+from pipeline.models import WEIGHTS
+from pipeline.recipe import EMBEDDED
+from pipeline.shapes.classifier import AttributeClassifier
+from pipeline.shapes.samples import LABELS
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP in transformers' layout, frozen. Images are [B, 3, H, W] in -1..1, features [B, D]."""
+
+    model: CLIPModel
+    tokenizer: Any
+
+    @staticmethod
+    def load(place: str) -> "Clip":
+        folder = WEIGHTS / "clip" if place == EMBEDDED else Path(place)
+        if not (folder / "config.json").is_file():
+            raise UserError(f'clip_model: {place!r} is no CLIP folder (no config.json); allowed: a folder, "{EMBEDDED}"')
+        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return Clip(model.requires_grad_(False).eval(), tokenizer)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """The gradient flows to the images."""
+        side = self.model.config.vision_config.image_size
+        if images.shape[-1] != side:
+            images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
+        pooled = self.model.vision_model(pixel_values=images).pooler_output
+        features: Tensor = self.model.visual_projection(pooled)
+        return features
+
+    @torch.no_grad()
+    def text_features(self, texts: list[str]) -> Tensor:
+        pooled = self.model.text_model(input_ids=tokenize(self.tokenizer, texts)).pooler_output
+        features: Tensor = self.model.text_projection(pooled)
+        return features
+
+    @torch.no_grad()
+    def scores(self, images: Tensor, texts: list[str]) -> Tensor:
+        """Cosine of each image with its text, [B], in -1..1."""
+        return F.cosine_similarity(self.image_features(images), self.text_features(texts), dim=-1)
+
+
+@dataclass(frozen=True)
+class AttributeJudge:
+    """Says which attributes an image of the world of shapes shows."""
+
+    model: AttributeClassifier
+
+    @staticmethod
+    def load() -> "AttributeJudge":
+        model = AttributeClassifier()
+        model.load_state_dict(load_file(WEIGHTS / "judge.safetensors"))
+        return AttributeJudge(model.requires_grad_(False).eval())
+
+    @torch.no_grad()
+    def attributes(self, images: Tensor) -> list[dict[str, str]]:
+        """The most likely value of every attribute of each image [B, 3, 64, 64] in -1..1."""
+        indices = {name: logits.argmax(-1).tolist() for name, logits in self.model(images.clamp(-1, 1)).items()}
+        return [{name: LABELS[name][indices[name][row]] for name in LABELS} for row in range(len(images))]

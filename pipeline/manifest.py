@@ -1,0 +1,57 @@
+"""`manifest.json`: what a folder was made from, by which code, with which recipe, and what is in it."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import nasa
+from pipeline.errors import UserError
+from pipeline.storage import Folder
+
+NAME = "manifest.json"
+
+
+def write(folder: Folder, kind: str, **content: Any) -> None:
+    """Written last: a folder with a manifest is complete."""
+    record = {"kind": kind, "code": code_version(), **content}
+    folder.write(NAME, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read(folder: Folder, kind: str) -> dict[str, Any]:
+    """The manifest of a complete folder of this kind.
+
+    Raises:
+        UserError: where there is none, or one of another kind, with the command that makes one.
+    """
+    if not folder.has(NAME):
+        raise UserError(f"{folder.uri}: no complete {kind} here (no {NAME}); run `python -m jobs {kind}` first")
+    try:
+        record: dict[str, Any] = json.loads(folder.read(NAME))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder.uri}/{NAME}: not valid JSON: {error}") from error
+    if record.get("kind") != kind:
+        raise UserError(f"{folder.uri}: holds {record.get('kind')!r}; allowed: {kind!r}")
+    return record
+
+
+def file_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files below a local folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file_hash(file.read_bytes()).encode())
+    return digest.hexdigest()
+
+
+def code_version() -> str:
+    """The package's version and, in a checkout, the commit."""
+    root = Path(__file__).parent.parent
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return f"{nasa.__version__}+{commit}" if commit else nasa.__version__

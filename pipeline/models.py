@@ -1,0 +1,96 @@
+"""Loading a teacher from a folder in diffusers' Stable Diffusion layout, and saving a student in the same."""
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
+
+from nasa.backbone import Diffusion, diffusion_of, encode_tokens, tokenize
+from pipeline import manifest
+from pipeline.errors import UserError
+from pipeline.recipe import EMBEDDED
+from pipeline.storage import Folder
+
+WEIGHTS = Path(__file__).parent / "shapes" / "weights"
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+diffusers_logging.disable_progress_bar()
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """The parts of a text-to-image model, frozen, float32, in evaluation mode."""
+
+    folder: Path
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: Any
+    tokenizer: Any
+    diffusion: Diffusion
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image's latents."""
+        side = int(self.unet.config.sample_size)
+        return int(self.unet.config.in_channels), side, side
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """Prompt embeddings [B, T, D]."""
+        return encode_tokens(self.text_encoder, tokenize(self.tokenizer, prompts))
+
+
+def teacher_folder(teacher: str) -> Path:
+    """Where the recipe's teacher lies; checked to be a Stable Diffusion folder."""
+    folder = WEIGHTS / "teacher" if teacher == EMBEDDED else Folder.of(teacher).local_copy(Path(tempfile.mkdtemp()))
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(f'teacher: {teacher!r} is no teacher (no model_index.json); allowed: a folder, or "{EMBEDDED}"')
+    try:
+        parts = json.loads(index.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"teacher: {index} is not valid JSON: {error}") from error
+    missing = [part for part in _PARTS if part not in parts or not (folder / part).is_dir()]
+    if missing:
+        raise UserError(f"teacher: {teacher!r} lacks {', '.join(missing)}; allowed: a Stable Diffusion folder")
+    return folder
+
+
+def load(folder: Path) -> TextToImage:
+    try:
+        pipe = load_pipeline(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.requires_grad_(False).eval()
+    return TextToImage(folder, pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, diffusion_of(pipe))
+
+
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save_student(teacher: Path, unet_weights: dict[str, Tensor], target: Path) -> str:
+    """Write the student as a diffusers folder that generates in one step; returns the folder's hash.
+
+    Its scheduler starts a single step at t = T - 1 and returns the denoised latents:
+    `pipe(prompt, num_inference_steps=1, guidance_scale=0)`.
+    """
+    pipe = load_pipeline(teacher)
+    pipe.unet.load_state_dict(unet_weights)
+    pipe.scheduler = DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False, steps_offset=0
+    )
+    pipe.save_pretrained(target)
+    return manifest.folder_hash(target)

@@ -1,0 +1,181 @@
+"""Recipes: one typed, frozen recipe is one run. Read from TOML, overridden by `--set section.field=value`."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from nasa.distillation import Method
+from pipeline.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+EMBEDDED = "shapes"  # the teacher, the prompts and the judges that come with the project
+
+Check = tuple[Callable[[Any], bool], str]
+POSITIVE: Check = (lambda value: value > 0, "a number above 0")
+NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
+SHARE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+RANGE: Check = (lambda value: 0 <= value[0] <= value[1], "two numbers, 0 <= low <= high")
+
+
+def _checked(default: Any, check: Check, **more: Any) -> Any:
+    return field(default=default, metadata={"check": check}, **more)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """`source` is "shapes", or a text file with one prompt a line."""
+
+    source: str = EMBEDDED
+    count: int = _checked(24_000, POSITIVE)
+    negative_draws: int = _checked(20_000, POSITIVE)
+    rows_per_shard: int = _checked(4_000, POSITIVE)
+    avoid_contradictions: bool = True
+
+
+@dataclass(frozen=True)
+class Student:
+    learning_rate: float = _checked(1e-4, POSITIVE)
+    ema_decay: float = _checked(0.99, SHARE)
+
+
+@dataclass(frozen=True)
+class LoraTeacher:
+    learning_rate: float = _checked(1e-3, POSITIVE)
+    rank: int = _checked(64, POSITIVE)
+    scaling: int = _checked(128, POSITIVE)
+    targets: tuple[str, ...] = ("to_q", "to_v")
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = _checked(300, POSITIVE)
+    batch_size: int = _checked(48, POSITIVE)
+    workers: int = _checked(2, POSITIVE)
+    cpus_per_worker: float = _checked(0.5, POSITIVE)
+    gpus_per_worker: float = _checked(0.0, NOT_NEGATIVE)
+    zero_stage: int = _checked(2, (lambda value: value in (1, 2), "1 or 2"))
+    gradient_clip: float = _checked(1.0, POSITIVE)
+    clip_model: str = EMBEDDED
+    clip_images: int = _checked(8, POSITIVE)
+    clip_weight: float = _checked(0.1, NOT_NEGATIVE)
+    clip_margin: float = _checked(0.37, POSITIVE)
+    checkpoint_every: int = _checked(100, POSITIVE)
+    keep_checkpoints: int = _checked(2, POSITIVE)
+    max_failures: int = _checked(3, NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    prompts: int = _checked(512, POSITIVE)
+    scales: tuple[float, ...] = _checked((0.25, 0.5, 0.75, 1.0), (lambda v: all(0 < s for s in v), "numbers above 0"))
+    cfg_scale: float = _checked(2.0, POSITIVE)
+    teacher_prompts: int = _checked(128, POSITIVE)
+    teacher_steps: int = _checked(25, POSITIVE)
+    teacher_guidance: float = _checked(3.0, POSITIVE)
+    exclusion_seeds: int = _checked(384, POSITIVE)
+    seed: int = _checked(1234, NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str = "shapes"
+    seed: int = _checked(0, NOT_NEGATIVE)
+    teacher: str = EMBEDDED
+    prompts: Prompts = Prompts()
+    method: Method = Method()
+    student: Student = Student()
+    lora_teacher: LoraTeacher = LoraTeacher()
+    train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def global_batch(self) -> int:
+        """Prompts per step, over all workers."""
+        return self.train.batch_size * self.train.workers
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of this name (or TOML file), with `section.field=value` overrides applied and checked."""
+    file = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+        raise UserError(f"recipe: {name!r} is not known; allowed: {known}, or the path of a .toml file")
+    return parse(file.read_text(), overrides, where=str(file))
+
+
+def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    recipe: Recipe = _build(Recipe, values, "")
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """The whole resolved recipe as TOML; `parse` gives the same recipe back."""
+    return tomli_w.dumps(dataclasses.asdict(recipe))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise UserError(f"--set: {override!r} has no value; allowed: section.field=value")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set: {key!r} is no field of a recipe")
+    try:
+        values[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[last] = text.strip()
+
+
+def _build(cls: Any, values: Any, path: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{path or 'recipe'}: {values!r} is not allowed; it is a section with fields")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f"{path}{name}: no such field; allowed: {', '.join(fields)}")
+    built = {name: _convert(value, hints[name], fields[name], path + name) for name, value in values.items()}
+    return cls(**built)
+
+
+def _convert(value: Any, hint: Any, spec: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path + ".")
+    converted = _typed(value, hint, path)
+    check: Check | None = spec.metadata.get("check") or (RANGE if path.endswith("_range") else None)
+    if check and not check[0](converted):
+        raise UserError(f"{path}: {value!r} is not allowed; allowed: {check[1]}")
+    return converted
+
+
+def _typed(value: Any, hint: Any, path: str) -> Any:
+    if typing.get_origin(hint) is tuple:
+        item, *rest = typing.get_args(hint)
+        fixed = len(rest) and rest != [types.EllipsisType] and rest != [Ellipsis]
+        if not isinstance(value, list) or (fixed and len(value) != 1 + len(rest)):
+            raise UserError(f"{path}: {value!r} is not allowed; allowed: a list of {item.__name__}")
+        return tuple(_typed(entry, item, path) for entry in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path}: {value!r} is not allowed; allowed: {_describe(hint)}")
+    return value
+
+
+def _describe(hint: Any) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]

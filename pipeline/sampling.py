@@ -1,0 +1,81 @@
+"""Images from a model by each of the ways that are compared: one step, one step with a negative, many steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from nasa.backbone import SteerableUNet, decode
+from nasa.guidance import classifier_free_guidance
+from nasa.student import generate, generate_with_cfg
+from pipeline.models import TextToImage
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Way:
+    """How images are made. `kind` is "plain", "nasa" or "cfg" in one step, or "steps" for many."""
+
+    kind: str = "plain"
+    scale: float = 0.0
+    steps: int = 1
+
+    @property
+    def label(self) -> str:
+        names = {"plain": "no negative", "nasa": f"NASA {self.scale:g}", "cfg": f"CFG {self.scale:g}"}
+        return names.get(self.kind, f"{self.steps} steps, guidance {self.scale:g}")
+
+
+class Sampler:
+    """Generates with one model; the same prompt and seed start from the same noise in every way."""
+
+    def __init__(self, model: TextToImage, *, unet: Any = None) -> None:
+        self.model = model
+        self.denoiser = SteerableUNet(unet if unet is not None else model.unet).eval()
+
+    @torch.no_grad()
+    def images(
+        self, way: Way, prompts: Sequence[str], seeds: Sequence[int], negatives: Sequence[str] | None = None
+    ) -> Tensor:
+        """Images [B, 3, H, W] in about -1..1."""
+        chunks = []
+        for first in range(0, len(prompts), BATCH):
+            part = slice(first, first + BATCH)
+            away = None if negatives is None else self.model.encode(list(negatives[part]))
+            latents = self._latents(way, list(prompts[part]), seeds[part], away)
+            chunks.append(decode(self.model.vae, latents))
+        return torch.cat(chunks)
+
+    def _latents(self, way: Way, prompts: list[str], seeds: Sequence[int], away: Tensor | None) -> Tensor:
+        noise = noise_of(seeds, self.model.latent_shape)
+        embeds = self.model.encode(prompts)
+        diffusion = self.model.diffusion
+        if way.kind == "steps":
+            away = self.model.encode([""] * len(prompts)) if away is None else away
+            return self._many_steps(way, noise, embeds, away)
+        if way.kind == "plain":
+            return generate(self.denoiser, diffusion, noise, embeds)
+        assert away is not None, "NASA and CFG need a negative prompt"
+        if way.kind == "nasa":
+            return generate(self.denoiser, diffusion, noise, embeds, away, way.scale)
+        return generate_with_cfg(self.denoiser, diffusion, noise, embeds, away, way.scale)
+
+    def _many_steps(self, way: Way, noise: Tensor, embeds: Tensor, away: Tensor) -> Tensor:
+        """Deterministic DDIM with guidance in output space: eq. 4, or eq. 5 where `away` is a negative prompt."""
+        scheduler = DDIMScheduler.from_pretrained(self.model.folder / "scheduler", timestep_spacing="trailing")
+        scheduler.set_timesteps(way.steps)
+        latents, both = noise, torch.cat([away, embeds])
+        for timestep in scheduler.timesteps:
+            output = self.denoiser(torch.cat([latents, latents]), timestep.expand(2 * len(noise)), both)
+            guided = classifier_free_guidance(*output.chunk(2), way.scale)
+            latents = scheduler.step(guided, timestep, latents).prev_sample
+        return latents
+
+
+def noise_of(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal latents, one generator a seed."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])

@@ -1,0 +1,82 @@
+"""Training everything the world of shapes ships with, in order, each part resumable; and its figures."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from pipeline.shapes import autoencoder, classifier, clip, denoiser
+from pipeline.shapes.samples import LABELS, Samples, draw
+from pipeline.shapes.text import build_tokenizer
+
+FIGURES = "figures.json"
+_CHECKED = 2048  # held-out images that the judge is checked on
+
+
+def build(work: Path, out: Path, threads: int) -> None:
+    """Train what is not trained yet under `work`, then write `teacher`, `clip`, `judge.safetensors` and figures."""
+    torch.set_num_threads(threads)
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    towers = _once(work / "clip", CLIPModel, lambda: clip.train(work, tokenizer))
+    vae = _once(work / "vae", AutoencoderKL, lambda: autoencoder.train(work))
+    model = denoiser.train(work, vae, CLIPTextModel.from_pretrained(work / "clip"), tokenizer)
+    judge = classifier.train(work, vae)
+    _export(out, tokenizer, towers, vae, model, judge)
+    figures = judge_figures(judge, vae)
+    (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+def _once(folder: Path, kind, train):  # type: ignore[no-untyped-def]
+    if not folder.is_dir():
+        train().save_pretrained(folder)
+    return kind.from_pretrained(folder).requires_grad_(False).eval()
+
+
+def _export(
+    out: Path, tokenizer: CLIPTokenizer, towers: CLIPModel, vae: AutoencoderKL, model: nn.ModuleDict, judge: nn.Module
+) -> None:
+    """Weights in half precision: they are read as float32 and half the size."""
+    shutil.rmtree(out, ignore_errors=True)
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model["text_encoder"],
+        tokenizer=tokenizer,
+        unet=model["unet"],
+        scheduler=denoiser.build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(torch.float16).save_pretrained(out / "teacher")
+    towers.half().save_pretrained(out / "clip")
+    tokenizer.save_pretrained(out / "clip")
+    save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, out / "judge.safetensors")
+    pipe.to(torch.float32)
+
+
+def judge_figures(judge: classifier.AttributeClassifier, vae: AutoencoderKL) -> dict[str, dict[str, float]]:
+    """Accuracy per attribute on held-out renders: clean ones, all, and all after the autoencoder."""
+    samples = draw(_CHECKED, 99, held_out=True)
+    clean = torch.tensor([scene.quality == "clean" for scene in samples.scenes])
+    rebuilt = torch.cat([classifier.reconstruct(vae, part) for part in samples.images.split(64)])
+    return {
+        "clean_renders": _accuracy(judge, samples, samples.images, clean),
+        "renders": _accuracy(judge, samples, samples.images, torch.ones_like(clean)),
+        "clean_reconstructions": _accuracy(judge, samples, rebuilt, clean),
+        "reconstructions": _accuracy(judge, samples, rebuilt, torch.ones_like(clean)),
+    }
+
+
+@torch.no_grad()
+def _accuracy(judge: nn.Module, samples: Samples, images: torch.Tensor, chosen: torch.Tensor) -> dict[str, float]:
+    logits, labels = judge(images), samples.labels()
+    return {
+        name: round((logits[name].argmax(-1) == labels[name])[chosen].float().mean().item(), 4) for name in LABELS
+    }

@@ -1,0 +1,48 @@
+"""Intervals for shares and for differences between two systems on the same prompts and seeds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of how many, with Wilson's 95 % interval; all in 0..1."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval; 100 of 100 gives (0.963, 1)."""
+        if not self.total:
+            return 0.0, 1.0
+        n, p, z = self.total, self.hits / self.total, Z95
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def as_dict(self) -> dict[str, float]:
+        low, high = self.interval
+        return {"hits": self.hits, "total": self.total, "value": self.value, "low": low, "high": high}
+
+
+def share(flags: Sequence[bool]) -> Share:
+    return Share(sum(bool(flag) for flag in flags), len(flags))
+
+
+def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, draws: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Mean of a - b over pairs, with its 95 % percentile bootstrap interval."""
+    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = difference[rng.integers(0, len(difference), (draws, len(difference)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"difference": float(difference.mean()), "low": float(low), "high": float(high)}

@@ -1,0 +1,93 @@
+"""Folders that are local or on S3, behind one small interface; every write is atomic."""
+
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pyarrow import fs
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder by its URI: an absolute local path, or `s3://bucket/prefix`.
+
+    A store other than Amazon's is named by the environment variable AWS_ENDPOINT_URL.
+    """
+
+    uri: str
+
+    @staticmethod
+    def of(place: str | Path) -> "Folder":
+        text = str(place)
+        return Folder(text.rstrip("/") if text.startswith("s3://") else str(Path(text).expanduser().absolute()))
+
+    @property
+    def is_local(self) -> bool:
+        return not self.uri.startswith("s3://")
+
+    @property
+    def path(self) -> str:
+        """The path within `filesystem`."""
+        return self.uri.removeprefix("s3://")
+
+    @cached_property
+    def filesystem(self) -> fs.FileSystem:
+        if self.is_local:
+            return fs.LocalFileSystem()
+        return fs.S3FileSystem(endpoint_override=os.environ.get("AWS_ENDPOINT_URL"))
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.uri}/{name}")
+
+    def has(self, name: str) -> bool:
+        return bool(self.filesystem.get_file_info(f"{self.path}/{name}").is_file)
+
+    def read(self, name: str) -> bytes:
+        try:
+            with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+                content: bytes = stream.read()
+        except FileNotFoundError:
+            raise UserError(f"{self.uri}/{name}: no such file") from None
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """All of the file or nothing: a local file is renamed into place, an S3 object appears when complete."""
+        target = f"{self.path}/{name}"
+        if not self.is_local:
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(content)
+            return
+        partial = f"{target}.{uuid.uuid4().hex}.partial"
+        try:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(partial).write_bytes(content)
+            os.replace(partial, target)
+        except OSError as error:
+            Path(partial).unlink(missing_ok=True)
+            raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+
+    def upload(self, local: Path) -> None:
+        """Copy a local folder's content into this one; a local target is replaced as a whole."""
+        if not self.is_local:
+            fs.copy_files(str(local), self.path, destination_filesystem=self.filesystem)
+            return
+        partial = Path(f"{self.path}.{uuid.uuid4().hex}.partial")
+        try:
+            shutil.copytree(local, partial)
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.replace(partial, self.path)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def local_copy(self, scratch: Path) -> Path:
+        """This folder if it is local, else a copy of it under `scratch`."""
+        if self.is_local:
+            return Path(self.path)
+        fs.copy_files(self.path, str(scratch), source_filesystem=self.filesystem)
+        return scratch

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+from nasa.attention import SteeredAttnProcessor, Steering
+from nasa.testing import reference_cross_attention
+
+FLOAT32_TOLERANCE = 2e-6
+HALF_TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 4e-3}
+BATCH, TOKENS, WIDTH, TEXT_WIDTH = 3, 10, 16, 12
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    attn = Attention(query_dim=WIDTH, cross_attention_dim=TEXT_WIDTH, heads=4, dim_head=4, bias=False)
+    return attn.eval().requires_grad_(False)
+
+
+def inputs(batch=BATCH, text_tokens=7, negative_tokens=5, negatives=None):
+    generator = torch.Generator().manual_seed(1)
+    shape = lambda *sizes: torch.randn(sizes, generator=generator)  # noqa: E731
+    return (
+        shape(batch, TOKENS, WIDTH),
+        shape(batch, text_tokens, TEXT_WIDTH),
+        shape(negatives or batch, negative_tokens, TEXT_WIDTH),
+    )
+
+
+def steered(attn, hidden, text, **steering):
+    attn.set_processor(SteeredAttnProcessor(AttnProcessor2_0(), Steering(**steering)))
+    return attn(hidden, encoder_hidden_states=text)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("negative_tokens", [3, 7, 11])
+def test_matches_float64_reference(layer, batch, negative_tokens):
+    hidden, text, negative = inputs(batch, negative_tokens=negative_tokens)
+    expected = reference_cross_attention(layer, hidden, text, negative, [0.7] * batch)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.7)
+    torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_mask_hides_negative_tokens(layer):
+    hidden, text, negative = inputs()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    expected = reference_cross_attention(layer, hidden, text, negative, [0.5] * BATCH, mask)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, mask_NT=mask, scale=0.5)
+    torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_one_scale_per_image(layer):
+    hidden, text, negative = inputs()
+    expected = reference_cross_attention(layer, hidden, text, negative, [0.0, 0.5, 1.5])
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=torch.tensor([0.0, 0.5, 1.5]))
+    torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_one_negative_serves_all_images(layer):
+    hidden, text, negative = inputs(negatives=1)
+    expected = reference_cross_attention(layer, hidden, text, negative.expand(BATCH, -1, -1), [0.5] * BATCH)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.5)
+    torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_a_negative_for_each_prompt_covers_its_consecutive_images(layer):
+    hidden, text, negative = inputs(batch=4, negatives=2)
+    repeated = negative[[0, 0, 1, 1]]
+    expected = reference_cross_attention(layer, hidden, text, repeated, [0.5] * 4)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.5)
+    torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_guidance_steers_the_conditional_half_only(layer):
+    hidden, text, negative = inputs(batch=4, negatives=2)
+    plain = reference_cross_attention(layer, hidden, text, None, [0.0] * 4)
+    both = reference_cross_attention(layer, hidden, text, negative[[0, 1, 0, 1]], [0.5] * 4)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.5, guided=True)
+    expected = torch.cat([plain[:2], both[2:]])
+    torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("steering", [{}, {"scale": 0.0}, {"scale": torch.zeros(BATCH)}])
+def test_no_negative_and_scale_zero_are_bitwise_plain(layer, steering):
+    hidden, text, negative = inputs()
+    layer.set_processor(AttnProcessor2_0())
+    plain = layer(hidden, encoder_hidden_states=text)
+    if steering:
+        steering["embeds_NTD"] = negative
+    assert torch.equal(steered(layer, hidden, text, **steering), plain)
+
+
+@pytest.mark.parametrize("dtype", HALF_TOLERANCE)
+def test_half_precision(layer, dtype):
+    hidden, text, negative = (tensor.to(dtype) for tensor in inputs())
+    layer.to(dtype)
+    expected = reference_cross_attention(layer, hidden, text, negative, [0.7] * BATCH)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.7)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, atol=HALF_TOLERANCE[dtype], rtol=0)
+
+
+def test_wrong_number_of_negatives_is_refused(layer):
+    hidden, text, negative = inputs(negatives=2)
+    with pytest.raises(ValueError, match="2 given for a batch of 3 images"):
+        steered(layer, hidden, text, embeds_NTD=negative, scale=0.5)

@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+import nasa
+from nasa.attention import SteeredAttnProcessor
+from nasa.testing import tiny_stable_diffusion
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_stable_diffusion()
+
+
+def picture(pipe, guidance_scale=0, **options):
+    generator = torch.Generator().manual_seed(3)
+    return pipe(
+        "a photo", num_inference_steps=1, guidance_scale=guidance_scale, generator=generator, output_type="pt", **options
+    ).images
+
+
+@pytest.mark.parametrize("guidance_scale", [0, 4])
+def test_a_negative_changes_the_image_and_leaves_no_trace(pipe, guidance_scale):
+    before = dict(pipe.unet.attn_processors)
+    plain = picture(pipe, guidance_scale)
+    with nasa.steer(pipe, negative_prompt="blurry", scale=1.0):
+        steered = picture(pipe, guidance_scale)
+    assert not torch.equal(steered, plain)
+    assert torch.equal(picture(pipe, guidance_scale), plain)
+    assert all(pipe.unet.attn_processors[name] is processor for name, processor in before.items())
+
+
+@pytest.mark.parametrize("options", [{"negative_prompt": None}, {"negative_prompt": "blurry", "scale": 0}])
+def test_none_and_scale_zero_are_bitwise_plain(pipe, options):
+    plain = picture(pipe)
+    with nasa.steer(pipe, **options):
+        assert torch.equal(picture(pipe), plain)
+
+
+def test_the_empty_string_is_a_negative(pipe):
+    with nasa.steer(pipe, negative_prompt="", scale=1.0):
+        steered = picture(pipe)
+    assert not torch.equal(steered, picture(pipe))
+
+
+def test_processors_return_after_an_exception(pipe):
+    before = dict(pipe.unet.attn_processors)
+    with pytest.raises(KeyError, match="on purpose"), nasa.steer(pipe, negative_prompt="blurry"):
+        raise KeyError("on purpose")
+    assert all(pipe.unet.attn_processors[name] is processor for name, processor in before.items())
+
+
+def test_only_cross_attention_is_steered(pipe):
+    with nasa.steer(pipe, negative_prompt="blurry"):
+        steered = {n for n, p in pipe.unet.attn_processors.items() if isinstance(p, SteeredAttnProcessor)}
+    assert steered == {name for name in pipe.unet.attn_processors if "attn2" in name}
+    assert steered
+
+
+def test_one_negative_for_each_prompt(pipe):
+    def draw():
+        generator = torch.Generator().manual_seed(3)
+        return pipe(["a", "b"], num_inference_steps=1, guidance_scale=0, generator=generator, output_type="pt").images
+
+    with nasa.steer(pipe, negative_prompt=["blurry", "dark"], scale=[1.0, 0.0]):
+        steered = draw()
+    plain = draw()
+    assert not torch.allclose(steered[0], plain[0])
+    torch.testing.assert_close(steered[1], plain[1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negative_prompt": "x", "method": "magic"}, "method: 'magic' is not known; allowed: nasa"),
+        ({"negative_prompt": "x", "negative_prompt_embeds": torch.zeros(1, 1, 1)}, "give one of the two"),
+    ],
+)
+def test_mistakes_are_named(pipe, options, message):
+    with pytest.raises(ValueError, match=message), nasa.steer(pipe, **options):
+        pass
+
+
+def test_a_model_without_cross_attention_is_refused(pipe):
+    class Other:
+        unet = None
+
+    with pytest.raises(ValueError, match="has no unet"), nasa.steer(Other(), negative_prompt="x"):
+        pass
