@@ -15,7 +15,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="shapes", metavar="NAME", help="a recipe's name or .toml file")
-    parser.add_argument("--teacher", metavar="FOLDER", help="a Stable Diffusion folder in place of the recipe's teacher")
+    parser.add_argument(
+        "--teacher", metavar="FOLDER", help="a Stable Diffusion folder in place of the recipe's teacher"
+    )
     parser.add_argument("--prompts", metavar="FILE", help="a text file, one prompt a line, in place of the recipe's")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides", help="override a recipe's field"

@@ -3,7 +3,7 @@
 B batch, N negative prompts, L image tokens, T text tokens, D features, H heads, K features of a head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
 from nasa.rules import RULES, Rule, Scale
 
@@ -23,14 +23,14 @@ class Steering:
     """The negative prompt that the steered layers of one model look at; None means plain attention.
 
     `embeds_NTD` has one row for all images or one for each; `mask_NT` is True where a token counts.
-    `scale` is a number or a tensor [N]. `guided` says that the batch is [unconditional; conditional],
-    of which only the conditional half is steered. `calls` counts the layers that used the negative.
+    `scale` is a number or a tensor [N]. `guided` says whether the batch at hand is [unconditional;
+    conditional], of which only the conditional half is steered. `calls` counts the layers that used the negative.
     """
 
     embeds_NTD: Tensor | None = None
     mask_NT: Tensor | None = None
     scale: Scale = 0.0
-    guided: bool = False
+    guided: Callable[[], bool] = lambda: False
     rule: Rule = field(default=RULES["nasa"])
     calls: int = 0
 
@@ -75,7 +75,8 @@ class SteeredAttnProcessor:
         z_BLD = attn.to_out[1](attn.to_out[0](z_BLD))
         if attn.residual_connection:
             z_BLD = z_BLD + hidden_states
-        return z_BLD / attn.rescale_output_factor
+        rescaled: Tensor = z_BLD / attn.rescale_output_factor
+        return rescaled
 
 
 def attend(attn: Attention, query_BHLK: Tensor, text_BTD: Tensor, mask: Tensor | None) -> Tensor:
@@ -85,13 +86,14 @@ def attend(attn: Attention, query_BHLK: Tensor, text_BTD: Tensor, mask: Tensor |
     if attn.norm_k is not None:
         key_BHTK = attn.norm_k(key_BHTK)
     z_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHTK, value_BHTK, attn_mask=mask)
-    return z_BHLK.transpose(1, 2).flatten(2).to(query_BHLK.dtype)
+    z_BLD: Tensor = z_BHLK.transpose(1, 2).flatten(2).to(query_BHLK.dtype)
+    return z_BLD
 
 
 def _steer(attn: Attention, query_BHLK: Tensor, z_pos_BLD: Tensor, steering: Steering) -> Tensor:
     """Apply the rule to the whole batch, or to its conditional half under classifier-free guidance."""
     assert steering.embeds_NTD is not None
-    if steering.guided:
+    if steering.guided():
         plain, conditional = z_pos_BLD.chunk(2)
         steered = _combine(attn, query_BHLK.chunk(2)[1], conditional, steering)
         return torch.cat([plain, steered])
@@ -122,7 +124,8 @@ def _per_image(value: Tensor | None, batch: int) -> Tensor:
 
 
 def _heads(attn: Attention, x_BLD: Tensor) -> Tensor:
-    return x_BLD.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    batch, tokens, features = x_BLD.shape
+    return x_BLD.view(batch, tokens, attn.heads, features // attn.heads).transpose(1, 2)
 
 
 def _prepare(attn: Attention, mask: Tensor | None, text_BTD: Tensor) -> Tensor | None:
@@ -134,7 +137,7 @@ def _prepare(attn: Attention, mask: Tensor | None, text_BTD: Tensor) -> Tensor |
     return prepared.view(batch, attn.heads, -1, prepared.shape[-1])
 
 
-def install(model: nn.Module, steering: Steering) -> dict[str, Any]:
+def install(model: Any, steering: Steering) -> dict[str, Any]:
     """Steer every cross-attention layer of a diffusers model; returns the processors that stood there."""
     before: dict[str, Any] = dict(model.attn_processors)
     steered = {

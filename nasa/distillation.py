@@ -40,7 +40,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a step. `scale` (alpha), `guidance_scale` (k) and `null_text` are the same on every rank."""
+    """The random numbers of a step; `scale` (alpha), `guidance_scale` (k) and `null_text` are one for all ranks."""
 
     scale: float
     guidance_scale: float

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nasa.attention import Steering, install
 from nasa.rules import RULES, Scale
@@ -42,52 +42,28 @@ def steer(
         raise ValueError(f"method: {method!r} is not known; allowed: {', '.join(RULES)}")
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise ValueError("negative_prompt and negative_prompt_embeds: give one of the two")
-    model = getattr(pipe, "unet", None)
-    if not isinstance(model, nn.Module):
+    model: Any = getattr(pipe, "unet", None)
+    if model is None:
         raise ValueError(f"{type(pipe).__name__} has no unet; nasa.steer supports Stable Diffusion UNet pipelines")
     if negative_prompt is not None:
         negative_prompt_embeds = _encode(pipe, negative_prompt)
-    steering = _PipelineSteering(
+    steering = Steering(
         embeds_NTD=negative_prompt_embeds,
         mask_NT=negative_attention_mask,
         scale=_as_scale(scale),
         rule=RULES[method],
-        pipe=pipe,
+        guided=lambda: bool(pipe.do_classifier_free_guidance),
     )
     before = install(model, steering)
-    forwards = _count_forwards(model)
+    forwards: list[None] = []
+    hook = model.register_forward_pre_hook(lambda *_: forwards.append(None))
     try:
         yield pipe
     finally:
         model.set_attn_processor(before)
-        forwards.handle.remove()
-    if forwards.count and not steering.plain and not steering.calls:
+        hook.remove()
+    if forwards and not steering.plain and not steering.calls:
         raise ValueError("negative_prompt: no attention layer used it")
-
-
-class _PipelineSteering(Steering):
-    """Steering that asks the pipeline whether the present call is under classifier-free guidance."""
-
-    def __init__(self, *, pipe: Any, **fields: Any) -> None:
-        self._pipe = pipe
-        super().__init__(**fields)
-
-    @property
-    def guided(self) -> bool:  # type: ignore[override]
-        return bool(getattr(self._pipe, "_guidance_scale", 0) and self._pipe.do_classifier_free_guidance)
-
-    @guided.setter
-    def guided(self, value: bool) -> None:
-        assert value is False, "the pipeline decides"
-
-
-class _count_forwards:
-    def __init__(self, model: nn.Module) -> None:
-        self.count = 0
-        self.handle = model.register_forward_pre_hook(self._hook)
-
-    def _hook(self, module: nn.Module, args: Any) -> None:
-        self.count += 1
 
 
 @torch.no_grad()
@@ -100,6 +76,6 @@ def _encode(pipe: Any, negative_prompt: str | Sequence[str]) -> Tensor:
 
 
 def _as_scale(scale: float | Sequence[float] | Tensor) -> Scale:
-    if isinstance(scale, Tensor) or isinstance(scale, int | float):
+    if isinstance(scale, Tensor | int | float):
         return scale
     return torch.tensor(list(scale))

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray.train
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from pipeline import manifest, models, prompts, tracking
 from pipeline.errors import UserError
+from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe, dump
 from pipeline.storage import Folder
 from pipeline.training import EMA_FILE, Setup, train_loop
@@ -35,7 +35,8 @@ def distill(recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri:
     models.load(teacher)
     mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
     setup = Setup(dump(recipe), str(teacher), prompt_folder.uri, tracking_uri, mlflow_run)
-    result = _fit(recipe, setup, folder, prompt_folder, record)
+    with progress_bar(recipe.train.steps) as board:
+        result = _fit(recipe, {**asdict(setup), "board": board}, folder, prompt_folder, record)
     return _finish(recipe, folder, record, teacher, setup, result)
 
 
@@ -54,7 +55,7 @@ def _mlflow_run(recipe: Recipe, folder: Folder, tracking_uri: str) -> str:
         if saved["recipe"] != dump(recipe):
             raise UserError(f"{folder.uri}: was begun with another recipe; allowed: the same one, or another --run")
         return str(saved["mlflow_run"])
-    flat = {key: value for key, value in _flatten(asdict(recipe))}
+    flat = dict(_flatten(asdict(recipe)))
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, flat)
     folder.write(RUN_FILE, json.dumps({"mlflow_run": mlflow_run, "recipe": dump(recipe)}).encode())
     return mlflow_run
@@ -67,12 +68,14 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return items
 
 
-def _fit(recipe: Recipe, setup: Setup, folder: Folder, prompt_folder: Folder, record: dict[str, Any]) -> Result:
+def _fit(
+    recipe: Recipe, config: dict[str, Any], folder: Folder, prompt_folder: Folder, record: dict[str, Any]
+) -> Result:
     train = recipe.train
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config=asdict(setup),
+        train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -93,7 +96,8 @@ def _finish(
     recipe: Recipe, folder: Folder, record: dict[str, Any], teacher: Path, setup: Setup, result: Result
 ) -> dict[str, Any]:
     """Export the moving average as a diffusers folder, then write the manifest."""
-    assert result.checkpoint is not None and result.metrics is not None
+    assert result.checkpoint is not None
+    assert result.metrics is not None
     with result.checkpoint.as_directory() as checkpoint, tempfile.TemporaryDirectory() as scratch:
         student = Path(scratch) / "student"
         student_hash = models.save_student(teacher, load_file(Path(checkpoint) / EMA_FILE), student)

@@ -215,4 +215,3 @@ def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
             for name in ("removed", "kept", "clean"):
                 metrics[f"eval_exclusion_{name}"] = row[name]["value"]
     return metrics
-

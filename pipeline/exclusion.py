@@ -71,9 +71,7 @@ def _judged(
     ]
 
 
-def _negated(
-    sampler: Sampler, judge: AttributeJudge, pair: Pair, seeds: list[int], calibration: bool
-) -> list[Trial]:
+def _negated(sampler: Sampler, judge: AttributeJudge, pair: Pair, seeds: list[int], calibration: bool) -> list[Trial]:
     return _judged(sampler, judge, pair, seeds, Way(), calibration, label='in the prompt: "not ..."')
 
 
@@ -96,6 +94,8 @@ def summarise(collected: Iterable[Trial]) -> list[dict[str, Any]]:
         for trained in (True, False):
             own = [trial for trial in test if trial.way == way and trial.pair.trained == trained]
             if own:
-                figures = {name: share([getattr(t, name) for t in own]).as_dict() for name in ("removed", "kept", "clean")}
+                figures = {
+                    name: share([getattr(t, name) for t in own]).as_dict() for name in ("removed", "kept", "clean")
+                }
                 rows.append({"way": way, "trained_negative": trained, **figures})
     return rows

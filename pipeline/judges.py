@@ -29,7 +29,9 @@ class Clip:
     def load(place: str) -> "Clip":
         folder = WEIGHTS / "clip" if place == EMBEDDED else Path(place)
         if not (folder / "config.json").is_file():
-            raise UserError(f'clip_model: {place!r} is no CLIP folder (no config.json); allowed: a folder, "{EMBEDDED}"')
+            raise UserError(
+                f'clip_model: {place!r} is no CLIP folder (no config.json); allowed: a folder, "{EMBEDDED}"'
+            )
         model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         return Clip(model.requires_grad_(False).eval(), tokenizer)

@@ -1,7 +1,6 @@
 """Loading a teacher from a folder in diffusers' Stable Diffusion layout, and saving a student in the same."""
 
 import json
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from nasa.backbone import Diffusion, diffusion_of, encode_tokens, tokenize
 from pipeline import manifest
@@ -22,7 +22,7 @@ WEIGHTS = Path(__file__).parent / "shapes" / "weights"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 diffusers_logging.disable_progress_bar()
-logging.getLogger("transformers").setLevel(logging.ERROR)
+transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def load(folder: Path) -> TextToImage:
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, local_files_only=True
+        folder, dtype=torch.float32, local_files_only=True
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

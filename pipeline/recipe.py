@@ -74,7 +74,7 @@ class Train:
 @dataclass(frozen=True)
 class Evaluation:
     prompts: int = _checked(512, POSITIVE)
-    scales: tuple[float, ...] = _checked((0.25, 0.5, 0.75, 1.0), (lambda v: all(0 < s for s in v), "numbers above 0"))
+    scales: tuple[float, ...] = _checked((0.25, 0.5, 0.75, 1.0), (lambda v: all(s > 0 for s in v), "numbers above 0"))
     cfg_scale: float = _checked(2.0, POSITIVE)
     teacher_prompts: int = _checked(128, POSITIVE)
     teacher_steps: int = _checked(25, POSITIVE)
@@ -89,7 +89,7 @@ class Recipe:
     seed: int = _checked(0, NOT_NEGATIVE)
     teacher: str = EMBEDDED
     prompts: Prompts = Prompts()
-    method: Method = Method()
+    method: Method = field(default_factory=Method)
     student: Student = Student()
     lora_teacher: LoraTeacher = LoraTeacher()
     train: Train = Train()

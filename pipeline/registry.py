@@ -28,6 +28,7 @@ def register(distilled: Folder, evaluated: Folder, folder: Folder, tracking_uri:
     manifest.read(evaluated, "evaluate")
     summary = json.loads(evaluated.read("summary.json"))
     recipe = parse(record["recipe"])
+    tracking.require_run(tracking_uri, record["mlflow_run"])
     client = tracking.client(tracking_uri)
     name = f"nasa-{recipe.name}"
     _ensure_model(client, name)
@@ -36,7 +37,9 @@ def register(distilled: Folder, evaluated: Folder, folder: Folder, tracking_uri:
         version = _create(client, name, record, distilled, evaluated, flat_metrics(summary))
     alias = _promote(client, name, version, flat_metrics(summary).get(METRIC))
     outcome = {"model": name, "version": int(version), "alias": alias, "uri": f"models:/{name}/{version}"}
-    manifest.write(folder, "register", student_sha256=record["student_sha256"], mlflow_run=record["mlflow_run"], **outcome)
+    manifest.write(
+        folder, "register", student_sha256=record["student_sha256"], mlflow_run=record["mlflow_run"], **outcome
+    )
     return outcome
 
 

@@ -11,7 +11,6 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DEDUP_LOGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "DS_LOG_LEVEL": "error",
     "PYTHONWARNINGS": "ignore",
@@ -41,7 +40,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         address=address or "local",
         runtime_env={"env_vars": worker_env},
         logging_level=logging.ERROR,
-        log_to_driver=True,
+        log_to_driver=False,
         **room,
     )
     try:

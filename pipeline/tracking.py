@@ -8,9 +8,11 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from pipeline.errors import UserError
 from pipeline.session import ROOT
 
 EXPERIMENT = "nasa-distill"
@@ -28,6 +30,14 @@ def default_uri() -> str:
 def client(uri: str) -> MlflowClient:
     mlflow.set_tracking_uri(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def require_run(uri: str, run_id: str) -> None:
+    """Refuse, in one line, a tracking store that does not hold this run."""
+    try:
+        client(uri).get_run(run_id)
+    except MlflowException as error:
+        raise UserError(f"tracking-uri: {uri} has no run {run_id}: {error.message}") from error
 
 
 def create_run(uri: str, name: str, params: Mapping[str, Any]) -> str:

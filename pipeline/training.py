@@ -18,9 +18,10 @@ from nasa.ema import update_ema
 from nasa.losses import clip_hinge
 from pipeline import engines, models, recipe
 from pipeline.judges import Clip
-from pipeline.prompts import DATASET, NegativeSampler, batches
 from pipeline.progress import Progress
+from pipeline.prompts import DATASET, NegativeSampler, batches
 from pipeline.storage import Folder
+from pipeline.tracking import Tracker
 
 EMA_FILE = "ema.safetensors"
 STATE_FILE = "state.json"
@@ -35,21 +36,22 @@ class Setup:
     prompts_uri: str
     tracking_uri: str
     mlflow_run: str
-    resumed_from: int = 0
 
 
 def train_loop(config: dict[str, Any]) -> None:
     """One worker's run, from the latest checkpoint or from the start, to the recipe's last step."""
+    board = config.pop("board")
     trainer = Trainer(Setup(**config))
-    first = trainer.restore()
-    with Progress(trainer.setup, trainer.recipe, trainer.rank, first) as progress:
-        for step, prompts in zip(range(first, trainer.recipe.train.steps), trainer.stream(first)):
-            metrics = trainer.step(step, prompts)
-            progress.update(step, metrics)
-            done = step + 1
-            if done % trainer.recipe.train.checkpoint_every == 0 or done == trainer.recipe.train.steps:
-                progress.sheet(trainer, done)
-                trainer.checkpoint(done, metrics)
+    first, train = trainer.restore(), trainer.recipe.train
+    tracker = Tracker(trainer.setup.tracking_uri, trainer.setup.mlflow_run) if trainer.rank == 0 else None
+    progress = Progress(tracker, board, trainer.recipe, first)
+    for step, prompts in zip(range(first, train.steps), trainer.stream(first), strict=False):
+        metrics = trainer.step(step, prompts)
+        progress.update(step, metrics)
+        done = step + 1
+        if done % train.checkpoint_every == 0 or done == train.steps:
+            progress.sheet(trainer, done)
+            trainer.checkpoint(done, metrics)
 
 
 class Trainer:
@@ -150,8 +152,6 @@ class Trainer:
             self.engines.load(folder)
             self.ema = load_file(folder / EMA_FILE)
             step = int(json.loads((folder / STATE_FILE).read_text())["step"])
-        if self.rank == 0:
-            print(f"continuing from the checkpoint at step {step}", flush=True)
         return step
 
 

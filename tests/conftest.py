@@ -1,10 +1,13 @@
 """Shared by all tests: quiet libraries, one thread, a home of its own, one Ray session, one tiny teacher."""
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 os.environ["HOME"] = os.environ.get("NASA_TEST_HOME") or tempfile.mkdtemp(prefix="nasa-home-")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu")
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))  # compiled once per environment
 
 import pytest
 import torch

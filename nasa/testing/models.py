@@ -10,9 +10,7 @@ _CHARACTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123
 def tiny_tokenizer(max_length: int = 16) -> CLIPTokenizer:
     """A CLIP tokenizer of single characters."""
     words = ["<|startoftext|>", "<|endoftext|>", *_CHARACTERS, *(c + "</w>" for c in _CHARACTERS)]
-    return CLIPTokenizer(
-        vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=max_length
-    )
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=max_length)
 
 
 def tiny_stable_diffusion(*, prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:

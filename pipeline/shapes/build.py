@@ -77,6 +77,4 @@ def judge_figures(judge: classifier.AttributeClassifier, vae: AutoencoderKL) -> 
 @torch.no_grad()
 def _accuracy(judge: nn.Module, samples: Samples, images: torch.Tensor, chosen: torch.Tensor) -> dict[str, float]:
     logits, labels = judge(images), samples.labels()
-    return {
-        name: round((logits[name].argmax(-1) == labels[name])[chosen].float().mean().item(), 4) for name in LABELS
-    }
+    return {name: round((logits[name].argmax(-1) == labels[name])[chosen].float().mean().item(), 4) for name in LABELS}

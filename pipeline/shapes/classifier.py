@@ -1,5 +1,6 @@
 """The attribute judge: a small convolutional classifier of shape, colour, background, quality, size and position."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ class AttributeClassifier(nn.Module):
         self.features = nn.Sequential(
             *[
                 nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.BatchNorm2d(o), nn.SiLU())
-                for i, o in zip(channels[:-1], channels[1:], strict=True)
+                for i, o in pairwise(channels)
             ],
             nn.Conv2d(_WIDTHS[-1], _WIDTHS[-1], 3, padding=1),
             nn.SiLU(),

@@ -75,7 +75,7 @@ def test_guidance_steers_the_conditional_half_only(layer):
     hidden, text, negative = inputs(batch=4, negatives=2)
     plain = reference_cross_attention(layer, hidden, text, None, [0.0] * 4)
     both = reference_cross_attention(layer, hidden, text, negative[[0, 1, 0, 1]], [0.5] * 4)
-    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.5, guided=True)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.5, guided=lambda: True)
     expected = torch.cat([plain[:2], both[2:]])
     torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
 

@@ -14,7 +14,12 @@ def pipe():
 def picture(pipe, guidance_scale=0, **options):
     generator = torch.Generator().manual_seed(3)
     return pipe(
-        "a photo", num_inference_steps=1, guidance_scale=guidance_scale, generator=generator, output_type="pt", **options
+        "a photo",
+        num_inference_steps=1,
+        guidance_scale=guidance_scale,
+        generator=generator,
+        output_type="pt",
+        **options,
     ).images
 
 

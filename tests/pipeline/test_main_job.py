@@ -1,0 +1,148 @@
+"""The main job end to end at small width: prepare, distil on Ray, evaluate, register."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.__main__ import main
+from pipeline.models import load_pipeline
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "train.steps=6",
+    "train.checkpoint_every=2",
+    "train.batch_size=4",
+    "lora_teacher.rank=4",
+    "lora_teacher.scaling=8",
+]
+
+
+def arguments(command, run, *more):
+    own = ["--teacher", str(run["teacher"]), "--prompts", str(run["prompts"])]
+    sets = [part for override in SMALL for part in ("--set", override)]
+    recipe = [*own, *sets] if command in ("prepare", "distill") else []
+    tracking = [] if command == "prepare" else ["--tracking-uri", run["tracking"]]
+    return [command, "--run", str(run["folder"]), *recipe, *tracking, *more]
+
+
+def new_run(folder, teacher):
+    prompts = folder / "my_prompts.txt"
+    prompts.write_text("\n".join(f"a photo of {thing}" for thing in ("a cat", "a dog", "a tree", "a house")) * 5)
+    return {"folder": folder / "run", "teacher": teacher, "prompts": prompts, "tracking": f"sqlite:///{folder}/ml.db"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_teacher, ray_cluster):
+    """A finished distillation of a user's own teacher and prompts."""
+    run = new_run(tmp_path_factory.mktemp("job"), tiny_teacher)
+    assert main(arguments("prepare", run)) == 0
+    assert main(arguments("distill", run)) == 0
+    return run
+
+
+def student_weights(run):
+    return load_file(Path(run["folder"]) / "distilled/student/unet/diffusion_pytorch_model.safetensors")
+
+
+def test_student_is_a_diffusers_folder_that_learned(run):
+    pipe = load_pipeline(Path(run["folder"]) / "distilled/student")
+    images = pipe("a cat", num_inference_steps=1, guidance_scale=0, output_type="np").images
+    assert images.shape == (1, 32, 32, 3)
+    teacher = load_file(Path(run["teacher"]) / "unet/diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(value, teacher[name]) for name, value in student_weights(run).items())
+
+
+def test_manifest_tells_where_the_student_comes_from(run):
+    record = json.loads((Path(run["folder"]) / "distilled/manifest.json").read_text())
+    assert record["kind"] == "distill"
+    assert len(record["teacher_sha256"]) == len(record["student_sha256"]) == 64
+    assert record["metrics"]["step"] == 6
+    assert record["prompts"]
+
+
+def test_steps_and_sheets_are_in_mlflow(run):
+    record = json.loads((Path(run["folder"]) / "distilled/manifest.json").read_text())
+    client = mlflow.MlflowClient(run["tracking"])
+    found = client.get_run(record["mlflow_run"])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["train.batch_size"] == "4"
+    assert [file.path for file in client.list_artifacts(record["mlflow_run"], "images")]
+
+
+def test_a_finished_run_is_left_alone(run, capsys):
+    before = student_weights(run)
+    assert main(arguments("distill", run)) == 0
+    assert "distilled 6 steps" in capsys.readouterr().out
+    assert all(torch.equal(before[name], value) for name, value in student_weights(run).items())
+
+
+def test_evaluate_and_register(run):
+    assert main(arguments("evaluate", run)) == 0
+    evaluation = Path(run["folder"]) / "evaluation"
+    assert {"report.html", "contact_sheet.png", "summary.json", "manifest.json"} <= {
+        p.name for p in evaluation.iterdir()
+    }
+    for _ in range(2):  # registering twice is one version
+        assert main(arguments("register", run)) == 0
+    client = mlflow.MlflowClient(run["tracking"])
+    (version,) = client.search_model_versions("name = 'nasa-shapes'")
+    assert client.get_model_version_by_alias("nasa-shapes", "champion").version == version.version
+    assert version.tags["student_sha256"]
+    downloaded = mlflow.artifacts.download_artifacts(artifact_uri=version.source)
+    assert load_pipeline(Path(downloaded)).unet is not None
+
+
+def test_another_recipe_in_the_same_folder_is_refused(run, tmp_path, tiny_teacher, capsys):
+    other = new_run(tmp_path, tiny_teacher)
+    assert main(arguments("prepare", other)) == 0
+    (Path(other["folder"]) / "distilled").mkdir()
+    begun = Path(run["folder"]) / "distilled/run.json"
+    (Path(other["folder"]) / "distilled/run.json").write_bytes(begun.read_bytes())
+    assert main(arguments("distill", other, "--set", "train.steps=7")) == 2
+    assert "begun with another recipe" in capsys.readouterr().err
+
+
+def command_line(run):
+    return [sys.executable, "-m", "jobs", *arguments("distill", run)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_a_killed_process_ends_on_the_same_weights(run, tmp_path, tiny_teacher, victim):
+    """SIGKILL after the first checkpoint; the same command, or Ray Train itself, goes on to the same end."""
+    killed = new_run(tmp_path, tiny_teacher)
+    assert main(arguments("prepare", killed)) == 0
+    slow = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command_line(killed), env=slow, cwd=ROOT, start_new_session=True)
+    checkpoints = Path(killed["folder"]) / "distilled/train"
+    deadline = time.monotonic() + 240
+    while not list(checkpoints.glob("checkpoint_*/state.json")):
+        assert process.poll() is None, "ended before the first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid if victim == "driver" else train_worker(process.pid), signal.SIGKILL)
+    if victim == "worker":
+        assert process.wait(timeout=300) == 0
+    else:
+        process.wait(timeout=60)
+        assert subprocess.run(command_line(killed), env=slow, cwd=ROOT, timeout=300, check=False).returncode == 0
+    expected = student_weights(run)
+    assert all(torch.equal(expected[name], value) for name, value in student_weights(killed).items())
+
+
+def train_worker(driver):
+    """The process id of a train worker below this driver."""
+    import psutil
+
+    below = psutil.Process(driver).children(recursive=True)
+    (worker, *_) = [child.pid for child in below if any("RayTrainWorker" in part for part in child.cmdline())]
+    return worker
