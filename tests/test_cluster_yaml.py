@@ -1,0 +1,59 @@
+"""`cluster.yaml` is a cluster that Ray's own launcher accepts; checked offline."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+FILE = Path(__file__).parent.parent / "cluster.yaml"
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path):
+    """The file with Ray's defaults filled in, and no AWS credentials to be found."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    return prepare_config(yaml.safe_load(FILE.read_text()))
+
+
+def test_rays_schema_accepts_it(config):
+    validate_config(config)
+
+
+def test_rays_schema_refuses_an_unknown_field(config):
+    with pytest.raises(Exception, match="worker_count"):
+        validate_config({**config, "worker_count": 4})
+
+
+def test_the_head_has_no_gpu_and_workers_come_only_when_asked_for(config):
+    types = config["available_node_types"]
+    head = types.pop(config["head_node_type"])
+    assert head["node_config"]["InstanceType"] == "m5.2xlarge"
+    assert "GPU" not in head["resources"]
+    for worker in types.values():
+        assert worker["node_config"]["InstanceType"] == "p4d.24xlarge"
+        assert worker["resources"]["GPU"] == 8
+        assert (worker["min_workers"], worker["max_workers"]) == (0, 4)
+
+
+def test_spot_is_preferred_and_on_demand_stands_by(config):
+    spot, on_demand = (config["available_node_types"][name] for name in ("a100_spot", "a100_on_demand"))
+    assert spot["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in on_demand["node_config"]
+    assert spot["priority"] > on_demand["priority"]
+    assert "RAY_enable_autoscaler_v2=1" in config["head_start_ray_commands"][-1], "version 1 knows no priority"
+
+
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_every_node_starts_with_token_authentication(config, role):
+    start = config[f"{role}_start_ray_commands"][-1]
+    assert start.index("RAY_AUTH_MODE=token") < start.index("ray start")
+
+
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_torch_is_installed_before_the_lock(config, role):
+    commands = "\n".join(config[f"{role}_setup_commands"])
+    assert commands.index("torch==") < commands.index("requirements.lock")
