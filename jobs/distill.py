@@ -3,7 +3,6 @@
 import argparse
 
 from jobs import options as shared
-from pipeline.session import ray_session
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     recipe = shared.recipe_of(options)
     folder = shared.folder_of(options, "distilled")
-    with ray_session(options.address):
-        from pipeline.distill import distill
+    from pipeline.distill import distill
 
-        record = distill(recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options))
+    record = distill(recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options), options.address)
     print(f"distilled {recipe.train.steps} steps, student {record['student_sha256'][:12]}: {folder.uri}/student")

@@ -1,6 +1,7 @@
 """Options that several commands share, and what follows from them."""
 
 import argparse
+from pathlib import Path
 
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Folder
@@ -32,7 +33,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     """The recipe with this command line's overrides. A user's own teacher brings no CLIP of the world of shapes."""
     overrides = list(OWN_MATERIAL) if options.teacher else []
     if options.teacher:
-        overrides.append(f"teacher={options.teacher!r}")
+        overrides += [f"teacher={options.teacher!r}", f"name={Path(options.teacher).name!r}"]
     if options.prompts:
         overrides.append(f"prompts.source={options.prompts!r}")
     return load(options.recipe, [*overrides, *options.overrides])

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
+WEIGHTS = Path(__file__).parents[1] / "pipeline" / "shapes" / "weights"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/shapes-weights"), help="folder for training states")
-    parser.add_argument("--out", type=Path, default=Path("runs/shapes-weights/weights"), help="folder for the weights")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
 
 

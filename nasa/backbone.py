@@ -53,9 +53,9 @@ class SteerableUNet(nn.Module):
         return output
 
 
-def diffusion_of(pipe: StableDiffusionPipeline) -> Diffusion:
+def diffusion_of(pipe: StableDiffusionPipeline, device: torch.device | str = "cpu") -> Diffusion:
     config = pipe.scheduler.config
-    return Diffusion(pipe.scheduler.alphas_cumprod.float(), str(config.prediction_type))
+    return Diffusion(pipe.scheduler.alphas_cumprod.float().to(device), str(config.prediction_type))
 
 
 @torch.no_grad()

@@ -55,18 +55,19 @@ class Draws:
 def draw(
     method: Method, diffusion: Diffusion, shape: tuple[int, ...], shared: torch.Generator, own: torch.Generator
 ) -> Draws:
-    """`shared` is seeded by the step alone, `own` by the step and the rank."""
+    """`shared` is seeded by the step alone, `own` by the step and the rank; both on the CPU, so the same anywhere."""
+    device = diffusion.alphas_cumprod.device
     uniform = torch.rand(3, generator=shared).tolist()
     low, high = (int(share * diffusion.steps) for share in VSD_TIMESTEPS)
     return Draws(
         scale=_between(method.scale_range, uniform[0]),
         guidance_scale=_between(method.guidance_range, uniform[1]),
         null_text=uniform[2] < method.null_text_probability,
-        noise=torch.randn(shape, generator=own),
-        vsd_timestep_B=torch.randint(low, high, shape[:1], generator=own),
-        vsd_eps=torch.randn(shape, generator=own),
-        lora_timestep_B=torch.randint(0, diffusion.steps, shape[:1], generator=own),
-        lora_eps=torch.randn(shape, generator=own),
+        noise=torch.randn(shape, generator=own).to(device),
+        vsd_timestep_B=torch.randint(low, high, shape[:1], generator=own).to(device),
+        vsd_eps=torch.randn(shape, generator=own).to(device),
+        lora_timestep_B=torch.randint(0, diffusion.steps, shape[:1], generator=own).to(device),
+        lora_eps=torch.randn(shape, generator=own).to(device),
     )
 
 

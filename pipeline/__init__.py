@@ -1,5 +1,16 @@
 """Everything that wires the method to Ray, storage and MLflow."""
 
 import os
+from pathlib import Path
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is first imported
+ROOT = Path(__file__).parent.parent  # of the checkout
+
+ENVIRONMENT = {  # of this process and of every worker; libraries read it when they are first imported
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint waits for this poll; Ray's default is 2 s
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)

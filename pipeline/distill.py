@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 from pipeline import manifest, models, prompts, tracking
 from pipeline.errors import UserError
+from pipeline.judges import clip_folder
 from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe, dump
+from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training import EMA_FILE, Setup, train_loop
 
@@ -21,11 +23,14 @@ RUN_FILE = "run.json"
 TRAIN_NAME = "train"
 
 
-def distill(recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri: str) -> dict[str, Any]:
+def distill(
+    recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri: str, address: str | None = None
+) -> dict[str, Any]:
     """Train, or continue, and write the student's diffusers folder; returns the manifest.
 
     The run's identity is its folder: called again on the same folder it continues from the last
-    checkpoint, and a finished one is left as it is.
+    checkpoint, and a finished one is left as it is. Ray is started, or the cluster at `address` joined,
+    only when all that it is to work on has been checked.
     """
     if folder.has(manifest.NAME):
         return manifest.read(folder, "distill")
@@ -33,9 +38,11 @@ def distill(recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri:
     _check_batch(recipe, record)
     teacher = models.teacher_folder(recipe.teacher)
     models.load(teacher)
+    if recipe.train.clip_weight:
+        clip_folder(recipe.train.clip_model)
     mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
     setup = Setup(dump(recipe), str(teacher), prompt_folder.uri, tracking_uri, mlflow_run)
-    with progress_bar(recipe.train.steps) as board:
+    with ray_session(address), progress_bar(recipe.train.steps) as board:
         result = _fit(recipe, {**asdict(setup), "board": board}, folder, prompt_folder, record)
     return _finish(recipe, folder, record, teacher, setup, result)
 

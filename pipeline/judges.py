@@ -18,6 +18,14 @@ from pipeline.shapes.classifier import AttributeClassifier
 from pipeline.shapes.samples import LABELS
 
 
+def clip_folder(place: str) -> Path:
+    """Where a CLIP lies: the embedded one, or a folder in transformers' layout."""
+    folder = WEIGHTS / "clip" if place == EMBEDDED else Path(place)
+    if not (folder / "config.json").is_file():
+        raise UserError(f'clip_model: {place!r} is no CLIP folder (no config.json); allowed: a folder, "{EMBEDDED}"')
+    return folder
+
+
 @dataclass(frozen=True)
 class Clip:
     """A CLIP in transformers' layout, frozen. Images are [B, 3, H, W] in -1..1, features [B, D]."""
@@ -26,15 +34,11 @@ class Clip:
     tokenizer: Any
 
     @staticmethod
-    def load(place: str) -> "Clip":
-        folder = WEIGHTS / "clip" if place == EMBEDDED else Path(place)
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f'clip_model: {place!r} is no CLIP folder (no config.json); allowed: a folder, "{EMBEDDED}"'
-            )
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    def load(place: str, device: torch.device | str = "cpu") -> "Clip":
+        folder = clip_folder(place)
+        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        return Clip(model.requires_grad_(False).eval(), tokenizer)
+        return Clip(model.requires_grad_(False).eval().to(device), tokenizer)
 
     def image_features(self, images: Tensor) -> Tensor:
         """The gradient flows to the images."""
@@ -47,7 +51,7 @@ class Clip:
 
     @torch.no_grad()
     def text_features(self, texts: list[str]) -> Tensor:
-        pooled = self.model.text_model(input_ids=tokenize(self.tokenizer, texts)).pooler_output
+        pooled = self.model.text_model(input_ids=tokenize(self.tokenizer, texts).to(self.model.device)).pooler_output
         features: Tensor = self.model.text_projection(pooled)
         return features
 

@@ -44,13 +44,18 @@ class TextToImage:
 
     def encode(self, prompts: list[str]) -> Tensor:
         """Prompt embeddings [B, T, D]."""
-        return encode_tokens(self.text_encoder, tokenize(self.tokenizer, prompts))
+        ids = tokenize(self.tokenizer, prompts).to(self.text_encoder.device)
+        return encode_tokens(self.text_encoder, ids)
 
 
 def teacher_folder(teacher: str) -> Path:
     """Where the recipe's teacher lies; checked to be a Stable Diffusion folder."""
     folder = WEIGHTS / "teacher" if teacher == EMBEDDED else Folder.of(teacher).local_copy(Path(tempfile.mkdtemp()))
     index = folder / "model_index.json"
+    if not index.is_file() and teacher == EMBEDDED:
+        raise UserError(
+            f"teacher: the embedded teacher is not in {WEIGHTS}; make it with `python -m jobs train-shapes`"
+        )
     if not index.is_file():
         raise UserError(f'teacher: {teacher!r} is no teacher (no model_index.json); allowed: a folder, or "{EMBEDDED}"')
     try:
@@ -63,19 +68,20 @@ def teacher_folder(teacher: str) -> Path:
     return folder
 
 
-def load(folder: Path) -> TextToImage:
+def load(folder: Path, device: torch.device | str = "cpu") -> TextToImage:
     try:
         pipe = load_pipeline(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        part.requires_grad_(False).eval()
-    return TextToImage(folder, pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, diffusion_of(pipe))
+        part.requires_grad_(False).eval().to(device)
+    diffusion = diffusion_of(pipe, device)
+    return TextToImage(folder, pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, diffusion)
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -90,7 +96,7 @@ def save_student(teacher: Path, unet_weights: dict[str, Tensor], target: Path) -
     pipe = load_pipeline(teacher)
     pipe.unet.load_state_dict(unet_weights)
     pipe.scheduler = DDIMScheduler.from_config(
-        pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False, steps_offset=0
+        pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
     )
     pipe.save_pretrained(target)
     return manifest.folder_hash(target)

@@ -42,7 +42,7 @@ def _prompts(recipe: Recipe) -> Iterator[str]:
     if not file.is_file():
         raise UserError(f'prompts.source: {source!r} is no file; allowed: a text file, or "{EMBEDDED}"')
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"prompts.source: {source!r} is not UTF-8 text (byte {error.start})") from None
     return _repeated([line for line in lines if line], recipe.global_batch)

@@ -19,9 +19,12 @@ EMBEDDED = "shapes"  # the teacher, the prompts and the judges that come with th
 
 Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda value: value > 0, "a number above 0")
+POSITIVES: Check = (lambda value: bool(value) and min(value) > 0, "one or more numbers above 0")
 NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
 SHARE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+PROBABILITY: Check = (lambda value: 0 <= value <= 1, "0 to 1")
 RANGE: Check = (lambda value: 0 <= value[0] <= value[1], "two numbers, 0 <= low <= high")
+BY_SUFFIX = {"range": RANGE, "probability": PROBABILITY}  # for fields of `nasa`, which carry no checks
 
 
 def _checked(default: Any, check: Check, **more: Any) -> Any:
@@ -50,7 +53,7 @@ class LoraTeacher:
     learning_rate: float = _checked(1e-3, POSITIVE)
     rank: int = _checked(64, POSITIVE)
     scaling: int = _checked(128, POSITIVE)
-    targets: tuple[str, ...] = ("to_q", "to_v")
+    targets: tuple[str, ...] = _checked(("to_q", "to_v"), (bool, "one or more names of layers"))
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Train:
 @dataclass(frozen=True)
 class Evaluation:
     prompts: int = _checked(512, POSITIVE)
-    scales: tuple[float, ...] = _checked((0.25, 0.5, 0.75, 1.0), (lambda v: all(s > 0 for s in v), "numbers above 0"))
+    scales: tuple[float, ...] = _checked((0.25, 0.5, 0.75, 1.0), POSITIVES)
     cfg_scale: float = _checked(2.0, POSITIVE)
     teacher_prompts: int = _checked(128, POSITIVE)
     teacher_steps: int = _checked(25, POSITIVE)
@@ -107,7 +110,11 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
         raise UserError(f"recipe: {name!r} is not known; allowed: {known}, or the path of a .toml file")
-    return parse(file.read_text(), overrides, where=str(file))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from None
+    return parse(text, overrides, where=str(file))
 
 
 def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
@@ -143,7 +150,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _build(cls: Any, values: Any, path: str) -> Any:
     if not isinstance(values, dict):
-        raise UserError(f"{path or 'recipe'}: {values!r} is not allowed; it is a section with fields")
+        raise UserError(f"{path.rstrip('.')}: {values!r} is not allowed; it is a section with fields")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
@@ -157,7 +164,7 @@ def _convert(value: Any, hint: Any, spec: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, path + ".")
     converted = _typed(value, hint, path)
-    check: Check | None = spec.metadata.get("check") or (RANGE if path.endswith("_range") else None)
+    check: Check | None = spec.metadata.get("check") or BY_SUFFIX.get(path.rpartition("_")[2])
     if check and not check[0](converted):
         raise UserError(f"{path}: {value!r} is not allowed; allowed: {check[1]}")
     return converted

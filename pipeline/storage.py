@@ -3,6 +3,7 @@
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,8 +60,7 @@ class Folder:
         """All of the file or nothing: a local file is renamed into place, an S3 object appears when complete."""
         target = f"{self.path}/{name}"
         if not self.is_local:
-            with self.filesystem.open_output_stream(target) as stream:
-                stream.write(content)
+            self._write_object(target, content)
             return
         partial = f"{target}.{uuid.uuid4().hex}.partial"
         try:
@@ -68,8 +68,16 @@ class Folder:
             Path(partial).write_bytes(content)
             os.replace(partial, target)
         except OSError as error:
-            Path(partial).unlink(missing_ok=True)
+            with suppress(OSError):
+                os.unlink(partial)
             raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+
+    def _write_object(self, target: str, content: bytes) -> None:
+        try:
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(content)
+        except OSError as error:
+            raise UserError(f"s3://{target}: cannot be written: {error}") from error
 
     def upload(self, local: Path) -> None:
         """Copy a local folder's content into this one; a local target is replaced as a whole."""
@@ -89,5 +97,8 @@ class Folder:
         """This folder if it is local, else a copy of it under `scratch`."""
         if self.is_local:
             return Path(self.path)
-        fs.copy_files(self.path, str(scratch), source_filesystem=self.filesystem)
+        try:
+            fs.copy_files(self.path, str(scratch), source_filesystem=self.filesystem)
+        except FileNotFoundError:
+            raise UserError(f"{self.uri}: no such folder") from None
         return scratch

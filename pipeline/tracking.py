@@ -12,8 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from pipeline import ROOT
 from pipeline.errors import UserError
-from pipeline.session import ROOT
 
 EXPERIMENT = "nasa-distill"
 

@@ -63,11 +63,11 @@ class Trainer:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.model = models.load(Path(setup.teacher_folder))
+        self.model = models.load(Path(setup.teacher_folder), self.device)
         self.engines = engines.build(self.recipe, self.model, self.device)
         self.ema = {name: value.clone() for name, value in self._student_weights().items()}
         self.null_embeds = self.model.encode([""])
-        self.clip = Clip.load(self.recipe.train.clip_model) if self.recipe.train.clip_weight else None
+        self.clip = Clip.load(self.recipe.train.clip_model, self.device) if self.recipe.train.clip_weight else None
         folder = Folder.of(setup.prompts_uri)
         avoid = self.recipe.prompts.avoid_contradictions
         self.negatives = NegativeSampler.read(folder, avoid_contradictions=avoid)
@@ -103,9 +103,8 @@ class Trainer:
 
     def _texts(self, step: int, prompts: list[str]) -> Texts:
         negatives = self.negatives.draw(prompts, self.recipe.seed, step, self.rank)
-        embeds = self.model.encode([*prompts, *negatives]).to(self.device)
-        prompt_embeds, negative_embeds = embeds.chunk(2)
-        return Texts(prompt_embeds, negative_embeds, self.null_embeds.to(self.device))
+        prompt_embeds, negative_embeds = self.model.encode([*prompts, *negatives]).chunk(2)
+        return Texts(prompt_embeds, negative_embeds, self.null_embeds)
 
     def _draws(self, step: int, batch: int) -> Draws:
         """Random numbers as a function of (seed, step, rank) alone, so that a restart draws the same."""

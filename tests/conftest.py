@@ -7,7 +7,9 @@ from pathlib import Path
 
 os.environ["HOME"] = os.environ.get("NASA_TEST_HOME") or tempfile.mkdtemp(prefix="nasa-home-")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu")
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))  # compiled once per environment
+os.environ.setdefault(
+    "TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")
+)  # compiled once per environment
 
 import pytest
 import torch

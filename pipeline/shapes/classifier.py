@@ -41,7 +41,7 @@ class AttributeClassifier(nn.Module):
 
 
 def train(work: Path, vae: AutoencoderKL, *, steps: int = STEPS) -> AttributeClassifier:
-    """Half of each batch passes through the autoencoder first, since that is what will be judged."""
+    """A quarter of each batch passes through the autoencoder first, since that is what will be judged."""
     torch.manual_seed(0)
     judge = AttributeClassifier()
     fit(

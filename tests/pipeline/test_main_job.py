@@ -94,8 +94,8 @@ def test_evaluate_and_register(run):
     for _ in range(2):  # registering twice is one version
         assert main(arguments("register", run)) == 0
     client = mlflow.MlflowClient(run["tracking"])
-    (version,) = client.search_model_versions("name = 'nasa-shapes'")
-    assert client.get_model_version_by_alias("nasa-shapes", "champion").version == version.version
+    (version,) = client.search_model_versions("name = 'nasa-tiny'")
+    assert client.get_model_version_by_alias("nasa-tiny", "champion").version == version.version
     assert version.tags["student_sha256"]
     downloaded = mlflow.artifacts.download_artifacts(artifact_uri=version.source)
     assert load_pipeline(Path(downloaded)).unet is not None
