@@ -1,0 +1,26 @@
+import pytest
+
+from datasets_prep.negatives import SCHEMA, contradicts, corpus
+
+
+def test_the_corpus_has_distinct_texts_by_weight_then_alphabet():
+    table = corpus(["ugly", "dark", "blurry", "dark", "ugly", "dark"])
+    assert table.schema == SCHEMA
+    assert table.to_pydict() == {"negative_prompt": ["dark", "ugly", "blurry"], "weight": [3, 2, 1]}
+    assert corpus(["b", "a", "c"])["negative_prompt"].to_pylist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative_prompt", "expected"),
+    [
+        ("a photo of a red circle", "red", True),
+        ("a photo of a Red circle", "blue, RED square", True),
+        ("a photo of a red circle", "blue", False),
+        ("a photo of a reddish circle", "red", False),
+        ("a photo on a white background", "bad photo, background", False),
+        ("a photo of a shape", "", False),
+        ("Ein Foto von Bäumen", "bäumen", True),
+    ],
+)
+def test_a_negative_contradicts_where_it_names_what_the_prompt_asks_for(prompt, negative_prompt, expected):
+    assert contradicts(prompt, negative_prompt) is expected

@@ -1,0 +1,158 @@
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from datasets_prep.shapes import (
+    COLOURS,
+    POSITIONS,
+    QUALITIES,
+    SHAPES,
+    SIZES,
+    Scene,
+    full_prompt,
+    is_held_out,
+    render,
+    sample_caption,
+    sample_scene,
+    sample_tags,
+)
+from datasets_prep.shapes.caption import COMMON_QUALITY_WORDS, QUALITY_WORDS
+from datasets_prep.shapes.prompts import (
+    NEVER_NEGATIVE,
+    PAIRS,
+    held_out_prompts,
+    quality_negative,
+    sample_negatives,
+    sample_prompts,
+)
+
+PLAIN = Scene("circle", "red", "blue", "medium", "in the centre")
+DRAWS = 1500
+
+
+def scenes(seed=0, **changes):
+    rng = np.random.default_rng(seed)
+    return [(replace(sample_scene(rng), **changes), rng) for _ in range(DRAWS)]
+
+
+def words(phrases, text):
+    return {phrase for phrase in phrases if re.search(rf"\b{phrase}\b", text)}
+
+
+def test_the_same_scene_gives_the_same_bytes():
+    scene = sample_scene(np.random.default_rng(3))
+    image = render(scene)
+    assert image.shape == (64, 64, 3)
+    assert image.dtype == np.uint8
+    assert render(scene).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("colour", [name for name in COLOURS if name != "blue"])
+def test_the_object_and_the_background_have_their_colours(shape, colour):
+    image = render(replace(PLAIN, shape=shape, colour=colour))
+    centre = "blue" if shape == "ring" else colour
+    assert tuple(image[32, 32]) == COLOURS[centre]
+    assert all(tuple(image[y, x]) == COLOURS["blue"] for y in (0, 63) for x in (0, 63))
+    assert (image == COLOURS[colour]).all(axis=-1).sum() > 100
+
+
+@pytest.mark.parametrize(("position", "offset"), POSITIONS.items())
+def test_the_object_is_at_its_position(position, offset):
+    rows, columns = np.nonzero((render(replace(PLAIN, position=position)) == COLOURS["red"]).all(axis=-1))
+    assert (columns.mean() - 31.5, rows.mean() - 31.5) == pytest.approx(offset, abs=0.6)
+
+
+def test_each_size_covers_more():
+    covered = [(render(replace(PLAIN, size=size)) == COLOURS["red"]).all(axis=-1).sum() for size in SIZES]
+    assert covered == sorted(set(covered))
+
+
+def test_shapes_and_qualities_look_different():
+    kinds = [replace(PLAIN, shape=shape) for shape in SHAPES]
+    kinds += [replace(PLAIN, quality=quality) for quality in QUALITIES[1:]]
+    assert len({render(scene).tobytes() for scene in kinds}) == len(kinds)
+    clean, dark = render(PLAIN), render(replace(PLAIN, quality="dark"))
+    assert dark.mean() < 0.5 * clean.mean()
+
+
+def test_held_out_scenes_are_apart_from_training_ones():
+    rng = np.random.default_rng(0)
+    key = lambda scene: (scene.shape, scene.colour, scene.background, scene.size)  # noqa: E731
+    trained = {key(sample_scene(rng)) for _ in range(DRAWS)}
+    held_out = {key(sample_scene(rng, held_out=True)) for _ in range(DRAWS)}
+    assert trained.isdisjoint(held_out)
+    assert len(held_out) > 50
+    assert is_held_out(replace(PLAIN, position="on the left", quality="dark")) == is_held_out(PLAIN)
+
+
+@pytest.mark.parametrize("make", [sample_caption, sample_tags])
+def test_captions_mention_only_what_is_there(make):
+    quality_words = {*COMMON_QUALITY_WORDS, *(word for both in QUALITY_WORDS.values() for word in both)}
+    for scene, rng in scenes():
+        text = make(scene, rng)
+        behind = re.findall(r"(\w+) background", text)
+        in_front = re.sub(r"\w+ background", "", text)
+        assert set(behind) <= {scene.background}
+        assert words(COLOURS, in_front) <= {scene.colour}
+        assert words(SHAPES, text) <= {scene.shape}
+        assert words(SIZES, text) <= {scene.size}
+        assert words(POSITIONS, text) <= {scene.position}
+        true = {*COMMON_QUALITY_WORDS, *QUALITY_WORDS[scene.quality]} if scene.quality != "clean" else set()
+        assert words(quality_words, text) <= true
+
+
+@pytest.mark.parametrize("quality", QUALITIES[1:])
+def test_degraded_captions_use_its_word_a_common_word_or_none(quality):
+    texts = [sample_caption(scene, rng) for scene, rng in scenes(quality=quality)]
+    own = sum(bool(words(QUALITY_WORDS[quality], text)) for text in texts) / DRAWS
+    common = sum(bool(words(COMMON_QUALITY_WORDS, text)) for text in texts) / DRAWS
+    assert own > 0.3
+    assert common > 0.15
+    assert own + common < 0.85
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"colour": "orange", "size": "small"}, "a photo of a small orange circle in the centre on a blue background"),
+        ({"background": "orange"}, "a photo of a medium red circle in the centre on an orange background"),
+    ],
+)
+def test_full_prompts(change, expected):
+    assert full_prompt(replace(PLAIN, **change)) == expected
+    assert full_prompt(replace(PLAIN, **change), position=False) == expected.replace(" in the centre", "")
+
+
+def test_articles_agree():
+    texts = [sample_caption(scene, rng) for scene, rng in scenes()]
+    assert any("an orange" in text for text in texts)
+    assert any(text.startswith("an ugly") for text in texts)
+    assert not any(re.search(r"\ba [aeiou]|\ban [^aeiou]|  ", text) for text in texts)
+
+
+def test_prompts_are_a_function_of_the_seed():
+    for sample in (sample_prompts, sample_negatives):
+        assert list(sample(50, 0)) == list(sample(50, 0)) != list(sample(50, 1))
+
+
+def test_training_s_negatives_never_name_what_is_kept_from_them():
+    texts = list(sample_negatives(DRAWS, 0))
+    assert len(texts) == DRAWS
+    assert not any(word in text for text in texts for word in NEVER_NEGATIVE)
+    assert {pair.value for pair in PAIRS if not pair.trained} == set(NEVER_NEGATIVE)
+    assert all(any(pair.value in text for text in texts) for pair in PAIRS if pair.trained)
+
+
+def test_held_out_prompts_are_distinct_and_held_out():
+    chosen = held_out_prompts(200, 7)
+    assert len({prompt for prompt, _ in chosen}) == 200
+    assert all(is_held_out(scene) for _, scene in chosen)
+    assert all(prompt in (full_prompt(scene), full_prompt(scene, position=False)) for prompt, scene in chosen)
+    assert held_out_prompts(200, 7) == chosen
+
+
+def test_the_ordinary_negative_names_every_bad_quality():
+    assert quality_negative() == "low quality, worst quality, blurry, grainy, dark"

@@ -1,0 +1,52 @@
+import pytest
+
+from jobs.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def _tracking_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "--recipe", "nope"], "recipe: 'nope' is not known; allowed: shapes"),
+        (["distill", "--recipe", "nope"], "recipe: 'nope' is not known; allowed: shapes"),
+        (["prepare", "--set", "train.batch_size=-1"], "train.batch_size: -1 is not allowed; allowed: a number above 0"),
+        (["prepare", "--prompts", "gone.txt"], "prompts.source: 'gone.txt' is no file"),
+        (["evaluate"], "no complete distill here (no manifest.json); run `python -m jobs distill` first"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert main([*arguments, "--run", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_prepare_says_what_it_made(tmp_path, capsys):
+    small = ["--set", "prompts.count=100", "--set", "prompts.negative_draws=50", "--set", "train.batch_size=8"]
+    assert main(["prepare", "--run", str(tmp_path), *small]) == 0
+    assert capsys.readouterr().out.startswith("prepared 100 prompts in 1 shards and ")
+    assert (tmp_path / "prompts" / "manifest.json").is_file()
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("prepare", "distill", "evaluate", "register", "train-shapes"))
+
+
+def test_an_interrupted_command_can_be_run_again(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.prepare.prepare", interrupt)
+    assert main(["prepare", "--run", str(tmp_path)]) == 130
+    assert "run the same command again" in capsys.readouterr().err

@@ -1,0 +1,276 @@
+"""One step of the method in float64, against the same arithmetic written out on plain diffusers models."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nasa.backbone import Diffusion, SteerableUNet, diffusion_of
+from nasa.distillation import Method, Texts, draw, lora_teacher_loss, student_loss
+from nasa.ema import update_ema
+from nasa.student import generate, generate_with_cfg
+from nasa.teachers import add_lora, frozen_teacher, lora_parameters
+from nasa.testing import reference_cross_attention, tiny_stable_diffusion
+
+REFERENCE_TOLERANCE = 1e-9  # float64, relative: x0 of an eps model is about 15 times its output
+TRACE_TOLERANCE = 1e-5
+BATCH, TOKENS, WIDTH = 3, 6, 16
+LORA = {"rank": 2, "scaling": 4, "targets": ("to_q", "to_v")}
+NASA_T = Method()
+SBV2 = Method(negative_on_student=False, negative_on_teacher=False)
+ALL_THREE = Method(negative_on_lora_teacher=True)
+
+
+class World:
+    """A student, its teachers with LoRA weights that are not zero, and the plain models that they came from."""
+
+    def __init__(self, prediction_type):
+        pipe = tiny_stable_diffusion(prediction_type=prediction_type)
+        self.diffusion = Diffusion(diffusion_of(pipe).alphas_cumprod.double(), prediction_type)
+        self.plain_teacher = pipe.unet.double().requires_grad_(False)
+        self.plain_student = deepcopy(self.plain_teacher).requires_grad_(True)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in self.plain_student.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        self.student = SteerableUNet(deepcopy(self.plain_student))
+        torch.manual_seed(2)
+        teacher = deepcopy(self.plain_teacher)
+        add_lora(teacher, **LORA)
+        self.teachers = SteerableUNet(teacher).double()
+        self.texts = Texts(*(torch.randn(n, TOKENS, WIDTH, generator=generator).double() for n in (BATCH, BATCH, 1)))
+
+    def fill_lora(self):
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in lora_parameters(self.teachers):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        return self
+
+    def draws(self, method=NASA_T, step=0, rank=0):
+        shared, own = torch.Generator().manual_seed(step), torch.Generator().manual_seed(1000 * step + rank)
+        drawn = draw(method, self.diffusion, (BATCH, 4, 4, 4), shared, own)
+        doubled = {name: getattr(drawn, name).double() for name in ("noise", "vsd_eps", "lora_eps")}
+        return replace(drawn, **doubled)
+
+    def student_loss(self, method=NASA_T, draws=None):
+        return student_loss(self.student, self.teachers, self.diffusion, method, self.texts, draws or self.draws())
+
+
+@pytest.fixture(params=["epsilon", "v_prediction"])
+def world(request):
+    return World(request.param).fill_lora()
+
+
+@pytest.fixture
+def eps_world():
+    return World("epsilon").fill_lora()
+
+
+class ReferenceProcessor:
+    def __init__(self, negative_BTD, scale):
+        self.negative_BTD, self.scale = negative_BTD, scale
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
+        scales = [self.scale] * hidden_states.shape[0]
+        return reference_cross_attention(attn, hidden_states, encoder_hidden_states, self.negative_BTD, scales)
+
+
+def call(unet, x_t, timestep_B, embeds, negative=None, scale=0.0):
+    before = dict(unet.attn_processors)
+    if negative is not None:
+        steered = ReferenceProcessor(negative, scale)
+        unet.set_attn_processor({n: steered if "attn2" in n else p for n, p in before.items()})
+    output = unet(x_t, timestep_B, embeds.expand(len(x_t), -1, -1)).sample
+    unet.set_attn_processor(before)
+    return output
+
+
+def merged_lora_teacher(world):
+    """A plain model with W + (scaling / rank) B A in place of each adapted weight."""
+    merged, adapted = deepcopy(world.plain_teacher), dict(world.teachers.unet.named_modules())
+    for name, layer in merged.named_modules():
+        if name.endswith(LORA["targets"]):
+            down, up = adapted[name].lora_A["default"].weight, adapted[name].lora_B["default"].weight
+            layer.weight.data += LORA["scaling"] / LORA["rank"] * (up @ down).detach()
+    return merged
+
+
+def reference_loss(world, method, draws):
+    """Eqs. 4 to 6 with sigma^2 weights, one sample's formula after the other."""
+    texts, abar, kind = world.texts, world.diffusion.alphas_cumprod, world.diffusion.prediction_type
+    last = torch.full((BATCH,), 999)
+    alpha, sigma = abar[999] ** 0.5, (1 - abar[999]) ** 0.5
+    negative = texts.negative_embeds if method.negative_on_student else None
+    output = call(world.plain_student, draws.noise, last, texts.prompt_embeds, negative, draws.scale)
+    x0 = (draws.noise - sigma * output) / alpha if kind == "epsilon" else alpha * draws.noise - sigma * output
+    t, k = draws.vsd_timestep_B, draws.guidance_scale
+    alpha, sigma = (a.reshape(BATCH, 1, 1, 1) for a in (abar[t] ** 0.5, (1 - abar[t]) ** 0.5))
+    x_t = (alpha * x0 + sigma * draws.vsd_eps).detach()
+
+    def eps(unet, with_negative):
+        away = call(unet, x_t, t, texts.negative_embeds if with_negative else texts.null_embeds)
+        towards = call(unet, x_t, t, texts.prompt_embeds)
+        if kind == "v_prediction":
+            away, towards = (alpha * v + sigma * x_t for v in (away, towards))
+        return (1 - k) * away + k * towards
+
+    psi = eps(world.plain_teacher, method.negative_on_teacher)
+    pi = eps(merged_lora_teacher(world), method.negative_on_lora_teacher)
+    gradient = sigma**2 * (psi - pi)
+    return 0.5 * (gradient**2).mean(), (x0 * gradient.detach()).sum() / x0.numel()
+
+
+@pytest.mark.parametrize("method", [NASA_T, SBV2, ALL_THREE, Method(negative_on_student=False)])
+def test_the_student_s_loss_and_gradient_match_the_reference(world, method):
+    draws = world.draws(method)
+    loss, surrogate = reference_loss(world, method, draws)
+    actual = world.student_loss(method, draws)
+    torch.testing.assert_close(actual.loss, loss, rtol=REFERENCE_TOLERANCE, atol=0)
+    torch.testing.assert_close(actual.gradient_rms, (2 * loss).sqrt(), rtol=REFERENCE_TOLERANCE, atol=0)
+    actual.loss.backward()
+    surrogate.backward()
+    for ours, reference in zip(world.student.parameters(), world.plain_student.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-7, atol=REFERENCE_TOLERANCE)
+
+
+def test_the_student_s_loss_leaves_the_teachers_without_gradient(world):
+    outcome = world.student_loss()
+    outcome.loss.backward()
+    assert any(parameter.grad.any() for parameter in world.student.parameters())
+    assert all(parameter.grad is None for parameter in world.teachers.parameters())
+    assert outcome.attached_x0.requires_grad
+    assert not outcome.x0.requires_grad
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_before_the_lora_teacher_learns_equal_conditions_give_no_gradient(prediction_type):
+    world = World(prediction_type)
+    assert not world.student_loss(SBV2).loss.item()
+    assert world.fill_lora().student_loss(SBV2).loss.item() > 0
+
+
+def test_each_row_of_table_5_changes_what_it_says(eps_world):
+    draws = eps_world.draws()
+    none, student, teacher, lora = (
+        eps_world.student_loss(Method(*switches), draws)
+        for switches in [(False,) * 3, (True, False, False), (False, True, False), (False, False, True)]
+    )
+    assert not torch.equal(student.x0, none.x0)
+    assert torch.equal(teacher.x0, none.x0)
+    assert torch.equal(lora.x0, none.x0)
+    assert len({outcome.loss.item() for outcome in (none, student, teacher, lora)}) == 4
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_the_frozen_teacher_is_bitwise_the_original_model(filled):
+    world = World("epsilon")
+    if filled:
+        world.fill_lora()
+    x_t, timestep_B, embeds = world.draws().noise, torch.tensor([5, 500, 999]), world.texts.prompt_embeds
+    flags = {name: parameter.requires_grad for name, parameter in world.teachers.named_parameters()}
+    expected = world.plain_teacher(x_t, timestep_B, embeds).sample
+    with frozen_teacher(world.teachers):
+        frozen = world.teachers(x_t, timestep_B, embeds)
+    assert torch.equal(frozen, expected)
+    assert not frozen.requires_grad
+    assert {name: parameter.requires_grad for name, parameter in world.teachers.named_parameters()} == flags
+    after = world.teachers(x_t, timestep_B, embeds)
+    assert torch.allclose(after, expected) is not filled
+    assert after.requires_grad
+
+
+def test_the_lora_teacher_returns_after_an_exception(eps_world):
+    x_t, timestep_B, embeds = eps_world.draws().noise, torch.tensor([5, 500, 999]), eps_world.texts.prompt_embeds
+    expected = eps_world.teachers(x_t, timestep_B, embeds)
+    with pytest.raises(KeyError, match="on purpose"), frozen_teacher(eps_world.teachers):
+        raise KeyError("on purpose")
+    assert torch.equal(eps_world.teachers(x_t, timestep_B, embeds), expected)
+
+
+@pytest.mark.parametrize("null_text", [False, True])
+def test_the_lora_teacher_s_loss_matches_the_reference(world, null_text):
+    draws, x0 = replace(world.draws(), null_text=null_text), world.draws(step=5).noise
+    texts, abar, t = world.texts, world.diffusion.alphas_cumprod, draws.lora_timestep_B
+    alpha, sigma = (a.reshape(BATCH, 1, 1, 1) for a in (abar[t] ** 0.5, (1 - abar[t]) ** 0.5))
+    embeds = texts.null_embeds if null_text else texts.prompt_embeds
+    output = call(merged_lora_teacher(world), alpha * x0 + sigma * draws.lora_eps, t, embeds)
+    wanted = draws.lora_eps if world.diffusion.prediction_type == "epsilon" else alpha * draws.lora_eps - sigma * x0
+    expected = (alpha**2 * (output - wanted) ** 2).mean()
+    actual = lora_teacher_loss(world.teachers, world.diffusion, texts, draws, x0)
+    torch.testing.assert_close(actual, expected, rtol=REFERENCE_TOLERANCE, atol=0)
+
+
+def test_the_lora_teacher_s_loss_reaches_the_adapters_alone(eps_world):
+    draws = eps_world.draws()
+    x0 = eps_world.student_loss(draws=draws).x0
+    lora_teacher_loss(eps_world.teachers, eps_world.diffusion, eps_world.texts, draws, x0).backward()
+    with_gradient = {name for name, p in eps_world.teachers.named_parameters() if p.grad is not None and p.grad.any()}
+    assert with_gradient == {name for name, _ in eps_world.teachers.named_parameters() if "lora_" in name}
+    assert all(parameter.grad is None for parameter in eps_world.student.parameters())
+
+
+def test_ranks_share_scale_guidance_and_null_text_but_no_noise(eps_world):
+    first, second = eps_world.draws(step=4, rank=0), eps_world.draws(step=4, rank=1)
+    shared = ("scale", "guidance_scale", "null_text")
+    assert [getattr(first, name) for name in shared] == [getattr(second, name) for name in shared]
+    for name in ("noise", "vsd_eps", "lora_eps", "lora_timestep_B"):
+        assert not torch.equal(getattr(first, name), getattr(second, name))
+    assert not torch.equal(first.noise, first.vsd_eps)
+    assert first.scale != eps_world.draws(step=5).scale
+
+
+def test_draws_cover_their_ranges(eps_world):
+    shared, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    method = Method(guidance_range=(0.5, 3.0), scale_range=(0.2, 0.8), null_text_probability=0.3)
+    many = [draw(method, eps_world.diffusion, (500, 1, 1, 1), shared, own) for _ in range(200)]
+    vsd, lora = (torch.cat([getattr(d, name) for d in many]) for name in ("vsd_timestep_B", "lora_timestep_B"))
+    assert (vsd.min(), vsd.max(), lora.min(), lora.max()) == (20, 979, 0, 999)
+    assert 0.2 <= min(d.scale for d in many) < 0.23 < 0.77 < max(d.scale for d in many) <= 0.8
+    assert 0.5 <= min(d.guidance_scale for d in many) < 0.6 < 2.9 < max(d.guidance_scale for d in many) <= 3.0
+    assert 0.2 < sum(d.null_text for d in many) / len(many) < 0.4
+
+
+def test_guidance_on_the_student_mixes_two_plain_images(world):
+    noise, texts, student = world.draws().noise, world.texts, world.student
+    towards = generate(student, world.diffusion, noise, texts.prompt_embeds)
+    away = generate(student, world.diffusion, noise, texts.negative_embeds)
+    mixed = generate_with_cfg(student, world.diffusion, noise, texts.prompt_embeds, texts.negative_embeds, 2.0)
+    torch.testing.assert_close(mixed, 2 * towards - away)
+
+
+def test_ema_forgets_its_start_first_quickly_then_at_its_decay():
+    ema, current = [torch.zeros(1)], [torch.ones(1)]
+    update_ema(ema, current, decay=0.9, step=0)
+    torch.testing.assert_close(ema[0], torch.tensor([0.9]))
+    update_ema(ema, [torch.zeros(1)], decay=0.9, step=10_000)
+    torch.testing.assert_close(ema[0], torch.tensor([0.81]))
+
+
+# Losses of the student and of the LoRA teacher over three steps; a change of the code that means no change of the
+# method leaves them as they are.
+TRACE = {
+    "epsilon": [0.0025796418, 0.21556517, 0.0019256196, 0.40504775, 1.4178721e-05, 0.63530874],
+    "v_prediction": [0.008850588, 0.063784216, 0.0012673672, 0.26250462, 0.0010480184, 0.46352169],
+}
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_recorded_trace(prediction_type):
+    world = World(prediction_type).fill_lora()
+    student = torch.optim.AdamW(world.student.parameters(), lr=1e-3, weight_decay=0)
+    lora = torch.optim.AdamW(lora_parameters(world.teachers), lr=1e-2, weight_decay=0)
+    losses = []
+    for step in range(3):
+        draws = world.draws(step=step)
+        outcome = world.student_loss(draws=draws)
+        student.zero_grad()
+        outcome.loss.backward()
+        student.step()
+        lora_loss = lora_teacher_loss(world.teachers, world.diffusion, world.texts, draws, outcome.x0)
+        lora.zero_grad()
+        lora_loss.backward()
+        lora.step()
+        losses += [outcome.loss.item(), lora_loss.item()]
+    assert losses == pytest.approx(TRACE[prediction_type], rel=TRACE_TOLERANCE)

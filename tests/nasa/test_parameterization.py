@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from nasa.backbone import Diffusion
+from nasa.parameterization import (
+    PREDICTION_TYPES,
+    add_noise,
+    alpha_sigma,
+    last_timestep,
+    target,
+    to_eps,
+    to_x0,
+)
+
+FLOAT64_TOLERANCE = 1e-12
+ALPHAS_CUMPROD = torch.linspace(0.999, 0.005, 1000, dtype=torch.float64)
+
+
+@pytest.fixture
+def noised():
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 4, 3, 5, 5, generator=generator, dtype=torch.float64)
+    alpha, sigma = alpha_sigma(ALPHAS_CUMPROD, torch.tensor([0, 300, 700, 999]))
+    return x0, eps, alpha, sigma
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_perfect_output_gives_back_x0_and_eps(noised, prediction_type):
+    x0, eps, alpha, sigma = noised
+    x_t = add_noise(x0, eps, alpha, sigma)
+    output = target(x0, eps, alpha, sigma, prediction_type)
+    for convert, expected in ((to_x0, x0), (to_eps, eps)):
+        actual = convert(output, x_t, alpha, sigma, prediction_type)
+        torch.testing.assert_close(actual, expected, atol=FLOAT64_TOLERANCE, rtol=0)
+
+
+def test_targets_by_definition(noised):
+    x0, eps, alpha, sigma = noised
+    assert torch.equal(target(x0, eps, alpha, sigma, "epsilon"), eps)
+    assert torch.equal(target(x0, eps, alpha, sigma, "sample"), x0)
+    torch.testing.assert_close(target(x0, eps, alpha, sigma, "v_prediction"), alpha * eps - sigma * x0)
+
+
+def test_alpha_and_sigma_of_each_sample():
+    alpha, sigma = alpha_sigma(ALPHAS_CUMPROD, torch.tensor([3, 900]))
+    assert alpha.shape == sigma.shape == (2, 1, 1, 1)
+    torch.testing.assert_close(alpha.flatten() ** 2, ALPHAS_CUMPROD[[3, 900]])
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha))
+
+
+def test_the_last_timestep():
+    assert last_timestep(ALPHAS_CUMPROD, 3).tolist() == [999, 999, 999]
+
+
+@pytest.mark.parametrize("convert", [target, to_x0, to_eps])
+def test_an_unknown_type_is_named(noised, convert):
+    with pytest.raises(
+        ValueError, match="prediction_type: 'flow' is not known; allowed: epsilon, v_prediction, sample"
+    ):
+        convert(*noised, "flow")
+
+
+def test_diffusion_refuses_an_unknown_type():
+    with pytest.raises(ValueError, match="prediction_type: 'flow' is not known"):
+        Diffusion(ALPHAS_CUMPROD, "flow")

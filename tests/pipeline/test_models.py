@@ -1,0 +1,91 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from nasa.backbone import SteerableUNet
+from nasa.student import generate
+from nasa.testing import tiny_stable_diffusion
+from pipeline import models
+from pipeline.errors import UserError
+
+ONE_STEP_TOLERANCE = 1e-4  # float32; x0 is of the order of 30
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def teacher(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / request.param
+    tiny_stable_diffusion(prediction_type=request.param).save_pretrained(folder)
+    return folder
+
+
+def test_the_saved_student_generates_in_one_step_of_an_ordinary_pipeline(teacher, tmp_path):
+    model = models.load(teacher)
+    weights = {name: value + 0.01 for name, value in model.unet.state_dict().items()}
+    digest = models.save_student(teacher, weights, tmp_path / "student")
+    assert models.save_student(teacher, weights, tmp_path / "again") == digest
+    pipe = models.load_pipeline(tmp_path / "student")
+    noise = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    prompts = ["a red star", "a ring"]
+    actual = pipe(prompts, num_inference_steps=1, guidance_scale=0, latents=noise, output_type="latent").images
+    model.unet.load_state_dict(weights)
+    with torch.no_grad():
+        expected = generate(SteerableUNet(model.unet), model.diffusion, noise, model.encode(prompts))
+    torch.testing.assert_close(actual, expected, atol=ONE_STEP_TOLERANCE, rtol=0)
+
+
+def test_other_weights_have_another_hash(tiny_teacher, tmp_path):
+    weights = models.load(tiny_teacher).unet.state_dict()
+    first = models.save_student(tiny_teacher, weights, tmp_path / "first")
+    weights["conv_in.bias"] = weights["conv_in.bias"] + 1
+    assert models.save_student(tiny_teacher, weights, tmp_path / "second") != first
+
+
+def test_a_loaded_teacher_is_frozen_and_knows_its_latents(tiny_teacher):
+    model = models.load(models.teacher_folder(str(tiny_teacher)))
+    assert model.latent_shape == (4, 4, 4)
+    assert not any(p.requires_grad for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters())
+    assert not model.unet.training
+
+
+def break_index(folder):
+    (folder / "model_index.json").write_text("{")
+
+
+def drop_part(folder):
+    shutil.rmtree(folder / "vae")
+
+
+def drop_part_from_index(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["unet"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, 'is no teacher \\(no model_index.json\\); allowed: a folder, or "shapes"'),
+        (lambda folder: (folder / "model_index.json").unlink(), "is no teacher \\(no model_index.json\\)"),
+        (break_index, "model_index.json is not valid JSON"),
+        (drop_part, "lacks vae; allowed: a Stable Diffusion folder"),
+        (drop_part_from_index, "lacks unet; allowed: a Stable Diffusion folder"),
+    ],
+)
+def test_a_folder_that_is_no_teacher_is_refused(tiny_teacher, tmp_path, damage, message):
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_teacher, folder)
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        models.teacher_folder(str(folder))
+    assert str(caught.value).startswith("teacher: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_weights_are_named(tiny_teacher, tmp_path):
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_teacher, folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"none")
+    with pytest.raises(UserError, match="cannot be loaded: "):
+        models.load(models.teacher_folder(str(folder)))

@@ -1,0 +1,124 @@
+import os
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipeline.errors import UserError
+from pipeline.storage import Folder
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="runs")
+    yield "s3://runs"
+    for entry in client.list_objects_v2(Bucket="runs").get("Contents", []):
+        client.delete_object(Bucket="runs", Key=entry["Key"])
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    if request.param == "local":
+        return Folder.of(tmp_path / "run")
+    return Folder.of(request.getfixturevalue("bucket") + "/run/")
+
+
+def make_tree(root, **files):
+    for name, content in files.items():
+        file = root / name.replace("__", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return root
+
+
+def tree(root):
+    return {file.relative_to(root).as_posix(): file.read_text() for file in root.rglob("*") if file.is_file()}
+
+
+def test_what_is_written_is_read_back(folder):
+    assert not folder.has("a.txt")
+    folder.write("a.txt", b"one")
+    folder.write("a.txt", b"two")
+    (folder / "deep" / "er").write("b.txt", b"")
+    assert folder.has("a.txt")
+    assert folder.read("a.txt") == b"two"
+    assert (folder / "deep").read("er/b.txt") == b""
+    assert not folder.has("deep")
+
+
+def test_a_missing_file_is_named(folder):
+    with pytest.raises(UserError, match=r"run/gone.txt: no such file"):
+        folder.read("gone.txt")
+
+
+def test_an_uploaded_folder_comes_back(folder, tmp_path):
+    source = make_tree(tmp_path / "source", a="1", unet__weights="2")
+    (folder / "student").upload(source)
+    assert tree((folder / "student").local_copy(tmp_path / "scratch")) == {"a": "1", "unet/weights": "2"}
+
+
+def test_local_paths_become_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert Folder.of("runs/demo").uri == f"{tmp_path}/runs/demo"
+    assert Folder.of("~/runs").uri == f"{Path.home()}/runs"
+    assert Folder.of("runs").local_copy(tmp_path / "unused") == tmp_path / "runs"
+
+
+def test_a_failed_local_write_leaves_the_old_content(tmp_path, monkeypatch):
+    folder = Folder.of(tmp_path)
+    folder.write("a.txt", b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match=r"a.txt: cannot be written: No space left on device"):
+        folder.write("a.txt", b"new")
+    assert tree(tmp_path) == {"a.txt": "old"}
+
+
+def test_a_local_upload_replaces_the_folder_as_a_whole(tmp_path):
+    target = Folder.of(tmp_path / "target")
+    target.upload(make_tree(tmp_path / "first", a="1", b="1"))
+    target.upload(make_tree(tmp_path / "second", b="2", c="2"))
+    assert tree(tmp_path / "target") == {"b": "2", "c": "2"}
+
+
+def test_a_failed_local_upload_leaves_the_old_content(tmp_path):
+    target = Folder.of(tmp_path / "target")
+    target.upload(make_tree(tmp_path / "first", a="1"))
+    with pytest.raises(UserError, match="target: cannot be written"):
+        target.upload(tmp_path / "gone")
+    assert tree(tmp_path / "target") == {"a": "1"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "target"]
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = Folder.of(tmp_path / "file") / "prompts"
+    with pytest.raises(UserError, match=r"prompts/a.txt: cannot be written"):
+        folder.write("a.txt", b"")
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket):
+    with pytest.raises(UserError, match=r"s3://elsewhere/run/a.txt: cannot be written"):
+        Folder.of("s3://elsewhere/run").write("a.txt", b"")
+
+
+def test_a_missing_s3_folder_is_named(bucket, tmp_path):
+    with pytest.raises(UserError, match="s3://runs/gone: no such folder"):
+        Folder.of(f"{bucket}/gone").local_copy(tmp_path)
