@@ -1,4 +1,4 @@
-"""One step of NASA-T (and of SBv2*, its special case): METHOD in the order of the paper's section 5.3.
+"""One step of NASA-T (section 5.3 of arXiv 2412.02687), and of SBv2*, its special case.
 
 All randomness of a step is in `Draws`; the losses are deterministic functions of it.
 """

@@ -29,10 +29,11 @@ def read(folder: Folder, kind: str) -> dict[str, Any]:
         raise UserError(f"{folder.uri}: no complete {kind} here (no {NAME}); run `python -m jobs {kind}` first")
     try:
         record: dict[str, Any] = json.loads(folder.read(NAME))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder.uri}/{NAME}: not valid JSON: {error}") from error
-    if record.get("kind") != kind:
-        raise UserError(f"{folder.uri}: holds {record.get('kind')!r}; allowed: {kind!r}")
+    found = record.get("kind") if isinstance(record, dict) else type(record).__name__
+    if found != kind:
+        raise UserError(f"{folder.uri}: holds {found!r}; allowed: {kind!r}")
     return record
 
 

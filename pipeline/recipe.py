@@ -1,6 +1,7 @@
 """Recipes: one typed, frozen recipe is one run. Read from TOML, overridden by `--set section.field=value`."""
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -18,7 +19,7 @@ RECIPES = Path(__file__).parent / "recipes"
 EMBEDDED = "shapes"  # the teacher, the prompts and the judges that come with the project
 
 Check = tuple[Callable[[Any], bool], str]
-POSITIVE: Check = (lambda value: value > 0, "a number above 0")
+POSITIVE: Check = (lambda value: 0 < value < math.inf, "a number above 0")
 POSITIVES: Check = (lambda value: bool(value) and min(value) > 0, "one or more numbers above 0")
 NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
 SHARE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")

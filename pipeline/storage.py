@@ -82,7 +82,7 @@ class Folder:
     def upload(self, local: Path) -> None:
         """Copy a local folder's content into this one; a local target is replaced as a whole."""
         if not self.is_local:
-            fs.copy_files(str(local), self.path, destination_filesystem=self.filesystem)
+            self._upload_objects(local)
             return
         partial = Path(f"{self.path}.{uuid.uuid4().hex}.partial")
         try:
@@ -92,6 +92,14 @@ class Folder:
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def _upload_objects(self, local: Path) -> None:
+        try:
+            if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+                self.filesystem.delete_dir_contents(self.path)
+            fs.copy_files(str(local), self.path, destination_filesystem=self.filesystem)
+        except OSError as error:
+            raise UserError(f"{self.uri}: cannot be written: {error}") from error
 
     def local_copy(self, scratch: Path) -> Path:
         """This folder if it is local, else a copy of it under `scratch`."""

@@ -129,7 +129,7 @@ class Trainer:
 
     def _update_ema(self, step: int) -> None:
         if self.rank == 0:
-            update_ema(self.ema.values(), self._student_weights().values(), self.recipe.student.ema_decay, step)
+            update_ema(self.ema, self._student_weights(), self.recipe.student.ema_decay, step)
 
     def checkpoint(self, step: int, metrics: dict[str, float]) -> None:
         """Every rank gives its part; Ray Train merges the parts and makes the whole visible at once."""

@@ -91,11 +91,12 @@ def test_a_failed_local_write_leaves_the_old_content(tmp_path, monkeypatch):
     assert tree(tmp_path) == {"a.txt": "old"}
 
 
-def test_a_local_upload_replaces_the_folder_as_a_whole(tmp_path):
-    target = Folder.of(tmp_path / "target")
-    target.upload(make_tree(tmp_path / "first", a="1", b="1"))
-    target.upload(make_tree(tmp_path / "second", b="2", c="2"))
-    assert tree(tmp_path / "target") == {"b": "2", "c": "2"}
+def test_an_upload_replaces_the_folder_as_a_whole(folder, tmp_path):
+    target = folder / "student"
+    target.upload(make_tree(tmp_path / "old", kept="1", stale__part="1"))
+    target.upload(make_tree(tmp_path / "new", kept="2"))
+    assert target.read("kept") == b"2"
+    assert not target.has("stale/part")
 
 
 def test_a_failed_local_upload_leaves_the_old_content(tmp_path):

@@ -1,0 +1,40 @@
+import pytest
+
+from pipeline import manifest
+from pipeline.errors import UserError
+from pipeline.storage import Folder
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    folder = Folder.of(tmp_path)
+    manifest.write(folder, "prepare", rows=3)
+    assert manifest.read(folder, "prepare")["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no complete distill here"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[1]", "holds 'list'; allowed: 'distill'"),
+        (b'{"kind": "prepare"}', "holds 'prepare'; allowed: 'distill'"),
+    ],
+)
+def test_a_folder_that_is_not_one_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / manifest.NAME).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        manifest.read(Folder.of(tmp_path), "distill")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_s_hash_sees_names_and_contents(tmp_path):
+    hashes = set()
+    for name, content in (("a", "1"), ("a", "2"), ("b", "2")):
+        folder = tmp_path / f"{name}{content}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        hashes.add(manifest.folder_hash(folder))
+        assert manifest.folder_hash(folder) in hashes
+    assert len(hashes) == 3
