@@ -160,8 +160,8 @@ def _exclusion_pictures(
     student: Sampler, judge: AttributeJudge, ways: Sequence[Way], seeds: Sequence[int]
 ) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
     """The first seeds that show each pair's attribute, in every way, side by side."""
-    chosen = [(pair, seed) for pair in PAIRS for seed in exclusion.showing(student, judge, pair, seeds[:96])[:2]]
-    chosen = chosen[: 2 * SHEET_COLUMNS : 2] + chosen[1 : 2 * SHEET_COLUMNS : 2]
+    found = [(pair, exclusion.showing(student, judge, pair, seeds[:96])) for pair in PAIRS]
+    chosen = [(pair, shown[turn]) for turn in range(2) for pair, shown in found if turn < len(shown)]
     chosen = chosen[:SHEET_COLUMNS]
     texts, away = [pair.prompt for pair, _ in chosen], [pair.negative_prompt for pair, _ in chosen]
     picked = [seed for _, seed in chosen]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from nasa.backbone import tokenize
 from pipeline.shapes.fit import fit
 from pipeline.shapes.samples import draw
 from pipeline.shapes.text import MAX_LENGTH
@@ -40,13 +41,6 @@ def train(work: Path, tokenizer: CLIPTokenizer, *, steps: int = STEPS) -> CLIPMo
         state_file=work / "clip.pt",
     )
     return clip
-
-
-def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Token ids int64 [B, 24], padded and truncated as Stable Diffusion pads and truncates."""
-    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
-    ids: Tensor = encoded.input_ids
-    return ids
 
 
 def _loss(clip: CLIPModel, tokenizer: CLIPTokenizer, step: int) -> Tensor:

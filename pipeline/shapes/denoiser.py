@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from datasets_prep.shapes import sample_caption
+from nasa.backbone import tokenize
 from nasa.parameterization import add_noise, alpha_sigma, target
-from pipeline.shapes.clip import WIDTH, tokenize
+from pipeline.shapes.clip import WIDTH
 from pipeline.shapes.fit import fit
 from pipeline.shapes.samples import Samples, draw
 
@@ -64,8 +66,6 @@ def train(
 def _loss(
     model: nn.ModuleDict, tokenizer: CLIPTokenizer, latents: Tensor, pool: Samples, alphas_cumprod: Tensor, step: int
 ) -> Tensor:
-    import numpy as np
-
     rng = np.random.default_rng((3, 1, step))
     rows = rng.integers(0, len(latents), size=BATCH)
     captions = [sample_caption(pool.scenes[row], rng) for row in rows]
