@@ -9,10 +9,10 @@ from datasets_prep.shapes.scene import COLOURS, POSITIONS, SIZES, Scene
 
 IMAGE_SIZE = 64
 _OVERSAMPLING = 4
-_GRAIN_PERIOD = 8  # the grain repeats every 8 pixels: what an autoencoder of factor 8 can carry
-_GRAIN_STRENGTH = 30.0
+_GRAIN_SIZE = 8  # pixels: an autoencoder of factor 8 draws one value a latent, not a texture within it
+_GRAIN_STRENGTH = 24.0
 _DARKNESS = 0.38
-_BLUR_RADIUS = 2.2
+_BLUR_RADIUS = 3.0
 
 Point = tuple[float, float]
 
@@ -76,8 +76,6 @@ def _degrade(image: np.ndarray, quality: str) -> np.ndarray:
 
 
 def _grain() -> np.ndarray:
-    """Zero-mean speckle, [64, 64] in grey levels: one fixed tile, repeated."""
-    tile = np.random.default_rng(7).choice((-1.0, 1.0), size=(_GRAIN_PERIOD, _GRAIN_PERIOD))
-    tile -= tile.mean()
-    repeats = IMAGE_SIZE // _GRAIN_PERIOD
-    return np.tile(_GRAIN_STRENGTH * tile, (repeats, repeats))
+    """Coarse speckle of zero mean, [64, 64] in grey levels: squares lighter and darker in turn."""
+    turns = np.indices((IMAGE_SIZE // _GRAIN_SIZE,) * 2).sum(axis=0) % 2
+    return np.kron(_GRAIN_STRENGTH * (1 - 2.0 * turns), np.ones((_GRAIN_SIZE, _GRAIN_SIZE)))

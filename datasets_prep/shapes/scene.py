@@ -16,13 +16,13 @@ COLOURS = {  # sRGB, 0..255
     "purple": (142, 56, 176),
     "white": (244, 244, 244),
 }
-SIZES = {"small": 12.0, "medium": 15.5, "large": 20.0}  # radius of the enclosing circle, pixels
+SIZES = {"small": 13.0, "medium": 17.0, "large": 21.5}  # radius of the enclosing circle, pixels
 POSITIONS = {  # offset of the object's centre from the image's, pixels (right, down)
     "in the centre": (0, 0),
-    "on the left": (-10, 0),
-    "on the right": (10, 0),
-    "at the top": (0, -10),
-    "at the bottom": (0, 10),
+    "on the left": (-9, 0),
+    "on the right": (9, 0),
+    "at the top": (0, -9),
+    "at the bottom": (0, 9),
 }
 QUALITIES = ("clean", "blurry", "grainy", "dark")
 DEGRADED_SHARE = 0.45

@@ -10,13 +10,13 @@ from torch import Tensor
 from pipeline.shapes.fit import fit
 from pipeline.shapes.samples import draw
 
-STEPS, BATCH, LEARNING_RATE = 8000, 24, 2e-3
+STEPS, BATCH, LEARNING_RATE = 3000, 12, 4e-3
 KL_WEIGHT = 2e-4
 
 
 def build() -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(16, 32, 48, 64),
+        block_out_channels=(8, 16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,

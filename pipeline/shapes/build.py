@@ -10,6 +10,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from datasets_prep.shapes.prompts import held_out_prompts
+from pipeline import models
+from pipeline.judges import AttributeJudge
+from pipeline.recipe import Evaluation
+from pipeline.sampling import Sampler, Way
 from pipeline.shapes import autoencoder, classifier, clip, denoiser
 from pipeline.shapes.samples import LABELS, Samples, draw
 from pipeline.shapes.text import build_tokenizer
@@ -28,7 +33,7 @@ def build(work: Path, out: Path, threads: int) -> None:
     model = denoiser.train(work, vae, CLIPTextModel.from_pretrained(work / "clip"), tokenizer)
     judge = classifier.train(work, vae)
     _export(out, tokenizer, towers, vae, model, judge)
-    figures = judge_figures(judge, vae)
+    figures = {**judge_figures(judge, vae), "teacher": teacher_figures(out / "teacher", judge)}
     (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 
@@ -59,6 +64,15 @@ def _export(
     tokenizer.save_pretrained(out / "clip")
     save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, out / "judge.safetensors")
     pipe.to(torch.float32)
+    _forget_where_it_was_made(out)
+
+
+def _forget_where_it_was_made(out: Path) -> None:
+    """diffusers writes the folder that a part was loaded from into its configuration."""
+    for file in out.rglob("*.json"):
+        values = json.loads(file.read_text())
+        if isinstance(values, dict) and values.pop("_name_or_path", None):
+            file.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def judge_figures(judge: classifier.AttributeClassifier, vae: AutoencoderKL) -> dict[str, dict[str, float]]:
@@ -71,6 +85,20 @@ def judge_figures(judge: classifier.AttributeClassifier, vae: AutoencoderKL) -> 
         "renders": _accuracy(judge, samples, samples.images, torch.ones_like(clean)),
         "clean_reconstructions": _accuracy(judge, samples, rebuilt, clean),
         "reconstructions": _accuracy(judge, samples, rebuilt, torch.ones_like(clean)),
+    }
+
+
+def teacher_figures(folder: Path, judge: classifier.AttributeClassifier) -> dict[str, float]:
+    """Share of right attributes on held-out prompts, in as many steps and with as much guidance as an evaluation."""
+    options = Evaluation()
+    prompts = held_out_prompts(options.prompts, options.seed)
+    way = Way("steps", options.teacher_guidance, options.teacher_steps)
+    seeds = range(options.seed, options.seed + len(prompts))
+    images = Sampler(models.load(folder)).images(way, [text for text, _ in prompts], seeds)
+    pairs = list(zip(AttributeJudge(judge).attributes(images), (scene for _, scene in prompts), strict=True))
+    return {
+        name: round(sum(found[name] == getattr(scene, name) for found, scene in pairs) / len(pairs), 4)
+        for name in ("shape", "colour", "background")
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.shapes.fit import fit
 from pipeline.shapes.samples import LABELS, draw
 
-STEPS, BATCH, LEARNING_RATE = 1500, 96, 2e-3
+STEPS, BATCH, LEARNING_RATE = 800, 96, 2e-3
 _WIDTHS = (16, 32, 64, 96)
 
 

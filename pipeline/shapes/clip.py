@@ -11,7 +11,7 @@ from pipeline.shapes.fit import fit
 from pipeline.shapes.samples import draw
 from pipeline.shapes.text import MAX_LENGTH
 
-STEPS, BATCH, LEARNING_RATE = 2000, 128, 1e-3
+STEPS, BATCH, LEARNING_RATE = 800, 128, 2e-3
 WIDTH = 96
 
 

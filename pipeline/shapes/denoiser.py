@@ -16,15 +16,15 @@ from pipeline.shapes.clip import WIDTH
 from pipeline.shapes.fit import fit
 from pipeline.shapes.samples import Samples, draw
 
-STEPS, BATCH, LEARNING_RATE = 5000, 64, 1e-3
+STEPS, BATCH, LEARNING_RATE = 3000, 64, 4e-3
 NULL_TEXT_SHARE = 0.1
-POOL, POOL_CHUNK = 24_576, 64
+POOL, POOL_CHUNK = 16_384, 64
 
 
 def build_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(64, 128),
+        block_out_channels=(48, 96),
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         layers_per_block=1,

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pipeline.shapes.muon import Muon
+
 WARMUP_STEPS = 100
 EMA_DECAY = 0.999
 
@@ -23,29 +25,38 @@ def fit(
 ) -> None:
     """Minimise `loss_of(step)` over the model's parameters; leave their moving average in the model.
 
-    Cosine decay to zero after a linear warm-up; AdamW; gradient norm clipped to 1. `loss_of` must
-    draw its batch from the step alone, so that a run continued from `state_file` is the same run.
+    Cosine decay to zero after a linear warm-up; Muon for matrices, AdamW for the rest; gradient norm
+    clipped to 1. `loss_of` must draw its batch from the step alone, so that a run continued from
+    `state_file` is the same run.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizers = _optimizers(model, learning_rate)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_warm_ema())
-    first = _resume(state_file, model, optimizer, average)
+    first = _resume(state_file, model, optimizers, average)
     started, recent = time.monotonic(), 0.0
     for step in range(first, steps):
-        optimizer.param_groups[0]["lr"] = learning_rate * _schedule(step, steps)
-        optimizer.zero_grad(set_to_none=True)
         loss = loss_of(step)
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate * _schedule(step, steps)
+            optimizer.step()
         average.update_parameters(model)
         recent = loss.item() if step == first else 0.98 * recent + 0.02 * loss.item()
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            _save(state_file, step + 1, model, optimizer, average)
+            _save(state_file, step + 1, model, optimizers, average)
             pace = (time.monotonic() - started) / (step + 1 - first)
             left = pace * (steps - step - 1) / 60
             print(f"{state_file.stem}: step {step + 1}/{steps}, loss {recent:.4f}, {left:.0f} min left", flush=True)
     model.load_state_dict(average.module.state_dict())
     model.eval()
+
+
+def _optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in tables]
+    rest = [p for p in model.parameters() if p.ndim < 2 or id(p) in tables]
+    return [Muon(matrices, learning_rate), torch.optim.AdamW(rest, learning_rate, betas=(0.9, 0.99))]
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -64,20 +75,23 @@ def _warm_ema() -> Callable[..., None]:
     return update
 
 
-def _save(file: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module) -> None:
+def _save(file: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], average: nn.Module) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    state = {"step": step, "model": model, "optimizer": optimizer, "average": average}
-    torch.save({key: value if key == "step" else value.state_dict() for key, value in state.items()}, partial)
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save(
+        {"step": step, "model": model.state_dict(), "optimizers": states, "average": average.state_dict()}, partial
+    )
     partial.replace(file)
 
 
-def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module) -> int:
+def _resume(file: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], average: nn.Module) -> int:
     if not file.exists():
         return 0
     state = torch.load(file, weights_only=True)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     average.load_state_dict(state["average"])
     print(f"{file.stem}: continuing from step {state['step']}", flush=True)
     return int(state["step"])
