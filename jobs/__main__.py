@@ -4,13 +4,13 @@ import argparse
 import sys
 
 from jobs import distill, evaluate, prepare, register, train_shapes
-from pipeline.errors import UserError
+from pipeline.errors import TrainingError, UserError
 
 COMMANDS = (prepare, distill, evaluate, register, train_shapes)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and say a user's mistake in one line; exit code 2 for a mistake, 130 for Ctrl-C."""
+    """Parse and run; a failure is one line. Exit code 2 for a user's mistake, 1 for failed training, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     for module in COMMANDS:
@@ -24,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130

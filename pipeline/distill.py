@@ -6,20 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
+from torch import nn
 
 from pipeline import manifest, models, prompts, tracking
-from pipeline.errors import UserError
+from pipeline.errors import TrainingError, UserError
 from pipeline.judges import clip_folder
 from pipeline.progress import progress_bar
-from pipeline.recipe import Recipe, dump
+from pipeline.recipe import Recipe, dump, parse
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training import EMA_FILE, Setup, train_loop
 
 RUN_FILE = "run.json"
+FAILURE_FILE = "failure.txt"
 TRAIN_NAME = "train"
 
 
@@ -35,9 +37,9 @@ def distill(
     if folder.has(manifest.NAME):
         return manifest.read(folder, "distill")
     record = prompts.check(prompt_folder)
-    _check_batch(recipe, record)
+    _check_prompts(recipe, record)
     teacher = models.teacher_folder(recipe.teacher)
-    models.load(teacher)
+    _check_lora(recipe, models.load(teacher))
     if recipe.train.clip_weight:
         clip_folder(recipe.train.clip_model)
     mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
@@ -47,12 +49,30 @@ def distill(
     return _finish(recipe, folder, record, teacher, setup, result)
 
 
-def _check_batch(recipe: Recipe, record: dict[str, Any]) -> None:
+def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
+    """They are the recipe's, and fill one batch."""
+    prepared = asdict(parse(record["recipe"]).prompts)
+    for name, value in asdict(recipe.prompts).items():
+        if name != "avoid_contradictions" and prepared[name] != value:
+            raise UserError(
+                f"prompts.{name}: {value!r} here, but `prepare` was given {prepared[name]!r}; "
+                "give both the same, or prepare another --run"
+            )
     if record["prompts"] < recipe.global_batch:
         raise UserError(
             f"train.batch_size: {recipe.train.batch_size} x {recipe.train.workers} workers is more than the "
             f"{record['prompts']} prompts prepared"
         )
+
+
+def _check_lora(recipe: Recipe, teacher: models.TextToImage) -> None:
+    layers = [name for name, layer in teacher.unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for target in recipe.lora_teacher.targets:
+        if not any(name.endswith(f".{target}") for name in layers):
+            raise UserError(
+                f"lora_teacher.targets: {target!r} is no layer of the teacher; "
+                "allowed: ends of its layers' names, such as to_q, to_k, to_v, to_out.0"
+            )
 
 
 def _mlflow_run(recipe: Recipe, folder: Folder, tracking_uri: str) -> str:
@@ -96,7 +116,21 @@ def _fit(
         datasets={prompts.DATASET: lambda: prompts.dataset(prompt_folder, record)},
         dataset_config=prompts.data_config(),
     )
-    return trainer.fit()
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        folder.write(FAILURE_FILE, str(error).encode())
+        raise TrainingError(
+            f"training stopped: {_cause(error)}; the traceback is in {folder.uri}/{FAILURE_FILE}; "
+            "run the same command again to continue from the last checkpoint"
+        ) from error
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """The last line of the first failed worker's traceback, or of the controller's."""
+    workers = getattr(error, "worker_failures", {})
+    text = str(workers[min(workers)]) if workers else str(error)
+    return text.strip().splitlines()[-1]
 
 
 def _finish(

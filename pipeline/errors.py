@@ -1,5 +1,9 @@
-"""What a user did wrong, in one line."""
+"""What ends a command early, in one line: a user's mistake, or training that stopped."""
 
 
 class UserError(ValueError):
     """A mistake in a recipe, a folder or a file: the field, the value and what is allowed."""
+
+
+class TrainingError(RuntimeError):
+    """Training failed more often than the recipe's `train.max_failures` allows; its checkpoints are kept."""

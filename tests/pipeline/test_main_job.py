@@ -11,6 +11,8 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from ray.train import WorkerGroupError
+from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from jobs.__main__ import main
@@ -109,6 +111,38 @@ def test_another_recipe_in_the_same_folder_is_refused(run, tmp_path, tiny_teache
     (Path(other["folder"]) / "distilled/run.json").write_bytes(begun.read_bytes())
     assert main(arguments("distill", other, "--set", "train.steps=7")) == 2
     assert "begun with another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lora_teacher.targets=['to_q', 'to_x']", "lora_teacher.targets: 'to_x' is no layer of the teacher"),
+        ("prompts.count=7", "prompts.count: 7 here, but `prepare` was given 24000"),
+        ("train.batch_size=99", "train.batch_size: 99 x 2 workers is more than the 20 prompts prepared"),
+    ],
+)
+def test_what_does_not_fit_the_prepared_run_is_refused(run, tmp_path, tiny_teacher, capsys, override, message):
+    other = new_run(tmp_path, tiny_teacher) | {"prompts": run["prompts"]}
+    assert main(arguments("prepare", other)) == 0
+    assert main(arguments("distill", other, "--set", override)) == 2
+    assert message in capsys.readouterr().err
+    assert not (Path(other["folder"]) / "distilled").exists()
+
+
+def test_training_that_failed_is_one_line(tmp_path, tiny_teacher, capsys, monkeypatch, ray_cluster):
+    """The last line of the worker's traceback for the user, the whole of it in a file."""
+
+    def fail(_):
+        raise WorkerGroupError("all of it", {1: RuntimeError("Traceback ...\nValueError: out of luck")})
+
+    monkeypatch.setattr(TorchTrainer, "fit", fail)
+    failed = new_run(tmp_path, tiny_teacher)
+    assert main(arguments("prepare", failed)) == 0
+    capsys.readouterr()
+    assert main(arguments("distill", failed)) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith("error: training stopped: ValueError: out of luck; the traceback is in ")
+    assert "all of it" in (Path(failed["folder"]) / "distilled/failure.txt").read_text()
 
 
 def command_line(run):
