@@ -10,21 +10,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasa.rules import RULES, Rule, Scale
 
 CROSS_ATTENTION_SUFFIX = "attn2.processor"
+Keys = tuple[Tensor, Tensor]  # K and V of a text, [B, H, T, K]
 
 
 @dataclass
 class Steering:
     """The negative prompt that the steered layers of one model look at; None means plain attention.
 
-    `embeds_NTD` has one row for all images or one for each; `mask_NT` is True where a token counts.
-    `scale` is a number or a tensor [N]. `guided` says whether the batch at hand is [unconditional;
-    conditional], of which only the conditional half is steered. `calls` counts the layers that used the negative.
+    `embeds_NTD` is the text as the layers see it, one row for all images or one for each; `mask_NT` is True
+    where a token counts. `scale` is a number or a tensor [N]. `guided` says whether the batch at hand is
+    [unconditional; conditional], of which only the conditional half is steered. `active` is False for a call of
+    the model that is to stay plain. `calls` counts the layers that used the negative.
     """
 
     embeds_NTD: Tensor | None = None
@@ -32,90 +33,141 @@ class Steering:
     scale: Scale = 0.0
     guided: Callable[[], bool] = lambda: False
     rule: Rule = field(default=RULES["nasa"])
+    active: bool = True
     calls: int = 0
 
     @property
     def plain(self) -> bool:
-        return self.embeds_NTD is None or (not isinstance(self.scale, Tensor) and self.scale == 0)
+        no_scale = not isinstance(self.scale, Tensor) and self.scale == 0
+        return self.embeds_NTD is None or no_scale or not self.active
 
 
 class SteeredAttnProcessor:
     """Runs the plain processor, or eqs. 7-9 where the shared `Steering` holds a negative prompt.
 
-    The same query meets the positive and the negative keys, projected by the same weights (and the
-    same key normalisation, where a model has one); the rule combines the two before `to_out`.
+    The same query meets the positive and the negative keys, projected by the same weights (and the same
+    key normalisation, where a model has one); the rule combines the two before `to_out`.
+    `norm_across_heads` says that the model normalises queries and keys before it splits them into heads.
+    `negative_keys` are K- and V-, where they were computed beforehand for as long as the negative stays.
     """
 
-    def __init__(self, plain: Any, steering: Steering) -> None:
+    def __init__(self, plain: Any, steering: Steering, *, norm_across_heads: bool = False) -> None:
         self.plain = plain
         self.steering = steering
+        self.norm_across_heads = norm_across_heads
+        self.negative_keys: Keys | None = None
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Tensor:
         if self.steering.plain or encoder_hidden_states is None:
-            output: Tensor = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
+            output: Tensor = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
             return output
         assert hidden_states.ndim == 3, "cross-attention over image tokens [B, L, D]"
         self.steering.calls += 1
-        query_BHLK = _heads(attn, attn.to_q(hidden_states))
-        if attn.norm_q is not None:
-            query_BHLK = attn.norm_q(query_BHLK)
-        if attn.norm_cross:
-            encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
+        query = self.query(attn, hidden_states)
         mask = _prepare(attn, attention_mask, encoder_hidden_states)
-        z_pos_BLD = attend(attn, query_BHLK, encoder_hidden_states, mask)
-        z_BLD = _steer(attn, query_BHLK, z_pos_BLD, self.steering)
+        z_BLD = self._steer(attn, query, (*self.keys(attn, encoder_hidden_states), mask))
         z_BLD = attn.to_out[1](attn.to_out[0](z_BLD))
-        if attn.residual_connection:
+        if getattr(attn, "residual_connection", False):
             z_BLD = z_BLD + hidden_states
-        rescaled: Tensor = z_BLD / attn.rescale_output_factor
+        rescaled: Tensor = z_BLD / getattr(attn, "rescale_output_factor", 1.0)
         return rescaled
 
+    def query(self, attn: Any, hidden_BLD: Tensor) -> Tensor:
+        return self._heads(attn, attn.to_q(hidden_BLD), attn.norm_q)
 
-def attend(attn: Attention, query_BHLK: Tensor, text_BTD: Tensor, mask: Tensor | None) -> Tensor:
-    """Eqs. 7 and 8: softmax(Q K^T / sqrt d) V of one text, heads merged, [B, L, D]; `mask` is additive or boolean."""
-    key_BHTK = _heads(attn, attn.to_k(text_BTD))
-    value_BHTK = _heads(attn, attn.to_v(text_BTD))
-    if attn.norm_k is not None:
-        key_BHTK = attn.norm_k(key_BHTK)
-    z_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHTK, value_BHTK, attn_mask=mask)
-    z_BLD: Tensor = z_BHLK.transpose(1, 2).flatten(2).to(query_BHLK.dtype)
-    return z_BLD
+    def keys(self, attn: Any, text_BTD: Tensor) -> Keys:
+        """K and V of a text that the layer sees."""
+        if getattr(attn, "norm_cross", None):
+            text_BTD = attn.norm_encoder_hidden_states(text_BTD)
+        if getattr(attn, "fused_projections", False):
+            key, value = attn.to_kv(text_BTD).chunk(2, dim=-1)
+        else:
+            key, value = attn.to_k(text_BTD), attn.to_v(text_BTD)
+        return self._heads(attn, key, attn.norm_k), self._heads(attn, value, None)
+
+    def _heads(self, attn: Any, x_BLD: Tensor, norm: nn.Module | None) -> Tensor:
+        if norm is not None and self.norm_across_heads:
+            x_BLD = norm(x_BLD)
+        batch, tokens, features = x_BLD.shape
+        x_BHLK = x_BLD.view(batch, tokens, attn.heads, features // attn.heads).transpose(1, 2)
+        if norm is not None and not self.norm_across_heads:
+            x_BHLK = norm(x_BHLK)
+        return x_BHLK
+
+    def _steer(self, attn: Any, query: Tensor, positive: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        """Apply the rule to the whole batch, or to its conditional half under classifier-free guidance."""
+        if not self.steering.guided():
+            return self._combine(attn, query, positive)
+        halves = [(None, None) if part is None else part.chunk(2) for part in (query, *positive)]
+        (query_0, *plain), (query_1, *conditional) = zip(*halves, strict=True)
+        unsteered = _merge(_attend(query_0, *plain))
+        return torch.cat([unsteered, self._combine(attn, query_1, tuple(conditional))])
+
+    def _combine(self, attn: Any, query: Tensor, positive: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        steering, batch = self.steering, query.shape[0]
+        key, value = self.negative_keys or self.keys(attn, _embeds(steering).to(query))
+        mask_NT = steering.mask_NT
+        mask = None if mask_NT is None else _per_image(mask_NT, batch)[:, None, None].bool()
+        negative = (_per_image(key, batch).to(query), _per_image(value, batch).to(query), mask)
+        return steer_attention(steering.rule, query, positive, negative, _scale(steering.scale, query))
 
 
-def _steer(attn: Attention, query_BHLK: Tensor, z_pos_BLD: Tensor, steering: Steering) -> Tensor:
-    """Apply the rule to the whole batch, or to its conditional half under classifier-free guidance."""
+def steer_attention(
+    rule: Rule,
+    query_BHLK: Tensor,
+    positive: tuple[Tensor, Tensor, Tensor | None],
+    negative: tuple[Tensor, Tensor, Tensor | None],
+    scale: Scale,
+) -> Tensor:
+    """The rule on eqs. 7 and 8, heads merged, [B, L, D]. `positive` and `negative` are K, V and a mask.
+
+    A tensor `scale` is [B, 1, 1].
+    """
+    z_pos, z_neg = _attend(query_BHLK, *positive), _attend(query_BHLK, *negative)
+    if not rule.per_head:
+        return rule.combine(_merge(z_pos), _merge(z_neg), scale)
+    share = torch.sigmoid(_log_mass(query_BHLK, *negative[::2]) - _log_mass(query_BHLK, *positive[::2]))
+    z_BHLK: Tensor = rule.combine(z_pos, z_neg, scale[..., None] if isinstance(scale, Tensor) else scale, share)
+    return _merge(z_BHLK)
+
+
+def _attend(query_BHLK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None) -> Tensor:
+    """Eqs. 7 and 8: softmax(Q K^T / sqrt d) V of one text, [B, H, L, K]; `mask` is additive or boolean."""
+    return F.scaled_dot_product_attention(query_BHLK, key_BHTK, value_BHTK, attn_mask=mask)
+
+
+def _log_mass(query_BHLK: Tensor, key_BHTK: Tensor, mask: Tensor | None) -> Tensor:
+    """Logarithm of the softmax's denominator, [B, H, L, 1]."""
+    logits = (query_BHLK @ key_BHTK.transpose(-1, -2)).float() / query_BHLK.shape[-1] ** 0.5
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    log_mass: Tensor = logits.logsumexp(-1, keepdim=True)
+    return log_mass.to(query_BHLK.dtype)
+
+
+def _merge(z_BHLK: Tensor) -> Tensor:
+    return z_BHLK.transpose(1, 2).flatten(2)
+
+
+def _embeds(steering: Steering) -> Tensor:
     assert steering.embeds_NTD is not None
-    if steering.guided():
-        plain, conditional = z_pos_BLD.chunk(2)
-        steered = _combine(attn, query_BHLK.chunk(2)[1], conditional, steering)
-        return torch.cat([plain, steered])
-    return _combine(attn, query_BHLK, z_pos_BLD, steering)
+    return steering.embeds_NTD
 
 
-def _combine(attn: Attention, query_BHLK: Tensor, z_pos_BLD: Tensor, steering: Steering) -> Tensor:
-    batch = query_BHLK.shape[0]
-    embeds = _per_image(steering.embeds_NTD, batch).to(query_BHLK)
-    if attn.norm_cross:
-        embeds = attn.norm_encoder_hidden_states(embeds)
-    mask = None if steering.mask_NT is None else _per_image(steering.mask_NT, batch)[:, None, None].bool()
-    z_neg_BLD = attend(attn, query_BHLK, embeds, mask)
-    scale = steering.scale
-    if isinstance(scale, Tensor):
-        scale = _per_image(scale.reshape(-1), batch)[:, None, None].to(z_pos_BLD)
-    return steering.rule(z_pos_BLD, z_neg_BLD, scale)
+def _scale(scale: Scale, like: Tensor) -> Scale:
+    return _per_image(scale.reshape(-1), like.shape[0])[:, None, None].to(like) if isinstance(scale, Tensor) else scale
 
 
-def _per_image(value: Tensor | None, batch: int) -> Tensor:
+def _per_image(value: Tensor, batch: int) -> Tensor:
     """One row for each of `batch` images: given so, or repeated for consecutive images."""
-    assert value is not None
     if batch % value.shape[0]:
         raise ValueError(
             f"negative_prompt: {value.shape[0]} given for a batch of {batch} images; give one for all or one for each"
@@ -123,12 +175,7 @@ def _per_image(value: Tensor | None, batch: int) -> Tensor:
     return value.repeat_interleave(batch // value.shape[0], dim=0)
 
 
-def _heads(attn: Attention, x_BLD: Tensor) -> Tensor:
-    batch, tokens, features = x_BLD.shape
-    return x_BLD.view(batch, tokens, attn.heads, features // attn.heads).transpose(1, 2)
-
-
-def _prepare(attn: Attention, mask: Tensor | None, text_BTD: Tensor) -> Tensor | None:
+def _prepare(attn: Any, mask: Tensor | None, text_BTD: Tensor) -> Tensor | None:
     """diffusers' own additive mask, broadcast over heads and queries."""
     if mask is None:
         return None
@@ -137,16 +184,23 @@ def _prepare(attn: Attention, mask: Tensor | None, text_BTD: Tensor) -> Tensor |
     return prepared.view(batch, attn.heads, -1, prepared.shape[-1])
 
 
-def install(model: Any, steering: Steering) -> dict[str, Any]:
-    """Steer every cross-attention layer of a diffusers model; returns the processors that stood there."""
+def install(
+    model: Any,
+    steering: Steering,
+    *,
+    layers: Callable[[str], bool] = lambda _: True,
+    norm_across_heads: bool = False,
+) -> dict[str, Any]:
+    """Steer the cross-attention layers of a diffusers model; returns the processors that stood there."""
     before: dict[str, Any] = dict(model.attn_processors)
     steered = {
-        name: SteeredAttnProcessor(plain, steering) if name.endswith(CROSS_ATTENTION_SUFFIX) else plain
+        name: SteeredAttnProcessor(plain, steering, norm_across_heads=norm_across_heads)
         for name, plain in before.items()
+        if name.endswith(CROSS_ATTENTION_SUFFIX) and layers(name)
     }
-    if not any(isinstance(processor, SteeredAttnProcessor) for processor in steered.values()):
+    if not steered:
         raise ValueError(f"{type(model).__name__} has no cross-attention layer (a processor named *attn2) to steer")
-    model.set_attn_processor(steered)
+    model.set_attn_processor({**before, **steered})
     return before
 
 

@@ -1,24 +1,56 @@
 """Attention rules: how the negative prompt's cross-attention changes the positive prompt's.
 
-A rule is a pure function of the two attention outputs and a scale. Both outputs are taken after the
-heads are merged and before the output projection. B batch, L image tokens, D features.
+A rule is a pure function of the two attention outputs and a scale, before the output projection; the
+gradient flows through both outputs. A scale of 0 never reaches a rule: it is plain attention.
+B batch, L image tokens, D features, H heads, K features of a head. `scale` is a number, or a tensor that
+broadcasts against the outputs.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 Scale = float | Tensor
-Rule = Callable[[Tensor, Tensor, Scale], Tensor]
+Combine = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`combine(z_pos, z_neg, scale)`, heads merged; or, where `per_head`, `combine(z_pos, z_neg, scale, share)`.
+
+    `share_BHL1` is the part of the attention that falls on the negative tokens when both texts stand in
+    one softmax; the outputs are then [B, H, L, K].
+    """
+
+    combine: Combine
+    per_head: bool = False
 
 
 def nasa_rule(z_pos_BLD: Tensor, z_neg_BLD: Tensor, scale: Scale) -> Tensor:
-    """Eq. 9 of NASA (arXiv 2412.02687): Z_NASA = Z+ - alpha Z-.
-
-    No renormalisation, clamp or blend. `scale` is alpha, a number or a tensor that broadcasts to
-    [B, 1, 1]. The gradient flows through both outputs.
-    """
+    """Eq. 9 of NASA (arXiv 2412.02687): Z_NASA = Z+ - alpha Z-, without renormalisation, clamp or blend."""
     return z_pos_BLD - scale * z_neg_BLD
 
 
-RULES: dict[str, Rule] = {"nasa": nasa_rule}
+def nag_rule(z_pos_BLD: Tensor, z_neg_BLD: Tensor, scale: Scale, *, tau: float = 2.5, blend: float = 0.375) -> Tensor:
+    """Normalized Attention Guidance (arXiv 2505.21179): extrapolate, bound the L1 norm of each token, blend.
+
+    Z~ = Z+ + phi (Z+ - Z-); R = |Z~|_1 / |Z+|_1; out = a min(R, tau) / R Z~ + (1 - a) Z+, with phi the
+    `scale` (its authors' code calls phi + 1 `nag_scale`) and a the `blend`. The defaults are theirs for
+    Stable Diffusion 1.5; SDXL takes a blend of 0.5, FLUX and SD3.5 0.25 and 0.125 with phi 4.
+    """
+    extrapolated = z_pos_BLD + scale * (z_pos_BLD - z_neg_BLD)
+    ratio = extrapolated.abs().sum(-1, keepdim=True) / z_pos_BLD.abs().sum(-1, keepdim=True)
+    bounded = extrapolated * (ratio.clamp(max=tau) / ratio)
+    return blend * bounded + (1 - blend) * z_pos_BLD
+
+
+def vsf_rule(z_pos_BHLK: Tensor, z_neg_BHLK: Tensor, scale: Scale, share_BHL1: Tensor) -> Tensor:
+    """Value Sign Flip (arXiv 2508.10931): softmax(Q [K+;K-]^T / sqrt d) [V+; -alpha V-].
+
+    The softmax over both texts is the two separate ones, weighted by the share of each.
+    """
+    return (1 - share_BHL1) * z_pos_BHLK - scale * share_BHL1 * z_neg_BHLK
+
+
+RULES: dict[str, Rule] = {"nasa": Rule(nasa_rule), "nag": Rule(nag_rule), "vsf": Rule(vsf_rule, per_head=True)}

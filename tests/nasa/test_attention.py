@@ -3,6 +3,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from nasa.attention import SteeredAttnProcessor, Steering
+from nasa.rules import RULES, nag_rule, nasa_rule
 from nasa.testing import reference_cross_attention
 
 FLOAT32_TOLERANCE = 2e-6
@@ -32,27 +33,31 @@ def steered(attn, hidden, text, **steering):
     return attn(hidden, encoder_hidden_states=text)
 
 
+@pytest.mark.parametrize("method", RULES)
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("negative_tokens", [3, 7, 11])
-def test_matches_float64_reference(layer, batch, negative_tokens):
+def test_matches_float64_reference(layer, batch, negative_tokens, method):
     hidden, text, negative = inputs(batch, negative_tokens=negative_tokens)
-    expected = reference_cross_attention(layer, hidden, text, negative, [0.7] * batch)
-    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.7)
+    expected = reference_cross_attention(layer, hidden, text, negative, [0.7] * batch, method=method)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.7, rule=RULES[method])
     torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
 
 
-def test_mask_hides_negative_tokens(layer):
+@pytest.mark.parametrize("method", RULES)
+def test_mask_hides_negative_tokens(layer, method):
     hidden, text, negative = inputs()
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
-    expected = reference_cross_attention(layer, hidden, text, negative, [0.5] * BATCH, mask)
-    actual = steered(layer, hidden, text, embeds_NTD=negative, mask_NT=mask, scale=0.5)
+    expected = reference_cross_attention(layer, hidden, text, negative, [0.5] * BATCH, mask, method=method)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, mask_NT=mask, scale=0.5, rule=RULES[method])
     torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
 
 
-def test_one_scale_per_image(layer):
+@pytest.mark.parametrize("method", RULES)
+def test_one_scale_per_image(layer, method):
     hidden, text, negative = inputs()
-    expected = reference_cross_attention(layer, hidden, text, negative, [0.0, 0.5, 1.5])
-    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=torch.tensor([0.0, 0.5, 1.5]))
+    expected = reference_cross_attention(layer, hidden, text, negative, [0.1, 0.5, 1.5], method=method)
+    scale = torch.tensor([0.1, 0.5, 1.5])
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=scale, rule=RULES[method])
     torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
 
 
@@ -98,6 +103,22 @@ def test_half_precision(layer, dtype):
     actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.7)
     assert actual.dtype == dtype
     torch.testing.assert_close(actual.double(), expected, atol=HALF_TOLERANCE[dtype], rtol=0)
+
+
+def test_nag_bounds_the_growth_of_each_token():
+    """Tokens that grow beyond tau are scaled back to it, in L1; the others are left alone."""
+    positive = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]])
+    negative = torch.tensor([[[-9.0, -9.0], [1.0, -0.9]]])
+    guided = nag_rule(positive, negative, 1.0, tau=2.0, blend=1.0)
+    torch.testing.assert_close(guided, torch.tensor([[[2.0, 2.0], [1.0, -1.1]]]))
+
+
+@pytest.mark.parametrize("phi", [0.5, 2.0])
+def test_nag_unbounded_is_nasa_enlarged(phi):
+    """Z+ + phi (Z+ - Z-) = (1 + phi) (Z+ - phi / (1 + phi) Z-)."""
+    positive, negative = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    unbounded = nag_rule(positive, negative, phi, tau=float("inf"), blend=1.0)
+    torch.testing.assert_close(unbounded, (1 + phi) * nasa_rule(positive, negative, phi / (1 + phi)))
 
 
 def test_wrong_number_of_negatives_is_refused(layer):

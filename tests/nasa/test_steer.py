@@ -76,7 +76,7 @@ def test_one_negative_for_each_prompt(pipe):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"negative_prompt": "x", "method": "magic"}, "method: 'magic' is not known; allowed: nasa"),
+        ({"negative_prompt": "x", "method": "magic"}, "method: 'magic' is not known; allowed: nasa, nag, vsf"),
         ({"negative_prompt": "x", "negative_prompt_embeds": torch.zeros(1, 1, 1)}, "give one of the two"),
     ],
 )
