@@ -1,14 +1,17 @@
 """`steer`: a negative prompt for the duration of a `with` block, on a diffusers pipeline."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nasa.attention import Steering, install
-from nasa.rules import RULES, Scale
+from nasa.attention import SteeredAttnProcessor, Steering, install
+from nasa.backbones import Backbone, backbone_of
+from nasa.rules import RULES, Rule, Scale
 
 
 @contextmanager
@@ -20,59 +23,115 @@ def steer(
     method: str = "nasa",
     negative_prompt_embeds: Tensor | None = None,
     negative_attention_mask: Tensor | None = None,
+    layers: Callable[[str], bool] = lambda _: True,
+    steps: Container[int] | None = None,
+    max_sequence_length: int | None = None,
+    **rule_options: float,
 ) -> Iterator[Any]:
     """Steer a pipeline's cross-attention away from a negative prompt (NASA-I, eqs. 7-9).
 
     Args:
-        pipe: a diffusers pipeline with a `unet` (Stable Diffusion 1.x and 2.x).
+        pipe: a diffusers pipeline of one of the families in `nasa.backbones`.
         negative_prompt: one for all images or one for each; None leaves the pipeline plain, and the
             empty string is an ordinary negative.
         scale: alpha of eq. 9, one number or one for each image; 0 is plain.
         method: the attention rule, one of `nasa.rules.RULES`.
-        negative_prompt_embeds: [N, T, D] in place of `negative_prompt`.
+        negative_prompt_embeds: [N, T, D] in place of `negative_prompt`, as the denoiser takes them.
         negative_attention_mask: [N, T], True where a token of the embeddings counts.
+        layers: whether to steer the layer of this processor name (a key of `attn_processors`).
+        steps: the denoising steps to steer, counted from 0, as a range or a set; None is all.
+        max_sequence_length: tokens of the negative, where the pipeline's call was given this option too.
+        rule_options: options of the rule, as `tau` and `blend` of "nag".
 
-    On leaving, also by an exception, the processors that stood there stand there again.
+    Under classifier-free guidance only the conditional half is steered. K- and V- are computed once for the
+    block, so the weights must not be changed inside it. On leaving, also by an exception, the processors that
+    stood there stand there again.
 
     Raises:
-        ValueError: for a pipeline without cross-attention, an unknown method, or a negative prompt
+        ValueError: for a pipeline that cannot be steered, an unknown method or option, or a negative prompt
             that no layer used.
     """
-    if method not in RULES:
-        raise ValueError(f"method: {method!r} is not known; allowed: {', '.join(RULES)}")
+    rule = _rule(method, rule_options)
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise ValueError("negative_prompt and negative_prompt_embeds: give one of the two")
-    model: Any = getattr(pipe, "unet", None)
-    if model is None:
-        raise ValueError(f"{type(pipe).__name__} has no unet; nasa.steer supports Stable Diffusion UNet pipelines")
+    backbone, model = backbone_of(pipe)
     if negative_prompt is not None:
-        negative_prompt_embeds = _encode(pipe, negative_prompt)
-    steering = Steering(
-        embeds_NTD=negative_prompt_embeds,
-        mask_NT=negative_attention_mask,
-        scale=_as_scale(scale),
-        rule=RULES[method],
-        guided=lambda: bool(pipe.do_classifier_free_guidance),
-    )
-    before = install(model, steering)
-    forwards: list[None] = []
-    hook = model.register_forward_pre_hook(lambda *_: forwards.append(None))
-    try:
-        yield pipe
-    finally:
-        model.set_attn_processor(before)
-        hook.remove()
-    if forwards and not steering.plain and not steering.calls:
+        negative_prompt_embeds, negative_attention_mask = _encode(backbone, pipe, negative_prompt, max_sequence_length)
+    with backbone.guidance(pipe) as guided:
+        steering = Steering(
+            mask_NT=negative_attention_mask,
+            scale=_as_scale(scale),
+            rule=rule,
+            guided=(lambda: False) if backbone.guidance_in_calls else guided,
+        )
+        before = install(model, steering, layers=layers, norm_across_heads=backbone.norm_across_heads)
+        calls = _Calls(pipe, backbone, steering, negative_prompt_embeds, guided, steps)
+        hook = model.register_forward_pre_hook(calls, with_kwargs=True)
+        try:
+            yield pipe
+        finally:
+            hook.remove()
+            model.set_attn_processor(before)
+    if calls.steered and not steering.plain and not steering.calls:
         raise ValueError("negative_prompt: no attention layer used it")
 
 
+class _Calls:
+    """Before each call of the denoiser: give its layers the negative, and say whether this call is steered."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        backbone: Backbone,
+        steering: Steering,
+        embeds: Tensor | None,
+        guided: Callable[[], bool],
+        steps: Container[int] | None,
+    ) -> None:
+        self._pipe, self._backbone, self._steering = pipe, backbone, steering
+        self._embeds, self._guided, self._steps = embeds, guided, steps
+        self._count = 0
+        self.steered = 0
+
+    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._embeds is not None and self._steering.embeds_NTD is None:
+            self._prepare(model, self._embeds)
+        calls_a_step = 2 if self._backbone.guidance_in_calls and self._guided() else 1
+        step, turn = divmod(self._count, calls_a_step)
+        step %= getattr(self._pipe, "num_timesteps", 0) or len(self._pipe.scheduler.timesteps)
+        self._steering.active = turn == 0 and (self._steps is None or step in self._steps)
+        self._count += 1
+        self.steered += self._steering.active
+
+    @torch.no_grad()
+    def _prepare(self, model: Any, embeds: Tensor) -> None:
+        """The text as the layers see it, and K- and V- of each steered layer, once for the block."""
+        weight = next(model.parameters())
+        text = self._backbone.project(model, embeds.to(weight.device, weight.dtype))
+        self._steering.embeds_NTD = text
+        for module in model.modules():
+            processor = getattr(module, "processor", None)
+            if isinstance(processor, SteeredAttnProcessor):
+                processor.negative_keys = processor.keys(module, text)
+
+
+def _rule(method: str, options: dict[str, float]) -> Rule:
+    if method not in RULES:
+        raise ValueError(f"method: {method!r} is not known; allowed: {', '.join(RULES)}")
+    rule = RULES[method]
+    known = getattr(rule.combine, "__kwdefaults__", None) or {}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{name}: no option of {method!r}; allowed: {', '.join(known) or 'none'}")
+    return replace(rule, combine=partial(rule.combine, **options)) if options else rule
+
+
 @torch.no_grad()
-def _encode(pipe: Any, negative_prompt: str | Sequence[str]) -> Tensor:
+def _encode(
+    backbone: Backbone, pipe: Any, negative_prompt: str | Sequence[str], max_sequence_length: int | None
+) -> tuple[Tensor, Tensor | None]:
     prompts = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
-    embeds: Tensor = pipe.encode_prompt(
-        prompts, device=pipe._execution_device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )[0]
-    return embeds
+    return backbone.encode(pipe, prompts, max_sequence_length)
 
 
 def _as_scale(scale: float | Sequence[float] | Tensor) -> Scale:

@@ -4,12 +4,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-_CHARACTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789,.'-")
+CHARACTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789,.'-")
 
 
 def tiny_tokenizer(max_length: int = 16) -> CLIPTokenizer:
     """A CLIP tokenizer of single characters."""
-    words = ["<|startoftext|>", "<|endoftext|>", *_CHARACTERS, *(c + "</w>" for c in _CHARACTERS)]
+    words = ["<|startoftext|>", "<|endoftext|>", *CHARACTERS, *(c + "</w>" for c in CHARACTERS)]
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=max_length)
 
 

@@ -1,0 +1,30 @@
+"""The families of models that can be steered, one file each."""
+
+from typing import Any
+
+from nasa.backbones.base import Backbone
+from nasa.backbones.pixart import PIXART
+from nasa.backbones.sana import SANA
+from nasa.backbones.unet import UNET
+from nasa.backbones.wan import WAN
+
+BACKBONES = {backbone.model_class: backbone for backbone in (UNET, PIXART, SANA, WAN)}
+
+
+def backbone_of(pipe: Any) -> tuple[Backbone, Any]:
+    """The pipeline's family and its denoiser.
+
+    Raises:
+        ValueError: for a pipeline whose denoiser is not in `BACKBONES`.
+    """
+    model = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    name = type(getattr(model, "_orig_mod", model)).__name__
+    if name not in BACKBONES:
+        raise ValueError(
+            f"{type(pipe).__name__}: its denoiser {name} cannot be steered; "
+            f"allowed: pipelines with {', '.join(BACKBONES)}"
+        )
+    return BACKBONES[name], model
+
+
+__all__ = ["BACKBONES", "Backbone", "backbone_of"]

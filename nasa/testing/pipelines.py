@@ -1,0 +1,228 @@
+"""Small pipelines of true architecture with random weights, one for each family in `nasa.backbones`."""
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLWan,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from nasa.testing.models import CHARACTERS, tiny_stable_diffusion, tiny_tokenizer
+
+TEXT_WIDTH = 16
+
+
+def tiny_sdxl() -> StableDiffusionXLPipeline:
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=TEXT_WIDTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=2 * TEXT_WIDTH,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH,
+        norm_num_groups=4,
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=_autoencoder(),
+        text_encoder=CLIPTextModel(config),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=tokenizer,
+        tokenizer_2=tiny_tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )
+    return _ready(pipe)
+
+
+def tiny_pixart() -> PixArtAlphaPipeline:
+    """Predicts noise and variance, in eight channels, as PixArt-alpha does."""
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        sample_size=4,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=16,
+        caption_channels=TEXT_WIDTH,
+        norm_type="ada_norm_single",
+        use_additional_conditions=False,
+    )
+    pipe = PixArtAlphaPipeline(
+        tokenizer=tiny_t5_tokenizer(),
+        text_encoder=T5EncoderModel(_t5(T5Config)),
+        vae=_autoencoder(),
+        transformer=transformer,
+        scheduler=DDPMScheduler(),
+    )
+    return _ready(pipe)
+
+
+def tiny_sana_sprint() -> SanaSprintPipeline:
+    torch.manual_seed(0)
+    tokenizer = _gemma_tokenizer()
+    text = Gemma2Config(
+        head_dim=8,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        attn_implementation="eager",
+    )
+    transformer = SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=TEXT_WIDTH,
+        sample_size=16,
+        qk_norm="rms_norm_across_heads",
+        guidance_embeds=True,
+    )
+    blocks = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {
+            "block_types": ("ResBlock", "EfficientViTBlock"),
+            "block_out_channels": (8, 8),
+            "qkv_multiscales": ((), (5,)),
+            "layers_per_block": (1, 1),
+        }.items()
+    }
+    vae = AutoencoderDC(latent_channels=4, attention_head_dim=2, upsample_block_type="interpolate", **blocks)
+    pipe = SanaSprintPipeline(
+        tokenizer=tokenizer,
+        text_encoder=Gemma2Model(text),
+        vae=vae,
+        transformer=transformer,
+        scheduler=SCMScheduler(),
+    )
+    return _ready(pipe)
+
+
+def tiny_wan() -> WanPipeline:
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=TEXT_WIDTH,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    pipe = WanPipeline(
+        tokenizer=tiny_t5_tokenizer(),
+        text_encoder=UMT5EncoderModel(_t5(UMT5Config)),
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        transformer=transformer,
+    )
+    return _ready(pipe)
+
+
+def tiny_t5_tokenizer() -> T5Tokenizer:
+    """A T5 tokenizer of single characters."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    return T5Tokenizer(vocab=special + [(character, -3.0) for character in CHARACTERS], extra_ids=0)
+
+
+def _gemma_tokenizer() -> GemmaTokenizer:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *CHARACTERS]
+    return GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
+
+
+def _t5(config: Any) -> Any:
+    return config(vocab_size=len(tiny_t5_tokenizer()), d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+
+
+def _autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+
+
+def _ready(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return pipe
+
+
+TINY_PIPELINES = {
+    "stable-diffusion": tiny_stable_diffusion,
+    "sdxl": tiny_sdxl,
+    "pixart": tiny_pixart,
+    "sana-sprint": tiny_sana_sprint,
+    "wan": tiny_wan,
+}

@@ -1,0 +1,177 @@
+"""Every family of pipelines, at small width with random weights.
+
+The main check needs no second implementation: steering a prompt away from itself leaves (1 - alpha) Z+,
+which a hook that scales the input of `to_out` gives too. A wrong sign, a dropped mask, a text that was not
+projected or normalised, or a wrong half of the batch each break it.
+"""
+
+import pytest
+import torch
+
+import nasa
+from nasa.attention import SteeredAttnProcessor
+from nasa.backbones import backbone_of
+from nasa.testing.pipelines import TINY_PIPELINES
+
+TOLERANCE = 2e-5
+SCALE = 0.4
+LONG, SHORT = "a photo of", "cat"
+SIDE = {"height": 32, "width": 32}
+OPTIONS = {
+    "stable-diffusion": {**SIDE, "guidance_scale": 0},
+    "sdxl": {**SIDE, "guidance_scale": 0},
+    "pixart": {**SIDE, "guidance_scale": 0, "max_sequence_length": 16, "use_resolution_binning": False},
+    "sana-sprint": {**SIDE, "max_sequence_length": 16, "use_resolution_binning": False, "intermediate_timesteps": 1.3},
+    "wan": {"height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1, "max_sequence_length": 16},
+}
+OPTIONS["pixart"]["clean_caption"] = False
+OPTIONS["sana-sprint"]["complex_human_instruction"] = None
+GUIDED = ("stable-diffusion", "sdxl", "pixart", "wan")
+
+
+@pytest.fixture(scope="module", params=TINY_PIPELINES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipe(family):
+    return TINY_PIPELINES[family]()
+
+
+def draw(family, pipe, prompt=LONG, **more):
+    generator = torch.Generator().manual_seed(3)
+    options = {"num_inference_steps": 2, "output_type": "latent", **OPTIONS[family], **more}
+    return pipe(prompt, generator=generator, **options)[0]
+
+
+def scaled_attention(pipe, factor, chosen=lambda z: slice(None)):
+    """Multiply what every cross-attention layer hands to its output projection, in the chosen rows."""
+    _, model = backbone_of(pipe)
+
+    def scale(_, args):
+        (z,) = args
+        z = z.clone()
+        z[chosen(z)] *= factor
+        return (z,)
+
+    layers = [module for name, module in model.named_modules() if name.endswith("attn2")]
+    return [layer.to_out[0].register_forward_pre_hook(scale) for layer in layers]
+
+
+def expected(family, pipe, factor, chosen=lambda z: slice(None), **more):
+    hooks = scaled_attention(pipe, factor, chosen)
+    try:
+        return draw(family, pipe, **more)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("prompt", [LONG, [LONG, SHORT]], ids=["one", "two"])
+def test_away_from_the_prompt_itself_is_less_of_it(family, pipe, prompt):
+    with nasa.steer(pipe, prompt, SCALE, **length(family)):
+        steered = draw(family, pipe, prompt)
+    torch.testing.assert_close(
+        steered, expected(family, pipe, 1 - SCALE, prompt=prompt), atol=TOLERANCE, rtol=TOLERANCE
+    )
+    assert (steered - draw(family, pipe, prompt)).abs().max() > 100 * TOLERANCE
+
+
+def length(family):
+    """The families pad to a length of their own; the tests' prompts are padded to a shorter one."""
+    return {} if "max_sequence_length" not in OPTIONS[family] else {"max_sequence_length": 16}
+
+
+@pytest.mark.parametrize("family", GUIDED, indirect=True)
+def test_guidance_steers_the_conditional_half_alone(family, pipe):
+    """The half of the batch, or where guidance is a call of its own, the first of each two calls."""
+    calls = []
+    backbone, model = backbone_of(pipe)
+    count = model.register_forward_pre_hook(lambda *_: calls.append(None))
+
+    def conditional(z):
+        if backbone.guidance_in_calls:
+            return slice(None) if len(calls) % 2 else slice(0)
+        return slice(len(z) // 2, None)
+
+    wanted = expected(family, pipe, 1 - SCALE, conditional, guidance_scale=3)
+    count.remove()
+    with nasa.steer(pipe, LONG, SCALE, **length(family)):
+        steered = draw(family, pipe, guidance_scale=3)
+    torch.testing.assert_close(steered, wanted, atol=5 * TOLERANCE, rtol=TOLERANCE)
+
+
+def test_none_and_scale_zero_are_bitwise_plain(family, pipe):
+    plain = draw(family, pipe)
+    for options in ({"negative_prompt": None}, {"negative_prompt": SHORT, "scale": 0}):
+        with nasa.steer(pipe, **options):
+            assert torch.equal(draw(family, pipe), plain)
+
+
+def test_the_same_processors_stand_there_again(family, pipe):
+    _, model = backbone_of(pipe)
+    before, plain = dict(model.attn_processors), draw(family, pipe)
+    with nasa.steer(pipe, SHORT, SCALE):
+        inside = model.attn_processors.items()
+        assert {name for name, processor in inside if isinstance(processor, SteeredAttnProcessor)} == {
+            name for name in before if "attn2" in name
+        }
+        draw(family, pipe)
+    with pytest.raises(KeyError, match="on purpose"), nasa.steer(pipe, SHORT, SCALE):
+        raise KeyError("on purpose")
+    assert all(model.attn_processors[name] is processor for name, processor in before.items())
+    assert torch.equal(draw(family, pipe), plain)
+
+
+def test_a_negative_for_each_prompt_and_several_images_a_prompt(family, pipe):
+    count = {"num_videos_per_prompt" if family == "wan" else "num_images_per_prompt": 2}
+    prompts = [LONG, LONG[::-1]]  # of one length: diffusers' SANA gives several images a prompt each other's masks
+    with nasa.steer(pipe, prompts, [SCALE, 0.0], **length(family)):
+        steered = draw(family, pipe, prompts, **count)
+    wanted = expected(family, pipe, 1 - SCALE, lambda z: slice(0, 2), prompt=prompts, **count)
+    torch.testing.assert_close(steered, wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_steps_can_be_limited(family, pipe):
+    with nasa.steer(pipe, SHORT, SCALE, steps={0}):
+        first = draw(family, pipe)
+        assert torch.equal(draw(family, pipe), first)
+    with nasa.steer(pipe, SHORT, SCALE):
+        both = draw(family, pipe)
+    with nasa.steer(pipe, SHORT, SCALE, steps=range(2)):
+        assert torch.equal(draw(family, pipe), both)
+    plain = draw(family, pipe)
+    assert not torch.equal(first, both)
+    assert not torch.equal(first, plain)
+
+
+def test_layers_can_be_limited(family, pipe):
+    _, model = backbone_of(pipe)
+    name = next(name for name in model.attn_processors if name.endswith("attn2.processor"))
+    with nasa.steer(pipe, SHORT, SCALE, layers=lambda layer: layer == name):
+        one = draw(family, pipe)
+    with nasa.steer(pipe, SHORT, SCALE):
+        every = draw(family, pipe)
+    assert not torch.equal(one, every)
+    with pytest.raises(ValueError, match="no cross-attention layer"), nasa.steer(pipe, SHORT, layers=lambda _: False):
+        pass
+
+
+@pytest.mark.parametrize("method", ["nag", "vsf"])
+def test_other_rules_are_another_image(family, pipe, method):
+    images = []
+    for chosen in ("nasa", method):
+        with nasa.steer(pipe, SHORT, SCALE, method=chosen):
+            images.append(draw(family, pipe))
+    assert images[1].isfinite().all()
+    assert not torch.allclose(images[0], images[1])
+
+
+def test_a_negative_with_its_mask_is_the_same_as_its_text(family, pipe):
+    backbone, _ = backbone_of(pipe)
+    embeds, mask = backbone.encode(pipe, [SHORT], None)
+    with nasa.steer(pipe, SHORT, SCALE):
+        by_text = draw(family, pipe)
+    with nasa.steer(pipe, negative_prompt_embeds=embeds, negative_attention_mask=mask, scale=SCALE):
+        torch.testing.assert_close(draw(family, pipe), by_text, atol=TOLERANCE, rtol=TOLERANCE)
