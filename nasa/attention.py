@@ -108,16 +108,16 @@ class SteeredAttnProcessor:
             return self._combine(attn, query, positive)
         halves = [(None, None) if part is None else part.chunk(2) for part in (query, *positive)]
         (query_0, *plain), (query_1, *conditional) = zip(*halves, strict=True)
-        unsteered = _merge(_attend(query_0, *plain))
+        unsteered = merge(attend(query_0, *plain))
         return torch.cat([unsteered, self._combine(attn, query_1, tuple(conditional))])
 
     def _combine(self, attn: Any, query: Tensor, positive: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         steering, batch = self.steering, query.shape[0]
         key, value = self.negative_keys or self.keys(attn, _embeds(steering).to(query))
         mask_NT = steering.mask_NT
-        mask = None if mask_NT is None else _per_image(mask_NT, batch)[:, None, None].bool()
-        negative = (_per_image(key, batch).to(query), _per_image(value, batch).to(query), mask)
-        return steer_attention(steering.rule, query, positive, negative, _scale(steering.scale, query))
+        mask = None if mask_NT is None else per_image(mask_NT, batch)[:, None, None].bool()
+        negative = (per_image(key, batch).to(query), per_image(value, batch).to(query), mask)
+        return steer_attention(steering.rule, query, positive, negative, steering_scale(steering.scale, query))
 
 
 def steer_attention(
@@ -131,15 +131,15 @@ def steer_attention(
 
     A tensor `scale` is [B, 1, 1].
     """
-    z_pos, z_neg = _attend(query_BHLK, *positive), _attend(query_BHLK, *negative)
+    z_pos, z_neg = attend(query_BHLK, *positive), attend(query_BHLK, *negative)
     if not rule.per_head:
-        return rule.combine(_merge(z_pos), _merge(z_neg), scale)
+        return rule.combine(merge(z_pos), merge(z_neg), scale)
     share = torch.sigmoid(_log_mass(query_BHLK, *negative[::2]) - _log_mass(query_BHLK, *positive[::2]))
     z_BHLK: Tensor = rule.combine(z_pos, z_neg, scale[..., None] if isinstance(scale, Tensor) else scale, share)
-    return _merge(z_BHLK)
+    return merge(z_BHLK)
 
 
-def _attend(query_BHLK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None) -> Tensor:
+def attend(query_BHLK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None) -> Tensor:
     """Eqs. 7 and 8: softmax(Q K^T / sqrt d) V of one text, [B, H, L, K]; `mask` is additive or boolean."""
     return F.scaled_dot_product_attention(query_BHLK, key_BHTK, value_BHTK, attn_mask=mask)
 
@@ -153,7 +153,7 @@ def _log_mass(query_BHLK: Tensor, key_BHTK: Tensor, mask: Tensor | None) -> Tens
     return log_mass.to(query_BHLK.dtype)
 
 
-def _merge(z_BHLK: Tensor) -> Tensor:
+def merge(z_BHLK: Tensor) -> Tensor:
     return z_BHLK.transpose(1, 2).flatten(2)
 
 
@@ -162,11 +162,11 @@ def _embeds(steering: Steering) -> Tensor:
     return steering.embeds_NTD
 
 
-def _scale(scale: Scale, like: Tensor) -> Scale:
-    return _per_image(scale.reshape(-1), like.shape[0])[:, None, None].to(like) if isinstance(scale, Tensor) else scale
+def steering_scale(scale: Scale, like: Tensor) -> Scale:
+    return per_image(scale.reshape(-1), like.shape[0])[:, None, None].to(like) if isinstance(scale, Tensor) else scale
 
 
-def _per_image(value: Tensor, batch: int) -> Tensor:
+def per_image(value: Tensor, batch: int) -> Tensor:
     """One row for each of `batch` images: given so, or repeated for consecutive images."""
     if batch % value.shape[0]:
         raise ValueError(

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nasa.attention import SteeredAttnProcessor, Steering, install
+from nasa.attention import SteeredAttnProcessor, Steering, install, per_image
 from nasa.backbones import Backbone, backbone_of
+from nasa.backbones.base import unconditional_calls
+from nasa.joint import READINGS, JointSteering, install_joint
 from nasa.rules import RULES, Rule, Scale
 
 
@@ -26,6 +28,7 @@ def steer(
     layers: Callable[[str], bool] = lambda _: True,
     steps: Container[int] | None = None,
     max_sequence_length: int | None = None,
+    reading: str = "text",
     **rule_options: float,
 ) -> Iterator[Any]:
     """Steer a pipeline's cross-attention away from a negative prompt (NASA-I, eqs. 7-9).
@@ -41,6 +44,8 @@ def steer(
         layers: whether to steer the layer of this processor name (a key of `attn_processors`).
         steps: the denoising steps to steer, counted from 0, as a range or a set; None is all.
         max_sequence_length: tokens of the negative, where the pipeline's call was given this option too.
+        reading: for joint attention (FLUX, Stable Diffusion 3), what Z- is: the image's attention to the negative's
+            tokens alone, "text", or to them and the image, "joint".
         rule_options: options of the rule, as `tau` and `blend` of "nag".
 
     Under classifier-free guidance only the conditional half is steered. K- and V- are computed once for the
@@ -57,15 +62,17 @@ def steer(
     backbone, model = backbone_of(pipe)
     if negative_prompt is not None:
         negative_prompt_embeds, negative_attention_mask = _encode(backbone, pipe, negative_prompt, max_sequence_length)
-    with backbone.guidance(pipe) as guided:
-        steering = Steering(
+    if backbone.extend and negative_attention_mask is not None:
+        raise ValueError("negative_attention_mask: joint attention has no mask; allowed: None")
+    with backbone.guidance(pipe) as guided, _unconditional(backbone, model) as unconditional:
+        steering = _steering(backbone, reading)(
             mask_NT=negative_attention_mask,
             scale=_as_scale(scale),
             rule=rule,
             guided=(lambda: False) if backbone.guidance_in_calls else guided,
         )
-        before = install(model, steering, layers=layers, norm_across_heads=backbone.norm_across_heads)
-        calls = _Calls(pipe, backbone, steering, negative_prompt_embeds, guided, steps)
+        before = _install(backbone, model, steering, layers)
+        calls = _Calls(pipe, backbone, steering, negative_prompt_embeds, unconditional, steps)
         hook = model.register_forward_pre_hook(calls, with_kwargs=True)
         try:
             yield pipe
@@ -76,36 +83,71 @@ def steer(
         raise ValueError("negative_prompt: no attention layer used it")
 
 
+def _steering(backbone: Backbone, reading: str) -> Callable[..., Any]:
+    if reading not in READINGS:
+        raise ValueError(f"reading: {reading!r} is not known; allowed: {', '.join(READINGS)}")
+    return partial(JointSteering, reading=reading) if backbone.extend else Steering
+
+
+@contextmanager
+def _unconditional(backbone: Backbone, model: Any) -> Iterator[Callable[[], bool]]:
+    if not backbone.guidance_in_calls:
+        yield lambda: False
+        return
+    with unconditional_calls(model) as unconditional:
+        yield unconditional
+
+
+def _install(backbone: Backbone, model: Any, steering: Any, layers: Callable[[str], bool]) -> dict[str, Any]:
+    if backbone.extend:
+        return install_joint(model, steering, layers)
+    return install(model, steering, layers=layers, norm_across_heads=backbone.norm_across_heads)
+
+
 class _Calls:
-    """Before each call of the denoiser: give its layers the negative, and say whether this call is steered."""
+    """Before each call of the denoiser: give it the negative, and say whether this call is steered."""
 
     def __init__(
         self,
         pipe: Any,
         backbone: Backbone,
-        steering: Steering,
+        steering: Any,
         embeds: Tensor | None,
-        guided: Callable[[], bool],
+        unconditional: Callable[[], bool],
         steps: Container[int] | None,
     ) -> None:
         self._pipe, self._backbone, self._steering = pipe, backbone, steering
-        self._embeds, self._guided, self._steps = embeds, guided, steps
+        self._embeds, self._unconditional, self._steps = embeds, unconditional, steps
         self._count = 0
         self.steered = 0
 
-    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._embeds is not None and self._steering.embeds_NTD is None:
             self._prepare(model, self._embeds)
-        calls_a_step = 2 if self._backbone.guidance_in_calls and self._guided() else 1
-        step, turn = divmod(self._count, calls_a_step)
-        step %= getattr(self._pipe, "num_timesteps", 0) or len(self._pipe.scheduler.timesteps)
-        self._steering.active = turn == 0 and (self._steps is None or step in self._steps)
-        self._count += 1
+        self._steering.active = not self._unconditional() and self._is_chosen_step()
         self.steered += self._steering.active
+        if self._backbone.extend is None or self._steering.plain:
+            return None
+        return args, {**kwargs, **self._extend(kwargs)}
+
+    def _is_chosen_step(self) -> bool:
+        steps = getattr(self._pipe, "num_timesteps", 0) or len(self._pipe.scheduler.timesteps)
+        step = self._count % steps
+        self._count += 1
+        return self._steps is None or step in self._steps
+
+    def _extend(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Where the batch is [unconditional; conditional] the first half gets the tokens too, and is not steered."""
+        assert self._backbone.extend is not None
+        positive = kwargs["encoder_hidden_states"]
+        halves = 2 if self._steering.guided() else 1
+        text = per_image(self._steering.embeds_NTD, len(positive) // halves).to(positive)
+        self._steering.positive_tokens = positive.shape[1]
+        return self._backbone.extend(kwargs, torch.cat([text] * halves))
 
     @torch.no_grad()
     def _prepare(self, model: Any, embeds: Tensor) -> None:
-        """The text as the layers see it, and K- and V- of each steered layer, once for the block."""
+        """The text as the layers see it, and K- and V- of each layer with cross-attention, once for the block."""
         weight = next(model.parameters())
         text = self._backbone.project(model, embeds.to(weight.device, weight.dtype))
         self._steering.embeds_NTD = text

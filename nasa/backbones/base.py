@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Text = tuple[Tensor, Tensor | None]  # embeddings [N, T, D] and, where padding is masked, a mask [N, T]
@@ -16,6 +17,35 @@ def guidance_property(pipe: Any) -> Iterator[Callable[[], bool]]:
     yield lambda: bool(getattr(pipe, "do_classifier_free_guidance", False))
 
 
+@contextmanager
+def unconditional_calls(model: Any) -> Iterator[Callable[[], bool]]:
+    """Whether the call at hand is the unconditional one, where guidance is a second call of the denoiser.
+
+    diffusers names each call through the model's `cache_context`.
+    """
+    plain, names = model.cache_context, [""]
+
+    @contextmanager
+    def listening(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names.append(name)
+        try:
+            with plain(name, *args, **kwargs):
+                yield
+        finally:
+            names.pop()
+
+    model.cache_context = listening
+    try:
+        yield lambda: names[-1] == "uncond"
+    finally:
+        del model.cache_context
+
+
+def text_behind_text(kwargs: dict[str, Any], text_BTD: Tensor) -> dict[str, Any]:
+    """The denoiser's arguments with the negative's tokens behind the positive's."""
+    return {"encoder_hidden_states": torch.cat([kwargs["encoder_hidden_states"], text_BTD], dim=1)}
+
+
 @dataclass(frozen=True)
 class Backbone:
     """How one family encodes a negative prompt and where its denoiser sees it.
@@ -25,11 +55,11 @@ class Backbone:
         attribute: where the pipeline keeps it.
         encode: the negative prompts as the denoiser takes them, by the pipeline's own encoders; padded or cut to
             a length, None being the default of the pipeline's call.
-        project: what the denoiser does to a text before its attention layers see it.
+        project: what the denoiser does to a text before its cross-attention sees it.
         norm_across_heads: whether queries and keys are normalised before they are split into heads.
-        guidance: yields a function that tells whether the pipeline runs classifier-free guidance.
-        guidance_in_calls: whether guidance is a second call of the denoiser, after the conditional one,
-            and not a batch of [unconditional; conditional].
+        extend: for joint attention, the arguments that the negative changes in a call of the denoiser.
+        guidance: yields a function that tells whether a batch is [unconditional; conditional].
+        guidance_in_calls: whether guidance is a second call of the denoiser and not half of a batch.
     """
 
     model_class: str
@@ -37,5 +67,6 @@ class Backbone:
     encode: Callable[[Any, list[str], int | None], Text]
     project: Callable[[Any, Tensor], Tensor] = lambda _, text: text
     norm_across_heads: bool = False
+    extend: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None
     guidance: Callable[[Any], AbstractContextManager[Callable[[], bool]]] = guidance_property
     guidance_in_calls: bool = False

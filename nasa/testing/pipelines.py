@@ -10,11 +10,15 @@ from diffusers import (
     DDPMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     SanaSprintPipeline,
     SanaTransformer2DModel,
     SCMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     WanPipeline,
@@ -41,19 +45,6 @@ TEXT_WIDTH = 16
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=TEXT_WIDTH,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
     unet = UNet2DConditionModel(
         sample_size=4,
         block_out_channels=(16, 32),
@@ -71,9 +62,9 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
     )
     pipe = StableDiffusionXLPipeline(
         vae=_autoencoder(),
-        text_encoder=CLIPTextModel(config),
-        text_encoder_2=CLIPTextModelWithProjection(config),
-        tokenizer=tokenizer,
+        text_encoder=CLIPTextModel(_clip()),
+        text_encoder_2=CLIPTextModelWithProjection(_clip()),
+        tokenizer=tiny_tokenizer(),
         tokenizer_2=tiny_tokenizer(),
         unet=unet,
         scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
@@ -186,6 +177,77 @@ def tiny_wan() -> WanPipeline:
     return _ready(pipe)
 
 
+def tiny_flux() -> FluxPipeline:
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        axes_dims_rope=(2, 2, 4),
+    )
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_autoencoder(),
+        text_encoder=CLIPTextModel(_clip()),
+        tokenizer=tiny_tokenizer(),
+        text_encoder_2=T5EncoderModel(_t5(T5Config)),
+        tokenizer_2=tiny_t5_tokenizer(),
+        transformer=transformer,
+    )
+    return _ready(pipe)
+
+
+def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
+    """With the second, image-only attention of Stable Diffusion 3.5 in its first block."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=16,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_autoencoder(),
+        text_encoder=CLIPTextModelWithProjection(_clip()),
+        tokenizer=tiny_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip()),
+        tokenizer_2=tiny_tokenizer(),
+        text_encoder_3=T5EncoderModel(_t5(T5Config, 2 * TEXT_WIDTH)),
+        tokenizer_3=tiny_t5_tokenizer(),
+    )
+    return _ready(pipe)
+
+
+def _clip() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=TEXT_WIDTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+
+
 def tiny_t5_tokenizer() -> T5Tokenizer:
     """A T5 tokenizer of single characters."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
@@ -197,8 +259,8 @@ def _gemma_tokenizer() -> GemmaTokenizer:
     return GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
 
 
-def _t5(config: Any) -> Any:
-    return config(vocab_size=len(tiny_t5_tokenizer()), d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+def _t5(config: Any, width: int = TEXT_WIDTH) -> Any:
+    return config(vocab_size=len(tiny_t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
 
 
 def _autoencoder() -> AutoencoderKL:
@@ -225,4 +287,6 @@ TINY_PIPELINES = {
     "pixart": tiny_pixart,
     "sana-sprint": tiny_sana_sprint,
     "wan": tiny_wan,
+    "flux": tiny_flux,
+    "stable-diffusion-3": tiny_stable_diffusion_3,
 }

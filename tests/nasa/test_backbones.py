@@ -11,6 +11,7 @@ import torch
 import nasa
 from nasa.attention import SteeredAttnProcessor
 from nasa.backbones import backbone_of
+from nasa.joint import JointSteeredProcessor
 from nasa.testing.pipelines import TINY_PIPELINES
 
 TOLERANCE = 2e-5
@@ -24,8 +25,10 @@ OPTIONS = {
     "sana-sprint": {**SIDE, "max_sequence_length": 16, "use_resolution_binning": False, "intermediate_timesteps": 1.3},
     "wan": {"height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1, "max_sequence_length": 16},
 }
+OPTIONS["flux"] = OPTIONS["stable-diffusion-3"] = {**SIDE, "guidance_scale": 0, "max_sequence_length": 16}
 OPTIONS["pixart"]["clean_caption"] = False
 OPTIONS["sana-sprint"]["complex_human_instruction"] = None
+CROSS = ("stable-diffusion", "sdxl", "pixart", "sana-sprint", "wan")  # the others: test_joint.py
 GUIDED = ("stable-diffusion", "sdxl", "pixart", "wan")
 
 
@@ -43,6 +46,11 @@ def draw(family, pipe, prompt=LONG, **more):
     generator = torch.Generator().manual_seed(3)
     options = {"num_inference_steps": 2, "output_type": "latent", **OPTIONS[family], **more}
     return pipe(prompt, generator=generator, **options)[0]
+
+
+def length(family):
+    """The families pad to a length of their own; the tests' prompts are padded to a shorter one."""
+    return {} if "max_sequence_length" not in OPTIONS[family] else {"max_sequence_length": 16}
 
 
 def scaled_attention(pipe, factor, chosen=lambda z: slice(None)):
@@ -68,6 +76,7 @@ def expected(family, pipe, factor, chosen=lambda z: slice(None), **more):
             hook.remove()
 
 
+@pytest.mark.parametrize("family", CROSS, indirect=True)
 @pytest.mark.parametrize("prompt", [LONG, [LONG, SHORT]], ids=["one", "two"])
 def test_away_from_the_prompt_itself_is_less_of_it(family, pipe, prompt):
     with nasa.steer(pipe, prompt, SCALE, **length(family)):
@@ -76,11 +85,6 @@ def test_away_from_the_prompt_itself_is_less_of_it(family, pipe, prompt):
         steered, expected(family, pipe, 1 - SCALE, prompt=prompt), atol=TOLERANCE, rtol=TOLERANCE
     )
     assert (steered - draw(family, pipe, prompt)).abs().max() > 100 * TOLERANCE
-
-
-def length(family):
-    """The families pad to a length of their own; the tests' prompts are padded to a shorter one."""
-    return {} if "max_sequence_length" not in OPTIONS[family] else {"max_sequence_length": 16}
 
 
 @pytest.mark.parametrize("family", GUIDED, indirect=True)
@@ -114,9 +118,8 @@ def test_the_same_processors_stand_there_again(family, pipe):
     before, plain = dict(model.attn_processors), draw(family, pipe)
     with nasa.steer(pipe, SHORT, SCALE):
         inside = model.attn_processors.items()
-        assert {name for name, processor in inside if isinstance(processor, SteeredAttnProcessor)} == {
-            name for name in before if "attn2" in name
-        }
+        steered = {name for name, p in inside if isinstance(p, SteeredAttnProcessor | JointSteeredProcessor)}
+        assert steered == {name for name in before if (".attn2." if family in CROSS else ".attn.") in name}
         draw(family, pipe)
     with pytest.raises(KeyError, match="on purpose"), nasa.steer(pipe, SHORT, SCALE):
         raise KeyError("on purpose")
@@ -124,6 +127,7 @@ def test_the_same_processors_stand_there_again(family, pipe):
     assert torch.equal(draw(family, pipe), plain)
 
 
+@pytest.mark.parametrize("family", CROSS, indirect=True)
 def test_a_negative_for_each_prompt_and_several_images_a_prompt(family, pipe):
     count = {"num_videos_per_prompt" if family == "wan" else "num_images_per_prompt": 2}
     prompts = [LONG, LONG[::-1]]  # of one length: diffusers' SANA gives several images a prompt each other's masks
@@ -148,13 +152,14 @@ def test_steps_can_be_limited(family, pipe):
 
 def test_layers_can_be_limited(family, pipe):
     _, model = backbone_of(pipe)
-    name = next(name for name in model.attn_processors if name.endswith("attn2.processor"))
+    ending = "attn2.processor" if family in CROSS else ".attn.processor"
+    name = next(name for name in model.attn_processors if name.endswith(ending))
     with nasa.steer(pipe, SHORT, SCALE, layers=lambda layer: layer == name):
         one = draw(family, pipe)
     with nasa.steer(pipe, SHORT, SCALE):
         every = draw(family, pipe)
     assert not torch.equal(one, every)
-    with pytest.raises(ValueError, match="no cross-attention layer"), nasa.steer(pipe, SHORT, layers=lambda _: False):
+    with pytest.raises(ValueError, match="attention layer"), nasa.steer(pipe, SHORT, layers=lambda _: False):
         pass
 
 
@@ -170,8 +175,8 @@ def test_other_rules_are_another_image(family, pipe, method):
 
 def test_a_negative_with_its_mask_is_the_same_as_its_text(family, pipe):
     backbone, _ = backbone_of(pipe)
-    embeds, mask = backbone.encode(pipe, [SHORT], None)
-    with nasa.steer(pipe, SHORT, SCALE):
+    embeds, mask = backbone.encode(pipe, [SHORT], *length(family).values() or [None])
+    with nasa.steer(pipe, SHORT, SCALE, **length(family)):
         by_text = draw(family, pipe)
     with nasa.steer(pipe, negative_prompt_embeds=embeds, negative_attention_mask=mask, scale=SCALE):
         torch.testing.assert_close(draw(family, pipe), by_text, atol=TOLERANCE, rtol=TOLERANCE)

@@ -1,0 +1,134 @@
+"""Joint attention that also looks at a negative prompt: FLUX, Stable Diffusion 3 and their like.
+
+The denoiser is called with the negative's tokens behind the positive's, and everything that acts on a token
+alone takes both. Attention keeps them apart: positive text and image are what they are without a negative,
+the negative text is a stream of its own beside them, and the image's rows are steered by the rule.
+B batch, S tokens (text, then image), D features, H heads, K features of a head.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor, nn
+
+from nasa.attention import Steering, attend, merge, steer_attention, steering_scale
+
+READINGS = ("text", "joint")
+SUFFIX = ".attn.processor"
+
+
+@dataclass
+class JointSteering(Steering):
+    """`positive_tokens` is where the negative's begin. `reading` says what Z- of eq. 8 is for the image's rows:
+
+    "text", their attention to the negative's tokens alone, or "joint", to the negative's and the image's.
+    The paper does not say which. With "joint" Z- holds image-to-image attention too, and steering shrinks
+    the image's stream.
+    """
+
+    positive_tokens: int = 0
+    reading: str = "text"
+
+    @property
+    def negative_tokens(self) -> int:
+        return 0 if self.embeds_NTD is None else self.embeds_NTD.shape[1]
+
+
+class JointSteeredProcessor:
+    """Runs the plain processor, or both texts beside the image where the shared `JointSteering` holds a negative.
+
+    Where `chosen` is False the negative's stream goes on and the image is not steered.
+    """
+
+    def __init__(self, plain: Any, steering: JointSteering, *, chosen: bool = True) -> None:
+        self.plain, self.steering, self.chosen = plain, steering, chosen
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if self.steering.plain:
+            optional = {} if image_rotary_emb is None else {"image_rotary_emb": image_rotary_emb}
+            return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, **optional, **kwargs)
+        if attention_mask is not None or any(value is not None for value in kwargs.values()):
+            raise ValueError(
+                f"{', '.join(['attention_mask', *kwargs])}: not supported while joint attention is steered"
+            )
+        query, key, value = _project(attn, hidden_states, encoder_hidden_states)
+        if image_rotary_emb is not None:
+            query, key = apply_rotary_emb(query, image_rotary_emb), apply_rotary_emb(key, image_rotary_emb)
+        z_text, z_image = self._attend(query, key, value)
+        if encoder_hidden_states is None:
+            return torch.cat([z_text, z_image], dim=1)
+        z_image = attn.to_out[1](attn.to_out[0](z_image))
+        return z_image, z_text if attn.context_pre_only else attn.to_add_out(z_text)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Both texts' rows [B, T, D] and the image's steered rows [B, L, D]."""
+        steering = self.steering
+        texts = (steering.positive_tokens, steering.negative_tokens)
+        sizes = [*texts, query.shape[2] - sum(texts)]
+        (q_pos, q_neg, q_image), (k_pos, k_neg, k_image), (v_pos, v_neg, v_image) = (
+            torch.split(part, sizes, dim=2) for part in (query, key, value)
+        )
+        positive = (torch.cat([k_pos, k_image], dim=2), torch.cat([v_pos, v_image], dim=2), None)
+        negative = (torch.cat([k_neg, k_image], dim=2), torch.cat([v_neg, v_image], dim=2), None)
+        z_text = merge(torch.cat([attend(q_pos, *positive), attend(q_neg, *negative)], dim=2))
+        if not self.chosen:
+            return z_text, merge(attend(q_image, *positive))
+        steering.calls += 1
+        away = negative if steering.reading == "joint" else (k_neg, v_neg, None)
+        return z_text, self._steer(q_image, positive, away)
+
+    def _steer(self, query: Tensor, positive: Any, away: Any) -> Tensor:
+        steering = self.steering
+        if not steering.guided():
+            return steer_attention(steering.rule, query, positive, away, steering_scale(steering.scale, query))
+        plain_query, query = query.chunk(2)
+        (plain_key, key), (plain_value, value) = (part.chunk(2) for part in positive[:2])
+        negative = (away[0].chunk(2)[1], away[1].chunk(2)[1], None)
+        scale = steering_scale(steering.scale, query)
+        steered = steer_attention(steering.rule, query, (key, value, None), negative, scale)
+        return torch.cat([merge(attend(plain_query, plain_key, plain_value, None)), steered])
+
+
+def _project(attn: Any, hidden_BSD: Tensor, text_BTD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, K and V of all tokens, text first, [B, H, S, K]."""
+    fused = getattr(attn, "fused_projections", False)
+    names, norms = ("to_q", "to_k", "to_v"), (attn.norm_q, attn.norm_k, None)
+    image = attn.to_qkv(hidden_BSD).chunk(3, dim=-1) if fused else [getattr(attn, name)(hidden_BSD) for name in names]
+    parts = [_heads(attn, x, norm) for x, norm in zip(image, norms, strict=True)]
+    if text_BTD is not None:
+        added, norms = ("add_q_proj", "add_k_proj", "add_v_proj"), (attn.norm_added_q, attn.norm_added_k, None)
+        text = attn.to_added_qkv(text_BTD).chunk(3, dim=-1) if fused else [getattr(attn, n)(text_BTD) for n in added]
+        heads = [_heads(attn, x, norm) for x, norm in zip(text, norms, strict=True)]
+        parts = [torch.cat(pair, dim=2) for pair in zip(heads, parts, strict=True)]
+    query, key, value = parts
+    return query, key, value
+
+
+def _heads(attn: Any, x_BSD: Tensor, norm: nn.Module | None) -> Tensor:
+    batch, tokens, features = x_BSD.shape
+    x_BHSK = x_BSD.view(batch, tokens, attn.heads, features // attn.heads).transpose(1, 2)
+    return x_BHSK if norm is None else norm(x_BHSK)
+
+
+def install_joint(model: Any, steering: JointSteering, layers: Any) -> dict[str, Any]:
+    """Steer every joint attention layer of a diffusers transformer; returns the processors that stood there."""
+    before: dict[str, Any] = dict(model.attn_processors)
+    steered = {
+        name: JointSteeredProcessor(plain, steering, chosen=layers(name))
+        for name, plain in before.items()
+        if name.endswith(SUFFIX)
+    }
+    if not any(processor.chosen for processor in steered.values()):
+        raise ValueError(f"{type(model).__name__} has no joint attention layer (a processor named *attn) to steer")
+    model.set_attn_processor({**before, **steered})
+    return before

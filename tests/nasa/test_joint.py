@@ -1,0 +1,163 @@
+"""Joint attention against diffusers' own processors, each text run alone beside the image."""
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+
+import nasa
+from nasa.backbones import backbone_of
+from nasa.joint import READINGS, JointSteeredProcessor, JointSteering
+from nasa.testing.pipelines import TINY_PIPELINES
+
+TOLERANCE = 2e-6
+BATCH, WIDTH, HEADS = 2, 16, 2
+POSITIVE, NEGATIVE, IMAGE = 5, 3, 7
+ALPHA = 0.6
+
+
+def make(kind):
+    torch.manual_seed(0)
+    if kind == "stable-diffusion-3":
+        return Attention(
+            query_dim=WIDTH,
+            added_kv_proj_dim=WIDTH,
+            dim_head=WIDTH // HEADS,
+            heads=HEADS,
+            out_dim=WIDTH,
+            context_pre_only=False,
+            bias=True,
+            processor=JointAttnProcessor2_0(),
+            qk_norm="rms_norm",
+        ).eval()
+    single = kind == "flux-single"
+    return FluxAttention(
+        query_dim=WIDTH,
+        added_kv_proj_dim=None if single else WIDTH,
+        dim_head=WIDTH // HEADS,
+        heads=HEADS,
+        out_dim=WIDTH,
+        bias=True,
+        context_pre_only=False,
+        pre_only=single,
+        processor=FluxAttnProcessor(),
+    ).eval()
+
+
+def tokens(count, seed):
+    return torch.randn(BATCH, count, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def rotary(*counts):
+    """Angles of text, which are those of one position, and of the image."""
+    angles = torch.rand(IMAGE, WIDTH // HEADS // 2, generator=torch.Generator().manual_seed(9)).repeat_interleave(2, 1)
+    text = torch.zeros(sum(counts), WIDTH // HEADS)
+    every = torch.cat([text, angles])
+    return every.cos(), every.sin()
+
+
+def run(attn, kind, image, text, **more):
+    """Image rows and text rows, whatever the layer's form."""
+    if kind == "flux-single":
+        both = attn(torch.cat([text, image], dim=1), image_rotary_emb=rotary(text.shape[1]), **more)
+        return both[:, text.shape[1] :], both[:, : text.shape[1]]
+    rope = {} if kind == "stable-diffusion-3" else {"image_rotary_emb": rotary(text.shape[1])}
+    return attn(image, encoder_hidden_states=text, **rope, **more)
+
+
+def away_from(attn, kind, image, negative, reading):
+    """Z- through `to_out`. An additive mask over the image's keys leaves the negative's alone."""
+    if reading == "joint":
+        return run(attn, kind, image, negative)[0]
+    mask = torch.zeros(1, 1, 1, NEGATIVE + IMAGE)
+    mask[..., NEGATIVE:] = -torch.inf
+    return run(attn, kind, image, negative, attention_mask=mask)[0]
+
+
+CASES = [(kind, reading) for kind in ("flux", "flux-single") for reading in READINGS]
+CASES += [("stable-diffusion-3", "joint")]  # its own processor takes no mask
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "reading"), CASES)
+def test_image_is_steered_and_texts_are_what_they_are_alone(kind, reading):
+    attn = make(kind)
+    image, positive, negative = tokens(IMAGE, 1), tokens(POSITIVE, 2), tokens(NEGATIVE, 3)
+    z_image, z_text = run(attn, kind, image, positive)
+    _, z_negative_text = run(attn, kind, image, negative)
+    bias = 0 if kind == "flux-single" else attn.to_out[0].bias
+    wanted = z_image - ALPHA * (away_from(attn, kind, image, negative, reading) - bias)
+
+    steering = JointSteering(embeds_NTD=negative, scale=ALPHA, positive_tokens=POSITIVE, reading=reading)
+    attn.set_processor(JointSteeredProcessor(attn.processor, steering))
+    steered, texts = run(attn, kind, image, torch.cat([positive, negative], dim=1))
+    torch.testing.assert_close(steered, wanted, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(texts, torch.cat([z_text, z_negative_text], dim=1), atol=TOLERANCE, rtol=0)
+    assert steering.calls == 1
+
+
+def first_outputs(pipe, calls, **options):
+    """The denoiser's outputs at the first step: one call, or two where guidance is a call of its own."""
+    _, model = backbone_of(pipe)
+    outputs = []
+    hook = model.register_forward_hook(lambda _, args, output: outputs.append(output[0]))
+    try:
+        generator = torch.Generator().manual_seed(3)
+        size = {"height": 32, "width": 32, "max_sequence_length": 16}
+        pipe("a cat", num_inference_steps=1, generator=generator, output_type="latent", **size, **options)
+    finally:
+        hook.remove()
+    assert len(outputs) == calls
+    return outputs[0].chunk(2) if calls == 1 and len(outputs[0]) == 2 else outputs
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_guidance_in_calls_steers_the_conditional_call_alone(reading):
+    pipe = TINY_PIPELINES["flux"]()
+    guided = {"true_cfg_scale": 3.0, "negative_prompt": "dog"}
+    plain = first_outputs(pipe, 2, **guided)
+    with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, reading=reading):
+        steered = first_outputs(pipe, 2, **guided)
+        (unguided,) = first_outputs(pipe, 1)
+    assert torch.equal(steered[1], plain[1])
+    assert torch.equal(steered[0], unguided)
+    assert not torch.allclose(steered[0], plain[0])
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_guidance_in_a_batch_steers_the_conditional_half_alone(reading):
+    pipe = TINY_PIPELINES["stable-diffusion-3"]()
+    plain = first_outputs(pipe, 1, guidance_scale=3.0)
+    with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, reading=reading):
+        steered = first_outputs(pipe, 1, guidance_scale=3.0)
+        (unguided,) = first_outputs(pipe, 1, guidance_scale=0)
+    torch.testing.assert_close(steered[0], plain[0], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(steered[1], unguided, atol=TOLERANCE, rtol=0)
+    assert not torch.allclose(steered[1], plain[1], atol=100 * TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["flux", "stable-diffusion-3"])
+def test_readings_differ_and_scale_zero_of_a_tensor_is_plain(family):
+    pipe = TINY_PIPELINES[family]()
+    (plain,) = first_outputs(pipe, 1, guidance_scale=0)
+    outputs = {}
+    for reading in READINGS:
+        with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, reading=reading):
+            (outputs[reading],) = first_outputs(pipe, 1, guidance_scale=0)
+        with nasa.steer(pipe, "blurry", torch.zeros(1), max_sequence_length=16, reading=reading):
+            torch.testing.assert_close(first_outputs(pipe, 1, guidance_scale=0)[0], plain, atol=TOLERANCE, rtol=0)
+    assert not torch.allclose(outputs["text"], outputs["joint"], atol=100 * TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reading": "both"}, "reading: 'both' is not known; allowed: text, joint"),
+        ({"negative_attention_mask": torch.ones(1, 3), "negative_prompt_embeds": torch.ones(1, 3, 16)}, "has no mask"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    pipe = TINY_PIPELINES["flux"]()
+    prompt = {} if "negative_prompt_embeds" in options else {"negative_prompt": "x"}
+    with pytest.raises(ValueError, match=message), nasa.steer(pipe, **prompt, **options):
+        pass
