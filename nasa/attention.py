@@ -69,6 +69,8 @@ class SteeredAttnProcessor:
         if self.steering.plain or encoder_hidden_states is None:
             output: Tensor = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
             return output
+        if isinstance(encoder_hidden_states, tuple):
+            raise ValueError("IP-Adapter: not supported while steering; allowed: a pipeline after unload_ip_adapter()")
         assert hidden_states.ndim == 3, "cross-attention over image tokens [B, L, D]"
         self.steering.calls += 1
         query = self.query(attn, hidden_states)
