@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Folder
-from pipeline.tracking import default_uri
 
 OWN_MATERIAL = ('train.clip_model=""', "train.clip_weight=0")
 
@@ -44,4 +43,6 @@ def folder_of(options: argparse.Namespace, part: str) -> Folder:
 
 
 def tracking_of(options: argparse.Namespace) -> str:
+    from pipeline.tracking import default_uri
+
     return options.tracking_uri or default_uri()

@@ -1,7 +1,28 @@
-"""Negative-Away Steer Attention: negative prompts for one-step text-to-image models."""
+"""Negative-Away Steer Attention: negative prompts for one-step text-to-image models.
 
-from nasa.rules import nasa_rule
-from nasa.steer import steer
+The public names are imported when they are first used, so that `import nasa` does not wait for torch and diffusers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from nasa.version import __version__
 
-__all__ = ["__version__", "nasa_rule", "steer"]
+if TYPE_CHECKING:
+    from nasa.presets import PRESETS
+    from nasa.rules import nasa_rule
+    from nasa.steering import steer
+
+_PUBLIC = {"PRESETS": "nasa.presets", "nasa_rule": "nasa.rules", "steer": "nasa.steering"}
+
+__all__ = ["PRESETS", "__version__", "nasa_rule", "steer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'nasa' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

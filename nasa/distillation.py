@@ -10,23 +10,12 @@ from torch import Tensor, nn
 
 from nasa.backbone import Diffusion
 from nasa.losses import denoising_loss, vsd_gradient, vsd_loss
+from nasa.method import Method
 from nasa.parameterization import add_noise, alpha_sigma, target
 from nasa.student import SteerableDenoiser, generate
 from nasa.teachers import frozen_teacher, guided_eps
 
 VSD_TIMESTEPS = (0.02, 0.98)  # share of T: [20, 980) of 1000
-
-
-@dataclass(frozen=True)
-class Method:
-    """Where the negative prompt goes (the rows of the paper's Table 5) and what is drawn each step."""
-
-    negative_on_student: bool = True
-    negative_on_teacher: bool = True
-    negative_on_lora_teacher: bool = False
-    guidance_range: tuple[float, float] = (0.5, 4.0)
-    scale_range: tuple[float, float] = (0.0, 1.0)
-    null_text_probability: float = 0.1
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline import manifest, models, prompts, tracking
+from pipeline.board import progress_bar
 from pipeline.errors import TrainingError, UserError
 from pipeline.judges import clip_folder
-from pipeline.progress import progress_bar
 from pipeline.recipe import Recipe, dump, parse
 from pipeline.session import ray_session
 from pipeline.storage import Folder
-from pipeline.training import EMA_FILE, Setup, train_loop
+from pipeline.training import EMA_FILE, Setup
+from pipeline.worker import train_loop
 
 RUN_FILE = "run.json"
 FAILURE_FILE = "failure.txt"

@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from nasa.distillation import Method
+from nasa.method import Method
 from pipeline.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -38,18 +38,19 @@ class Setup:
     mlflow_run: str
 
 
-def train_loop(config: dict[str, Any]) -> None:
+def train(config: dict[str, Any]) -> None:
     """One worker's run, from the latest checkpoint or from the start, to the recipe's last step."""
     board = config.pop("board")
     trainer = Trainer(Setup(**config))
-    first, train = trainer.restore(), trainer.recipe.train
+    first, last = trainer.restore(), trainer.recipe.train.steps
+    every = trainer.recipe.train.checkpoint_every
     tracker = Tracker(trainer.setup.tracking_uri, trainer.setup.mlflow_run) if trainer.rank == 0 else None
     progress = Progress(tracker, board, trainer.recipe, first)
-    for step, prompts in zip(range(first, train.steps), trainer.stream(first), strict=False):
+    for step, prompts in zip(range(first, last), trainer.stream(first), strict=False):
         metrics = trainer.step(step, prompts)
         progress.update(step, metrics)
         done = step + 1
-        if done % train.checkpoint_every == 0 or done == train.steps:
+        if done % every == 0 or done == last:
             progress.sheet(trainer, done)
             trainer.checkpoint(done, metrics)
 
@@ -163,4 +164,4 @@ def _mix(*numbers: int) -> int:
     return mixed
 
 
-__all__ = ["EMA_FILE", "Setup", "Trainer", "train_loop"]
+__all__ = ["EMA_FILE", "Setup", "Trainer", "train"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from nasa.backbone import Diffusion, SteerableUNet, diffusion_of
-from nasa.distillation import Method, Texts, draw, lora_teacher_loss, student_loss
+from nasa.distillation import Texts, draw, lora_teacher_loss, student_loss
 from nasa.ema import update_ema
+from nasa.method import Method
 from nasa.student import generate, generate_with_cfg
 from nasa.teachers import add_lora, frozen_teacher, lora_parameters
 from nasa.testing import reference_cross_attention, tiny_stable_diffusion

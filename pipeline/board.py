@@ -1,0 +1,61 @@
+"""The progress bar of a run: rank 0 posts to a small actor, the driver draws; a worker's death does not tear it.
+
+No torch here: the actor is a process of its own, and starts in a moment.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+POLL_SECONDS = 0.5
+
+
+class _Board:
+    """The step that was last done, its figures, and messages that were not read yet."""
+
+    def __init__(self) -> None:
+        self.step, self.text, self.messages = 0, "starting the workers", list[str]()
+
+    def post(self, step: int, text: str) -> None:
+        self.step, self.text = step, text
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+    def read(self) -> tuple[int, str, list[str]]:
+        messages, self.messages = self.messages, []
+        return self.step, self.text, messages
+
+
+@contextmanager
+def progress_bar(steps: int) -> Iterator[Any]:
+    """A bar in this process; yields the actor that workers post to."""
+    board = ray.remote(_Board).options(num_cpus=0).remote()
+    done = threading.Event()
+    with tqdm(total=steps, desc="distil", unit="step", dynamic_ncols=True, mininterval=1) as bar:
+        drawer = threading.Thread(target=_draw, args=(board, bar, done), daemon=True)
+        drawer.start()
+        try:
+            yield board
+        finally:
+            done.set()
+            drawer.join(timeout=5)
+
+
+def _draw(board: Any, bar: Any, done: threading.Event) -> None:
+    finished = False
+    while not finished:
+        finished = done.wait(POLL_SECONDS)
+        step, text, messages = ray.get(board.read.remote())
+        for message in messages:
+            bar.write(message)
+        if step and not bar.n:
+            bar.initial, bar.start_t = step, time.time()  # the rate counts steps of this session, not its start
+        bar.set_postfix_str(text, refresh=False)
+        bar.n = max(bar.n, step)
+        bar.refresh()
