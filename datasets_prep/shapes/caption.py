@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from datasets_prep.shapes.scene import Scene
+from datasets_prep.shapes.scene import Scene, pick
 
 QUALITY_WORDS = {
     "blurry": ("blurry", "out of focus"),
@@ -45,6 +45,13 @@ def sample_tags(scene: Scene, rng: np.random.Generator, *, most: int = 3) -> str
     return ", ".join(dict.fromkeys(chosen))
 
 
+def sample_quality_list(rng: np.random.Generator, *, most: int = 5) -> str:
+    """Words for bad images without regard to a scene: "low quality, blurry, ugly"."""
+    words = [*(word for words in QUALITY_WORDS.values() for word in words), *COMMON_QUALITY_WORDS]
+    chosen = rng.permutation(len(words))[: int(rng.integers(1, most + 1))]
+    return ", ".join(words[index] for index in chosen)
+
+
 def full_prompt(scene: Scene, *, position: bool = True) -> str:
     """The prompt that names shape, colour, background and size, for held-out evaluation."""
     where = f" {scene.position}" if position else ""
@@ -63,4 +70,4 @@ def _quality(scene: Scene, rng: np.random.Generator, unmentioned: float = 0.3) -
     if draw < unmentioned:
         return ""
     words = QUALITY_WORDS[scene.quality] if draw < 0.75 else COMMON_QUALITY_WORDS
-    return str(rng.choice(words))
+    return pick(words, rng)
