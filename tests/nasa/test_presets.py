@@ -1,0 +1,114 @@
+"""Each preset's sampler against the formula of the model's own inference code, on its architecture at small width."""
+
+import pytest
+import torch
+
+import nasa
+from nasa.backbones import backbone_of
+from nasa.testing.pipelines import TINY_PIPELINES
+
+TOLERANCE = 1e-4
+FAMILIES = {
+    "unet": "stable-diffusion",
+    "pixart": "pixart",
+    "flux": "flux",
+    "sana": "sana-sprint",
+    "stable_diffusion_3": "stable-diffusion-3",
+}
+SMALL = {"height": 32, "width": 32, "output_type": "latent"}
+TEXT = {"max_sequence_length": 16}
+MORE = {
+    "pixart": {**TEXT, "use_resolution_binning": False, "clean_caption": False},
+    "flux": TEXT,
+    "stable-diffusion-3": TEXT,
+    "sana-sprint": {**TEXT, "use_resolution_binning": False, "complex_human_instruction": None},
+}
+
+
+def from_noise(pipe, x, output, t):
+    """x0 = (x - sigma eps) / alpha."""
+    cumprod = pipe.scheduler.alphas_cumprod[t].double()
+    return (x - (1 - cumprod).sqrt() * output) / cumprod.sqrt()
+
+
+def from_velocity(pipe, x, output, t):
+    """x0 = alpha x - sigma v."""
+    cumprod = pipe.scheduler.alphas_cumprod[t].double()
+    return cumprod.sqrt() * x - (1 - cumprod).sqrt() * output
+
+
+def along_the_flow(pipe, x, output, t):
+    return x + output
+
+
+ONE_STEP = {
+    "sd15-swiftbrush": (999, from_noise),
+    "sd21-swiftbrush": (999, from_noise),
+    "sd15-dmd2": (999, from_noise),
+    "instaflow": (1000, along_the_flow),
+    "sdxl-dmd2-1step": (399, from_noise),
+    "pixart-swiftbrush": (999, from_noise),
+    "pixart-yoso": (999, from_velocity),
+    "pixart-dmd": (400, from_noise),
+}
+
+
+def pipeline(name):
+    family = FAMILIES[nasa.PRESETS[name].family]
+    return TINY_PIPELINES["sdxl" if name.startswith("sdxl") else family]()
+
+
+def run(name, pipe):
+    """The latents that come out, and each call of the denoiser: its latents, timestep and output."""
+    _, model = backbone_of(pipe)
+    calls = []
+
+    def record(_, args, kwargs, output):
+        x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        t = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        calls.append((x.double(), float(t.flatten()[0]), output[0].double()))
+
+    hook = model.register_forward_hook(record, with_kwargs=True)
+    preset = nasa.PRESETS[name]
+    family = FAMILIES[preset.family]
+    options = {**SMALL, **MORE.get(family, {}), **preset.options}
+    try:
+        latents = pipe("a cat", generator=torch.Generator().manual_seed(0), **options)[0]
+    finally:
+        hook.remove()
+    return latents.double(), calls
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_one_step_is_the_formula_of_the_model(name):
+    timestep, formula = ONE_STEP[name]
+    pipe = nasa.PRESETS[name].configure(pipeline(name))
+    latents, ((x, t, output),) = run(name, pipe)
+    assert t == timestep
+    expected = formula(pipe, x, output[:, : x.shape[1]], timestep)
+    torch.testing.assert_close(latents, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", nasa.PRESETS)
+def test_every_preset_runs_its_number_of_steps_and_can_be_steered(name):
+    preset = nasa.PRESETS[name]
+    pipe = preset.configure(pipeline(name))
+    plain, calls = run(name, pipe)
+    assert len(calls) == preset.options["num_inference_steps"]
+    length = TEXT if FAMILIES[preset.family] in MORE else {}
+    with nasa.steer(pipe, "a dog", preset.scale, **length):
+        steered, _ = run(name, pipe)
+    assert steered.isfinite().all()
+    assert not torch.allclose(steered, plain, atol=1e-5)
+
+
+def test_rectified_flow_in_more_steps_is_euler():
+    from nasa.rectified_flow import RectifiedFlowScheduler
+
+    scheduler = RectifiedFlowScheduler()
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [1000.0, 750.0, 500.0, 250.0]
+    x = torch.zeros(1)
+    for t in scheduler.timesteps:
+        x = scheduler.step(t / 1000, t, x).prev_sample
+    torch.testing.assert_close(x, torch.tensor([0.625]))  # (1 + 3/4 + 1/2 + 1/4) / 4
