@@ -28,8 +28,38 @@ def tiny_teacher(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """One local Ray for the whole test session."""
+def s3_server():
+    """An S3 server in this process; the environment names it, and no other, to the end of the test session."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://{host}:{port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    yield
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server):
+    """An empty bucket's URI."""
+    import boto3
+
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="runs")
+    yield "s3://runs"
+    for entry in client.list_objects_v2(Bucket="runs").get("Contents", []):
+        client.delete_object(Bucket="runs", Key=entry["Key"])
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server):
+    """One local Ray for the whole test session; its processes know the S3 server."""
     import ray
 
     from pipeline.session import ray_session

@@ -5,10 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets_prep.shapes.caption import QUALITY_WORDS, full_prompt, sample_caption, sample_tags
+from datasets_prep.shapes.caption import (
+    QUALITY_WORDS,
+    full_prompt,
+    sample_caption,
+    sample_quality_list,
+    sample_tags,
+)
 from datasets_prep.shapes.scene import QUALITIES, Scene, sample_scene
 
 NEVER_NEGATIVE = ("purple", "ring")  # kept out of training's negatives, to be reported apart
+QUALITY_LIST_SHARE = 0.35
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,12 @@ def sample_prompts(count: int, seed: int) -> Iterator[str]:
 
 
 def sample_negatives(count: int, seed: int) -> Iterator[str]:
-    """Tag lists of random training scenes, half of them degraded, without the words of `NEVER_NEGATIVE`."""
+    """Tag lists of random training scenes and lists of quality words, without the words of `NEVER_NEGATIVE`."""
     rng = np.random.default_rng((seed, 11))
     made = 0
     while made < count:
-        text = sample_tags(sample_scene(rng), rng, most=2)
+        quality = rng.random() < QUALITY_LIST_SHARE
+        text = sample_quality_list(rng) if quality else sample_tags(sample_scene(rng), rng, most=2)
         if not any(word in text for word in NEVER_NEGATIVE):
             made += 1
             yield text

@@ -16,7 +16,9 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from jobs.__main__ import main
+from pipeline import manifest
 from pipeline.models import load_pipeline
+from pipeline.storage import Folder
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -101,6 +103,18 @@ def test_evaluate_and_register(run):
     assert version.tags["student_sha256"]
     downloaded = mlflow.artifacts.download_artifacts(artifact_uri=version.source)
     assert load_pipeline(Path(downloaded)).unet is not None
+
+
+def test_the_whole_job_on_s3_makes_the_same_student(run, tmp_path, tiny_teacher, bucket, capsys):
+    """Prompts, checkpoints, student, evaluation and registration below one s3:// folder."""
+    stored = new_run(tmp_path, tiny_teacher) | {"folder": f"{bucket}/mine", "prompts": run["prompts"]}
+    for command in ("prepare", "distill", "evaluate", "register"):
+        assert main(arguments(command, stored)) == 0, capsys.readouterr().err
+    copy = Folder.of(stored["folder"]).local_copy(tmp_path / "copy")
+    assert (copy / "evaluation/report.html").is_file()
+    assert manifest.read(Folder.of(copy) / "registered", "register")["alias"] == "champion"
+    expected, found = student_weights(run), student_weights({"folder": copy})
+    assert all(torch.equal(expected[name], value) for name, value in found.items())
 
 
 def test_another_recipe_in_the_same_folder_is_refused(run, tmp_path, tiny_teacher, capsys):
