@@ -25,7 +25,7 @@ class Steering:
     `embeds_NTD` is the text as the layers see it, one row for all images or one for each; `mask_NT` is True
     where a token counts. `scale` is a number or a tensor [N]. `guided` says whether the batch at hand is
     [unconditional; conditional], of which only the conditional half is steered. `active` is False for a call of
-    the model that is to stay plain. `calls` counts the layers that used the negative.
+    the model that is to stay plain. `used` is set by a layer that used the negative.
     """
 
     embeds_NTD: Tensor | None = None
@@ -34,7 +34,7 @@ class Steering:
     guided: Callable[[], bool] = lambda: False
     rule: Rule = field(default=RULES["nasa"])
     active: bool = True
-    calls: int = 0
+    used: bool = False
 
     @property
     def plain(self) -> bool:
@@ -72,7 +72,7 @@ class SteeredAttnProcessor:
         if isinstance(encoder_hidden_states, tuple):
             raise ValueError("IP-Adapter: not supported while steering; allowed: a pipeline after unload_ip_adapter()")
         assert hidden_states.ndim == 3, "cross-attention over image tokens [B, L, D]"
-        self.steering.calls += 1
+        self.steering.used = True
         query = self.query(attn, hidden_states)
         mask = _prepare(attn, attention_mask, encoder_hidden_states)
         z_BLD = self._steer(attn, query, (*self.keys(attn, encoder_hidden_states), mask))

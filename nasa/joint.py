@@ -83,7 +83,7 @@ class JointSteeredProcessor:
         z_text = merge(torch.cat([attend(q_pos, *positive), attend(q_neg, *negative)], dim=2))
         if not self.chosen:
             return z_text, merge(attend(q_image, *positive))
-        steering.calls += 1
+        steering.used = True
         away = negative if steering.reading == "joint" else (k_neg, v_neg, None)
         return z_text, self._steer(q_image, positive, away)
 

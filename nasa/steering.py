@@ -79,7 +79,7 @@ def steer(
         finally:
             hook.remove()
             model.set_attn_processor(before)
-    if calls.steered and not steering.plain and not steering.calls:
+    if calls.steered and not steering.plain and not steering.used:
         raise ValueError("negative_prompt: no attention layer used it")
 
 
@@ -123,7 +123,7 @@ class _Calls:
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._embeds is not None and self._steering.embeds_NTD is None:
-            self._prepare(model, self._embeds)
+            self._prepare(model, self._embeds.to(kwargs["encoder_hidden_states"]))
         self._steering.active = not self._unconditional() and self._is_chosen_step()
         self.steered += self._steering.active
         if self._backbone.extend is None or self._steering.plain:
@@ -147,13 +147,20 @@ class _Calls:
 
     @torch.no_grad()
     def _prepare(self, model: Any, embeds: Tensor) -> None:
-        """The text as the layers see it, and K- and V- of each layer with cross-attention, once for the block."""
-        weight = next(model.parameters())
-        text = self._backbone.project(model, embeds.to(weight.device, weight.dtype))
+        """The text as the layers see it, and K- and V- of each layer with cross-attention, once for the block.
+
+        An offloaded model comes to the device first; a layer whose weights stay away computes its keys in each call.
+        """
+        offloaded = getattr(model, "_hf_hook", None)
+        if offloaded is not None:
+            offloaded.pre_forward(model)
+        text = self._backbone.project(model, embeds)
         self._steering.embeds_NTD = text
+        if isinstance(self._steering.scale, Tensor):
+            self._steering.scale = self._steering.scale.to(text.device)
         for module in model.modules():
             processor = getattr(module, "processor", None)
-            if isinstance(processor, SteeredAttnProcessor):
+            if isinstance(processor, SteeredAttnProcessor) and next(module.parameters()).device == text.device:
                 processor.negative_keys = processor.keys(module, text)
 
 
@@ -177,6 +184,7 @@ def _encode(
 
 
 def _as_scale(scale: float | Sequence[float] | Tensor) -> Scale:
-    if isinstance(scale, Tensor | int | float):
-        return scale
-    return torch.tensor(list(scale))
+    """A tensor, so that another scale is no other program for `torch.compile`; 0 stays a number, which is plain."""
+    if isinstance(scale, int | float):
+        return torch.tensor([float(scale)]) if scale else 0.0
+    return scale if isinstance(scale, Tensor) else torch.tensor(list(scale))

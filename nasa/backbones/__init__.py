@@ -19,7 +19,8 @@ def backbone_of(pipe: Any) -> tuple[Backbone, Any]:
     Raises:
         ValueError: for a pipeline whose denoiser is not in `BACKBONES`.
     """
-    model = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    model = getattr(pipe, "unet", None)
+    model = getattr(pipe, "transformer", None) if model is None else model  # a compiled model has no truth value
     name = type(getattr(model, "_orig_mod", model)).__name__
     if name not in BACKBONES:
         raise ValueError(

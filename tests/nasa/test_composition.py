@@ -1,0 +1,217 @@
+"""`steer` together with what people do to their pipelines: LoRA, fused projections, compiling, offloading, threads."""
+
+import copy
+import pickle
+import threading
+
+import accelerate
+import pytest
+import torch
+from accelerate.hooks import ModelHook
+from diffusers.models.attention_processor import AttnProcessor
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch._dynamo.utils import counters
+
+import nasa
+from nasa.attention import SteeredAttnProcessor, Steering
+from nasa.backbones import backbone_of
+from nasa.testing.pipelines import TINY_PIPELINES
+
+FUSED_TOLERANCE = 2e-5  # one matrix product in place of three
+HALF_TOLERANCE = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+SCALE = 0.4
+SIDE = {"height": 32, "width": 32, "output_type": "latent", "num_inference_steps": 2}
+TEXT = {"max_sequence_length": 16}
+OPTIONS = {
+    "stable-diffusion": {"guidance_scale": 0},
+    "sdxl": {"guidance_scale": 0},
+    "pixart": {**TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
+    "sana-sprint": {**TEXT, "use_resolution_binning": False, "complex_human_instruction": None},
+    "wan": {**TEXT, "height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1},
+    "flux": {**TEXT, "guidance_scale": 0},
+    "stable-diffusion-3": {**TEXT, "guidance_scale": 0},
+}
+
+
+@pytest.fixture(params=TINY_PIPELINES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def pipe(family):
+    return TINY_PIPELINES[family]()
+
+
+def draw(family, pipe, **more):
+    generator = torch.Generator().manual_seed(3)
+    return pipe("a photo", generator=generator, **{**SIDE, **OPTIONS[family], **more})[0]
+
+
+def steered(family, pipe, negative="dog", scale=SCALE):
+    length = TEXT if "max_sequence_length" in OPTIONS[family] else {}
+    with nasa.steer(pipe, negative, scale, **length):
+        return draw(family, pipe)
+
+
+def test_compiled_once_for_every_scale_and_negative(family, pipe):
+    """As one graph, and with no second one for another scale or negative."""
+    torch._dynamo.reset()
+    counters.clear()
+    backbone, model = backbone_of(pipe)
+    eager = steered(family, pipe)
+    setattr(pipe, backbone.attribute, torch.compile(model, backend="eager", fullgraph=True))
+    assert torch.equal(steered(family, pipe), eager)
+    assert counters["stats"]["unique_graphs"] == 1
+    images = [steered(family, pipe, *choice) for choice in (("dog", 0.7), ("a cat", 0.7))]
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not torch.equal(*images)
+    torch._dynamo.reset()
+
+
+def test_a_lora_adapter_is_part_of_both_texts(family, pipe):
+    """Steered with the adapter is what its merged weights give."""
+    _, model = backbone_of(pipe)
+    plain = steered(family, pipe)
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    torch.manual_seed(1)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), model)
+    adapted = steered(family, pipe)
+    for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
+        layer.merge()
+    torch.testing.assert_close(adapted, steered(family, pipe), atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
+    assert not torch.allclose(adapted, plain, atol=100 * FUSED_TOLERANCE)
+
+
+FUSABLE = (
+    "stable-diffusion",
+    "sdxl",
+    "pixart",
+    "flux",
+)  # diffusers fuses no SANA, and SD3.5's second attention wrongly
+
+
+@pytest.mark.parametrize("family", FUSABLE)
+def test_fused_projections_give_the_same_image(family, pipe):
+    expected = steered(family, pipe)
+    _, model = backbone_of(pipe)
+    model.fuse_qkv_projections()
+    torch.testing.assert_close(steered(family, pipe), expected, atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
+    before = dict(model.attn_processors)
+    steered(family, pipe)
+    assert all(model.attn_processors[name] is processor for name, processor in before.items())
+
+
+@pytest.mark.parametrize("dtype", HALF_TOLERANCE, ids=str)
+def test_half_precision_is_near_float32(family, pipe, dtype):
+    """The error is relative to the largest latent; steering changes that by 2 to 20 in a hundred."""
+    expected = steered(family, pipe)
+    pipe.to(dtype)
+    error = (steered(family, pipe).float() - expected).abs().max() / expected.abs().max()
+    assert error < HALF_TOLERANCE[dtype]
+
+
+class Away(ModelHook):
+    """Weights that are there during a forward alone, as those of an offloaded model."""
+
+    def __init__(self, module):
+        self.kept = copy.deepcopy(module.state_dict())
+        self.post_forward(module, None)
+
+    def pre_forward(self, module, *args, **kwargs):
+        module.load_state_dict(self.kept)
+        return args, kwargs
+
+    def post_forward(self, module, output):
+        for parameter in module.parameters():
+            parameter.data.fill_(torch.nan)
+        return output
+
+
+def test_an_offloaded_model_comes_back_before_it_is_needed(family, pipe):
+    expected = steered(family, pipe)
+    _, model = backbone_of(pipe)
+    accelerate.hooks.add_hook_to_module(model, Away(model))
+    assert torch.equal(steered(family, pipe), expected)
+
+
+def test_layers_offloaded_one_by_one(family, pipe):
+    """accelerate keeps the weights on no device; each layer's come for its own forward."""
+    expected = steered(family, pipe)
+    _, model = backbone_of(pipe)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert next(model.parameters()).device.type == "meta"
+    torch.testing.assert_close(steered(family, pipe), expected, atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
+
+
+class AwayToMeta(Away):
+    """The same, with the weights on another device in between."""
+
+    def pre_forward(self, module, *args, **kwargs):
+        module.to_empty(device="cpu")
+        return super().pre_forward(module, *args, **kwargs)
+
+    def post_forward(self, module, output):
+        module.to("meta")
+        return output
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion", "sdxl", "pixart", "sana-sprint", "wan"])
+def test_blocks_offloaded_one_by_one(family, pipe):
+    """Where K- and V- cannot be computed beforehand they are computed in each call."""
+    expected = steered(family, pipe)
+    _, model = backbone_of(pipe)
+    for block in [module for module in model.modules() if hasattr(module, "attn2")]:
+        accelerate.hooks.add_hook_to_module(block, AwayToMeta(block))
+    assert torch.equal(steered(family, pipe), expected)
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion", "sdxl"])
+@pytest.mark.parametrize("change", ["sliced", "other processors"])
+def test_other_processors_are_replaced_and_put_back(family, pipe, change):
+    """xFormers' and the like: the steered layers compute with torch's attention, the others with what stood there."""
+    expected = steered(family, pipe)
+    if change == "sliced":
+        pipe.enable_attention_slicing(1)
+    else:
+        pipe.unet.set_attn_processor(AttnProcessor())
+    before = dict(pipe.unet.attn_processors)
+    torch.testing.assert_close(steered(family, pipe), expected, atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
+    assert all(pipe.unet.attn_processors[name] is processor for name, processor in before.items())
+
+
+def test_an_ip_adapter_is_refused():
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+    attn = Attention(query_dim=8, cross_attention_dim=8, heads=2, dim_head=4)
+    attn.set_processor(SteeredAttnProcessor(AttnProcessor2_0(), Steering(embeds_NTD=torch.zeros(1, 3, 8), scale=1.0)))
+    text_and_image = (torch.zeros(1, 3, 8), [torch.zeros(1, 1, 4, 8)])
+    with pytest.raises(ValueError, match="IP-Adapter: not supported"):
+        attn(torch.zeros(1, 4, 8), encoder_hidden_states=text_and_image)
+
+
+def test_a_pipeline_is_copied_and_pickled_after_it_was_steered(family, pipe):
+    expected = steered(family, pipe)
+    backbone, model = backbone_of(pipe)
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        setattr(pipe, backbone.attribute, made)
+        assert torch.equal(steered(family, pipe), expected)
+
+
+def test_two_pipelines_in_two_threads(family):
+    """Each thread steers its own pipeline; nothing is shared between them."""
+    pipes = [TINY_PIPELINES[family]() for _ in range(2)]
+    negatives, found = ("dog", "a cat"), [None, None]
+    expected = [steered(family, pipe, negative) for pipe, negative in zip(pipes, negatives, strict=True)]
+
+    def work(index):
+        found[index] = [steered(family, pipes[index], negatives[index]) for _ in range(3)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for images, wanted in zip(found, expected, strict=True):
+        assert all(torch.equal(image, wanted) for image in images)
