@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 from nasa.version import __version__
 
 if TYPE_CHECKING:
+    from nasa.guider import NasaGuidance
     from nasa.presets import PRESETS
     from nasa.rules import nasa_rule
     from nasa.steering import steer
 
-_PUBLIC = {"PRESETS": "nasa.presets", "nasa_rule": "nasa.rules", "steer": "nasa.steering"}
+_PUBLIC = {
+    "PRESETS": "nasa.presets",
+    "NasaGuidance": "nasa.guider",
+    "nasa_rule": "nasa.rules",
+    "steer": "nasa.steering",
+}
 
-__all__ = ["PRESETS", "__version__", "nasa_rule", "steer"]
+__all__ = ["PRESETS", "NasaGuidance", "__version__", "nasa_rule", "steer"]
 
 
 def __getattr__(name: str) -> Any:

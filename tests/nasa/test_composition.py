@@ -19,7 +19,7 @@ from nasa.backbones import backbone_of
 from nasa.testing.pipelines import TINY_PIPELINES
 
 FUSED_TOLERANCE = 2e-5  # one matrix product in place of three
-HALF_TOLERANCE = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+HALF_TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 5e-3}  # PixArt divides by alpha_T = 1 / 157
 SCALE = 0.4
 SIDE = {"height": 32, "width": 32, "output_type": "latent", "num_inference_steps": 2}
 TEXT = {"max_sequence_length": 16}

@@ -1,0 +1,83 @@
+"""NASA for diffusers' modular pipelines, as a guider: `pipe.update_components(guider=NasaGuidance(scale=0.3))`."""
+
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+from torch import Tensor, nn
+
+from nasa.steering import steer
+
+TEXTS = ("encoder_hidden_states", "prompt_embeds")  # what modular pipelines call a prompt's embeddings
+
+
+class NasaGuidance(BaseGuidance):
+    """Steers the conditional prediction away from the pipeline's `negative_prompt` (eqs. 7-9); there is no second one.
+
+    Args:
+        scale: alpha of eq. 9; 0 is the plain conditional prediction.
+        method: the attention rule, one of `nasa.rules.RULES`.
+        start: share of the denoising steps before which nothing is steered.
+        stop: share of the denoising steps after which nothing is steered.
+        enabled: False is the plain conditional prediction.
+    """
+
+    _input_predictions: ClassVar[list[str]] = ["pred_cond"]
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self, scale: float = 0.3, method: str = "nasa", start: float = 0.0, stop: float = 1.0, enabled: bool = True
+    ) -> None:
+        super().__init__(start, stop, enabled)
+        self.scale, self.method = scale, method
+        self._negative: Tensor | None = None
+        self._block: AbstractContextManager[Any] | None = None
+
+    def prepare_inputs(self, data: dict[str, tuple[Any, Any]]) -> list[Any]:
+        """One batch, of the positive prompt; the negative's embeddings go to the attention layers."""
+        self._negative = next((data[name][1] for name in TEXTS if name in data), None)
+        return [self._prepare_batch(data, 0, "pred_cond")]
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
+        fields = next((input_fields[name] for name in TEXTS if name in input_fields), None)
+        self._negative = getattr(data, fields[1]) if isinstance(fields, tuple) else None
+        return [self._prepare_batch_from_block_state(input_fields, data, 0, "pred_cond")]
+
+    def prepare_models(self, denoiser: nn.Module) -> None:
+        super().prepare_models(denoiser)
+        if not self._is_active():
+            return
+        pipe = SimpleNamespace(transformer=denoiser, scheduler=SimpleNamespace(timesteps=[0]))
+        self._block = steer(pipe, scale=self.scale, method=self.method, negative_prompt_embeds=self._negative)
+        self._block.__enter__()
+
+    def cleanup_models(self, denoiser: nn.Module) -> None:
+        if self._block is not None:
+            self._block.__exit__(None, None, None)
+            self._block = None
+        super().cleanup_models(denoiser)
+
+    def __call__(self, data: list[Any]) -> Any:
+        (batch,) = data
+        return self.forward(batch.noise_pred)
+
+    def forward(self, pred_cond: Tensor) -> GuiderOutput:
+        return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
+
+    @property
+    def is_conditional(self) -> bool:
+        return True
+
+    @property
+    def num_conditions(self) -> int:
+        """Two, so that the pipeline encodes the negative prompt too."""
+        return 2 if self._enabled and self.scale else 1
+
+    def _is_active(self) -> bool:
+        if not self._enabled or not self.scale or self._negative is None:
+            return False
+        steps = self._num_inference_steps
+        return steps is None or int(self._start * steps) <= self._step < int(self._stop * steps)

@@ -1,0 +1,61 @@
+"""The guider of modular pipelines makes the very images that `steer` makes."""
+
+import pytest
+import torch
+from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
+
+import nasa
+from nasa.testing.pipelines import TINY_PIPELINES
+
+CALL = {"height": 32, "width": 32, "num_inference_steps": 3, "output_type": "latent"}
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return TINY_PIPELINES["sdxl"]()
+
+
+@pytest.fixture(scope="module")
+def modular(pipe):
+    made = StableDiffusionXLAutoBlocks().init_pipeline()
+    made.update_components(**{name: getattr(pipe, name) for name in PARTS})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def guided(modular, **options):
+    modular.update_components(guider=nasa.NasaGuidance(**options))
+    return modular(prompt="a photo", negative_prompt="dog", generator=generator(), output="images", **CALL)
+
+
+def steered(pipe, **options):
+    with nasa.steer(pipe, "dog", **options):
+        return pipe("a photo", guidance_scale=0, generator=generator(), **CALL).images
+
+
+@pytest.mark.parametrize(
+    ("guider", "steer"),
+    [
+        ({"scale": 0.4}, {"scale": 0.4}),
+        ({"scale": 1.0, "method": "nag"}, {"scale": 1.0, "method": "nag"}),
+        ({"scale": 0.4, "stop": 0.4}, {"scale": 0.4, "steps": {0}}),
+        ({"scale": 0.4, "start": 0.4}, {"scale": 0.4, "steps": {1, 2}}),
+        ({"scale": 0.0}, {"scale": 0}),
+        ({"scale": 0.4, "enabled": False}, {"scale": 0}),
+    ],
+    ids=str,
+)
+def test_same_images_as_steer(modular, pipe, guider, steer):
+    assert torch.equal(guided(modular, **guider), steered(pipe, **steer))
+
+
+def test_the_denoiser_is_left_as_it_was(modular, pipe):
+    before, plain = dict(pipe.unet.attn_processors), steered(pipe, scale=0)
+    assert not torch.equal(guided(modular, scale=0.4), plain)
+    assert all(pipe.unet.attn_processors[name] is processor for name, processor in before.items())
+    assert torch.equal(steered(pipe, scale=0), plain)
