@@ -36,7 +36,7 @@ def evaluate(student_folder: Folder, prompt_folder: Folder, folder: Folder, trac
         return dict(json.loads(folder.read("summary.json")))
     recipe = parse(record["recipe"])
     teacher = models.load(models.teacher_folder(recipe.teacher))
-    student = Sampler(teacher, unet=_student_unet(student_folder, teacher))
+    student = Sampler(teacher, unet=student_unet(student_folder, teacher))
     if recipe.teacher == EMBEDDED:
         summary, rows, sheet_rows, captions = _embedded(recipe.evaluation, student, Sampler(teacher))
     else:
@@ -52,7 +52,8 @@ def evaluate(student_folder: Folder, prompt_folder: Folder, folder: Folder, trac
     return summary
 
 
-def _student_unet(student_folder: Folder, teacher: TextToImage) -> Any:
+def student_unet(student_folder: Folder, teacher: TextToImage) -> Any:
+    """The teacher's network with the weights that `distill` left in this folder."""
     unet = deepcopy(teacher.unet)
     local = (student_folder / "student" / "unet").local_copy(Path(mkdtemp()))
     unet.load_state_dict(load_file(local / "diffusion_pytorch_model.safetensors"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nasa.backbone import SteerableUNet, decode
 from nasa.guidance import classifier_free_guidance
+from nasa.rules import RULES
 from nasa.student import generate, generate_with_cfg
 from pipeline.models import TextToImage
 
@@ -18,7 +19,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Way:
-    """How images are made. `kind` is "plain", "nasa" or "cfg" in one step, or "steps" for many."""
+    """How images are made. `kind` is "plain", "cfg" or an attention rule in one step, or "steps" for many."""
 
     kind: str = "plain"
     scale: float = 0.0
@@ -26,8 +27,11 @@ class Way:
 
     @property
     def label(self) -> str:
-        names = {"plain": "no negative", "nasa": f"NASA {self.scale:g}", "cfg": f"CFG {self.scale:g}"}
-        return names.get(self.kind, f"{self.steps} steps, guidance {self.scale:g}")
+        if self.kind == "plain":
+            return "no negative"
+        if self.kind == "steps":
+            return f"{self.steps} steps, guidance {self.scale:g}"
+        return f"{self.kind.upper()} {self.scale:g}"
 
 
 class Sampler:
@@ -59,10 +63,11 @@ class Sampler:
             return self._many_steps(way, noise, embeds, away)
         if way.kind == "plain":
             return generate(self.denoiser, diffusion, noise, embeds)
-        assert away is not None, "NASA and CFG need a negative prompt"
-        if way.kind == "nasa":
-            return generate(self.denoiser, diffusion, noise, embeds, away, way.scale)
-        return generate_with_cfg(self.denoiser, diffusion, noise, embeds, away, way.scale)
+        assert away is not None, f"{way.label} needs a negative prompt"
+        if way.kind == "cfg":
+            return generate_with_cfg(self.denoiser, diffusion, noise, embeds, away, way.scale)
+        self.denoiser.steering.rule = RULES[way.kind]
+        return generate(self.denoiser, diffusion, noise, embeds, away, way.scale)
 
     def _many_steps(self, way: Way, noise: Tensor, embeds: Tensor, away: Tensor) -> Tensor:
         """Deterministic DDIM with guidance in output space: eq. 4, or eq. 5 where `away` is a negative prompt."""

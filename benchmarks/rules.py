@@ -1,0 +1,103 @@
+"""Ways to apply a negative prompt to the same one-step students and seeds: what each removes and what it keeps.
+
+    python benchmarks/rules.py runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled
+
+Writes docs/data/rules.json and docs/images/rules.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from pipeline import manifest, models
+from pipeline.evaluate import student_unet
+from pipeline.exclusion import Trial, trials
+from pipeline.judges import AttributeJudge
+from pipeline.recipe import parse
+from pipeline.sampling import Sampler, Way
+from pipeline.storage import Folder
+
+SCALES = {
+    "nasa": (0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
+    "nag": (1.0, 2.0, 4.0, 8.0, 16.0),
+    "vsf": (0.5, 1.0, 2.0, 3.0, 4.0),
+    "cfg": (1.25, 1.5, 2.0, 3.0, 4.0),
+}
+NAMES = {"nasa": "NASA", "nag": "NAG", "vsf": "VSF", "cfg": "CFG (output space)"}
+MARKERS = {"nasa": "o", "nag": "s", "vsf": "^", "cfg": "D"}
+SEEDS = range(9_000_000, 9_000_192)
+FIGURES = ("removed", "kept", "clean")
+DATA, IMAGE = Path("docs/data/rules.json"), Path("docs/images/rules.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "distilled", nargs="*", type=Path, help="folders of distilled students; none draws the data again"
+    )
+    options = parser.parse_args()
+    if options.distilled:
+        DATA.parent.mkdir(parents=True, exist_ok=True)
+        DATA.write_text(json.dumps([measure(folder) for folder in options.distilled], indent=1) + "\n")
+    draw(json.loads(DATA.read_text()))
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Shares of each way over the seeds whose plain image shows what the negative names."""
+    record = manifest.read(Folder.of(folder), "distill")
+    recipe = parse(record["recipe"])
+    teacher = models.load(models.teacher_folder(recipe.teacher))
+    student = Sampler(teacher, unet=student_unet(Folder.of(folder), teacher))
+    ways = [Way(kind, scale) for kind, scales in SCALES.items() for scale in scales]
+    collected = trials(student, AttributeJudge.load(), ways, SEEDS, calibration=False)
+    rows = [{"way": kind, "scale": scale, **shares(collected, Way(kind, scale))} for kind, scale in pairs()]
+    plain = shares(collected, Way())
+    return {
+        "student": record["student_sha256"],
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "plain": plain,
+        "rows": rows,
+    }
+
+
+def pairs() -> list[tuple[str, float]]:
+    return [(kind, scale) for kind, scales in SCALES.items() for scale in scales]
+
+
+def shares(collected: list[Trial], way: Way) -> dict[str, float]:
+    own = [trial for trial in collected if trial.way == way.label]
+    return {"images": len(own), **{name: float(np.mean([getattr(trial, name) for trial in own])) for name in FIGURES}}
+
+
+def draw(students: list[dict[str, Any]]) -> None:
+    """Removed against kept and against clean: a line a way, its scales from left to right; a thin line a student."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), sharex=True)
+    for axis, name in zip(axes, ("kept", "clean"), strict=True):
+        for kind in SCALES:
+            table = [[row for row in student["rows"] if row["way"] == kind] for student in students]
+            x, y = (100 * np.array([[row[key] for row in rows] for rows in table]) for key in ("removed", name))
+            (line,) = axis.plot(x.mean(0), y.mean(0), marker=MARKERS[kind], label=NAMES[kind], linewidth=2)
+            for own in zip(x, y, strict=True):
+                axis.plot(*own, color=line.get_color(), alpha=0.35, linewidth=0.8)
+        plain = 100 * float(np.mean([student["plain"][name] for student in students]))
+        axis.axhline(plain, color="grey", linestyle=":", label="no negative")
+        axis.set(xlabel="what the negative names is removed, %", xlim=(-2, 102), ylim=(-2, 104))
+    axes[0].set(ylabel="every prompted attribute kept, %")
+    axes[1].set(ylabel="clean image, %")
+    axes[0].legend(loc="lower left")
+    figure.suptitle(f"World of shapes, one step, {len(students)} students; to the right, higher scales")
+    figure.tight_layout()
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGE, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

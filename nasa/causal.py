@@ -1,0 +1,193 @@
+"""CausVid: Wan 2.1 made causal, a block of frames at a time in a few steps, with the past cached.
+
+Section 4.2 of arXiv 2412.07772 and the authors' released sampler. Only the sampler is here: the weights are those of
+a CausVid student in Wan's diffusers layout.
+B batch, C channels, F latent frames, S tokens, D features, H heads, K features of a head.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from nasa.attention import attend, merge
+
+TIMESTEPS = (1000, 757, 522)  # of the released student, in thousandths of the noise level
+FRAMES_PER_BLOCK = 3  # latent frames
+SELF_ATTENTION_SUFFIX = "attn1.processor"
+Rotation = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Past:
+    """The frames that are finished: how many, and each layer's K and V of them, [B, S, H, K]. `keep` adds to it."""
+
+    frames: int = 0
+    keep: bool = False
+    keys: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def generate_video(
+    pipe: Any,
+    prompt: str | Sequence[str],
+    *,
+    height: int = 480,
+    width: int = 832,
+    num_frames: int = 81,
+    timesteps: Sequence[float] = TIMESTEPS,
+    frames_per_block: int = FRAMES_PER_BLOCK,
+    max_sequence_length: int = 512,
+    generator: torch.Generator | None = None,
+    latents: Tensor | None = None,
+    output_type: str = "np",
+) -> Any:
+    """Videos of the prompts by a `WanPipeline` with a CausVid student, or latents [B, C, F, H, W].
+
+    Each block starts from noise and sees the finished frames before it; after its last step it is run once more at
+    timestep 0, to put its own keys and values into the cache. Works inside `nasa.steer`.
+
+    Raises:
+        ValueError: where the latent frames are not a multiple of `frames_per_block`, or the timesteps do not fall.
+    """
+    if (
+        list(timesteps) != sorted(timesteps, reverse=True)
+        or not timesteps
+        or not 0 < timesteps[-1] <= timesteps[0] <= 1000
+    ):
+        raise ValueError(f"timesteps: {tuple(timesteps)} is not allowed; allowed: falling, above 0 and at most 1000")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    device = pipe._execution_device
+    embeds, _ = pipe.encode_prompt(
+        prompts, do_classifier_free_guidance=False, device=device, max_sequence_length=max_sequence_length
+    )
+    embeds = embeds.to(pipe.transformer.dtype)
+    noise = pipe.prepare_latents(
+        len(prompts),
+        pipe.transformer.config.in_channels,
+        height,
+        width,
+        num_frames,
+        torch.float32,
+        device,
+        generator,
+        latents,
+    )
+    if noise.shape[2] % frames_per_block:
+        raise ValueError(
+            f"num_frames: {num_frames} makes {noise.shape[2]} latent frames; allowed: a multiple of {frames_per_block}"
+        )
+    pipe._num_timesteps = len(timesteps) + 1  # the calls of a block, for `steps` of nasa.steer
+    sigmas = [timestep / 1000 for timestep in timesteps]
+    with causal_attention(pipe.transformer) as past:
+        blocks = [
+            _block(pipe.transformer, past, part, embeds, sigmas, generator) for part in noise.split(frames_per_block, 2)
+        ]
+    return _decode(pipe, torch.cat(blocks, dim=2), output_type)
+
+
+def _block(
+    model: Any, past: Past, noise: Tensor, embeds: Tensor, sigmas: Sequence[float], generator: torch.Generator | None
+) -> Tensor:
+    """One block of frames, [B, C, F, H, W], added to the past."""
+    x = noise
+    for index, sigma in enumerate(sigmas):
+        if index:
+            x = (1 - sigma) * x + sigma * randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        x = x - sigma * _velocity(model, x, sigma, embeds)
+    past.keep = True
+    _velocity(model, x, 0.0, embeds)
+    past.keep = False
+    past.frames += x.shape[2]
+    return x
+
+
+def _velocity(model: Any, x: Tensor, sigma: float, embeds: Tensor) -> Tensor:
+    """The flow v = noise - x0 at x = (1 - sigma) x0 + sigma noise; the network sees 1000 sigma."""
+    timestep_B = torch.full((len(x),), 1000 * sigma, device=x.device)
+    output: Tensor = model(
+        hidden_states=x.to(embeds.dtype), timestep=timestep_B, encoder_hidden_states=embeds, return_dict=False
+    )[0]
+    return output.to(x)
+
+
+class CausalAttnProcessor:
+    """Self-attention of the frames at hand over themselves and the past."""
+
+    def __init__(self, name: str, past: Past) -> None:
+        self.name, self.past = name, past
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Rotation | None = None,
+    ) -> Tensor:
+        assert encoder_hidden_states is None, "a self-attention layer"
+        assert rotary_emb is not None
+        tokens = hidden_states.shape[1]
+        here = tuple(part[:, -tokens:] for part in rotary_emb)
+        query, key = (
+            rotate(_heads(attn, attn.norm_q(attn.to_q(hidden_states))), *here),
+            attn.norm_k(attn.to_k(hidden_states)),
+        )
+        key, value = rotate(_heads(attn, key), *here), _heads(attn, attn.to_v(hidden_states))
+        if self.name in self.past.keys:
+            key, value = (torch.cat(pair, dim=1) for pair in zip(self.past.keys[self.name], (key, value), strict=True))
+        if self.past.keep:
+            self.past.keys[self.name] = (key, value)
+        z_BSD = merge(attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), None))
+        output: Tensor = attn.to_out[1](attn.to_out[0](z_BSD))
+        return output
+
+
+def _heads(attn: Any, x_BSD: Tensor) -> Tensor:
+    return x_BSD.view(*x_BSD.shape[:2], attn.heads, -1)
+
+
+def rotate(x_BSHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding on pairs of features; `cos` and `sin` are [1, S, 1, K], each value twice."""
+    even, odd = x_BSHK.float().view(*x_BSHK.shape[:-1], -1, 2).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x_BSHK)
+
+
+@contextmanager
+def causal_attention(model: Any) -> Iterator[Past]:
+    """Within the context the model's self-attention sees the past, and frames are numbered on from it."""
+    past, before = Past(), dict(model.attn_processors)
+    after = {
+        name: CausalAttnProcessor(name, past) if name.endswith(SELF_ATTENTION_SUFFIX) else processor
+        for name, processor in before.items()
+    }
+    plain = model.rope.forward
+
+    def from_the_first_frame(hidden_states: Tensor) -> Rotation:
+        batch, channels, frames, *size = hidden_states.shape
+        rotation: Rotation = plain(torch.empty(batch, channels, past.frames + frames, *size, device="meta"))
+        return rotation
+
+    model.set_attn_processor(after)
+    model.rope.forward = from_the_first_frame
+    try:
+        yield past
+    finally:
+        del model.rope.forward
+        model.set_attn_processor(before)
+
+
+def _decode(pipe: Any, latents: Tensor, output_type: str) -> Any:
+    if output_type == "latent":
+        return latents
+    config = pipe.vae.config
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
+    latents = (latents * std.to(latents) + mean.to(latents)).to(pipe.vae.dtype)
+    return pipe.video_processor.postprocess_video(
+        pipe.vae.decode(latents, return_dict=False)[0], output_type=output_type
+    )
