@@ -8,6 +8,7 @@ from pipeline.summary import table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_run(parser)
+    shared.add_overrides(parser)
     shared.add_tracking(parser)
 
 
@@ -20,6 +21,7 @@ def run(options: argparse.Namespace) -> None:
         shared.folder_of(options, "prompts"),
         folder,
         shared.tracking_of(options),
+        options.overrides,
     )
     print(table(summary))
     print(f"report: {folder.uri}/report.html\ncontact sheet: {folder.uri}/contact_sheet.png")

@@ -19,6 +19,10 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         "--teacher", metavar="FOLDER", help="a Stable Diffusion folder in place of the recipe's teacher"
     )
     parser.add_argument("--prompts", metavar="FILE", help="a text file, one prompt a line, in place of the recipe's")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides", help="override a recipe's field"
     )

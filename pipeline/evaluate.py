@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from datasets_prep.shapes import Scene
-from datasets_prep.shapes.prompts import PAIRS, held_out_prompts, quality_negative
+from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, held_out_prompts
 from pipeline import exclusion, manifest, models, tracking
+from pipeline.errors import UserError
 from pipeline.judges import AttributeJudge, Clip
 from pipeline.models import TextToImage
-from pipeline.recipe import EMBEDDED, Evaluation, Recipe, parse
+from pipeline.recipe import EMBEDDED, Evaluation, Recipe, dump, parse
 from pipeline.report import write_report
 from pipeline.sampling import Sampler, Way
 from pipeline.sheet import contact_sheet, to_pixels
@@ -29,12 +30,18 @@ JUDGED = ("shape", "colour", "background")
 SHEET_COLUMNS = 10
 
 
-def evaluate(student_folder: Folder, prompt_folder: Folder, folder: Folder, tracking_uri: str) -> dict[str, Any]:
-    """Write `scores.parquet`, `summary.json`, `contact_sheet.png`, `report.html` and the manifest."""
+def evaluate(
+    student_folder: Folder, prompt_folder: Folder, folder: Folder, tracking_uri: str, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write `scores.parquet`, `summary.json`, `contact_sheet.png`, `report.html` and the manifest.
+
+    `overrides` are of the recipe's `evaluation` section. The same evaluation of the same student is left as it is.
+    """
     record = manifest.read(student_folder, "distill")
-    if folder.has(manifest.NAME) and manifest.read(folder, "evaluate")["student_sha256"] == record["student_sha256"]:
+    recipe = _recipe(record["recipe"], overrides)
+    made_from = {"recipe": dump(recipe), "student_sha256": record["student_sha256"]}
+    if folder.has(manifest.NAME) and manifest.read(folder, "evaluate").items() >= made_from.items():
         return dict(json.loads(folder.read("summary.json")))
-    recipe = parse(record["recipe"])
     teacher = models.load(models.teacher_folder(recipe.teacher))
     student = Sampler(teacher, unet=student_unet(student_folder, teacher))
     if recipe.teacher == EMBEDDED:
@@ -48,8 +55,15 @@ def evaluate(student_folder: Folder, prompt_folder: Folder, folder: Folder, trac
     tracker.metrics(flat_metrics(summary), recipe.train.steps, 0)
     if folder.is_local:
         tracker.file(Path(folder.path) / "report.html", "evaluation")
-    manifest.write(folder, "evaluate", recipe=record["recipe"], student_sha256=record["student_sha256"])
+    manifest.write(folder, "evaluate", **made_from)
     return summary
+
+
+def _recipe(text: str, overrides: Sequence[str]) -> Recipe:
+    for override in overrides:
+        if not override.startswith("evaluation."):
+            raise UserError(f"--set: {override!r} is not of the evaluation; allowed: evaluation.field=value")
+    return parse(text, overrides)
 
 
 def student_unet(student_folder: Folder, teacher: TextToImage) -> Any:
@@ -64,39 +78,44 @@ def _embedded(
     options: Evaluation, student: Sampler, teacher: Sampler
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[tuple[str, np.ndarray]], list[str]]:
     judge, clip = AttributeJudge.load(), Clip.load(EMBEDDED)
-    negative = quality_negative()
-    prompts = held_out_prompts(options.prompts, options.seed)
-    few = prompts[: options.teacher_prompts]
     nasa = [Way("nasa", scale) for scale in options.scales]
     cfg = Way("cfg", options.cfg_scale)
-    many = Way("steps", options.teacher_guidance, options.teacher_steps)
-    systems: list[tuple[str, Sampler, Way, list[tuple[str, Scene]], str | None]] = [
-        ("student, 1 step", student, Way(), prompts, None),
-        *((f"student, 1 step, {way.label}", student, way, prompts, negative) for way in [*nasa, cfg]),
-        ("teacher, 1 step", teacher, Way(), prompts, None),
-        (f"teacher, {many.label}", teacher, many, few, None),
-        (f"teacher, {many.label}, negative", teacher, many, few, negative),
-    ]
-    rows = [
-        row
-        for name, sampler, way, chosen, away in systems
-        for row in score(name, sampler, way, chosen, away, negative, judge, clip, options.seed)
-    ]
     first = options.seed * 1000
     seeds = range(first, first + options.exclusion_seeds)
     split = options.exclusion_seeds // 3
-    calibration = exclusion.trials(student, judge, nasa, seeds[:split], calibration=True)
-    best = exclusion.best_scale(calibration, nasa)
+    best = exclusion.best_scale(exclusion.trials(student, judge, nasa, seeds[:split], calibration=True), nasa)
     tested = exclusion.trials(student, judge, [*nasa, cfg], seeds[split:], calibration=False)
+    systems = _systems(options, student, teacher, [*nasa, cfg], best)
+    rows = [row for system in systems for row in score(*system, BAD_PHOTO, judge, clip, options.seed)]
     summary = {
         "accuracy": [accuracy(name, [row for row in rows if row["system"] == name]) for name, *_ in systems],
         "student_minus_teacher_one_step": _paired(rows, "student, 1 step", "teacher, 1 step"),
         "chosen_scale": best.scale,
         "exclusion": exclusion.summarise(tested),
-        "negative_prompt": negative,
+        "negative_prompt": BAD_PHOTO,
+        "named_negative_prompt": DEGRADATIONS,
     }
     sheet_rows, captions = _exclusion_pictures(student, judge, [Way(), cfg, best], seeds[split:])
     return summary, rows, sheet_rows, captions
+
+
+System = tuple[str, Sampler, Way, list[tuple[str, Scene]], str | None]
+
+
+def _systems(options: Evaluation, student: Sampler, teacher: Sampler, ways: Sequence[Way], best: Way) -> list[System]:
+    """What is compared on the held-out prompts. "Named" is away from the degradations by name, not from a bad photo."""
+    prompts = held_out_prompts(options.prompts, options.seed)
+    few = prompts[: options.teacher_prompts]
+    many = Way("steps", options.teacher_guidance, options.teacher_steps)
+    return [
+        ("student, 1 step", student, Way(), prompts, None),
+        *((f"student, 1 step, {way.label}", student, way, prompts, BAD_PHOTO) for way in ways),
+        (f"student, 1 step, {best.label}, named", student, best, prompts, DEGRADATIONS),
+        ("teacher, 1 step", teacher, Way(), prompts, None),
+        (f"teacher, {many.label}", teacher, many, few, None),
+        (f"teacher, {many.label}, negative", teacher, many, few, BAD_PHOTO),
+        (f"teacher, {many.label}, named", teacher, many, few, DEGRADATIONS),
+    ]
 
 
 def score(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets_prep.shapes.caption import (
-    QUALITY_WORDS,
+    COMMON_QUALITY_WORDS,
     full_prompt,
     sample_caption,
     sample_quality_list,
@@ -16,6 +16,8 @@ from datasets_prep.shapes.scene import QUALITIES, Scene, sample_scene
 
 NEVER_NEGATIVE = ("purple", "ring")  # kept out of training's negatives, to be reported apart
 QUALITY_LIST_SHARE = 0.35
+BAD_PHOTO = ", ".join(COMMON_QUALITY_WORDS)  # an ordinary negative prompt for quality
+DEGRADATIONS = ", ".join(QUALITIES[1:])  # one that names each degradation
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,3 @@ def held_out_prompts(count: int, seed: int) -> list[tuple[str, Scene]]:
         scene = sample_scene(rng, held_out=True)
         chosen.setdefault(full_prompt(scene, position=rng.random() < 0.7), scene)
     return list(chosen.items())
-
-
-def quality_negative() -> str:
-    """The ordinary negative prompt of this world: every word for a bad image."""
-    words = [QUALITY_WORDS[quality][0] for quality in QUALITIES[1:]]
-    return ", ".join(["low quality", "worst quality", *words])

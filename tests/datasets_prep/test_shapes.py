@@ -20,10 +20,11 @@ from datasets_prep.shapes import (
 )
 from datasets_prep.shapes.caption import COMMON_QUALITY_WORDS, QUALITY_WORDS
 from datasets_prep.shapes.prompts import (
+    BAD_PHOTO,
+    DEGRADATIONS,
     NEVER_NEGATIVE,
     PAIRS,
     held_out_prompts,
-    quality_negative,
     sample_negatives,
     sample_prompts,
 )
@@ -154,5 +155,6 @@ def test_held_out_prompts_are_distinct_and_held_out():
     assert held_out_prompts(200, 7) == chosen
 
 
-def test_the_ordinary_negative_names_every_bad_quality():
-    assert quality_negative() == "low quality, worst quality, blurry, grainy, dark"
+def test_training_s_negatives_hold_the_words_of_the_evaluation_s():
+    words = {word for text in sample_negatives(DRAWS, 0) for word in text.split(", ")}
+    assert {*BAD_PHOTO.split(", "), *DEGRADATIONS.split(", ")} <= words
