@@ -1,5 +1,6 @@
 """MLflow as a place to write to that may be away: a tracking outage never ends a training run."""
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pipeline import ROOT
 from pipeline.errors import UserError
 
 EXPERIMENT = "nasa-distill"
+logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
 
 
 def default_uri() -> str:
