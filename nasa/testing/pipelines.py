@@ -290,3 +290,21 @@ TINY_PIPELINES = {
     "flux": tiny_flux,
     "stable-diffusion-3": tiny_stable_diffusion_3,
 }
+
+_SIDE = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "latent"}
+_TEXT = {"max_sequence_length": 16}  # the tests' prompts are padded to this
+TINY_CALLS: dict[str, dict[str, Any]] = {  # options of a call of each: two steps, latents, no guidance
+    "stable-diffusion": {**_SIDE, "guidance_scale": 0},
+    "sdxl": {**_SIDE, "guidance_scale": 0},
+    "pixart": {**_SIDE, **_TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
+    "sana-sprint": {
+        **_SIDE,
+        **_TEXT,
+        "use_resolution_binning": False,
+        "intermediate_timesteps": 1.3,
+        "complex_human_instruction": None,
+    },
+    "wan": {**_SIDE, **_TEXT, "height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1},
+    "flux": {**_SIDE, **_TEXT, "guidance_scale": 0},
+    "stable-diffusion-3": {**_SIDE, **_TEXT, "guidance_scale": 0},
+}

@@ -12,22 +12,11 @@ import nasa
 from nasa.attention import SteeredAttnProcessor
 from nasa.backbones import backbone_of
 from nasa.joint import JointSteeredProcessor
-from nasa.testing.pipelines import TINY_PIPELINES
+from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 TOLERANCE = 2e-5
 SCALE = 0.4
 LONG, SHORT = "a photo of", "cat"
-SIDE = {"height": 32, "width": 32}
-OPTIONS = {
-    "stable-diffusion": {**SIDE, "guidance_scale": 0},
-    "sdxl": {**SIDE, "guidance_scale": 0},
-    "pixart": {**SIDE, "guidance_scale": 0, "max_sequence_length": 16, "use_resolution_binning": False},
-    "sana-sprint": {**SIDE, "max_sequence_length": 16, "use_resolution_binning": False, "intermediate_timesteps": 1.3},
-    "wan": {"height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1, "max_sequence_length": 16},
-}
-OPTIONS["flux"] = OPTIONS["stable-diffusion-3"] = {**SIDE, "guidance_scale": 0, "max_sequence_length": 16}
-OPTIONS["pixart"]["clean_caption"] = False
-OPTIONS["sana-sprint"]["complex_human_instruction"] = None
 CROSS = ("stable-diffusion", "sdxl", "pixart", "sana-sprint", "wan")  # the others: test_joint.py
 GUIDED = ("stable-diffusion", "sdxl", "pixart", "wan")
 
@@ -44,13 +33,12 @@ def pipe(family):
 
 def draw(family, pipe, prompt=LONG, **more):
     generator = torch.Generator().manual_seed(3)
-    options = {"num_inference_steps": 2, "output_type": "latent", **OPTIONS[family], **more}
-    return pipe(prompt, generator=generator, **options)[0]
+    return pipe(prompt, generator=generator, **{**TINY_CALLS[family], **more})[0]
 
 
 def length(family):
     """The families pad to a length of their own; the tests' prompts are padded to a shorter one."""
-    return {} if "max_sequence_length" not in OPTIONS[family] else {"max_sequence_length": 16}
+    return {} if "max_sequence_length" not in TINY_CALLS[family] else {"max_sequence_length": 16}
 
 
 def scaled_attention(pipe, factor, chosen=lambda z: slice(None)):

@@ -16,22 +16,11 @@ from torch._dynamo.utils import counters
 import nasa
 from nasa.attention import SteeredAttnProcessor, Steering
 from nasa.backbones import backbone_of
-from nasa.testing.pipelines import TINY_PIPELINES
+from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 FUSED_TOLERANCE = 2e-5  # one matrix product in place of three
 HALF_TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 5e-3}  # PixArt divides by alpha_T = 1 / 157
 SCALE = 0.4
-SIDE = {"height": 32, "width": 32, "output_type": "latent", "num_inference_steps": 2}
-TEXT = {"max_sequence_length": 16}
-OPTIONS = {
-    "stable-diffusion": {"guidance_scale": 0},
-    "sdxl": {"guidance_scale": 0},
-    "pixart": {**TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
-    "sana-sprint": {**TEXT, "use_resolution_binning": False, "complex_human_instruction": None},
-    "wan": {**TEXT, "height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1},
-    "flux": {**TEXT, "guidance_scale": 0},
-    "stable-diffusion-3": {**TEXT, "guidance_scale": 0},
-}
 
 
 @pytest.fixture(params=TINY_PIPELINES)
@@ -46,12 +35,12 @@ def pipe(family):
 
 def draw(family, pipe, **more):
     generator = torch.Generator().manual_seed(3)
-    return pipe("a photo", generator=generator, **{**SIDE, **OPTIONS[family], **more})[0]
+    return pipe("a photo", generator=generator, **{**TINY_CALLS[family], **more})[0]
 
 
 def steered(family, pipe, negative="dog", scale=SCALE):
-    length = TEXT if "max_sequence_length" in OPTIONS[family] else {}
-    with nasa.steer(pipe, negative, scale, **length):
+    length = TINY_CALLS[family].get("max_sequence_length")
+    with nasa.steer(pipe, negative, scale, max_sequence_length=length):
         return draw(family, pipe)
 
 

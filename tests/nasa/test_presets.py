@@ -5,7 +5,7 @@ import torch
 
 import nasa
 from nasa.backbones import backbone_of
-from nasa.testing.pipelines import TINY_PIPELINES
+from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 TOLERANCE = 1e-4
 FAMILIES = {
@@ -14,14 +14,6 @@ FAMILIES = {
     "flux": "flux",
     "sana": "sana-sprint",
     "stable_diffusion_3": "stable-diffusion-3",
-}
-SMALL = {"height": 32, "width": 32, "output_type": "latent"}
-TEXT = {"max_sequence_length": 16}
-MORE = {
-    "pixart": {**TEXT, "use_resolution_binning": False, "clean_caption": False},
-    "flux": TEXT,
-    "stable-diffusion-3": TEXT,
-    "sana-sprint": {**TEXT, "use_resolution_binning": False, "complex_human_instruction": None},
 }
 
 
@@ -71,7 +63,7 @@ def run(name, pipe):
     hook = model.register_forward_hook(record, with_kwargs=True)
     preset = nasa.PRESETS[name]
     family = FAMILIES[preset.family]
-    options = {**SMALL, **MORE.get(family, {}), **preset.options}
+    options = {**TINY_CALLS[family], **preset.options}
     try:
         latents = pipe("a cat", generator=torch.Generator().manual_seed(0), **options)[0]
     finally:
@@ -95,8 +87,8 @@ def test_every_preset_runs_its_number_of_steps_and_can_be_steered(name):
     pipe = preset.configure(pipeline(name))
     plain, calls = run(name, pipe)
     assert len(calls) == preset.options["num_inference_steps"]
-    length = TEXT if FAMILIES[preset.family] in MORE else {}
-    with nasa.steer(pipe, "a dog", preset.scale, **length):
+    length = TINY_CALLS[FAMILIES[preset.family]].get("max_sequence_length")
+    with nasa.steer(pipe, "a dog", preset.scale, max_sequence_length=length):
         steered, _ = run(name, pipe)
     assert steered.isfinite().all()
     assert not torch.allclose(steered, plain, atol=1e-5)

@@ -105,6 +105,13 @@ def test_evaluate_and_register(run):
     assert load_pipeline(Path(downloaded)).unet is not None
 
 
+def test_an_evaluation_may_change_its_own_options_alone(run, capsys):
+    assert main(arguments("evaluate", run, "--set", "train.steps=9")) == 2
+    assert "'train.steps=9' is not of the evaluation; allowed: evaluation.field=value" in capsys.readouterr().err
+    assert main(arguments("evaluate", run, "--set", "evaluation.scales=[0.3]")) == 0
+    assert "NASA 0.3" in (Path(run["folder"]) / "evaluation/report.html").read_text()
+
+
 def test_the_whole_job_on_s3_makes_the_same_student(run, tmp_path, tiny_teacher, bucket, capsys):
     """Prompts, checkpoints, student, evaluation and registration below one s3:// folder."""
     stored = new_run(tmp_path, tiny_teacher) | {"folder": f"{bucket}/mine", "prompts": run["prompts"]}
