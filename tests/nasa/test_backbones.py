@@ -168,3 +168,15 @@ def test_a_negative_with_its_mask_is_the_same_as_its_text(family, pipe):
         by_text = draw(family, pipe)
     with nasa.steer(pipe, negative_prompt_embeds=embeds, negative_attention_mask=mask, scale=SCALE):
         torch.testing.assert_close(draw(family, pipe), by_text, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_saved_in_the_hub_s_layout_and_loaded_by_path(family, pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = type(pipe).from_pretrained(tmp_path, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(draw(family, loaded), draw(family, pipe), atol=TOLERANCE, rtol=TOLERANCE)
+    images = []
+    for chosen in (pipe, loaded):
+        with nasa.steer(chosen, SHORT, SCALE, **length(family)):
+            images.append(draw(family, chosen))
+    torch.testing.assert_close(*images, atol=TOLERANCE, rtol=TOLERANCE)

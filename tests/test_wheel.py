@@ -1,0 +1,27 @@
+"""The wheel is the library alone."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_holds_all_of_nasa_and_nothing_else(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "nasa", source / "nasa", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("nasa_distill-*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nasa").rglob("*.py")}
+    assert names == expected | {"nasa/py.typed"}
+    code = "import nasa, sys; nasa.steer, nasa.PRESETS, nasa.NasaGuidance; print(nasa.__file__, 'ray' in sys.modules)"
+    environment = {"PYTHONPATH": str(wheel), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.startswith(str(wheel)), done.stderr
+    assert done.stdout.endswith("False\n")
