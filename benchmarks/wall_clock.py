@@ -20,6 +20,7 @@ import torch
 
 import nasa
 
+diffusers.utils.logging.set_verbosity_error()
 WAYS = ("plain", "CFG", "NAG", "NASA")
 
 

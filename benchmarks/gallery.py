@@ -1,0 +1,64 @@
+"""Pictures of one student for docs/gallery.md: the same noise under rising scales, and away from bad quality.
+
+python benchmarks/gallery.py runs/full/distilled
+"""
+
+import argparse
+from pathlib import Path
+
+from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, held_out_prompts
+from pipeline import exclusion, manifest, models
+from pipeline.evaluate import student_unet
+from pipeline.judges import AttributeJudge
+from pipeline.recipe import parse
+from pipeline.sampling import Sampler, Way
+from pipeline.sheet import contact_sheet, to_pixels
+from pipeline.storage import Folder
+
+SCALES = (0.1, 0.25, 0.5, 0.75, 1.0)
+COLUMNS = 8
+SEEDS = range(7_000_000, 7_000_128)
+IMAGES = Path("docs/images")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("distilled", help="the folder of a distilled student")
+    student = student_of(Folder.of(parser.parse_args().distilled))
+    scales(student).save(IMAGES / "scales.png")
+    quality(student).save(IMAGES / "quality.png")
+
+
+def student_of(folder: Folder) -> Sampler:
+    recipe = parse(manifest.read(folder, "distill")["recipe"])
+    teacher = models.load(models.teacher_folder(recipe.teacher))
+    return Sampler(teacher, unet=student_unet(folder, teacher))
+
+
+def scales(student: Sampler):  # type: ignore[no-untyped-def]
+    """The first seed of each pair whose plain image shows what the negative names."""
+    judge = AttributeJudge.load()
+    found = [(pair, exclusion.showing(student, judge, pair, SEEDS)) for pair in PAIRS]
+    chosen = [(pair, seeds[0]) for pair, seeds in found if seeds][:COLUMNS]
+    prompts, away = [pair.prompt for pair, _ in chosen], [pair.negative_prompt for pair, _ in chosen]
+    ways = [Way(), *(Way("nasa", scale) for scale in SCALES)]
+    rows = [(way.label, to_pixels(student.images(way, prompts, [seed for _, seed in chosen], away))) for way in ways]
+    return contact_sheet(rows, [f"{prompt} MINUS {negative}" for prompt, negative in zip(prompts, away, strict=True)])
+
+
+def quality(student: Sampler):  # type: ignore[no-untyped-def]
+    """Held-out prompts, away from a bad photo and from the degradations by name."""
+    prompts = [prompt for prompt, _ in held_out_prompts(COLUMNS, 4321)]
+    kinds = [("", None, Way())]
+    kinds += [
+        (f" MINUS {away}", away, Way("nasa", scale)) for away in (BAD_PHOTO, DEGRADATIONS) for scale in (0.25, 0.5)
+    ]
+    rows = [
+        (way.label + words, to_pixels(student.images(way, prompts, SEEDS[:COLUMNS], away and [away] * COLUMNS)))
+        for words, away, way in kinds
+    ]
+    return contact_sheet(rows, prompts)
+
+
+if __name__ == "__main__":
+    main()
