@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline import manifest, models, prompts, tracking
 from pipeline.board import progress_bar
+from pipeline.engines import name_accelerator
 from pipeline.errors import TrainingError, UserError
 from pipeline.judges import clip_folder
 from pipeline.recipe import Recipe, dump, parse
@@ -45,6 +46,7 @@ def distill(
         clip_folder(recipe.train.clip_model)
     mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
     setup = Setup(dump(recipe), str(teacher), prompt_folder.uri, tracking_uri, mlflow_run)
+    name_accelerator()
     with ray_session(address), progress_bar(recipe.train.steps) as board:
         result = _fit(recipe, {**asdict(setup), "board": board}, folder, prompt_folder, record)
     return _finish(recipe, folder, record, teacher, setup, result)
@@ -119,6 +121,8 @@ def _fit(
     )
     try:
         return trainer.fit()
+    except SystemExit:  # Ray Train's answer to Ctrl-C, after it has stopped the workers
+        raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         folder.write(FAILURE_FILE, str(error).encode())
         raise TrainingError(

@@ -66,9 +66,14 @@ def build(recipe: Recipe, teacher: TextToImage, device: torch.device) -> Engines
     )
 
 
-def _engine(recipe: Recipe, model: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float) -> Any:
+def name_accelerator() -> None:
+    """Tell DeepSpeed of a machine without a GPU before anything imports it; it warns where it finds out itself."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _engine(recipe: Recipe, model: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float) -> Any:
+    name_accelerator()
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -171,24 +172,27 @@ def command_line(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["driver", "worker"])
+@pytest.mark.parametrize("victim", ["driver", "worker", "Ctrl-C"])
 def test_a_killed_process_ends_on_the_same_weights(run, tmp_path, tiny_teacher, victim):
-    """SIGKILL after the first checkpoint; the same command, or Ray Train itself, goes on to the same end."""
+    """SIGKILL or Ctrl-C after the first checkpoint; the same command, or Ray Train itself, goes on to the same end."""
     killed = new_run(tmp_path, tiny_teacher)
     assert main(arguments("prepare", killed)) == 0
     slow = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command_line(killed), env=slow, cwd=ROOT, start_new_session=True)
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test in the background would ignore it
+    process = subprocess.Popen(command_line(killed), env=slow, cwd=ROOT, start_new_session=True, preexec_fn=listening)
     checkpoints = Path(killed["folder"]) / "distilled/train"
     deadline = time.monotonic() + 600
     while not list(checkpoints.glob("checkpoint_*/state.json")):
         assert process.poll() is None, "ended before the first checkpoint"
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(process.pid if victim == "driver" else train_worker(process.pid), signal.SIGKILL)
-    if victim == "worker":
-        assert process.wait(timeout=600) == 0
+    if victim == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
     else:
-        process.wait(timeout=60)
+        os.kill(process.pid if victim == "driver" else train_worker(process.pid), signal.SIGKILL)
+    code = process.wait(timeout=600)
+    assert code == {"worker": 0, "driver": -signal.SIGKILL, "Ctrl-C": 130}[victim]
+    if victim != "worker":
         assert subprocess.run(command_line(killed), env=slow, cwd=ROOT, timeout=600, check=False).returncode == 0
     expected = student_weights(run)
     assert all(torch.equal(expected[name], value) for name, value in student_weights(killed).items())
