@@ -97,12 +97,8 @@ class SteeredAttnProcessor:
 
     def _heads(self, attn: Any, x_BLD: Tensor, norm: nn.Module | None) -> Tensor:
         if norm is not None and self.norm_across_heads:
-            x_BLD = norm(x_BLD)
-        batch, tokens, features = x_BLD.shape
-        x_BHLK = x_BLD.view(batch, tokens, attn.heads, features // attn.heads).transpose(1, 2)
-        if norm is not None and not self.norm_across_heads:
-            x_BHLK = norm(x_BHLK)
-        return x_BHLK
+            return split_heads(attn, norm(x_BLD))
+        return split_heads(attn, x_BLD, norm)
 
     def _steer(self, attn: Any, query: Tensor, positive: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """Apply the rule to the whole batch, or to its conditional half under classifier-free guidance."""
@@ -153,6 +149,12 @@ def _log_mass(query_BHLK: Tensor, key_BHTK: Tensor, mask: Tensor | None) -> Tens
         logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     log_mass: Tensor = logits.logsumexp(-1, keepdim=True)
     return log_mass.to(query_BHLK.dtype)
+
+
+def split_heads(attn: Any, x_BLD: Tensor, norm: nn.Module | None = None) -> Tensor:
+    """[B, H, L, K], each head normalised where the layer has a norm."""
+    x_BHLK = x_BLD.view(*x_BLD.shape[:2], attn.heads, -1).transpose(1, 2)
+    return x_BHLK if norm is None else norm(x_BHLK)
 
 
 def merge(z_BHLK: Tensor) -> Tensor:

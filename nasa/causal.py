@@ -14,7 +14,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from nasa.attention import attend, merge
+from nasa.attention import attend, merge, split_heads
 
 TIMESTEPS = (1000, 757, 522)  # of the released student, in thousandths of the noise level
 FRAMES_PER_BLOCK = 3  # latent frames
@@ -24,7 +24,7 @@ Rotation = tuple[Tensor, Tensor]
 
 @dataclass
 class Past:
-    """The frames that are finished: how many, and each layer's K and V of them, [B, S, H, K]. `keep` adds to it."""
+    """The frames that are finished: how many, and each layer's K and V of them, [B, H, S, K]. `keep` adds to it."""
 
     frames: int = 0
     keep: bool = False
@@ -54,11 +54,8 @@ def generate_video(
     Raises:
         ValueError: where the latent frames are not a multiple of `frames_per_block`, or the timesteps do not fall.
     """
-    if (
-        list(timesteps) != sorted(timesteps, reverse=True)
-        or not timesteps
-        or not 0 < timesteps[-1] <= timesteps[0] <= 1000
-    ):
+    falling = list(timesteps) == sorted(timesteps, reverse=True)
+    if not timesteps or not falling or not (timesteps[-1] > 0 and timesteps[0] <= 1000):
         raise ValueError(f"timesteps: {tuple(timesteps)} is not allowed; allowed: falling, above 0 and at most 1000")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     device = pipe._execution_device
@@ -87,7 +84,9 @@ def generate_video(
         blocks = [
             _block(pipe.transformer, past, part, embeds, sigmas, generator) for part in noise.split(frames_per_block, 2)
         ]
-    return _decode(pipe, torch.cat(blocks, dim=2), output_type)
+    video = _decode(pipe, torch.cat(blocks, dim=2), output_type)
+    pipe.maybe_free_model_hooks()
+    return video
 
 
 def _block(
@@ -131,31 +130,23 @@ class CausalAttnProcessor:
     ) -> Tensor:
         assert encoder_hidden_states is None, "a self-attention layer"
         assert rotary_emb is not None
-        tokens = hidden_states.shape[1]
-        here = tuple(part[:, -tokens:] for part in rotary_emb)
-        query, key = (
-            rotate(_heads(attn, attn.norm_q(attn.to_q(hidden_states))), *here),
-            attn.norm_k(attn.to_k(hidden_states)),
-        )
-        key, value = rotate(_heads(attn, key), *here), _heads(attn, attn.to_v(hidden_states))
+        here = [part[:, -hidden_states.shape[1] :].transpose(1, 2) for part in rotary_emb]
+        query = rotate(split_heads(attn, attn.norm_q(attn.to_q(hidden_states))), *here)
+        key = rotate(split_heads(attn, attn.norm_k(attn.to_k(hidden_states))), *here)
+        value = split_heads(attn, attn.to_v(hidden_states))
         if self.name in self.past.keys:
-            key, value = (torch.cat(pair, dim=1) for pair in zip(self.past.keys[self.name], (key, value), strict=True))
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self.past.keys[self.name], (key, value), strict=True))
         if self.past.keep:
             self.past.keys[self.name] = (key, value)
-        z_BSD = merge(attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), None))
-        output: Tensor = attn.to_out[1](attn.to_out[0](z_BSD))
+        output: Tensor = attn.to_out[1](attn.to_out[0](merge(attend(query, key, value, None))))
         return output
 
 
-def _heads(attn: Any, x_BSD: Tensor) -> Tensor:
-    return x_BSD.view(*x_BSD.shape[:2], attn.heads, -1)
-
-
-def rotate(x_BSHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding on pairs of features; `cos` and `sin` are [1, S, 1, K], each value twice."""
-    even, odd = x_BSHK.float().view(*x_BSHK.shape[:-1], -1, 2).unbind(-1)
+def rotate(x_BHSK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding on pairs of features; `cos` and `sin` are [1, 1, S, K], each value twice."""
+    even, odd = x_BHSK.float().view(*x_BHSK.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x_BSHK)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x_BHSK)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ TEXTS = ("encoder_hidden_states", "prompt_embeds")  # what modular pipelines cal
 class NasaGuidance(BaseGuidance):
     """Steers the conditional prediction away from the pipeline's `negative_prompt` (eqs. 7-9); there is no second one.
 
+    Where the pipeline is given none it encodes the empty prompt, and that is the negative.
+
     Args:
         scale: alpha of eq. 9; 0 is the plain conditional prediction.
         method: the attention rule, one of `nasa.rules.RULES`.

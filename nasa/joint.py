@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
-from torch import Tensor, nn
+from torch import Tensor
 
-from nasa.attention import Steering, attend, merge, steer_attention, steering_scale
+from nasa.attention import Steering, attend, merge, split_heads, steer_attention, steering_scale
 
 READINGS = ("text", "joint")
 SUFFIX = ".attn.processor"
@@ -104,20 +104,14 @@ def _project(attn: Any, hidden_BSD: Tensor, text_BTD: Tensor | None) -> tuple[Te
     fused = getattr(attn, "fused_projections", False)
     names, norms = ("to_q", "to_k", "to_v"), (attn.norm_q, attn.norm_k, None)
     image = attn.to_qkv(hidden_BSD).chunk(3, dim=-1) if fused else [getattr(attn, name)(hidden_BSD) for name in names]
-    parts = [_heads(attn, x, norm) for x, norm in zip(image, norms, strict=True)]
+    parts = [split_heads(attn, x, norm) for x, norm in zip(image, norms, strict=True)]
     if text_BTD is not None:
         added, norms = ("add_q_proj", "add_k_proj", "add_v_proj"), (attn.norm_added_q, attn.norm_added_k, None)
         text = attn.to_added_qkv(text_BTD).chunk(3, dim=-1) if fused else [getattr(attn, n)(text_BTD) for n in added]
-        heads = [_heads(attn, x, norm) for x, norm in zip(text, norms, strict=True)]
+        heads = [split_heads(attn, x, norm) for x, norm in zip(text, norms, strict=True)]
         parts = [torch.cat(pair, dim=2) for pair in zip(heads, parts, strict=True)]
     query, key, value = parts
     return query, key, value
-
-
-def _heads(attn: Any, x_BSD: Tensor, norm: nn.Module | None) -> Tensor:
-    batch, tokens, features = x_BSD.shape
-    x_BHSK = x_BSD.view(batch, tokens, attn.heads, features // attn.heads).transpose(1, 2)
-    return x_BHSK if norm is None else norm(x_BHSK)
 
 
 def install_joint(model: Any, steering: JointSteering, layers: Any) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def steer(
         finally:
             hook.remove()
             model.set_attn_processor(before)
-    if calls.steered and not steering.plain and not steering.used:
+    if calls.steered and not steering.used:
         raise ValueError("negative_prompt: no attention layer used it")
 
 
@@ -119,14 +119,17 @@ class _Calls:
         self._pipe, self._backbone, self._steering = pipe, backbone, steering
         self._embeds, self._unconditional, self._steps = embeds, unconditional, steps
         self._count = 0
-        self.steered = 0
+        self.steered = False
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._embeds is not None and self._steering.embeds_NTD is None:
-            self._prepare(model, self._embeds.to(kwargs["encoder_hidden_states"]))
+            latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            self._prepare(model, self._embeds.to(latents))
         self._steering.active = not self._unconditional() and self._is_chosen_step()
-        self.steered += self._steering.active
-        if self._backbone.extend is None or self._steering.plain:
+        if self._steering.plain:
+            return None
+        self.steered = True
+        if self._backbone.extend is None:
             return None
         return args, {**kwargs, **self._extend(kwargs)}
 

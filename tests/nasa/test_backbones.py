@@ -170,6 +170,21 @@ def test_a_negative_with_its_mask_is_the_same_as_its_text(family, pipe):
         torch.testing.assert_close(draw(family, pipe), by_text, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@pytest.mark.parametrize("family", ["stable-diffusion", "wan"], indirect=True)
+def test_a_negative_that_no_layer_used_is_an_error(family, pipe):
+    """Also where the last call of the denoiser is the unconditional one."""
+    _, model = backbone_of(pipe)
+    plain = dict(model.attn_processors)
+
+    def draw_unsteered():
+        model.set_attn_processor(plain)
+        draw(family, pipe, guidance_scale=3)
+
+    unused = pytest.raises(ValueError, match="no attention layer used it")
+    with unused, nasa.steer(pipe, SHORT, SCALE, **length(family)):
+        draw_unsteered()
+
+
 def test_saved_in_the_hub_s_layout_and_loaded_by_path(family, pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = type(pipe).from_pretrained(tmp_path, local_files_only=True)

@@ -32,10 +32,11 @@ class MaskedAttnProcessor:
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
         query, key, value = (part.unflatten(2, (attn.heads, -1)) for part in (query, key, attn.to_v(hidden_states)))
-        query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
-        block = torch.arange(self.blocks).repeat_interleave(query.shape[1] // self.blocks)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        rotation = [part.transpose(1, 2) for part in rotary_emb]
+        block = torch.arange(self.blocks).repeat_interleave(query.shape[2] // self.blocks)
         mask = block[:, None] >= block[None]
-        z = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)), attn_mask=mask)
+        z = F.scaled_dot_product_attention(rotate(query, *rotation), rotate(key, *rotation), value, attn_mask=mask)
         return attn.to_out[0](z.transpose(1, 2).flatten(2))
 
 

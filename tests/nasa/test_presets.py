@@ -1,5 +1,7 @@
 """Each preset's sampler against the formula of the model's own inference code, on its architecture at small width."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -92,6 +94,14 @@ def test_every_preset_runs_its_number_of_steps_and_can_be_steered(name):
         steered, _ = run(name, pipe)
     assert steered.isfinite().all()
     assert not torch.allclose(steered, plain, atol=1e-5)
+
+
+def test_the_docs_list_every_preset():
+    table = (Path(__file__).parents[2] / "docs/negative-prompts.md").read_text()
+    rows = {line.split("`")[1]: line.split(" | ") for line in table.splitlines() if line.startswith("| `")}
+    for name, preset in nasa.PRESETS.items():
+        _, model, steps, _, scale, _ = rows[name]
+        assert (model, int(steps), float(scale)) == (preset.model, preset.options["num_inference_steps"], preset.scale)
 
 
 def test_rectified_flow_in_more_steps_is_euler():
