@@ -6,11 +6,12 @@ python benchmarks/gallery.py runs/full/distilled
 import argparse
 from pathlib import Path
 
+from PIL import Image
+
 from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, held_out_prompts
-from pipeline import exclusion, manifest, models
-from pipeline.evaluate import student_unet
+from pipeline import exclusion
+from pipeline.evaluate import distilled_student
 from pipeline.judges import AttributeJudge
-from pipeline.recipe import parse
 from pipeline.sampling import Sampler, Way
 from pipeline.sheet import contact_sheet, to_pixels
 from pipeline.storage import Folder
@@ -24,18 +25,12 @@ IMAGES = Path("docs/images")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("distilled", help="the folder of a distilled student")
-    student = student_of(Folder.of(parser.parse_args().distilled))
+    student = distilled_student(Folder.of(parser.parse_args().distilled))
     scales(student).save(IMAGES / "scales.png")
     quality(student).save(IMAGES / "quality.png")
 
 
-def student_of(folder: Folder) -> Sampler:
-    recipe = parse(manifest.read(folder, "distill")["recipe"])
-    teacher = models.load(models.teacher_folder(recipe.teacher))
-    return Sampler(teacher, unet=student_unet(folder, teacher))
-
-
-def scales(student: Sampler):  # type: ignore[no-untyped-def]
+def scales(student: Sampler) -> Image.Image:
     """The first seed of each pair whose plain image shows what the negative names."""
     judge = AttributeJudge.load()
     found = [(pair, exclusion.showing(student, judge, pair, SEEDS)) for pair in PAIRS]
@@ -46,7 +41,7 @@ def scales(student: Sampler):  # type: ignore[no-untyped-def]
     return contact_sheet(rows, [f"{prompt} MINUS {negative}" for prompt, negative in zip(prompts, away, strict=True)])
 
 
-def quality(student: Sampler):  # type: ignore[no-untyped-def]
+def quality(student: Sampler) -> Image.Image:
     """Held-out prompts, away from a bad photo and from the degradations by name."""
     prompts = [prompt for prompt, _ in held_out_prompts(COLUMNS, 4321)]
     kinds = [("", None, Way())]

@@ -13,12 +13,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from pipeline import manifest, models
-from pipeline.evaluate import student_unet
+from pipeline import manifest
+from pipeline.evaluate import distilled_student
 from pipeline.exclusion import Trial, trials
 from pipeline.judges import AttributeJudge
 from pipeline.recipe import parse
-from pipeline.sampling import Sampler, Way
+from pipeline.sampling import Way
 from pipeline.storage import Folder
 
 SCALES = {
@@ -49,24 +49,16 @@ def main() -> None:
 def measure(folder: Path) -> dict[str, Any]:
     """Shares of each way over the seeds whose plain image shows what the negative names."""
     record = manifest.read(Folder.of(folder), "distill")
-    recipe = parse(record["recipe"])
-    teacher = models.load(models.teacher_folder(recipe.teacher))
-    student = Sampler(teacher, unet=student_unet(Folder.of(folder), teacher))
+    recipe, student = parse(record["recipe"]), distilled_student(Folder.of(folder))
     ways = [Way(kind, scale) for kind, scales in SCALES.items() for scale in scales]
     collected = trials(student, AttributeJudge.load(), ways, SEEDS, calibration=False)
-    rows = [{"way": kind, "scale": scale, **shares(collected, Way(kind, scale))} for kind, scale in pairs()]
-    plain = shares(collected, Way())
     return {
         "student": record["student_sha256"],
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "plain": plain,
-        "rows": rows,
+        "plain": shares(collected, Way()),
+        "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
     }
-
-
-def pairs() -> list[tuple[str, float]]:
-    return [(kind, scale) for kind, scales in SCALES.items() for scale in scales]
 
 
 def shares(collected: list[Trial], way: Way) -> dict[str, float]:

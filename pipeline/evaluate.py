@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, held_ou
 from pipeline import exclusion, manifest, models, tracking
 from pipeline.errors import UserError
 from pipeline.judges import AttributeJudge, Clip
-from pipeline.models import TextToImage
 from pipeline.recipe import EMBEDDED, Evaluation, Recipe, dump, parse
 from pipeline.report import write_report
 from pipeline.sampling import Sampler, Way
@@ -27,7 +26,7 @@ from pipeline.statistics import paired_bootstrap, share
 from pipeline.storage import Folder
 
 JUDGED = ("shape", "colour", "background")
-SHEET_COLUMNS = 10
+SHEET_COLUMNS, SHEET_SEEDS = 10, 96
 
 
 def evaluate(
@@ -42,10 +41,9 @@ def evaluate(
     made_from = {"recipe": dump(recipe), "student_sha256": record["student_sha256"]}
     if folder.has(manifest.NAME) and manifest.read(folder, "evaluate").items() >= made_from.items():
         return dict(json.loads(folder.read("summary.json")))
-    teacher = models.load(models.teacher_folder(recipe.teacher))
-    student = Sampler(teacher, unet=student_unet(student_folder, teacher))
+    student = distilled_student(student_folder)
     if recipe.teacher == EMBEDDED:
-        summary, rows, sheet_rows, captions = _embedded(recipe.evaluation, student, Sampler(teacher))
+        summary, rows, sheet_rows, captions = _embedded(recipe.evaluation, student, Sampler(student.model))
     else:
         summary, rows, sheet_rows, captions = _pictures(recipe, student, prompt_folder)
     sheet = contact_sheet(sheet_rows, captions)
@@ -66,12 +64,14 @@ def _recipe(text: str, overrides: Sequence[str]) -> Recipe:
     return parse(text, overrides)
 
 
-def student_unet(student_folder: Folder, teacher: TextToImage) -> Any:
-    """The teacher's network with the weights that `distill` left in this folder."""
+def distilled_student(student_folder: Folder) -> Sampler:
+    """The student that `distill` left in this folder; its `model` is the teacher, whose other parts it shares."""
+    teacher = models.load(models.teacher_folder(parse(manifest.read(student_folder, "distill")["recipe"]).teacher))
     unet = deepcopy(teacher.unet)
-    local = (student_folder / "student" / "unet").local_copy(Path(mkdtemp()))
-    unet.load_state_dict(load_file(local / "diffusion_pytorch_model.safetensors"))
-    return unet
+    with TemporaryDirectory() as scratch:
+        local = (student_folder / "student" / "unet").local_copy(Path(scratch))
+        unet.load_state_dict(load_file(local / "diffusion_pytorch_model.safetensors"))
+    return Sampler(teacher, unet=unet)
 
 
 def _embedded(
@@ -95,7 +95,7 @@ def _embedded(
         "negative_prompt": BAD_PHOTO,
         "named_negative_prompt": DEGRADATIONS,
     }
-    sheet_rows, captions = _exclusion_pictures(student, judge, [Way(), cfg, best], seeds[split:])
+    sheet_rows, captions = _exclusion_pictures(student, tested, [Way(), cfg, best], seeds[split:][:SHEET_SEEDS])
     return summary, rows, sheet_rows, captions
 
 
@@ -177,10 +177,11 @@ def _paired(rows: Sequence[dict[str, Any]], a: str, b: str) -> dict[str, float]:
 
 
 def _exclusion_pictures(
-    student: Sampler, judge: AttributeJudge, ways: Sequence[Way], seeds: Sequence[int]
+    student: Sampler, tested: Sequence[exclusion.Trial], ways: Sequence[Way], seeds: Sequence[int]
 ) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
     """The first seeds that show each pair's attribute, in every way, side by side."""
-    found = [(pair, exclusion.showing(student, judge, pair, seeds[:96])) for pair in PAIRS]
+    plain = [trial for trial in tested if trial.way == Way().label and trial.seed in seeds]
+    found = [(pair, [trial.seed for trial in plain if trial.pair == pair]) for pair in PAIRS]
     chosen = [(pair, shown[turn]) for turn in range(2) for pair, shown in found if turn < len(shown)]
     chosen = chosen[:SHEET_COLUMNS]
     texts, away = [pair.prompt for pair, _ in chosen], [pair.negative_prompt for pair, _ in chosen]
