@@ -115,6 +115,10 @@ def stable_diffusion_35() -> Any:
     )
 
 
+def qwen_image() -> Any:
+    return diffusers.QwenImageTransformer2DModel()
+
+
 def latents(*shape: int, **more: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
     """A UNet's arguments."""
 
@@ -135,6 +139,11 @@ def tokens(*shape: int, **more: tuple[int, ...]) -> Callable[[int], dict[str, Te
         return {"hidden_states": torch.zeros(batch, *shape), "timestep": torch.ones(batch), **extra}
 
     return inputs
+
+
+def packed(batch: int) -> dict[str, Any]:
+    """Qwen-Image's arguments for a square of 1024: patches of two by two latents, in rows."""
+    return {**tokens(4096, 64)(batch), "img_shapes": [[(1, 64, 64)]] * batch, "encoder_hidden_states_mask": None}
 
 
 SYSTEMS = (
@@ -162,6 +171,7 @@ SYSTEMS = (
         (333, 4096),
         tokens(16, 128, 128, pooled_projections=(2048,)),
     ),
+    System("Qwen-Image, 1024, 64 tokens", qwen_image, (64, 3584), packed),
 )
 
 

@@ -1,4 +1,4 @@
-"""Joint attention that also looks at a negative prompt: FLUX, Stable Diffusion 3 and their like.
+"""Joint attention that also looks at a negative prompt: FLUX, Stable Diffusion 3, Qwen-Image and their like.
 
 The denoiser is called with the negative's tokens behind the positive's, and everything that acts on a token
 alone takes both. Attention keeps them apart: positive text and image are what they are without a negative,
@@ -6,10 +6,12 @@ the negative text is a stream of its own beside them, and the image's rows are s
 B batch, S tokens (text, then image), D features, H heads, K features of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
@@ -52,39 +54,54 @@ class JointSteeredProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
+        encoder_hidden_states_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if self.steering.plain:
-            optional = {} if image_rotary_emb is None else {"image_rotary_emb": image_rotary_emb}
-            return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, **optional, **kwargs)
+            optional = {"image_rotary_emb": image_rotary_emb, "encoder_hidden_states_mask": encoder_hidden_states_mask}
+            kwargs.update({name: value for name, value in optional.items() if value is not None})
+            kwargs.update(encoder_hidden_states=encoder_hidden_states, attention_mask=attention_mask)
+            return self.plain(attn, hidden_states, **kwargs)
         if attention_mask is not None or any(value is not None for value in kwargs.values()):
             raise ValueError(
                 f"{', '.join(['attention_mask', *kwargs])}: not supported while joint attention is steered"
             )
         query, key, value = _project(attn, hidden_states, encoder_hidden_states)
         if image_rotary_emb is not None:
-            query, key = apply_rotary_emb(query, image_rotary_emb), apply_rotary_emb(key, image_rotary_emb)
-        z_text, z_image = self._attend(query, key, value)
+            rotary = self._rotary(image_rotary_emb)
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        z_text, z_image = self._attend(query, key, value, encoder_hidden_states_mask)
         if encoder_hidden_states is None:
             return torch.cat([z_text, z_image], dim=1)
         z_image = attn.to_out[1](attn.to_out[0](z_image))
         return z_image, z_text if attn.context_pre_only else attn.to_add_out(z_text)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Both texts' rows [B, T, D] and the image's steered rows [B, L, D]."""
+    def _rotary(self, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """The angles of all tokens, text first. In Qwen-Image a text's tokens are counted, in each from the first."""
+        if not embeddings[0].is_complex():
+            return embeddings
+        image, text = embeddings
+        texts = (text[: self.steering.positive_tokens], text[: self.steering.negative_tokens])
+        return (torch.cat([*texts, image]),)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Both texts' rows [B, T, D] and the image's steered rows [B, L, D]; `text_mask` [B, T] is of both texts."""
         steering = self.steering
-        texts = (steering.positive_tokens, steering.negative_tokens)
-        sizes = [*texts, query.shape[2] - sum(texts)]
+        texts = [steering.positive_tokens, steering.negative_tokens]
+        image_tokens = query.shape[2] - sum(texts)
+        sizes = [*texts, image_tokens]
+        masks = (None, None) if text_mask is None else torch.split(text_mask.bool()[:, None, None], texts, dim=-1)
         (q_pos, q_neg, q_image), (k_pos, k_neg, k_image), (v_pos, v_neg, v_image) = (
             torch.split(part, sizes, dim=2) for part in (query, key, value)
         )
-        positive = (torch.cat([k_pos, k_image], dim=2), torch.cat([v_pos, v_image], dim=2), None)
-        negative = (torch.cat([k_neg, k_image], dim=2), torch.cat([v_neg, v_image], dim=2), None)
+        beside = [None if mask is None else F.pad(mask, (0, image_tokens), value=True) for mask in masks]
+        positive = (torch.cat([k_pos, k_image], dim=2), torch.cat([v_pos, v_image], dim=2), beside[0])
+        negative = (torch.cat([k_neg, k_image], dim=2), torch.cat([v_neg, v_image], dim=2), beside[1])
         z_text = merge(torch.cat([attend(q_pos, *positive), attend(q_neg, *negative)], dim=2))
         if not self.chosen:
             return z_text, merge(attend(q_image, *positive))
         steering.used = True
-        away = negative if steering.reading == "joint" else (k_neg, v_neg, None)
+        away = negative if steering.reading == "joint" else (k_neg, v_neg, masks[1])
         return z_text, self._steer(q_image, positive, away)
 
     def _steer(self, query: Tensor, positive: Any, away: Any) -> Tensor:
@@ -92,11 +109,22 @@ class JointSteeredProcessor:
         if not steering.guided():
             return steer_attention(steering.rule, query, positive, away, steering_scale(steering.scale, query))
         plain_query, query = query.chunk(2)
-        (plain_key, key), (plain_value, value) = (part.chunk(2) for part in positive[:2])
-        negative = (away[0].chunk(2)[1], away[1].chunk(2)[1], None)
         scale = steering_scale(steering.scale, query)
-        steered = steer_attention(steering.rule, query, (key, value, None), negative, scale)
-        return torch.cat([merge(attend(plain_query, plain_key, plain_value, None)), steered])
+        steered = steer_attention(steering.rule, query, _half(positive, 1), _half(away, 1), scale)
+        return torch.cat([merge(attend(plain_query, *_half(positive, 0))), steered])
+
+
+def rotate(x_BHSK: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
+    """By the cosines and sines of all tokens, or by their complex factors [S, K / 2]."""
+    if len(rotary) == 2:
+        rotated: Tensor = apply_rotary_emb(x_BHSK, rotary)
+        return rotated
+    pairs = torch.view_as_complex(x_BHSK.float().reshape(*x_BHSK.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotary[0]).flatten(-2).to(x_BHSK)
+
+
+def _half(parts: Sequence[Tensor | None], half: int) -> Any:
+    return tuple(None if part is None else part.chunk(2)[half] for part in parts)
 
 
 def _project(attn: Any, hidden_BSD: Tensor, text_BTD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,12 +9,13 @@ None of them was run on the real weights. The samplers are tested against the fo
 inference code, on their architectures at small width.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 
 from nasa.rectified_flow import RectifiedFlowScheduler
 
@@ -67,6 +68,19 @@ def predicted_image(config: Any) -> DDPMScheduler:
 
 def velocity_consistency(config: Any) -> LCMScheduler:
     return LCMScheduler.from_config(config, prediction_type="v_prediction")
+
+
+def shift_3(config: Any) -> FlowMatchEulerDiscreteScheduler:
+    """Noise levels 3 s / (1 + 2 s) at every image size, as Qwen-Image-Lightning was distilled."""
+    return FlowMatchEulerDiscreteScheduler.from_config(
+        config,
+        use_dynamic_shifting=True,
+        time_shift_type="exponential",
+        base_shift=math.log(3),
+        max_shift=math.log(3),
+        shift=1.0,
+        shift_terminal=None,
+    )
 
 
 def rectified_flow(_: Any) -> Any:
@@ -125,6 +139,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "sana-sprint": Preset(
             "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", "sana", _options(2, 4.5), 0.5, NOT_PUBLISHED
+        ),
+        "qwen-image-lightning": Preset(
+            "Qwen/Qwen-Image with lightx2v/Qwen-Image-Lightning (8 steps)",
+            "qwen_image",
+            MappingProxyType({"num_inference_steps": 8, "true_cfg_scale": 1.0}),
+            0.5,
+            NOT_PUBLISHED,
+            shift_3,
         ),
     }
 )

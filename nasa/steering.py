@@ -44,8 +44,8 @@ def steer(
         layers: whether to steer the layer of this processor name (a key of `attn_processors`).
         steps: the denoising steps to steer, counted from 0, as a range or a set; None is all.
         max_sequence_length: tokens of the negative, where the pipeline's call was given this option too.
-        reading: for joint attention (FLUX, Stable Diffusion 3), what Z- is: the image's attention to the negative's
-            tokens alone, "text", or to them and the image, "joint".
+        reading: for joint attention (FLUX, Stable Diffusion 3, Qwen-Image), what Z- is: the image's attention to the
+            negative's tokens alone, "text", or to them and the image, "joint".
         rule_options: options of the rule, as `tau` and `blend` of "nag".
 
     Under classifier-free guidance only the conditional half is steered. K- and V- are computed once for the
@@ -62,8 +62,8 @@ def steer(
     backbone, model = backbone_of(pipe)
     if negative_prompt is not None:
         negative_prompt_embeds, negative_attention_mask = _encode(backbone, pipe, negative_prompt, max_sequence_length)
-    if backbone.extend and negative_attention_mask is not None:
-        raise ValueError("negative_attention_mask: joint attention has no mask; allowed: None")
+    if backbone.extend and not backbone.masked and negative_attention_mask is not None:
+        raise ValueError("negative_attention_mask: this joint attention has no mask; allowed: None")
     with backbone.guidance(pipe) as guided, _unconditional(backbone, model) as unconditional:
         steering = _steering(backbone, reading)(
             mask_NT=negative_attention_mask,
@@ -144,9 +144,14 @@ class _Calls:
         assert self._backbone.extend is not None
         positive = kwargs["encoder_hidden_states"]
         halves = 2 if self._steering.guided() else 1
-        text = per_image(self._steering.embeds_NTD, len(positive) // halves).to(positive)
+        images = len(positive) // halves
+
+        def for_each(part: Tensor) -> Tensor:
+            return torch.cat([per_image(part, images)] * halves)
+
+        text, mask = for_each(self._steering.embeds_NTD), self._steering.mask_NT
         self._steering.positive_tokens = positive.shape[1]
-        return self._backbone.extend(kwargs, torch.cat([text] * halves))
+        return self._backbone.extend(kwargs, text.to(positive), None if mask is None else for_each(mask))
 
     @torch.no_grad()
     def _prepare(self, model: Any, embeds: Tensor) -> None:

@@ -5,12 +5,15 @@ from typing import Any
 from nasa.backbones.base import Backbone
 from nasa.backbones.flux import FLUX
 from nasa.backbones.pixart import PIXART
+from nasa.backbones.qwen_image import QWEN_IMAGE
 from nasa.backbones.sana import SANA
 from nasa.backbones.stable_diffusion_3 import STABLE_DIFFUSION_3
 from nasa.backbones.unet import UNET
 from nasa.backbones.wan import WAN
 
-BACKBONES = {backbone.model_class: backbone for backbone in (UNET, PIXART, SANA, WAN, FLUX, STABLE_DIFFUSION_3)}
+BACKBONES = {
+    backbone.model_class: backbone for backbone in (UNET, PIXART, SANA, WAN, FLUX, STABLE_DIFFUSION_3, QWEN_IMAGE)
+}
 
 
 def backbone_of(pipe: Any) -> tuple[Backbone, Any]:

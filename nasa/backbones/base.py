@@ -41,7 +41,7 @@ def unconditional_calls(model: Any) -> Iterator[Callable[[], bool]]:
         del model.cache_context
 
 
-def text_behind_text(kwargs: dict[str, Any], text_BTD: Tensor) -> dict[str, Any]:
+def text_behind_text(kwargs: dict[str, Any], text_BTD: Tensor, _: Tensor | None = None) -> dict[str, Any]:
     """The denoiser's arguments with the negative's tokens behind the positive's."""
     return {"encoder_hidden_states": torch.cat([kwargs["encoder_hidden_states"], text_BTD], dim=1)}
 
@@ -57,7 +57,8 @@ class Backbone:
             a length, None being the default of the pipeline's call.
         project: what the denoiser does to a text before its cross-attention sees it.
         norm_across_heads: whether queries and keys are normalised before they are split into heads.
-        extend: for joint attention, the arguments that the negative changes in a call of the denoiser.
+        extend: for joint attention, the arguments that the negative and its mask change in a call of the denoiser.
+        masked: whether joint attention masks the padding of a text.
         guidance: yields a function that tells whether a batch is [unconditional; conditional].
         guidance_in_calls: whether guidance is a second call of the denoiser and not half of a batch.
     """
@@ -67,6 +68,7 @@ class Backbone:
     encode: Callable[[Any, list[str], int | None], Text]
     project: Callable[[Any, Tensor], Tensor] = lambda _, text: text
     norm_across_heads: bool = False
-    extend: Callable[[dict[str, Any], Tensor], dict[str, Any]] | None = None
+    extend: Callable[[dict[str, Any], Tensor, Tensor | None], dict[str, Any]] | None = None
+    masked: bool = False
     guidance: Callable[[Any], AbstractContextManager[Callable[[], bool]]] = guidance_property
     guidance_in_calls: bool = False

@@ -22,7 +22,7 @@ def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Te
     return embeds, None
 
 
-def extend(kwargs: dict[str, Any], text_BTD: Tensor) -> dict[str, Any]:
+def extend(kwargs: dict[str, Any], text_BTD: Tensor, _: Tensor | None) -> dict[str, Any]:
     """Text has no position in FLUX: all its ids are 0."""
     ids = kwargs["txt_ids"]
     more = ids.new_zeros(text_BTD.shape[1], ids.shape[-1])

@@ -6,6 +6,7 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     DDPMScheduler,
     EulerDiscreteScheduler,
@@ -14,6 +15,8 @@ from diffusers import (
     FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SanaSprintPipeline,
     SanaTransformer2DModel,
     SCMScheduler,
@@ -31,6 +34,9 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -41,6 +47,10 @@ from transformers import (
 from nasa.testing.models import CHARACTERS, tiny_stable_diffusion, tiny_tokenizer
 
 TEXT_WIDTH = 16
+QWEN_TEMPLATE = (  # of diffusers' pipeline, which drops what stands before the prompt: 34 tokens
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:
@@ -233,6 +243,43 @@ def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
     return _ready(pipe)
 
 
+def tiny_qwen_image() -> QwenImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    text = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": TEXT_WIDTH,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+        },
+        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
+    )
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT_WIDTH,
+        axes_dims_rope=(2, 2, 4),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    pipe = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(text),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    return _ready(pipe)
+
+
 def _clip() -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tiny_tokenizer()),
@@ -257,6 +304,12 @@ def tiny_t5_tokenizer() -> T5Tokenizer:
 def _gemma_tokenizer() -> GemmaTokenizer:
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *CHARACTERS]
     return GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Bytes, and the words of the pipeline's template as a token each."""
+    special = ["<|im_start|>", "<|im_end|>"]
+    return Qwen2Tokenizer().train_new_from_iterator([QWEN_TEMPLATE] * 4, 1024, new_special_tokens=special)
 
 
 def _t5(config: Any, width: int = TEXT_WIDTH) -> Any:
@@ -289,6 +342,7 @@ TINY_PIPELINES = {
     "wan": tiny_wan,
     "flux": tiny_flux,
     "stable-diffusion-3": tiny_stable_diffusion_3,
+    "qwen-image": tiny_qwen_image,
 }
 
 _SIDE = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "latent"}
@@ -307,4 +361,5 @@ TINY_CALLS: dict[str, dict[str, Any]] = {  # options of a call of each: two step
     "wan": {**_SIDE, **_TEXT, "height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1},
     "flux": {**_SIDE, **_TEXT, "guidance_scale": 0},
     "stable-diffusion-3": {**_SIDE, **_TEXT, "guidance_scale": 0},
+    "qwen-image": {**_SIDE, **_TEXT},
 }

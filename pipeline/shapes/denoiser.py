@@ -53,7 +53,7 @@ def train(
     """Train the UNet, and the text encoder with it, on the latents of a fixed pool of images."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"unet": build_unet(), "text_encoder": text_encoder})
-    latents, pool = _encode_pool(vae, work / "latents.pt")
+    latents, pool = encode_pool(vae, work / "latents.pt")
     alphas_cumprod = build_scheduler().alphas_cumprod
 
     def loss(step: int) -> Tensor:
@@ -81,7 +81,7 @@ def _loss(
 
 
 @torch.no_grad()
-def _encode_pool(vae: AutoencoderKL, cache: Path) -> tuple[Tensor, Samples]:
+def encode_pool(vae: AutoencoderKL, cache: Path) -> tuple[Tensor, Samples]:
     """Scaled latents float32 [N, 4, 8, 8] of the pool's images, and their scenes."""
     chunks = [draw(POOL_CHUNK, (3, 0, i)) for i in range(POOL // POOL_CHUNK)]
     pool = Samples(torch.empty(0), [], [scene for chunk in chunks for scene in chunk.scenes])

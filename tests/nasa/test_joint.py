@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 
 import nasa
 from nasa.backbones import backbone_of
@@ -18,7 +19,8 @@ ALPHA = 0.6
 
 def make(kind):
     torch.manual_seed(0)
-    if kind == "stable-diffusion-3":
+    if kind in ("stable-diffusion-3", "qwen-image"):
+        processor = QwenDoubleStreamAttnProcessor2_0() if kind == "qwen-image" else JointAttnProcessor2_0()
         return Attention(
             query_dim=WIDTH,
             added_kv_proj_dim=WIDTH,
@@ -27,7 +29,7 @@ def make(kind):
             out_dim=WIDTH,
             context_pre_only=False,
             bias=True,
-            processor=JointAttnProcessor2_0(),
+            processor=processor,
             qk_norm="rms_norm",
         ).eval()
     single = kind == "flux-single"
@@ -56,12 +58,25 @@ def rotary(*counts):
     return every.cos(), every.sin()
 
 
+def masked(mask):
+    return {} if mask is None else {"encoder_hidden_states_mask": mask}
+
+
+def rotary_of_each(count):
+    """Complex factors of the image and of a text, whose tokens are counted."""
+    angles = torch.rand(IMAGE + 20, WIDTH // HEADS // 2, generator=torch.Generator().manual_seed(9)) * 6
+    factors = torch.polar(torch.ones_like(angles), angles)
+    return factors[:IMAGE], factors[IMAGE : IMAGE + count]
+
+
 def run(attn, kind, image, text, **more):
     """Image rows and text rows, whatever the layer's form."""
     if kind == "flux-single":
         both = attn(torch.cat([text, image], dim=1), image_rotary_emb=rotary(text.shape[1]), **more)
         return both[:, text.shape[1] :], both[:, : text.shape[1]]
     rope = {} if kind == "stable-diffusion-3" else {"image_rotary_emb": rotary(text.shape[1])}
+    if kind == "qwen-image":
+        rope = {"image_rotary_emb": rotary_of_each(text.shape[1])}
     return attn(image, encoder_hidden_states=text, **rope, **more)
 
 
@@ -75,7 +90,7 @@ def away_from(attn, kind, image, negative, reading):
 
 
 CASES = [(kind, reading) for kind in ("flux", "flux-single") for reading in READINGS]
-CASES += [("stable-diffusion-3", "joint")]  # its own processor takes no mask
+CASES += [("stable-diffusion-3", "joint"), ("qwen-image", "joint")]  # their own processors mask no image
 
 
 @torch.no_grad()
@@ -96,6 +111,55 @@ def test_image_is_steered_and_texts_are_what_they_are_alone(kind, reading):
     assert steering.used
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padded", ["both", "positive", "negative"])
+def test_padding_of_either_text_is_not_seen(padded):
+    """A text of 3 tokens, padded to 5, is the text of 3 tokens."""
+    attn = make("qwen-image")
+    lengths = {"positive": POSITIVE, "negative": NEGATIVE}
+    image, texts = tokens(IMAGE, 1), {name: tokens(length, 2 + length) for name, length in lengths.items()}
+    longer, masks = {}, []
+    for name, text in texts.items():
+        pad = 2 if padded in (name, "both") else 0
+        longer[name] = torch.cat([text, tokens(pad, 7)], dim=1)
+        masks.append(torch.arange(lengths[name] + pad) < lengths[name])
+    plain = attn.processor
+    outputs = []
+    for both, mask in ((texts, None), (longer, torch.cat(masks).expand(BATCH, -1))):
+        count = both["positive"].shape[1]
+        steering = JointSteering(embeds_NTD=both["negative"], scale=ALPHA, positive_tokens=count)
+        attn.set_processor(JointSteeredProcessor(plain, steering))
+        outputs.append(run(attn, "qwen-image", image, torch.cat(list(both.values()), dim=1), **masked(mask)))
+    (image_alone, texts_alone), (image_padded, texts_padded) = outputs
+    torch.testing.assert_close(image_padded, image_alone, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(texts_padded[:, torch.cat(masks)], texts_alone, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_reading_text_of_qwen_image_attends_to_the_negative_alone():
+    """A text attended to without the image: the plain processor with one image token, seen by masks alone."""
+    attn = make("qwen-image")
+    image, positive, negative = tokens(IMAGE, 1), tokens(POSITIVE, 2), tokens(NEGATIVE, 3)
+    scales = []
+    for alpha in (ALPHA, 2 * ALPHA):
+        steering = JointSteering(embeds_NTD=negative, scale=alpha, positive_tokens=POSITIVE)
+        attn.set_processor(JointSteeredProcessor(QwenDoubleStreamAttnProcessor2_0(), steering))
+        scales.append(run(attn, "qwen-image", image, torch.cat([positive, negative], dim=1))[0])
+    heads = WIDTH // HEADS
+    image_factors, text_factors = rotary_of_each(NEGATIVE)
+
+    def turned(x, norm, factors):
+        pairs = torch.view_as_complex(norm(x.unflatten(-1, (HEADS, heads))).unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * factors[:, None]).flatten(-2)
+
+    query = turned(attn.to_q(image), attn.norm_q, image_factors)
+    key = turned(attn.add_k_proj(negative), attn.norm_added_k, text_factors)
+    weights = (torch.einsum("blhk,bthk->bhlt", query, key) / heads**0.5).softmax(-1)
+    away = torch.einsum("bhlt,bthk->blhk", weights, attn.add_v_proj(negative).unflatten(-1, (HEADS, heads)))
+    change = -ALPHA * away.flatten(-2) @ attn.to_out[0].weight.T
+    torch.testing.assert_close(scales[1] - scales[0], change, atol=5 * TOLERANCE, rtol=0)
+
+
 def first_outputs(pipe, calls, **options):
     """The denoiser's outputs at the first step: one call, or two where guidance is a call of its own."""
     _, model = backbone_of(pipe)
@@ -112,8 +176,9 @@ def first_outputs(pipe, calls, **options):
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_guidance_in_calls_steers_the_conditional_call_alone(reading):
-    pipe = TINY_PIPELINES["flux"]()
+@pytest.mark.parametrize("family", ["flux", "qwen-image"])
+def test_guidance_in_calls_steers_the_conditional_call_alone(family, reading):
+    pipe = TINY_PIPELINES[family]()
     guided = {"true_cfg_scale": 3.0, "negative_prompt": "dog"}
     plain = first_outputs(pipe, 2, **guided)
     with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, reading=reading):
@@ -136,7 +201,25 @@ def test_guidance_in_a_batch_steers_the_conditional_half_alone(reading):
     assert not torch.allclose(steered[1], plain[1], atol=100 * TOLERANCE)
 
 
-@pytest.mark.parametrize("family", ["flux", "stable-diffusion-3"])
+@torch.no_grad()
+def test_a_batch_of_unequal_prompts_and_negatives_is_each_alone():
+    pipe = TINY_PIPELINES["qwen-image"]()
+    pairs = [("a cat", "blurry"), ("dog", "on a table")]
+    noise = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
+
+    def draw(prompts, negatives, latents):
+        with nasa.steer(pipe, negatives, 0.5):
+            size = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "latent"}
+            return pipe(prompts, latents=latents, **size)[0]
+
+    prompts, negatives = map(list, zip(*pairs, strict=True))
+    together = draw(prompts, negatives, noise)
+    alone = torch.cat([draw([p], [n], noise[i : i + 1]) for i, (p, n) in enumerate(pairs)])
+    torch.testing.assert_close(together, alone, atol=10 * TOLERANCE, rtol=0)
+    assert not torch.allclose(together, draw(prompts, negatives[::-1], noise), atol=100 * TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["flux", "stable-diffusion-3", "qwen-image"])
 def test_readings_differ_and_scale_zero_of_a_tensor_is_plain(family):
     pipe = TINY_PIPELINES[family]()
     (plain,) = first_outputs(pipe, 1, guidance_scale=0)

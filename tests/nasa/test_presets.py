@@ -16,6 +16,7 @@ FAMILIES = {
     "flux": "flux",
     "sana": "sana-sprint",
     "stable_diffusion_3": "stable-diffusion-3",
+    "qwen_image": "qwen-image",
 }
 
 
@@ -102,6 +103,13 @@ def test_the_docs_list_every_preset():
     for name, preset in nasa.PRESETS.items():
         _, model, steps, _, scale, _ = rows[name]
         assert (model, int(steps), float(scale)) == (preset.model, preset.options["num_inference_steps"], preset.scale)
+
+
+def test_qwen_image_lightning_takes_the_noise_levels_of_its_distillation():
+    pipe = nasa.PRESETS["qwen-image-lightning"].configure(pipeline("qwen-image-lightning"))
+    _, calls = run("qwen-image-lightning", pipe)
+    even = [1 - i / 8 for i in range(8)]
+    assert [t for _, t, _ in calls] == pytest.approx([3 * s / (1 + 2 * s) for s in even], abs=1e-6)
 
 
 def test_rectified_flow_in_more_steps_is_euler():

@@ -1,0 +1,202 @@
+"""The two readings of eq. 8 in joint attention, on a small rectified-flow transformer of the world of shapes.
+
+    python benchmarks/joint_attention.py --work runs/joint      # trains it first, then measures; both can be continued
+
+The transformer is Stable Diffusion 3's at small width, with the embedded teacher's autoencoder and text encoder.
+Writes docs/data/joint_attention.json and docs/images/joint_attention.png; without --work, draws them again.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor, nn
+
+import nasa
+from datasets_prep.shapes import sample_caption
+from datasets_prep.shapes.prompts import held_out_prompts
+from nasa.backbone import decode, tokenize
+from pipeline import models
+from pipeline.evaluate import JUDGED
+from pipeline.exclusion import Trial, trials
+from pipeline.judges import AttributeJudge
+from pipeline.sampling import Way, noise_of
+from pipeline.shapes.clip import WIDTH
+from pipeline.shapes.denoiser import encode_pool
+from pipeline.shapes.fit import fit
+
+STEPS, BATCH, LEARNING_RATE = 2500, 64, 3e-3
+NULL_TEXT_SHARE = 0.1
+SAMPLING_STEPS = 8
+SCALES = {
+    "text": (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5),
+    "joint": (0.05, 0.1, 0.15, 0.2, 0.3, 0.5),
+    "cfg": (1.5, 2.0, 3.0, 5.0),
+}
+NAMES = {"text": 'reading "text"', "joint": 'reading "joint"', "cfg": "CFG, two passes"}
+SEEDS = range(9_100_000, 9_100_192)
+FIGURES = ("removed", "kept", "clean")
+DATA, IMAGE = Path("docs/data/joint_attention.json"), Path("docs/images/joint_attention.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="where the transformer is trained; none draws the data again")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    if options.work:
+        torch.set_num_threads(options.threads)
+        options.work.mkdir(parents=True, exist_ok=True)
+        sampler = FlowSampler(train(options.work, options.steps))
+        DATA.parent.mkdir(parents=True, exist_ok=True)
+        DATA.write_text(json.dumps({"training_steps": options.steps, **measure(sampler)}, indent=1) + "\n")
+    draw(json.loads(DATA.read_text()))
+
+
+def build_transformer() -> SD3Transformer2DModel:
+    torch.manual_seed(0)
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=6,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=96,
+        pooled_projection_dim=WIDTH,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+
+
+def train(work: Path, steps: int) -> SD3Transformer2DModel:
+    """Conditional flow matching (arXiv 2210.02747): x_s = (1 - s) x0 + s eps, and the model predicts eps - x0."""
+    teacher = models.load(models.WEIGHTS / "teacher")
+    latents, pool = encode_pool(teacher.vae, work / "latents.pt")
+    model = build_transformer()
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng((5, step))
+        rows = rng.integers(0, len(latents), size=BATCH)
+        captions = [sample_caption(pool.scenes[row], rng) for row in rows]
+        captions = ["" if rng.random() < NULL_TEXT_SHARE else caption for caption in captions]
+        generator = torch.Generator().manual_seed(step)
+        x0 = latents[torch.from_numpy(rows)]
+        eps = torch.randn(x0.shape, generator=generator)
+        s = torch.randn(BATCH, generator=generator).sigmoid()  # logit-normal, as Stable Diffusion 3
+        noisy = torch.lerp(x0, eps, s[:, None, None, None])
+        embeds, pooled = encode(teacher, captions)
+        output = model(noisy, embeds, pooled, timestep=1000 * s, return_dict=False)[0]
+        return F.mse_loss(output, eps - x0)
+
+    fit(nn.ModuleDict({"transformer": model}), loss, steps=steps, learning_rate=LEARNING_RATE,
+        state_file=work / "transformer.pt")  # fmt: skip
+    return model
+
+
+@torch.no_grad()
+def encode(teacher: models.TextToImage, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Embeddings [B, T, D] and pooled [B, D] of the teacher's text encoder."""
+    output = teacher.text_encoder(tokenize(teacher.tokenizer, prompts))
+    return output.last_hidden_state, output.pooler_output
+
+
+class FlowSampler:
+    """Images of the transformer by Euler's method, through diffusers' own pipeline and `nasa.steer`."""
+
+    def __init__(self, transformer: SD3Transformer2DModel) -> None:
+        self.teacher = models.load(models.WEIGHTS / "teacher")
+        nothing = dict.fromkeys(
+            ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+        )
+        self.pipe = StableDiffusion3Pipeline(
+            transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=self.teacher.vae, **nothing
+        )
+        self.pipe.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def images(
+        self, way: Way, prompts: Sequence[str], seeds: Sequence[int], negatives: Sequence[str] | None = None
+    ) -> Tensor:
+        """Images [B, 3, H, W] in about -1..1, in `SAMPLING_STEPS` steps."""
+        embeds, pooled = encode(self.teacher, list(prompts))
+        options: dict[str, Any] = {"guidance_scale": 1.0}
+        away = None if negatives is None or way.kind == "plain" else encode(self.teacher, list(negatives))
+        if way.kind == "cfg" and away is not None:
+            options = {
+                "guidance_scale": way.scale,
+                "negative_prompt_embeds": away[0],
+                "negative_pooled_prompt_embeds": away[1],
+            }
+        steered = {"negative_prompt_embeds": None}
+        if way.kind in nasa.joint.READINGS and away is not None:
+            steered = {"negative_prompt_embeds": away[0], "scale": way.scale, "reading": way.kind}
+        with nasa.steer(self.pipe, **steered):
+            latents = self.pipe(
+                prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=noise_of(seeds, (4, 8, 8)),
+                height=64, width=64, num_inference_steps=SAMPLING_STEPS, output_type="latent", **options,
+            ).images  # fmt: skip
+        return decode(self.teacher.vae, latents)
+
+
+def measure(sampler: FlowSampler) -> dict[str, Any]:
+    """What the plain model can, on held-out prompts; and each reading over its scales, on seeds that show the thing."""
+    judge = AttributeJudge.load()
+    prompts = held_out_prompts(512, 7)
+    found = judge.attributes(sampler.images(Way(), [text for text, _ in prompts], range(512)))
+    accuracy = {
+        name: float(
+            np.mean([shown[name] == getattr(scene, name) for shown, (_, scene) in zip(found, prompts, strict=True)])
+        )
+        for name in JUDGED
+    }
+    ways = [Way(kind, scale) for kind, scales in SCALES.items() for scale in scales]
+    collected = trials(sampler, judge, ways, SEEDS, calibration=False)
+    return {
+        "accuracy": accuracy,
+        "plain": shares(collected, Way()),
+        "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
+    }
+
+
+def shares(collected: list[Trial], way: Way) -> dict[str, float]:
+    own = [trial for trial in collected if trial.way == way.label]
+    return {"images": len(own), **{name: float(np.mean([getattr(trial, name) for trial in own])) for name in FIGURES}}
+
+
+def draw(data: dict[str, Any]) -> None:
+    """Removed against kept and against clean: a line a way, its scales from left to right."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), sharex=True)
+    for axis, name in zip(axes, ("kept", "clean"), strict=True):
+        for kind, marker in zip(SCALES, "osD", strict=True):
+            rows = [row for row in data["rows"] if row["way"] == kind]
+            x, y = ([100 * row[key] for row in rows] for key in ("removed", name))
+            axis.plot(x, y, marker=marker, label=NAMES[kind], linewidth=2)
+            for row, *at in zip(rows, x, y, strict=True):
+                axis.annotate(f"{row['scale']:g}", at, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axis.axhline(100 * data["plain"][name], color="grey", linestyle=":", label="no negative")
+        axis.set(xlabel="what the negative names is removed, %", xlim=(-2, 102), ylim=(-2, 104))
+    axes[0].set(ylabel="every prompted attribute kept, %")
+    axes[1].set(ylabel="clean image, %")
+    axes[0].legend(loc="lower left")
+    figure.suptitle(f"World of shapes, joint attention, {SAMPLING_STEPS} steps; the numbers are scales")
+    figure.tight_layout()
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGE, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
