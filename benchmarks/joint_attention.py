@@ -23,6 +23,7 @@ import nasa
 from datasets_prep.shapes import sample_caption
 from datasets_prep.shapes.prompts import held_out_prompts
 from nasa.backbone import decode, tokenize
+from nasa.joint import READINGS
 from pipeline import models
 from pipeline.evaluate import JUDGED
 from pipeline.exclusion import Trial, trials
@@ -37,7 +38,7 @@ NULL_TEXT_SHARE = 0.1
 SAMPLING_STEPS = 8
 SCALES = {
     "text": (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5),
-    "joint": (0.05, 0.1, 0.15, 0.2, 0.3, 0.5),
+    "joint": (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
     "cfg": (1.5, 2.0, 3.0, 5.0),
 }
 NAMES = {"text": 'reading "text"', "joint": 'reading "joint"', "cfg": "CFG, two passes"}
@@ -139,7 +140,7 @@ class FlowSampler:
                 "negative_pooled_prompt_embeds": away[1],
             }
         steered = {"negative_prompt_embeds": None}
-        if way.kind in nasa.joint.READINGS and away is not None:
+        if way.kind in READINGS and away is not None:
             steered = {"negative_prompt_embeds": away[0], "scale": way.scale, "reading": way.kind}
         with nasa.steer(self.pipe, **steered):
             latents = self.pipe(

@@ -176,6 +176,8 @@ def per_image(value: Tensor, batch: int) -> Tensor:
         raise ValueError(
             f"negative_prompt: {value.shape[0]} given for a batch of {batch} images; give one for all or one for each"
         )
+    if value.shape[0] == 1:
+        return value.expand(batch, *value.shape[1:])
     return value.repeat_interleave(batch // value.shape[0], dim=0)
 
 

@@ -14,12 +14,20 @@ from nasa.rules import Scale
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The forward process and what the denoiser predicts; `alphas_cumprod` is float32 [T]."""
+    """The forward process, what the denoiser predicts, and where a one-step student starts.
+
+    `alphas_cumprod` is float32 [T]; `start_timestep` is below T, and -1 is the last, T - 1.
+    """
 
     alphas_cumprod: Tensor
     prediction_type: str
+    start_timestep: int = -1
 
     def __post_init__(self) -> None:
+        if not -1 <= self.start_timestep < self.steps:
+            raise ValueError(
+                f"start_timestep: {self.start_timestep} is not allowed; allowed: 0 to {self.steps - 1}, or -1, the last"
+            )
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
                 f"prediction_type: {self.prediction_type!r} is not known; allowed: {', '.join(PREDICTION_TYPES)}"
@@ -53,9 +61,11 @@ class SteerableUNet(nn.Module):
         return output
 
 
-def diffusion_of(pipe: StableDiffusionPipeline, device: torch.device | str = "cpu") -> Diffusion:
+def diffusion_of(
+    pipe: StableDiffusionPipeline, device: torch.device | str = "cpu", *, start_timestep: int = -1
+) -> Diffusion:
     config = pipe.scheduler.config
-    return Diffusion(pipe.scheduler.alphas_cumprod.float().to(device), str(config.prediction_type))
+    return Diffusion(pipe.scheduler.alphas_cumprod.float().to(device), str(config.prediction_type), start_timestep)
 
 
 @torch.no_grad()

@@ -3,17 +3,18 @@
 All randomness of a step is in `Draws`; the losses are deterministic functions of it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
 from nasa.backbone import Diffusion
-from nasa.losses import denoising_loss, vsd_gradient, vsd_loss
+from nasa.losses import denoising_loss, dmd_gradient, vsd_gradient, vsd_loss
 from nasa.method import Method
 from nasa.parameterization import add_noise, alpha_sigma, target
 from nasa.student import SteerableDenoiser, generate
-from nasa.teachers import frozen_teacher, guided_eps
+from nasa.teachers import conditional_eps, frozen_teacher, guided_eps
 
 VSD_TIMESTEPS = (0.02, 0.98)  # share of T: [20, 980) of 1000
 
@@ -29,34 +30,53 @@ class Texts:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a step; `scale` (alpha), `guidance_scale` (k) and `null_text` are one for all ranks."""
+    """The random numbers of a step: `scale` (alpha) and `guidance_scale` (k) for all images, the others for each."""
 
     scale: float
     guidance_scale: float
-    null_text: bool
+    null_text_B: Tensor
     noise: Tensor
     vsd_timestep_B: Tensor
     vsd_eps: Tensor
     lora_timestep_B: Tensor
     lora_eps: Tensor
 
+    def part(self, images: slice) -> "Draws":
+        """Those of some of the images."""
+        tensors = {f.name: getattr(self, f.name)[images] for f in fields(self) if f.type is Tensor}
+        return replace(self, **tensors)
+
 
 def draw(
-    method: Method, diffusion: Diffusion, shape: tuple[int, ...], shared: torch.Generator, own: torch.Generator
+    method: Method,
+    diffusion: Diffusion,
+    shape: tuple[int, ...],
+    shared: torch.Generator,
+    own: Sequence[torch.Generator],
 ) -> Draws:
-    """`shared` is seeded by the step alone, `own` by the step and the rank; both on the CPU, so the same anywhere."""
+    """Numbers of a step for images of latent `shape` [C, H, W].
+
+    `shared` is seeded by the step alone, each of `own` by the step and an image's place in the global batch, so the
+    numbers are the same for any number of workers. All are on the CPU, so the same on any device.
+    """
     device = diffusion.alphas_cumprod.device
     uniform = torch.rand(3, generator=shared).tolist()
+    null_text = uniform[2] < method.null_text_probability
     low, high = (int(share * diffusion.steps) for share in VSD_TIMESTEPS)
+    images = []
+    for generator in own:
+        noise = torch.randn(shape, generator=generator)
+        vsd_timestep = torch.randint(low, high, (), generator=generator)
+        vsd_eps = torch.randn(shape, generator=generator)
+        lora_timestep = torch.randint(0, diffusion.steps, (), generator=generator)
+        lora_eps = torch.randn(shape, generator=generator)
+        if method.null_text_per == "image":
+            null_text = torch.rand((), generator=generator).item() < method.null_text_probability
+        images.append((torch.tensor(null_text), noise, vsd_timestep, vsd_eps, lora_timestep, lora_eps))
     return Draws(
-        scale=_between(method.scale_range, uniform[0]),
-        guidance_scale=_between(method.guidance_range, uniform[1]),
-        null_text=uniform[2] < method.null_text_probability,
-        noise=torch.randn(shape, generator=own).to(device),
-        vsd_timestep_B=torch.randint(low, high, shape[:1], generator=own).to(device),
-        vsd_eps=torch.randn(shape, generator=own).to(device),
-        lora_timestep_B=torch.randint(0, diffusion.steps, shape[:1], generator=own).to(device),
-        lora_eps=torch.randn(shape, generator=own).to(device),
+        _between(method.scale_range, uniform[0]),
+        _between(method.guidance_range, uniform[1]),
+        *(torch.stack(column).to(device) for column in zip(*images, strict=True)),
     )
 
 
@@ -92,21 +112,27 @@ def _score_difference(
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, draws.vsd_timestep_B)
     x_t = add_noise(x0, draws.vsd_eps, alpha, sigma)
 
-    def eps(away_embeds: Tensor) -> Tensor:
+    def eps(negative: bool) -> Tensor:
+        away = texts.negative_embeds if negative else texts.null_embeds
         k = draws.guidance_scale
-        return guided_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompt_embeds, away_embeds, k)
+        return guided_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompt_embeds, away, k)
 
     with frozen_teacher(teachers):
-        eps_teacher = eps(texts.negative_embeds if method.negative_on_teacher else texts.null_embeds)
-    eps_lora = eps(texts.negative_embeds if method.negative_on_lora_teacher else texts.null_embeds)
+        eps_teacher = eps(method.negative_on_teacher)
+    if method.lora_guidance:
+        eps_lora = eps(method.negative_on_lora_teacher)
+    else:
+        eps_lora = conditional_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompt_embeds)
+    if method.vsd_weighting == "dmd":
+        return dmd_gradient(eps_teacher, eps_lora, x0, draws.vsd_eps, alpha, sigma)
     return vsd_gradient(eps_teacher, eps_lora, sigma)
 
 
 def lora_teacher_loss(teachers: nn.Module, diffusion: Diffusion, texts: Texts, draws: Draws, x0: Tensor) -> Tensor:
-    """Denoising of the student's own images, detached; the whole batch at times with the null text, no guidance."""
+    """Denoising of the student's own images, detached; at times with the null text, without guidance."""
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, draws.lora_timestep_B)
     x_t = add_noise(x0, draws.lora_eps, alpha, sigma)
-    embeds = texts.null_embeds.expand_as(texts.prompt_embeds) if draws.null_text else texts.prompt_embeds
+    embeds = torch.where(draws.null_text_B[:, None, None], texts.null_embeds, texts.prompt_embeds)
     output = teachers(x_t, draws.lora_timestep_B, embeds)
     wanted = target(x0, draws.lora_eps, alpha, sigma, diffusion.prediction_type)
     return denoising_loss(output, wanted, alpha)

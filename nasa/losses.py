@@ -13,6 +13,17 @@ def vsd_gradient(eps_teacher: Tensor, eps_lora: Tensor, sigma: Tensor) -> Tensor
     return sigma**2 * (eps_teacher - eps_lora)
 
 
+def dmd_gradient(
+    eps_teacher: Tensor, eps_lora: Tensor, x0: Tensor, vsd_eps: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """Eq. 6 with DMD's weight (arXiv 2311.18828, eq. 8): the difference of the two predicted images, over the mean
+    distance of x0 to the teacher's, for each image.
+    """
+    to_image = sigma / alpha  # of a difference in eps; x_t is the same for both
+    distance = (to_image * (vsd_eps - eps_teacher)).abs().mean(dim=(1, 2, 3), keepdim=True)
+    return to_image * (eps_teacher - eps_lora) / distance
+
+
 def vsd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
     """0.5 MSE(x0, stopgrad(x0 - g)): its derivative with respect to x0 is g / numel. `gradient` is detached."""
     target = (x0 - gradient).detach()

@@ -1,15 +1,35 @@
 """The choices that make a distillation NASA-T, SBv2* or an ablation between them; plain data."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Method:
-    """Where the negative prompt goes (the rows of the paper's Table 5) and what is drawn each step."""
+    """Where the negative prompt goes (the rows of the paper's Table 5) and what is drawn each step.
+
+    Attributes:
+        negative_on_student: the student's cross-attention is steered (NASA).
+        negative_on_teacher: the frozen teacher is guided away from the negative (eq. 5), not from the null text.
+        negative_on_lora_teacher: the LoRA teacher likewise.
+        guidance_range: k of eqs. 4 and 5; two equal numbers fix it.
+        scale_range: alpha of eq. 9; two equal numbers fix it.
+        lora_guidance: whether the LoRA teacher is guided by k too, or predicts from the prompt alone.
+        vsd_weighting: w(t) of eq. 6: sigma_t^2 (SwiftBrush), or DMD's, which divides by the teacher's mean error.
+        start_timestep: where the one step starts; -1 is the last, T - 1.
+        null_text_probability: how often the LoRA teacher learns the null text.
+        null_text_per: whether that is drawn for the whole batch (SwiftBrush) or for each image.
+        negative_per: whether each image has a negative of its own, or the batch has one.
+    """
 
     negative_on_student: bool = True
     negative_on_teacher: bool = True
     negative_on_lora_teacher: bool = False
     guidance_range: tuple[float, float] = (0.5, 4.0)
     scale_range: tuple[float, float] = (0.0, 1.0)
+    lora_guidance: bool = True
+    vsd_weighting: Literal["sigma_squared", "dmd"] = "sigma_squared"
+    start_timestep: int = -1
     null_text_probability: float = 0.1
+    null_text_per: Literal["batch", "image"] = "batch"
+    negative_per: Literal["image", "batch"] = "image"

@@ -5,7 +5,6 @@ B batch; `alpha` and `sigma` have the shape [B, 1, 1, 1], latents [B, C, H, W].
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -57,8 +56,3 @@ def _check(prediction_type: str) -> None:
     if prediction_type != "v_prediction":
         allowed = ", ".join(PREDICTION_TYPES)
         raise ValueError(f"prediction_type: {prediction_type!r} is not known; allowed: {allowed}")
-
-
-def last_timestep(alphas_cumprod: Tensor, batch: int) -> Tensor:
-    """T - 1 for each of `batch` samples, int64 [B]: where a one-step student starts."""
-    return torch.full((batch,), alphas_cumprod.shape[0] - 1, device=alphas_cumprod.device)

@@ -165,7 +165,7 @@ class _Calls:
         text = self._backbone.project(model, embeds)
         self._steering.embeds_NTD = text
         if isinstance(self._steering.scale, Tensor):
-            self._steering.scale = self._steering.scale.to(text.device)
+            self._steering.scale = self._steering.scale.to(text)
         for module in model.modules():
             processor = getattr(module, "processor", None)
             if isinstance(processor, SteeredAttnProcessor) and next(module.parameters()).device == text.device:

@@ -1,4 +1,4 @@
-"""The one-step student: one call of the denoiser at the last timestep."""
+"""The one-step student: one call of the denoiser at the timestep where it starts."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nasa.backbone import Diffusion
-from nasa.parameterization import alpha_sigma, last_timestep, to_x0
+from nasa.parameterization import alpha_sigma, to_x0
 from nasa.rules import Scale
 
 SteerableDenoiser = Callable[..., Tensor]
@@ -20,11 +20,12 @@ def generate(
     negative_embeds: Tensor | None = None,
     scale: Scale = 0.0,
 ) -> Tensor:
-    """x0 = f_theta(z, y[, y-, alpha]) in one step from t = T - 1; noise and x0 are latents [B, C, H, W].
+    """x0 = f_theta(z, y[, y-, alpha]) in one step, as a rule from t = T - 1; noise and x0 are latents [B, C, H, W].
 
     For an eps model this is (z - sigma_T eps_theta) / alpha_T. The gradient flows to the student.
     """
-    timestep_B = last_timestep(diffusion.alphas_cumprod, noise.shape[0])
+    start = diffusion.start_timestep % diffusion.steps
+    timestep_B = torch.full((noise.shape[0],), start, device=noise.device)
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
     output = student(noise, timestep_B, prompt_embeds, negative_embeds, scale)
     return to_x0(output, noise, alpha, sigma, diffusion.prediction_type)

@@ -20,6 +20,18 @@ def add_lora(unet: UNet2DConditionModel, *, rank: int, scaling: int, targets: Se
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=scaling, target_modules=list(targets), init_lora_weights=True))
 
 
+@torch.no_grad()
+def merged_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """The weights of the denoiser without adapters that computes the same: W + (scaling / rank) B A."""
+    adapted = {name: module for name, module in unet.named_modules() if isinstance(module, BaseTunerLayer)}
+    weights = {
+        name.replace(".base_layer.", "."): value for name, value in unet.state_dict().items() if "lora_" not in name
+    }
+    for name, layer in adapted.items():
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default")
+    return weights
+
+
 def lora_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in denoiser.named_parameters() if "lora_" in name]
 
@@ -57,3 +69,11 @@ def guided_eps(
     output = denoiser(torch.cat([x_t, x_t]), timestep_B.repeat(2), embeds)
     away, towards = (to_eps(part, x_t, alpha, sigma, diffusion.prediction_type) for part in output.chunk(2))
     return classifier_free_guidance(away, towards, guidance_scale)
+
+
+def conditional_eps(
+    denoiser: nn.Module, diffusion: Diffusion, x_t: Tensor, timestep_B: Tensor, embeds: Tensor
+) -> Tensor:
+    """eps(x_t, t, y) of a denoiser without guidance; [B, C, H, W]."""
+    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
+    return to_eps(denoiser(x_t, timestep_B, embeds), x_t, alpha, sigma, diffusion.prediction_type)

@@ -9,17 +9,18 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from nasa.teachers import merged_weights
 from pipeline import manifest, models, prompts, tracking
 from pipeline.board import progress_bar
-from pipeline.engines import name_accelerator
+from pipeline.engines import add_student_lora, name_accelerator
 from pipeline.errors import TrainingError, UserError
 from pipeline.judges import clip_folder
 from pipeline.recipe import Recipe, dump, parse
 from pipeline.session import ray_session
 from pipeline.storage import Folder
-from pipeline.training import EMA_FILE, Setup
+from pipeline.training import EMA_FILE, RAW_FILE, Setup
 from pipeline.worker import train_loop
 
 RUN_FILE = "run.json"
@@ -41,11 +42,12 @@ def distill(
     record = prompts.check(prompt_folder)
     _check_prompts(recipe, record)
     teacher = models.teacher_folder(recipe.teacher)
-    _check_lora(recipe, models.load(teacher))
+    init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
+    _check_models(recipe, teacher, init)
     if recipe.train.clip_weight:
         clip_folder(recipe.train.clip_model)
     mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
-    setup = Setup(dump(recipe), str(teacher), prompt_folder.uri, tracking_uri, mlflow_run)
+    setup = Setup(dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, tracking_uri, mlflow_run)
     name_accelerator()
     with ray_session(address), progress_bar(recipe.train.steps) as board:
         result = _fit(recipe, {**asdict(setup), "board": board}, folder, prompt_folder, record)
@@ -61,21 +63,32 @@ def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
                 f"prompts.{name}: {value!r} here, but `prepare` was given {prepared[name]!r}; "
                 "give both the same, or prepare another --run"
             )
-    if record["prompts"] < recipe.global_batch:
+    if record["prompts"] < recipe.train.batch_size:
         raise UserError(
-            f"train.batch_size: {recipe.train.batch_size} x {recipe.train.workers} workers is more than the "
-            f"{record['prompts']} prompts prepared"
+            f"train.batch_size: {recipe.train.batch_size} is more than the {record['prompts']} prompts prepared"
         )
 
 
-def _check_lora(recipe: Recipe, teacher: models.TextToImage) -> None:
-    layers = [name for name, layer in teacher.unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    for target in recipe.lora_teacher.targets:
-        if not any(name.endswith(f".{target}") for name in layers):
-            raise UserError(
-                f"lora_teacher.targets: {target!r} is no layer of the teacher; "
-                "allowed: ends of its layers' names, such as to_q, to_k, to_v, to_out.0"
-            )
+def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
+    """They load, have the layers that adapters are for, and the student starts from weights of the teacher's form."""
+    unet = models.load(teacher, start_timestep=recipe.method.start_timestep).unet
+    layers = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for field, targets in (
+        ("lora_teacher.targets", recipe.lora_teacher.targets),
+        ("student.lora_targets", recipe.student.lora_targets if recipe.student.lora_rank else ()),
+    ):
+        for target in targets:
+            if not any(name.endswith(f".{target}") for name in layers):
+                raise UserError(
+                    f"{field}: {target!r} is no layer of the teacher; "
+                    "allowed: ends of its layers' names, such as to_q, to_k, to_v, to_out.0"
+                )
+    if init is not None and _form(models.load_unet(init)) != _form(unet):
+        raise UserError(f"student.init: {recipe.student.init!r} is of another form; allowed: one of the teacher's")
+
+
+def _form(unet: nn.Module) -> dict[str, Any]:
+    return {name: value.shape for name, value in unet.state_dict().items()}
 
 
 def _mlflow_run(recipe: Recipe, folder: Folder, tracking_uri: str) -> str:
@@ -141,13 +154,17 @@ def _cause(error: TrainingFailedError) -> str:
 def _finish(
     recipe: Recipe, folder: Folder, record: dict[str, Any], teacher: Path, setup: Setup, result: Result
 ) -> dict[str, Any]:
-    """Export the moving average as a diffusers folder, then write the manifest."""
+    """Export the moving average as a diffusers folder, the raw weights beside it, then write the manifest."""
     assert result.checkpoint is not None
     assert result.metrics is not None
     with result.checkpoint.as_directory() as checkpoint, tempfile.TemporaryDirectory() as scratch:
-        student = Path(scratch) / "student"
-        student_hash = models.save_student(teacher, load_file(Path(checkpoint) / EMA_FILE), student)
-        (folder / "student").upload(student)
+        hashes = {}
+        for name, file in (("student", EMA_FILE), ("student-raw", RAW_FILE)):
+            weights = _whole(recipe, Path(setup.init_folder or teacher), load_file(Path(checkpoint) / file))
+            hashes[name] = models.save_student(
+                teacher, weights, Path(scratch) / name, start_timestep=recipe.method.start_timestep
+            )
+            (folder / name).upload(Path(scratch) / name)
     metrics = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
     tracking.Tracker(setup.tracking_uri, setup.mlflow_run).finish()
     manifest.write(
@@ -156,9 +173,18 @@ def _finish(
         recipe=dump(recipe),
         teacher=recipe.teacher,
         teacher_sha256=manifest.folder_hash(teacher),
-        student_sha256=student_hash,
+        student_sha256=hashes["student"],
+        student_raw_sha256=hashes["student-raw"],
         prompts=record["files"],
         mlflow_run=setup.mlflow_run,
         metrics=metrics,
     )
     return manifest.read(folder, "distill")
+
+
+def _whole(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All weights of a student of which some were trained: adapters are merged."""
+    unet = models.load_unet(base)
+    add_student_lora(recipe, unet)
+    unet.load_state_dict(trained, strict=False)
+    return merged_weights(unet)

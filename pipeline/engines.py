@@ -1,15 +1,15 @@
-"""Student and LoRA teacher as two DeepSpeed engines in one process."""
+"""Student and LoRA teacher as two engines in one process: DeepSpeed's, or plain torch's where one process is all."""
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nasa.backbone import SteerableUNet
 from nasa.teachers import add_lora, lora_parameters
@@ -17,6 +17,7 @@ from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
 
 ADAM = {"betas": (0.9, 0.999), "weight_decay": 0.0}
+MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float], Any]
 
 
 @dataclass(frozen=True)
@@ -49,40 +50,23 @@ class Engines:
         return ("student", self.student), ("lora_teacher", self.lora_teacher)
 
 
-def build(recipe: Recipe, teacher: TextToImage, device: torch.device) -> Engines:
-    """The student starts from the teacher's weights; the LoRA teacher is the teacher with adapters."""
-    torch.manual_seed(recipe.seed)  # the adapters' initial values, the same on every rank
-    student = SteerableUNet(deepcopy(teacher.unet).requires_grad_(True)).to(device)
-    add_lora(
-        teacher.unet,
-        rank=recipe.lora_teacher.rank,
-        scaling=recipe.lora_teacher.scaling,
-        targets=recipe.lora_teacher.targets,
-    )
-    teachers = SteerableUNet(teacher.unet).to(device)
-    return Engines(
-        student=_engine(recipe, student, student.parameters(), recipe.student.learning_rate),
-        lora_teacher=_engine(recipe, teachers, lora_parameters(teachers), recipe.lora_teacher.learning_rate),
-    )
-
-
 def name_accelerator() -> None:
     """Tell DeepSpeed of a machine without a GPU before anything imports it; it warns where it finds out itself."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def _engine(recipe: Recipe, model: nn.Module, parameters: Iterable[nn.Parameter], learning_rate: float) -> Any:
+def deepspeed_engine(recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float) -> Any:
     name_accelerator()
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=torch.optim.AdamW(list(parameters), lr=learning_rate, **ADAM),
+        optimizer=torch.optim.AdamW(parameters, lr=learning_rate, **ADAM),
         config={
-            "train_micro_batch_size_per_gpu": recipe.train.batch_size,
-            "gradient_accumulation_steps": 1,
+            "train_micro_batch_size_per_gpu": recipe.micro_batch,
+            "gradient_accumulation_steps": recipe.accumulation,
             "gradient_clipping": recipe.train.gradient_clip,
             "zero_optimization": {"stage": recipe.train.zero_stage},
             "zero_allow_untested_optimizer": True,
@@ -90,3 +74,65 @@ def _engine(recipe: Recipe, model: nn.Module, parameters: Iterable[nn.Parameter]
         },
     )
     return engine
+
+
+class PlainEngine:
+    """What the training asks of an engine, for one process: accumulate, clip, AdamW."""
+
+    def __init__(self, recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float) -> None:
+        self.module = model
+        self._parameters = parameters
+        self._optimizer = torch.optim.AdamW(parameters, lr=learning_rate, **ADAM)
+        self._accumulation, self._clip = recipe.accumulation, recipe.train.gradient_clip
+        self._passes, self._norm = 0, 0.0
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self._accumulation).backward()
+
+    def step(self) -> None:
+        """Update the weights, once all passes of a step have been accumulated."""
+        self._passes += 1
+        if self._passes % self._accumulation == 0:
+            self._norm = float(nn.utils.clip_grad_norm_(self._parameters, self._clip))
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+    def get_global_grad_norm(self) -> float:
+        return self._norm
+
+
+def build(
+    recipe: Recipe,
+    teacher: TextToImage,
+    device: torch.device,
+    *,
+    init: Any = None,
+    make: MakeEngine = deepspeed_engine,
+) -> Engines:
+    """The student starts from `init`'s weights, or the teacher's; the LoRA teacher is the teacher with adapters."""
+    torch.manual_seed(recipe.seed)  # the adapters' initial values, the same on every rank
+    own = deepcopy(teacher.unet if init is None else init).requires_grad_(True)
+    add_student_lora(recipe, own)
+    student = SteerableUNet(own).to(device)
+    add_lora(
+        teacher.unet,
+        rank=recipe.lora_teacher.rank,
+        scaling=recipe.lora_teacher.scaling,
+        targets=recipe.lora_teacher.targets,
+    )
+    teachers = SteerableUNet(teacher.unet).to(device)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    return Engines(
+        student=make(recipe, student, trained, recipe.student.learning_rate),
+        lora_teacher=make(recipe, teachers, lora_parameters(teachers), recipe.lora_teacher.learning_rate),
+    )
+
+
+def add_student_lora(recipe: Recipe, unet: Any) -> None:
+    """Where the recipe trains adapters alone."""
+    options = recipe.student
+    if options.lora_rank:
+        add_lora(unet, rank=options.lora_rank, scaling=options.lora_scaling, targets=options.lora_targets)

@@ -66,7 +66,8 @@ def _recipe(text: str, overrides: Sequence[str]) -> Recipe:
 
 def distilled_student(student_folder: Folder) -> Sampler:
     """The student that `distill` left in this folder; its `model` is the teacher, whose other parts it shares."""
-    teacher = models.load(models.teacher_folder(parse(manifest.read(student_folder, "distill")["recipe"]).teacher))
+    recipe = parse(manifest.read(student_folder, "distill")["recipe"])
+    teacher = models.load(models.teacher_folder(recipe.teacher), start_timestep=recipe.method.start_timestep)
     unet = deepcopy(teacher.unet)
     with TemporaryDirectory() as scratch:
         local = (student_folder / "student" / "unet").local_copy(Path(scratch))

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from nasa.backbone import Diffusion, diffusion_of, encode_tokens, tokenize
+from nasa.presets import last_timestep
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.recipe import EMBEDDED
@@ -48,34 +49,37 @@ class TextToImage:
         return encode_tokens(self.text_encoder, ids)
 
 
-def teacher_folder(teacher: str) -> Path:
-    """Where the recipe's teacher lies; checked to be a Stable Diffusion folder."""
+def teacher_folder(teacher: str, field: str = "teacher") -> Path:
+    """Where the model of a recipe's field lies; checked to be a Stable Diffusion folder."""
     folder = WEIGHTS / "teacher" if teacher == EMBEDDED else Folder.of(teacher).local_copy(Path(tempfile.mkdtemp()))
     index = folder / "model_index.json"
     if not index.is_file() and teacher == EMBEDDED:
         raise UserError(
-            f"teacher: the embedded teacher is not in {WEIGHTS}; make it with `python -m jobs train-shapes`"
+            f"{field}: the embedded teacher is not in {WEIGHTS}; make it with `python -m jobs train-shapes`"
         )
     if not index.is_file():
-        raise UserError(f'teacher: {teacher!r} is no teacher (no model_index.json); allowed: a folder, or "{EMBEDDED}"')
+        raise UserError(f'{field}: {teacher!r} is no teacher (no model_index.json); allowed: a folder, or "{EMBEDDED}"')
     try:
         parts = json.loads(index.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"teacher: {index} is not valid JSON: {error}") from error
+        raise UserError(f"{field}: {index} is not valid JSON: {error}") from error
     missing = [part for part in _PARTS if part not in parts or not (folder / part).is_dir()]
     if missing:
-        raise UserError(f"teacher: {teacher!r} lacks {', '.join(missing)}; allowed: a Stable Diffusion folder")
+        raise UserError(f"{field}: {teacher!r} lacks {', '.join(missing)}; allowed: a Stable Diffusion folder")
     return folder
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> TextToImage:
+def load(folder: Path, device: torch.device | str = "cpu", *, start_timestep: int = -1) -> TextToImage:
     try:
         pipe = load_pipeline(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval().to(device)
-    diffusion = diffusion_of(pipe, device)
+    try:
+        diffusion = diffusion_of(pipe, device, start_timestep=start_timestep)
+    except ValueError as error:
+        raise UserError(f"method.{error}") from None
     return TextToImage(folder, pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, diffusion)
 
 
@@ -87,16 +91,28 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     return pipe
 
 
-def save_student(teacher: Path, unet_weights: dict[str, Tensor], target: Path) -> str:
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """The denoiser of a Stable Diffusion folder, float32."""
+    try:
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
+            folder / "unet", dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"student.init: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return unet
+
+
+def save_student(teacher: Path, unet_weights: dict[str, Tensor], target: Path, *, start_timestep: int = -1) -> str:
     """Write the student as a diffusers folder that generates in one step; returns the folder's hash.
 
     Its scheduler starts a single step at t = T - 1 and returns the denoised latents:
-    `pipe(prompt, num_inference_steps=1, guidance_scale=0)`.
+    `pipe(prompt, num_inference_steps=1, guidance_scale=0)`; with another start, `timesteps=[start]` beside it.
     """
     pipe = load_pipeline(teacher)
     pipe.unet.load_state_dict(unet_weights)
-    pipe.scheduler = DDIMScheduler.from_config(
-        pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
-    )
+    if start_timestep == -1:
+        pipe.scheduler = last_timestep(pipe.scheduler.config)
+    else:
+        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(target)
     return manifest.folder_hash(target)

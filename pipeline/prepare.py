@@ -21,10 +21,10 @@ NEGATIVES = "negatives.parquet"
 def prepare(recipe: Recipe, folder: Folder) -> dict[str, object]:
     """Write `shard-NNNNN.parquet`, `negatives.parquet` and the manifest; returns the manifest's counts."""
     prompts = list(_prompts(recipe))
-    if len(prompts) < recipe.global_batch:
+    if len(prompts) < recipe.train.batch_size:
         raise UserError(
-            f"prompts.source: {len(prompts)} prompts do not fill one batch of {recipe.global_batch} "
-            f"(train.batch_size x train.workers)"
+            f"prompts.source: {len(prompts)} prompts do not fill one batch of {recipe.train.batch_size} "
+            "(train.batch_size)"
         )
     files = {name: _write(folder, name, table) for name, table in _shards(prompts, recipe.prompts.rows_per_shard)}
     corpus = negatives.corpus(_negative_texts(recipe))
@@ -45,7 +45,7 @@ def _prompts(recipe: Recipe) -> Iterator[str]:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"prompts.source: {source!r} is not UTF-8 text (byte {error.start})") from None
-    return _repeated([line for line in lines if line], recipe.global_batch)
+    return _repeated([line for line in lines if line], recipe.train.batch_size)
 
 
 def _repeated(prompts: list[str], least: int) -> Iterator[str]:

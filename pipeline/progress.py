@@ -14,7 +14,7 @@ from pipeline.sheet import contact_sheet, to_pixels
 from pipeline.tracking import Tracker
 
 if TYPE_CHECKING:
-    from pipeline.training import Trainer
+    from pipeline.distiller import Distiller
 
 EVERY = 10  # steps between two writes to MLflow
 RATE_STEPS = 20  # the latest steps, over which images/s is taken
@@ -36,23 +36,23 @@ class Progress:
         if self._tracker is None:
             return
         self._times.append(time.monotonic())
-        rate = (len(self._times) - 1) * self._recipe.global_batch / (self._times[-1] - self._times[0])
+        rate = (len(self._times) - 1) * self._recipe.train.batch_size / (self._times[-1] - self._times[0])
         text = f"loss {metrics['loss_student']:.4f}, LoRA {metrics['loss_lora_teacher']:.4f}, {rate:.0f} images/s"
         self._board.post.remote(step + 1, text)
         if (step + 1) % EVERY == 0:
             self._tracker.metrics({**metrics, "images_per_second": rate}, step + 1, int(time.time() * 1000))
 
     @torch.no_grad()
-    def sheet(self, trainer: "Trainer", step: int) -> None:
+    def sheet(self, distiller: "Distiller", step: int) -> None:
         """Fixed prompts and seeds through the raw student, with and without a negative prompt, to MLflow."""
         if self._tracker is None:
             return
-        model, device = trainer.model, trainer.device
+        model, device = distiller.model, distiller.null_embeds.device
         prompts = (list(SHEET_PROMPTS) * SHEET_IMAGES)[:SHEET_IMAGES]
         noise = torch.randn((SHEET_IMAGES, *model.latent_shape), generator=torch.Generator().manual_seed(7))
         inputs = [part.to(device) for part in (noise, model.encode(prompts), model.encode(["low quality"]))]
         rows = []
         for label, scale in (("no negative", 0.0), (f"NASA {SHEET_SCALE}: low quality", SHEET_SCALE)):
-            x0 = generate(trainer.engines.student.module, model.diffusion, *inputs, scale)
+            x0 = generate(distiller.engines.student.module, model.diffusion, *inputs, scale)
             rows.append((label, to_pixels(decode(model.vae, x0))))
         self._tracker.image(contact_sheet(rows, prompts), key="contact_sheet", step=step)

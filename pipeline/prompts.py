@@ -1,7 +1,7 @@
 """The prompt stream: from Parquet shards to each worker's batches, in one order for any number of workers."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -76,7 +76,7 @@ def batches(stream: DataIterator, global_batch: int, rank: int, world_size: int,
 
 @dataclass(frozen=True)
 class NegativeSampler:
-    """Draws one negative prompt for each prompt, by weight, as a function of (seed, step, rank)."""
+    """Draws a negative for each prompt, by weight, as a function of (seed, step, the prompt's place in the batch)."""
 
     texts: list[str]
     cumulative: np.ndarray
@@ -90,14 +90,19 @@ class NegativeSampler:
             table["negative_prompt"].to_pylist(), np.cumsum(weights / weights.sum()), avoid_contradictions
         )
 
-    def draw(self, prompts: list[str], seed: int, step: int, rank: int) -> list[str]:
-        rng = np.random.default_rng((seed, step, rank))
-        return [self._one(prompt, rng) for prompt in prompts]
+    def draw(
+        self, prompts: Sequence[str], seed: int, step: int, places: Sequence[int], *, one: bool = False
+    ) -> list[str]:
+        """`places` are the prompts' in the global batch. With `one`, all of them have the same negative."""
+        if one:
+            return [self._one(prompts, np.random.default_rng((seed, step)))] * len(prompts)
+        pairs = zip(prompts, places, strict=True)
+        return [self._one([prompt], np.random.default_rng((seed, step, place))) for prompt, place in pairs]
 
-    def _one(self, prompt: str, rng: np.random.Generator) -> str:
-        """Where a negative would deny what the prompt asks for, draw again, a bounded number of times."""
+    def _one(self, prompts: Sequence[str], rng: np.random.Generator) -> str:
+        """Where a negative would deny what a prompt asks for, draw again, a bounded number of times."""
         for _ in range(_REDRAWS):
             text = self.texts[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.texts) - 1)]
-            if not (self.avoid_contradictions and contradicts(prompt, text)):
+            if not (self.avoid_contradictions and any(contradicts(prompt, text) for prompt in prompts)):
                 break
         return text

@@ -25,6 +25,7 @@ NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
 SHARE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 PROBABILITY: Check = (lambda value: 0 <= value <= 1, "0 to 1")
 RANGE: Check = (lambda value: 0 <= value[0] <= value[1], "two numbers, 0 <= low <= high")
+NAMES: Check = (bool, "one or more names of layers")
 BY_SUFFIX = {"range": RANGE, "probability": PROBABILITY}  # for fields of `nasa`, which carry no checks
 
 
@@ -45,8 +46,17 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Student:
+    """`init` is a Stable Diffusion folder whose denoiser the student starts from; the teacher's where it is empty.
+
+    With a `lora_rank` above 0 only adapters are trained, and merged into the weights at the end.
+    """
+
+    init: str = ""
     learning_rate: float = _checked(1e-4, POSITIVE)
     ema_decay: float = _checked(0.99, SHARE)
+    lora_rank: int = _checked(0, NOT_NEGATIVE)
+    lora_scaling: int = _checked(512, POSITIVE)
+    lora_targets: tuple[str, ...] = _checked(("to_q", "to_k", "to_v", "to_out.0"), NAMES)
 
 
 @dataclass(frozen=True)
@@ -54,13 +64,16 @@ class LoraTeacher:
     learning_rate: float = _checked(1e-3, POSITIVE)
     rank: int = _checked(64, POSITIVE)
     scaling: int = _checked(128, POSITIVE)
-    targets: tuple[str, ...] = _checked(("to_q", "to_v"), (bool, "one or more names of layers"))
+    targets: tuple[str, ...] = _checked(("to_q", "to_v"), NAMES)
 
 
 @dataclass(frozen=True)
 class Train:
+    """`batch_size` is of a step, over all workers. A worker takes its part `micro_batch` at a time; 0 is at once."""
+
     steps: int = _checked(300, POSITIVE)
-    batch_size: int = _checked(48, POSITIVE)
+    batch_size: int = _checked(96, POSITIVE)
+    micro_batch: int = _checked(0, NOT_NEGATIVE)
     workers: int = _checked(2, POSITIVE)
     cpus_per_worker: float = _checked(0.5, POSITIVE)
     gpus_per_worker: float = _checked(0.0, NOT_NEGATIVE)
@@ -100,9 +113,14 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
 
     @property
-    def global_batch(self) -> int:
-        """Prompts per step, over all workers."""
-        return self.train.batch_size * self.train.workers
+    def micro_batch(self) -> int:
+        """Images that a worker takes at once."""
+        return self.train.micro_batch or self.train.batch_size // self.train.workers
+
+    @property
+    def accumulation(self) -> int:
+        """Passes whose gradients a worker adds up for one step."""
+        return self.train.batch_size // self.train.workers // self.micro_batch
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -126,7 +144,22 @@ def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") ->
     for override in overrides:
         _apply(values, override)
     recipe: Recipe = _build(Recipe, values, "")
+    _check_batch(recipe.train)
     return recipe
+
+
+def _check_batch(train: Train) -> None:
+    """Every worker has as many images as the next, and every pass of a worker."""
+    if train.batch_size % train.workers:
+        raise UserError(
+            f"train.batch_size: {train.batch_size} is not allowed; allowed: a multiple of the {train.workers} workers"
+        )
+    part = train.batch_size // train.workers
+    if train.micro_batch and part % train.micro_batch:
+        raise UserError(
+            f"train.micro_batch: {train.micro_batch} is not allowed; allowed: a divisor of the {part} images that each "
+            "worker has of a step, or 0 for all of them"
+        )
 
 
 def dump(recipe: Recipe) -> str:
@@ -172,6 +205,10 @@ def _convert(value: Any, hint: Any, spec: Any, path: str) -> Any:
 
 
 def _typed(value: Any, hint: Any, path: str) -> Any:
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{path}: {value!r} is not allowed; allowed: {', '.join(typing.get_args(hint))}")
+        return value
     if typing.get_origin(hint) is tuple:
         item, *rest = typing.get_args(hint)
         fixed = len(rest) and rest != [types.EllipsisType] and rest != [Ellipsis]

@@ -6,7 +6,6 @@ from nasa.parameterization import (
     PREDICTION_TYPES,
     add_noise,
     alpha_sigma,
-    last_timestep,
     target,
     to_eps,
     to_x0,
@@ -48,8 +47,10 @@ def test_alpha_and_sigma_of_each_sample():
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha))
 
 
-def test_the_last_timestep():
-    assert last_timestep(ALPHAS_CUMPROD, 3).tolist() == [999, 999, 999]
+@pytest.mark.parametrize("start", [-2, 1000])
+def test_a_start_outside_the_schedule_is_named(start):
+    with pytest.raises(ValueError, match=f"start_timestep: {start} is not allowed; allowed: 0 to 999, or -1"):
+        Diffusion(ALPHAS_CUMPROD, "epsilon", start)
 
 
 @pytest.mark.parametrize("convert", [target, to_x0, to_eps])

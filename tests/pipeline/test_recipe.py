@@ -36,8 +36,10 @@ def test_overrides_of_every_type(tmp_path):
     assert recipe.load(str(own)) == loaded
 
 
-def test_the_global_batch_is_over_all_workers():
-    assert recipe.parse("", ["train.batch_size=6", "train.workers=4"]).global_batch == 24
+@pytest.mark.parametrize(("micro_batch", "expected"), [(0, (6, 1)), (2, (2, 3)), (6, (6, 1))])
+def test_a_step_s_images_are_shared_by_workers_and_passes(micro_batch, expected):
+    parsed = recipe.parse("", ["train.batch_size=24", "train.workers=4", f"train.micro_batch={micro_batch}"])
+    assert (parsed.micro_batch, parsed.accumulation) == expected
 
 
 @pytest.mark.parametrize(

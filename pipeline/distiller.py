@@ -1,0 +1,121 @@
+"""One process's share of a distillation: both engines, the student's moving average, and the step that moves them."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nasa.backbone import decode
+from nasa.distillation import Draws, StudentLoss, Texts, draw, lora_teacher_loss, student_loss
+from nasa.ema import update_ema
+from nasa.losses import clip_hinge
+from pipeline.engines import Engines
+from pipeline.judges import Clip
+from pipeline.models import TextToImage
+from pipeline.prompts import NegativeSampler
+from pipeline.recipe import Recipe
+
+
+@dataclass
+class Distiller:
+    """Knows no cluster: `rank` of `world_size` processes that see the same steps, each its part of a batch."""
+
+    recipe: Recipe
+    model: TextToImage
+    engines: Engines
+    negatives: NegativeSampler
+    clip: Clip | None
+    rank: int = 0
+    world_size: int = 1
+    ema: dict[str, Tensor] = field(init=False)
+    null_embeds: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ema = {name: value.clone() for name, value in self.student_weights().items()}
+        self.null_embeds = self.model.encode([""])
+
+    def step(self, step: int, prompts: Sequence[str]) -> dict[str, float]:
+        """One update of the student, and one of the LoRA teacher on the same images, for this process's `prompts`.
+
+        Every random number is a function of the seed, the step and an image's place in the global batch, so that a
+        restart draws the same, and so does another number of processes.
+        """
+        places = range(self.rank * len(prompts), (self.rank + 1) * len(prompts))
+        negatives = self.negatives.draw(
+            prompts, self.recipe.seed, step, places, one=self.recipe.method.negative_per == "batch"
+        )
+        shared = torch.Generator().manual_seed(_mix(self.recipe.seed, step))
+        own = [torch.Generator().manual_seed(_mix(self.recipe.seed, step, 1 + place)) for place in places]
+        draws = draw(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, own)
+        sums: dict[str, Tensor | float] = defaultdict(float)
+        size = self.recipe.micro_batch
+        for first in range(0, len(prompts), size):
+            part = slice(first, first + size)
+            embeds = self.model.encode([*prompts[part], *negatives[part]])
+            texts = Texts(*embeds.chunk(2), self.null_embeds)
+            for name, value in self._micro_step(step, first, prompts[part], texts, draws.part(part)).items():
+                sums[name] = sums[name] + value / self.recipe.accumulation
+        self._update_ema(step)
+        return {
+            **{name: float(value) for name, value in sums.items()},
+            "gradient_norm_student": float(self.engines.student.get_global_grad_norm()),
+            "gradient_norm_lora_teacher": float(self.engines.lora_teacher.get_global_grad_norm()),
+            "scale": draws.scale,
+            "guidance_scale": draws.guidance_scale,
+        }
+
+    def _micro_step(
+        self, step: int, first: int, prompts: Sequence[str], texts: Texts, draws: Draws
+    ) -> dict[str, Tensor | float]:
+        engines, diffusion = self.engines, self.model.diffusion
+        student = student_loss(engines.student, engines.teachers, diffusion, self.recipe.method, texts, draws)
+        hinge = self._clip_loss(step, first, prompts, student)
+        engines.student.backward(student.loss + hinge)
+        engines.student.step()
+        lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
+        engines.lora_teacher.backward(lora_loss)
+        engines.lora_teacher.step()
+        return {
+            "loss_student": student.loss.detach(),
+            "loss_clip": hinge.detach() if isinstance(hinge, Tensor) else hinge,
+            "loss_lora_teacher": lora_loss.detach(),
+            "vsd_gradient_rms": student.gradient_rms,
+            "image_variation": student.x0.std(dim=0).mean() if len(student.x0) > 1 else 1.0,
+        }
+
+    def _clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:
+        """SwiftBrush v2's clamped CLIP loss on the process's first images; its weight falls to 0 linearly.
+
+        A pass holds some of them; its mean is weighted so that the passes add up to the mean over all.
+        """
+        train = self.recipe.train
+        weight = train.clip_weight * (1 - step / train.steps)
+        every = min(train.clip_images, self.recipe.accumulation * self.recipe.micro_batch)
+        count = min(every - first, len(prompts))
+        if self.clip is None or not weight or count <= 0:
+            return 0.0
+        images = decode(self.model.vae, student.attached_x0[:count])
+        hinge = clip_hinge(
+            self.clip.image_features(images), self.clip.text_features(list(prompts[:count])), train.clip_margin
+        )
+        return weight * self.recipe.accumulation * count / every * hinge
+
+    def student_weights(self) -> dict[str, Tensor]:
+        """What is trained, by its name in the denoiser."""
+        named = self.engines.student.module.unet.named_parameters()
+        return {name: value.detach() for name, value in named if value.requires_grad}
+
+    def _update_ema(self, step: int) -> None:
+        if self.rank == 0:
+            update_ema(self.ema, self.student_weights(), self.recipe.student.ema_decay, step)
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers; neighbours give unrelated streams."""
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = (mixed ^ number) * 0xBF58476D1CE4E5B9 & (2**63 - 1)
+        mixed ^= mixed >> 31
+    return mixed
