@@ -1,12 +1,12 @@
-"""`python -m jobs prepare | distill | evaluate | register | ablate | train-shapes`."""
+"""`python -m jobs prepare | distill | evaluate | register | merge | ablate | train-shapes`."""
 
 import argparse
 import sys
 
-from jobs import ablate, distill, evaluate, prepare, register, train_shapes
+from jobs import ablate, distill, evaluate, merge, prepare, register, train_shapes
 from pipeline.errors import TrainingError, UserError
 
-COMMANDS = (prepare, distill, evaluate, register, ablate, train_shapes)
+COMMANDS = (prepare, distill, evaluate, register, merge, ablate, train_shapes)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from pipeline.ablation_report import write
-
     from pipeline import ablation, recipe
+    from pipeline.ablation_report import write
     from pipeline.errors import UserError
 
     for name in ("steps", "warm_up_steps", "seeds", "processes", "threads"):

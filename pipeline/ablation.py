@@ -8,7 +8,7 @@ import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipeline.sampling import Sampler, Way
 from pipeline.storage import Folder
 
 SBV2 = {"negative_on_student": False, "negative_on_teacher": False, "negative_on_lora_teacher": False}
-MIDDLE = 0.5
+NASA_I = Way("nasa", 0.5)
 WARM_UP = "warm-up"
 
 
@@ -171,7 +171,7 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
     prompts = held_out_prompts(evaluation.prompts, evaluation.seed)
     texts, seeds = [text for text, _ in prompts], range(evaluation.seed, evaluation.seed + len(prompts))
     row: dict[str, Any] = {}
-    for name, way in (("plain", Way()), ("nasa_i", Way("nasa", MIDDLE))):
+    for name, way in (("plain", Way()), ("nasa_i", NASA_I)):
         found = attributes.attributes(sampler.images(way, texts, seeds, [BAD_PHOTO] * len(texts)))
         pairs = list(zip(found, (scene for _, scene in prompts), strict=True))
         row[name] = [
@@ -182,11 +182,11 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
     tested = exclusion.trials(
         sampler,
         attributes,
-        [Way("nasa", MIDDLE)],
+        [NASA_I],
         range(first, first + evaluation.exclusion_seeds),
         calibration=False,
     )
-    own = [trial for trial in tested if trial.way == Way("nasa", MIDDLE).label]
+    own = [trial for trial in tested if trial.way == NASA_I.label]
     return {**row, **{name: [int(getattr(t, name)) for t in own] for name in ("removed", "kept")}}
 
 
@@ -233,8 +233,3 @@ def contrast(
         "high": float(high),
         "seeds": (100 * difference.mean(axis=1)).tolist(),
     }
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """What the committed data says of how it was made."""
-    return {**plan.identity, "method": asdict(plan.base.method)}

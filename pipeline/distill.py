@@ -160,7 +160,7 @@ def _finish(
     with result.checkpoint.as_directory() as checkpoint, tempfile.TemporaryDirectory() as scratch:
         hashes = {}
         for name, file in (("student", EMA_FILE), ("student-raw", RAW_FILE)):
-            weights = _whole(recipe, Path(setup.init_folder or teacher), load_file(Path(checkpoint) / file))
+            weights = whole_weights(recipe, Path(setup.init_folder or teacher), load_file(Path(checkpoint) / file))
             hashes[name] = models.save_student(
                 teacher, weights, Path(scratch) / name, start_timestep=recipe.method.start_timestep
             )
@@ -182,7 +182,7 @@ def _finish(
     return manifest.read(folder, "distill")
 
 
-def _whole(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+def whole_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
     """All weights of a student of which some were trained: adapters are merged."""
     unet = models.load_unet(base)
     add_student_lora(recipe, unet)

@@ -91,14 +91,14 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     return pipe
 
 
-def load_unet(folder: Path) -> UNet2DConditionModel:
+def load_unet(folder: Path, field: str = "student.init") -> UNet2DConditionModel:
     """The denoiser of a Stable Diffusion folder, float32."""
     try:
         unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
             folder / "unet", dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"student.init: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{field}: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     return unet
 
 
@@ -108,11 +108,15 @@ def save_student(teacher: Path, unet_weights: dict[str, Tensor], target: Path, *
     Its scheduler starts a single step at t = T - 1 and returns the denoised latents:
     `pipe(prompt, num_inference_steps=1, guidance_scale=0)`; with another start, `timesteps=[start]` beside it.
     """
-    pipe = load_pipeline(teacher)
-    pipe.unet.load_state_dict(unet_weights)
-    if start_timestep == -1:
-        pipe.scheduler = last_timestep(pipe.scheduler.config)
-    else:
-        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    scheduler = last_timestep if start_timestep == -1 else LCMScheduler.from_config
+    return save_unet(teacher, unet_weights, target, scheduler)
+
+
+def save_unet(folder: Path, weights: dict[str, Tensor], target: Path, scheduler: Any = None) -> str:
+    """Write a Stable Diffusion folder with other weights of its denoiser; returns the new folder's hash."""
+    pipe = load_pipeline(folder)
+    pipe.unet.load_state_dict(weights)
+    if scheduler:
+        pipe.scheduler = scheduler(pipe.scheduler.config)
     pipe.save_pretrained(target)
     return manifest.folder_hash(target)

@@ -66,6 +66,13 @@ def test_student_is_a_diffusers_folder_that_learned(run):
     assert any(not torch.equal(value, teacher[name]) for name, value in student_weights(run).items())
 
 
+def test_the_raw_weights_are_saved_beside_their_moving_average(run):
+    raw = load_pipeline(Path(run["folder"]) / "distilled/student-raw").unet.state_dict()
+    average = load_pipeline(Path(run["folder"]) / "distilled/student").unet.state_dict()
+    assert all(torch.allclose(raw[name], average[name], atol=0.01) for name in raw)
+    assert any(not torch.equal(raw[name], average[name]) for name in raw)
+
+
 def test_manifest_tells_where_the_student_comes_from(run):
     record = json.loads((Path(run["folder"]) / "distilled/manifest.json").read_text())
     assert record["kind"] == "distill"

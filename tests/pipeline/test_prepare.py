@@ -10,7 +10,7 @@ from pipeline.prepare import NEGATIVES, SCHEMA, prepare
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 
-SMALL = ("prompts.count=70", "prompts.negative_draws=40", "prompts.rows_per_shard=32", "train.batch_size=6")
+SMALL = ("prompts.count=70", "prompts.negative_draws=40", "prompts.rows_per_shard=32", "train.batch_size=12")
 
 
 @pytest.fixture

@@ -1,0 +1,130 @@
+"""A process's share of a distillation, at small width: the same whatever the passes, the processes and the engine."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+
+from nasa.backbone import SteerableUNet
+from nasa.teachers import merged_weights
+from pipeline import distill, engines, models, recipe
+from pipeline.distiller import Distiller
+from pipeline.judges import Clip
+from pipeline.prompts import NegativeSampler
+
+PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house", "car", "hat", "pen", "cup")]
+TOLERANCE = 2e-5
+SMALL = [
+    "train.workers=1",
+    "train.batch_size=8",
+    "train.clip_weight=0",
+    "lora_teacher.rank=2",
+    "lora_teacher.scaling=4",
+]
+STUDENT_LORA = ["student.lora_rank=2", "student.lora_scaling=8", "student.learning_rate=1e-2"]
+
+
+def make(teacher, *overrides, make=engines.PlainEngine, rank=0, world_size=1, clip=None):
+    options = recipe.parse("", [*SMALL, *overrides])
+    model = models.load(teacher)
+    built = engines.build(options, model, torch.device("cpu"), make=make)
+    negatives = NegativeSampler(["ugly", "blurry", "dark"], np.array([0.5, 0.8, 1.0]), False)
+    return Distiller(options, model, built, negatives, clip, rank, world_size)
+
+
+def steps(distiller, count, prompts=PROMPTS):
+    return [distiller.step(step, prompts) for step in range(count)]
+
+
+def assert_same(a, b, tolerance=TOLERANCE):
+    for name, value in a.student_weights().items():
+        torch.testing.assert_close(value, b.student_weights()[name], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_passes_add_up_to_the_whole_batch(tiny_teacher, micro_batch):
+    clip = Clip.load("shapes")
+    more = ["train.clip_weight=1.0", "train.clip_images=3", "train.clip_margin=2.0"]
+    whole = make(tiny_teacher, *more, clip=clip)
+    parts = make(tiny_teacher, *more, f"train.micro_batch={micro_batch}", clip=clip)
+    for expected, actual in zip(steps(whole, 2), steps(parts, 2), strict=True):
+        for name in ("loss_student", "loss_clip", "loss_lora_teacher", "gradient_norm_student"):
+            assert actual[name] == pytest.approx(expected[name], rel=1e-3), name
+        assert expected["loss_clip"] > 0.1
+    assert_same(parts, whole, 1e-4)
+
+
+def test_processes_share_the_images_of_one(tiny_teacher):
+    """The mean over two processes is what one process has, noise, negatives and all."""
+    (alone,) = steps(make(tiny_teacher), 1)
+    two = [steps(make(tiny_teacher, rank=rank, world_size=2), 1, PROMPTS[4 * rank :][:4])[0] for rank in range(2)]
+    assert two[0]["loss_student"] != two[1]["loss_student"]
+    for name in ("loss_student", "loss_lora_teacher"):
+        assert np.mean([metrics[name] for metrics in two]) == pytest.approx(alone[name], rel=1e-4)
+    assert two[0]["scale"] == two[1]["scale"] == alone["scale"]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """A process group of this process, as Ray Train makes one, and what else DeepSpeed asks of the environment."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_deepspeed_does_what_the_plain_engine_does(tiny_teacher, one_process, stage, micro_batch):
+    more = [f"train.zero_stage={stage}", f"train.micro_batch={micro_batch}", "student.learning_rate=1e-3"]
+    plain, sharded = make(tiny_teacher, *more), make(tiny_teacher, *more, make=engines.deepspeed_engine)
+    for expected, actual in zip(steps(plain, 3), steps(sharded, 3), strict=True):
+        assert actual == pytest.approx(expected, rel=1e-3)
+    assert_same(plain, sharded, 1e-4)
+
+
+def test_a_lora_student_trains_its_adapters_alone(tiny_teacher):
+    distiller = make(tiny_teacher, *STUDENT_LORA)
+    before = deepcopy(distiller.engines.student.module.unet.state_dict())
+    steps(distiller, 2)
+    after = distiller.engines.student.module.unet.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == set(distiller.student_weights()) == set(distiller.ema)
+    assert all("lora_" in name for name in changed)
+
+
+def test_merged_adapters_compute_the_same(tiny_teacher):
+    distiller = make(tiny_teacher, *STUDENT_LORA)
+    steps(distiller, 2)
+    adapted, plain = distiller.engines.student.module, models.load(tiny_teacher)
+    noise, embeds = torch.randn(2, *plain.latent_shape), plain.encode(["a cat", "a dog"])
+    inputs = noise, torch.tensor([999, 999]), embeds, embeds.flip(0), 0.5
+    merged = SteerableUNet(plain.unet)
+    with torch.no_grad():
+        untrained, expected = merged(*inputs), adapted(*inputs)
+        plain.unet.load_state_dict(merged_weights(adapted.unet))
+        torch.testing.assert_close(merged(*inputs), expected, atol=TOLERANCE, rtol=TOLERANCE)
+    assert not torch.allclose(untrained, expected, atol=10 * TOLERANCE)
+    exported = distill.whole_weights(distiller.recipe, tiny_teacher, distiller.student_weights())
+    assert exported.keys() == plain.unet.state_dict().keys()
+    for name, value in exported.items():
+        torch.testing.assert_close(value, plain.unet.state_dict()[name])
+
+
+def test_one_negative_for_a_batch(tiny_teacher):
+    drawn = []
+    distiller = make(tiny_teacher, 'method.negative_per="batch"')
+    plain, distiller.negatives = distiller.negatives, distiller
+
+    def spy(*args, **options):
+        drawn.append(plain.draw(*args, **options))
+        return drawn[-1]
+
+    distiller.draw = spy
+    steps(distiller, 6)
+    assert all(len(set(texts)) == 1 for texts in drawn)
+    assert len({texts[0] for texts in drawn}) > 1

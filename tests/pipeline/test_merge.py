@@ -1,0 +1,44 @@
+"""Two students as one, by the command."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jobs.__main__ import main
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def other(tiny_teacher, tmp_path):
+    """The tiny teacher with every weight of its denoiser one larger."""
+    import shutil
+
+    folder = shutil.copytree(tiny_teacher, tmp_path / "other")
+    save_file({name: value + 1 for name, value in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    return folder
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_the_merged_student_is_the_weighted_mean(tiny_teacher, other, tmp_path, weight, capsys):
+    out = tmp_path / "merged"
+    assert main(["merge", str(tiny_teacher), str(other), "--weight", str(weight), "--out", str(out)]) == 0
+    first, merged = load_file(tiny_teacher / WEIGHTS), load_file(out / WEIGHTS)
+    assert merged.keys() == first.keys()
+    for name, value in merged.items():
+        torch.testing.assert_close(value, first[name] + weight)
+    assert str(out) in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line_and_write_nothing(tiny_teacher, other, tmp_path, capsys):
+    weights = load_file(other / WEIGHTS)
+    out = tmp_path / "merged"
+    for arguments, message in (
+        ([tiny_teacher, other, "--weight", "1.5"], "--weight: 1.5 is not allowed; allowed: 0 to 1"),
+        ([tiny_teacher, tmp_path], "second: "),
+        ([tiny_teacher, other, "--out", str(other)], "holds a model already"),
+    ):
+        assert main(["merge", *map(str, [*arguments[:2], "--out", out, *arguments[2:]])]) == 2
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+    assert all(torch.equal(value, weights[name]) for name, value in load_file(other / WEIGHTS).items())
