@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import nasa
+from nasa import architectures
 
 GIGA = 1e9
 
@@ -69,29 +70,6 @@ def count(model: Any, system: System, batch: int) -> float:
     with FlopCounterMode(display=False) as counter:
         model(**inputs)
     return float(counter.get_total_flops())
-
-
-def unet(**config: Any) -> Callable[[], Any]:
-    return lambda: diffusers.UNet2DConditionModel(block_out_channels=(320, 640, 1280, 1280), **config)
-
-
-def sdxl() -> Any:
-    return diffusers.UNet2DConditionModel(
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
-
-
-def pixart() -> Any:
-    return diffusers.PixArtTransformer2DModel(sample_size=64, caption_channels=4096, use_additional_conditions=False)
 
 
 def sana_sprint() -> Any:
@@ -147,16 +125,18 @@ def packed(batch: int) -> dict[str, Any]:
 
 
 SYSTEMS = (
-    System("Stable Diffusion 1.5, 512", unet(cross_attention_dim=768), (77, 768), latents(4, 64, 64), "unet"),
+    System("Stable Diffusion 1.5, 512", architectures.stable_diffusion_15, (77, 768), latents(4, 64, 64), "unet"),
     System(
         "Stable Diffusion 2.1, 512",
-        unet(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True),
+        architectures.stable_diffusion_21,
         (77, 1024),
         latents(4, 64, 64),
         "unet",
     ),
-    System("SDXL, 1024", sdxl, (77, 2048), latents(4, 128, 128, text_embeds=(1280,), time_ids=(6,)), "unet"),
-    System("PixArt-alpha, 512", pixart, (120, 4096), tokens(4, 64, 64)),
+    System(
+        "SDXL, 1024", architectures.sdxl, (77, 2048), latents(4, 128, 128, text_embeds=(1280,), time_ids=(6,)), "unet"
+    ),
+    System("PixArt-alpha, 512", architectures.pixart_alpha, (120, 4096), tokens(4, 64, 64)),
     System("SANA-Sprint 1.6B, 1024", sana_sprint, (300, 2304), tokens(32, 32, 32, guidance=())),
     System("Wan 2.1 1.3B, 81 frames of 480 x 832", wan, (512, 4096), tokens(16, 21, 60, 104)),
     System(

@@ -108,7 +108,7 @@ def train(work: Path, steps: int) -> SD3Transformer2DModel:
 @torch.no_grad()
 def encode(teacher: models.TextToImage, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Embeddings [B, T, D] and pooled [B, D] of the teacher's text encoder."""
-    output = teacher.text_encoder(tokenize(teacher.tokenizer, prompts))
+    output = teacher.pipe.text_encoder(tokenize(teacher.pipe.tokenizer, prompts))
     return output.last_hidden_state, output.pooler_output
 
 

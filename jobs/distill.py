@@ -9,12 +9,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_run(parser)
     shared.add_recipe(parser)
     shared.add_tracking(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the recipe, what it reads and writes, and what it will take"
+    )
     parser.add_argument("--address", metavar="ADDRESS", help="a Ray cluster (default: a local one for this run)")
 
 
 def run(options: argparse.Namespace) -> None:
     recipe = shared.recipe_of(options)
     folder = shared.folder_of(options, "distilled")
+    if options.dry_run:
+        from pipeline.estimate import describe
+        from pipeline.recipe import dump
+
+        print(dump(recipe))
+        print(f"reads   {shared.folder_of(options, 'prompts').uri}, teacher {recipe.teacher} at {recipe.revision}")
+        print(f"writes  {folder.uri}, MLflow at {shared.tracking_of(options)}")
+        print(describe(recipe))
+        return
     from pipeline.distill import distill
 
     record = distill(recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options), options.address)

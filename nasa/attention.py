@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nasa.embeds import Embeds
 from nasa.rules import RULES, Rule, Scale
 
 CROSS_ATTENTION_SUFFIX = "attn2.processor"
@@ -35,6 +36,10 @@ class Steering:
     rule: Rule = field(default=RULES["nasa"])
     active: bool = True
     used: bool = False
+
+    @property
+    def text(self) -> Embeds | None:
+        return None if self.embeds_NTD is None else Embeds(self.embeds_NTD, self.mask_NT)
 
     @property
     def plain(self) -> bool:
@@ -211,10 +216,11 @@ def install(
 
 
 @contextmanager
-def negative(steering: Steering, embeds_NTD: Tensor | None, scale: Scale) -> Iterator[None]:
-    """Within the context, installed layers steer away from `embeds_NTD` by `scale`."""
-    steering.embeds_NTD, steering.scale = embeds_NTD, scale
+def negative(steering: Steering, away: Embeds | None, scale: Scale) -> Iterator[None]:
+    """Within the context, installed layers steer away from a text, as they see it, by `scale`."""
+    if away is not None:
+        steering.embeds_NTD, steering.mask_NT, steering.scale = away.states, away.mask, scale
     try:
         yield
     finally:
-        steering.embeds_NTD, steering.scale = None, 0.0
+        steering.embeds_NTD, steering.mask_NT, steering.scale = None, None, 0.0

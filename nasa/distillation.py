@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from nasa.backbone import Diffusion
+from nasa.embeds import Embeds, where
 from nasa.losses import denoising_loss, dmd_gradient, vsd_gradient, vsd_loss
 from nasa.method import Method
 from nasa.parameterization import add_noise, alpha_sigma, target
-from nasa.student import SteerableDenoiser, generate
+from nasa.student import Student, generate
 from nasa.teachers import conditional_eps, frozen_teacher, guided_eps
 
 VSD_TIMESTEPS = (0.02, 0.98)  # share of T: [20, 980) of 1000
@@ -21,11 +22,11 @@ VSD_TIMESTEPS = (0.02, 0.98)  # share of T: [20, 980) of 1000
 
 @dataclass(frozen=True)
 class Texts:
-    """Embeddings of a step's prompts and negatives, [B, T, D], and of the null text, [1, T, D]."""
+    """A step's prompts and negatives, B of each, and the null text, one."""
 
-    prompt_embeds: Tensor
-    negative_embeds: Tensor
-    null_embeds: Tensor
+    prompts: Embeds
+    negatives: Embeds
+    null: Embeds
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,11 @@ class StudentLoss:
 
 
 def student_loss(
-    student: SteerableDenoiser, teachers: nn.Module, diffusion: Diffusion, method: Method, texts: Texts, draws: Draws
+    student: Student, teachers: nn.Module, diffusion: Diffusion, method: Method, texts: Texts, draws: Draws
 ) -> StudentLoss:
     """Eq. 6 with the negative prompt where `method` puts it; the teachers are seen without gradient."""
-    negative_embeds = texts.negative_embeds if method.negative_on_student else None
-    x0 = generate(student, diffusion, draws.noise, texts.prompt_embeds, negative_embeds, draws.scale)
+    away = texts.negatives if method.negative_on_student else None
+    x0 = generate(student, diffusion, draws.noise, texts.prompts, away, draws.scale)
     gradient = _score_difference(teachers, diffusion, method, texts, draws, x0.detach())
     return StudentLoss(vsd_loss(x0, gradient), x0.detach(), x0, gradient.square().mean().sqrt())
 
@@ -113,16 +114,16 @@ def _score_difference(
     x_t = add_noise(x0, draws.vsd_eps, alpha, sigma)
 
     def eps(negative: bool) -> Tensor:
-        away = texts.negative_embeds if negative else texts.null_embeds
+        away = texts.negatives if negative else texts.null
         k = draws.guidance_scale
-        return guided_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompt_embeds, away, k)
+        return guided_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompts, away, k)
 
     with frozen_teacher(teachers):
         eps_teacher = eps(method.negative_on_teacher)
     if method.lora_guidance:
         eps_lora = eps(method.negative_on_lora_teacher)
     else:
-        eps_lora = conditional_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompt_embeds)
+        eps_lora = conditional_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompts)
     if method.vsd_weighting == "dmd":
         return dmd_gradient(eps_teacher, eps_lora, x0, draws.vsd_eps, alpha, sigma)
     return vsd_gradient(eps_teacher, eps_lora, sigma)
@@ -132,7 +133,7 @@ def lora_teacher_loss(teachers: nn.Module, diffusion: Diffusion, texts: Texts, d
     """Denoising of the student's own images, detached; at times with the null text, without guidance."""
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, draws.lora_timestep_B)
     x_t = add_noise(x0, draws.lora_eps, alpha, sigma)
-    embeds = torch.where(draws.null_text_B[:, None, None], texts.null_embeds, texts.prompt_embeds)
-    output = teachers(x_t, draws.lora_timestep_B, embeds)
+    seen = where(draws.null_text_B, texts.null, texts.prompts)
+    output = teachers(x_t, draws.lora_timestep_B, seen)
     wanted = target(x0, draws.lora_eps, alpha, sigma, diffusion.prediction_type)
     return denoising_loss(output, wanted, alpha)

@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 from nasa.backbone import Diffusion
+from nasa.embeds import Embeds
 from nasa.parameterization import alpha_sigma, to_x0
 from nasa.rules import Scale
 
-SteerableDenoiser = Callable[..., Tensor]
+Student = Callable[..., Tensor]
 
 
 def generate(
-    student: SteerableDenoiser,
+    student: Student,
     diffusion: Diffusion,
     noise: Tensor,
-    prompt_embeds: Tensor,
-    negative_embeds: Tensor | None = None,
+    prompt: Embeds,
+    away: Embeds | None = None,
     scale: Scale = 0.0,
 ) -> Tensor:
     """x0 = f_theta(z, y[, y-, alpha]) in one step, as a rule from t = T - 1; noise and x0 are latents [B, C, H, W].
@@ -27,23 +28,23 @@ def generate(
     start = diffusion.start_timestep % diffusion.steps
     timestep_B = torch.full((noise.shape[0],), start, device=noise.device)
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
-    output = student(noise, timestep_B, prompt_embeds, negative_embeds, scale)
+    output = student(noise, timestep_B, prompt, away, scale)
     return to_x0(output, noise, alpha, sigma, diffusion.prediction_type)
 
 
 @torch.no_grad()
 def generate_with_cfg(
-    student: SteerableDenoiser,
+    student: Student,
     diffusion: Diffusion,
     noise: Tensor,
-    prompt_embeds: Tensor,
-    negative_embeds: Tensor,
+    prompt: Embeds,
+    away: Embeds,
     guidance_scale: float,
 ) -> Tensor:
     """Eq. 5 on the student's outputs, the comparison that one-step models do badly at.
 
     Linear in the output, so mixing x0 is mixing eps: the conversion is affine with weights that sum to one.
     """
-    towards = generate(student, diffusion, noise, prompt_embeds)
-    away = generate(student, diffusion, noise, negative_embeds.expand_as(prompt_embeds))
-    return (1 - guidance_scale) * away + guidance_scale * towards
+    towards = generate(student, diffusion, noise, prompt)
+    unwanted = generate(student, diffusion, noise, away.expand(len(prompt)))
+    return (1 - guidance_scale) * unwanted + guidance_scale * towards

@@ -2,30 +2,31 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from nasa.backbone import Diffusion
+from nasa.embeds import Embeds, cat
 from nasa.guidance import classifier_free_guidance
 from nasa.parameterization import alpha_sigma, to_eps
 
 
-def add_lora(unet: UNet2DConditionModel, *, rank: int, scaling: int, targets: Sequence[str]) -> None:
+def add_lora(model: Any, *, rank: int, scaling: int, targets: Sequence[str]) -> None:
     """Freeze the denoiser and add the LoRA teacher to it; `scaling` is peft's lora_alpha (SwiftBrush's gamma)."""
-    unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=scaling, target_modules=list(targets), init_lora_weights=True))
+    model.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=scaling, target_modules=list(targets)), model)
 
 
 @torch.no_grad()
-def merged_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+def merged_weights(model: Any) -> dict[str, Tensor]:
     """The weights of the denoiser without adapters that computes the same: W + (scaling / rank) B A."""
-    adapted = {name: module for name, module in unet.named_modules() if isinstance(module, BaseTunerLayer)}
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     weights = {
-        name.replace(".base_layer.", "."): value for name, value in unet.state_dict().items() if "lora_" not in name
+        name.replace(".base_layer.", "."): value for name, value in model.state_dict().items() if "lora_" not in name
     }
     for name, layer in adapted.items():
         weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default")
@@ -59,21 +60,21 @@ def guided_eps(
     diffusion: Diffusion,
     x_t: Tensor,
     timestep_B: Tensor,
-    towards_embeds: Tensor,
-    away_embeds: Tensor,
+    towards: Embeds,
+    away: Embeds,
     guidance_scale: float,
 ) -> Tensor:
     """Eqs. 4 and 5: eps^(x_t, t) of a denoiser, both conditions in one batch; [B, C, H, W]."""
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
-    embeds = torch.cat([away_embeds.expand_as(towards_embeds), towards_embeds])
-    output = denoiser(torch.cat([x_t, x_t]), timestep_B.repeat(2), embeds)
-    away, towards = (to_eps(part, x_t, alpha, sigma, diffusion.prediction_type) for part in output.chunk(2))
-    return classifier_free_guidance(away, towards, guidance_scale)
+    both = cat([away.expand(len(towards)), towards])
+    output = denoiser(torch.cat([x_t, x_t]), timestep_B.repeat(2), both)
+    eps_away, eps_towards = (to_eps(part, x_t, alpha, sigma, diffusion.prediction_type) for part in output.chunk(2))
+    return classifier_free_guidance(eps_away, eps_towards, guidance_scale)
 
 
 def conditional_eps(
-    denoiser: nn.Module, diffusion: Diffusion, x_t: Tensor, timestep_B: Tensor, embeds: Tensor
+    denoiser: nn.Module, diffusion: Diffusion, x_t: Tensor, timestep_B: Tensor, prompt: Embeds
 ) -> Tensor:
     """eps(x_t, t, y) of a denoiser without guidance; [B, C, H, W]."""
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
-    return to_eps(denoiser(x_t, timestep_B, embeds), x_t, alpha, sigma, diffusion.prediction_type)
+    return to_eps(denoiser(x_t, timestep_B, prompt), x_t, alpha, sigma, diffusion.prediction_type)

@@ -130,8 +130,9 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
     torch.set_num_threads(plan.threads)
     options = replace(plan.base, seed=seed, method=variant.method(plan.base.method))
     distiller = _train(options, plan.steps, plan.warm_up_steps, Path(plan.folder) / WARM_UP)
-    distiller.engines.student.module.unet.load_state_dict(distiller.ema)
-    sampler = Sampler(distiller.model, unet=distiller.engines.student.module.unet)
+    student = distiller.engines.student.module.model
+    student.load_state_dict(distiller.ema, strict=False)
+    sampler = Sampler(distiller.model, denoiser=student)
     return {"variant": variant.name, "seed": seed, "plan": plan.identity, **judge(options, sampler)}
 
 
@@ -149,7 +150,7 @@ def _train(options: Recipe, steps: int, first: int, warm: Path | None = None) ->
     built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
     clip = Clip.load(options.train.clip_model) if options.train.clip_weight else None
     if warm is not None:
-        built.student.module.unet.load_state_dict(load_file(warm / "student.safetensors"))
+        built.student.module.model.load_state_dict(load_file(warm / "student.safetensors"))
         built.teachers.load_state_dict(load_file(warm / "lora_teacher.safetensors"), strict=False)
     distiller = Distiller(options, model, built, sampler, clip)
     for step in range(first, first + steps):

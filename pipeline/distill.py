@@ -16,7 +16,8 @@ from pipeline import manifest, models, prompts, tracking
 from pipeline.board import progress_bar
 from pipeline.engines import add_student_lora, name_accelerator
 from pipeline.errors import TrainingError, UserError
-from pipeline.judges import clip_folder
+from pipeline.estimate import require_fit
+from pipeline.judges import clip_folder, decoder_folder
 from pipeline.recipe import Recipe, dump, parse
 from pipeline.session import ray_session
 from pipeline.storage import Folder
@@ -39,13 +40,16 @@ def distill(
     """
     if folder.has(manifest.NAME):
         return manifest.read(folder, "distill")
+    require_fit(recipe)
     record = prompts.check(prompt_folder)
     _check_prompts(recipe, record)
-    teacher = models.teacher_folder(recipe.teacher)
+    teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
     init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
     _check_models(recipe, teacher, init)
     if recipe.train.clip_weight:
         clip_folder(recipe.train.clip_model)
+        if recipe.train.clip_decoder:
+            decoder_folder(recipe.train.clip_decoder)
     mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
     setup = Setup(dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, tracking_uri, mlflow_run)
     name_accelerator()
@@ -71,8 +75,8 @@ def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
 
 def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
     """They load, have the layers that adapters are for, and the student starts from weights of the teacher's form."""
-    unet = models.load(teacher, start_timestep=recipe.method.start_timestep).unet
-    layers = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    denoiser = models.load(teacher, start_timestep=recipe.method.start_timestep).denoiser
+    layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for field, targets in (
         ("lora_teacher.targets", recipe.lora_teacher.targets),
         ("student.lora_targets", recipe.student.lora_targets if recipe.student.lora_rank else ()),
@@ -83,12 +87,12 @@ def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
                     f"{field}: {target!r} is no layer of the teacher; "
                     "allowed: ends of its layers' names, such as to_q, to_k, to_v, to_out.0"
                 )
-    if init is not None and _form(models.load_unet(init)) != _form(unet):
+    if init is not None and _form(models.load_denoiser(init)) != _form(denoiser):
         raise UserError(f"student.init: {recipe.student.init!r} is of another form; allowed: one of the teacher's")
 
 
-def _form(unet: nn.Module) -> dict[str, Any]:
-    return {name: value.shape for name, value in unet.state_dict().items()}
+def _form(model: nn.Module) -> dict[str, Any]:
+    return {name: value.shape for name, value in model.state_dict().items()}
 
 
 def _mlflow_run(recipe: Recipe, folder: Folder, tracking_uri: str) -> str:
@@ -184,7 +188,7 @@ def _finish(
 
 def whole_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
     """All weights of a student of which some were trained: adapters are merged."""
-    unet = models.load_unet(base)
-    add_student_lora(recipe, unet)
-    unet.load_state_dict(trained, strict=False)
-    return merged_weights(unet)
+    model = models.load_denoiser(base)
+    add_student_lora(recipe, model)
+    model.load_state_dict(trained, strict=False)
+    return merged_weights(model)

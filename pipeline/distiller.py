@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from nasa.backbone import decode
 from nasa.distillation import Draws, StudentLoss, Texts, draw, lora_teacher_loss, student_loss
 from nasa.ema import update_ema
+from nasa.embeds import Embeds
 from nasa.losses import clip_hinge
 from pipeline.engines import Engines
 from pipeline.judges import Clip
@@ -20,21 +22,26 @@ from pipeline.recipe import Recipe
 
 @dataclass
 class Distiller:
-    """Knows no cluster: `rank` of `world_size` processes that see the same steps, each its part of a batch."""
+    """Knows no cluster: `rank` of `world_size` processes that see the same steps, each its part of a batch.
+
+    `decoder` makes the images that the CLIP loss looks at; None is the teacher's own.
+    """
 
     recipe: Recipe
     model: TextToImage
     engines: Engines
     negatives: NegativeSampler
     clip: Clip | None
+    decoder: Any = None
     rank: int = 0
     world_size: int = 1
     ema: dict[str, Tensor] = field(init=False)
-    null_embeds: Tensor = field(init=False)
+    null: Embeds = field(init=False)
 
     def __post_init__(self) -> None:
         self.ema = {name: value.clone() for name, value in self.student_weights().items()}
-        self.null_embeds = self.model.encode([""])
+        self.null = self.model.encode([""])
+        self._passes = self.recipe.passes(self.world_size)
 
     def step(self, step: int, prompts: Sequence[str]) -> dict[str, float]:
         """One update of the student, and one of the LoRA teacher on the same images, for this process's `prompts`.
@@ -47,16 +54,16 @@ class Distiller:
             prompts, self.recipe.seed, step, places, one=self.recipe.method.negative_per == "batch"
         )
         shared = torch.Generator().manual_seed(_mix(self.recipe.seed, step))
-        own = [torch.Generator().manual_seed(_mix(self.recipe.seed, step, 1 + place)) for place in places]
-        draws = draw(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, own)
+        each = [torch.Generator().manual_seed(_mix(self.recipe.seed, step, 1 + place)) for place in places]
+        draws = draw(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, each)
         sums: dict[str, Tensor | float] = defaultdict(float)
-        size = self.recipe.micro_batch
+        size = len(prompts) // self._passes
         for first in range(0, len(prompts), size):
             part = slice(first, first + size)
-            embeds = self.model.encode([*prompts[part], *negatives[part]])
-            texts = Texts(*embeds.chunk(2), self.null_embeds)
+            own = self.model.encode([*prompts[part], *negatives[part]])
+            texts = Texts(own[:size], own[size:], self.null)
             for name, value in self._micro_step(step, first, prompts[part], texts, draws.part(part)).items():
-                sums[name] = sums[name] + value / self.recipe.accumulation
+                sums[name] = sums[name] + value / self._passes
         self._update_ema(step)
         return {
             **{name: float(value) for name, value in sums.items()},
@@ -70,11 +77,13 @@ class Distiller:
         self, step: int, first: int, prompts: Sequence[str], texts: Texts, draws: Draws
     ) -> dict[str, Tensor | float]:
         engines, diffusion = self.engines, self.model.diffusion
-        student = student_loss(engines.student, engines.teachers, diffusion, self.recipe.method, texts, draws)
-        hinge = self._clip_loss(step, first, prompts, student)
+        with self.precision():
+            student = student_loss(engines.student, engines.teachers, diffusion, self.recipe.method, texts, draws)
+            hinge = self._clip_loss(step, first, prompts, student)
         engines.student.backward(student.loss + hinge)
         engines.student.step()
-        lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
+        with self.precision():
+            lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
         engines.lora_teacher.backward(lora_loss)
         engines.lora_teacher.step()
         return {
@@ -85,6 +94,11 @@ class Distiller:
             "image_variation": student.x0.std(dim=0).mean() if len(student.x0) > 1 else 1.0,
         }
 
+    def precision(self) -> Any:
+        """The context to call the models in."""
+        reduced = self.recipe.train.precision == "bfloat16"
+        return torch.autocast(self.null.states.device.type, torch.bfloat16, enabled=reduced)
+
     def _clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:
         """SwiftBrush v2's clamped CLIP loss on the process's first images; its weight falls to 0 linearly.
 
@@ -92,19 +106,19 @@ class Distiller:
         """
         train = self.recipe.train
         weight = train.clip_weight * (1 - step / train.steps)
-        every = min(train.clip_images, self.recipe.accumulation * self.recipe.micro_batch)
+        every = min(train.clip_images, self._passes * len(prompts))
         count = min(every - first, len(prompts))
         if self.clip is None or not weight or count <= 0:
             return 0.0
-        images = decode(self.model.vae, student.attached_x0[:count])
+        images = decode(self.decoder or self.model.vae, student.attached_x0[:count])
         hinge = clip_hinge(
             self.clip.image_features(images), self.clip.text_features(list(prompts[:count])), train.clip_margin
         )
-        return weight * self.recipe.accumulation * count / every * hinge
+        return weight * self._passes * count / every * hinge
 
     def student_weights(self) -> dict[str, Tensor]:
         """What is trained, by its name in the denoiser."""
-        named = self.engines.student.module.unet.named_parameters()
+        named = self.engines.student.module.model.named_parameters()
         return {name: value.detach() for name, value in named if value.requires_grad}
 
     def _update_ema(self, step: int) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasa.backbone import SteerableUNet
+from nasa.backbone import steerable
 from nasa.teachers import add_lora, lora_parameters
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
 
 ADAM = {"betas": (0.9, 0.999), "weight_decay": 0.0}
-MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float], Any]
+MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float, int], Any]
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,20 @@ def name_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def deepspeed_engine(recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float) -> Any:
+def deepspeed_engine(
+    recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
+) -> Any:
     name_accelerator()
     import deepspeed
 
+    passes = recipe.passes(workers)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch.optim.AdamW(parameters, lr=learning_rate, **ADAM),
         config={
-            "train_micro_batch_size_per_gpu": recipe.micro_batch,
-            "gradient_accumulation_steps": recipe.accumulation,
+            "train_micro_batch_size_per_gpu": recipe.train.batch_size // workers // passes,
+            "gradient_accumulation_steps": passes,
             "gradient_clipping": recipe.train.gradient_clip,
             "zero_optimization": {"stage": recipe.train.zero_stage},
             "zero_allow_untested_optimizer": True,
@@ -79,11 +82,13 @@ def deepspeed_engine(recipe: Recipe, model: nn.Module, parameters: list[nn.Param
 class PlainEngine:
     """What the training asks of an engine, for one process: accumulate, clip, AdamW."""
 
-    def __init__(self, recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float) -> None:
+    def __init__(
+        self, recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
+    ) -> None:
         self.module = model
         self._parameters = parameters
         self._optimizer = torch.optim.AdamW(parameters, lr=learning_rate, **ADAM)
-        self._accumulation, self._clip = recipe.accumulation, recipe.train.gradient_clip
+        self._accumulation, self._clip = recipe.passes(workers), recipe.train.gradient_clip
         self._passes, self._norm = 0, 0.0
 
     def __call__(self, *inputs: Any) -> Any:
@@ -109,30 +114,39 @@ def build(
     teacher: TextToImage,
     device: torch.device,
     *,
+    workers: int = 1,
     init: Any = None,
     make: MakeEngine = deepspeed_engine,
 ) -> Engines:
     """The student starts from `init`'s weights, or the teacher's; the LoRA teacher is the teacher with adapters."""
     torch.manual_seed(recipe.seed)  # the adapters' initial values, the same on every rank
-    own = deepcopy(teacher.unet if init is None else init).requires_grad_(True)
+    own = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)
     add_student_lora(recipe, own)
-    student = SteerableUNet(own).to(device)
+    if recipe.train.precision == "bfloat16":
+        for part in teacher.parts():  # frozen, so nothing is lost in an update; what is trained is float32
+            nn.Module.to(part, torch.bfloat16)
+    student = steerable(own).to(device)
     add_lora(
-        teacher.unet,
+        teacher.denoiser,
         rank=recipe.lora_teacher.rank,
         scaling=recipe.lora_teacher.scaling,
         targets=recipe.lora_teacher.targets,
     )
-    teachers = SteerableUNet(teacher.unet).to(device)
+    for parameter in lora_parameters(teacher.denoiser):
+        parameter.data = parameter.data.float()
+    teachers = steerable(teacher.denoiser).to(device)
+    if recipe.train.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+        teachers.enable_gradient_checkpointing()
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     return Engines(
-        student=make(recipe, student, trained, recipe.student.learning_rate),
-        lora_teacher=make(recipe, teachers, lora_parameters(teachers), recipe.lora_teacher.learning_rate),
+        student=make(recipe, student, trained, recipe.student.learning_rate, workers),
+        lora_teacher=make(recipe, teachers, lora_parameters(teachers), recipe.lora_teacher.learning_rate, workers),
     )
 
 
-def add_student_lora(recipe: Recipe, unet: Any) -> None:
+def add_student_lora(recipe: Recipe, model: Any) -> None:
     """Where the recipe trains adapters alone."""
     options = recipe.student
     if options.lora_rank:
-        add_lora(unet, rank=options.lora_rank, scaling=options.lora_scaling, targets=options.lora_targets)
+        add_lora(model, rank=options.lora_rank, scaling=options.lora_scaling, targets=options.lora_targets)

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import load_file
 
 from datasets_prep.shapes import Scene
 from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, held_out_prompts
@@ -67,12 +65,11 @@ def _recipe(text: str, overrides: Sequence[str]) -> Recipe:
 def distilled_student(student_folder: Folder) -> Sampler:
     """The student that `distill` left in this folder; its `model` is the teacher, whose other parts it shares."""
     recipe = parse(manifest.read(student_folder, "distill")["recipe"])
-    teacher = models.load(models.teacher_folder(recipe.teacher), start_timestep=recipe.method.start_timestep)
-    unet = deepcopy(teacher.unet)
+    teacher = models.load(
+        models.teacher_folder(recipe.teacher, revision=recipe.revision), start_timestep=recipe.method.start_timestep
+    )
     with TemporaryDirectory() as scratch:
-        local = (student_folder / "student" / "unet").local_copy(Path(scratch))
-        unet.load_state_dict(load_file(local / "diffusion_pytorch_model.safetensors"))
-    return Sampler(teacher, unet=unet)
+        return Sampler(teacher, denoiser=models.load_denoiser((student_folder / "student").local_copy(Path(scratch))))
 
 
 def _embedded(

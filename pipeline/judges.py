@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from nasa.backbone import tokenize
 from pipeline.errors import UserError
+from pipeline.hub import local_folder
 from pipeline.models import WEIGHTS
 from pipeline.recipe import EMBEDDED
 from pipeline.shapes.classifier import AttributeClassifier
@@ -19,11 +21,27 @@ from pipeline.shapes.samples import LABELS
 
 
 def clip_folder(place: str) -> Path:
-    """Where a CLIP lies: the embedded one, or a folder in transformers' layout."""
-    folder = WEIGHTS / "clip" if place == EMBEDDED else Path(place)
+    """Where a CLIP lies: the embedded one, or one in transformers' layout, in a folder or on the hub."""
+    folder = WEIGHTS / "clip" if place == EMBEDDED else local_folder(place, "train.clip_model")
     if not (folder / "config.json").is_file():
-        raise UserError(f'clip_model: {place!r} is no CLIP folder (no config.json); allowed: a folder, "{EMBEDDED}"')
+        raise UserError(
+            f'train.clip_model: {place!r} is no CLIP folder (no config.json); allowed: a folder, a hub id, "{EMBEDDED}"'
+        )
     return folder
+
+
+def decoder_folder(place: str) -> Path:
+    folder = local_folder(place, "train.clip_decoder")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"train.clip_decoder: {place!r} is no AutoencoderTiny (no config.json); allowed: a folder or id"
+        )
+    return folder
+
+
+def load_decoder(place: str, device: torch.device | str) -> AutoencoderTiny:
+    decoder: AutoencoderTiny = AutoencoderTiny.from_pretrained(decoder_folder(place), use_safetensors=True)
+    return decoder.requires_grad_(False).eval().to(device)
 
 
 @dataclass(frozen=True)

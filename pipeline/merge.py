@@ -19,7 +19,7 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
     if target.has("model_index.json"):
         raise UserError(f"--out: {target.uri} holds a model already; allowed: another folder")
     folders = [models.teacher_folder(place, field) for place, field in ((first, "first"), (second, "second"))]
-    weights, others = (models.load_unet(folder, "second").state_dict() for folder in folders)
+    weights, others = (models.load_denoiser(folder, "second").state_dict() for folder in folders)
     for name, value in weights.items():
         if name not in others or others[name].shape != value.shape:
             raise UserError(
@@ -28,6 +28,6 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
         value.lerp_(others[name], weight)
     with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "merged"
-        folder_hash = models.save_unet(folders[0], weights, merged)
+        folder_hash = models.save_denoiser(folders[0], weights, merged)
         target.upload(merged)
     return folder_hash

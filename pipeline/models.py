@@ -1,26 +1,42 @@
-"""Loading a teacher from a folder in diffusers' Stable Diffusion layout, and saving a student in the same."""
+"""Teachers and students as folders in diffusers' layout: Stable Diffusion's, and PixArt's."""
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, LCMScheduler, ModelMixin, PixArtTransformer2DModel, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from nasa.backbone import Diffusion, diffusion_of, encode_tokens, tokenize
-from nasa.presets import last_timestep
+from nasa.backbone import Diffusion, diffusion_of
+from nasa.backbones import backbone_of
+from nasa.embeds import Embeds
+from nasa.presets import last_timestep, predicted_image
 from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.hub import local_folder
 from pipeline.recipe import EMBEDDED
-from pipeline.storage import Folder
 
 WEIGHTS = Path(__file__).parent / "shapes" / "weights"
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass(frozen=True)
+class _Family:
+    """`denoiser` is the part of the pipeline that is distilled; `one_step` its student's scheduler."""
+
+    denoiser: str
+    model: type[ModelMixin]
+    one_step: Any
+
+
+_FAMILIES = {
+    "StableDiffusionPipeline": _Family("unet", UNet2DConditionModel, last_timestep),
+    "PixArtAlphaPipeline": _Family("transformer", PixArtTransformer2DModel, predicted_image),
+}
+_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -28,30 +44,40 @@ transformers_logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class TextToImage:
-    """The parts of a text-to-image model, frozen, float32, in evaluation mode."""
+    """A text-to-image pipeline whose parts are frozen, float32, in evaluation mode."""
 
     folder: Path
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_encoder: Any
-    tokenizer: Any
+    pipe: Any
     diffusion: Diffusion
+
+    @property
+    def denoiser(self) -> Any:
+        return backbone_of(self.pipe)[1]
+
+    def parts(self) -> list[torch.nn.Module]:
+        """Denoiser, text encoder and autoencoder."""
+        return [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
+
+    @property
+    def vae(self) -> Any:
+        return self.pipe.vae
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one image's latents."""
-        side = int(self.unet.config.sample_size)
-        return int(self.unet.config.in_channels), side, side
+        side = int(self.denoiser.config.sample_size)
+        return int(self.denoiser.config.in_channels), side, side
 
-    def encode(self, prompts: list[str]) -> Tensor:
-        """Prompt embeddings [B, T, D]."""
-        ids = tokenize(self.tokenizer, prompts).to(self.text_encoder.device)
-        return encode_tokens(self.text_encoder, ids)
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Embeds:
+        """The prompts by the pipeline's own encoder."""
+        states, mask = backbone_of(self.pipe)[0].encode(self.pipe, prompts, None)
+        return Embeds(states, mask)
 
 
-def teacher_folder(teacher: str, field: str = "teacher") -> Path:
-    """Where the model of a recipe's field lies; checked to be a Stable Diffusion folder."""
-    folder = WEIGHTS / "teacher" if teacher == EMBEDDED else Folder.of(teacher).local_copy(Path(tempfile.mkdtemp()))
+def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main") -> Path:
+    """Where the model of a recipe's field lies; checked to be a folder of a pipeline that can be distilled."""
+    folder = WEIGHTS / "teacher" if teacher == EMBEDDED else local_folder(teacher, field, revision)
     index = folder / "model_index.json"
     if not index.is_file() and teacher == EMBEDDED:
         raise UserError(
@@ -63,9 +89,14 @@ def teacher_folder(teacher: str, field: str = "teacher") -> Path:
         parts = json.loads(index.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{field}: {index} is not valid JSON: {error}") from error
-    missing = [part for part in _PARTS if part not in parts or not (folder / part).is_dir()]
+    family = _FAMILIES.get(str(parts.get("_class_name")))
+    if family is None:
+        raise UserError(
+            f"{field}: {teacher!r} is a {parts.get('_class_name')}; allowed: a folder of {' or '.join(_FAMILIES)}"
+        )
+    missing = [part for part in (family.denoiser, *_PARTS) if part not in parts or not (folder / part).is_dir()]
     if missing:
-        raise UserError(f"{field}: {teacher!r} lacks {', '.join(missing)}; allowed: a Stable Diffusion folder")
+        raise UserError(f"{field}: {teacher!r} lacks {', '.join(missing)}; allowed: a whole folder of its pipeline")
     return folder
 
 
@@ -74,48 +105,57 @@ def load(folder: Path, device: torch.device | str = "cpu", *, start_timestep: in
         pipe = load_pipeline(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        part.requires_grad_(False).eval().to(device)
     try:
         diffusion = diffusion_of(pipe, device, start_timestep=start_timestep)
     except ValueError as error:
         raise UserError(f"method.{error}") from None
-    return TextToImage(folder, pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, diffusion)
+    model = TextToImage(folder, pipe, diffusion)
+    for part in model.parts():
+        part.requires_grad_(False).eval().to(device)
+    return model
 
 
-def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
+def load_pipeline(folder: Path) -> Any:
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def load_unet(folder: Path, field: str = "student.init") -> UNet2DConditionModel:
-    """The denoiser of a Stable Diffusion folder, float32."""
+def denoiser_part(folder: Path) -> str:
+    """Which part of the pipeline's folder is its denoiser."""
+    return _family(folder).denoiser
+
+
+def _family(folder: Path) -> _Family:
+    return _FAMILIES[json.loads((folder / "model_index.json").read_text())["_class_name"]]
+
+
+def load_denoiser(folder: Path, field: str = "student.init") -> Any:
+    """The denoiser of a pipeline's folder, float32."""
+    family = _family(folder)
     try:
-        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-            folder / "unet", dtype=torch.float32, local_files_only=True, use_safetensors=True
+        return family.model.from_pretrained(
+            folder / family.denoiser, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{field}: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return unet
 
 
-def save_student(teacher: Path, unet_weights: dict[str, Tensor], target: Path, *, start_timestep: int = -1) -> str:
+def save_student(teacher: Path, weights: dict[str, Tensor], target: Path, *, start_timestep: int = -1) -> str:
     """Write the student as a diffusers folder that generates in one step; returns the folder's hash.
 
     Its scheduler starts a single step at t = T - 1 and returns the denoised latents:
     `pipe(prompt, num_inference_steps=1, guidance_scale=0)`; with another start, `timesteps=[start]` beside it.
     """
-    scheduler = last_timestep if start_timestep == -1 else LCMScheduler.from_config
-    return save_unet(teacher, unet_weights, target, scheduler)
+    family = _family(teacher)
+    early = start_timestep != -1 and family.denoiser == "unet"
+    return save_denoiser(teacher, weights, target, LCMScheduler.from_config if early else family.one_step)
 
 
-def save_unet(folder: Path, weights: dict[str, Tensor], target: Path, scheduler: Any = None) -> str:
-    """Write a Stable Diffusion folder with other weights of its denoiser; returns the new folder's hash."""
+def save_denoiser(folder: Path, weights: dict[str, Tensor], target: Path, scheduler: Any = None) -> str:
+    """Write a pipeline's folder with other weights of its denoiser; returns the new folder's hash."""
     pipe = load_pipeline(folder)
-    pipe.unet.load_state_dict(weights)
+    getattr(pipe, _family(folder).denoiser).load_state_dict(weights)
     if scheduler:
         pipe.scheduler = scheduler(pipe.scheduler.config)
     pipe.save_pretrained(target)

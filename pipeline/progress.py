@@ -47,12 +47,14 @@ class Progress:
         """Fixed prompts and seeds through the raw student, with and without a negative prompt, to MLflow."""
         if self._tracker is None:
             return
-        model, device = distiller.model, distiller.null_embeds.device
+        model, device = distiller.model, distiller.null.states.device
         prompts = (list(SHEET_PROMPTS) * SHEET_IMAGES)[:SHEET_IMAGES]
         noise = torch.randn((SHEET_IMAGES, *model.latent_shape), generator=torch.Generator().manual_seed(7))
         inputs = [part.to(device) for part in (noise, model.encode(prompts), model.encode(["low quality"]))]
         rows = []
         for label, scale in (("no negative", 0.0), (f"NASA {SHEET_SCALE}: low quality", SHEET_SCALE)):
-            x0 = generate(distiller.engines.student.module, model.diffusion, *inputs, scale)
-            rows.append((label, to_pixels(decode(model.vae, x0))))
+            with distiller.precision():
+                x0 = generate(distiller.engines.student.module, model.diffusion, *inputs, scale)
+                images = decode(model.vae, x0)
+            rows.append((label, to_pixels(images.float())))
         self._tracker.image(contact_sheet(rows, prompts), key="contact_sheet", step=step)

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 
@@ -17,6 +17,22 @@ from pipeline.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
 EMBEDDED = "shapes"  # the teacher, the prompts and the judges that come with the project
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Bytes of memory, and dense peak operations a second by precision (NVIDIA's data sheets)."""
+
+    memory: float
+    flops: dict[str, float]
+
+
+GPUS = {
+    "A100-40GB": Gpu(40 * 2**30, {"float32": 19.5e12, "bfloat16": 312e12}),
+    "A100-80GB": Gpu(80 * 2**30, {"float32": 19.5e12, "bfloat16": 312e12}),
+    "H100": Gpu(80 * 2**30, {"float32": 67e12, "bfloat16": 989e12}),
+    "H200": Gpu(141 * 10**9, {"float32": 67e12, "bfloat16": 989e12}),
+}
 
 Check = tuple[Callable[[Any], bool], str]
 POSITIVE: Check = (lambda value: 0 < value < math.inf, "a number above 0")
@@ -69,17 +85,25 @@ class LoraTeacher:
 
 @dataclass(frozen=True)
 class Train:
-    """`batch_size` is of a step, over all workers. A worker takes its part `micro_batch` at a time; 0 is at once."""
+    """`batch_size` is of a step, over all workers; a worker takes at most `micro_batch` at once, or all of its (0).
+
+    "bfloat16" computes in it where that is safe and keeps the trained weights in float32. `clip_decoder` is a tiny
+    autoencoder (AutoencoderTiny) for the CLIP loss in place of the teacher's.
+    """
 
     steps: int = _checked(300, POSITIVE)
     batch_size: int = _checked(96, POSITIVE)
     micro_batch: int = _checked(0, NOT_NEGATIVE)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
     workers: int = _checked(2, POSITIVE)
     cpus_per_worker: float = _checked(0.5, POSITIVE)
     gpus_per_worker: float = _checked(0.0, NOT_NEGATIVE)
+    gpu: str = _checked("A100-40GB", (lambda value: value in GPUS, ", ".join(GPUS)))
     zero_stage: int = _checked(2, (lambda value: value in (1, 2), "1 or 2"))
     gradient_clip: float = _checked(1.0, POSITIVE)
     clip_model: str = EMBEDDED
+    clip_decoder: str = ""
     clip_images: int = _checked(8, POSITIVE)
     clip_weight: float = _checked(0.1, NOT_NEGATIVE)
     clip_margin: float = _checked(0.37, POSITIVE)
@@ -102,9 +126,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recipe:
+    """`teacher` is "shapes", a folder, s3:// or a hub id, of which `revision` is a branch, a tag or a commit."""
+
     name: str = "shapes"
     seed: int = _checked(0, NOT_NEGATIVE)
     teacher: str = EMBEDDED
+    revision: str = "main"
     prompts: Prompts = Prompts()
     method: Method = field(default_factory=Method)
     student: Student = Student()
@@ -112,15 +139,11 @@ class Recipe:
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
 
-    @property
-    def micro_batch(self) -> int:
-        """Images that a worker takes at once."""
-        return self.train.micro_batch or self.train.batch_size // self.train.workers
-
-    @property
-    def accumulation(self) -> int:
-        """Passes whose gradients a worker adds up for one step."""
-        return self.train.batch_size // self.train.workers // self.micro_batch
+    def passes(self, workers: int) -> int:
+        """In how many equal passes each of so many workers takes its part of a step: as few as `micro_batch` allows."""
+        part = self.train.batch_size // workers
+        most = self.train.micro_batch or part
+        return next(count for count in range(1, part + 1) if part % count == 0 and part // count <= most)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -149,16 +172,10 @@ def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") ->
 
 
 def _check_batch(train: Train) -> None:
-    """Every worker has as many images as the next, and every pass of a worker."""
+    """Every worker has as many images as the next."""
     if train.batch_size % train.workers:
         raise UserError(
             f"train.batch_size: {train.batch_size} is not allowed; allowed: a multiple of the {train.workers} workers"
-        )
-    part = train.batch_size // train.workers
-    if train.micro_batch and part % train.micro_batch:
-        raise UserError(
-            f"train.micro_batch: {train.micro_batch} is not allowed; allowed: a divisor of the {part} images that each "
-            "worker has of a step, or 0 for all of them"
         )
 
 

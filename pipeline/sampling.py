@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from nasa.backbone import SteerableUNet, decode
+from nasa.backbone import decode, steerable
+from nasa.embeds import Embeds, cat
 from nasa.guidance import classifier_free_guidance
 from nasa.rules import RULES
 from nasa.student import generate, generate_with_cfg
@@ -37,9 +38,9 @@ class Way:
 class Sampler:
     """Generates with one model; the same prompt and seed start from the same noise in every way."""
 
-    def __init__(self, model: TextToImage, *, unet: Any = None) -> None:
+    def __init__(self, model: TextToImage, *, denoiser: Any = None) -> None:
         self.model = model
-        self.denoiser = SteerableUNet(unet if unet is not None else model.unet).eval()
+        self.denoiser = steerable(model.denoiser if denoiser is None else denoiser).eval()
 
     @torch.no_grad()
     def images(
@@ -54,7 +55,7 @@ class Sampler:
             chunks.append(decode(self.model.vae, latents))
         return torch.cat(chunks)
 
-    def _latents(self, way: Way, prompts: list[str], seeds: Sequence[int], away: Tensor | None) -> Tensor:
+    def _latents(self, way: Way, prompts: list[str], seeds: Sequence[int], away: Embeds | None) -> Tensor:
         noise = noise_of(seeds, self.model.latent_shape)
         embeds = self.model.encode(prompts)
         diffusion = self.model.diffusion
@@ -69,11 +70,11 @@ class Sampler:
         self.denoiser.steering.rule = RULES[way.kind]
         return generate(self.denoiser, diffusion, noise, embeds, away, way.scale)
 
-    def _many_steps(self, way: Way, noise: Tensor, embeds: Tensor, away: Tensor) -> Tensor:
+    def _many_steps(self, way: Way, noise: Tensor, embeds: Embeds, away: Embeds) -> Tensor:
         """Deterministic DDIM with guidance in output space: eq. 4, or eq. 5 where `away` is a negative prompt."""
         scheduler = DDIMScheduler.from_pretrained(self.model.folder / "scheduler", timestep_spacing="trailing")
         scheduler.set_timesteps(way.steps)
-        latents, both = noise, torch.cat([away, embeds])
+        latents, both = noise, cat([away, embeds])
         for timestep in scheduler.timesteps:
             output = self.denoiser(torch.cat([latents, latents]), timestep.expand(2 * len(noise)), both)
             guided = classifier_free_guidance(*output.chunk(2), way.scale)

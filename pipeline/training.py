@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import engines, models, recipe
 from pipeline.distiller import Distiller
-from pipeline.judges import Clip
+from pipeline.judges import Clip, load_decoder
 from pipeline.progress import Progress
 from pipeline.prompts import DATASET, NegativeSampler, batches
 from pipeline.storage import Folder
@@ -57,13 +57,14 @@ def train(config: dict[str, Any]) -> None:
 def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     model = models.load(Path(setup.teacher_folder), device, start_timestep=options.method.start_timestep)
-    init = models.load_unet(Path(setup.init_folder)) if setup.init_folder else None
+    init = models.load_denoiser(Path(setup.init_folder)) if setup.init_folder else None
     return Distiller(
         options,
         model,
-        engines.build(options, model, device, init=init),
+        engines.build(options, model, device, workers=context.get_world_size(), init=init),
         NegativeSampler.read(Folder.of(setup.prompts_uri), avoid_contradictions=options.prompts.avoid_contradictions),
         Clip.load(options.train.clip_model, device) if options.train.clip_weight else None,
+        load_decoder(options.train.clip_decoder, device) if options.train.clip_decoder else model.vae,
         context.get_world_rank(),
         context.get_world_size(),
     )

@@ -9,6 +9,7 @@ import torch
 from nasa.backbone import Diffusion, SteerableUNet, diffusion_of
 from nasa.distillation import Texts, draw, lora_teacher_loss, student_loss
 from nasa.ema import update_ema
+from nasa.embeds import Embeds
 from nasa.method import Method
 from nasa.student import generate, generate_with_cfg
 from nasa.teachers import add_lora, frozen_teacher, lora_parameters
@@ -40,7 +41,8 @@ class World:
         teacher = deepcopy(self.plain_teacher)
         add_lora(teacher, **LORA)
         self.teachers = SteerableUNet(teacher).double()
-        self.texts = Texts(*(torch.randn(n, TOKENS, WIDTH, generator=generator).double() for n in (BATCH, BATCH, 1)))
+        states = (torch.randn(n, TOKENS, WIDTH, generator=generator).double() for n in (BATCH, BATCH, 1))
+        self.texts = Texts(*map(Embeds, states))
 
     def fill_lora(self):
         generator = torch.Generator().manual_seed(3)
@@ -91,7 +93,7 @@ def call(unet, x_t, timestep_B, embeds, negative=None, scale=0.0):
 
 def merged_lora_teacher(world):
     """A plain model with W + (scaling / rank) B A in place of each adapted weight."""
-    merged, adapted = deepcopy(world.plain_teacher), dict(world.teachers.unet.named_modules())
+    merged, adapted = deepcopy(world.plain_teacher), dict(world.teachers.model.named_modules())
     for name, layer in merged.named_modules():
         if name.endswith(LORA["targets"]):
             down, up = adapted[name].lora_A["default"].weight, adapted[name].lora_B["default"].weight
@@ -104,9 +106,9 @@ def reference_loss(world, method, draws):
     texts, abar, kind = world.texts, world.diffusion.alphas_cumprod, world.diffusion.prediction_type
     start = world.diffusion.start_timestep % 1000
     alpha, sigma = abar[start] ** 0.5, (1 - abar[start]) ** 0.5
-    negative = texts.negative_embeds if method.negative_on_student else None
+    negative = texts.negatives.states if method.negative_on_student else None
     output = call(
-        world.plain_student, draws.noise, torch.full((BATCH,), start), texts.prompt_embeds, negative, draws.scale
+        world.plain_student, draws.noise, torch.full((BATCH,), start), texts.prompts.states, negative, draws.scale
     )
     x0 = {
         "epsilon": (draws.noise - sigma * output) / alpha,
@@ -118,8 +120,8 @@ def reference_loss(world, method, draws):
     x_t = (alpha * x0 + sigma * draws.vsd_eps).detach()
 
     def eps(unet, with_negative, guidance):
-        away = call(unet, x_t, t, texts.negative_embeds if with_negative else texts.null_embeds)
-        towards = call(unet, x_t, t, texts.prompt_embeds)
+        away = call(unet, x_t, t, (texts.negatives if with_negative else texts.null).states)
+        towards = call(unet, x_t, t, texts.prompts.states)
         if kind == "v_prediction":
             away, towards = (alpha * v + sigma * x_t for v in (away, towards))
         if kind == "sample":
@@ -193,9 +195,9 @@ def test_the_frozen_teacher_is_bitwise_the_original_model(filled):
     world = World("epsilon")
     if filled:
         world.fill_lora()
-    x_t, timestep_B, embeds = world.draws().noise, torch.tensor([5, 500, 999]), world.texts.prompt_embeds
+    x_t, timestep_B, embeds = world.draws().noise, torch.tensor([5, 500, 999]), world.texts.prompts
     flags = {name: parameter.requires_grad for name, parameter in world.teachers.named_parameters()}
-    expected = world.plain_teacher(x_t, timestep_B, embeds).sample
+    expected = world.plain_teacher(x_t, timestep_B, embeds.states).sample
     with frozen_teacher(world.teachers):
         frozen = world.teachers(x_t, timestep_B, embeds)
     assert torch.equal(frozen, expected)
@@ -207,7 +209,7 @@ def test_the_frozen_teacher_is_bitwise_the_original_model(filled):
 
 
 def test_the_lora_teacher_returns_after_an_exception(eps_world):
-    x_t, timestep_B, embeds = eps_world.draws().noise, torch.tensor([5, 500, 999]), eps_world.texts.prompt_embeds
+    x_t, timestep_B, embeds = eps_world.draws().noise, torch.tensor([5, 500, 999]), eps_world.texts.prompts
     expected = eps_world.teachers(x_t, timestep_B, embeds)
     with pytest.raises(KeyError, match="on purpose"), frozen_teacher(eps_world.teachers):
         raise KeyError("on purpose")
@@ -219,7 +221,7 @@ def test_the_lora_teacher_s_loss_matches_the_reference(world, null_text):
     draws, x0 = replace(world.draws(), null_text_B=torch.tensor(null_text)), world.draws(step=5).noise
     texts, abar, t = world.texts, world.diffusion.alphas_cumprod, draws.lora_timestep_B
     alpha, sigma = (a.reshape(BATCH, 1, 1, 1) for a in (abar[t] ** 0.5, (1 - abar[t]) ** 0.5))
-    rows = [texts.null_embeds[0] if null else own for null, own in zip(null_text, texts.prompt_embeds, strict=True)]
+    rows = [texts.null.states[0] if null else own for null, own in zip(null_text, texts.prompts.states, strict=True)]
     embeds = torch.stack(rows)
     output = call(merged_lora_teacher(world), alpha * x0 + sigma * draws.lora_eps, t, embeds)
     wanted = {
@@ -280,9 +282,9 @@ def test_an_image_s_numbers_depend_on_its_place_alone(eps_world):
 
 def test_guidance_on_the_student_mixes_two_plain_images(world):
     noise, texts, student = world.draws().noise, world.texts, world.student
-    towards = generate(student, world.diffusion, noise, texts.prompt_embeds)
-    away = generate(student, world.diffusion, noise, texts.negative_embeds)
-    mixed = generate_with_cfg(student, world.diffusion, noise, texts.prompt_embeds, texts.negative_embeds, 2.0)
+    towards = generate(student, world.diffusion, noise, texts.prompts)
+    away = generate(student, world.diffusion, noise, texts.negatives)
+    mixed = generate_with_cfg(student, world.diffusion, noise, texts.prompts, texts.negatives, 2.0)
     torch.testing.assert_close(mixed, 2 * towards - away)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.distributed
 
-from nasa.backbone import SteerableUNet
+from nasa.backbone import steerable
 from nasa.teachers import merged_weights
+from nasa.testing.pipelines import tiny_pixart
 from pipeline import distill, engines, models, recipe
 from pipeline.distiller import Distiller
 from pipeline.judges import Clip
@@ -26,12 +27,21 @@ SMALL = [
 STUDENT_LORA = ["student.lora_rank=2", "student.lora_scaling=8", "student.learning_rate=1e-2"]
 
 
+@pytest.fixture(scope="module", params=["stable-diffusion", "pixart"])
+def teacher(request, tiny_teacher, tmp_path_factory):
+    if request.param == "stable-diffusion":
+        return tiny_teacher
+    folder = tmp_path_factory.mktemp("teacher") / "pixart"
+    tiny_pixart().save_pretrained(folder)
+    return folder
+
+
 def make(teacher, *overrides, make=engines.PlainEngine, rank=0, world_size=1, clip=None):
     options = recipe.parse("", [*SMALL, *overrides])
     model = models.load(teacher)
-    built = engines.build(options, model, torch.device("cpu"), make=make)
+    built = engines.build(options, model, torch.device("cpu"), workers=world_size, make=make)
     negatives = NegativeSampler(["ugly", "blurry", "dark"], np.array([0.5, 0.8, 1.0]), False)
-    return Distiller(options, model, built, negatives, clip, rank, world_size)
+    return Distiller(options, model, built, negatives, clip, None, rank, world_size)
 
 
 def steps(distiller, count, prompts=PROMPTS):
@@ -44,11 +54,11 @@ def assert_same(a, b, tolerance=TOLERANCE):
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
-def test_passes_add_up_to_the_whole_batch(tiny_teacher, micro_batch):
+def test_passes_add_up_to_the_whole_batch(teacher, micro_batch):
     clip = Clip.load("shapes")
     more = ["train.clip_weight=1.0", "train.clip_images=3", "train.clip_margin=2.0"]
-    whole = make(tiny_teacher, *more, clip=clip)
-    parts = make(tiny_teacher, *more, f"train.micro_batch={micro_batch}", clip=clip)
+    whole = make(teacher, *more, clip=clip)
+    parts = make(teacher, *more, f"train.micro_batch={micro_batch}", clip=clip)
     for expected, actual in zip(steps(whole, 2), steps(parts, 2), strict=True):
         for name in ("loss_student", "loss_clip", "loss_lora_teacher", "gradient_norm_student"):
             assert actual[name] == pytest.approx(expected[name], rel=1e-3), name
@@ -56,10 +66,10 @@ def test_passes_add_up_to_the_whole_batch(tiny_teacher, micro_batch):
     assert_same(parts, whole, 1e-4)
 
 
-def test_processes_share_the_images_of_one(tiny_teacher):
+def test_processes_share_the_images_of_one(teacher):
     """The mean over two processes is what one process has, noise, negatives and all."""
-    (alone,) = steps(make(tiny_teacher), 1)
-    two = [steps(make(tiny_teacher, rank=rank, world_size=2), 1, PROMPTS[4 * rank :][:4])[0] for rank in range(2)]
+    (alone,) = steps(make(teacher), 1)
+    two = [steps(make(teacher, rank=rank, world_size=2), 1, PROMPTS[4 * rank :][:4])[0] for rank in range(2)]
     assert two[0]["loss_student"] != two[1]["loss_student"]
     for name in ("loss_student", "loss_lora_teacher"):
         assert np.mean([metrics[name] for metrics in two]) == pytest.approx(alone[name], rel=1e-4)
@@ -87,11 +97,11 @@ def test_deepspeed_does_what_the_plain_engine_does(tiny_teacher, one_process, st
     assert_same(plain, sharded, 1e-4)
 
 
-def test_a_lora_student_trains_its_adapters_alone(tiny_teacher):
-    distiller = make(tiny_teacher, *STUDENT_LORA)
-    before = deepcopy(distiller.engines.student.module.unet.state_dict())
+def test_a_lora_student_trains_its_adapters_alone(teacher):
+    distiller = make(teacher, *STUDENT_LORA)
+    before = deepcopy(distiller.engines.student.module.model.state_dict())
     steps(distiller, 2)
-    after = distiller.engines.student.module.unet.state_dict()
+    after = distiller.engines.student.module.model.state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == set(distiller.student_weights()) == set(distiller.ema)
     assert all("lora_" in name for name in changed)
@@ -102,17 +112,17 @@ def test_merged_adapters_compute_the_same(tiny_teacher):
     steps(distiller, 2)
     adapted, plain = distiller.engines.student.module, models.load(tiny_teacher)
     noise, embeds = torch.randn(2, *plain.latent_shape), plain.encode(["a cat", "a dog"])
-    inputs = noise, torch.tensor([999, 999]), embeds, embeds.flip(0), 0.5
-    merged = SteerableUNet(plain.unet)
+    inputs = noise, torch.tensor([999, 999]), embeds, embeds[:1], 0.5
+    merged = steerable(plain.denoiser)
     with torch.no_grad():
         untrained, expected = merged(*inputs), adapted(*inputs)
-        plain.unet.load_state_dict(merged_weights(adapted.unet))
+        plain.denoiser.load_state_dict(merged_weights(adapted.model))
         torch.testing.assert_close(merged(*inputs), expected, atol=TOLERANCE, rtol=TOLERANCE)
     assert not torch.allclose(untrained, expected, atol=10 * TOLERANCE)
     exported = distill.whole_weights(distiller.recipe, tiny_teacher, distiller.student_weights())
-    assert exported.keys() == plain.unet.state_dict().keys()
+    assert exported.keys() == plain.denoiser.state_dict().keys()
     for name, value in exported.items():
-        torch.testing.assert_close(value, plain.unet.state_dict()[name])
+        torch.testing.assert_close(value, plain.denoiser.state_dict()[name])
 
 
 def test_one_negative_for_a_batch(tiny_teacher):
@@ -128,3 +138,21 @@ def test_one_negative_for_a_batch(tiny_teacher):
     steps(distiller, 6)
     assert all(len(set(texts)) == 1 for texts in drawn)
     assert len({texts[0] for texts in drawn}) > 1
+
+
+def test_bfloat16_is_near_float32_and_keeps_the_weights(teacher):
+    full, reduced = make(teacher), make(teacher, 'train.precision="bfloat16"')
+    for expected, actual in zip(steps(full, 3), steps(reduced, 3), strict=True):
+        for name in ("image_variation", "loss_lora_teacher"):
+            assert actual[name] == pytest.approx(expected[name], rel=0.1)
+            assert actual[name] != expected[name]
+    trained = [*reduced.student_weights().values(), *reduced.ema.values()]
+    adapters = [p for n, p in reduced.engines.teachers.named_parameters() if "lora_" in n]
+    assert {value.dtype for value in [*trained, *adapters]} == {torch.float32}
+    assert {p.dtype for n, p in reduced.engines.teachers.named_parameters() if "lora_" not in n} == {torch.bfloat16}
+
+
+def test_checkpointed_gradients_are_the_same(teacher):
+    plain, checkpointed = make(teacher), make(teacher, "train.gradient_checkpointing=true")
+    assert steps(checkpointed, 2)[1] == pytest.approx(steps(plain, 2)[1], rel=1e-4)
+    assert_same(plain, checkpointed)

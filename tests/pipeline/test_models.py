@@ -4,39 +4,43 @@ import shutil
 import pytest
 import torch
 
-from nasa.backbone import SteerableUNet
+from nasa.backbone import steerable
 from nasa.student import generate
 from nasa.testing import tiny_stable_diffusion
+from nasa.testing.pipelines import tiny_pixart
 from pipeline import models
 from pipeline.errors import UserError
 
 ONE_STEP_TOLERANCE = 1e-4  # float32; x0 is of the order of 30
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "pixart"])
 def teacher(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / request.param
-    tiny_stable_diffusion(prediction_type=request.param).save_pretrained(folder)
+    pixart = request.param == "pixart"
+    pipe = tiny_pixart() if pixart else tiny_stable_diffusion(prediction_type=request.param)
+    pipe.save_pretrained(folder)
     return folder
 
 
 def test_the_saved_student_generates_in_one_step_of_an_ordinary_pipeline(teacher, tmp_path):
     model = models.load(teacher)
-    weights = {name: value + 0.01 for name, value in model.unet.state_dict().items()}
+    weights = {name: value + 0.01 for name, value in model.denoiser.state_dict().items()}
     digest = models.save_student(teacher, weights, tmp_path / "student")
     assert models.save_student(teacher, weights, tmp_path / "again") == digest
     pipe = models.load_pipeline(tmp_path / "student")
     noise = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     prompts = ["a red star", "a ring"]
-    actual = pipe(prompts, num_inference_steps=1, guidance_scale=0, latents=noise, output_type="latent").images
-    model.unet.load_state_dict(weights)
+    own = {"use_resolution_binning": False} if teacher.name == "pixart" else {}
+    actual = pipe(prompts, num_inference_steps=1, guidance_scale=0, latents=noise, output_type="latent", **own).images
+    model.denoiser.load_state_dict(weights)
     with torch.no_grad():
-        expected = generate(SteerableUNet(model.unet), model.diffusion, noise, model.encode(prompts))
+        expected = generate(steerable(model.denoiser), model.diffusion, noise, model.encode(prompts))
     torch.testing.assert_close(actual, expected, atol=ONE_STEP_TOLERANCE, rtol=0)
 
 
 def test_other_weights_have_another_hash(tiny_teacher, tmp_path):
-    weights = models.load(tiny_teacher).unet.state_dict()
+    weights = models.load(tiny_teacher).denoiser.state_dict()
     first = models.save_student(tiny_teacher, weights, tmp_path / "first")
     weights["conv_in.bias"] = weights["conv_in.bias"] + 1
     assert models.save_student(tiny_teacher, weights, tmp_path / "second") != first
@@ -45,8 +49,10 @@ def test_other_weights_have_another_hash(tiny_teacher, tmp_path):
 def test_a_loaded_teacher_is_frozen_and_knows_its_latents(tiny_teacher):
     model = models.load(models.teacher_folder(str(tiny_teacher)))
     assert model.latent_shape == (4, 4, 4)
-    assert not any(p.requires_grad for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters())
-    assert not model.unet.training
+    assert not any(
+        p.requires_grad for part in (model.denoiser, model.vae, model.pipe.text_encoder) for p in part.parameters()
+    )
+    assert not model.denoiser.training
 
 
 def break_index(folder):
@@ -69,8 +75,8 @@ def drop_part_from_index(folder):
         (shutil.rmtree, 'is no teacher \\(no model_index.json\\); allowed: a folder, or "shapes"'),
         (lambda folder: (folder / "model_index.json").unlink(), "is no teacher \\(no model_index.json\\)"),
         (break_index, "model_index.json is not valid JSON"),
-        (drop_part, "lacks vae; allowed: a Stable Diffusion folder"),
-        (drop_part_from_index, "lacks unet; allowed: a Stable Diffusion folder"),
+        (drop_part, "lacks vae; allowed: a whole folder"),
+        (drop_part_from_index, "lacks unet; allowed: a whole folder"),
     ],
 )
 def test_a_folder_that_is_no_teacher_is_refused(tiny_teacher, tmp_path, damage, message):

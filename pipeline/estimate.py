@@ -1,0 +1,232 @@
+"""What a distillation will take of each GPU, from its arithmetic and its tensors on the meta device: no weights."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nasa.architectures import BY_HUB_ID, TEXT_ENCODER_PARAMETERS
+from nasa.backbone import STEERABLE, steerable
+from nasa.embeds import Embeds
+from nasa.teachers import add_lora, lora_parameters
+from pipeline import models
+from pipeline.errors import UserError
+from pipeline.hub import is_hub_id
+from pipeline.recipe import GPUS, Recipe
+
+UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
+RESERVED = 2.0e9  # bytes of a GPU for its context, its libraries and what the allocator cannot use
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one GPU, by what they are for, and the floating-point operations of one step on it."""
+
+    memory: dict[str, float]
+    flops: float
+    parameters: int
+    passes: int
+
+    @property
+    def total(self) -> float:
+        return sum(self.memory.values())
+
+    def step_seconds(self, peak_flops: float) -> float:
+        return self.flops / (UTILISATION * peak_flops)
+
+
+def denoiser_of(recipe: Recipe) -> Any:
+    """The teacher's denoiser on the meta device: by its configuration, or by its hub id where that is published."""
+    with torch.device("meta"):
+        if recipe.teacher in BY_HUB_ID and is_hub_id(recipe.teacher):
+            return BY_HUB_ID[recipe.teacher]()
+        folder = models.teacher_folder(recipe.teacher, revision=recipe.revision)
+        config = json.loads((Path(folder) / models.denoiser_part(folder) / "config.json").read_text())
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def estimate(recipe: Recipe) -> Estimate:
+    """For each of `train.workers` GPUs. ZeRO shares optimizer states (stage 1) and gradients too (stage 2)."""
+    options, workers = recipe.train, recipe.train.workers
+    passes = recipe.passes(workers)
+    micro = options.batch_size // workers // passes
+    reduced = options.precision == "bfloat16"
+    model = denoiser_of(recipe).requires_grad_(True)
+    if recipe.student.lora_rank:
+        add_lora(
+            model,
+            rank=recipe.student.lora_rank,
+            scaling=recipe.student.lora_scaling,
+            targets=recipe.student.lora_targets,
+        )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    every = sum(p.numel() for p in model.parameters())
+    flops, activations = _measure(recipe, model, micro, reduced)
+    lora = _lora_parameters(recipe)
+    shared = 1 / workers
+    decoder_flops, decoder_activations = _clip_costs(recipe, reduced)
+    memory = {
+        "student, float32": 4.0 * every,
+        "and as computed with": 2.0 * every if reduced else 0.0,
+        "its gradients": 4.0 * trained * (shared if options.zero_stage == 2 else 1),
+        "its optimizer states": 8.0 * trained * shared,
+        "its moving average": 4.0 * trained,
+        "teacher": (2.0 if reduced else 4.0) * every,
+        "text encoder": (2.0 if reduced else 4.0) * TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0),
+        "LoRA teacher, all of it": 4.0 * lora * (2 + 2 * shared),
+        "activations of a pass": activations * (1.15 if reduced else 1.0),
+        "CLIP loss": decoder_activations,
+        "reserved": RESERVED,
+    }
+    again = 2 if options.gradient_checkpointing else 0  # the student's and the LoRA teacher's forward, once more
+    per_image = (3 + 4 + 2 + again) * flops
+    return Estimate(memory, micro * passes * per_image + decoder_flops, every, passes)
+
+
+def _text(model: Any, batch: int) -> Embeds:
+    config = model.config
+    if type(model).__name__ == "PixArtTransformer2DModel":
+        tokens, width = 120, config.caption_channels
+        return Embeds(torch.zeros(batch, tokens, width), torch.ones(batch, tokens))
+    return Embeds(torch.zeros(batch, 77, config.cross_attention_dim))
+
+
+def _measure(recipe: Recipe, model: Any, batch: int, reduced: bool) -> tuple[float, float]:
+    """Operations of a forward pass of one image, and the bytes that a pass of `batch` keeps for its backward pass."""
+    assert type(model).__name__ in STEERABLE
+    with torch.device("meta"):
+        denoiser = steerable(model)
+        nn.Module.to(denoiser, torch.bfloat16 if reduced else torch.float32)
+        if recipe.train.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        side, channels = model.config.sample_size, model.config.in_channels
+        dtype = torch.bfloat16 if reduced else torch.float32
+
+        def inputs(count: int) -> tuple[Any, ...]:
+            text = _text(model, count)
+            states = Embeds(text.states.to(dtype), text.mask)
+            return torch.zeros(count, channels, side, side, dtype=dtype), torch.zeros(count), states
+
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            denoiser(*inputs(1))
+        bytes_kept = saved_bytes(lambda: denoiser(*inputs(batch)), model)
+    return float(counter.get_total_flops()), bytes_kept
+
+
+def saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
+    """What autograd keeps of a forward pass, each storage once, without the weights."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, tuple[int, Any]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes(), storage  # held, so that its address is not given again
+        return tensor
+
+    with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    del output
+    return float(sum(size for size, _ in kept.values()))
+
+
+class _FusedAttention(torch.autograd.Function):
+    """What a GPU's fused attention keeps: its inputs and its output, and not the weights of every pair of tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise NotImplementedError("for the count of a forward pass alone")
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """The meta device would take the unfused path."""
+    plain = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: _FusedAttention.apply(q, k, v)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+def _lora_parameters(recipe: Recipe) -> int:
+    model = denoiser_of(recipe)
+    with torch.device("meta"):
+        add_lora(
+            model,
+            rank=recipe.lora_teacher.rank,
+            scaling=recipe.lora_teacher.scaling,
+            targets=recipe.lora_teacher.targets,
+        )
+    return sum(p.numel() for p in lora_parameters(model))
+
+
+def _clip_costs(recipe: Recipe, reduced: bool) -> tuple[float, float]:
+    """Of decoding the CLIP loss's images and back. CLIP itself is small beside it and left out."""
+    options = recipe.train
+    if not options.clip_weight:
+        return 0.0, 0.0
+    side = denoiser_of(recipe).config.sample_size
+    with torch.device("meta"):
+        decoder = diffusers.AutoencoderTiny() if options.clip_decoder else _autoencoder()
+        nn.Module.to(decoder, torch.bfloat16 if reduced else torch.float32).requires_grad_(False)
+        latents = torch.zeros(
+            options.clip_images, 4, side, side, dtype=next(decoder.parameters()).dtype, requires_grad=True
+        )
+        with FlopCounterMode(display=False) as counter:
+            kept = saved_bytes(lambda: decoder.decode(latents, return_dict=False)[0], decoder)
+    return 2.0 * counter.get_total_flops(), kept
+
+
+def _autoencoder() -> Any:
+    """Stable Diffusion's."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+
+
+def require_fit(recipe: Recipe) -> None:
+    """Refuse, before anything starts, a recipe that needs more memory than its GPUs have."""
+    if not recipe.train.gpus_per_worker:
+        return
+    has, needs = GPUS[recipe.train.gpu].memory, estimate(recipe).total
+    if needs > has:
+        raise UserError(
+            f"train.micro_batch: a worker needs about {needs / GIB:.0f} GiB, and a {recipe.train.gpu} has "
+            f"{has / GIB:.0f}; allowed: a smaller micro_batch, gradient_checkpointing = true, or another train.gpu"
+        )
+
+
+def describe(recipe: Recipe) -> str:
+    """The estimate as a table for people."""
+    found = estimate(recipe)
+    lines = [f"denoiser: {found.parameters / 1e6:,.0f} M parameters; passes a step: {found.passes}"]
+    lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in found.memory.items()]
+    lines.append(f"  {found.total / GIB:7.2f} GiB  of each worker's memory")
+    if recipe.train.gpus_per_worker:
+        gpu = GPUS[recipe.train.gpu]
+        seconds = found.step_seconds(gpu.flops[recipe.train.precision])
+        hours = seconds * recipe.train.steps / 3600
+        lines.append(
+            f"  {recipe.train.gpu}: {gpu.memory / GIB:.0f} GiB; {found.flops / 1e12:,.0f} TFLOP a step and worker, "
+            f"{seconds:.2f} s at {UTILISATION:.0%} of its peak (assumed); {recipe.train.steps:,} steps: {hours:,.0f} h"
+        )
+    return "\n".join(lines)
