@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,25 @@ from torch import Tensor, nn
 from nasa.teachers import merged_weights
 from pipeline import manifest, models, prompts, tracking
 from pipeline.board import progress_bar
+from pipeline.checkpoint import EMA_FILE, RAW_FILE
 from pipeline.engines import add_student_lora, name_accelerator
 from pipeline.errors import TrainingError, UserError
 from pipeline.estimate import require_fit
 from pipeline.judges import clip_folder, decoder_folder
-from pipeline.recipe import Recipe, dump, parse
+from pipeline.preflight import check_resources, check_store
+from pipeline.recipe import Evaluation, Recipe, Train, dump, parse
 from pipeline.session import ray_session
 from pipeline.storage import Folder
-from pipeline.training import EMA_FILE, RAW_FILE, Setup
+from pipeline.training import Setup
 from pipeline.worker import train_loop
 
 RUN_FILE = "run.json"
 FAILURE_FILE = "failure.txt"
 TRAIN_NAME = "train"
+WHERE = (
+    *("workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
+    *("gradient_checkpointing", "checkpoint_every", "keep_checkpoints", "max_failures"),
+)
 
 
 def distill(
@@ -50,11 +56,15 @@ def distill(
         clip_folder(recipe.train.clip_model)
         if recipe.train.clip_decoder:
             decoder_folder(recipe.train.clip_decoder)
-    mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
-    setup = Setup(dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, tracking_uri, mlflow_run)
+    check_store(folder)
     name_accelerator()
-    with ray_session(address), progress_bar(recipe.train.steps) as board:
-        result = _fit(recipe, {**asdict(setup), "board": board}, folder, prompt_folder, record)
+    with ray_session(address):
+        if address is None:
+            check_resources(recipe)
+        mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
+        setup = Setup(dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, tracking_uri, mlflow_run)
+        with progress_bar(recipe.train.steps) as board:
+            result = _fit(recipe, {**asdict(setup), "board": board}, folder, prompt_folder, record)
     return _finish(recipe, folder, record, teacher, setup, result)
 
 
@@ -99,13 +109,20 @@ def _mlflow_run(recipe: Recipe, folder: Folder, tracking_uri: str) -> str:
     """The MLflow run of this folder: the one it began with, or a new one."""
     if folder.has(RUN_FILE):
         saved = json.loads(folder.read(RUN_FILE))
-        if saved["recipe"] != dump(recipe):
+        if _what_is_learned(parse(saved["recipe"])) != _what_is_learned(recipe):
             raise UserError(f"{folder.uri}: was begun with another recipe; allowed: the same one, or another --run")
         return str(saved["mlflow_run"])
     flat = dict(_flatten(asdict(recipe)))
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, flat)
     folder.write(RUN_FILE, json.dumps({"mlflow_run": mlflow_run, "recipe": dump(recipe)}).encode())
     return mlflow_run
+
+
+def _what_is_learned(recipe: Recipe) -> Recipe:
+    """Without what a run may be continued with another of: where and in how many parts it is computed."""
+    defaults = Train()
+    where = {name: getattr(defaults, name) for name in WHERE}
+    return replace(recipe, train=replace(recipe.train, **where), evaluation=Evaluation())
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -38,15 +38,18 @@ class Engines:
 
     def save(self, folder: Path) -> None:
         """This rank's part of both engines."""
-        for name, engine in self._named():
+        for name, engine in self.named():
             engine.save_checkpoint(str(folder), tag=name, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        for name, engine in self._named():
+    def load(self, folder: Path, *, universal: bool = False) -> None:
+        """What `save` wrote at the same number of ranks and stage; or DeepSpeed's universal format, for any."""
+        for name, engine in self.named():
+            engine._config.load_universal_checkpoint = universal  # read when loading, and settable only at the start
             loaded, _ = engine.load_checkpoint(str(folder), tag=name)
+            engine._config.load_universal_checkpoint = False
             assert loaded is not None, f"{folder}/{name}"
 
-    def _named(self) -> tuple[tuple[str, Any], ...]:
+    def named(self) -> tuple[tuple[str, Any], ...]:
         return ("student", self.student), ("lora_teacher", self.lora_teacher)
 
 

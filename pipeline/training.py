@@ -1,16 +1,15 @@
 """The training loop of one Ray Train worker: the stream, the steps, the checkpoints."""
 
-import json
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import Checkpoint
-from safetensors.torch import load_file, save_file
+from ray.train import Checkpoint, CheckpointUploadMode
 
-from pipeline import engines, models, recipe
+from pipeline import checkpoint, engines, models, preflight, recipe
 from pipeline.distiller import Distiller
 from pipeline.judges import Clip, load_decoder
 from pipeline.progress import Progress
@@ -18,8 +17,7 @@ from pipeline.prompts import DATASET, NegativeSampler, batches
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
 
-EMA_FILE, RAW_FILE = "ema.safetensors", "raw.safetensors"
-STATE_FILE = "state.json"
+UPLOAD_WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds between tries
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ def train(config: dict[str, Any]) -> None:
 
 def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
     context, device = ray.train.get_context(), ray.train.torch.get_device()
+    preflight.check_workers(device)
     model = models.load(Path(setup.teacher_folder), device, start_timestep=options.method.start_timestep)
     init = models.load_denoiser(Path(setup.init_folder)) if setup.init_folder else None
     return Distiller(
@@ -71,15 +70,29 @@ def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
 
 
 def _checkpoint(distiller: Distiller, step: int, metrics: dict[str, float]) -> None:
-    """Every rank gives its part; Ray Train merges the parts and makes the whole visible at once."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        distiller.engines.save(folder)
-        if distiller.rank == 0:
-            save_file(distiller.ema, folder / EMA_FILE)
-            save_file(distiller.student_weights(), folder / RAW_FILE)
-            (folder / STATE_FILE).write_text(json.dumps({"step": step}))
-        ray.train.report({"step": step, **metrics}, checkpoint=Checkpoint.from_directory(folder))
+    """Every rank gives its part and trains on; Ray Train makes the whole visible at once, when all parts are stored."""
+    folder = tempfile.mkdtemp()
+    checkpoint.save(distiller, Path(folder), step)
+    ray.train.report(
+        {"step": step, **metrics},
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+        checkpoint_upload_fn=_upload,
+    )
+
+
+def _upload(local: Checkpoint, name: str) -> Checkpoint:
+    """To the run's storage, again after a while where it fails: a failed upload would end the worker."""
+    storage = ray.train.get_context().get_storage()
+    for wait in (*UPLOAD_WAITS, None):
+        try:
+            return storage.persist_current_checkpoint(local, name)
+        except OSError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+    raise AssertionError("unreachable")
 
 
 def _restore(distiller: Distiller) -> int:
@@ -87,12 +100,8 @@ def _restore(distiller: Distiller) -> int:
     latest = ray.train.get_checkpoint()
     if latest is None:
         return 0
-    with latest.as_directory() as name:
-        folder = Path(name)
-        distiller.engines.load(folder)
-        distiller.ema = load_file(folder / EMA_FILE)
-        step = int(json.loads((folder / STATE_FILE).read_text())["step"])
-    return step
+    with latest.as_directory() as folder:
+        return checkpoint.load(distiller, Path(folder))
 
 
-__all__ = ["EMA_FILE", "RAW_FILE", "Setup", "train"]
+__all__ = ["Setup", "train"]

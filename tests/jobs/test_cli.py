@@ -11,8 +11,14 @@ def _tracking_elsewhere(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "--recipe", "nope"], "recipe: 'nope' is not known; allowed: shapes"),
-        (["distill", "--recipe", "nope"], "recipe: 'nope' is not known; allowed: shapes"),
+        (
+            ["prepare", "--recipe", "nope"],
+            "recipe: 'nope' is not known; allowed: gpu-smoke, pixart, sd15, sd21, shapes",
+        ),
+        (
+            ["distill", "--recipe", "nope"],
+            "recipe: 'nope' is not known; allowed: gpu-smoke, pixart, sd15, sd21, shapes",
+        ),
         (["prepare", "--set", "train.batch_size=-1"], "train.batch_size: -1 is not allowed; allowed: a number above 0"),
         (["prepare", "--prompts", "gone.txt"], "prompts.source: 'gone.txt' is no file"),
         (["evaluate"], "no complete distill here (no manifest.json); run `python -m jobs distill` first"),

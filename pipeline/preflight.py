@@ -1,0 +1,51 @@
+"""What must hold before a run: the store can be written, the cluster has what is asked for, the workers can talk."""
+
+import uuid
+
+import ray
+import torch
+import torch.distributed
+
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+from pipeline.storage import Folder
+
+
+def check_store(folder: Folder) -> None:
+    """Write a small file, read it back, remove it.
+
+    Raises:
+        UserError: naming the folder and what failed.
+    """
+    name, content = f".probe-{uuid.uuid4().hex}", b"probe"
+    folder.write(name, content)
+    if folder.read(name) != content:
+        raise UserError(f"{folder.uri}: what is written cannot be read back")
+    folder.filesystem.delete_file(f"{folder.path}/{name}")
+
+
+def check_resources(recipe: Recipe) -> None:
+    """Of the Ray session at hand, which must not grow on demand: a cluster that does starts the machines it lacks."""
+    train, has = recipe.train, ray.cluster_resources()
+    for field, each, name in (("cpus", train.cpus_per_worker, "CPU"), ("gpus", train.gpus_per_worker, "GPU")):
+        wanted, there = each * train.workers, has.get(name, 0.0)
+        if wanted > there:
+            raise UserError(
+                f"train.{field}_per_worker: {train.workers} workers x {each:g} ask for {wanted:g} {name}s, "
+                f"and there are {there:g}; allowed: fewer workers, or a larger cluster by --address"
+            )
+
+
+def check_workers(device: torch.device) -> None:
+    """In every worker: add a one over all of them, by the backend that training uses.
+
+    Raises:
+        RuntimeError: where the sum is not the number of workers.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    ones, workers = torch.ones(1, device=device), torch.distributed.get_world_size()
+    torch.distributed.all_reduce(ones)
+    if int(ones.item()) != workers:
+        backend = torch.distributed.get_backend()
+        raise RuntimeError(f"{backend}: {workers} workers added up to {ones.item():g}; they do not reach each other")
