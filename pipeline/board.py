@@ -20,12 +20,20 @@ class _Board:
 
     def __init__(self) -> None:
         self.step, self.text, self.messages = 0, "starting the workers", list[str]()
+        self.why = ""
 
     def post(self, step: int, text: str) -> None:
         self.step, self.text = step, text
 
     def say(self, message: str) -> None:
         self.messages.append(message)
+
+    def stop(self, why: str) -> None:
+        """Training ended before its last step, and starting it again would end it there again."""
+        self.why = why
+
+    def why_stopped(self) -> str:
+        return self.why
 
     def read(self) -> tuple[int, str, list[str]]:
         messages, self.messages = self.messages, []

@@ -25,7 +25,7 @@ def save(distiller: Distiller, folder: Path, step: int) -> None:
     if distiller.rank == 0:
         save_file(distiller.ema, folder / EMA_FILE)
         save_file(distiller.student_weights(), folder / RAW_FILE)
-        (folder / STATE_FILE).write_text(json.dumps({"step": step, **_layout(distiller)}))
+        (folder / STATE_FILE).write_text(json.dumps({"step": step, "attempt": distiller.attempt, **_layout(distiller)}))
 
 
 def load(distiller: Distiller, folder: Path) -> int:
@@ -35,6 +35,7 @@ def load(distiller: Distiller, folder: Path) -> int:
         distiller.engines.load(folder)
     else:
         _load_universal(distiller, folder)
+    distiller.attempt = state["attempt"]
     device = distiller.null.states.device
     distiller.ema = {name: value.to(device) for name, value in load_file(folder / EMA_FILE).items()}
     return int(state["step"])

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
@@ -65,6 +66,13 @@ def distill(
         setup = Setup(dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, tracking_uri, mlflow_run)
         with progress_bar(recipe.train.steps) as board:
             result = _fit(recipe, {**asdict(setup), "board": board}, folder, prompt_folder, record)
+            diverged = ray.get(board.why_stopped.remote())
+    if diverged:
+        tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
+        raise TrainingError(
+            f"training diverged: {diverged}; allowed: a lower student.learning_rate, or "
+            'train.on_divergence = "roll_back"'
+        )
     return _finish(recipe, folder, record, teacher, setup, result)
 
 

@@ -1,11 +1,12 @@
 """One process's share of a distillation: both engines, the student's moving average, and the step that moves them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from nasa.backbone import decode
@@ -24,7 +25,8 @@ from pipeline.recipe import Recipe
 class Distiller:
     """Knows no cluster: `rank` of `world_size` processes that see the same steps, each its part of a batch.
 
-    `decoder` makes the images that the CLIP loss looks at; None is the teacher's own.
+    `decoder` makes the images that the CLIP loss looks at; None is the teacher's own. `attempt` counts the times that
+    the training was rolled back; each draws other numbers.
     """
 
     recipe: Recipe
@@ -35,6 +37,7 @@ class Distiller:
     decoder: Any = None
     rank: int = 0
     world_size: int = 1
+    attempt: int = 0
     ema: dict[str, Tensor] = field(init=False)
     null: Embeds = field(init=False)
 
@@ -47,14 +50,13 @@ class Distiller:
         """One update of the student, and one of the LoRA teacher on the same images, for this process's `prompts`.
 
         Every random number is a function of the seed, the step and an image's place in the global batch, so that a
-        restart draws the same, and so does another number of processes.
+        restart draws the same, and so does another number of processes. The figures are means over all processes.
         """
+        seed = self.recipe.seed if not self.attempt else _mix(self.recipe.seed, 0, 0, self.attempt)
         places = range(self.rank * len(prompts), (self.rank + 1) * len(prompts))
-        negatives = self.negatives.draw(
-            prompts, self.recipe.seed, step, places, one=self.recipe.method.negative_per == "batch"
-        )
-        shared = torch.Generator().manual_seed(_mix(self.recipe.seed, step))
-        each = [torch.Generator().manual_seed(_mix(self.recipe.seed, step, 1 + place)) for place in places]
+        negatives = self.negatives.draw(prompts, seed, step, places, one=self.recipe.method.negative_per == "batch")
+        shared = torch.Generator().manual_seed(_mix(seed, step))
+        each = [torch.Generator().manual_seed(_mix(seed, step, 1 + place)) for place in places]
         draws = draw(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, each)
         sums: dict[str, Tensor | float] = defaultdict(float)
         size = len(prompts) // self._passes
@@ -66,12 +68,21 @@ class Distiller:
                 sums[name] = sums[name] + value / self._passes
         self._update_ema(step)
         return {
-            **{name: float(value) for name, value in sums.items()},
+            **self._over_processes(sums),
             "gradient_norm_student": float(self.engines.student.get_global_grad_norm()),
             "gradient_norm_lora_teacher": float(self.engines.lora_teacher.get_global_grad_norm()),
             "scale": draws.scale,
             "guidance_scale": draws.guidance_scale,
         }
+
+    def _over_processes(self, own: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Their means, in one message."""
+        device = self.null.states.device
+        values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in own.values()])
+        if self.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(values)
+            values /= self.world_size
+        return dict(zip(own, values.tolist(), strict=True))
 
     def _micro_step(
         self, step: int, first: int, prompts: Sequence[str], texts: Texts, draws: Draws

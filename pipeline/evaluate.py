@@ -51,6 +51,7 @@ def evaluate(
     tracker.metrics(flat_metrics(summary), recipe.train.steps, 0)
     if folder.is_local:
         tracker.file(Path(folder.path) / "report.html", "evaluation")
+    tracker.flush()
     manifest.write(folder, "evaluate", **made_from)
     return summary
 

@@ -1,10 +1,12 @@
 """What rank 0 tells of a run while it trains: the board's figures, metrics and contact sheets in MLflow."""
 
+import resource
 import time
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import ray
 import torch
 
 from nasa.backbone import decode
@@ -29,18 +31,39 @@ class Progress:
     def __init__(self, tracker: Tracker | None, board: Any, recipe: Recipe, first: int) -> None:
         self._tracker, self._board, self._recipe = tracker, board, recipe
         self._times = deque([time.monotonic()], maxlen=RATE_STEPS + 1)
+        self._waits: deque[float] = deque(maxlen=RATE_STEPS)
         if tracker and first:
             board.say.remote(f"continuing from the checkpoint at step {first} of {recipe.train.steps}")
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    def say(self, message: str) -> None:
+        if self._tracker is not None:
+            self._board.say.remote(message)
+
+    def stop(self, why: str) -> None:
+        """Leave word for the driver."""
+        if self._tracker is not None:
+            ray.get(self._board.stop.remote(why))
+
+    def close(self) -> None:
+        if self._tracker is not None:
+            self._tracker.flush()
+
+    def update(self, step: int, metrics: Mapping[str, float], waited: float) -> None:
+        """`waited` are the seconds that the step waited for its prompts."""
         if self._tracker is None:
             return
+        self._waits.append(waited)
         self._times.append(time.monotonic())
         rate = (len(self._times) - 1) * self._recipe.train.batch_size / (self._times[-1] - self._times[0])
         text = f"loss {metrics['loss_student']:.4f}, LoRA {metrics['loss_lora_teacher']:.4f}, {rate:.0f} images/s"
         self._board.post.remote(step + 1, text)
         if (step + 1) % EVERY == 0:
-            self._tracker.metrics({**metrics, "images_per_second": rate}, step + 1, int(time.time() * 1000))
+            own = {
+                "images_per_second": rate,
+                "data_wait_share": sum(self._waits) / (self._times[-1] - self._times[0]),
+                "memory_gib": peak_memory() / 2**30,
+            }
+            self._tracker.metrics({**metrics, **own}, step + 1, int(time.time() * 1000))
 
     @torch.no_grad()
     def sheet(self, distiller: "Distiller", step: int) -> None:
@@ -58,3 +81,10 @@ class Progress:
                 images = decode(model.vae, x0)
             rows.append((label, to_pixels(images.float())))
         self._tracker.image(contact_sheet(rows, prompts), key="contact_sheet", step=step)
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has had: of its GPU, or of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

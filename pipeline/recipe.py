@@ -88,7 +88,8 @@ class Train:
     """`batch_size` is of a step, over all workers; a worker takes at most `micro_batch` at once, or all of its (0).
 
     "bfloat16" computes in it where that is safe and keeps the trained weights in float32. `clip_decoder` is a tiny
-    autoencoder (AutoencoderTiny) for the CLIP loss in place of the teacher's.
+    autoencoder (AutoencoderTiny) for the CLIP loss in place of the teacher's. `explosion` and `least_variation` are
+    `pipeline.guard`'s; rolling back goes on from the latest checkpoint with other random numbers, `roll_backs` times.
     """
 
     steps: int = _checked(300, POSITIVE)
@@ -110,6 +111,10 @@ class Train:
     checkpoint_every: int = _checked(100, POSITIVE)
     keep_checkpoints: int = _checked(2, POSITIVE)
     max_failures: int = _checked(3, NOT_NEGATIVE)
+    on_divergence: Literal["stop", "roll_back"] = "stop"
+    roll_backs: int = _checked(3, NOT_NEGATIVE)
+    explosion: float = _checked(1000.0, POSITIVE)
+    least_variation: float = _checked(0.01, SHARE)
 
 
 @dataclass(frozen=True)

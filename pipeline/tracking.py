@@ -1,9 +1,13 @@
 """MLflow as a place to write to that may be away: a tracking outage never ends a training run."""
 
+import itertools
 import logging
 import os
+import queue
+import threading
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,9 @@ from pipeline import ROOT
 from pipeline.errors import UserError
 
 EXPERIMENT = "nasa-distill"
+BUFFERED = 1000  # writes that wait for a store that is away
+RETRY_SECONDS = (0.5, 1, 2, 5, 10)
+FLUSH_SECONDS = 20
 logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
 
 
@@ -59,33 +66,66 @@ def create_run(uri: str, name: str, params: Mapping[str, Any]) -> str:
 
 
 class Tracker:
-    """Writes to one MLflow run; what cannot be written is said once and dropped."""
+    """Writes to one MLflow run from a thread of its own. What cannot be written waits and is tried again.
+
+    A store that is away is said once; training never waits for it. What still waits at the end is given up after
+    `FLUSH_SECONDS`, and counted.
+    """
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.run_id = run_id
         self._client = client(uri)
-        self._lost = False
+        self._waiting: queue.Queue[Callable[[], object]] = queue.Queue(BUFFERED)
+        self._lost = 0
+        threading.Thread(target=self._write, daemon=True).start()
 
     def metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
         entries = [Metric(name, float(value), timestamp_ms, step) for name, value in values.items()]
-        self._try(lambda: self._client.log_batch(self.run_id, metrics=entries))
+        self._later(lambda: self._client.log_batch(self.run_id, metrics=entries))
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._try(lambda: self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()]))
+        self._later(lambda: self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()]))
 
     def image(self, image: Image.Image, key: str, step: int) -> None:
-        self._try(lambda: self._client.log_image(self.run_id, image, key=key, step=step))
+        self._later(lambda: self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True))
 
     def file(self, path: Path, folder: str = "") -> None:
-        self._try(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
+        self._later(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
     def finish(self, status: str = "FINISHED") -> None:
-        self._try(lambda: self._client.set_terminated(self.run_id, status))
+        self._later(lambda: self._client.set_terminated(self.run_id, status))
+        self.flush()
 
-    def _try(self, write: Any) -> None:
+    def flush(self) -> None:
+        """Wait until all is written, but not for ever."""
+        end = time.monotonic() + FLUSH_SECONDS
+        while self._waiting.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.02)
+        lost = self._lost + self._waiting.unfinished_tasks
+        if lost:
+            warnings.warn(f"MLflow at {self._client.tracking_uri}: {lost} writes are lost", stacklevel=2)
+
+    def _later(self, write: Callable[[], object]) -> None:
         try:
-            write()
-        except Exception as error:  # any failure of the store or the network, by design
-            if not self._lost:
-                warnings.warn(f"MLflow cannot be written to ({type(error).__name__}); going on", stacklevel=3)
-            self._lost = True
+            self._waiting.put_nowait(write)
+        except queue.Full:
+            self._lost += 1
+
+    def _write(self) -> None:
+        said = False
+        while True:
+            write = self._waiting.get()
+            for wait in itertools.chain(RETRY_SECONDS, itertools.repeat(RETRY_SECONDS[-1])):
+                try:
+                    write()
+                    break
+                except Exception as error:  # any failure of the store or the network, by design
+                    if not said:
+                        warnings.warn(
+                            f"MLflow cannot be written to ({type(error).__name__}); training goes on and it is tried "
+                            "again",
+                            stacklevel=1,
+                        )
+                    said = True
+                    time.sleep(wait)
+            self._waiting.task_done()

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from pipeline import checkpoint, engines, models, preflight, recipe
 from pipeline.distiller import Distiller
+from pipeline.guard import DivergedError, Guard
 from pipeline.judges import Clip, load_decoder
 from pipeline.progress import Progress
 from pipeline.prompts import DATASET, NegativeSampler, batches
@@ -38,18 +39,44 @@ def train(config: dict[str, Any]) -> None:
     setup = Setup(**config)
     options = recipe.parse(setup.recipe_toml)
     distiller = _distiller(setup, options)
-    first, last = _restore(distiller), options.train.steps
+    first = _restore(distiller, ray.train.get_checkpoint())
     tracker = Tracker(setup.tracking_uri, setup.mlflow_run) if distiller.rank == 0 else None
     progress = Progress(tracker, board, options, first)
+    diverged = _steps(distiller, first, progress)
+    while diverged and options.train.on_divergence == "roll_back" and distiller.attempt < options.train.roll_backs:
+        distiller.attempt += 1
+        first = _restore(distiller, _stored(), attempt=distiller.attempt)
+        if not first:
+            break
+        progress.say(f"{diverged}; back to step {first}, with other random numbers")
+        diverged = _steps(distiller, first, progress)
+    if diverged:
+        progress.stop(diverged)
+    progress.close()
+
+
+def _steps(distiller: Distiller, first: int, progress: Progress) -> str:
+    """The steps from `first` on. Returns why they ended before the last one, or nothing."""
+    options = distiller.recipe.train
+    guard = Guard(options.explosion, options.least_variation)
     shard = ray.train.get_dataset_shard(DATASET)
-    stream = batches(shard, options.train.batch_size, distiller.rank, distiller.world_size, first)
-    for step, prompts in zip(range(first, last), stream, strict=False):
+    stream = batches(shard, options.batch_size, distiller.rank, distiller.world_size, first)
+    for step in range(first, options.steps):
+        waited = time.monotonic()
+        prompts = next(stream)
+        waited = time.monotonic() - waited
         metrics = distiller.step(step, prompts)
-        progress.update(step, metrics)
+        progress.update(step, metrics, waited)
+        try:
+            guard.check(step, metrics)
+        except DivergedError as error:
+            stream.close()
+            return str(error)
         done = step + 1
-        if done % options.train.checkpoint_every == 0 or done == last:
+        if done % options.checkpoint_every == 0 or done == options.steps:
             progress.sheet(distiller, done)
             _checkpoint(distiller, done, metrics)
+    return ""
 
 
 def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
@@ -95,13 +122,20 @@ def _upload(local: Checkpoint, name: str) -> Checkpoint:
     raise AssertionError("unreachable")
 
 
-def _restore(distiller: Distiller) -> int:
-    """Load the latest checkpoint, if there is one; returns the first step to do."""
-    latest = ray.train.get_checkpoint()
+def _stored() -> Checkpoint | None:
+    """The latest checkpoint, when all that are on their way have arrived."""
+    reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    return reported[-1].checkpoint if reported else None
+
+
+def _restore(distiller: Distiller, latest: Checkpoint | None, *, attempt: int = 0) -> int:
+    """Load the checkpoint, if there is one; returns the first step to do. `attempt` is at least that of now."""
     if latest is None:
         return 0
     with latest.as_directory() as folder:
-        return checkpoint.load(distiller, Path(folder))
+        first = checkpoint.load(distiller, Path(folder))
+    distiller.attempt = max(distiller.attempt, attempt)
+    return first
 
 
 __all__ = ["Setup", "train"]

@@ -158,6 +158,26 @@ def test_what_does_not_fit_the_prepared_run_is_refused(run, tmp_path, tiny_teach
     assert not (Path(other["folder"]) / "distilled").exists()
 
 
+def test_a_training_that_diverges_is_one_line(tmp_path, tiny_teacher, capsys, ray_cluster):
+    """Rolled back as the recipe says, with other numbers; as that does not help here, it stops."""
+    wild = new_run(tmp_path, tiny_teacher)
+    assert main(arguments("prepare", wild)) == 0
+    sets = [
+        "student.learning_rate=1e30",
+        "train.checkpoint_every=1",
+        'train.on_divergence="roll_back"',
+        "train.roll_backs=1",
+    ]
+    capsys.readouterr()
+    assert main(arguments("distill", wild, *(part for override in sets for part in ("--set", override)))) == 1
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if "error" in line]
+    assert "error: training diverged: step 2: " in line
+    assert " is nan; " in line
+    assert captured.out.count("back to step 1, with other random numbers") == 1
+    assert not (Path(wild["folder"]) / "distilled/student").exists()
+
+
 def test_training_that_failed_is_one_line(tmp_path, tiny_teacher, capsys, monkeypatch, ray_cluster):
     """The last line of the worker's traceback for the user, the whole of it in a file."""
 

@@ -1,0 +1,48 @@
+"""Notices a training that has gone wrong: a number that is none, gradients that explode, images that are all alike."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+REMEMBERED = 50  # gradient norms that the next one is compared with
+ENOUGH = 10  # of them, before anything is called an explosion
+
+
+class DivergedError(Exception):
+    """One line: the step, the figure and what it should have been."""
+
+
+@dataclass
+class Guard:
+    """Sees the figures of every step, the same on all processes, so that all come to the same end.
+
+    `explosion` is how many times the median of the latest gradient norms is too many; `least_variation` is how much
+    of its first value the images' variation may fall to.
+    """
+
+    explosion: float
+    least_variation: float
+    _norms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _first_variation: float | None = None
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises: DivergedError."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise DivergedError(f"step {step + 1}: {name} is {value}")
+        norm, variation = metrics["gradient_norm_student"], metrics["image_variation"]
+        if len(self._norms) >= ENOUGH and norm > self.explosion * median(self._norms):
+            raise DivergedError(
+                f"step {step + 1}: gradient_norm_student is {norm:.3g}, more than {self.explosion:g} times its median "
+                f"{median(self._norms):.3g}"
+            )
+        self._norms.append(norm)
+        if self._first_variation is None:
+            self._first_variation = variation
+        if variation < self.least_variation * self._first_variation:
+            raise DivergedError(
+                f"step {step + 1}: image_variation is {variation:.3g}, less than {self.least_variation:.0%} of its "
+                f"first {self._first_variation:.3g}: the images are all alike"
+            )

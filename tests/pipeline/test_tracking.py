@@ -1,0 +1,55 @@
+"""A tracking store that is away, and comes back."""
+
+import time
+import warnings
+
+import pytest
+
+from pipeline import tracking
+
+
+@pytest.fixture
+def tracker(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", (0.01,))
+    uri = f"sqlite:///{tmp_path}/ml.db"
+    return tracking.Tracker(uri, tracking.create_run(uri, "run", {}))
+
+
+def away(tracker, monkeypatch, failures):
+    """Writing metrics fails so many times."""
+    calls, write = [], tracker._client.log_batch
+
+    def log_batch(*args, **options):
+        calls.append(time.monotonic())
+        if len(calls) <= failures:
+            raise ConnectionError("away")
+        return write(*args, **options)
+
+    monkeypatch.setattr(tracker._client, "log_batch", log_batch)
+    return calls
+
+
+def test_what_was_written_while_the_store_was_away_is_there_afterwards(tracker, monkeypatch):
+    calls = away(tracker, monkeypatch, failures=5)
+    for step in range(3):
+        tracker.metrics({"loss": float(step)}, step, 0)
+    with pytest.warns(UserWarning, match="ConnectionError.*training goes on") as caught:
+        tracker.finish()
+    assert len(caught) == 1
+    assert len(calls) == 5 + 3
+    history = tracker._client.get_metric_history(tracker.run_id, "loss")
+    assert [(entry.step, entry.value) for entry in history] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert tracker._client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_store_that_stays_away_holds_nobody_up(tracker, monkeypatch):
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.3)
+    away(tracker, monkeypatch, failures=10**9)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        started = time.monotonic()
+        for step in range(tracking.BUFFERED + 10):
+            tracker.metrics({"loss": 0.0}, step, 0)
+        assert time.monotonic() - started < 5
+        tracker.flush()
+    assert any("writes are lost" in str(warning.message) for warning in caught)
