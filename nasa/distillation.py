@@ -15,7 +15,7 @@ from nasa.losses import denoising_loss, dmd_gradient, vsd_gradient, vsd_loss
 from nasa.method import Method
 from nasa.parameterization import add_noise, alpha_sigma, target
 from nasa.student import Student, generate
-from nasa.teachers import conditional_eps, frozen_teacher, guided_eps
+from nasa.teachers import conditional_eps, frozen_teacher, guided_eps, merged_teacher
 
 VSD_TIMESTEPS = (0.02, 0.98)  # share of T: [20, 980) of 1000
 
@@ -120,10 +120,11 @@ def _score_difference(
 
     with frozen_teacher(teachers):
         eps_teacher = eps(method.negative_on_teacher)
-    if method.lora_guidance:
-        eps_lora = eps(method.negative_on_lora_teacher)
-    else:
-        eps_lora = conditional_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompts)
+    with merged_teacher(teachers):
+        if method.lora_guidance:
+            eps_lora = eps(method.negative_on_lora_teacher)
+        else:
+            eps_lora = conditional_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompts)
     if method.vsd_weighting == "dmd":
         return dmd_gradient(eps_teacher, eps_lora, x0, draws.vsd_eps, alpha, sigma)
     return vsd_gradient(eps_teacher, eps_lora, sigma)

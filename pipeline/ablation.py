@@ -136,9 +136,8 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
     return {"variant": variant.name, "seed": seed, "plan": plan.identity, **judge(options, sampler)}
 
 
-def _train(options: Recipe, steps: int, first: int, warm: Path | None = None) -> Distiller:
-    """`first` counts the steps before, for the weight of the CLIP loss and the order of the prompts."""
-    prompts = list(sample_prompts(options.prompts.count, options.seed))
+def fresh(options: Recipe) -> Distiller:
+    """A distillation of the embedded teacher at its first step, in this process alone."""
     corpus = negatives.corpus(sample_negatives(options.prompts.negative_draws, options.seed))
     weights = corpus["weight"].to_numpy().astype(np.float64)
     sampler = NegativeSampler(
@@ -149,10 +148,17 @@ def _train(options: Recipe, steps: int, first: int, warm: Path | None = None) ->
     model = models.load(models.teacher_folder(options.teacher))
     built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
     clip = Clip.load(options.train.clip_model) if options.train.clip_weight else None
+    return Distiller(options, model, built, sampler, clip)
+
+
+def _train(options: Recipe, steps: int, first: int, warm: Path | None = None) -> Distiller:
+    """`first` counts the steps before, for the weight of the CLIP loss and the order of the prompts."""
+    prompts = list(sample_prompts(options.prompts.count, options.seed))
+    distiller = fresh(options)
     if warm is not None:
-        built.student.module.model.load_state_dict(load_file(warm / "student.safetensors"))
-        built.teachers.load_state_dict(load_file(warm / "lora_teacher.safetensors"), strict=False)
-    distiller = Distiller(options, model, built, sampler, clip)
+        distiller.engines.student.module.model.load_state_dict(load_file(warm / "student.safetensors"))
+        distiller.engines.teachers.load_state_dict(load_file(warm / "lora_teacher.safetensors"), strict=False)
+        distiller.ema = {name: value.clone() for name, value in distiller.student_weights().items()}
     for step in range(first, first + steps):
         start = step * options.train.batch_size
         distiller.step(step, [prompts[i % len(prompts)] for i in range(start, start + options.train.batch_size)])

@@ -31,7 +31,7 @@ RUN_FILE = "run.json"
 FAILURE_FILE = "failure.txt"
 TRAIN_NAME = "train"
 WHERE = (
-    *("workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
+    *("workers", "min_workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
     *("gradient_checkpointing", "checkpoint_every", "keep_checkpoints", "max_failures"),
 )
 
@@ -149,7 +149,9 @@ def _fit(
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=(train.min_workers, train.workers) if train.min_workers else train.workers,
+            use_gpu=train.gpus_per_worker > 0,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=TRAIN_NAME,

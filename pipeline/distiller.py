@@ -52,20 +52,22 @@ class Distiller:
         Every random number is a function of the seed, the step and an image's place in the global batch, so that a
         restart draws the same, and so does another number of processes. The figures are means over all processes.
         """
-        seed = self.recipe.seed if not self.attempt else _mix(self.recipe.seed, 0, 0, self.attempt)
-        places = range(self.rank * len(prompts), (self.rank + 1) * len(prompts))
+        seed = self.recipe.seed if not self.attempt else mix(self.recipe.seed, 0, 0, self.attempt)
+        places = self.recipe.places(self.rank, self.world_size)
+        assert len(prompts) == len(places)
         negatives = self.negatives.draw(prompts, seed, step, places, one=self.recipe.method.negative_per == "batch")
-        shared = torch.Generator().manual_seed(_mix(seed, step))
-        each = [torch.Generator().manual_seed(_mix(seed, step, 1 + place)) for place in places]
+        shared = torch.Generator().manual_seed(mix(seed, step))
+        each = [torch.Generator().manual_seed(mix(seed, step, 1 + place)) for place in places]
         draws = draw(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, each)
         sums: dict[str, Tensor | float] = defaultdict(float)
-        size = len(prompts) // self._passes
-        for first in range(0, len(prompts), size):
-            part = slice(first, first + size)
+        for number in range(self._passes):
+            first, last = (edge * len(prompts) // self._passes for edge in (number, number + 1))
+            part, size = slice(first, last), last - first
             own = self.model.encode([*prompts[part], *negatives[part]])
             texts = Texts(own[:size], own[size:], self.null)
-            for name, value in self._micro_step(step, first, prompts[part], texts, draws.part(part)).items():
-                sums[name] = sums[name] + value / self._passes
+            share = size * self._passes * self.world_size / self.recipe.train.batch_size
+            for name, value in self._micro_step(step, first, share, prompts[part], texts, draws.part(part)).items():
+                sums[name] = sums[name] + value * share / self._passes
         self._update_ema(step)
         return {
             **self._over_processes(sums),
@@ -85,21 +87,22 @@ class Distiller:
         return dict(zip(own, values.tolist(), strict=True))
 
     def _micro_step(
-        self, step: int, first: int, prompts: Sequence[str], texts: Texts, draws: Draws
+        self, step: int, first: int, share: float, prompts: Sequence[str], texts: Texts, draws: Draws
     ) -> dict[str, Tensor | float]:
+        """`share` is 1 where every pass of every process has as many images, else the part of this one."""
         engines, diffusion = self.engines, self.model.diffusion
         with self.precision():
             student = student_loss(engines.student, engines.teachers, diffusion, self.recipe.method, texts, draws)
             hinge = self._clip_loss(step, first, prompts, student)
-        engines.student.backward(student.loss + hinge)
+        engines.student.backward(share * student.loss + hinge)
         engines.student.step()
         with self.precision():
             lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
-        engines.lora_teacher.backward(lora_loss)
+        engines.lora_teacher.backward(share * lora_loss)
         engines.lora_teacher.step()
         return {
             "loss_student": student.loss.detach(),
-            "loss_clip": hinge.detach() if isinstance(hinge, Tensor) else hinge,
+            "loss_clip": (hinge.detach() if isinstance(hinge, Tensor) else hinge) / share,  # weighted by passes already
             "loss_lora_teacher": lora_loss.detach(),
             "vsd_gradient_rms": student.gradient_rms,
             "image_variation": student.x0.std(dim=0).mean() if len(student.x0) > 1 else 1.0,
@@ -137,7 +140,7 @@ class Distiller:
             update_ema(self.ema, self.student_weights(), self.recipe.student.ema_decay, step)
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """One seed from several numbers; neighbours give unrelated streams."""
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:

@@ -71,7 +71,7 @@ def deepspeed_engine(
         model=model,
         optimizer=torch.optim.AdamW(parameters, lr=learning_rate, **ADAM),
         config={
-            "train_micro_batch_size_per_gpu": recipe.train.batch_size // workers // passes,
+            "train_micro_batch_size_per_gpu": -(-recipe.train.batch_size // (workers * passes)),
             "gradient_accumulation_steps": passes,
             "gradient_clipping": recipe.train.gradient_clip,
             "zero_optimization": {"stage": recipe.train.zero_stage},
@@ -90,7 +90,7 @@ class PlainEngine:
     ) -> None:
         self.module = model
         self._parameters = parameters
-        self._optimizer = torch.optim.AdamW(parameters, lr=learning_rate, **ADAM)
+        self._optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True, **ADAM)
         self._accumulation, self._clip = recipe.passes(workers), recipe.train.gradient_clip
         self._passes, self._norm = 0, 0.0
 

@@ -58,7 +58,7 @@ def estimate(recipe: Recipe) -> Estimate:
     """For each of `train.workers` GPUs. ZeRO shares optimizer states (stage 1) and gradients too (stage 2)."""
     options, workers = recipe.train, recipe.train.workers
     passes = recipe.passes(workers)
-    micro = options.batch_size // workers // passes
+    micro = -(-options.batch_size // (workers * passes))
     reduced = options.precision == "bfloat16"
     model = denoiser_of(recipe).requires_grad_(True)
     if recipe.student.lora_rank:

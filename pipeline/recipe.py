@@ -85,7 +85,9 @@ class LoraTeacher:
 
 @dataclass(frozen=True)
 class Train:
-    """`batch_size` is of a step, over all workers; a worker takes at most `micro_batch` at once, or all of its (0).
+    """With `min_workers` above 0 training goes on with as few while machines are missing, and grows again.
+
+    `batch_size` is of a step, over all workers; a worker takes at most `micro_batch` at once, or all of its (0).
 
     "bfloat16" computes in it where that is safe and keeps the trained weights in float32. `clip_decoder` is a tiny
     autoencoder (AutoencoderTiny) for the CLIP loss in place of the teacher's. `explosion` and `least_variation` are
@@ -98,6 +100,7 @@ class Train:
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     workers: int = _checked(2, POSITIVE)
+    min_workers: int = _checked(0, NOT_NEGATIVE)
     cpus_per_worker: float = _checked(0.5, POSITIVE)
     gpus_per_worker: float = _checked(0.0, NOT_NEGATIVE)
     gpu: str = _checked("A100-40GB", (lambda value: value in GPUS, ", ".join(GPUS)))
@@ -145,10 +148,14 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
 
     def passes(self, workers: int) -> int:
-        """In how many equal passes each of so many workers takes its part of a step: as few as `micro_batch` allows."""
-        part = self.train.batch_size // workers
-        most = self.train.micro_batch or part
-        return next(count for count in range(1, part + 1) if part % count == 0 and part // count <= most)
+        """In how many passes each of so many workers takes its part of a step: as few as `micro_batch` allows."""
+        largest = -(-self.train.batch_size // workers)
+        most = self.train.micro_batch or largest
+        return min(-(-largest // most), self.train.batch_size // workers)
+
+    def places(self, rank: int, workers: int) -> range:
+        """A worker's part of a step's images: as many as the others, or one more."""
+        return range(rank * self.train.batch_size // workers, (rank + 1) * self.train.batch_size // workers)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -177,10 +184,14 @@ def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") ->
 
 
 def _check_batch(train: Train) -> None:
-    """Every worker has as many images as the next."""
-    if train.batch_size % train.workers:
+    """Every worker has an image, and elastic workers a range."""
+    if train.batch_size < train.workers:
         raise UserError(
-            f"train.batch_size: {train.batch_size} is not allowed; allowed: a multiple of the {train.workers} workers"
+            f"train.batch_size: {train.batch_size} is not allowed; allowed: at least one a worker, {train.workers}"
+        )
+    if train.min_workers > train.workers:
+        raise UserError(
+            f"train.min_workers: {train.min_workers} is not allowed; allowed: up to train.workers, {train.workers}"
         )
 
 

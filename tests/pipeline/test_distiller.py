@@ -53,7 +53,7 @@ def assert_same(a, b, tolerance=TOLERANCE):
         torch.testing.assert_close(value, b.student_weights()[name], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
 def test_passes_add_up_to_the_whole_batch(teacher, micro_batch):
     clip = Clip.load("shapes")
     more = ["train.clip_weight=1.0", "train.clip_images=3", "train.clip_margin=2.0"]
@@ -66,14 +66,18 @@ def test_passes_add_up_to_the_whole_batch(teacher, micro_batch):
     assert_same(parts, whole, 1e-4)
 
 
-def test_processes_share_the_images_of_one(teacher):
-    """The mean over two processes is what one process has, noise, negatives and all."""
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_images_of_one(teacher, processes):
+    """The mean over the processes is what one process has, noise, negatives and all; some may have an image more."""
     (alone,) = steps(make(teacher), 1)
-    two = [steps(make(teacher, rank=rank, world_size=2), 1, PROMPTS[4 * rank :][:4])[0] for rank in range(2)]
-    assert two[0]["loss_student"] != two[1]["loss_student"]
+    parts = [make(teacher, "train.micro_batch=2", rank=rank, world_size=processes) for rank in range(processes)]
+    places = [part.recipe.places(part.rank, processes) for part in parts]
+    assert [place for own in places for place in own] == list(range(8))
+    shares = [steps(part, 1, [PROMPTS[i] for i in own])[0] for part, own in zip(parts, places, strict=True)]
+    assert shares[0]["loss_student"] != shares[1]["loss_student"]
     for name in ("loss_student", "loss_lora_teacher"):
-        assert np.mean([metrics[name] for metrics in two]) == pytest.approx(alone[name], rel=1e-4)
-    assert two[0]["scale"] == two[1]["scale"] == alone["scale"]
+        assert np.mean([metrics[name] for metrics in shares]) == pytest.approx(alone[name], rel=1e-4)
+    assert shares[0]["scale"] == shares[1]["scale"] == alone["scale"]
 
 
 @pytest.fixture(scope="module")

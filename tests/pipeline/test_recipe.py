@@ -36,7 +36,7 @@ def test_overrides_of_every_type(tmp_path):
     assert recipe.load(str(own)) == loaded
 
 
-@pytest.mark.parametrize(("micro_batch", "expected"), [(0, 1), (2, 3), (4, 2), (5, 2), (6, 1)])
+@pytest.mark.parametrize(("micro_batch", "expected"), [(0, 1), (1, 6), (2, 3), (4, 2), (5, 2), (6, 1)])
 def test_a_step_s_images_are_shared_by_workers_and_passes(micro_batch, expected):
     parsed = recipe.parse("", ["train.batch_size=24", "train.workers=4", f"train.micro_batch={micro_batch}"])
     assert parsed.passes(4) == expected
