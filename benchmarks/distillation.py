@@ -29,6 +29,7 @@ from pipeline import ablation, distiller, engines, models, recipe
 from pipeline.distiller import Distiller
 
 WARM_UP = 2
+SHARED = "method.lora_shares_pass=true"
 
 
 class Baseline:
@@ -115,31 +116,25 @@ def numbers(like: Distiller, step: int, prompts: list[str]) -> tuple[Texts, Draw
     return Texts(own[: len(prompts)], own[len(prompts) :], like.null), draws
 
 
-def ours(options: recipe.Recipe, *, compiled: bool = False) -> Distiller:
-    made = ablation.fresh(options)
-    if compiled:
-        for module in (made.engines.student.module, made.engines.teachers):
-            module.model = torch.compile(module.model)
-    return made
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--check", action="store_true", help="compare the losses of ten steps instead")
-    parser.add_argument("--rows", nargs="*", default=["plain", "bfloat16", "compiled"])
+    parser.add_argument("--rows", nargs="*", default=["plain", "shared", "compiled", "both", "bfloat16"])
     parser.add_argument("--memory", help="print the peak memory of this row alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     sets = ["train.workers=1", f"train.batch_size={arguments.batch}", "train.clip_weight=0"]
     options = recipe.load("shapes", sets)
     make: dict[str, Callable[[], Any]] = {
-        "baseline": lambda: Baseline(options, ours(options)),
-        "plain": lambda: ours(options),
-        "bfloat16": lambda: ours(recipe.parse(recipe.dump(options), ['train.precision="bfloat16"'])),
-        "compiled": lambda: ours(options, compiled=True),
+        "baseline": lambda: Baseline(options, ablation.fresh(options)),
+        "plain": lambda: ablation.fresh(options),
+        "bfloat16": lambda: ablation.fresh(recipe.parse(recipe.dump(options), ['train.precision="bfloat16"'])),
+        "shared": lambda: ablation.fresh(recipe.parse(recipe.dump(options), [SHARED])),
+        "both": lambda: ablation.fresh(recipe.parse(recipe.dump(options), [SHARED, "train.compile=true"])),
+        "compiled": lambda: ablation.fresh(recipe.parse(recipe.dump(options), ["train.compile=true"])),
     }
     prompts = [f"a photo of a {colour} star" for colour in ("red", "blue", "green", "white")] * (arguments.batch // 4)
     if arguments.check:

@@ -3,7 +3,7 @@
 All randomness of a step is in `Draws`; the losses are deterministic functions of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from nasa.backbone import Diffusion
 from nasa.embeds import Embeds, where
+from nasa.guidance import classifier_free_guidance
 from nasa.losses import denoising_loss, dmd_gradient, vsd_gradient, vsd_loss
 from nasa.method import Method
-from nasa.parameterization import add_noise, alpha_sigma, target
+from nasa.parameterization import add_noise, alpha_sigma, target, to_eps
 from nasa.student import Student, generate
 from nasa.teachers import conditional_eps, frozen_teacher, guided_eps, merged_teacher
 
@@ -88,28 +89,48 @@ def _between(limits: tuple[float, float], uniform: float) -> float:
 
 @dataclass(frozen=True)
 class StudentLoss:
-    """`loss` carries the gradient to the student; `x0` is detached, for the LoRA teacher's update."""
+    """`loss` carries the gradient to the student; `x0` is detached, for the LoRA teacher's update.
+
+    `lora_loss` carries the LoRA teacher's, where it shares the pass.
+    """
 
     loss: Tensor
     x0: Tensor
     attached_x0: Tensor
     gradient_rms: Tensor
+    lora_loss: Tensor | None = None
 
 
 def student_loss(
-    student: Student, teachers: nn.Module, diffusion: Diffusion, method: Method, texts: Texts, draws: Draws
+    student: Student,
+    teachers: nn.Module,
+    diffusion: Diffusion,
+    method: Method,
+    texts: Texts,
+    draws: Draws,
+    lora_teacher: Callable[..., Tensor] | None = None,
 ) -> StudentLoss:
-    """Eq. 6 with the negative prompt where `method` puts it; the teachers are seen without gradient."""
+    """Eq. 6 with the negative prompt where `method` puts it; the teachers are seen without gradient.
+
+    `lora_teacher` is the LoRA teacher as it is called to be trained, where that is not `teachers` itself.
+    """
     away = texts.negatives if method.negative_on_student else None
     x0 = generate(student, diffusion, draws.noise, texts.prompts, away, draws.scale)
-    gradient = _score_difference(teachers, diffusion, method, texts, draws, x0.detach())
-    return StudentLoss(vsd_loss(x0, gradient), x0.detach(), x0, gradient.square().mean().sqrt())
+    called = teachers if lora_teacher is None else lora_teacher
+    gradient, lora_loss = _score_difference(teachers, called, diffusion, method, texts, draws, x0.detach())
+    return StudentLoss(vsd_loss(x0, gradient), x0.detach(), x0, gradient.square().mean().sqrt(), lora_loss)
 
 
 @torch.no_grad()
 def _score_difference(
-    teachers: nn.Module, diffusion: Diffusion, method: Method, texts: Texts, draws: Draws, x0: Tensor
-) -> Tensor:
+    teachers: nn.Module,
+    lora_teacher: Callable[..., Tensor],
+    diffusion: Diffusion,
+    method: Method,
+    texts: Texts,
+    draws: Draws,
+    x0: Tensor,
+) -> tuple[Tensor, Tensor | None]:
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, draws.vsd_timestep_B)
     x_t = add_noise(x0, draws.vsd_eps, alpha, sigma)
 
@@ -120,14 +141,42 @@ def _score_difference(
 
     with frozen_teacher(teachers):
         eps_teacher = eps(method.negative_on_teacher)
-    with merged_teacher(teachers):
-        if method.lora_guidance:
-            eps_lora = eps(method.negative_on_lora_teacher)
-        else:
-            eps_lora = conditional_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompts)
+    lora_loss = None
+    if method.lora_shares_pass:
+        eps_lora, lora_loss = _shared_pass(teachers, lora_teacher, diffusion, texts, draws, x0, x_t)
+    else:
+        with merged_teacher(teachers):
+            if method.lora_guidance:
+                eps_lora = eps(method.negative_on_lora_teacher)
+            else:
+                eps_lora = conditional_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompts)
     if method.vsd_weighting == "dmd":
-        return dmd_gradient(eps_teacher, eps_lora, x0, draws.vsd_eps, alpha, sigma)
-    return vsd_gradient(eps_teacher, eps_lora, sigma)
+        return dmd_gradient(eps_teacher, eps_lora, x0, draws.vsd_eps, alpha, sigma), lora_loss
+    return vsd_gradient(eps_teacher, eps_lora, sigma), lora_loss
+
+
+def _shared_pass(
+    teachers: nn.Module,
+    lora_teacher: Callable[..., Tensor],
+    diffusion: Diffusion,
+    texts: Texts,
+    draws: Draws,
+    x0: Tensor,
+    x_t: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The LoRA teacher's guided eps, and its loss, of which the text that it learns is called with gradient."""
+    timestep_B, null_B = draws.vsd_timestep_B, draws.null_text_B
+    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
+    with torch.enable_grad():
+        output = lora_teacher(x_t, timestep_B, where(null_B, texts.null, texts.prompts))
+        wanted = target(x0, draws.vsd_eps, alpha, sigma, diffusion.prediction_type)
+        loss = denoising_loss(output, wanted, alpha)
+    learned = to_eps(output.detach(), x_t, alpha, sigma, diffusion.prediction_type)
+    with merged_teacher(teachers):
+        other = conditional_eps(teachers, diffusion, x_t, timestep_B, where(null_B, texts.prompts, texts.null))
+    null = null_B[:, None, None, None]
+    away, towards = torch.where(null, learned, other), torch.where(null, other, learned)
+    return classifier_free_guidance(away, towards, draws.guidance_scale), loss
 
 
 def lora_teacher_loss(teachers: nn.Module, diffusion: Diffusion, texts: Texts, draws: Draws, x0: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ class Method:
         start_timestep: where the one step starts; -1 is the last, T - 1.
         null_text_probability: how often the LoRA teacher learns the null text.
         null_text_per: whether that is drawn for the whole batch (SwiftBrush) or for each image.
+        lora_shares_pass: the LoRA teacher learns from the noised images and the pass of eq. 6, and has none of its
+            own. Not the paper's: one forward pass less, timesteps of eq. 6, and the same noise.
         negative_per: whether each image has a negative of its own, or the batch has one.
     """
 
@@ -32,4 +34,12 @@ class Method:
     start_timestep: int = -1
     null_text_probability: float = 0.1
     null_text_per: Literal["batch", "image"] = "batch"
+    lora_shares_pass: bool = False
     negative_per: Literal["image", "batch"] = "image"
+
+    def __post_init__(self) -> None:
+        if self.lora_shares_pass and (self.negative_on_lora_teacher or not self.lora_guidance):
+            raise ValueError(
+                "lora_shares_pass: true is not allowed; "
+                "allowed: with lora_guidance, and without negative_on_lora_teacher"
+            )

@@ -32,7 +32,7 @@ FAILURE_FILE = "failure.txt"
 TRAIN_NAME = "train"
 WHERE = (
     *("workers", "min_workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
-    *("gradient_checkpointing", "checkpoint_every", "keep_checkpoints", "max_failures"),
+    *("gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "max_failures"),
 )
 
 

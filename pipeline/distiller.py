@@ -92,12 +92,22 @@ class Distiller:
         """`share` is 1 where every pass of every process has as many images, else the part of this one."""
         engines, diffusion = self.engines, self.model.diffusion
         with self.precision():
-            student = student_loss(engines.student, engines.teachers, diffusion, self.recipe.method, texts, draws)
+            student = student_loss(
+                engines.student,
+                engines.teachers,
+                diffusion,
+                self.recipe.method,
+                texts,
+                draws,
+                engines.lora_teacher,
+            )
             hinge = self._clip_loss(step, first, prompts, student)
         engines.student.backward(share * student.loss + hinge)
         engines.student.step()
-        with self.precision():
-            lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
+        lora_loss = student.lora_loss
+        if lora_loss is None:
+            with self.precision():
+                lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
         engines.lora_teacher.backward(share * lora_loss)
         engines.lora_teacher.step()
         return {

@@ -141,6 +141,9 @@ def build(
     if recipe.train.gradient_checkpointing:
         student.enable_gradient_checkpointing()
         teachers.enable_gradient_checkpointing()
+    if recipe.train.compile:
+        student.model.compile()
+        teachers.model.compile()
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     return Engines(
         student=make(recipe, student, trained, recipe.student.learning_rate, workers),

@@ -99,6 +99,7 @@ class Train:
     micro_batch: int = _checked(0, NOT_NEGATIVE)
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    compile: bool = False
     workers: int = _checked(2, POSITIVE)
     min_workers: int = _checked(0, NOT_NEGATIVE)
     cpus_per_worker: float = _checked(0.5, POSITIVE)
@@ -224,7 +225,10 @@ def _build(cls: Any, values: Any, path: str) -> Any:
         if name not in fields:
             raise UserError(f"{path}{name}: no such field; allowed: {', '.join(fields)}")
     built = {name: _convert(value, hints[name], fields[name], path + name) for name, value in values.items()}
-    return cls(**built)
+    try:
+        return cls(**built)
+    except ValueError as error:  # of `nasa`'s own checks
+        raise UserError(f"{path}{error}") from None
 
 
 def _convert(value: Any, hint: Any, spec: Any, path: str) -> Any:

@@ -22,6 +22,7 @@ LORA = {"rank": 2, "scaling": 4, "targets": ("to_q", "to_v")}
 NASA_T = Method()
 SBV2 = Method(negative_on_student=False, negative_on_teacher=False)
 ALL_THREE = Method(negative_on_lora_teacher=True)
+SHARED = Method(lora_shares_pass=True)
 
 
 class World:
@@ -232,6 +233,32 @@ def test_the_lora_teacher_s_loss_matches_the_reference(world, null_text):
     expected = (alpha**2 * (output - wanted) ** 2).mean()
     actual = lora_teacher_loss(world.teachers, world.diffusion, texts, draws, x0)
     torch.testing.assert_close(actual, expected, rtol=REFERENCE_TOLERANCE, atol=0)
+
+
+@pytest.mark.parametrize("null_text", [[False] * 3, [True] * 3, [False, True, False]], ids=["none", "all", "one"])
+def test_a_shared_pass_is_both_losses_on_the_same_noised_images(world, null_text):
+    draws = replace(world.draws(), null_text_B=torch.tensor(null_text))
+    apart, shared = world.student_loss(NASA_T, draws), world.student_loss(SHARED, draws)
+    torch.testing.assert_close(shared.loss, apart.loss, rtol=REFERENCE_TOLERANCE, atol=0)
+    same = replace(draws, lora_timestep_B=draws.vsd_timestep_B, lora_eps=draws.vsd_eps)
+    expected = lora_teacher_loss(world.teachers, world.diffusion, world.texts, same, apart.x0)
+    torch.testing.assert_close(shared.lora_loss, expected, rtol=REFERENCE_TOLERANCE, atol=0)
+    assert apart.lora_loss is None
+    shared.loss.backward()
+    assert all(parameter.grad is None for parameter in world.teachers.parameters())
+    shared.lora_loss.backward()
+    gradients = [parameter.grad.clone() for parameter in lora_parameters(world.teachers)]
+    for parameter in lora_parameters(world.teachers):
+        parameter.grad = None
+    expected.backward()
+    for found, parameter in zip(gradients, lora_parameters(world.teachers), strict=True):
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-7, atol=REFERENCE_TOLERANCE)
+
+
+@pytest.mark.parametrize("changes", [{"negative_on_lora_teacher": True}, {"lora_guidance": False}])
+def test_a_pass_is_shared_with_the_null_text_alone(changes):
+    with pytest.raises(ValueError, match="lora_shares_pass: true is not allowed; allowed: with lora_guidance"):
+        Method(lora_shares_pass=True, **changes)
 
 
 def test_the_lora_teacher_s_loss_reaches_the_adapters_alone(eps_world):

@@ -91,10 +91,12 @@ def one_process(tmp_path_factory):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("micro_batch", [0, 4])
-def test_deepspeed_does_what_the_plain_engine_does(tiny_teacher, one_process, stage, micro_batch):
+@pytest.mark.parametrize(
+    ("stage", "micro_batch", "shared"), [(1, 0, "false"), (2, 0, "false"), (2, 4, "false"), (2, 4, "true")]
+)
+def test_deepspeed_does_what_the_plain_engine_does(tiny_teacher, one_process, stage, micro_batch, shared):
     more = [f"train.zero_stage={stage}", f"train.micro_batch={micro_batch}", "student.learning_rate=1e-3"]
+    more.append(f"method.lora_shares_pass={shared}")
     plain, sharded = make(tiny_teacher, *more), make(tiny_teacher, *more, make=engines.deepspeed_engine)
     for expected, actual in zip(steps(plain, 3), steps(sharded, 3), strict=True):
         assert actual == pytest.approx(expected, rel=1e-3)
