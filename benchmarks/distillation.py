@@ -13,7 +13,6 @@ import random
 import resource
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasa.backbone import steerable
 from nasa.distillation import Draws, Texts, draw
 from nasa.embeds import Embeds
-from nasa.teachers import add_lora, lora_parameters
+from nasa.teachers import lora_parameters
 from pipeline import ablation, distiller, engines, models, recipe
 from pipeline.distiller import Distiller
 
@@ -37,21 +35,16 @@ class Baseline:
 
     def __init__(self, options: recipe.Recipe, like: Distiller) -> None:
         self.options, self.like = options, like
-        lora = options.lora_teacher
-        plain = like.model.denoiser
         self.teacher = models.load_denoiser(like.model.folder).requires_grad_(False)
-        self.student = steerable(deepcopy(self.teacher).requires_grad_(True))
-        adapted = deepcopy(self.teacher)
-        add_lora(adapted, rank=lora.rank, scaling=lora.scaling, targets=lora.targets)
-        self.lora_teacher = steerable(adapted)
-        self.lora_teacher.model.load_state_dict(plain.state_dict())
+        self.student, self.lora_teacher = like.engines.student.module, like.engines.teachers
         self.optimizers = [
             torch.optim.AdamW(parameters, lr=rate, **engines.ADAM)
             for parameters, rate in (
                 (self.student.parameters(), options.student.learning_rate),
-                (lora_parameters(self.lora_teacher), lora.learning_rate),
+                (lora_parameters(self.lora_teacher), options.lora_teacher.learning_rate),
             )
         ]
+        like.engines, like.ema = None, {}  # its models are used, its optimizers and its moving average are not
         self.abar = like.model.diffusion.alphas_cumprod
 
     def step(self, step: int, prompts: list[str]) -> dict[str, float]:
