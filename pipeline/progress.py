@@ -32,6 +32,8 @@ class Progress:
         self._tracker, self._board, self._recipe = tracker, board, recipe
         self._times = deque([time.monotonic()], maxlen=RATE_STEPS + 1)
         self._waits: deque[float] = deque(maxlen=RATE_STEPS)
+        if tracker:
+            tracker.watch_machine()
         if tracker and first:
             board.say.remote(f"continuing from the checkpoint at step {first} of {recipe.train.steps}")
 

@@ -14,6 +14,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
@@ -25,6 +26,7 @@ BUFFERED = 1000  # writes that wait for a store that is away
 RETRY_SECONDS = (0.5, 1, 2, 5, 10)
 FLUSH_SECONDS = 20
 logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
+logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # and of every start
 
 
 def default_uri() -> str:
@@ -91,6 +93,17 @@ class Tracker:
 
     def file(self, path: Path, folder: str = "") -> None:
         self._later(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
+
+    def watch_machine(self) -> None:
+        """MLflow's own metrics of this machine, each ten seconds, as long as the store answers."""
+
+        def start() -> None:
+            self._monitor = SystemMetricsMonitor(
+                self.run_id, resume_logging=True, tracking_uri=self._client.tracking_uri
+            )
+            self._monitor.start()
+
+        self._later(start)
 
     def finish(self, status: str = "FINISHED") -> None:
         self._later(lambda: self._client.set_terminated(self.run_id, status))

@@ -53,3 +53,13 @@ def test_a_store_that_stays_away_holds_nobody_up(tracker, monkeypatch):
         assert time.monotonic() - started < 5
         tracker.flush()
     assert any("writes are lost" in str(warning.message) for warning in caught)
+
+
+def test_the_machine_s_own_figures_are_in_the_run(tracker, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    tracker.watch_machine()
+    name, end = "system/cpu_utilization_percentage", time.monotonic() + 20
+    while not (found := tracker._client.get_run(tracker.run_id).data.metrics) and time.monotonic() < end:
+        time.sleep(0.1)
+    tracker.finish()
+    assert 0 <= found[name] <= 100
