@@ -68,7 +68,7 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         axis.plot(row["seeds"], np.full(len(row["seeds"]), height), "o", color="black", markersize=4)
     axis.axvline(0, color="grey", linestyle=":")
     axis.set_yticks(range(len(rows)), [row["title"] for row in rows])
-    axis.set(xlabel="difference in clean and right images, points (bar: over prompts; dots: seeds)")
+    axis.set(xlabel="difference, points (bar: over prompts; dots: seeds)")
     axis.set_ylim(-0.6, len(rows) - 0.4)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
