@@ -20,21 +20,19 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import Tensor, nn
 
 import nasa
-from datasets_prep.shapes import sample_caption
 from datasets_prep.shapes.prompts import held_out_prompts
 from nasa.backbone import decode, tokenize
 from nasa.joint import READINGS
 from pipeline import models
 from pipeline.evaluate import JUDGED
-from pipeline.exclusion import Trial, trials
+from pipeline.exclusion import shares, trials
 from pipeline.judges import AttributeJudge
 from pipeline.sampling import Way, noise_of
 from pipeline.shapes.clip import WIDTH
-from pipeline.shapes.denoiser import encode_pool
+from pipeline.shapes.denoiser import captions_of, encode_pool
 from pipeline.shapes.fit import fit
 
 STEPS, BATCH, LEARNING_RATE = 2500, 64, 3e-3
-NULL_TEXT_SHARE = 0.1
 SAMPLING_STEPS = 8
 SCALES = {
     "text": (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5),
@@ -43,7 +41,6 @@ SCALES = {
 }
 NAMES = {"text": 'reading "text"', "joint": 'reading "joint"', "cfg": "CFG, two passes"}
 SEEDS = range(9_100_000, 9_100_192)
-FIGURES = ("removed", "kept", "clean")
 DATA, IMAGE = Path("docs/data/joint_attention.json"), Path("docs/images/joint_attention.png")
 
 
@@ -89,8 +86,7 @@ def train(work: Path, steps: int) -> SD3Transformer2DModel:
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((5, step))
         rows = rng.integers(0, len(latents), size=BATCH)
-        captions = [sample_caption(pool.scenes[row], rng) for row in rows]
-        captions = ["" if rng.random() < NULL_TEXT_SHARE else caption for caption in captions]
+        captions = captions_of(pool, rows, rng)
         generator = torch.Generator().manual_seed(step)
         x0 = latents[torch.from_numpy(rows)]
         eps = torch.randn(x0.shape, generator=generator)
@@ -168,11 +164,6 @@ def measure(sampler: FlowSampler) -> dict[str, Any]:
         "plain": shares(collected, Way()),
         "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
     }
-
-
-def shares(collected: list[Trial], way: Way) -> dict[str, float]:
-    own = [trial for trial in collected if trial.way == way.label]
-    return {"images": len(own), **{name: float(np.mean([getattr(trial, name) for trial in own])) for name in FIGURES}}
 
 
 def draw(data: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import manifest
 from pipeline.evaluate import distilled_student
-from pipeline.exclusion import Trial, trials
+from pipeline.exclusion import shares, trials
 from pipeline.judges import AttributeJudge
 from pipeline.recipe import parse
 from pipeline.sampling import Way
@@ -30,7 +30,6 @@ SCALES = {
 NAMES = {"nasa": "NASA", "nag": "NAG", "vsf": "VSF", "cfg": "CFG (output space)"}
 MARKERS = {"nasa": "o", "nag": "s", "vsf": "^", "cfg": "D"}
 SEEDS = range(9_000_000, 9_000_192)
-FIGURES = ("removed", "kept", "clean")
 DATA, IMAGE = Path("docs/data/rules.json"), Path("docs/images/rules.png")
 
 
@@ -59,11 +58,6 @@ def measure(folder: Path) -> dict[str, Any]:
         "plain": shares(collected, Way()),
         "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
     }
-
-
-def shares(collected: list[Trial], way: Way) -> dict[str, float]:
-    own = [trial for trial in collected if trial.way == way.label]
-    return {"images": len(own), **{name: float(np.mean([getattr(trial, name) for trial in own])) for name in FIGURES}}
 
 
 def draw(students: list[dict[str, Any]]) -> None:

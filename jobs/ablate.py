@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> None:
     for name in ("steps", "warm_up_steps", "seeds", "processes", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(options, name)} is not allowed; allowed: 1 or more")
-    base = recipe.load(options.recipe, ["train.workers=1", *options.overrides])
+    every_step = options.warm_up_steps + options.steps  # what the CLIP loss's weight falls to 0 over
+    base = recipe.load(options.recipe, ["train.workers=1", f"train.steps={every_step}", *options.overrides])
     if base.teacher != recipe.EMBEDDED:
         raise UserError(f"teacher: {base.teacher!r} has no judge; allowed: {recipe.EMBEDDED!r}")
     folder = str(Path(options.run).absolute())

@@ -139,12 +139,7 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
 def fresh(options: Recipe) -> Distiller:
     """A distillation of the embedded teacher at its first step, in this process alone."""
     corpus = negatives.corpus(sample_negatives(options.prompts.negative_draws, options.seed))
-    weights = corpus["weight"].to_numpy().astype(np.float64)
-    sampler = NegativeSampler(
-        corpus["negative_prompt"].to_pylist(),
-        np.cumsum(weights / weights.sum()),
-        options.prompts.avoid_contradictions,
-    )
+    sampler = NegativeSampler.of(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
     model = models.load(models.teacher_folder(options.teacher))
     built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
     clip = Clip.load(options.train.clip_model) if options.train.clip_weight else None

@@ -129,8 +129,8 @@ class Distiller:
         A pass holds some of them; its mean is weighted so that the passes add up to the mean over all.
         """
         train = self.recipe.train
-        weight = train.clip_weight * (1 - step / train.steps)
-        every = min(train.clip_images, self._passes * len(prompts))
+        weight = train.clip_weight * max(0.0, 1 - step / train.steps)
+        every = min(train.clip_images, len(self.recipe.places(self.rank, self.world_size)))
         count = min(every - first, len(prompts))
         if self.clip is None or not weight or count <= 0:
             return 0.0

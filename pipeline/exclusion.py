@@ -99,3 +99,10 @@ def summarise(collected: Iterable[Trial]) -> list[dict[str, Any]]:
                 }
                 rows.append({"way": way, "trained_negative": trained, **figures})
     return rows
+
+
+def shares(collected: Iterable[Trial], way: Way) -> dict[str, float]:
+    """Of one way: how many images, and the shares in which the thing is removed, the rest is kept, the image clean."""
+    own = [trial for trial in collected if trial.way == way.label]
+    figures = {name: share([getattr(trial, name) for trial in own]).value for name in ("removed", "kept", "clean")}
+    return {"images": len(own), **figures}

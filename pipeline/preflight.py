@@ -27,11 +27,12 @@ def check_store(folder: Folder) -> None:
 def check_resources(recipe: Recipe) -> None:
     """Of the Ray session at hand, which must not grow on demand: a cluster that does starts the machines it lacks."""
     train, has = recipe.train, ray.cluster_resources()
+    workers = train.min_workers or train.workers
     for field, each, name in (("cpus", train.cpus_per_worker, "CPU"), ("gpus", train.gpus_per_worker, "GPU")):
-        wanted, there = each * train.workers, has.get(name, 0.0)
+        wanted, there = each * workers, has.get(name, 0.0)
         if wanted > there:
             raise UserError(
-                f"train.{field}_per_worker: {train.workers} workers x {each:g} ask for {wanted:g} {name}s, "
+                f"train.{field}_per_worker: {workers} workers x {each:g} ask for {wanted:g} {name}s, "
                 f"and there are {there:g}; allowed: fewer workers, or a larger cluster by --address"
             )
 

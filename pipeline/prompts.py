@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 from ray.data import DataIterator, Dataset, ExecutionOptions
@@ -85,9 +86,14 @@ class NegativeSampler:
     @staticmethod
     def read(folder: Folder, *, avoid_contradictions: bool) -> "NegativeSampler":
         table = pq.read_table(io.BytesIO(folder.read(NEGATIVES)))
-        weights = table["weight"].to_numpy().astype(np.float64)
+        return NegativeSampler.of(table, avoid_contradictions=avoid_contradictions)
+
+    @staticmethod
+    def of(corpus: pa.Table, *, avoid_contradictions: bool) -> "NegativeSampler":
+        """`corpus` is of `datasets_prep.negatives`."""
+        weights = corpus["weight"].to_numpy().astype(np.float64)
         return NegativeSampler(
-            table["negative_prompt"].to_pylist(), np.cumsum(weights / weights.sum()), avoid_contradictions
+            corpus["negative_prompt"].to_pylist(), np.cumsum(weights / weights.sum()), avoid_contradictions
         )
 
     def draw(

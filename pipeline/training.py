@@ -90,7 +90,7 @@ def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
         engines.build(options, model, device, workers=context.get_world_size(), init=init),
         NegativeSampler.read(Folder.of(setup.prompts_uri), avoid_contradictions=options.prompts.avoid_contradictions),
         Clip.load(options.train.clip_model, device) if options.train.clip_weight else None,
-        load_decoder(options.train.clip_decoder, device) if options.train.clip_decoder else model.vae,
+        load_decoder(options.train.clip_decoder, device) if options.train.clip_decoder else None,
         context.get_world_rank(),
         context.get_world_size(),
     )

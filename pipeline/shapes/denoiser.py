@@ -68,8 +68,7 @@ def _loss(
 ) -> Tensor:
     rng = np.random.default_rng((3, 1, step))
     rows = rng.integers(0, len(latents), size=BATCH)
-    captions = [sample_caption(pool.scenes[row], rng) for row in rows]
-    captions = ["" if rng.random() < NULL_TEXT_SHARE else caption for caption in captions]
+    captions = captions_of(pool, rows, rng)
     generator = torch.Generator().manual_seed(step)
     x0 = latents[torch.from_numpy(rows)]
     eps = torch.randn(x0.shape, generator=generator)
@@ -78,6 +77,12 @@ def _loss(
     embeds = model["text_encoder"](tokenize(tokenizer, captions))[0]
     output = model["unet"](add_noise(x0, eps, alpha, sigma), timestep, embeds).sample
     return F.mse_loss(output, target(x0, eps, alpha, sigma, "v_prediction"))
+
+
+def captions_of(pool: Samples, rows: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """A caption of each row's scene, or the null text in `NULL_TEXT_SHARE` of them."""
+    captions = [sample_caption(pool.scenes[row], rng) for row in rows]
+    return ["" if rng.random() < NULL_TEXT_SHARE else caption for caption in captions]
 
 
 @torch.no_grad()

@@ -53,10 +53,10 @@ def assert_same(a, b, tolerance=TOLERANCE):
         torch.testing.assert_close(value, b.student_weights()[name], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 4])
-def test_passes_add_up_to_the_whole_batch(teacher, micro_batch):
+@pytest.mark.parametrize(("micro_batch", "clip_images"), [(1, 3), (3, 3), (3, 8), (4, 3)])
+def test_passes_add_up_to_the_whole_batch(teacher, micro_batch, clip_images):
     clip = Clip.load("shapes")
-    more = ["train.clip_weight=1.0", "train.clip_images=3", "train.clip_margin=2.0"]
+    more = ["train.clip_weight=1.0", f"train.clip_images={clip_images}", "train.clip_margin=2.0"]
     whole = make(teacher, *more, clip=clip)
     parts = make(teacher, *more, f"train.micro_batch={micro_batch}", clip=clip)
     for expected, actual in zip(steps(whole, 2), steps(parts, 2), strict=True):
@@ -162,3 +162,11 @@ def test_checkpointed_gradients_are_the_same(teacher):
     plain, checkpointed = make(teacher), make(teacher, "train.gradient_checkpointing=true")
     assert steps(checkpointed, 2)[1] == pytest.approx(steps(plain, 2)[1], rel=1e-4)
     assert_same(plain, checkpointed)
+
+
+def test_the_clip_loss_fades_to_nothing_and_does_not_turn(tiny_teacher):
+    sets = ["train.clip_weight=1.0", "train.clip_margin=2.0", "train.steps=4"]
+    distiller = make(tiny_teacher, *sets, clip=Clip.load("shapes"))
+    losses = [distiller.step(step, PROMPTS)["loss_clip"] for step in (0, 2, 4, 6)]
+    assert losses[0] > losses[1] > 0
+    assert losses[2:] == [0.0, 0.0]
