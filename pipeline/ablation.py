@@ -59,6 +59,7 @@ VARIANTS = (
     Variant("all", "student, teacher, LoRA teacher", {"negative_on_lora_teacher": True}),
     Variant("none-fixed-k", "none, fixed k", {**SBV2, "fixed_guidance": True}),
     Variant("nasa-t-fixed-k", "NASA-T, fixed k", {"fixed_guidance": True}),
+    Variant("nasa-t-shared", "NASA-T, shared pass", {"lora_shares_pass": True}),
 )
 CONTRASTS = (  # fixed before the first run: see docs/adr/0006
     ("NASA-T against SBv2*", "nasa-t", "none"),
@@ -67,6 +68,7 @@ CONTRASTS = (  # fixed before the first run: see docs/adr/0006
     ("the same, without NASA", "teachers", "teacher"),
     ("random against fixed k, NASA-T", "nasa-t", "nasa-t-fixed-k"),
     ("random against fixed k, SBv2*", "none", "none-fixed-k"),
+    ("LoRA teacher's pass shared against its own, NASA-T", "nasa-t-shared", "nasa-t"),
 )
 
 
