@@ -3,9 +3,7 @@
     python benchmarks/distillation.py                      # the world of shapes, batch 16, on the CPU
     python benchmarks/distillation.py --check              # first, that both have the same losses for ten steps
 
-The baseline is the algorithm as its paper tells it: the frozen teacher and the LoRA teacher are two models, each is
-called once for the prompt and once for what it is guided away from, and nothing is shared, fused or compiled.
-Ratios are of images/s to the baseline's, the median over rounds, each in a new random order.
+The baseline is `swiftbrush.py`. Ratios are of images/s to its, the median over rounds, each in a new random order.
 """
 
 import argparse
@@ -17,13 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from swiftbrush import SwiftBrush
 
+from nasa.backbone import steerable
 from nasa.distillation import Draws, Texts, draw
-from nasa.embeds import Embeds
-from nasa.teachers import lora_parameters
-from pipeline import ablation, distiller, engines, models, recipe
+from pipeline import ablation, distiller, models, recipe
 from pipeline.distiller import Distiller
 
 WARM_UP = 2
@@ -31,72 +27,24 @@ SHARED = "method.lora_shares_pass=true"
 
 
 class Baseline:
-    """SwiftBrush's step: variational score distillation with a LoRA teacher, one pass a teacher and a condition."""
+    """SwiftBrush's step on the texts and random numbers of `like`."""
 
     def __init__(self, options: recipe.Recipe, like: Distiller) -> None:
-        self.options, self.like = options, like
-        self.teacher = models.load_denoiser(like.model.folder).requires_grad_(False)
-        self.student, self.lora_teacher = like.engines.student.module, like.engines.teachers
-        self.optimizers = [
-            torch.optim.AdamW(parameters, lr=rate, **engines.ADAM)
-            for parameters, rate in (
-                (self.student.parameters(), options.student.learning_rate),
-                (lora_parameters(self.lora_teacher), options.lora_teacher.learning_rate),
-            )
-        ]
+        self.like = like
+        self.swiftbrush = SwiftBrush(
+            like.engines.student.module,
+            steerable(models.load_denoiser(like.model.folder).requires_grad_(False)),
+            like.engines.teachers,
+            like.model.diffusion,
+            options.method,
+            (options.student.learning_rate, options.lora_teacher.learning_rate),
+            options.train.gradient_clip,
+        )
         like.engines, like.ema = None, {}  # its models are used, its optimizers and its moving average are not
-        self.abar = like.model.diffusion.alphas_cumprod
 
     def step(self, step: int, prompts: list[str]) -> dict[str, float]:
-        texts, draws = numbers(self.like, step, prompts)
-        x0 = self._generate(texts, draws)
-        loss = 0.5 * F.mse_loss(x0, (x0 - self._gradient(texts, draws, x0.detach())).detach())
-        self._update(0, loss, self.student)
-        lora_loss = self._lora_loss(texts, draws, x0.detach())
-        self._update(1, lora_loss, self.lora_teacher)
-        return {"loss_student": float(loss), "loss_lora_teacher": float(lora_loss)}
-
-    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.abar[t].sqrt()[:, None, None, None], (1 - self.abar[t]).sqrt()[:, None, None, None]
-
-    def _generate(self, texts: Texts, draws: Draws) -> Tensor:
-        t = torch.full((len(draws.noise),), len(self.abar) - 1)
-        alpha, sigma = self._alpha_sigma(t)
-        away = texts.negatives if self.options.method.negative_on_student else None
-        return alpha * draws.noise - sigma * self.student(draws.noise, t, texts.prompts, away, draws.scale)
-
-    @torch.no_grad()
-    def _gradient(self, texts: Texts, draws: Draws, x0: Tensor) -> Tensor:
-        alpha, sigma = self._alpha_sigma(draws.vsd_timestep_B)
-        x_t = alpha * x0 + sigma * draws.vsd_eps
-
-        def eps(model: Callable[..., Tensor], text: Embeds) -> Tensor:
-            return alpha * model(text.expand(len(x_t))) + sigma * x_t
-
-        def frozen(text: Embeds) -> Tensor:
-            return self.teacher(x_t, draws.vsd_timestep_B, text.states).sample
-
-        def adapted(text: Embeds) -> Tensor:
-            return self.lora_teacher(x_t, draws.vsd_timestep_B, text)
-
-        k, method = draws.guidance_scale, self.options.method
-        away = texts.negatives if method.negative_on_teacher else texts.null
-        psi = (1 - k) * eps(frozen, away) + k * eps(frozen, texts.prompts)
-        away = texts.negatives if method.negative_on_lora_teacher else texts.null
-        pi = (1 - k) * eps(adapted, away) + k * eps(adapted, texts.prompts)
-        return sigma**2 * (psi - pi)
-
-    def _lora_loss(self, texts: Texts, draws: Draws, x0: Tensor) -> Tensor:
-        alpha, sigma = self._alpha_sigma(draws.lora_timestep_B)
-        text = texts.null.expand(len(x0)) if draws.null_text_B[0] else texts.prompts
-        output = self.lora_teacher(alpha * x0 + sigma * draws.lora_eps, draws.lora_timestep_B, text)
-        return (alpha**2 * (output - (alpha * draws.lora_eps - sigma * x0)) ** 2).mean()
-
-    def _update(self, which: int, loss: Tensor, model: nn.Module) -> None:
-        self.optimizers[which].zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.options.train.gradient_clip)
-        self.optimizers[which].step()
+        losses = self.swiftbrush.step(*numbers(self.like, step, prompts))
+        return {name: float(value) for name, value in losses.items()}
 
 
 def numbers(like: Distiller, step: int, prompts: list[str]) -> tuple[Texts, Draws]:

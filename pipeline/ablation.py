@@ -23,7 +23,7 @@ from pipeline import engines, exclusion, models, recipe
 from pipeline.distiller import Distiller
 from pipeline.evaluate import JUDGED
 from pipeline.judges import AttributeJudge, Clip
-from pipeline.prompts import NegativeSampler
+from pipeline.negatives import NegativeSampler
 from pipeline.recipe import Recipe
 from pipeline.sampling import Sampler, Way
 from pipeline.storage import Folder

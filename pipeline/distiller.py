@@ -17,7 +17,7 @@ from nasa.losses import clip_hinge
 from pipeline.engines import Engines
 from pipeline.judges import Clip
 from pipeline.models import TextToImage
-from pipeline.prompts import NegativeSampler
+from pipeline.negatives import NegativeSampler
 from pipeline.recipe import Recipe
 
 

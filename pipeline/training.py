@@ -13,8 +13,9 @@ from pipeline import checkpoint, engines, models, preflight, recipe
 from pipeline.distiller import Distiller
 from pipeline.guard import DivergedError, Guard
 from pipeline.judges import Clip, load_decoder
+from pipeline.negatives import NegativeSampler
 from pipeline.progress import Progress
-from pipeline.prompts import DATASET, NegativeSampler, batches
+from pipeline.prompts import DATASET, batches
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
 

@@ -10,7 +10,7 @@ import torch.multiprocessing
 
 from pipeline import checkpoint, engines, models, recipe
 from pipeline.distiller import Distiller
-from pipeline.prompts import NegativeSampler
+from pipeline.negatives import NegativeSampler
 
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house")]
 OTHER_LAYOUT_TOLERANCE = 1e-4  # sums in another order

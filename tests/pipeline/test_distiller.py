@@ -13,7 +13,7 @@ from nasa.testing.pipelines import tiny_pixart
 from pipeline import distill, engines, models, recipe
 from pipeline.distiller import Distiller
 from pipeline.judges import Clip
-from pipeline.prompts import NegativeSampler
+from pipeline.negatives import NegativeSampler
 
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house", "car", "hat", "pen", "cup")]
 TOLERANCE = 2e-5

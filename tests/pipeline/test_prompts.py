@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.prompts import NegativeSampler, batches
+from pipeline.negatives import NegativeSampler
+from pipeline.prompts import batches
 
 ROWS, GLOBAL_BATCH = 22, 4  # five batches an epoch, two rows left out
 

@@ -1,0 +1,268 @@
+"""One training step at full size with random weights, against SwiftBrush's: time, memory, share of the denoiser.
+
+    python benchmarks/gpu_step.py --out step.json                      # Stable Diffusion 2.1 on a GPU, bfloat16
+    python benchmarks/gpu_step.py --size tiny --device cpu --batch 4   # does it run?
+
+Needs torch, diffusers and peft, one process and one GPU; no cluster, no weights, no text encoder. Each row is timed
+beside the baseline in alternating rounds at the same precision, and written to --out when it is done; rows that are in
+--out already are not run again. `--memory-cap` (GiB) is what a smaller GPU would have.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from swiftbrush import SwiftBrush
+from torch import Tensor, nn
+
+from nasa import architectures
+from nasa.backbone import Diffusion, steerable
+from nasa.distillation import Draws, Texts, draw, lora_teacher_loss, student_loss
+from nasa.ema import update_ema
+from nasa.embeds import Embeds
+from nasa.method import Method
+from nasa.teachers import add_lora, frozen_teacher, lora_parameters, merged_teacher
+
+GIB = 2**30
+RATES = (1e-6, 1e-3)  # Table 6
+ROWS: dict[str, dict[str, bool]] = {
+    "ours": {},
+    "shared": {"shares": True},
+    "compiled": {"compile": True},
+    "both": {"shares": True, "compile": True},
+    "checkpointed": {"checkpointing": True},
+}
+
+
+def tiny() -> Any:
+    return diffusers.UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64,
+        norm_num_groups=8,
+    )
+
+
+SIZES: dict[str, tuple[Callable[[], Any], int, int]] = {  # model, tokens, features
+    "tiny": (tiny, 77, 64),
+    "sd15": (architectures.stable_diffusion_15, 77, 768),
+    "sd21": (architectures.stable_diffusion_21, 77, 1024),
+    "pixart": (architectures.pixart_alpha, 120, 4096),
+}
+
+
+class Setting:
+    """What both steps share: device, precision, and the same random numbers and texts."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.device, self.bfloat16, self.batch = torch.device(arguments.device), arguments.bfloat16, arguments.batch
+        self.make, self.tokens, self.features = SIZES[arguments.size]
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+        self.diffusion = Diffusion((1 - betas).cumprod(0).to(self.device), "epsilon")
+        self.method = Method()
+
+    def model(self) -> Any:
+        torch.manual_seed(0)
+        with self.device:
+            return self.make().requires_grad_(False)
+
+    def frozen(self) -> Any:
+        return nn.Module.to(self.model(), torch.bfloat16) if self.bfloat16 else self.model()
+
+    def lora_teacher(self) -> Any:
+        model = self.frozen()
+        add_lora(model, rank=64, scaling=128, targets=("to_q", "to_v"))
+        for parameter in lora_parameters(model):
+            parameter.data = parameter.data.float()
+        return steerable(model.to(self.device))
+
+    def precision(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def numbers(self, step: int, model: Any) -> tuple[Texts, Draws]:
+        generator = torch.Generator().manual_seed(step)
+        masked = type(model).__name__ == "PixArtTransformer2DModel"
+        shape = (int(model.config.in_channels), *[int(model.config.sample_size)] * 2)
+
+        def text(count: int) -> Embeds:
+            states = torch.randn(count, self.tokens, self.features, generator=generator).to(self.device)
+            return Embeds(states, torch.ones(count, self.tokens, device=self.device) if masked else None)
+
+        own = [torch.Generator().manual_seed(step * self.batch + place) for place in range(self.batch)]
+        draws = draw(self.method, self.diffusion, shape, generator, own)
+        return Texts(text(self.batch), text(self.batch), text(1)), draws
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class Baseline:
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.model = setting, setting.model().requires_grad_(True)
+        self.swiftbrush = SwiftBrush(
+            steerable(self.model),
+            steerable(setting.frozen()),
+            setting.lora_teacher(),
+            setting.diffusion,
+            setting.method,
+            RATES,
+        )
+
+    def step(self, texts: Texts, draws: Draws) -> dict[str, Tensor]:
+        with self.setting.precision():
+            return self.swiftbrush.step(texts, draws)
+
+
+class Ours:
+    """The step of `pipeline.distiller` without its texts, its CLIP loss and its engines' bookkeeping."""
+
+    def __init__(
+        self, setting: Setting, *, shares: bool = False, compile: bool = False, checkpointing: bool = False
+    ) -> None:
+        self.setting, self.model = setting, setting.model().requires_grad_(True)
+        self.student, self.teachers = steerable(self.model), setting.lora_teacher()
+        self.method = Method(lora_shares_pass=shares)
+        if checkpointing:
+            self.student.enable_gradient_checkpointing()
+            self.teachers.enable_gradient_checkpointing()
+        if compile:
+            self.student.model.compile()
+            self.teachers.model.compile()
+        self.trained = [list(self.student.parameters()), lora_parameters(self.teachers)]
+        self.optimizers = [
+            torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
+            for parameters, rate in zip(self.trained, RATES, strict=True)
+        ]
+        self.ema = {name: value.detach().clone() for name, value in self.student.named_parameters()}
+        self.steps = 0
+
+    def step(self, texts: Texts, draws: Draws) -> dict[str, Tensor]:
+        with self.setting.precision():
+            student = student_loss(self.student, self.teachers, self.setting.diffusion, self.method, texts, draws)
+        self._update(0, student.loss)
+        lora_loss = student.lora_loss
+        if lora_loss is None:
+            with self.setting.precision():
+                lora_loss = lora_teacher_loss(self.teachers, self.setting.diffusion, texts, draws, student.x0)
+        self._update(1, lora_loss)
+        own = {name: value.detach() for name, value in self.student.named_parameters()}
+        update_ema(self.ema, own, 0.9999, self.steps)
+        self.steps += 1
+        return {"loss_student": student.loss.detach(), "loss_lora_teacher": lora_loss.detach()}
+
+    def _update(self, which: int, loss: Tensor) -> None:
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.trained[which], 1.0)
+        self.optimizers[which].step()
+        self.optimizers[which].zero_grad()
+
+    def denoise_alone(self, texts: Texts, draws: Draws) -> None:
+        """The denoiser's passes of a step and nothing else: no noise, no losses, no optimizers, no moving average."""
+        size, twice = len(texts.prompts), Embeds(torch.cat([texts.prompts.states] * 2), texts.prompts.mask)
+        if texts.prompts.mask is not None:
+            twice = Embeds(twice.states, torch.cat([texts.prompts.mask] * 2))
+        last = torch.full((size,), self.setting.diffusion.steps - 1, device=self.setting.device)
+        latents, timestep = torch.cat([draws.noise] * 2), draws.vsd_timestep_B.repeat(2)
+        with self.setting.precision():
+            output = self.student(draws.noise, last, texts.prompts, texts.negatives, draws.scale)
+        output.backward(torch.ones_like(output))
+        with self.setting.precision():
+            with frozen_teacher(self.teachers):
+                self.teachers(latents, timestep, twice)
+            if self.method.lora_shares_pass:
+                with torch.no_grad(), merged_teacher(self.teachers):
+                    self.teachers(draws.noise, draws.vsd_timestep_B, texts.prompts)
+            else:
+                with merged_teacher(self.teachers):
+                    self.teachers(latents, timestep, twice)
+            output = self.teachers(draws.noise, draws.lora_timestep_B, texts.prompts)
+        output.backward(torch.ones_like(output))
+
+
+def seconds(setting: Setting, call: Callable[..., Any], number: int, model: Any) -> float:
+    texts, draws = setting.numbers(number, model)
+    setting.wait()
+    started = time.perf_counter()
+    call(texts, draws)
+    setting.wait()
+    return time.perf_counter() - started
+
+
+def compare(setting: Setting, ours: Ours, baseline: Baseline, rounds: int, warm_up: int = 3) -> dict[str, Any]:
+    """Medians, and the middle half of the ratio."""
+    calls = {"baseline": baseline.step, "row": ours.step, "denoiser": ours.denoise_alone}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + warm_up):
+        for name in random.Random(number).sample(list(calls), len(calls)):
+            once = seconds(setting, calls[name], number, ours.model)
+            for optimizer in ours.optimizers:
+                optimizer.zero_grad()
+            if number >= warm_up:
+                taken[name].append(once)
+    ratio = np.array(taken["baseline"]) / np.array(taken["row"])
+    row = float(np.median(taken["row"]))
+    return {
+        "baseline_seconds": float(np.median(taken["baseline"])),
+        "seconds": row,
+        "images_per_second": setting.batch / row,
+        "ratio": [float(value) for value in np.percentile(ratio, (25, 50, 75))],
+        "denoiser_share": float(np.median(taken["denoiser"])) / row,
+    }
+
+
+def peak(setting: Setting, make: Callable[[], Any]) -> float:
+    """GiB that three steps of one alone take at most; 0 where there is no GPU."""
+    if setting.device.type != "cuda":
+        return 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    made = make()
+    for number in range(3):
+        made.step(*setting.numbers(number, made.model))
+    del made
+    reserved = torch.cuda.max_memory_reserved() / GIB
+    torch.cuda.empty_cache()
+    return reserved
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="sd21")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--memory-cap", type=float, metavar="GIB")
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--out", type=Path, default=Path("gpu_step.json"))
+    arguments = parser.parse_args()
+    if arguments.memory_cap:
+        whole = torch.cuda.get_device_properties(0).total_memory / GIB
+        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.memory_cap / whole))
+    setting = Setting(arguments)
+    done = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    for name in arguments.rows:
+        key = f"{arguments.size} {'bfloat16' if setting.bfloat16 else 'float32'} {setting.batch} {name}"
+        if key not in done:
+            done[key] = {"peak_gib": peak(setting, lambda name=name: Ours(setting, **ROWS[name]))}
+            done[key]["baseline_peak_gib"] = peak(setting, lambda: Baseline(setting))
+            ours, baseline = Ours(setting, **ROWS[name]), Baseline(setting)
+            done[key] |= compare(setting, ours, baseline, arguments.rounds)
+            done[key]["device"] = torch.cuda.get_device_name() if setting.device.type == "cuda" else "cpu"
+            arguments.out.write_text(json.dumps(done, indent=1) + "\n")
+            del ours, baseline
+        print(key, json.dumps(done[key]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""SwiftBrush's step (arXiv 2312.05239), written plainly: the baseline that ours is compared with.
+
+The algorithm as its paper tells it, with NASA-T's switches: the frozen teacher and the LoRA teacher are two models,
+each is called once for the prompt and once for what it is guided away from, and nothing is shared, fused or compiled.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nasa.backbone import Diffusion
+from nasa.distillation import Draws, Texts
+from nasa.embeds import Embeds
+from nasa.method import Method
+from nasa.teachers import lora_parameters
+
+
+class SwiftBrush:
+    """`teacher` and `lora_teacher` are two denoisers that predict v or eps; `rates` are the two learning rates."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        lora_teacher: nn.Module,
+        diffusion: Diffusion,
+        method: Method,
+        rates: Sequence[float],
+        gradient_clip: float = 1.0,
+    ) -> None:
+        self.student, self.teacher, self.lora_teacher = student, teacher, lora_teacher
+        self.abar, self.predicts_v = diffusion.alphas_cumprod, diffusion.prediction_type == "v_prediction"
+        self.method, self.gradient_clip = method, gradient_clip
+        trained = ([p for p in student.parameters() if p.requires_grad], lora_parameters(lora_teacher))
+        self.optimizers = [
+            torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.999), weight_decay=0.0)
+            for parameters, rate in zip(trained, rates, strict=True)
+        ]
+
+    def step(self, texts: Texts, draws: Draws) -> dict[str, Tensor]:
+        x0 = self._generate(texts, draws)
+        loss = 0.5 * F.mse_loss(x0, (x0 - self._gradient(texts, draws, x0.detach())).detach())
+        self._update(0, loss, self.student)
+        lora_loss = self._lora_loss(texts, draws, x0.detach())
+        self._update(1, lora_loss, self.lora_teacher)
+        return {"loss_student": loss.detach(), "loss_lora_teacher": lora_loss.detach()}
+
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.abar[t].sqrt()[:, None, None, None], (1 - self.abar[t]).sqrt()[:, None, None, None]
+
+    def _generate(self, texts: Texts, draws: Draws) -> Tensor:
+        t = torch.full((len(draws.noise),), len(self.abar) - 1, device=self.abar.device)
+        alpha, sigma = self._alpha_sigma(t)
+        away = texts.negatives if self.method.negative_on_student else None
+        output = self.student(draws.noise, t, texts.prompts, away, draws.scale)
+        if self.predicts_v:
+            return alpha * draws.noise - sigma * output
+        return (draws.noise - sigma * output) / alpha
+
+    @torch.no_grad()
+    def _gradient(self, texts: Texts, draws: Draws, x0: Tensor) -> Tensor:
+        alpha, sigma = self._alpha_sigma(draws.vsd_timestep_B)
+        x_t = alpha * x0 + sigma * draws.vsd_eps
+
+        def eps(model: Callable[..., Tensor], text: Embeds) -> Tensor:
+            output = model(x_t, draws.vsd_timestep_B, text.expand(len(x_t)))
+            return alpha * output + sigma * x_t if self.predicts_v else output
+
+        k, method = draws.guidance_scale, self.method
+        away = texts.negatives if method.negative_on_teacher else texts.null
+        psi = (1 - k) * eps(self.teacher, away) + k * eps(self.teacher, texts.prompts)
+        away = texts.negatives if method.negative_on_lora_teacher else texts.null
+        pi = (1 - k) * eps(self.lora_teacher, away) + k * eps(self.lora_teacher, texts.prompts)
+        return sigma**2 * (psi - pi)
+
+    def _lora_loss(self, texts: Texts, draws: Draws, x0: Tensor) -> Tensor:
+        alpha, sigma = self._alpha_sigma(draws.lora_timestep_B)
+        text = texts.null.expand(len(x0)) if draws.null_text_B[0] else texts.prompts
+        output = self.lora_teacher(alpha * x0 + sigma * draws.lora_eps, draws.lora_timestep_B, text)
+        wanted = alpha * draws.lora_eps - sigma * x0 if self.predicts_v else draws.lora_eps
+        return (alpha**2 * (output - wanted) ** 2).mean()
+
+    def _update(self, which: int, loss: Tensor, model: Any) -> None:
+        self.optimizers[which].zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.gradient_clip)
+        self.optimizers[which].step()
