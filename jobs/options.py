@@ -1,6 +1,7 @@
 """Options that several commands share, and what follows from them."""
 
 import argparse
+import json
 from pathlib import Path
 
 from pipeline.recipe import Recipe, load
@@ -18,7 +19,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", metavar="FOLDER", help="a Stable Diffusion folder in place of the recipe's teacher"
     )
-    parser.add_argument("--prompts", metavar="FILE", help="a text file, one prompt a line, in place of the recipe's")
+    parser.add_argument(
+        "--prompts",
+        action="append",
+        metavar="FILES",
+        help="a file, a folder or a pattern with *, local or s3://, in place of the recipe's sources; may come again",
+    )
     add_overrides(parser)
 
 
@@ -38,7 +44,8 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     if options.teacher:
         overrides += [f"teacher={options.teacher!r}", f"name={Path(options.teacher).name!r}"]
     if options.prompts:
-        overrides.append(f"prompts.source={options.prompts!r}")
+        sources = ", ".join(f"{{path = {json.dumps(path)}}}" for path in options.prompts)
+        overrides.append(f"prompts.sources=[{sources}]")
     return load(options.recipe, [*overrides, *options.overrides])
 
 

@@ -9,12 +9,16 @@ from pipeline.prepare import prepare
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_run(parser)
     shared.add_recipe(parser)
+    parser.add_argument("--address", metavar="ADDRESS", help="a Ray cluster (default: this machine)")
 
 
 def run(options: argparse.Namespace) -> None:
     folder = shared.folder_of(options, "prompts")
-    counts = prepare(shared.recipe_of(options), folder)
+    record = prepare(shared.recipe_of(options), folder, options.address)
+    for name, source in record["sources"].items():
+        for reason, count in sorted(source["removed"].items(), key=lambda item: -item[1]):
+            print(f"{name}: {count} of {source['rows']} removed: {reason}")
     print(
-        f"prepared {counts['prompts']} prompts in {counts['shards']} shards "
-        f"and {counts['negative_prompts']} negative prompts: {folder.uri}"
+        f"prepared {record['prompts']} prompts in {record['shards']} shards, {record['epoch']} of them an epoch, "
+        f"and {record['negative_prompts']} negative prompts: {folder.uri}"
     )

@@ -62,10 +62,10 @@ def distill(
     with ray_session(address):
         if address is None:
             check_resources(recipe)
-        mlflow_run = _mlflow_run(recipe, folder, tracking_uri)
-        setup = Setup(dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, tracking_uri, mlflow_run)
+        mlflow_run = _mlflow_run(recipe, record, folder, tracking_uri)
+        setup = Setup(dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run)
         with progress_bar(recipe.train.steps) as board:
-            result = _fit(recipe, {**asdict(setup), "board": board}, folder, prompt_folder, record)
+            result = _fit(recipe, {**asdict(setup), "board": board}, folder)
             diverged = ray.get(board.why_stopped.remote())
     if diverged:
         tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
@@ -77,7 +77,7 @@ def distill(
 
 
 def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
-    """They are the recipe's, and fill one batch."""
+    """They are the recipe's."""
     prepared = asdict(parse(record["recipe"]).prompts)
     for name, value in asdict(recipe.prompts).items():
         if name != "avoid_contradictions" and prepared[name] != value:
@@ -85,10 +85,6 @@ def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
                 f"prompts.{name}: {value!r} here, but `prepare` was given {prepared[name]!r}; "
                 "give both the same, or prepare another --run"
             )
-    if record["prompts"] < recipe.train.batch_size:
-        raise UserError(
-            f"train.batch_size: {recipe.train.batch_size} is more than the {record['prompts']} prompts prepared"
-        )
 
 
 def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
@@ -113,16 +109,20 @@ def _form(model: nn.Module) -> dict[str, Any]:
     return {name: value.shape for name, value in model.state_dict().items()}
 
 
-def _mlflow_run(recipe: Recipe, folder: Folder, tracking_uri: str) -> str:
+def _mlflow_run(recipe: Recipe, record: dict[str, Any], folder: Folder, tracking_uri: str) -> str:
     """The MLflow run of this folder: the one it began with, or a new one."""
     if folder.has(RUN_FILE):
         saved = json.loads(folder.read(RUN_FILE))
         if _what_is_learned(parse(saved["recipe"])) != _what_is_learned(recipe):
             raise UserError(f"{folder.uri}: was begun with another recipe; allowed: the same one, or another --run")
+        if saved.get("prompts") != record["files"]:
+            raise UserError(f"{folder.uri}: was begun with other prompts; allowed: the same ones, or another --run")
         return str(saved["mlflow_run"])
     flat = dict(_flatten(asdict(recipe)))
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, flat)
-    folder.write(RUN_FILE, json.dumps({"mlflow_run": mlflow_run, "recipe": dump(recipe)}).encode())
+    folder.write(
+        RUN_FILE, json.dumps({"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"]}).encode()
+    )
     return mlflow_run
 
 
@@ -140,9 +140,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return items
 
 
-def _fit(
-    recipe: Recipe, config: dict[str, Any], folder: Folder, prompt_folder: Folder, record: dict[str, Any]
-) -> Result:
+def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder) -> Result:
     train = recipe.train
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
     trainer = TorchTrainer(
@@ -160,8 +158,6 @@ def _fit(
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
         ),
-        datasets={prompts.DATASET: lambda: prompts.dataset(prompt_folder, record)},
-        dataset_config=prompts.data_config(),
     )
     try:
         return trainer.fit()

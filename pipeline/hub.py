@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -17,8 +18,11 @@ def is_hub_id(place: str) -> bool:
     return bool(HUB_ID.fullmatch(place)) and not Path(place).exists()
 
 
-def local_folder(place: str, field: str, revision: str = "main") -> Path:
-    """A folder on this machine; what lies elsewhere is fetched. The hub's token is read from HF_TOKEN."""
+def local_folder(place: str, field: str, revision: str = "main", wanted: Sequence[str] = WANTED) -> Path:
+    """A folder on this machine; what lies elsewhere is fetched. The hub's token is read from HF_TOKEN.
+
+    Of the hub's files those that fit `wanted`.
+    """
     if not is_hub_id(place):
         folder = Folder.of(place)
         return Path(folder.path) if folder.is_local else folder.local_copy(Path(tempfile.mkdtemp()))
@@ -27,7 +31,7 @@ def local_folder(place: str, field: str, revision: str = "main") -> Path:
 
     try:
         return Path(
-            snapshot_download(place, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(VARIANTS))
+            snapshot_download(place, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(VARIANTS))
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(

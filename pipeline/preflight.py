@@ -21,7 +21,7 @@ def check_store(folder: Folder) -> None:
     folder.write(name, content)
     if folder.read(name) != content:
         raise UserError(f"{folder.uri}: what is written cannot be read back")
-    folder.filesystem.delete_file(f"{folder.path}/{name}")
+    folder.remove(name)
 
 
 def check_resources(recipe: Recipe) -> None:

@@ -1,68 +1,125 @@
-"""The prompt stream: from Parquet shards to each worker's batches, in one order for any number of workers."""
+"""The prompt stream: from prepared shards to each worker's batches, in one order for any number of workers.
 
+The order is `datasets_prep.order`'s: step s of training takes the positions s * B to (s + 1) * B of it, across the ends
+of epochs, so the step alone says what was seen. Each worker reads with Ray Data and keeps its part of each batch.
+"""
+
+import hashlib
+import io
 from collections.abc import Iterator
-from itertools import count
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
-from ray.data import DataIterator, Dataset, ExecutionOptions
-from ray.train import DataConfig
 
+from datasets_prep.order import Order, Piece, Source
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.prepare import NEGATIVES
 from pipeline.storage import Folder
 
-DATASET = "prompts"
+PIECE = 65_536  # positions that one task reads
+AHEAD = 2  # tasks at a time
+CPUS = 0.1  # of a task: it waits for the store more than it computes
 
 
 def check(folder: Folder) -> dict[str, Any]:
-    """The manifest of prepared prompts, after comparing every file with it."""
+    """The manifest of prepared prompts, whose files are all there; their content is checked where it is read."""
     record = manifest.read(folder, "prepare")
     for name, expected in record["files"].items():
-        if not folder.has(name):
+        size = folder.size(name)
+        if size is None:
             raise UserError(f"{folder.uri}/{name}: missing; the manifest lists it; run `python -m jobs prepare` again")
-        content = folder.read(name)
-        if manifest.file_hash(content) != expected["sha256"]:
+        if size != expected["bytes"]:
             raise UserError(
-                f"{folder.uri}/{name}: {len(content)} bytes that differ from the {expected['bytes']} in the manifest; "
+                f"{folder.uri}/{name}: {size} bytes that differ from the {expected['bytes']} in the manifest; "
                 "run `python -m jobs prepare` again"
             )
     return record
 
 
-def dataset(folder: Folder, record: dict[str, Any]) -> Dataset:
-    """The prompts in shard order.
+def order_of(record: dict[str, Any], seed: int) -> Order:
+    """The order of a manifest's prompts."""
+    return Order(
+        tuple(
+            Source(name, tuple(record["files"][file]["rows"] for file in shards_of(record, name)), own["of_an_epoch"])
+            for name, own in sorted(record["sources"].items())
+        ),
+        seed,
+    )
 
-    Read by Ray Data's first Parquet reader: the second starts up to 32 processes for each worker and epoch to read
-    the footers of what is a few megabytes of text.
+
+def shards_of(record: dict[str, Any], source: str) -> list[str]:
+    return sorted(name for name, file in record["files"].items() if file.get("source") == source)
+
+
+@dataclass(frozen=True)
+class PromptStream:
+    """A worker's prompts: those of the global batch's `places`. `record` is the manifest of `folder`."""
+
+    folder: Folder
+    record: dict[str, Any]
+    seed: int
+    batch_size: int
+    places: range
+
+    @cached_property
+    def order(self) -> Order:
+        return order_of(self.record, self.seed)
+
+    @cached_property
+    def shards(self) -> list[list[str]]:
+        """The names of each source's, as the order counts them."""
+        return [shards_of(self.record, source.name) for source in self.order.sources]
+
+    def batches(self, first: int, last: int) -> Iterator[list[str]]:
+        """Those of the steps `first` to `last`. What was seen before `first` is not read again."""
+        pieces = [
+            {"first": piece.first, "source_N": piece.source_N.tobytes(), "begins": list(piece.begins)}
+            for piece in self.order.pieces(first * self.batch_size, last * self.batch_size, PIECE)
+        ]
+        if not pieces:
+            return
+        stream = ray.data.from_items(pieces, override_num_blocks=len(pieces))
+        stream = stream.map_batches(self._read, batch_size=1, num_cpus=CPUS, concurrency=min(AHEAD, len(pieces)))
+        stream.context.execution_options.preserve_order = True
+        for batch in stream.iter_batches(batch_size=len(self.places), batch_format="pyarrow"):
+            yield batch["prompt"].to_pylist()
+
+    def _read(self, batch: dict[str, Any]) -> dict[str, Any]:
+        piece = Piece(int(batch["first"][0]), np.frombuffer(batch["source_N"][0], np.uint8), tuple(batch["begins"][0]))
+        return {"prompt": self.of_piece(piece).to_numpy(zero_copy_only=False)}
+
+    def of_piece(self, piece: Piece) -> pa.Array:
+        """Those of consecutive positions, in order."""
+        position_N = piece.first + np.arange(len(piece.source_N))
+        own_N = (position_N - self.places.start) % self.batch_size < len(self.places)
+        rows = self.order.locate(piece)
+        source_M, file_M, row_M = rows.source_N[own_N], rows.file_N[own_N], rows.row_N[own_N]
+        found, where = [], [np.empty(0, np.int64)]
+        for source, file in np.unique(np.stack([source_M, file_M]), axis=1).T.tolist():
+            chosen = np.flatnonzero((source_M == source) & (file_M == file))
+            name = self.shards[source][file]
+            texts = shard(self.folder, name, self.record["files"][name]["sha256"])
+            found.append(texts.take(pa.array(row_M[chosen])).combine_chunks())
+            where.append(chosen)
+        back = np.argsort(np.concatenate(where))
+        return pa.chunked_array(found, pa.string()).take(pa.array(back)).combine_chunks()
+
+
+@lru_cache(maxsize=4)
+def shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
+    """A shard's prompts.
+
+    Raises:
+        UserError: where its content is not what was prepared.
     """
-    ray.data.DataContext.get_current().use_datasource_v2 = False
-    files = [f"{folder.path}/{name}" for name in sorted(record["files"]) if name != NEGATIVES]
-    return ray.data.read_parquet(files, filesystem=folder.filesystem, columns=["index", "prompt"])
-
-
-def data_config() -> DataConfig:
-    """Every worker sees every batch and keeps its part, so the order depends on the shards alone."""
-    return DataConfig(datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True))
-
-
-def batches(stream: DataIterator, global_batch: int, rank: int, world_size: int, start: int) -> Iterator[list[str]]:
-    """This worker's prompts for the steps `start`, `start + 1`, ... without end, epoch after epoch.
-
-    A step takes the next `global_batch` rows and each worker its equal, consecutive part. The rows that
-    do not fill a batch at an epoch's end are left out of that epoch.
-    """
-    own = slice(rank * global_batch // world_size, (rank + 1) * global_batch // world_size)
-    to_skip = start
-    for epoch in count():
-        steps = 0
-        for batch in stream.iter_batches(batch_size=global_batch, batch_format="numpy", drop_last=True):
-            steps += 1
-            if to_skip:
-                to_skip -= 1
-                continue
-            yield batch["prompt"][own].tolist()
-        if not steps:
-            raise UserError(f"prompts: epoch {epoch} has fewer than one batch of {global_batch}")
-        to_skip %= steps
+    content = folder.read(name)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(
+            f"{folder.uri}/{name}: its content differs from the manifest's; run `python -m jobs prepare` again"
+        )
+    return pq.read_table(io.BytesIO(content), columns=["prompt"])["prompt"]

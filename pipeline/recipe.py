@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from datasets_prep.filters import Filters
 from nasa.method import Method
 from pipeline.errors import UserError
 
@@ -50,14 +51,47 @@ def _checked(default: Any, check: Check, **more: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """`source` is "shapes", or a text file with one prompt a line."""
+class Source:
+    """Where prompts come from.
 
-    source: str = EMBEDDED
+    Attributes:
+        path: "shapes", or a file, a folder or a pattern with `*`, local or s3://.
+        name: of its shards; the path's own where it is empty.
+        column: which one holds the prompts, with dots into nested objects; found by its usual names where it is empty.
+        weight: its share of an epoch beside the other sources'; 0 takes all of it.
+    """
+
+    path: str = EMBEDDED
+    name: str = ""
+    column: str = ""
+    weight: float = _checked(0.0, NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What training sees, cleaned and filtered.
+
+    `count` and `negative_draws` are of the embedded world; the rest is of one's own sources. `near_duplicates` is the
+    overlap of words (Jaccard, 0 to 1) from which two prompts count as one; 0 keeps all but exact repeats. `tokenizer`
+    is a folder or a hub id where it is not the teacher's. `negatives` are files of negative prompts, such as NegOpt's,
+    from which the corpus of `negative_count` is built, beside the common terms.
+    """
+
+    sources: tuple[Source, ...] = (Source(),)
     count: int = _checked(24_000, POSITIVE)
     negative_draws: int = _checked(20_000, POSITIVE)
-    rows_per_shard: int = _checked(4_000, POSITIVE)
+    negatives: str = ""
+    negative_count: int = _checked(10_000, POSITIVE)
+    rows_per_shard: int = _checked(65_536, POSITIVE)
     avoid_contradictions: bool = True
+    filters: Filters = field(default_factory=Filters)
+    near_duplicates: float = _checked(0.8, PROBABILITY)
+    tokenizer: str = ""
+    on_unreadable: Literal["skip", "stop"] = "skip"
+
+    @property
+    def embedded(self) -> bool:
+        return [source.path for source in self.sources] == [EMBEDDED]
 
 
 @dataclass(frozen=True)
@@ -181,6 +215,7 @@ def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") ->
         _apply(values, override)
     recipe: Recipe = _build(Recipe, values, "")
     _check_batch(recipe.train)
+    _check_sources(recipe.prompts)
     return recipe
 
 
@@ -194,6 +229,12 @@ def _check_batch(train: Train) -> None:
         raise UserError(
             f"train.min_workers: {train.min_workers} is not allowed; allowed: up to train.workers, {train.workers}"
         )
+
+
+def _check_sources(prompts: Prompts) -> None:
+    """The embedded world is not mixed with what needs cleaning."""
+    if not prompts.embedded and any(source.path == EMBEDDED for source in prompts.sources):
+        raise UserError(f'prompts.sources: "{EMBEDDED}" beside others is not allowed; allowed: "{EMBEDDED}" alone')
 
 
 def dump(recipe: Recipe) -> str:
@@ -248,6 +289,8 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
         return value
     if typing.get_origin(hint) is tuple:
         item, *rest = typing.get_args(hint)
+        if dataclasses.is_dataclass(item):
+            return _several(item, value, path)
         fixed = len(rest) and rest != [types.EllipsisType] and rest != [Ellipsis]
         if not isinstance(value, list) or (fixed and len(value) != 1 + len(rest)):
             raise UserError(f"{path}: {value!r} is not allowed; allowed: a list of {item.__name__}")
@@ -257,6 +300,12 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
     if type(value) is not hint:
         raise UserError(f"{path}: {value!r} is not allowed; allowed: {_describe(hint)}")
     return value
+
+
+def _several(item: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{path}: {value!r} is not allowed; allowed: one or more sections [[{path}]]")
+    return tuple(_build(item, entry, f"{path}[{number}].") for number, entry in enumerate(value))
 
 
 def _describe(hint: Any) -> str:

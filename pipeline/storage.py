@@ -48,6 +48,19 @@ class Folder:
     def has(self, name: str) -> bool:
         return bool(self.filesystem.get_file_info(f"{self.path}/{name}").is_file)
 
+    def size(self, name: str) -> int | None:
+        """In bytes; None where there is no such file."""
+        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        return int(info.size) if info.is_file else None
+
+    def remove(self, name: str) -> None:
+        self.filesystem.delete_file(f"{self.path}/{name}")
+
+    def names(self) -> list[str]:
+        """The files in this folder itself."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(entry.base_name for entry in found if entry.is_file)
+
     def read(self, name: str) -> bytes:
         try:
             with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:

@@ -15,7 +15,7 @@ from pipeline.guard import DivergedError, Guard
 from pipeline.judges import Clip, load_decoder
 from pipeline.negatives import NegativeSampler
 from pipeline.progress import Progress
-from pipeline.prompts import DATASET, batches
+from pipeline.prompts import PromptStream
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
 
@@ -24,12 +24,13 @@ UPLOAD_WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds between tries
 
 @dataclass(frozen=True)
 class Setup:
-    """What the driver tells the workers: plain data alone. `init_folder` may be empty."""
+    """What the driver tells the workers: plain data alone. `init_folder` may be empty, `prompts` is their manifest."""
 
     recipe_toml: str
     teacher_folder: str
     init_folder: str
     prompts_uri: str
+    prompts: dict[str, Any]
     tracking_uri: str
     mlflow_run: str
 
@@ -40,33 +41,34 @@ def train(config: dict[str, Any]) -> None:
     setup = Setup(**config)
     options = recipe.parse(setup.recipe_toml)
     distiller = _distiller(setup, options)
+    places = options.places(distiller.rank, distiller.world_size)
+    prompts = PromptStream(Folder.of(setup.prompts_uri), setup.prompts, options.seed, options.train.batch_size, places)
     first = _restore(distiller, ray.train.get_checkpoint())
     tracker = Tracker(setup.tracking_uri, setup.mlflow_run) if distiller.rank == 0 else None
     progress = Progress(tracker, board, options, first)
-    diverged = _steps(distiller, first, progress)
+    diverged = _steps(distiller, prompts, first, progress)
     while diverged and options.train.on_divergence == "roll_back" and distiller.attempt < options.train.roll_backs:
         distiller.attempt += 1
         first = _restore(distiller, _stored(), attempt=distiller.attempt)
         if not first:
             break
         progress.say(f"{diverged}; back to step {first}, with other random numbers")
-        diverged = _steps(distiller, first, progress)
+        diverged = _steps(distiller, prompts, first, progress)
     if diverged:
         progress.stop(diverged)
     progress.close()
 
 
-def _steps(distiller: Distiller, first: int, progress: Progress) -> str:
+def _steps(distiller: Distiller, prompts: PromptStream, first: int, progress: Progress) -> str:
     """The steps from `first` on. Returns why they ended before the last one, or nothing."""
     options = distiller.recipe.train
     guard = Guard(options.explosion, options.least_variation)
-    shard = ray.train.get_dataset_shard(DATASET)
-    stream = batches(shard, options.batch_size, distiller.rank, distiller.world_size, first)
+    stream = prompts.batches(first, options.steps)
     for step in range(first, options.steps):
         waited = time.monotonic()
-        prompts = next(stream)
+        batch = next(stream)
         waited = time.monotonic() - waited
-        metrics = distiller.step(step, prompts)
+        metrics = distiller.step(step, batch)
         progress.update(step, metrics, waited)
         try:
             guard.check(step, metrics)

@@ -12,9 +12,9 @@ import pyarrow as pa
 from datasets_prep.sources import lines, tables
 from datasets_prep.sources.rows import SCHEMA, SCORES, UNREADABLE, File, problem_of, refused
 
-__all__ = ["READERS", "SCHEMA", "SCORES", "File", "read"]
+__all__ = ["PICKLES", "READERS", "SCHEMA", "SCORES", "File", "read"]
 
-_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".joblib")
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".joblib")
 
 
 def read(file: File, rows: int) -> Iterator[pa.Table]:
@@ -32,7 +32,7 @@ def read(file: File, rows: int) -> Iterator[pa.Table]:
 
 def _reader(path: str) -> "Callable[[File, int], Iterator[pa.Table]]":
     name = path.lower()
-    if name.endswith(_PICKLES):
+    if name.endswith(PICKLES):
         raise ValueError(
             f"{path}: a pickle runs the code that is in it when it is read, and is refused; convert it where you trust "
             "it: `python -c \"import pickle, json; [print(json.dumps({'prompt': p})) for p in "

@@ -20,7 +20,7 @@ def _tracking_elsewhere(monkeypatch, tmp_path):
             "recipe: 'nope' is not known; allowed: gpu-smoke, pixart, sd15, sd21, shapes",
         ),
         (["prepare", "--set", "train.batch_size=-1"], "train.batch_size: -1 is not allowed; allowed: a number above 0"),
-        (["prepare", "--prompts", "gone.txt"], "prompts.source: 'gone.txt' is no file"),
+        (["prepare", "--prompts", "gone.txt"], "prompts.sources: 'gone.txt': no such file"),
         (["evaluate"], "no complete distill here (no manifest.json); run `python -m jobs distill` first"),
     ],
 )
@@ -37,7 +37,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
 def test_prepare_says_what_it_made(tmp_path, capsys):
     small = ["--set", "prompts.count=100", "--set", "prompts.negative_draws=50", "--set", "train.batch_size=8"]
     assert main(["prepare", "--run", str(tmp_path), *small]) == 0
-    assert capsys.readouterr().out.startswith("prepared 100 prompts in 1 shards and ")
+    assert capsys.readouterr().out.startswith("prepared 100 prompts in 1 shards, 100 of them an epoch, and 46 ")
     assert (tmp_path / "prompts" / "manifest.json").is_file()
 
 

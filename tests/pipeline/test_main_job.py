@@ -147,7 +147,7 @@ def test_another_recipe_in_the_same_folder_is_refused(run, tmp_path, tiny_teache
     [
         ("lora_teacher.targets=['to_q', 'to_x']", "lora_teacher.targets: 'to_x' is no layer of the teacher"),
         ("prompts.count=7", "prompts.count: 7 here, but `prepare` was given 24000"),
-        ("train.batch_size=98", "train.batch_size: 98 is more than the 16 prompts prepared"),
+        ("prompts.near_duplicates=0.5", "prompts.near_duplicates: 0.5 here, but `prepare` was given 0.8"),
     ],
 )
 def test_what_does_not_fit_the_prepared_run_is_refused(run, tmp_path, tiny_teacher, capsys, override, message):

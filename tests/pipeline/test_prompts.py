@@ -1,89 +1,91 @@
-from itertools import islice
+"""The stream of prompts on Ray Data, over sources of several shards and more than one epoch."""
 
-import numpy as np
+from collections import Counter
+
 import pytest
 
+from pipeline import prompts
 from pipeline.errors import UserError
-from pipeline.negatives import NegativeSampler
-from pipeline.prompts import batches
+from pipeline.prepare import prepare
+from pipeline.prompts import PromptStream
+from pipeline.recipe import parse
+from pipeline.storage import Folder
 
-ROWS, GLOBAL_BATCH = 22, 4  # five batches an epoch, two rows left out
-
-
-class Stream:
-    """What `batches` needs of a Ray Data iterator."""
-
-    def __init__(self, rows=ROWS):
-        self.prompts = np.array([f"p{i}" for i in range(rows)], dtype=object)
-
-    def iter_batches(self, *, batch_size, batch_format, drop_last):
-        assert batch_format == "numpy"
-        assert drop_last
-        for first in range(0, len(self.prompts) - batch_size + 1, batch_size):
-            yield {"prompt": self.prompts[first : first + batch_size]}
+BATCH = 6
+A, B = 41, 30  # prompts of each source; an epoch takes 20 of the second
 
 
-def global_order(workers, start, steps):
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Two sources, one of which has a share."""
+    place = tmp_path_factory.mktemp("stream")
+    (place / "a.txt").write_text("".join(f"a number {i}\n" for i in range(A)))
+    (place / "b.txt").write_text("".join(f"b number {i}\n" for i in range(B)))
+    sources = f"[{{path = '{place}/a.txt'}}, {{path = '{place}/b.txt', weight = 2}}]"
+    folder = Folder.of(place / "prompts")
+    options = ["prompts.rows_per_shard=8", "prompts.near_duplicates=0", "prompts.negative_count=20"]
+    prepare(parse("", [f"prompts.sources={sources}", *options]), folder)
+    return folder
+
+
+def sequence(folder, first, last, workers=1, seed=0):
     """The prompts of all workers, step by step."""
-    streams = [batches(Stream(), GLOBAL_BATCH, rank, workers, start) for rank in range(workers)]
-    parts = zip(*(islice(stream, steps) for stream in streams), strict=True)
-    return [[prompt for part in step for prompt in part] for step in parts]
+    record = prompts.check(folder)
+    places = [range(rank * BATCH // workers, (rank + 1) * BATCH // workers) for rank in range(workers)]
+    streams = [PromptStream(folder, record, seed, BATCH, own).batches(first, last) for own in places]
+    return [[prompt for part in step for prompt in part] for step in zip(*streams, strict=True)]
 
 
-def test_a_step_takes_the_next_rows_and_an_epoch_starts_over():
-    order = global_order(1, 0, 6)
-    assert order[:2] == [["p0", "p1", "p2", "p3"], ["p4", "p5", "p6", "p7"]]
-    assert order[5] == order[0]
-    assert "p20" not in {prompt for step in order for prompt in step}
+@pytest.fixture(scope="module")
+def whole(ray_cluster, prepared):
+    """Three epochs and a bit, in pieces that end within batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompts, "PIECE", 16)
+        return sequence(prepared, 0, 37)
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_the_order_is_the_same_for_any_number_of_workers(workers):
-    assert global_order(workers, 0, 12) == global_order(1, 0, 12)
+def test_every_prompt_comes_once_an_epoch_and_nothing_is_left_out(whole):
+    every = [prompt for step in whole for prompt in step]
+    assert len(every) == 37 * BATCH
+    epoch = A + B
+    for start in range(0, 3 * epoch, epoch):
+        assert set(Counter(every[start : start + epoch]).values()) == {1}
+    assert every[:epoch] != every[epoch : 2 * epoch]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("start", range(13))
-def test_a_run_that_continues_sees_the_tail(start, workers):
-    assert global_order(workers, start, 13 - start) == global_order(1, 0, 13)[start:]
+@pytest.mark.parametrize(("first", "workers"), [(0, 2), (0, 4), (12, 1), (13, 3), (36, 1)])
+def test_the_order_is_one_for_any_number_of_workers_and_any_start(ray_cluster, prepared, whole, first, workers):
+    assert sequence(prepared, first, 37, workers) == whole[first:]
 
 
-def test_fewer_rows_than_a_batch_are_refused():
-    with pytest.raises(UserError, match="fewer than one batch of 4"):
-        next(batches(Stream(3), GLOBAL_BATCH, 0, 1, 0))
+def test_another_seed_is_another_order(ray_cluster, prepared, whole):
+    assert sequence(prepared, 0, 3, seed=1) != whole[:3]
 
 
-def sampler(avoid=True, **weights):
-    shares = np.array(list(weights.values()), dtype=float)
-    return NegativeSampler(list(weights), np.cumsum(shares / shares.sum()), avoid)
+def test_no_steps_are_no_batches(prepared):
+    assert sequence(prepared, 5, 5) == []
 
 
-def test_negatives_are_a_function_of_seed_step_and_place():
-    negatives, prompts = sampler(red=1, blue=1, dark=1), ["a photo"] * 40
-    drawn = negatives.draw(prompts, 0, 5, range(40))
-    assert negatives.draw(prompts[20:], 0, 5, range(20, 40)) == drawn[20:]
-    for other in [(1, 5, range(40)), (0, 6, range(40)), (0, 5, range(40, 80))]:
-        assert negatives.draw(prompts, *other) != drawn
+def test_a_late_start_reads_its_own_shards_alone(prepared, monkeypatch):
+    """The first piece from the middle of an epoch on: as many reads as a start at 0."""
+    record, reads = prompts.check(prepared), []
+    monkeypatch.setattr(prompts, "shard", lambda folder, name, sha: reads.append(name) or original(folder, name, sha))
+    stream = PromptStream(prepared, record, 0, BATCH, range(BATCH))
+    stream.of_piece(next(stream.order.pieces(9 * BATCH, 10 * BATCH, 6)))
+    assert 0 < len(reads) <= 4
 
 
-def test_one_negative_for_all_denies_none_of_them():
-    negatives, prompts = sampler(red=1, blue=1, dark=1), ["a red star", "a blue star"]
-    drawn = [negatives.draw(prompts, 0, step, range(2), one=True) for step in range(20)]
-    assert drawn == [["dark", "dark"]] * 20
+original = prompts.shard
 
 
-def test_negatives_are_drawn_by_weight():
-    drawn = sampler(red=6, blue=3, dark=1).draw(["a photo"] * 5000, 0, 0, range(5000))
-    shares = [drawn.count(text) / 5000 for text in ("red", "blue", "dark")]
-    assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
-
-
-@pytest.mark.parametrize("avoid", [True, False])
-def test_contradictions_are_avoided_where_asked(avoid):
-    drawn = sampler(avoid, red=1, blue=1).draw(["a photo of a red star"] * 200, 0, 0, range(200))
-    assert ("red" in drawn) is not avoid
-    assert "blue" in drawn
-
-
-def test_a_prompt_that_every_negative_contradicts_still_gets_one():
-    assert sampler(red=1).draw(["a red star"], 0, 0, [0]) == ["red"]
+def test_a_shard_that_changed_is_named_when_it_is_read(tmp_path):
+    folder = Folder.of(tmp_path / "prompts")
+    prepare(parse("", ["prompts.count=20", "prompts.negative_draws=5"]), folder)
+    record, name = prompts.check(folder), "shard-shapes-00000.parquet"
+    content = bytearray(folder.read(name))
+    content[10] ^= 1
+    folder.write(name, bytes(content))
+    stream = PromptStream(folder, prompts.check(folder), 0, 4, range(4))
+    with pytest.raises(UserError, match=f"{name}: its content differs from the manifest's"):
+        stream.of_piece(next(stream.order.pieces(0, 8, 8)))
+    assert record["files"][name]["bytes"] == len(content)

@@ -1,0 +1,52 @@
+"""The data card: one HTML page that says what the prompts are, what was removed, and what it looked like."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from jinja2 import Environment, FileSystemLoader
+
+from datasets_prep.chunk import SCORE_EDGES, TOKEN_EDGES
+from datasets_prep.negatives import terms
+
+SHOWN = 10
+SHOWN_TERMS = 30
+Bars = list[tuple[str, int, float]]
+
+
+def page(recipe: str, sources: Mapping[str, Mapping[str, Any]], negative_prompts: pa.Table) -> str:
+    """`sources` are those of the manifest. Every text is escaped."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    count = negative_prompts.num_rows
+    shown = [*range(min(SHOWN, count)), *range(max(SHOWN, count - SHOWN), count)]
+    frequency = Counter(term for text in negative_prompts["negative_prompt"].to_pylist() for term in terms(text))
+    most = frequency.most_common(SHOWN_TERMS)
+    text: str = environment.get_template("card.html.j2").render(
+        recipe=recipe,
+        sources=sources,
+        total=sum(source["prompts"] for source in sources.values()),
+        epoch=sum(source["of_an_epoch"] for source in sources.values()),
+        negatives=count,
+        negative_prompts=negative_prompts.take(shown).to_pylist(),
+        terms=_bars([term for term, _ in most], [times for _, times in most]),
+        distributions={name: list(_distributions(source)) for name, source in sources.items()},
+    )
+    return text
+
+
+def _distributions(source: Mapping[str, Any]) -> list[tuple[str, Bars]]:
+    found = (("Tokens", source["tokens"], TOKEN_EDGES), ("Aesthetic score", source["scores"], SCORE_EDGES))
+    return [(title, _bars(_ranges(edges), counts)) for title, counts, edges in found if sum(counts)]
+
+
+def _ranges(edges: Sequence[float]) -> list[str]:
+    return [*(f"{low:g} to below {high:g}" for low, high in pairwise(edges)), f"{edges[-1]:g} and more"]
+
+
+def _bars(labels: Sequence[str], counts: Sequence[int]) -> Bars:
+    """Without those of no length; the longest is 100 wide."""
+    most = max(counts, default=1) or 1
+    return [(label, count, round(100 * count / most, 1)) for label, count in zip(labels, counts, strict=True) if count]

@@ -1,0 +1,99 @@
+"""The files of a recipe's sources: found, told apart, and known again."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+
+from pyarrow import fs
+
+from datasets_prep.sources import PICKLES, READERS, File
+from pipeline.errors import UserError
+from pipeline.recipe import Source
+from pipeline.storage import Folder
+
+_SIDE_FILES = ("dataset_info.json", "state.json", "dataset_dict.json", "manifest.json")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file of a source, as it was when it was found."""
+
+    source: str
+    uri: str
+    column: str
+    size: int
+    changed: str
+
+    @property
+    def path(self) -> str:
+        return self.uri.removeprefix("s3://")
+
+    def file(self) -> File:
+        place = Folder.of(self.uri)
+        return File(place.filesystem, place.path, self.column)
+
+    def key(self, how: str) -> str:
+        """Of this content cleaned in this way."""
+        told = json.dumps([self.uri, self.column, self.size, self.changed, how])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def find(sources: tuple[Source, ...]) -> list[tuple[str, list[Input]]]:
+    """The name of each source, and its files in the order of their names."""
+    names = [source.name or _name(source.path) for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"prompts.sources: the name {name!r} twice is not allowed; allowed: a `name` for each")
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            raise UserError(f"prompts.sources: the name {name!r} is not allowed; allowed: letters, digits, - and _")
+    return [(name, _files(name, source)) for name, source in zip(names, sources, strict=True)]
+
+
+def _name(path: str) -> str:
+    """The last part of a path that is no pattern, without its ending."""
+    plain = [part for part in PurePosixPath(path.removeprefix("s3://")).parts if "*" not in part]
+    return re.sub(r"[^\w-]+", "-", plain[-1].split(".")[0]).strip("-") or "prompts" if plain else "prompts"
+
+
+def _files(name: str, source: Source) -> list[Input]:
+    place = Folder.of(source.path)
+    fixed = place.path.split("*")[0].rpartition("/")[0] if "*" in place.path else place.path
+    try:
+        info = place.filesystem.get_file_info(fixed)
+        entries = [info]
+        if info.type == fs.FileType.Directory:
+            entries = place.filesystem.get_file_info(fs.FileSelector(fixed, recursive=True))
+    except OSError as error:
+        raise UserError(f"prompts.sources: {source.path!r} cannot be listed: {str(error).splitlines()[0]}") from None
+    if "*" in place.path:
+        entries = [entry for entry in entries if fnmatch(entry.path, place.path)]
+    elif info.type == fs.FileType.Directory:
+        entries = _kept(entries)
+    found = [entry for entry in entries if entry.is_file]
+    if not found:
+        raise UserError(
+            f"prompts.sources: {source.path!r}: no such file; allowed: a file, a folder or a pattern with *, of "
+            f'{", ".join(READERS)}; or "shapes"'
+        )
+    root = "" if place.is_local else "s3://"
+    return [
+        Input(name, root + entry.path, source.column, int(entry.size or 0), str(entry.mtime_ns))
+        for entry in sorted(found, key=lambda entry: entry.path)
+    ]
+
+
+def _kept(entries: list[fs.FileInfo]) -> list[fs.FileInfo]:
+    """Of a folder, what can be read, or is refused by name: of a Hugging Face dataset its shards alone."""
+    files = [
+        entry
+        for entry in entries
+        if entry.is_file
+        and entry.base_name.lower().endswith((*READERS, *PICKLES))
+        and entry.base_name not in _SIDE_FILES
+        and not entry.base_name.startswith((".", "_"))
+    ]
+    arrow = [entry for entry in files if entry.base_name.endswith(".arrow")]
+    return arrow or files
