@@ -20,7 +20,7 @@ from datasets_prep.filters import CountTokens, Filters
 from datasets_prep.sources import SCHEMA, read
 from pipeline.errors import UserError
 from pipeline.inputs import Input
-from pipeline.storage import Folder
+from pipeline.storage import Folder, first_line
 
 ROWS_PER_CHUNK = 20_000
 IN_PROCESS = 16 * 2**20  # bytes of input that are not worth a cluster's start
@@ -54,11 +54,16 @@ class Cleaned:
 def clean(inputs: Sequence[Input], how: How, folder: Folder, address: str | None = None) -> list[Cleaned]:
     """Clean what is not cleaned yet; `folder` keeps a folder for each file."""
     missing = [each for each in inputs if not (folder / each.key(how.text)).has(ACCOUNT)]
-    for each in missing:
-        _check_readable(each)
-    if missing:
-        run = _in_process if sum(each.size for each in missing) < IN_PROCESS and not address else _on_ray
-        _collect(missing, run(missing, how, folder, address), how, folder)
+    try:
+        for each in missing:
+            _check_readable(each)
+        if missing:
+            run = _in_process if sum(each.size for each in missing) < IN_PROCESS and not address else _on_ray
+            _collect(missing, run(missing, how, folder, address), how, folder)
+    except OSError as error:
+        raise UserError(
+            f"prompts.sources: cannot be read: {first_line(error)}; run the same command again to go on"
+        ) from error
     return [_cleaned(each, folder / each.key(how.text)) for each in inputs]
 
 

@@ -12,6 +12,8 @@ from pyarrow import fs
 
 from pipeline.errors import UserError
 
+ATTEMPTS = 8  # of a request to S3 that fails for a while, such as with 503, within about a minute
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -40,7 +42,12 @@ class Folder:
     def filesystem(self) -> fs.FileSystem:
         if self.is_local:
             return fs.LocalFileSystem()
-        return fs.S3FileSystem(endpoint_override=os.environ.get("AWS_ENDPOINT_URL"))
+        return fs.S3FileSystem(
+            endpoint_override=os.environ.get("AWS_ENDPOINT_URL"),
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+            connect_timeout=10,
+            request_timeout=60,
+        )
 
     def __truediv__(self, name: str) -> "Folder":
         return Folder(f"{self.uri}/{name}")
@@ -67,6 +74,8 @@ class Folder:
                 content: bytes = stream.read()
         except FileNotFoundError:
             raise UserError(f"{self.uri}/{name}: no such file") from None
+        except OSError as error:
+            raise UserError(f"{self.uri}/{name}: cannot be read: {first_line(error)}") from None
         return content
 
     def write(self, name: str, content: bytes) -> None:
@@ -90,7 +99,7 @@ class Folder:
             with self.filesystem.open_output_stream(target) as stream:
                 stream.write(content)
         except OSError as error:
-            raise UserError(f"s3://{target}: cannot be written: {error}") from error
+            raise UserError(f"s3://{target}: cannot be written: {first_line(error)}") from error
 
     def upload(self, local: Path) -> None:
         """Copy a local folder's content into this one; a local target is replaced as a whole."""
@@ -123,3 +132,7 @@ class Folder:
         except FileNotFoundError:
             raise UserError(f"{self.uri}: no such folder") from None
         return scratch
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
