@@ -22,8 +22,10 @@ from pipeline.errors import UserError
 from pipeline.inputs import Input
 from pipeline.storage import Folder, first_line
 
-ROWS_PER_CHUNK = 20_000
+ROWS_PER_CHUNK = 10_000
 IN_PROCESS = 16 * 2**20  # bytes of input that are not worth a cluster's start
+READING = 0.1  # of a core, the other part of which cleans
+CORES_A_READER = 8  # whom it keeps busy
 ACCOUNT = "account.json"
 VERSION = 1  # raised when cleaning gives other prompts
 
@@ -157,7 +159,10 @@ def _in_process(missing: Sequence[Input], how: How, folder: Folder, _: str | Non
 
 
 def _on_ray(missing: Sequence[Input], how: How, folder: Folder, address: str | None) -> Iterator[dict[str, Any]]:
-    """Reading has a small share of a core of its own: so it is a task apart, and one large file is cleaned by all."""
+    """Reading has a small share of a core of its own: so it is a task apart, and one large file is cleaned by all.
+
+    Few files are read at a time, as many as keep the cores busy: each holds a chunk.
+    """
     import ray.data
 
     from pipeline.session import ray_session
@@ -171,7 +176,8 @@ def _on_ray(missing: Sequence[Input], how: How, folder: Folder, address: str | N
         message = {name: values[0] for name, values in batch.items()}
         return {name: [value] for name, value in clean_chunk(message, how, folder).items()}
 
-    with ray_session(address):
+    with ray_session(address, least_cpus=1):
+        readers = max(1, int(ray.cluster_resources().get("CPU", 1) / CORES_A_READER))
         files = ray.data.from_items(list(range(len(missing))), override_num_blocks=len(missing))
-        read_ = files.map_batches(read_chunks, batch_size=1, num_cpus=0.1)
-        yield from read_.map_batches(clean_one, batch_size=1, num_cpus=0.9).iter_rows()
+        read_ = files.map_batches(read_chunks, batch_size=1, num_cpus=READING, concurrency=readers)
+        yield from read_.map_batches(clean_one, batch_size=1, num_cpus=1 - READING).iter_rows()

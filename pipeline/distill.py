@@ -16,11 +16,13 @@ from nasa.teachers import merged_weights
 from pipeline import manifest, models, prompts, tracking
 from pipeline.board import progress_bar
 from pipeline.checkpoint import EMA_FILE, RAW_FILE
+from pipeline.encode import encode_fixed, encoding_of
 from pipeline.engines import add_student_lora, name_accelerator
 from pipeline.errors import TrainingError, UserError
 from pipeline.estimate import require_fit
 from pipeline.judges import clip_folder, decoder_folder
 from pipeline.preflight import check_resources, check_store
+from pipeline.progress import FIXED_TEXTS
 from pipeline.recipe import Evaluation, Recipe, Train, dump, parse
 from pipeline.session import ray_session
 from pipeline.storage import Folder
@@ -33,6 +35,7 @@ TRAIN_NAME = "train"
 WHERE = (
     *("workers", "min_workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
     *("gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "max_failures"),
+    *("encoders", "cpus_per_encoder", "gpus_per_encoder"),
 )
 
 
@@ -63,7 +66,10 @@ def distill(
         if address is None:
             check_resources(recipe)
         mlflow_run = _mlflow_run(recipe, record, folder, tracking_uri)
-        setup = Setup(dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run)
+        fixed = _fixed(recipe, str(teacher), prompt_folder)
+        setup = Setup(
+            dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, fixed
+        )
         with progress_bar(recipe.train.steps) as board:
             result = _fit(recipe, {**asdict(setup), "board": board}, folder)
             diverged = ray.get(board.why_stopped.remote())
@@ -74,6 +80,16 @@ def distill(
             'train.on_divergence = "roll_back"'
         )
     return _finish(recipe, folder, record, teacher, setup, result)
+
+
+def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
+    """What the workers need encoded whatever their prompts, where they have no text encoder."""
+    options = recipe.train
+    if not options.encoders:
+        return b""
+    encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_fixed)
+    content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), FIXED_TEXTS))
+    return content
 
 
 def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:

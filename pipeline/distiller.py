@@ -1,7 +1,7 @@
 """One process's share of a distillation: both engines, the student's moving average, and the step that moves them."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,27 +46,27 @@ class Distiller:
         self.null = self.model.encode([""])
         self._passes = self.recipe.passes(self.world_size)
 
-    def step(self, step: int, prompts: Sequence[str]) -> dict[str, float]:
+    def step(self, step: int, prompts: Sequence[str], encoded: Embeds | None = None) -> dict[str, float]:
         """One update of the student, and one of the LoRA teacher on the same images, for this process's `prompts`.
 
+        `encoded` are the prompts and then a negative for each, where others than this process have encoded them.
         Every random number is a function of the seed, the step and an image's place in the global batch, so that a
         restart draws the same, and so does another number of processes. The figures are means over all processes.
         """
-        seed = self.recipe.seed if not self.attempt else mix(self.recipe.seed, 0, 0, self.attempt)
         places = self.recipe.places(self.rank, self.world_size)
         assert len(prompts) == len(places)
-        negatives = self.negatives.draw(prompts, seed, step, places, one=self.recipe.method.negative_per == "batch")
-        shared = torch.Generator().manual_seed(mix(seed, step))
-        each = [torch.Generator().manual_seed(mix(seed, step, 1 + place)) for place in places]
+        texts = self._encoder(step, prompts, encoded)
+        shared = torch.Generator().manual_seed(mix(self.seed, step))
+        each = [torch.Generator().manual_seed(mix(self.seed, step, 1 + place)) for place in places]
         draws = draw(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, each)
         sums: dict[str, Tensor | float] = defaultdict(float)
         for number in range(self._passes):
             first, last = (edge * len(prompts) // self._passes for edge in (number, number + 1))
             part, size = slice(first, last), last - first
-            own = self.model.encode([*prompts[part], *negatives[part]])
-            texts = Texts(own[:size], own[size:], self.null)
             share = size * self._passes * self.world_size / self.recipe.train.batch_size
-            for name, value in self._micro_step(step, first, share, prompts[part], texts, draws.part(part)).items():
+            for name, value in self._micro_step(
+                step, first, share, prompts[part], texts(part), draws.part(part)
+            ).items():
                 sums[name] = sums[name] + value * share / self._passes
         self._update_ema(step)
         return {
@@ -76,6 +76,26 @@ class Distiller:
             "scale": draws.scale,
             "guidance_scale": draws.guidance_scale,
         }
+
+    @property
+    def seed(self) -> int:
+        """Of the random numbers: the recipe's, and another one after each time that training was rolled back."""
+        return self.recipe.seed if not self.attempt else mix(self.recipe.seed, 0, 0, self.attempt)
+
+    def _encoder(self, step: int, prompts: Sequence[str], encoded: Embeds | None) -> Callable[[slice], Texts]:
+        """The texts of some of the prompts, which are encoded when they are asked for."""
+        count = len(prompts)
+        if encoded is not None:
+            return lambda part: Texts(encoded[:count][part], encoded[count:][part], self.null)
+        places = self.recipe.places(self.rank, self.world_size)
+        one = self.recipe.method.negative_per == "batch"
+        negatives = self.negatives.draw(prompts, self.seed, step, places, one=one)
+
+        def encode(part: slice) -> Texts:
+            own = self.model.encode([*prompts[part], *negatives[part]])
+            return Texts(own[: len(own) // 2], own[len(own) // 2 :], self.null)
+
+        return encode
 
     def _over_processes(self, own: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Their means, in one message."""

@@ -81,7 +81,8 @@ def estimate(recipe: Recipe) -> Estimate:
         "its optimizer states": 8.0 * trained * shared,
         "its moving average": 4.0 * trained,
         "teacher": (2.0 if reduced else 4.0) * every,
-        "text encoder": (2.0 if reduced else 4.0) * TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0),
+        "text encoder": (2.0 if reduced else 4.0)
+        * (0 if options.encoders else TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0)),
         "LoRA teacher, all of it": 4.0 * lora * (2 + 2 * shared),
         "activations of a pass": activations * (1.15 if reduced else 1.0),
         "CLIP loss": decoder_activations,

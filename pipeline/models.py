@@ -1,7 +1,8 @@
 """Teachers and students as folders in diffusers' layout: Stable Diffusion's, and PixArt's."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from nasa.backbone import Diffusion, diffusion_of
-from nasa.backbones import backbone_of
-from nasa.embeds import Embeds
+from nasa.backbones import BACKBONES, backbone_of
+from nasa.embeds import Embeds, cat
 from nasa.presets import last_timestep, predicted_image
 from pipeline import manifest
 from pipeline.errors import UserError
@@ -44,11 +45,15 @@ transformers_logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class TextToImage:
-    """A text-to-image pipeline whose parts are frozen, float32, in evaluation mode."""
+    """A text-to-image pipeline whose parts are frozen, float32, in evaluation mode.
+
+    Without a text encoder it knows the texts of `fixed` alone.
+    """
 
     folder: Path
     pipe: Any
     diffusion: Diffusion
+    fixed: Mapping[str, Embeds] = field(default_factory=dict)
 
     @property
     def denoiser(self) -> Any:
@@ -71,6 +76,8 @@ class TextToImage:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Embeds:
         """The prompts by the pipeline's own encoder."""
+        if self.fixed:
+            return cat([self.fixed[prompt] for prompt in prompts])
         states, mask = backbone_of(self.pipe)[0].encode(self.pipe, prompts, None)
         return Embeds(states, mask)
 
@@ -100,23 +107,59 @@ def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main")
     return folder
 
 
-def load(folder: Path, device: torch.device | str = "cpu", *, start_timestep: int = -1) -> TextToImage:
+@dataclass(frozen=True)
+class TextEncoder:
+    """The part of a pipeline that encodes texts, frozen."""
+
+    pipe: Any
+    family: _Family
+
+    def to(self, dtype: torch.dtype) -> None:
+        self.pipe.text_encoder.to(dtype)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Embeds:
+        return Embeds(*BACKBONES[self.family.model.__name__].encode(self.pipe, prompts, None))
+
+
+def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> TextEncoder:
+    """Of a pipeline's folder the text encoder and its tokenizer, and nothing else."""
+    family = _family(folder)
     try:
-        pipe = load_pipeline(folder)
+        pipe = load_pipeline(folder, **{family.denoiser: None, "vae": None})
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    pipe.text_encoder.requires_grad_(False).eval().to(device)
+    return TextEncoder(pipe, family)
+
+
+def load(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    *,
+    start_timestep: int = -1,
+    fixed: Mapping[str, Embeds] | None = None,
+) -> TextToImage:
+    """The pipeline of a folder; with `fixed` texts it leaves its text encoder out."""
+    try:
+        pipe = load_pipeline(folder, **({"text_encoder": None} if fixed else {}))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     try:
         diffusion = diffusion_of(pipe, device, start_timestep=start_timestep)
     except ValueError as error:
         raise UserError(f"method.{error}") from None
-    model = TextToImage(folder, pipe, diffusion)
+    model = TextToImage(folder, pipe, diffusion, fixed or {})
     for part in model.parts():
         part.requires_grad_(False).eval().to(device)
     return model
 
 
-def load_pipeline(folder: Path) -> Any:
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+def load_pipeline(folder: Path, **parts: None) -> Any:
+    """Without the `parts` that are None."""
+    pipe = DiffusionPipeline.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **parts
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -28,7 +28,9 @@ def check_resources(recipe: Recipe) -> None:
     """Of the Ray session at hand, which must not grow on demand: a cluster that does starts the machines it lacks."""
     train, has = recipe.train, ray.cluster_resources()
     workers = train.min_workers or train.workers
-    for field, each, name in (("cpus", train.cpus_per_worker, "CPU"), ("gpus", train.gpus_per_worker, "GPU")):
+    cpus = train.cpus_per_worker + train.encoders * train.cpus_per_encoder
+    gpus = train.gpus_per_worker + train.encoders * train.gpus_per_encoder
+    for field, each, name in (("cpus", cpus, "CPU"), ("gpus", gpus, "GPU")):
         wanted, there = each * workers, has.get(name, 0.0)
         if wanted > there:
             raise UserError(

@@ -23,6 +23,8 @@ RATE_STEPS = 20  # the latest steps, over which images/s is taken
 SHEET_PROMPTS = ("a photo of a shape", "a photo of a star", "a photo of a red shape", "a photo of a ring")
 SHEET_IMAGES = 8
 SHEET_SCALE = 0.5
+SHEET_NEGATIVE = "low quality"
+FIXED_TEXTS = ("", SHEET_NEGATIVE, *SHEET_PROMPTS)
 
 
 class Progress:
@@ -75,9 +77,9 @@ class Progress:
         model, device = distiller.model, distiller.null.states.device
         prompts = (list(SHEET_PROMPTS) * SHEET_IMAGES)[:SHEET_IMAGES]
         noise = torch.randn((SHEET_IMAGES, *model.latent_shape), generator=torch.Generator().manual_seed(7))
-        inputs = [part.to(device) for part in (noise, model.encode(prompts), model.encode(["low quality"]))]
+        inputs = [part.to(device) for part in (noise, model.encode(prompts), model.encode([SHEET_NEGATIVE]))]
         rows = []
-        for label, scale in (("no negative", 0.0), (f"NASA {SHEET_SCALE}: low quality", SHEET_SCALE)):
+        for label, scale in (("no negative", 0.0), (f"NASA {SHEET_SCALE}: {SHEET_NEGATIVE}", SHEET_SCALE)):
             with distiller.precision():
                 x0 = generate(distiller.engines.student.module, model.diffusion, *inputs, scale)
                 images = decode(model.vae, x0)

@@ -7,7 +7,7 @@ of epochs, so the step alone says what was seen. Each worker reads with Ray Data
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.storage import Folder
 
 PIECE = 65_536  # positions that one task reads
+STEPS_ENCODED = 16  # of a task where encoders follow, whose output is a thousand times as large
 AHEAD = 2  # tasks at a time
 CPUS = 0.1  # of a task: it waits for the store more than it computes
 
@@ -57,6 +58,25 @@ def shards_of(record: dict[str, Any], source: str) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """A worker's part of a step: its prompts, and where encoders run, the prompts and then their negatives encoded."""
+
+    prompts: list[str]
+    encoded: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """How many processes encode a worker's texts, what each has, and what it is: a class and its one argument."""
+
+    processes: int
+    cpus: float
+    gpus: float
+    make: type
+    argument: Any
+
+
+@dataclass(frozen=True)
 class PromptStream:
     """A worker's prompts: those of the global batch's `places`. `record` is the manifest of `folder`."""
 
@@ -75,28 +95,45 @@ class PromptStream:
         """The names of each source's, as the order counts them."""
         return [shards_of(self.record, source.name) for source in self.order.sources]
 
-    def batches(self, first: int, last: int) -> Iterator[list[str]]:
+    def batches(self, first: int, last: int, encoders: Encoders | None = None) -> Iterator[Batch]:
         """Those of the steps `first` to `last`. What was seen before `first` is not read again."""
+        size = STEPS_ENCODED * self.batch_size if encoders else PIECE
         pieces = [
             {"first": piece.first, "source_N": piece.source_N.tobytes(), "begins": list(piece.begins)}
-            for piece in self.order.pieces(first * self.batch_size, last * self.batch_size, PIECE)
+            for piece in self.order.pieces(first * self.batch_size, last * self.batch_size, size)
         ]
         if not pieces:
             return
         stream = ray.data.from_items(pieces, override_num_blocks=len(pieces))
         stream = stream.map_batches(self._read, batch_size=1, num_cpus=CPUS, concurrency=min(AHEAD, len(pieces)))
+        if encoders:
+            stream = stream.map_batches(
+                encoders.make,
+                fn_constructor_args=(encoders.argument,),
+                batch_size=len(self.places),
+                num_cpus=encoders.cpus,
+                num_gpus=encoders.gpus,
+                concurrency=encoders.processes,
+            )
         stream.context.execution_options.preserve_order = True
-        for batch in stream.iter_batches(batch_size=len(self.places), batch_format="pyarrow"):
-            yield batch["prompt"].to_pylist()
+        for batch in stream.iter_batches(batch_size=len(self.places), batch_format="numpy"):
+            encoded = {name: batch[name] for name in ("states", "mask") if name in batch}
+            yield Batch(batch["prompt"].tolist(), encoded)
 
     def _read(self, batch: dict[str, Any]) -> dict[str, Any]:
         piece = Piece(int(batch["first"][0]), np.frombuffer(batch["source_N"][0], np.uint8), tuple(batch["begins"][0]))
-        return {"prompt": self.of_piece(piece).to_numpy(zero_copy_only=False)}
+        prompts = self.of_piece(piece).to_numpy(zero_copy_only=False)
+        return {"prompt": prompts, "position": piece.first + np.flatnonzero(self._own(piece))}
+
+    def _own(self, piece: Piece) -> np.ndarray:
+        """bool [N]: whether a position's place in the batch is among this worker's."""
+        position_N = piece.first + np.arange(len(piece.source_N))
+        own: np.ndarray = (position_N - self.places.start) % self.batch_size < len(self.places)
+        return own
 
     def of_piece(self, piece: Piece) -> pa.Array:
         """Those of consecutive positions, in order."""
-        position_N = piece.first + np.arange(len(piece.source_N))
-        own_N = (position_N - self.places.start) % self.batch_size < len(self.places)
+        own_N = self._own(piece)
         rows = self.order.locate(piece)
         source_M, file_M, row_M = rows.source_N[own_N], rows.file_N[own_N], rows.row_N[own_N]
         found, where = [], [np.empty(0, np.int64)]

@@ -123,6 +123,8 @@ class Train:
 
     `batch_size` is of a step, over all workers; a worker takes at most `micro_batch` at once, or all of its (0).
 
+    With `encoders` above 0 so many processes a worker encode the texts, and the workers load no text encoder.
+
     "bfloat16" computes in it where that is safe and keeps the trained weights in float32. `clip_decoder` is a tiny
     autoencoder (AutoencoderTiny) for the CLIP loss in place of the teacher's. `explosion` and `least_variation` are
     `pipeline.guard`'s; rolling back goes on from the latest checkpoint with other random numbers, `roll_backs` times.
@@ -139,6 +141,9 @@ class Train:
     cpus_per_worker: float = _checked(0.5, POSITIVE)
     gpus_per_worker: float = _checked(0.0, NOT_NEGATIVE)
     gpu: str = _checked("A100-40GB", (lambda value: value in GPUS, ", ".join(GPUS)))
+    encoders: int = _checked(0, NOT_NEGATIVE)
+    cpus_per_encoder: float = _checked(1.0, POSITIVE)
+    gpus_per_encoder: float = _checked(0.0, NOT_NEGATIVE)
     zero_stage: int = _checked(2, (lambda value: value in (1, 2), "1 or 2"))
     gradient_clip: float = _checked(1.0, POSITIVE)
     clip_model: str = EMBEDDED
@@ -216,6 +221,10 @@ def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") ->
     recipe: Recipe = _build(Recipe, values, "")
     _check_batch(recipe.train)
     _check_sources(recipe.prompts)
+    if recipe.train.encoders and recipe.method.negative_per == "batch":
+        raise UserError(
+            f'train.encoders: {recipe.train.encoders} is not allowed with method.negative_per = "batch"; allowed: 0'
+        )
     return recipe
 
 

@@ -14,8 +14,8 @@ LEAST_CPUS = 4  # logical ones: two train workers share two real cores with the 
 
 
 @contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
-    """Join the cluster at `address`, or start a local one.
+def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Iterator[None]:
+    """Join the cluster at `address`, or start a local one, of at least so many logical processors.
 
     A session that is already open (a test's, a notebook's) is used and left open.
     """
@@ -23,7 +23,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
         return
     _be_quiet()
-    local = {"num_cpus": max(LEAST_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    local = {"num_cpus": max(least_cpus, os.cpu_count() or 1), "include_dashboard": False}
     ray.init(
         address=address or "local",
         runtime_env={"env_vars": {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},

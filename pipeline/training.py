@@ -11,11 +11,12 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 from pipeline import checkpoint, engines, models, preflight, recipe
 from pipeline.distiller import Distiller
+from pipeline.encode import Encoder, embeds_of, encoding_of, fixed_of
 from pipeline.guard import DivergedError, Guard
 from pipeline.judges import Clip, load_decoder
 from pipeline.negatives import NegativeSampler
-from pipeline.progress import Progress
-from pipeline.prompts import PromptStream
+from pipeline.progress import FIXED_TEXTS, Progress
+from pipeline.prompts import Encoders, PromptStream
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
 
@@ -24,7 +25,10 @@ UPLOAD_WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds between tries
 
 @dataclass(frozen=True)
 class Setup:
-    """What the driver tells the workers: plain data alone. `init_folder` may be empty, `prompts` is their manifest."""
+    """What the driver tells the workers: plain data alone. `init_folder` may be empty, `prompts` is their manifest.
+
+    `fixed` are the `FIXED_TEXTS`, encoded, where the workers have no text encoder.
+    """
 
     recipe_toml: str
     teacher_folder: str
@@ -33,6 +37,7 @@ class Setup:
     prompts: dict[str, Any]
     tracking_uri: str
     mlflow_run: str
+    fixed: bytes = b""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -62,13 +67,15 @@ def train(config: dict[str, Any]) -> None:
 def _steps(distiller: Distiller, prompts: PromptStream, first: int, progress: Progress) -> str:
     """The steps from `first` on. Returns why they ended before the last one, or nothing."""
     options = distiller.recipe.train
+    encoders = _encoders(distiller, prompts.folder.uri)
     guard = Guard(options.explosion, options.least_variation)
-    stream = prompts.batches(first, options.steps)
+    stream = prompts.batches(first, options.steps, encoders)
     for step in range(first, options.steps):
         waited = time.monotonic()
         batch = next(stream)
         waited = time.monotonic() - waited
-        metrics = distiller.step(step, batch)
+        encoded = embeds_of(batch.encoded, distiller.null.states.device) if batch.encoded else None
+        metrics = distiller.step(step, batch.prompts, encoded)
         progress.update(step, metrics, waited)
         try:
             guard.check(step, metrics)
@@ -82,10 +89,21 @@ def _steps(distiller: Distiller, prompts: PromptStream, first: int, progress: Pr
     return ""
 
 
+def _encoders(distiller: Distiller, prompts_uri: str) -> Encoders | None:
+    """The recipe's, for the negatives that this attempt draws."""
+    options = distiller.recipe.train
+    if not options.encoders:
+        return None
+    encoding = encoding_of(distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed)
+    return Encoders(options.encoders, options.cpus_per_encoder, options.gpus_per_encoder, Encoder, encoding)
+
+
 def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     preflight.check_workers(device)
-    model = models.load(Path(setup.teacher_folder), device, start_timestep=options.method.start_timestep)
+    fixed = fixed_of(FIXED_TEXTS, setup.fixed, device) if setup.fixed else {}
+    folder = Path(setup.teacher_folder)
+    model = models.load(folder, device, start_timestep=options.method.start_timestep, fixed=fixed)
     init = models.load_denoiser(Path(setup.init_folder)) if setup.init_folder else None
     return Distiller(
         options,

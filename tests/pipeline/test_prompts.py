@@ -33,7 +33,7 @@ def sequence(folder, first, last, workers=1, seed=0):
     record = prompts.check(folder)
     places = [range(rank * BATCH // workers, (rank + 1) * BATCH // workers) for rank in range(workers)]
     streams = [PromptStream(folder, record, seed, BATCH, own).batches(first, last) for own in places]
-    return [[prompt for part in step for prompt in part] for step in zip(*streams, strict=True)]
+    return [[prompt for part in step for prompt in part.prompts] for step in zip(*streams, strict=True)]
 
 
 @pytest.fixture(scope="module")
