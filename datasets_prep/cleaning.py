@@ -35,7 +35,9 @@ def clean(text: str) -> str:
 
 def normalised(text: str) -> str:
     """Unicode in its composed form (NFC), with mojibake repaired and without characters that cannot be seen."""
-    return _INVISIBLE.sub("", ftfy.fix_text(text, uncurl_quotes=False, unescape_html=False))
+    if not text.isascii() or "\x1b" in text:  # of others there is nothing to repair
+        text = ftfy.fix_text(text, uncurl_quotes=False, unescape_html=False)
+    return _INVISIBLE.sub("", text)
 
 
 def without_html(text: str) -> str:

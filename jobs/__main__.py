@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from jobs import ablate, distill, evaluate, merge, prepare, register, train_shapes
+from jobs import ablate, distill, evaluate, merge, prepare, prepare_benchmarks, register, train_shapes
 from pipeline.errors import TrainingError, UserError
 
-COMMANDS = (prepare, distill, evaluate, register, merge, ablate, train_shapes)
+COMMANDS = (prepare, prepare_benchmarks, distill, evaluate, register, merge, ablate, train_shapes)
 
 
 def main(arguments: list[str] | None = None) -> int:

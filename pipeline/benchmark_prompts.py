@@ -1,0 +1,59 @@
+"""The prompts that models are compared on, as files of a folder: prepared once, and the same for every model."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets_prep import evaluation
+from datasets_prep.sources import read
+from pipeline import inputs, manifest
+from pipeline.clean import ROWS_PER_CHUNK
+from pipeline.errors import UserError
+from pipeline.recipe import Source
+from pipeline.storage import Folder
+
+EXCLUSION, NEGOPT, HPSV2 = "exclusion_pairs.parquet", "negopt_pairs.parquet", "hpsv2.parquet"
+
+
+def prepare_benchmarks(
+    folder: Folder, negopt: str | None, hpsv2: str | None, count: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Write the paper's pairs, and of NegOpt's files and HPSv2's folder what is given; returns the manifest's files."""
+    tables = {EXCLUSION: evaluation.exclusion_pairs()}
+    try:
+        if negopt:
+            tables[NEGOPT] = evaluation.sample_pairs(_pairs(negopt), count, seed)
+    except ValueError as error:
+        raise UserError(f"--negopt: {negopt!r}: {error}") from None
+    try:
+        if hpsv2:
+            tables[HPSV2] = evaluation.styled_prompts(_styles(hpsv2))
+    except ValueError as error:
+        raise UserError(f"--hpsv2: {hpsv2!r}: {error}") from None
+    files = {name: _write(folder, name, table) for name, table in tables.items()}
+    manifest.write(folder, "benchmarks", files=files, seed=seed, negopt=negopt, hpsv2=hpsv2)
+    return files
+
+
+def _pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
+    for _, found in inputs.find((Source(files),)):
+        for each in found:
+            for table in read(each.file(), ROWS_PER_CHUNK):
+                yield from zip(table["text"].to_pylist(), table["negative"].to_pylist(), strict=True)
+
+
+def _styles(place: str) -> dict[str, bytes]:
+    folder = Folder.of(place)
+    names = [name for name in folder.names() if name.removesuffix(".json") in evaluation.HPSV2_STYLES]
+    return {name.removesuffix(".json"): folder.read(name) for name in names}
+
+
+def _write(folder: Folder, name: str, table: pa.Table) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    content = buffer.getvalue()
+    folder.write(name, content)
+    return {"rows": table.num_rows, "bytes": len(content), "sha256": manifest.file_hash(content)}
