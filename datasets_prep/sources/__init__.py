@@ -27,7 +27,7 @@ def read(file: File, rows: int) -> Iterator[pa.Table]:
     try:
         yield from reader(file, rows)
     except UNREADABLE as error:
-        yield refused(1, f"file: {problem_of(error)}")
+        yield from refused(1, f"file: {problem_of(error)}", rows)
 
 
 def _reader(path: str) -> "Callable[[File, int], Iterator[pa.Table]]":

@@ -3,7 +3,7 @@
 import io
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -55,8 +55,11 @@ def table_of(columns: dict[str, Any], count: int) -> pa.Table:
     return pa.table(arrays, names=SCHEMA.names).cast(SCHEMA)
 
 
-def refused(count: int, problem: str) -> pa.Table:
-    return table_of({"problem": pa.array([problem] * count)}, count)
+def refused(count: int, problem: str, rows: int) -> Iterator[pa.Table]:
+    """So many rows with a problem, in tables of at most `rows`."""
+    for first in range(0, count, rows):
+        size = min(rows, count - first)
+        yield table_of({"problem": pa.array([problem] * size)}, size)
 
 
 def problem_of(error: BaseException) -> str:

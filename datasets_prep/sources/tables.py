@@ -26,7 +26,7 @@ def read_parquet(file: File, rows: int) -> Iterator[pa.Table]:
     with file.filesystem.open_input_file(file.path) as opened, pq.ParquetFile(opened) as parquet:
         names = _names(parquet.schema_arrow.names, file.column)
         if "text" not in names:
-            yield refused(max(1, parquet.metadata.num_rows), _no_column(file, parquet.schema_arrow.names))
+            yield from refused(max(1, parquet.metadata.num_rows), _no_column(file, parquet.schema_arrow.names), rows)
             return
         for group in range(parquet.num_row_groups):
             left = parquet.metadata.row_group(group).num_rows
@@ -35,7 +35,7 @@ def read_parquet(file: File, rows: int) -> Iterator[pa.Table]:
                     yield _of_columns(pa.Table.from_batches([batch]), names)
                     left -= batch.num_rows
             except UNREADABLE as error:
-                yield refused(left, f"row group {group}: {problem_of(error)}")
+                yield from refused(left, f"row group {group}: {problem_of(error)}", rows)
 
 
 def read_csv(file: File, rows: int) -> Iterator[pa.Table]:
@@ -51,7 +51,7 @@ def read_csv(file: File, rows: int) -> Iterator[pa.Table]:
         header = pyarrow.csv.open_csv(head, parse_options=parse).schema.names
     names = _names(header, file.column)
     if "text" not in names:
-        yield refused(1, _no_column(file, header))
+        yield from refused(1, _no_column(file, header), rows)
         return
     bad.clear()
     convert = pyarrow.csv.ConvertOptions(
@@ -63,7 +63,8 @@ def read_csv(file: File, rows: int) -> Iterator[pa.Table]:
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, rows):
                 yield _of_columns(table.slice(first, rows), names)
-            yield from (refused(1, problem) for problem in bad)
+            for problem in bad:
+                yield from refused(1, problem, rows)
             bad.clear()
 
 
@@ -72,7 +73,7 @@ def read_arrow(file: File, rows: int) -> Iterator[pa.Table]:
     with file.filesystem.open_input_stream(file.path) as stream, pa.ipc.open_stream(stream) as batches:
         names = _names(batches.schema.names, file.column)
         if "text" not in names:
-            yield refused(1, _no_column(file, batches.schema.names))
+            yield from refused(1, _no_column(file, batches.schema.names), rows)
             return
         for batch in batches:
             table = pa.Table.from_batches([batch])

@@ -185,6 +185,8 @@ def test_meetings_join_what_shares_a_key(keys):
     for row, key in enumerate(keys):
         first = keys.index(key)
         assert first == row or [first, row] in found
+        earlier = [other for other in range(row) if keys[other] == key]
+        assert not earlier or [earlier[-1], row] in found
 
 
 def test_every_band_has_keys_of_its_own():

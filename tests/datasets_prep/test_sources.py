@@ -66,6 +66,7 @@ def test_a_truncated_archive_gives_what_is_before_its_end(tmp_path, name):
     path.write_bytes(path.read_bytes()[:-2000])
     found = rows(path, 1000)
     assert len(found) > 10_000
+    assert len(found) == len(rows(path, 1))
     assert found[-1]["problem"].startswith("file: ")
     assert not any(row["problem"] for row in found[:-1])
 
@@ -117,6 +118,20 @@ def test_a_bad_page_loses_its_row_group_alone(tmp_path):
     found = rows(path)
     assert [row["text"] for row in found] == ["a cat", "dog", None, None, "e", "f"]
     assert all(row["problem"].startswith("row group 1: ") for row in found[2:4])
+
+
+def test_a_bad_page_in_the_middle_leaves_what_was_read_before_it(tmp_path):
+    columns = {"prompt": [f"prompt {i}" for i in range(30_000)]}
+    path = parquet(tmp_path / "a.parquet", columns, data_page_size=1000, write_batch_size=100)
+    body = bytearray(path.read_bytes())
+    middle = body.index(b"prompt 20000")
+    body[middle - 3000 : middle] = b"\xff" * 3000
+    path.write_bytes(body)
+    found = rows(path, 500)
+    assert len(found) == 30_000
+    good = [row["text"] for row in found if not row["problem"]]
+    assert 1000 < len(good) < 20_000
+    assert good == columns["prompt"][: len(good)]
 
 
 @pytest.mark.parametrize(
