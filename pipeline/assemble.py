@@ -6,6 +6,7 @@ Memory is one column of the corpus, the texts that may be duplicates, and the te
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -121,8 +122,11 @@ def _shards(parts: Sequence[Part], kept: np.ndarray, count: int, wanted: range) 
     for part in parts:
         table = part.read(["prompt", "key"]).filter(pa.array(kept[part.first : part.first + part.rows]))
         shard_N = (table["key"].to_numpy() % np.uint64(count)).astype(np.int64)
-        for number in wanted:
-            held[number].append(table.select(["prompt"]).filter(pa.array(shard_N == number)))
+        order = np.argsort(shard_N, kind="stable")
+        sorted_ = table.select(["prompt"]).take(pa.array(order))
+        edges = np.searchsorted(shard_N[order], np.arange(wanted.start, wanted.stop + 1))
+        for number, (first, last) in zip(wanted, pairwise(edges.tolist()), strict=True):
+            held[number].append(sorted_.slice(first, last - first))
     for number, tables in held.items():
         whole = pa.concat_tables(tables)
         if whole.num_rows:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets_prep.sources import lines, tables
 from datasets_prep.sources.rows import SCHEMA, SCORES, UNREADABLE, File, problem_of, refused
 
-__all__ = ["PICKLES", "READERS", "SCHEMA", "SCORES", "File", "read"]
+__all__ = ["PICKLES", "READERS", "SCHEMA", "SCORES", "File", "read", "reader_of"]
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".joblib")
 
@@ -23,14 +23,19 @@ def read(file: File, rows: int) -> Iterator[pa.Table]:
     Raises:
         ValueError: for a format that is not known, and for a pickle.
     """
-    reader = _reader(file.path)
+    reader = reader_of(file.path)
     try:
         yield from reader(file, rows)
     except UNREADABLE as error:
         yield from refused(1, f"file: {problem_of(error)}", rows)
 
 
-def _reader(path: str) -> "Callable[[File, int], Iterator[pa.Table]]":
+def reader_of(path: str) -> "Callable[[File, int], Iterator[pa.Table]]":
+    """By the path's ending.
+
+    Raises:
+        ValueError: as `read` does.
+    """
     name = path.lower()
     if name.endswith(PICKLES):
         raise ValueError(
