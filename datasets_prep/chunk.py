@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from datasets_prep.cleaning import clean
 from datasets_prep.dedup import BANDS, band_keys, exact_keys, normal_form
-from datasets_prep.filters import FILTERS, CountTokens, Filters
+from datasets_prep.filters import FILTERS, MINORS, CountTokens, Filters
 
 BAND_COLUMNS = tuple(f"band_{number:02d}" for number in range(BANDS))
 SCHEMA = pa.schema(
@@ -33,7 +33,10 @@ SCORE_EDGES = tuple(np.arange(0, 10.5, 0.5).tolist())
 
 @dataclass
 class Account:
-    """What became of rows. `samples` are the same few whatever the order in which accounts are added up."""
+    """What became of rows. `samples` are the same few whatever the order in which accounts are added up.
+
+    Of what is blocked as sexual about minors none is shown.
+    """
 
     rows: int = 0
     removed: Counter[str] = field(default_factory=Counter)
@@ -48,7 +51,8 @@ class Account:
     def remove(self, reason: str, texts: Sequence[str]) -> None:
         if len(texts):
             self.removed[reason] += len(texts)
-            self.samples[reason] = _fewest([*self.samples.get(reason, []), *texts])
+            shown = [] if reason == MINORS else texts
+            self.samples[reason] = _fewest([*self.samples.get(reason, []), *shown])
 
     def add(self, other: "Account") -> None:
         self.rows += other.rows

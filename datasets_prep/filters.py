@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from datasets_prep import terms
 
+MINORS = "sexual terms about minors"
 Removed = np.ndarray  # bool, one a row: true where the filter removes it
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
@@ -109,7 +110,7 @@ def _detector() -> Callable[[str], Mapping[str, Any]]:
 
 FILTERS: Mapping[str, Callable[[pa.Table, Filters], Removed]] = MappingProxyType(
     {
-        "sexual terms about minors": _of_texts(terms.sexual_about_minors),
+        MINORS: _of_texts(terms.sexual_about_minors),
         "low aesthetic score": _aesthetic,
         "watermark": _watermark,
         "unsafe": _unsafe,

@@ -93,6 +93,7 @@ def test_sexual_terms_about_minors_are_blocked_whatever_the_filters(text, blocke
     found, account = removed([text], Filters(max_punsafe=0, max_pwatermark=0))
     assert bool(found) == blocked
     assert account.removed["sexual terms about minors"] == blocked
+    assert not account.samples.get("sexual terms about minors")
 
 
 def test_refused_and_empty_rows_are_counted_by_their_place():
