@@ -24,7 +24,7 @@ from pipeline.storage import Folder
 PIECE = 65_536  # positions that one task reads
 STEPS_ENCODED = 16  # of a task where encoders follow, whose output is a thousand times as large
 AHEAD = 2  # tasks at a time
-CPUS = 0.1  # of a task: it waits for the store more than it computes
+CPUS = 0  # of a task: it is light, and must run where the workers have taken every core
 
 
 def check(folder: Folder) -> dict[str, Any]:

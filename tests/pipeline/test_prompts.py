@@ -89,3 +89,17 @@ def test_a_shard_that_changed_is_named_when_it_is_read(tmp_path):
     with pytest.raises(UserError, match=f"{name}: its content differs from the manifest's"):
         stream.of_piece(next(stream.order.pieces(0, 8, 8)))
     assert record["files"][name]["bytes"] == len(content)
+
+
+def test_the_stream_needs_no_free_core(ray_cluster, prepared):
+    """As on a cluster whose workers have taken them all."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    free = ray.available_resources()["CPU"]
+    taken = placement_group([{"CPU": free}])
+    ray.get(taken.ready(), timeout=60)
+    try:
+        assert len(sequence(prepared, 0, 3)) == 3
+    finally:
+        remove_placement_group(taken)
