@@ -1,19 +1,17 @@
 """Recipes: one typed, frozen recipe is one run. Read from TOML, overridden by `--set section.field=value`."""
 
 import dataclasses
-import math
-import tomllib
-import types
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tomli_w
 
 from datasets_prep.filters import Filters
 from nasa.method import Method
+from pipeline import config
+from pipeline.config import NAMES, NOT_NEGATIVE, POSITIVE, POSITIVES, PROBABILITY, SHARE, checked
 from pipeline.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -35,20 +33,6 @@ GPUS = {
     "H200": Gpu(141 * 10**9, {"float32": 67e12, "bfloat16": 989e12}),
 }
 
-Check = tuple[Callable[[Any], bool], str]
-POSITIVE: Check = (lambda value: 0 < value < math.inf, "a number above 0")
-POSITIVES: Check = (lambda value: bool(value) and min(value) > 0, "one or more numbers above 0")
-NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
-SHARE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
-PROBABILITY: Check = (lambda value: 0 <= value <= 1, "0 to 1")
-RANGE: Check = (lambda value: 0 <= value[0] <= value[1], "two numbers, 0 <= low <= high")
-NAMES: Check = (bool, "one or more names of layers")
-BY_SUFFIX = {"range": RANGE, "probability": PROBABILITY}  # for fields of `nasa`, which carry no checks
-
-
-def _checked(default: Any, check: Check, **more: Any) -> Any:
-    return field(default=default, metadata={"check": check}, **more)
-
 
 @dataclass(frozen=True)
 class Source:
@@ -64,7 +48,7 @@ class Source:
     path: str = EMBEDDED
     name: str = ""
     column: str = ""
-    weight: float = _checked(0.0, NOT_NEGATIVE)
+    weight: float = checked(0.0, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -78,14 +62,14 @@ class Prompts:
     """
 
     sources: tuple[Source, ...] = (Source(),)
-    count: int = _checked(24_000, POSITIVE)
-    negative_draws: int = _checked(20_000, POSITIVE)
+    count: int = checked(24_000, POSITIVE)
+    negative_draws: int = checked(20_000, POSITIVE)
     negatives: str = ""
-    negative_count: int = _checked(10_000, POSITIVE)
-    rows_per_shard: int = _checked(65_536, POSITIVE)
+    negative_count: int = checked(10_000, POSITIVE)
+    rows_per_shard: int = checked(65_536, POSITIVE)
     avoid_contradictions: bool = True
     filters: Filters = field(default_factory=Filters)
-    near_duplicates: float = _checked(0.8, PROBABILITY)
+    near_duplicates: float = checked(0.8, PROBABILITY)
     tokenizer: str = ""
     on_unreadable: Literal["skip", "stop"] = "skip"
 
@@ -102,19 +86,19 @@ class Student:
     """
 
     init: str = ""
-    learning_rate: float = _checked(1e-4, POSITIVE)
-    ema_decay: float = _checked(0.99, SHARE)
-    lora_rank: int = _checked(0, NOT_NEGATIVE)
-    lora_scaling: int = _checked(512, POSITIVE)
-    lora_targets: tuple[str, ...] = _checked(("to_q", "to_k", "to_v", "to_out.0"), NAMES)
+    learning_rate: float = checked(1e-4, POSITIVE)
+    ema_decay: float = checked(0.99, SHARE)
+    lora_rank: int = checked(0, NOT_NEGATIVE)
+    lora_scaling: int = checked(512, POSITIVE)
+    lora_targets: tuple[str, ...] = checked(("to_q", "to_k", "to_v", "to_out.0"), NAMES)
 
 
 @dataclass(frozen=True)
 class LoraTeacher:
-    learning_rate: float = _checked(1e-3, POSITIVE)
-    rank: int = _checked(64, POSITIVE)
-    scaling: int = _checked(128, POSITIVE)
-    targets: tuple[str, ...] = _checked(("to_q", "to_v"), NAMES)
+    learning_rate: float = checked(1e-3, POSITIVE)
+    rank: int = checked(64, POSITIVE)
+    scaling: int = checked(128, POSITIVE)
+    targets: tuple[str, ...] = checked(("to_q", "to_v"), NAMES)
 
 
 @dataclass(frozen=True)
@@ -130,46 +114,46 @@ class Train:
     `pipeline.guard`'s; rolling back goes on from the latest checkpoint with other random numbers, `roll_backs` times.
     """
 
-    steps: int = _checked(300, POSITIVE)
-    batch_size: int = _checked(96, POSITIVE)
-    micro_batch: int = _checked(0, NOT_NEGATIVE)
+    steps: int = checked(300, POSITIVE)
+    batch_size: int = checked(96, POSITIVE)
+    micro_batch: int = checked(0, NOT_NEGATIVE)
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     compile: bool = False
-    workers: int = _checked(2, POSITIVE)
-    min_workers: int = _checked(0, NOT_NEGATIVE)
-    cpus_per_worker: float = _checked(0.5, POSITIVE)
-    gpus_per_worker: float = _checked(0.0, NOT_NEGATIVE)
-    gpu: str = _checked("A100-40GB", (lambda value: value in GPUS, ", ".join(GPUS)))
-    encoders: int = _checked(0, NOT_NEGATIVE)
-    cpus_per_encoder: float = _checked(1.0, POSITIVE)
-    gpus_per_encoder: float = _checked(0.0, NOT_NEGATIVE)
-    zero_stage: int = _checked(2, (lambda value: value in (1, 2), "1 or 2"))
-    gradient_clip: float = _checked(1.0, POSITIVE)
+    workers: int = checked(2, POSITIVE)
+    min_workers: int = checked(0, NOT_NEGATIVE)
+    cpus_per_worker: float = checked(0.5, POSITIVE)
+    gpus_per_worker: float = checked(0.0, NOT_NEGATIVE)
+    gpu: str = checked("A100-40GB", (lambda value: value in GPUS, ", ".join(GPUS)))
+    encoders: int = checked(0, NOT_NEGATIVE)
+    cpus_per_encoder: float = checked(1.0, POSITIVE)
+    gpus_per_encoder: float = checked(0.0, NOT_NEGATIVE)
+    zero_stage: int = checked(2, (lambda value: value in (1, 2), "1 or 2"))
+    gradient_clip: float = checked(1.0, POSITIVE)
     clip_model: str = EMBEDDED
     clip_decoder: str = ""
-    clip_images: int = _checked(8, POSITIVE)
-    clip_weight: float = _checked(0.1, NOT_NEGATIVE)
-    clip_margin: float = _checked(0.37, POSITIVE)
-    checkpoint_every: int = _checked(100, POSITIVE)
-    keep_checkpoints: int = _checked(2, POSITIVE)
-    max_failures: int = _checked(3, NOT_NEGATIVE)
+    clip_images: int = checked(8, POSITIVE)
+    clip_weight: float = checked(0.1, NOT_NEGATIVE)
+    clip_margin: float = checked(0.37, POSITIVE)
+    checkpoint_every: int = checked(100, POSITIVE)
+    keep_checkpoints: int = checked(2, POSITIVE)
+    max_failures: int = checked(3, NOT_NEGATIVE)
     on_divergence: Literal["stop", "roll_back"] = "stop"
-    roll_backs: int = _checked(3, NOT_NEGATIVE)
-    explosion: float = _checked(1000.0, POSITIVE)
-    least_variation: float = _checked(0.01, SHARE)
+    roll_backs: int = checked(3, NOT_NEGATIVE)
+    explosion: float = checked(1000.0, POSITIVE)
+    least_variation: float = checked(0.01, SHARE)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    prompts: int = _checked(512, POSITIVE)
-    scales: tuple[float, ...] = _checked((0.25, 0.5, 0.75, 1.0), POSITIVES)
-    cfg_scale: float = _checked(2.0, POSITIVE)
-    teacher_prompts: int = _checked(128, POSITIVE)
-    teacher_steps: int = _checked(25, POSITIVE)
-    teacher_guidance: float = _checked(3.0, POSITIVE)
-    exclusion_seeds: int = _checked(384, POSITIVE)
-    seed: int = _checked(1234, NOT_NEGATIVE)
+    prompts: int = checked(512, POSITIVE)
+    scales: tuple[float, ...] = checked((0.25, 0.5, 0.75, 1.0), POSITIVES)
+    cfg_scale: float = checked(2.0, POSITIVE)
+    teacher_prompts: int = checked(128, POSITIVE)
+    teacher_steps: int = checked(25, POSITIVE)
+    teacher_guidance: float = checked(3.0, POSITIVE)
+    exclusion_seeds: int = checked(384, POSITIVE)
+    seed: int = checked(1234, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -177,7 +161,7 @@ class Recipe:
     """`teacher` is "shapes", a folder, s3:// or a hub id, of which `revision` is a branch, a tag or a commit."""
 
     name: str = "shapes"
-    seed: int = _checked(0, NOT_NEGATIVE)
+    seed: int = checked(0, NOT_NEGATIVE)
     teacher: str = EMBEDDED
     revision: str = "main"
     prompts: Prompts = Prompts()
@@ -212,13 +196,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where}: not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(values, override)
-    recipe: Recipe = _build(Recipe, values, "")
+    recipe: Recipe = config.read(Recipe, text, overrides, where)
     _check_batch(recipe.train)
     _check_sources(recipe.prompts)
     if recipe.train.encoders and recipe.method.negative_per == "batch":
@@ -249,73 +227,3 @@ def _check_sources(prompts: Prompts) -> None:
 def dump(recipe: Recipe) -> str:
     """The whole resolved recipe as TOML; `parse` gives the same recipe back."""
     return tomli_w.dumps(dataclasses.asdict(recipe))
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise UserError(f"--set: {override!r} has no value; allowed: section.field=value")
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise UserError(f"--set: {key!r} is no field of a recipe")
-    try:
-        values[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        values[last] = text.strip()
-
-
-def _build(cls: Any, values: Any, path: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{path.rstrip('.')}: {values!r} is not allowed; it is a section with fields")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            raise UserError(f"{path}{name}: no such field; allowed: {', '.join(fields)}")
-    built = {name: _convert(value, hints[name], fields[name], path + name) for name, value in values.items()}
-    try:
-        return cls(**built)
-    except ValueError as error:  # of `nasa`'s own checks
-        raise UserError(f"{path}{error}") from None
-
-
-def _convert(value: Any, hint: Any, spec: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, path + ".")
-    converted = _typed(value, hint, path)
-    check: Check | None = spec.metadata.get("check") or BY_SUFFIX.get(path.rpartition("_")[2])
-    if check and not check[0](converted):
-        raise UserError(f"{path}: {value!r} is not allowed; allowed: {check[1]}")
-    return converted
-
-
-def _typed(value: Any, hint: Any, path: str) -> Any:
-    if typing.get_origin(hint) is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise UserError(f"{path}: {value!r} is not allowed; allowed: {', '.join(typing.get_args(hint))}")
-        return value
-    if typing.get_origin(hint) is tuple:
-        item, *rest = typing.get_args(hint)
-        if dataclasses.is_dataclass(item):
-            return _several(item, value, path)
-        fixed = len(rest) and rest != [types.EllipsisType] and rest != [Ellipsis]
-        if not isinstance(value, list) or (fixed and len(value) != 1 + len(rest)):
-            raise UserError(f"{path}: {value!r} is not allowed; allowed: a list of {item.__name__}")
-        return tuple(_typed(entry, item, path) for entry in value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise UserError(f"{path}: {value!r} is not allowed; allowed: {_describe(hint)}")
-    return value
-
-
-def _several(item: Any, value: Any, path: str) -> Any:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: {value!r} is not allowed; allowed: one or more sections [[{path}]]")
-    return tuple(_build(item, entry, f"{path}[{number}].") for number, entry in enumerate(value))
-
-
-def _describe(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
