@@ -1,7 +1,7 @@
 """The prompts that models are compared on, as files of a folder: prepared once, and the same for every model."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -23,23 +23,25 @@ def prepare_benchmarks(
 ) -> dict[str, dict[str, Any]]:
     """Write the paper's pairs, and of NegOpt's files and HPSv2's folder what is given; returns the manifest's files."""
     tables = {EXCLUSION: evaluation.exclusion_pairs()}
-    try:
-        if negopt:
-            tables[NEGOPT] = evaluation.sample_pairs(_pairs(negopt), count, seed)
-    except ValueError as error:
-        raise UserError(f"--negopt: {negopt!r}: {error}") from None
-    try:
-        if hpsv2:
-            tables[HPSV2] = evaluation.styled_prompts(_styles(hpsv2))
-    except ValueError as error:
-        raise UserError(f"--hpsv2: {hpsv2!r}: {error}") from None
+    if negopt:
+        tables[NEGOPT] = _named("--negopt", negopt, evaluation.sample_pairs, list(_pairs(negopt)), count, seed)
+    if hpsv2:
+        tables[HPSV2] = _named("--hpsv2", hpsv2, evaluation.styled_prompts, _styles(hpsv2))
     files = {name: _write(folder, name, table) for name, table in tables.items()}
     manifest.write(folder, "benchmarks", files=files, seed=seed, negopt=negopt, hpsv2=hpsv2)
     return files
 
 
+def _named(option: str, value: str, make: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
+    """What is wrong with the content, by the option that named it."""
+    try:
+        return make(*arguments)
+    except ValueError as error:
+        raise UserError(f"{option}: {value!r}: {error}") from None
+
+
 def _pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
-    for _, found in inputs.find((Source(files),)):
+    for _, found in inputs.find((Source(files),), "--negopt"):
         for each in found:
             for table in read(each.file(), ROWS_PER_CHUNK):
                 yield from zip(table["text"].to_pylist(), table["negative"].to_pylist(), strict=True)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets_prep.chunk import BAND_COLUMNS as BANDS
 from datasets_prep.chunk import Account, process
 from datasets_prep.filters import CountTokens, Filters
-from datasets_prep.sources import SCHEMA, read, reader_of
+from datasets_prep.sources import SCHEMA, read
 from pipeline.errors import UserError
 from pipeline.inputs import Input
 from pipeline.storage import Folder, first_line
@@ -56,8 +56,6 @@ class Cleaned:
 def clean(inputs: Sequence[Input], how: How, folder: Folder, address: str | None = None) -> list[Cleaned]:
     """Clean what is not cleaned yet; `folder` keeps a folder for each file."""
     missing = [each for each in inputs if not (folder / each.key(how.text)).has(ACCOUNT)]
-    for each in missing:
-        _check_format(each)
     try:
         if missing:
             run = _in_process if sum(each.size for each in missing) < IN_PROCESS and not address else _on_ray
@@ -67,14 +65,6 @@ def clean(inputs: Sequence[Input], how: How, folder: Folder, address: str | None
             f"prompts.sources: cannot be read: {first_line(error)}; run the same command again to go on"
         ) from error
     return [_cleaned(each, folder / each.key(how.text)) for each in inputs]
-
-
-def _check_format(each: Input) -> None:
-    """It is known, before anything starts."""
-    try:
-        reader_of(each.path)
-    except ValueError as error:
-        raise UserError(f"prompts.sources: {error}") from None
 
 
 def _collect(missing: Sequence[Input], done: Iterator[dict[str, Any]], how: How, folder: Folder) -> None:

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
 from pyarrow import fs
 
-from datasets_prep.sources import PICKLES, READERS, File
+from datasets_prep.sources import PICKLES, READERS, File, reader_of
 from pipeline.errors import UserError
 from pipeline.recipe import Source
 from pipeline.storage import Folder
@@ -41,15 +42,15 @@ class Input:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def find(sources: tuple[Source, ...]) -> list[tuple[str, list[Input]]]:
-    """The name of each source, and its files in the order of their names."""
+def find(sources: Sequence[Source], field: str = "prompts.sources") -> list[tuple[str, list[Input]]]:
+    """The name of each source, and its files in the order of their names; all are of formats that can be read."""
     names = [source.name or _name(source.path) for source in sources]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"prompts.sources: the name {name!r} twice is not allowed; allowed: a `name` for each")
+            raise UserError(f"{field}: the name {name!r} twice is not allowed; allowed: a `name` for each")
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise UserError(f"prompts.sources: the name {name!r} is not allowed; allowed: letters, digits, - and _")
-    return [(name, _files(name, source)) for name, source in zip(names, sources, strict=True)]
+            raise UserError(f"{field}: the name {name!r} is not allowed; allowed: letters, digits, - and _")
+    return [(name, _files(name, source, field)) for name, source in zip(names, sources, strict=True)]
 
 
 def _name(path: str) -> str:
@@ -58,7 +59,7 @@ def _name(path: str) -> str:
     return re.sub(r"[^\w-]+", "-", plain[-1].split(".")[0]).strip("-") or "prompts" if plain else "prompts"
 
 
-def _files(name: str, source: Source) -> list[Input]:
+def _files(name: str, source: Source, field: str) -> list[Input]:
     place = Folder.of(source.path)
     fixed = place.path.split("*")[0].rpartition("/")[0] if "*" in place.path else place.path
     try:
@@ -67,7 +68,7 @@ def _files(name: str, source: Source) -> list[Input]:
         if info.type == fs.FileType.Directory:
             entries = place.filesystem.get_file_info(fs.FileSelector(fixed, recursive=True))
     except OSError as error:
-        raise UserError(f"prompts.sources: {source.path!r} cannot be listed: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{field}: {source.path!r} cannot be listed: {str(error).splitlines()[0]}") from None
     if "*" in place.path:
         entries = [entry for entry in entries if fnmatch(entry.path, place.path)]
     elif info.type == fs.FileType.Directory:
@@ -75,9 +76,14 @@ def _files(name: str, source: Source) -> list[Input]:
     found = [entry for entry in entries if entry.is_file]
     if not found:
         raise UserError(
-            f"prompts.sources: {source.path!r}: no such file; allowed: a file, a folder or a pattern with *, of "
+            f"{field}: {source.path!r}: no such file; allowed: a file, a folder or a pattern with *, of "
             f'{", ".join(READERS)}; or "shapes"'
         )
+    for entry in found:
+        try:
+            reader_of(entry.path)
+        except ValueError as error:
+            raise UserError(f"{field}: {error}") from None
     root = "" if place.is_local else "s3://"
     return [
         Input(name, root + entry.path, source.column, int(entry.size or 0), str(entry.mtime_ns))

@@ -55,7 +55,7 @@ def prepare(recipe: Recipe, folder: Folder, address: str | None = None) -> dict[
     What the folder was already made from, in the same way, is not made again; of one file more, that one is cleaned.
     """
     found = [] if recipe.prompts.embedded else inputs.find(recipe.prompts.sources)
-    observed = inputs.find((Source(recipe.prompts.negatives),))[0][1] if recipe.prompts.negatives else []
+    observed = _negative_files(recipe.prompts.negatives)
     fingerprint = _fingerprint(recipe, [each for _, files in found for each in files], observed)
     if folder.has(manifest.NAME) and manifest.read(folder, "prepare").get("fingerprint") == fingerprint:
         return manifest.read(folder, "prepare")
@@ -67,6 +67,10 @@ def prepare(recipe: Recipe, folder: Folder, address: str | None = None) -> dict[
     _check_enough(recipe, made)
     _negatives(recipe, observed, made)
     return _finish(recipe, made, fingerprint)
+
+
+def _negative_files(path: str) -> list[Input]:
+    return inputs.find((Source(path),), "prompts.negatives")[0][1] if path else []
 
 
 def _fingerprint(recipe: Recipe, files: list[Input], observed: list[Input]) -> str:

@@ -82,3 +82,8 @@ def test_hpsv2_files_that_are_not(tmp_path, hpsv2, capsys, change, message):
 def test_too_few_pairs_are_one_line(tmp_path, negopt, capsys):
     assert main(["prepare-benchmarks", "--run", str(tmp_path / "run"), "--negopt", negopt]) == 2
     assert "40 distinct pairs are fewer than the 30000 asked for" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_named_once(tmp_path, capsys):
+    assert main(["prepare-benchmarks", "--run", str(tmp_path / "run"), "--negopt", str(tmp_path / "gone.parquet")]) == 2
+    assert capsys.readouterr().err.count("--negopt") == 1

@@ -137,6 +137,17 @@ def test_a_second_preparation_does_nothing_and_another_file_costs_only_itself(fo
     assert set(folder.names()) == {*prompts.check(folder)["files"], CARD, manifest.NAME}
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("gone.parquet", "prompts.negatives: .*no such file"), ("a.pkl", "prompts.negatives: .*a pickle runs the code")],
+)
+def test_negatives_that_cannot_be_read_are_named(folder, tmp_path, name, message):
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
+    with pytest.raises(UserError, match=message):
+        prepare(own(tmp_path, b"a\n", f"prompts.negatives={str(tmp_path / name)!r}"), folder)
+    assert not folder.names()
+
+
 def test_what_was_cleaned_before_an_interruption_is_kept(folder, tmp_path, monkeypatch):
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(f"text {number}\n")
