@@ -19,8 +19,10 @@ from swiftbrush import SwiftBrush
 
 from nasa.backbone import steerable
 from nasa.distillation import Draws, Texts, draw
-from pipeline import ablation, distiller, models, recipe
-from pipeline.distiller import Distiller
+from pipeline import models, recipe
+from pipeline.ablation import runs
+from pipeline.training import distiller
+from pipeline.training.distiller import Distiller
 
 WARM_UP = 2
 SHARED = "method.lora_shares_pass=true"
@@ -70,12 +72,12 @@ def main() -> None:
     sets = ["train.workers=1", f"train.batch_size={arguments.batch}", "train.clip_weight=0"]
     options = recipe.load("shapes", sets)
     make: dict[str, Callable[[], Any]] = {
-        "baseline": lambda: Baseline(options, ablation.fresh(options)),
-        "plain": lambda: ablation.fresh(options),
-        "bfloat16": lambda: ablation.fresh(recipe.parse(recipe.dump(options), ['train.precision="bfloat16"'])),
-        "shared": lambda: ablation.fresh(recipe.parse(recipe.dump(options), [SHARED])),
-        "both": lambda: ablation.fresh(recipe.parse(recipe.dump(options), [SHARED, "train.compile=true"])),
-        "compiled": lambda: ablation.fresh(recipe.parse(recipe.dump(options), ["train.compile=true"])),
+        "baseline": lambda: Baseline(options, runs.fresh(options)),
+        "plain": lambda: runs.fresh(options),
+        "bfloat16": lambda: runs.fresh(recipe.parse(recipe.dump(options), ['train.precision="bfloat16"'])),
+        "shared": lambda: runs.fresh(recipe.parse(recipe.dump(options), [SHARED])),
+        "both": lambda: runs.fresh(recipe.parse(recipe.dump(options), [SHARED, "train.compile=true"])),
+        "compiled": lambda: runs.fresh(recipe.parse(recipe.dump(options), ["train.compile=true"])),
     }
     prompts = [f"a photo of a {colour} star" for colour in ("red", "blue", "green", "white")] * (arguments.batch // 4)
     if arguments.check:

@@ -9,11 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, held_out_prompts
-from pipeline import exclusion
-from pipeline.evaluate import distilled_student
-from pipeline.judges import AttributeJudge
-from pipeline.sampling import Sampler, Way
-from pipeline.sheet import contact_sheet, to_pixels
+from pipeline.evaluation import exclusion
+from pipeline.evaluation.evaluate import distilled_student
+from pipeline.evaluation.judges import AttributeJudge
+from pipeline.evaluation.sampling import Sampler, Way
+from pipeline.evaluation.sheet import contact_sheet, to_pixels
 from pipeline.storage import Folder
 
 SCALES = (0.1, 0.25, 0.5, 0.75, 1.0)

@@ -124,7 +124,7 @@ class Baseline:
 
 
 class Ours:
-    """The step of `pipeline.distiller` without its texts, its CLIP loss and its engines' bookkeeping."""
+    """The step of `pipeline.training.distiller` without its texts, its CLIP loss and its engines' bookkeeping."""
 
     def __init__(
         self, setting: Setting, *, shares: bool = False, compile: bool = False, checkpointing: bool = False

@@ -24,10 +24,10 @@ from datasets_prep.shapes.prompts import held_out_prompts
 from nasa.backbone import decode, tokenize
 from nasa.joint import READINGS
 from pipeline import models
-from pipeline.evaluate import JUDGED
-from pipeline.exclusion import shares, trials
-from pipeline.judges import AttributeJudge
-from pipeline.sampling import Way, noise_of
+from pipeline.evaluation.evaluate import JUDGED
+from pipeline.evaluation.exclusion import shares, trials
+from pipeline.evaluation.judges import AttributeJudge
+from pipeline.evaluation.sampling import Way, noise_of
 from pipeline.shapes.clip import WIDTH
 from pipeline.shapes.denoiser import captions_of, encode_pool
 from pipeline.shapes.fit import fit

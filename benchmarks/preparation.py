@@ -115,7 +115,7 @@ def recipe_of(data: Path) -> Any:
 def run(data: Path, keep: str) -> None:
     """The whole preparation, and again, and with one file more."""
     os.environ["RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES"] = str(OBJECT_STORE)
-    from pipeline.prepare import prepare
+    from pipeline.prompts.prepare import prepare
     from pipeline.storage import Folder
 
     out = Path(keep or tempfile.mkdtemp())

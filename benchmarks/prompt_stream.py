@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset
 
-from pipeline import prompts, recipe
-from pipeline.estimate import UTILISATION, estimate
-from pipeline.prompts import PromptStream
+from pipeline import recipe
+from pipeline.prompts import prepared
+from pipeline.prompts.stream import PromptStream
 from pipeline.recipe import GPUS
 from pipeline.session import ray_session
 from pipeline.storage import Folder
+from pipeline.training.estimate import UTILISATION, estimate
 
 BATCH = 64
 
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     folder = Folder.of(arguments.prompts)
-    record = prompts.check(folder)
+    record = prepared.check(folder)
     steps = record["epoch"] // BATCH
     with ray_session():
         next(stream(folder, record, steps - 1, 1))  # processes are started

@@ -14,11 +14,11 @@ import matplotlib
 import numpy as np
 
 from pipeline import manifest
-from pipeline.evaluate import distilled_student
-from pipeline.exclusion import shares, trials
-from pipeline.judges import AttributeJudge
+from pipeline.evaluation.evaluate import distilled_student
+from pipeline.evaluation.exclusion import shares, trials
+from pipeline.evaluation.judges import AttributeJudge
+from pipeline.evaluation.sampling import Way
 from pipeline.recipe import parse
-from pipeline.sampling import Way
 from pipeline.storage import Folder
 
 SCALES = {

@@ -19,9 +19,11 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from pipeline import ablation, distiller, engines, models, recipe
-from pipeline.estimate import UTILISATION, denoiser_of, estimate
+from pipeline import models, recipe
+from pipeline.ablation import runs
 from pipeline.recipe import GPUS, Recipe
+from pipeline.training import distiller, engines
+from pipeline.training.estimate import UTILISATION, denoiser_of, estimate
 
 WARM_UP = 2
 GPUS_A_NODE = 8
@@ -47,7 +49,7 @@ def process(rank: int, workers: int, images: int, steps: int, together: bool, pl
     store = f"file://{place}/{'together' if together else rank}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=own_rank, world_size=world)
     options = settings(world, images)
-    like = ablation.fresh(options)
+    like = runs.fresh(options)
     model = models.load(models.teacher_folder(options.teacher))
     built = engines.build(options, model, torch.device("cpu"), workers=world)
     made = distiller.Distiller(options, model, built, like.negatives, None, None, own_rank, world)

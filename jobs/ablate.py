@@ -3,6 +3,7 @@
 import argparse
 
 from jobs import options as shared
+from pipeline.ablation import runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from pipeline import ablation, recipe
-    from pipeline.ablation_report import write
+    from pipeline import recipe
+    from pipeline.ablation.report import write
     from pipeline.errors import UserError
 
     for name in ("steps", "warm_up_steps", "seeds", "processes", "threads"):
@@ -32,6 +33,6 @@ def run(options: argparse.Namespace) -> None:
     if base.teacher != recipe.EMBEDDED:
         raise UserError(f"teacher: {base.teacher!r} has no judge; allowed: {recipe.EMBEDDED!r}")
     folder = str(Path(options.run).absolute())
-    plan = ablation.Plan(base, options.warm_up_steps, options.steps, folder, options.threads)
-    rows = ablation.ablate(plan, range(options.seeds), options.processes)
-    print(write(ablation.summarise(rows), plan, Path(options.docs or folder)))
+    plan = runs.Plan(base, options.warm_up_steps, options.steps, folder, options.threads)
+    rows = runs.ablate(plan, range(options.seeds), options.processes)
+    print(write(runs.summarise(rows), plan, Path(options.docs or folder)))

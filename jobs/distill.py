@@ -19,15 +19,15 @@ def run(options: argparse.Namespace) -> None:
     recipe = shared.recipe_of(options)
     folder = shared.folder_of(options, "distilled")
     if options.dry_run:
-        from pipeline.estimate import describe
         from pipeline.recipe import dump
+        from pipeline.training.estimate import describe
 
         print(dump(recipe))
         print(f"reads   {shared.folder_of(options, 'prompts').uri}, teacher {recipe.teacher} at {recipe.revision}")
         print(f"writes  {folder.uri}, MLflow at {shared.tracking_of(options)}")
         print(describe(recipe))
         return
-    from pipeline.distill import distill
+    from pipeline.training.distill import distill
 
     record = distill(recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options), options.address)
     print(f"distilled {recipe.train.steps} steps, student {record['student_sha256'][:12]}: {folder.uri}/student")

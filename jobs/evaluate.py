@@ -3,7 +3,7 @@
 import argparse
 
 from jobs import options as shared
-from pipeline.summary import table
+from pipeline.evaluation.summary import table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.evaluate import evaluate
+    from pipeline.evaluation.evaluate import evaluate
 
     folder = shared.folder_of(options, "evaluation")
     summary = evaluate(

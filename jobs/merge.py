@@ -11,8 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.merge import merge
     from pipeline.storage import Folder
+    from pipeline.training.merge import merge
 
     folder_hash = merge(options.first, options.second, options.weight, Folder.of(options.out))
     print(f"merged, student {folder_hash[:12]}: {options.out}")

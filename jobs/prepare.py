@@ -3,7 +3,7 @@
 import argparse
 
 from jobs import options as shared
-from pipeline.prepare import prepare
+from pipeline.prompts.prepare import prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

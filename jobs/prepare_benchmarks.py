@@ -4,8 +4,8 @@ import argparse
 
 from datasets_prep.evaluation import NEGOPT_PAIRS
 from jobs import options as shared
-from pipeline.benchmark_prompts import prepare_benchmarks
 from pipeline.errors import UserError
+from pipeline.prompts.benchmarks import prepare_benchmarks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -111,7 +111,8 @@ class Train:
 
     "bfloat16" computes in it where that is safe and keeps the trained weights in float32. `clip_decoder` is a tiny
     autoencoder (AutoencoderTiny) for the CLIP loss in place of the teacher's. `explosion` and `least_variation` are
-    `pipeline.guard`'s; rolling back goes on from the latest checkpoint with other random numbers, `roll_backs` times.
+    `pipeline.training.guard`'s; rolling back goes on from the latest checkpoint with other random numbers, `roll_backs`
+    times.
     """
 
     steps: int = checked(300, POSITIVE)

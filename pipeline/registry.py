@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline import manifest, tracking
-from pipeline.evaluate import flat_metrics
+from pipeline.evaluation.evaluate import flat_metrics
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 

@@ -12,9 +12,9 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from datasets_prep.shapes.prompts import held_out_prompts
 from pipeline import models
-from pipeline.judges import AttributeJudge
+from pipeline.evaluation.judges import AttributeJudge
+from pipeline.evaluation.sampling import Sampler, Way
 from pipeline.recipe import Evaluation
-from pipeline.sampling import Sampler, Way
 from pipeline.shapes import autoencoder, classifier, clip, denoiser
 from pipeline.shapes.samples import LABELS, Samples, draw
 from pipeline.shapes.text import build_tokenizer

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import prompts
 from pipeline.errors import UserError
-from pipeline.prepare import prepare
-from pipeline.prompts import PromptStream
+from pipeline.prompts.prepare import prepare
+from pipeline.prompts.prepared import check, shard
+from pipeline.prompts.stream import PromptStream
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 
@@ -117,7 +117,7 @@ def recipe(bucket):
 
 def stream(folder):
     """The prompts of one epoch, read without a cluster."""
-    reader = PromptStream(folder, prompts.check(folder), 0, 6, range(6))
+    reader = PromptStream(folder, check(folder), 0, 6, range(6))
     return [text for piece in reader.order.pieces(0, 600, 256) for text in reader.of_piece(piece).to_pylist()]
 
 
@@ -135,7 +135,7 @@ def test_what_passes_is_waited_for(bucket, recipe, faults, how, monkeypatch):
     faults.how = how
     faults.fails = lambda number, path: number % 5 == 3
     record = prepare(recipe, folder)
-    prompts.shard.cache_clear()
+    shard.cache_clear()
     assert record["prompts"] == 600
     assert not any(source["removed"] for source in record["sources"].values())
     assert len(set(stream(folder))) == 600

@@ -12,20 +12,19 @@ from pathlib import Path
 import boto3
 import pytest
 
-from pipeline.prepare import prepare
+from pipeline.prompts.prepare import prepare
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 
 WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 PORTS = {"master": 29333, "volume": 28080, "filer": 28888, "s3": 28333}
 READ = """
-from pipeline import prompts
-from pipeline.prompts import PromptStream
+from pipeline.prompts.stream import PromptStream
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 folder = Folder.of("s3://corpus/run/prompts")
 with ray_session():
-    batches = PromptStream(folder, prompts.check(folder), 0, 50, range(25, 50)).batches(3, 40)
+    batches = PromptStream(folder, check(folder), 0, 50, range(25, 50)).batches(3, 40)
     seen = [text for batch in batches for text in batch.prompts]
 print(len(seen), len(set(seen)))
 """

@@ -1,0 +1,1 @@
+"""The paper's ablation on the world of shapes."""

@@ -1,0 +1,241 @@
+"""The paper's ablation on the world of shapes: where the negative prompt goes, several seeds a variant.
+
+Each run is one process without a cluster, from one shared warm start. A finished run's row is kept, so an interrupted
+ablation continues with the runs that are missing.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from datasets_prep import negatives
+from datasets_prep.shapes.prompts import BAD_PHOTO, held_out_prompts, sample_negatives, sample_prompts
+from nasa.method import Method
+from pipeline import models, recipe
+from pipeline.evaluation import exclusion
+from pipeline.evaluation.evaluate import JUDGED
+from pipeline.evaluation.judges import AttributeJudge, Clip
+from pipeline.evaluation.sampling import Sampler, Way
+from pipeline.prompts.negatives import NegativeSampler
+from pipeline.recipe import Recipe
+from pipeline.storage import Folder
+from pipeline.training import engines
+from pipeline.training.distiller import Distiller
+
+SBV2 = {"negative_on_student": False, "negative_on_teacher": False, "negative_on_lora_teacher": False}
+NASA_I = Way("nasa", 0.5)
+WARM_UP = "warm-up"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`title` is how the tables name it; `changes` are to the recipe's method."""
+
+    name: str
+    title: str
+    changes: dict[str, Any]
+
+    def method(self, base: Method) -> Method:
+        changes = dict(self.changes)
+        if changes.pop("fixed_guidance", False):
+            low, high = base.guidance_range
+            changes["guidance_range"] = ((low + high) / 2,) * 2
+        return replace(base, **changes)
+
+
+VARIANTS = (
+    Variant("none", "none (SBv2*)", SBV2),
+    Variant("teacher", "teacher", {**SBV2, "negative_on_teacher": True}),
+    Variant(
+        "teachers", "teacher, LoRA teacher", {**SBV2, "negative_on_teacher": True, "negative_on_lora_teacher": True}
+    ),
+    Variant("nasa-t", "student, teacher (NASA-T)", {}),
+    Variant("all", "student, teacher, LoRA teacher", {"negative_on_lora_teacher": True}),
+    Variant("none-fixed-k", "none, fixed k", {**SBV2, "fixed_guidance": True}),
+    Variant("nasa-t-fixed-k", "NASA-T, fixed k", {"fixed_guidance": True}),
+    Variant("nasa-t-shared", "NASA-T, shared pass", {"lora_shares_pass": True}),
+)
+CONTRASTS = (  # fixed before the first run: see docs/adr/0006
+    ("NASA-T against SBv2*", "nasa-t", "none"),
+    ("negative on the teacher, without NASA, against none", "teacher", "none"),
+    ("negative on the LoRA teacher against not", "all", "nasa-t"),
+    ("the same, without NASA", "teachers", "teacher"),
+    ("random against fixed k, NASA-T", "nasa-t", "nasa-t-fixed-k"),
+    ("random against fixed k, SBv2*", "none", "none-fixed-k"),
+    ("LoRA teacher's pass shared against its own, NASA-T", "nasa-t-shared", "nasa-t"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every run of an ablation has in common."""
+
+    base: Recipe
+    warm_up_steps: int
+    steps: int
+    folder: str
+    threads: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"recipe": recipe.dump(self.base), "warm_up_steps": self.warm_up_steps, "steps": self.steps}
+
+
+def ablate(plan: Plan, seeds: Sequence[int], processes: int) -> list[dict[str, Any]]:
+    """Run what is missing; returns a row a run, those of finished runs read from their files."""
+    folder = Folder.of(plan.folder)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        pool.submit(warm_up, plan).result()
+        missing = [(variant, seed) for seed in seeds for variant in VARIANTS if _finished(plan, variant, seed) is None]
+        waiting = {pool.submit(run, plan, variant, seed): (variant, seed) for variant, seed in missing}
+        for number, future in enumerate(as_completed(waiting), 1):
+            variant, seed = waiting[future]
+            row = future.result()
+            folder.write(_file(variant, seed), (json.dumps(row) + "\n").encode())
+            print(f"{number}/{len(missing)}: {variant.title}, seed {seed}: {_share(row['plain']):.1f} %", flush=True)
+    return [row for seed in seeds for variant in VARIANTS if (row := _finished(plan, variant, seed)) is not None]
+
+
+def _file(variant: Variant, seed: int) -> str:
+    return f"rows/{variant.name}-{seed}.json"
+
+
+def _finished(plan: Plan, variant: Variant, seed: int) -> dict[str, Any] | None:
+    folder, file = Folder.of(plan.folder), _file(variant, seed)
+    row = json.loads(folder.read(file)) if folder.has(file) else None
+    return row if row and row["plan"] == plan.identity else None
+
+
+def warm_up(plan: Plan) -> None:
+    """One student by SBv2*, from which every run starts, with its LoRA teacher."""
+    folder = Path(plan.folder) / WARM_UP
+    if (folder / "plan.json").is_file() and json.loads((folder / "plan.json").read_text()) == plan.identity:
+        return
+    torch.set_num_threads(plan.threads)
+    method = VARIANTS[0].method(plan.base.method)
+    distiller = _train(replace(plan.base, method=method), plan.warm_up_steps, 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(distiller.student_weights(), folder / "student.safetensors")
+    save_file(_lora(distiller), folder / "lora_teacher.safetensors")
+    (folder / "plan.json").write_text(json.dumps(plan.identity))
+
+
+def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
+    """Train a variant from the warm start and judge it; the row of one run."""
+    torch.set_num_threads(plan.threads)
+    options = replace(plan.base, seed=seed, method=variant.method(plan.base.method))
+    distiller = _train(options, plan.steps, plan.warm_up_steps, Path(plan.folder) / WARM_UP)
+    student = distiller.engines.student.module.model
+    student.load_state_dict(distiller.ema, strict=False)
+    sampler = Sampler(distiller.model, denoiser=student)
+    return {"variant": variant.name, "seed": seed, "plan": plan.identity, **judge(options, sampler)}
+
+
+def fresh(options: Recipe) -> Distiller:
+    """A distillation of the embedded teacher at its first step, in this process alone."""
+    corpus = negatives.corpus(sample_negatives(options.prompts.negative_draws, options.seed))
+    sampler = NegativeSampler.of(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
+    model = models.load(models.teacher_folder(options.teacher))
+    built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
+    clip = Clip.load(options.train.clip_model) if options.train.clip_weight else None
+    return Distiller(options, model, built, sampler, clip)
+
+
+def _train(options: Recipe, steps: int, first: int, warm: Path | None = None) -> Distiller:
+    """`first` counts the steps before, for the weight of the CLIP loss and the order of the prompts."""
+    prompts = list(sample_prompts(options.prompts.count, options.seed))
+    distiller = fresh(options)
+    if warm is not None:
+        distiller.engines.student.module.model.load_state_dict(load_file(warm / "student.safetensors"))
+        distiller.engines.teachers.load_state_dict(load_file(warm / "lora_teacher.safetensors"), strict=False)
+        distiller.ema = {name: value.clone() for name, value in distiller.student_weights().items()}
+    for step in range(first, first + steps):
+        start = step * options.train.batch_size
+        distiller.step(step, [prompts[i % len(prompts)] for i in range(start, start + options.train.batch_size)])
+    return distiller
+
+
+def _lora(distiller: Distiller) -> dict[str, torch.Tensor]:
+    return {n: p.detach() for n, p in distiller.engines.teachers.named_parameters() if "lora_" in n}
+
+
+def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
+    """For each held-out prompt, whether its image is clean with every attribute right, plain and with NASA-I.
+
+    And over seeds that show the attribute, what a negative prompt removes and keeps.
+    """
+    evaluation, attributes = options.evaluation, AttributeJudge.load()
+    prompts = held_out_prompts(evaluation.prompts, evaluation.seed)
+    texts, seeds = [text for text, _ in prompts], range(evaluation.seed, evaluation.seed + len(prompts))
+    row: dict[str, Any] = {}
+    for name, way in (("plain", Way()), ("nasa_i", NASA_I)):
+        found = attributes.attributes(sampler.images(way, texts, seeds, [BAD_PHOTO] * len(texts)))
+        pairs = list(zip(found, (scene for _, scene in prompts), strict=True))
+        row[name] = [
+            int(shown["quality"] == "clean" and all(shown[key] == getattr(scene, key) for key in JUDGED))
+            for shown, scene in pairs
+        ]
+    first = evaluation.seed * 1000
+    tested = exclusion.trials(
+        sampler,
+        attributes,
+        [NASA_I],
+        range(first, first + evaluation.exclusion_seeds),
+        calibration=False,
+    )
+    own = [trial for trial in tested if trial.way == NASA_I.label]
+    return {**row, **{name: [int(getattr(t, name)) for t in own] for name in ("removed", "kept")}}
+
+
+def _share(flags: Sequence[int]) -> float:
+    return 100 * float(np.mean(flags))
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row a variant, and the contrasts: over seeds, and over prompts, apart."""
+    seeds = sorted({row["seed"] for row in rows})
+    by_run = {(row["variant"], row["seed"]): row for row in rows}
+    complete = [variant for variant in VARIANTS if all((variant.name, seed) in by_run for seed in seeds)]
+    table = []
+    for variant in complete:
+        figures = {}
+        for measure in ("plain", "nasa_i", "removed", "kept"):
+            shares = [_share(by_run[variant.name, seed][measure]) for seed in seeds]
+            figures[measure] = {"mean": float(np.mean(shares)), "seeds": shares}
+        table.append({"variant": variant.name, "title": variant.title, **figures})
+    known = {variant.name for variant in complete}
+    contrasts = [
+        {"title": title, "measure": measure, **contrast(by_run, seeds, a, b, measure)}
+        for title, a, b in CONTRASTS
+        for measure in ("plain", "nasa_i")
+        if {a, b} <= known
+    ]
+    return {"seeds": seeds, "table": table, "contrasts": contrasts}
+
+
+def contrast(
+    by_run: dict[tuple[str, int], dict[str, Any]], seeds: Sequence[int], a: str, b: str, measure: str
+) -> dict[str, Any]:
+    """a - b in points: its mean, each seed's own, and the 95 % bootstrap interval over prompts of the seeds' mean."""
+    difference = np.array(
+        [np.subtract(by_run[a, seed][measure], by_run[b, seed][measure]) for seed in seeds], dtype=np.float64
+    )
+    per_prompt = 100 * difference.mean(axis=0)
+    rng = np.random.default_rng(0)
+    means = per_prompt[rng.integers(0, len(per_prompt), (2000, len(per_prompt)))].mean(axis=1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {
+        "difference": float(per_prompt.mean()),
+        "low": float(low),
+        "high": float(high),
+        "seeds": (100 * difference.mean(axis=1)).tolist(),
+    }

@@ -1,0 +1,1 @@
+"""Images from a student, and what they are worth."""

@@ -1,0 +1,62 @@
+"""The prompts that models are compared on, as files of a folder: prepared once, and the same for every model."""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets_prep import evaluation
+from datasets_prep.sources import read
+from pipeline import manifest
+from pipeline.errors import UserError
+from pipeline.prompts import inputs
+from pipeline.prompts.clean import ROWS_PER_CHUNK
+from pipeline.recipe import Source
+from pipeline.storage import Folder
+
+EXCLUSION, NEGOPT, HPSV2 = "exclusion_pairs.parquet", "negopt_pairs.parquet", "hpsv2.parquet"
+
+
+def prepare_benchmarks(
+    folder: Folder, negopt: str | None, hpsv2: str | None, count: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Write the paper's pairs, and of NegOpt's files and HPSv2's folder what is given; returns the manifest's files."""
+    tables = {EXCLUSION: evaluation.exclusion_pairs()}
+    if negopt:
+        tables[NEGOPT] = _named("--negopt", negopt, evaluation.sample_pairs, list(_pairs(negopt)), count, seed)
+    if hpsv2:
+        tables[HPSV2] = _named("--hpsv2", hpsv2, evaluation.styled_prompts, _styles(hpsv2))
+    files = {name: _write(folder, name, table) for name, table in tables.items()}
+    manifest.write(folder, "benchmarks", files=files, seed=seed, negopt=negopt, hpsv2=hpsv2)
+    return files
+
+
+def _named(option: str, value: str, make: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
+    """What is wrong with the content, by the option that named it."""
+    try:
+        return make(*arguments)
+    except ValueError as error:
+        raise UserError(f"{option}: {value!r}: {error}") from None
+
+
+def _pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
+    for _, found in inputs.find((Source(files),), "--negopt"):
+        for each in found:
+            for table in read(each.file(), ROWS_PER_CHUNK):
+                yield from zip(table["text"].to_pylist(), table["negative"].to_pylist(), strict=True)
+
+
+def _styles(place: str) -> dict[str, bytes]:
+    folder = Folder.of(place)
+    names = [name for name in folder.names() if name.removesuffix(".json") in evaluation.HPSV2_STYLES]
+    return {name.removesuffix(".json"): folder.read(name) for name in names}
+
+
+def _write(folder: Folder, name: str, table: pa.Table) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    content = buffer.getvalue()
+    folder.write(name, content)
+    return {"rows": table.num_rows, "bytes": len(content), "sha256": manifest.file_hash(content)}

@@ -1,0 +1,102 @@
+"""Text encoders in processes of their own: prompts and negatives reach the training encoded, and its GPUs hold none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from nasa.embeds import Embeds, cat
+from pipeline import models
+from pipeline.prompts.negatives import NegativeSampler
+from pipeline.recipe import Recipe
+from pipeline.storage import Folder
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What an encoder process needs: plain data. `seed` is that of the negatives' draws."""
+
+    teacher_folder: str
+    prompts_uri: str
+    avoid_contradictions: bool
+    bfloat16: bool
+    batch_size: int
+    seed: int
+
+
+class Encoder:
+    """One process: the text encoder, and the negatives' corpus."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self.encoding, self.device = encoding, "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = models.load_text_encoder(Path(encoding.teacher_folder), self.device)
+        if encoding.bfloat16:
+            self.model.to(torch.bfloat16)
+        folder = Folder.of(encoding.prompts_uri)
+        self.negatives = NegativeSampler.read(folder, avoid_contradictions=encoding.avoid_contradictions)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Adds `states` [N, 2, T, D] and `mask` [N, 2, T], of each prompt and its negative."""
+        prompts = batch["prompt"].tolist()
+        steps, places = np.divmod(batch["position"], self.encoding.batch_size)
+        negatives = [
+            self.negatives.draw([prompt], self.encoding.seed, int(step), [int(place)])[0]
+            for prompt, step, place in zip(prompts, steps, places, strict=True)
+        ]
+        embeds = self.model.encode([*prompts, *negatives])
+        parts = {"states": bits(embeds.states)} | ({} if embeds.mask is None else {"mask": bits(embeds.mask)})
+        pairs = {name: np.stack(np.split(part, 2), axis=1) for name, part in parts.items()}
+        return {"prompt": batch["prompt"], **pairs}
+
+
+def bits(tensor: Tensor) -> np.ndarray:
+    """As numpy; bfloat16, which numpy has not, by its bits."""
+    own = tensor.cpu()
+    array: np.ndarray = (own.view(torch.int16) if own.dtype == torch.bfloat16 else own).numpy()
+    return array
+
+
+def embeds_of(batch: dict[str, np.ndarray], device: Any) -> Embeds:
+    """The prompts', then the negatives', of what an encoder gave."""
+    states, mask = (batch[name].swapaxes(0, 1) if name in batch else None for name in ("states", "mask"))
+    assert states is not None
+    return Embeds(_tensor(states).to(device), None if mask is None else _tensor(mask).to(device))
+
+
+def _tensor(pairs: np.ndarray) -> Tensor:
+    """[2, N, ...] by its bits to [2 N, ...]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(pairs.reshape(-1, *pairs.shape[2:])))
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+
+
+def encode_fixed(encoding: Encoding, texts: Sequence[str]) -> bytes:
+    """The texts that a run needs whatever its prompts, encoded one by one: for `fixed_of`."""
+    encoder = Encoder(encoding)
+    embeds = cat([encoder.model.encode([text]) for text in texts])
+    parts = {"states": embeds.states.cpu().contiguous()} | ({} if embeds.mask is None else {"mask": embeds.mask.cpu()})
+    return save(parts)
+
+
+def fixed_of(texts: Sequence[str], content: bytes, device: Any) -> dict[str, Embeds]:
+    parts = {name: value.to(device) for name, value in load(content).items()}
+    mask = parts.get("mask")
+    return {
+        text: Embeds(parts["states"][i : i + 1], None if mask is None else mask[i : i + 1])
+        for i, text in enumerate(texts)
+    }
+
+
+def encoding_of(recipe: Recipe, teacher_folder: str, prompts_uri: str, seed: int) -> Encoding:
+    return Encoding(
+        teacher_folder,
+        prompts_uri,
+        recipe.prompts.avoid_contradictions,
+        recipe.train.precision == "bfloat16",
+        recipe.train.batch_size,
+        seed,
+    )

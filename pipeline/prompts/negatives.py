@@ -1,0 +1,54 @@
+"""Negative prompts in training: each worker holds the whole corpus and draws from it."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets_prep.negatives import contradicts
+from pipeline.prompts.prepare import NEGATIVES
+from pipeline.storage import Folder
+
+_REDRAWS = 16
+
+
+@dataclass(frozen=True)
+class NegativeSampler:
+    """Draws a negative for each prompt, by weight, as a function of (seed, step, the prompt's place in the batch)."""
+
+    texts: list[str]
+    cumulative: np.ndarray
+    avoid_contradictions: bool
+
+    @staticmethod
+    def read(folder: Folder, *, avoid_contradictions: bool) -> "NegativeSampler":
+        table = pq.read_table(io.BytesIO(folder.read(NEGATIVES)))
+        return NegativeSampler.of(table, avoid_contradictions=avoid_contradictions)
+
+    @staticmethod
+    def of(corpus: pa.Table, *, avoid_contradictions: bool) -> "NegativeSampler":
+        """`corpus` is of `datasets_prep.negatives`."""
+        weights = corpus["weight"].to_numpy().astype(np.float64)
+        return NegativeSampler(
+            corpus["negative_prompt"].to_pylist(), np.cumsum(weights / weights.sum()), avoid_contradictions
+        )
+
+    def draw(
+        self, prompts: Sequence[str], seed: int, step: int, places: Sequence[int], *, one: bool = False
+    ) -> list[str]:
+        """`places` are the prompts' in the global batch. With `one`, all of them have the same negative."""
+        if one:
+            return [self._one(prompts, np.random.default_rng((seed, step)))] * len(prompts)
+        pairs = zip(prompts, places, strict=True)
+        return [self._one([prompt], np.random.default_rng((seed, step, place))) for prompt, place in pairs]
+
+    def _one(self, prompts: Sequence[str], rng: np.random.Generator) -> str:
+        """Where a negative would deny what a prompt asks for, draw again, a bounded number of times."""
+        for _ in range(_REDRAWS):
+            text = self.texts[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.texts) - 1)]
+            if not (self.avoid_contradictions and any(contradicts(prompt, text) for prompt in prompts)):
+                break
+        return text

@@ -1,0 +1,193 @@
+"""From sources of prompts to the shards that training reads, and the negative-prompt corpus."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets_prep import card, negatives
+from datasets_prep.chunk import Account
+from datasets_prep.order import shares
+from datasets_prep.shapes import prompts as world
+from datasets_prep.sources import read
+from pipeline import manifest
+from pipeline.errors import UserError
+from pipeline.hub import is_hub_id, local_folder
+from pipeline.prompts import assemble, clean, inputs
+from pipeline.prompts.assemble import SCHEMA
+from pipeline.prompts.inputs import Input
+from pipeline.recipe import EMBEDDED, Recipe, Source, dump
+from pipeline.storage import Folder
+
+NEGATIVES, CARD = "negatives.parquet", "card.html"
+CLEANED = "cleaned"  # the folder of what each input file gave
+
+
+@dataclass
+class Prepared:
+    """What is written so far: the files for the manifest, and an account of each source."""
+
+    folder: Folder
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
+
+    def write(self, name: str, table: pa.Table, **more: Any) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        content = buffer.getvalue()
+        self.folder.write(name, content)
+        self.files[name] = {
+            "rows": table.num_rows,
+            "bytes": len(content),
+            "sha256": manifest.file_hash(content),
+            **more,
+        }
+
+
+def prepare(recipe: Recipe, folder: Folder, address: str | None = None) -> dict[str, Any]:
+    """Write `shard-SOURCE-NNNNN.parquet`, `negatives.parquet`, `card.html` and the manifest; returns the manifest.
+
+    What the folder was already made from, in the same way, is not made again; of one file more, that one is cleaned.
+    """
+    found = [] if recipe.prompts.embedded else inputs.find(recipe.prompts.sources)
+    observed = _negative_files(recipe.prompts.negatives)
+    fingerprint = _fingerprint(recipe, [each for _, files in found for each in files], observed)
+    if folder.has(manifest.NAME) and manifest.read(folder, "prepare").get("fingerprint") == fingerprint:
+        return manifest.read(folder, "prepare")
+    made = Prepared(folder)
+    if recipe.prompts.embedded:
+        _embedded(recipe, made)
+    else:
+        _own(recipe, found, made, address)
+    _check_enough(recipe, made)
+    _negatives(recipe, observed, made)
+    return _finish(recipe, made, fingerprint)
+
+
+def _negative_files(path: str) -> list[Input]:
+    return inputs.find((Source(path),), "prompts.negatives")[0][1] if path else []
+
+
+def _fingerprint(recipe: Recipe, files: list[Input], observed: list[Input]) -> str:
+    told = [clean.VERSION, recipe.seed, asdict(recipe.prompts), *map(asdict, files), *map(asdict, observed)]
+    return hashlib.sha256(json.dumps([*told, recipe.teacher, recipe.revision]).encode()).hexdigest()
+
+
+def _embedded(recipe: Recipe, made: Prepared) -> None:
+    """A sample of the world of shapes, in which prompts come again by chance: nothing to clean."""
+    prompts = list(world.sample_prompts(recipe.prompts.count, recipe.seed))
+    made.accounts[EMBEDDED] = Account(rows=len(prompts))
+    rows = recipe.prompts.rows_per_shard
+    for number, first in enumerate(range(0, len(prompts), rows)):
+        chunk = prompts[first : first + rows]
+        table = pa.table({"index": range(first, first + len(chunk)), "prompt": chunk}, schema=SCHEMA)
+        made.write(f"shard-{EMBEDDED}-{number:05d}.parquet", table, source=EMBEDDED)
+
+
+def _own(recipe: Recipe, found: list[tuple[str, list[Input]]], made: Prepared, address: str | None) -> None:
+    options = recipe.prompts
+    how = clean.How(options.filters, _tokenizer(recipe), clean.ROWS_PER_CHUNK)
+    cleaned = clean.clean([each for _, files in found for each in files], how, made.folder / CLEANED, address)
+    made.accounts.update({name: Account() for name, _ in found})
+    for file in cleaned:
+        if options.on_unreadable == "stop" and file.account.removed["unreadable"]:
+            problem = file.account.samples["unreadable"][0]
+            raise UserError(
+                f"{file.input.uri}: {file.account.removed['unreadable']} unreadable, such as {problem}; "
+                'allowed: none, or prompts.on_unreadable = "skip"'
+            )
+        made.accounts[file.input.source].add(file.account)
+    corpus = assemble.Corpus(cleaned)
+    kept = assemble.deduplicate(corpus, options.near_duplicates, made.accounts)
+    assemble.measure(corpus, kept, made.accounts)
+    for name, _ in found:
+        assemble.write_shards(corpus, kept, name, options.rows_per_shard, made.write)
+
+
+def _tokenizer(recipe: Recipe) -> str:
+    """The tokenizer.json of the recipe's own tokenizer, or of its teacher, of which nothing else is fetched."""
+    from transformers import AutoTokenizer
+
+    from pipeline.models import teacher_folder
+
+    if recipe.prompts.tokenizer:
+        folder = local_folder(recipe.prompts.tokenizer, "prompts.tokenizer")
+    elif is_hub_id(recipe.teacher):
+        folder = local_folder(recipe.teacher, "teacher", recipe.revision, ["tokenizer/*"]) / "tokenizer"
+    else:
+        folder = teacher_folder(recipe.teacher) / "tokenizer"
+    try:
+        text: str = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer.to_str()
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"prompts.tokenizer: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}; "
+            "allowed: a folder with a tokenizer that the `tokenizers` library reads"
+        ) from None
+    return text
+
+
+def _check_enough(recipe: Recipe, made: Prepared) -> None:
+    for source, account in made.accounts.items():
+        if not account.kept:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in account.removed.most_common()) or "no rows"
+            raise UserError(f"prompts.sources: {source!r} has no prompt left ({reasons}); allowed: one or more")
+
+
+def _negatives(recipe: Recipe, observed: list[Input], made: Prepared) -> None:
+    if recipe.prompts.embedded:
+        table = negatives.corpus(world.sample_negatives(recipe.prompts.negative_draws, recipe.seed))
+    else:
+        table = negatives.build(recipe.prompts.negative_count, recipe.seed, Counter(_observed(observed)))
+    made.write(NEGATIVES, table)
+
+
+def _observed(files: list[Input]) -> Iterator[str]:
+    """The negative prompts that people wrote: a table's column of them, or a file of nothing else."""
+    for each in files:
+        for table in read(each.file(), clean.ROWS_PER_CHUNK):
+            own = "negative" if table["negative"].null_count < table.num_rows else "text"
+            yield from (text for text in table[own].drop_null().to_pylist() if text.strip())
+
+
+def _finish(recipe: Recipe, made: Prepared, fingerprint: str) -> dict[str, Any]:
+    names = list(made.accounts)
+    rows = {name: sum(file["rows"] for file in made.files.values() if file.get("source") == name) for name in names}
+    assert all(account.kept == rows[name] for name, account in made.accounts.items())
+    weights = [source.weight for source in recipe.prompts.sources]
+    epoch = shares(list(rows.values()), weights)
+    sources = {
+        name: {**made.accounts[name].to_dict(), "prompts": rows[name], "of_an_epoch": share}
+        for name, share in zip(names, epoch, strict=True)
+    }
+    counts = {
+        "prompts": sum(rows.values()),
+        "shards": len(made.files) - 1,
+        "negative_prompts": made.files[NEGATIVES]["rows"],
+        "epoch": sum(epoch),
+    }
+    negative_prompts = pq.read_table(io.BytesIO(made.folder.read(NEGATIVES)))
+    made.folder.write(CARD, card.page(recipe.name, sources, negative_prompts).encode())
+    manifest.write(
+        made.folder,
+        "prepare",
+        recipe=dump(recipe),
+        fingerprint=fingerprint,
+        files=made.files,
+        sources=sources,
+        **counts,
+    )
+    _remove_others(made)
+    return manifest.read(made.folder, "prepare")
+
+
+def _remove_others(made: Prepared) -> None:
+    """Shards of an earlier preparation that this one has not."""
+    for name in made.folder.names():
+        if name.endswith(".parquet") and name not in made.files:
+            made.folder.remove(name)

@@ -1,0 +1,59 @@
+"""A prepared folder of prompts, read: its manifest, its order, its shards."""
+
+import hashlib
+import io
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets_prep.order import Order, Source
+from pipeline import manifest
+from pipeline.errors import UserError
+from pipeline.storage import Folder
+
+
+def check(folder: Folder) -> dict[str, Any]:
+    """The manifest of prepared prompts, whose files are all there; their content is checked where it is read."""
+    record = manifest.read(folder, "prepare")
+    for name, expected in record["files"].items():
+        size = folder.size(name)
+        if size is None:
+            raise UserError(f"{folder.uri}/{name}: missing; the manifest lists it; run `python -m jobs prepare` again")
+        if size != expected["bytes"]:
+            raise UserError(
+                f"{folder.uri}/{name}: {size} bytes that differ from the {expected['bytes']} in the manifest; "
+                "run `python -m jobs prepare` again"
+            )
+    return record
+
+
+def order_of(record: dict[str, Any], seed: int) -> Order:
+    """The order of a manifest's prompts."""
+    return Order(
+        tuple(
+            Source(name, tuple(record["files"][file]["rows"] for file in shards_of(record, name)), own["of_an_epoch"])
+            for name, own in sorted(record["sources"].items())
+        ),
+        seed,
+    )
+
+
+def shards_of(record: dict[str, Any], source: str) -> list[str]:
+    return sorted(name for name, file in record["files"].items() if file.get("source") == source)
+
+
+@lru_cache(maxsize=4)
+def shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
+    """A shard's prompts.
+
+    Raises:
+        UserError: where its content is not what was prepared.
+    """
+    content = folder.read(name)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(
+            f"{folder.uri}/{name}: its content differs from the manifest's; run `python -m jobs prepare` again"
+        )
+    return pq.read_table(io.BytesIO(content), columns=["prompt"])["prompt"]

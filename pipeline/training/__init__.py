@@ -1,0 +1,1 @@
+"""Distillation on Ray Train: the driver, the workers' loop, their step, its checkpoints."""

@@ -1,0 +1,61 @@
+"""All of a distillation's state in a folder: engines, moving average, step. It continues on any number of workers.
+
+Where the number of workers or the ZeRO stage is another than at saving, DeepSpeed's universal format stands between.
+Random numbers need no state: they follow from the seed, the step and an image's place; the data cursor is the step.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from pipeline.training.distiller import Distiller
+
+EMA_FILE, RAW_FILE = "ema.safetensors", "raw.safetensors"
+STATE_FILE = "state.json"
+
+
+def save(distiller: Distiller, folder: Path, step: int) -> None:
+    """This process's part; the parts of all processes in one folder are the checkpoint."""
+    distiller.engines.save(folder)
+    if distiller.rank == 0:
+        save_file(distiller.ema, folder / EMA_FILE)
+        save_file(distiller.student_weights(), folder / RAW_FILE)
+        (folder / STATE_FILE).write_text(json.dumps({"step": step, "attempt": distiller.attempt, **_layout(distiller)}))
+
+
+def load(distiller: Distiller, folder: Path) -> int:
+    """Put the checkpoint's state into the process; returns the first step to do."""
+    state = json.loads((folder / STATE_FILE).read_text())
+    if _layout(distiller).items() <= state.items():
+        distiller.engines.load(folder)
+    else:
+        _load_universal(distiller, folder)
+    distiller.attempt = state["attempt"]
+    device = distiller.null.states.device
+    distiller.ema = {name: value.to(device) for name, value in load_file(folder / EMA_FILE).items()}
+    return int(state["step"])
+
+
+def _layout(distiller: Distiller) -> dict[str, Any]:
+    return {"workers": distiller.world_size, "zero_stage": distiller.recipe.train.zero_stage}
+
+
+def _load_universal(distiller: Distiller, folder: Path) -> None:
+    """Each process converts for itself: what it needs is then on its own disk, whatever the machines share."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, _ in distiller.engines.named():
+            _convert(folder / name, Path(scratch) / name)
+        distiller.engines.load(Path(scratch), universal=True)
+
+
+def _convert(source: Path, target: Path) -> None:
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    folders = ["--input_folder", str(source), "--output_folder", str(target)]
+    done = subprocess.run([*command, *folders], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{source}: not to be converted for another number of workers: {done.stderr[-400:]}")

@@ -1,0 +1,234 @@
+"""From prepared prompts to a one-step student: the driver of a distillation."""
+
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nasa.teachers import merged_weights
+from pipeline import manifest, models, tracking
+from pipeline.errors import TrainingError, UserError
+from pipeline.evaluation.judges import clip_folder, decoder_folder
+from pipeline.prompts import prepared
+from pipeline.prompts.encode import encode_fixed, encoding_of
+from pipeline.recipe import Evaluation, Recipe, Train, dump, parse
+from pipeline.session import ray_session
+from pipeline.storage import Folder
+from pipeline.training.board import progress_bar
+from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
+from pipeline.training.engines import add_student_lora, name_accelerator
+from pipeline.training.estimate import require_fit
+from pipeline.training.loop import Setup
+from pipeline.training.preflight import check_resources, check_store
+from pipeline.training.progress import FIXED_TEXTS
+from pipeline.training.worker import train_loop
+
+RUN_FILE = "run.json"
+FAILURE_FILE = "failure.txt"
+TRAIN_NAME = "train"
+WHERE = (
+    *("workers", "min_workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
+    *("gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "max_failures"),
+    *("encoders", "cpus_per_encoder", "gpus_per_encoder"),
+)
+
+
+def distill(
+    recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri: str, address: str | None = None
+) -> dict[str, Any]:
+    """Train, or continue, and write the student's diffusers folder; returns the manifest.
+
+    The run's identity is its folder: called again on the same folder it continues from the last
+    checkpoint, and a finished one is left as it is. Ray is started, or the cluster at `address` joined,
+    only when all that it is to work on has been checked.
+    """
+    if folder.has(manifest.NAME):
+        return manifest.read(folder, "distill")
+    require_fit(recipe)
+    record = prepared.check(prompt_folder)
+    _check_prompts(recipe, record)
+    teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
+    init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
+    _check_models(recipe, teacher, init)
+    if recipe.train.clip_weight:
+        clip_folder(recipe.train.clip_model)
+        if recipe.train.clip_decoder:
+            decoder_folder(recipe.train.clip_decoder)
+    check_store(folder)
+    name_accelerator()
+    with ray_session(address):
+        if address is None:
+            check_resources(recipe)
+        mlflow_run = _mlflow_run(recipe, record, folder, tracking_uri)
+        fixed = _fixed(recipe, str(teacher), prompt_folder)
+        setup = Setup(
+            dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, fixed
+        )
+        with progress_bar(recipe.train.steps) as board:
+            result = _fit(recipe, {**asdict(setup), "board": board}, folder)
+            diverged = ray.get(board.why_stopped.remote())
+    if diverged:
+        tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
+        raise TrainingError(
+            f"training diverged: {diverged}; allowed: a lower student.learning_rate, or "
+            'train.on_divergence = "roll_back"'
+        )
+    return _finish(recipe, folder, record, teacher, setup, result)
+
+
+def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
+    """What the workers need encoded whatever their prompts, where they have no text encoder."""
+    options = recipe.train
+    if not options.encoders:
+        return b""
+    encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_fixed)
+    content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), FIXED_TEXTS))
+    return content
+
+
+def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
+    """They are the recipe's."""
+    prepared = asdict(parse(record["recipe"]).prompts)
+    for name, value in asdict(recipe.prompts).items():
+        if name != "avoid_contradictions" and prepared[name] != value:
+            raise UserError(
+                f"prompts.{name}: {value!r} here, but `prepare` was given {prepared[name]!r}; "
+                "give both the same, or prepare another --run"
+            )
+
+
+def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
+    """They load, have the layers that adapters are for, and the student starts from weights of the teacher's form."""
+    denoiser = models.load(teacher, start_timestep=recipe.method.start_timestep).denoiser
+    layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for field, targets in (
+        ("lora_teacher.targets", recipe.lora_teacher.targets),
+        ("student.lora_targets", recipe.student.lora_targets if recipe.student.lora_rank else ()),
+    ):
+        for target in targets:
+            if not any(name.endswith(f".{target}") for name in layers):
+                raise UserError(
+                    f"{field}: {target!r} is no layer of the teacher; "
+                    "allowed: ends of its layers' names, such as to_q, to_k, to_v, to_out.0"
+                )
+    if init is not None and _form(models.load_denoiser(init)) != _form(denoiser):
+        raise UserError(f"student.init: {recipe.student.init!r} is of another form; allowed: one of the teacher's")
+
+
+def _form(model: nn.Module) -> dict[str, Any]:
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def _mlflow_run(recipe: Recipe, record: dict[str, Any], folder: Folder, tracking_uri: str) -> str:
+    """The MLflow run of this folder: the one it began with, or a new one."""
+    if folder.has(RUN_FILE):
+        saved = json.loads(folder.read(RUN_FILE))
+        if _what_is_learned(parse(saved["recipe"])) != _what_is_learned(recipe):
+            raise UserError(f"{folder.uri}: was begun with another recipe; allowed: the same one, or another --run")
+        if saved.get("prompts") != record["files"]:
+            raise UserError(f"{folder.uri}: was begun with other prompts; allowed: the same ones, or another --run")
+        return str(saved["mlflow_run"])
+    flat = dict(_flatten(asdict(recipe)))
+    mlflow_run = tracking.create_run(tracking_uri, recipe.name, flat)
+    folder.write(
+        RUN_FILE, json.dumps({"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"]}).encode()
+    )
+    return mlflow_run
+
+
+def _what_is_learned(recipe: Recipe) -> Recipe:
+    """Without what a run may be continued with another of: where and in how many parts it is computed."""
+    defaults = Train()
+    where = {name: getattr(defaults, name) for name in WHERE}
+    return replace(recipe, train=replace(recipe.train, **where), evaluation=Evaluation())
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        items += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return items
+
+
+def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder) -> Result:
+    train = recipe.train
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=(train.min_workers, train.workers) if train.min_workers else train.workers,
+            use_gpu=train.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=TRAIN_NAME,
+            storage_path=folder.path,
+            storage_filesystem=folder.filesystem,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
+        ),
+    )
+    try:
+        return trainer.fit()
+    except SystemExit:  # Ray Train's answer to Ctrl-C, after it has stopped the workers
+        raise KeyboardInterrupt from None
+    except TrainingFailedError as error:
+        folder.write(FAILURE_FILE, str(error).encode())
+        raise TrainingError(
+            f"training stopped: {_cause(error)}; the traceback is in {folder.uri}/{FAILURE_FILE}; "
+            "run the same command again to continue from the last checkpoint"
+        ) from error
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """The last line of the first failed worker's traceback, or of the controller's."""
+    workers = getattr(error, "worker_failures", {})
+    text = str(workers[min(workers)]) if workers else str(error)
+    return text.strip().splitlines()[-1]
+
+
+def _finish(
+    recipe: Recipe, folder: Folder, record: dict[str, Any], teacher: Path, setup: Setup, result: Result
+) -> dict[str, Any]:
+    """Export the moving average as a diffusers folder, the raw weights beside it, then write the manifest."""
+    assert result.checkpoint is not None
+    assert result.metrics is not None
+    with result.checkpoint.as_directory() as checkpoint, tempfile.TemporaryDirectory() as scratch:
+        hashes = {}
+        for name, file in (("student", EMA_FILE), ("student-raw", RAW_FILE)):
+            weights = whole_weights(recipe, Path(setup.init_folder or teacher), load_file(Path(checkpoint) / file))
+            hashes[name] = models.save_student(
+                teacher, weights, Path(scratch) / name, start_timestep=recipe.method.start_timestep
+            )
+            (folder / name).upload(Path(scratch) / name)
+    metrics = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
+    tracking.Tracker(setup.tracking_uri, setup.mlflow_run).finish()
+    manifest.write(
+        folder,
+        "distill",
+        recipe=dump(recipe),
+        teacher=recipe.teacher,
+        teacher_sha256=manifest.folder_hash(teacher),
+        student_sha256=hashes["student"],
+        student_raw_sha256=hashes["student-raw"],
+        prompts=record["files"],
+        mlflow_run=setup.mlflow_run,
+        metrics=metrics,
+    )
+    return manifest.read(folder, "distill")
+
+
+def whole_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All weights of a student of which some were trained: adapters are merged."""
+    model = models.load_denoiser(base)
+    add_student_lora(recipe, model)
+    model.load_state_dict(trained, strict=False)
+    return merged_weights(model)

@@ -1,0 +1,179 @@
+"""One process's share of a distillation: both engines, the student's moving average, and the step that moves them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from nasa.backbone import decode
+from nasa.distillation import Draws, StudentLoss, Texts, draw, lora_teacher_loss, student_loss
+from nasa.ema import update_ema
+from nasa.embeds import Embeds
+from nasa.losses import clip_hinge
+from pipeline.evaluation.judges import Clip
+from pipeline.models import TextToImage
+from pipeline.prompts.negatives import NegativeSampler
+from pipeline.recipe import Recipe
+from pipeline.training.engines import Engines
+
+
+@dataclass
+class Distiller:
+    """Knows no cluster: `rank` of `world_size` processes that see the same steps, each its part of a batch.
+
+    `decoder` makes the images that the CLIP loss looks at; None is the teacher's own. `attempt` counts the times that
+    the training was rolled back; each draws other numbers.
+    """
+
+    recipe: Recipe
+    model: TextToImage
+    engines: Engines
+    negatives: NegativeSampler
+    clip: Clip | None
+    decoder: Any = None
+    rank: int = 0
+    world_size: int = 1
+    attempt: int = 0
+    ema: dict[str, Tensor] = field(init=False)
+    null: Embeds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ema = {name: value.clone() for name, value in self.student_weights().items()}
+        self.null = self.model.encode([""])
+        self._passes = self.recipe.passes(self.world_size)
+
+    def step(self, step: int, prompts: Sequence[str], encoded: Embeds | None = None) -> dict[str, float]:
+        """One update of the student, and one of the LoRA teacher on the same images, for this process's `prompts`.
+
+        `encoded` are the prompts and then a negative for each, where others than this process have encoded them.
+        Every random number is a function of the seed, the step and an image's place in the global batch, so that a
+        restart draws the same, and so does another number of processes. The figures are means over all processes.
+        """
+        places = self.recipe.places(self.rank, self.world_size)
+        assert len(prompts) == len(places)
+        texts = self._encoder(step, prompts, encoded)
+        shared = torch.Generator().manual_seed(mix(self.seed, step))
+        each = [torch.Generator().manual_seed(mix(self.seed, step, 1 + place)) for place in places]
+        draws = draw(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, each)
+        sums: dict[str, Tensor | float] = defaultdict(float)
+        for number in range(self._passes):
+            first, last = (edge * len(prompts) // self._passes for edge in (number, number + 1))
+            part, size = slice(first, last), last - first
+            share = size * self._passes * self.world_size / self.recipe.train.batch_size
+            for name, value in self._micro_step(
+                step, first, share, prompts[part], texts(part), draws.part(part)
+            ).items():
+                sums[name] = sums[name] + value * share / self._passes
+        self._update_ema(step)
+        return {
+            **self._over_processes(sums),
+            "gradient_norm_student": float(self.engines.student.get_global_grad_norm()),
+            "gradient_norm_lora_teacher": float(self.engines.lora_teacher.get_global_grad_norm()),
+            "scale": draws.scale,
+            "guidance_scale": draws.guidance_scale,
+        }
+
+    @property
+    def seed(self) -> int:
+        """Of the random numbers: the recipe's, and another one after each time that training was rolled back."""
+        return self.recipe.seed if not self.attempt else mix(self.recipe.seed, 0, 0, self.attempt)
+
+    def _encoder(self, step: int, prompts: Sequence[str], encoded: Embeds | None) -> Callable[[slice], Texts]:
+        """The texts of some of the prompts, which are encoded when they are asked for."""
+        count = len(prompts)
+        if encoded is not None:
+            return lambda part: Texts(encoded[:count][part], encoded[count:][part], self.null)
+        places = self.recipe.places(self.rank, self.world_size)
+        one = self.recipe.method.negative_per == "batch"
+        negatives = self.negatives.draw(prompts, self.seed, step, places, one=one)
+
+        def encode(part: slice) -> Texts:
+            own = self.model.encode([*prompts[part], *negatives[part]])
+            return Texts(own[: len(own) // 2], own[len(own) // 2 :], self.null)
+
+        return encode
+
+    def _over_processes(self, own: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Their means, in one message."""
+        device = self.null.states.device
+        values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in own.values()])
+        if self.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(values)
+            values /= self.world_size
+        return dict(zip(own, values.tolist(), strict=True))
+
+    def _micro_step(
+        self, step: int, first: int, share: float, prompts: Sequence[str], texts: Texts, draws: Draws
+    ) -> dict[str, Tensor | float]:
+        """`share` is 1 where every pass of every process has as many images, else the part of this one."""
+        engines, diffusion = self.engines, self.model.diffusion
+        with self.precision():
+            student = student_loss(
+                engines.student,
+                engines.teachers,
+                diffusion,
+                self.recipe.method,
+                texts,
+                draws,
+                engines.lora_teacher,
+            )
+            hinge = self._clip_loss(step, first, prompts, student)
+        engines.student.backward(share * student.loss + hinge)
+        engines.student.step()
+        lora_loss = student.lora_loss
+        if lora_loss is None:
+            with self.precision():
+                lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
+        engines.lora_teacher.backward(share * lora_loss)
+        engines.lora_teacher.step()
+        return {
+            "loss_student": student.loss.detach(),
+            "loss_clip": (hinge.detach() if isinstance(hinge, Tensor) else hinge) / share,  # weighted by passes already
+            "loss_lora_teacher": lora_loss.detach(),
+            "vsd_gradient_rms": student.gradient_rms,
+            "image_variation": student.x0.std(dim=0).mean() if len(student.x0) > 1 else 1.0,
+        }
+
+    def precision(self) -> Any:
+        """The context to call the models in."""
+        reduced = self.recipe.train.precision == "bfloat16"
+        return torch.autocast(self.null.states.device.type, torch.bfloat16, enabled=reduced)
+
+    def _clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:
+        """SwiftBrush v2's clamped CLIP loss on the process's first images; its weight falls to 0 linearly.
+
+        A pass holds some of them; its mean is weighted so that the passes add up to the mean over all.
+        """
+        train = self.recipe.train
+        weight = train.clip_weight * max(0.0, 1 - step / train.steps)
+        every = min(train.clip_images, len(self.recipe.places(self.rank, self.world_size)))
+        count = min(every - first, len(prompts))
+        if self.clip is None or not weight or count <= 0:
+            return 0.0
+        images = decode(self.decoder or self.model.vae, student.attached_x0[:count])
+        hinge = clip_hinge(
+            self.clip.image_features(images), self.clip.text_features(list(prompts[:count])), train.clip_margin
+        )
+        return weight * self._passes * count / every * hinge
+
+    def student_weights(self) -> dict[str, Tensor]:
+        """What is trained, by its name in the denoiser."""
+        named = self.engines.student.module.model.named_parameters()
+        return {name: value.detach() for name, value in named if value.requires_grad}
+
+    def _update_ema(self, step: int) -> None:
+        if self.rank == 0:
+            update_ema(self.ema, self.student_weights(), self.recipe.student.ema_decay, step)
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers; neighbours give unrelated streams."""
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = (mixed ^ number) * 0xBF58476D1CE4E5B9 & (2**63 - 1)
+        mixed ^= mixed >> 31
+    return mixed

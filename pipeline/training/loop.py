@@ -1,0 +1,163 @@
+"""The training loop of one Ray Train worker: the stream, the steps, the checkpoints."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+
+from pipeline import models, recipe
+from pipeline.evaluation.judges import Clip, load_decoder
+from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
+from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.stream import Encoders, PromptStream
+from pipeline.storage import Folder
+from pipeline.tracking import Tracker
+from pipeline.training import checkpoint, engines, preflight
+from pipeline.training.distiller import Distiller
+from pipeline.training.guard import DivergedError, Guard
+from pipeline.training.progress import FIXED_TEXTS, Progress
+
+UPLOAD_WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds between tries
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the driver tells the workers: plain data alone. `init_folder` may be empty, `prompts` is their manifest.
+
+    `fixed` are the `FIXED_TEXTS`, encoded, where the workers have no text encoder.
+    """
+
+    recipe_toml: str
+    teacher_folder: str
+    init_folder: str
+    prompts_uri: str
+    prompts: dict[str, Any]
+    tracking_uri: str
+    mlflow_run: str
+    fixed: bytes = b""
+
+
+def train(config: dict[str, Any]) -> None:
+    """One worker's run, from the latest checkpoint or from the start, to the recipe's last step."""
+    board = config.pop("board")
+    setup = Setup(**config)
+    options = recipe.parse(setup.recipe_toml)
+    distiller = _distiller(setup, options)
+    places = options.places(distiller.rank, distiller.world_size)
+    prompts = PromptStream(Folder.of(setup.prompts_uri), setup.prompts, options.seed, options.train.batch_size, places)
+    first = _restore(distiller, ray.train.get_checkpoint())
+    tracker = Tracker(setup.tracking_uri, setup.mlflow_run) if distiller.rank == 0 else None
+    progress = Progress(tracker, board, options, first)
+    diverged = _steps(distiller, prompts, first, progress)
+    while diverged and options.train.on_divergence == "roll_back" and distiller.attempt < options.train.roll_backs:
+        distiller.attempt += 1
+        first = _restore(distiller, _stored(), attempt=distiller.attempt)
+        if not first:
+            break
+        progress.say(f"{diverged}; back to step {first}, with other random numbers")
+        diverged = _steps(distiller, prompts, first, progress)
+    if diverged:
+        progress.stop(diverged)
+    progress.close()
+
+
+def _steps(distiller: Distiller, prompts: PromptStream, first: int, progress: Progress) -> str:
+    """The steps from `first` on. Returns why they ended before the last one, or nothing."""
+    options = distiller.recipe.train
+    encoders = _encoders(distiller, prompts.folder.uri)
+    guard = Guard(options.explosion, options.least_variation)
+    stream = prompts.batches(first, options.steps, encoders)
+    for step in range(first, options.steps):
+        waited = time.monotonic()
+        batch = next(stream)
+        waited = time.monotonic() - waited
+        encoded = embeds_of(batch.encoded, distiller.null.states.device) if batch.encoded else None
+        metrics = distiller.step(step, batch.prompts, encoded)
+        progress.update(step, metrics, waited)
+        try:
+            guard.check(step, metrics)
+        except DivergedError as error:
+            stream.close()
+            return str(error)
+        done = step + 1
+        if done % options.checkpoint_every == 0 or done == options.steps:
+            progress.sheet(distiller, done)
+            _checkpoint(distiller, done, metrics)
+    return ""
+
+
+def _encoders(distiller: Distiller, prompts_uri: str) -> Encoders | None:
+    """The recipe's, for the negatives that this attempt draws."""
+    options = distiller.recipe.train
+    if not options.encoders:
+        return None
+    encoding = encoding_of(distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed)
+    return Encoders(options.encoders, options.cpus_per_encoder, options.gpus_per_encoder, Encoder, encoding)
+
+
+def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
+    preflight.check_workers(device)
+    fixed = fixed_of(FIXED_TEXTS, setup.fixed, device) if setup.fixed else {}
+    folder = Path(setup.teacher_folder)
+    model = models.load(folder, device, start_timestep=options.method.start_timestep, fixed=fixed)
+    init = models.load_denoiser(Path(setup.init_folder)) if setup.init_folder else None
+    return Distiller(
+        options,
+        model,
+        engines.build(options, model, device, workers=context.get_world_size(), init=init),
+        NegativeSampler.read(Folder.of(setup.prompts_uri), avoid_contradictions=options.prompts.avoid_contradictions),
+        Clip.load(options.train.clip_model, device) if options.train.clip_weight else None,
+        load_decoder(options.train.clip_decoder, device) if options.train.clip_decoder else None,
+        context.get_world_rank(),
+        context.get_world_size(),
+    )
+
+
+def _checkpoint(distiller: Distiller, step: int, metrics: dict[str, float]) -> None:
+    """Every rank gives its part and trains on; Ray Train makes the whole visible at once, when all parts are stored."""
+    folder = tempfile.mkdtemp()
+    checkpoint.save(distiller, Path(folder), step)
+    ray.train.report(
+        {"step": step, **metrics},
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+        checkpoint_upload_fn=_upload,
+    )
+
+
+def _upload(local: Checkpoint, name: str) -> Checkpoint:
+    """To the run's storage, again after a while where it fails: a failed upload would end the worker."""
+    storage = ray.train.get_context().get_storage()
+    for wait in (*UPLOAD_WAITS, None):
+        try:
+            return storage.persist_current_checkpoint(local, name)
+        except OSError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _stored() -> Checkpoint | None:
+    """The latest checkpoint, when all that are on their way have arrived."""
+    reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    return reported[-1].checkpoint if reported else None
+
+
+def _restore(distiller: Distiller, latest: Checkpoint | None, *, attempt: int = 0) -> int:
+    """Load the checkpoint, if there is one; returns the first step to do. `attempt` is at least that of now."""
+    if latest is None:
+        return 0
+    with latest.as_directory() as folder:
+        first = checkpoint.load(distiller, Path(folder))
+    distiller.attempt = max(distiller.attempt, attempt)
+    return first
+
+
+__all__ = ["Setup", "train"]

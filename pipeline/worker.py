@@ -1,9 +1,0 @@
-"""What Ray Train calls on each worker; of its own, so that the controller, which only names it, loads no torch."""
-
-from typing import Any
-
-
-def train_loop(config: dict[str, Any]) -> None:
-    from pipeline.training import train
-
-    train(config)

@@ -1,0 +1,51 @@
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.statistics import Z95, Share, paired_bootstrap, share
+
+
+def test_a_hundred_of_a_hundred_means_at_least_96_3_percent():
+    low, high = Share(100, 100).interval
+    assert low == pytest.approx(0.963, abs=5e-4)
+    assert high == 1.0
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 20), (7, 20), (50, 100), (384, 384), (1, 1)])
+def test_the_interval_s_ends_solve_wilson_s_equation(hits, total):
+    """Its ends p are where |hits / total - p| = z sqrt(p (1 - p) / total)."""
+    for end in Share(hits, total).interval:
+        assert (hits / total - end) ** 2 == pytest.approx(Z95**2 * end * (1 - end) / total, abs=1e-12)
+    assert Share(hits, total).interval[0] < Share(hits, total).interval[1]
+
+
+def test_no_images_say_nothing():
+    assert share([]).interval == (0.0, 1.0)
+    assert math.isnan(share([]).value)
+
+
+def test_shares_count_true_flags():
+    assert share([True, False, True, np.True_]) == Share(3, 4)
+    assert share([True, False]).as_dict()["value"] == 0.5
+
+
+def test_the_bootstrap_covers_the_true_difference():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        b = rng.normal(size=80)
+        interval = paired_bootstrap(b + rng.normal(0.5, 1, size=80), b, draws=400)
+        covered += interval["low"] <= 0.5 <= interval["high"]
+    assert 88 <= covered <= 99
+
+
+def test_the_bootstrap_is_a_function_of_its_seed():
+    a, b = np.random.default_rng(0).normal(size=(2, 50))
+    assert paired_bootstrap(a, b) == paired_bootstrap(a, b) != paired_bootstrap(a, b, seed=1)
+
+
+def test_the_bootstrap_keeps_pairs_together():
+    b = np.random.default_rng(0).normal(scale=100, size=50)
+    interval = paired_bootstrap(b + 1, b)
+    assert interval == pytest.approx({"difference": 1, "low": 1, "high": 1})
+    assert paired_bootstrap(b, b + 1)["difference"] == pytest.approx(-1)

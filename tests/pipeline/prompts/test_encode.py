@@ -1,0 +1,80 @@
+"""Text encoders apart from the workers: the same numbers as where each worker encodes for itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from nasa.testing.pipelines import tiny_pixart
+from pipeline import models, recipe
+from pipeline.errors import UserError
+from pipeline.prompts import encode
+from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.prepare import prepare
+from pipeline.prompts.prepared import check
+from pipeline.prompts.stream import Encoders, PromptStream
+from pipeline.storage import Folder
+from pipeline.training import engines
+from pipeline.training.distiller import Distiller
+from pipeline.training.progress import FIXED_TEXTS
+
+BATCH = 4
+SETS = ["train.workers=1", f"train.batch_size={BATCH}", "train.clip_weight=0", "train.encoders=1"]
+SETS += ["lora_teacher.rank=2", "prompts.count=64", "prompts.negative_draws=40"]
+
+
+@pytest.fixture(scope="module", params=["unet", "pixart"])
+def teacher(request, tiny_teacher, tmp_path_factory):
+    if request.param == "unet":
+        return tiny_teacher
+    folder = tmp_path_factory.mktemp("teacher") / "pixart"
+    tiny_pixart().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    prepare(recipe.parse("", SETS), Folder.of(tmp_path / "prompts"))
+    return Folder.of(tmp_path / "prompts")
+
+
+def options(teacher, *more):
+    return recipe.parse("", [*SETS, f"teacher={str(teacher)!r}", *more])
+
+
+def distiller(own, folder, fixed):
+    model = models.load(models.teacher_folder(own.teacher), fixed=fixed)
+    negatives = NegativeSampler.read(folder, avoid_contradictions=own.prompts.avoid_contradictions)
+    built = engines.build(own, model, torch.device("cpu"), make=engines.PlainEngine)
+    return Distiller(own, model, built, negatives, None)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
+    own = options(teacher, f"train.micro_batch={BATCH // passes}")
+    encoding = encode.encoding_of(own, str(teacher), folder.uri, own.seed)
+    fixed = encode.fixed_of(FIXED_TEXTS, encode.encode_fixed(encoding, FIXED_TEXTS), "cpu")
+    apart, within = distiller(own, folder, fixed), distiller(own, folder, {})
+    assert apart.model.pipe.text_encoder is None
+    stream = PromptStream(folder, check(folder), own.seed, BATCH, range(BATCH))
+    encoders = Encoders(1, 0.5, 0.0, encode.Encoder, encoding)
+    for step, batch in enumerate(stream.batches(0, 3, encoders)):
+        encoded = encode.embeds_of(batch.encoded, "cpu")
+        ours, theirs = apart.step(step, batch.prompts, encoded), within.step(step, batch.prompts)
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert step == 2
+    for name, value in within.student_weights().items():
+        torch.testing.assert_close(apart.student_weights()[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_bfloat16_arrives_bit_for_bit():
+    states = torch.randn(2, 3, 5, 4).bfloat16()  # prompt and negative, three texts
+    stacked = np.stack([encode.bits(part) for part in states], axis=1)
+    assert stacked.shape == (3, 2, 5, 4)
+    again = encode.embeds_of({"states": stacked}, "cpu")
+    assert again.states.dtype == torch.bfloat16
+    assert torch.equal(again.states, states.reshape(6, 5, 4))
+
+
+def test_a_negative_for_the_batch_needs_the_workers_own_encoder():
+    with pytest.raises(UserError, match=r'train.encoders: 1 is not allowed with method.negative_per = "batch"'):
+        recipe.parse("", ["train.encoders=1", "method.negative_per=batch"])

@@ -1,0 +1,283 @@
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datasets_prep.negatives import COMMON_TERMS
+from pipeline import manifest
+from pipeline.errors import UserError
+from pipeline.prompts import clean
+from pipeline.prompts.prepare import CARD, CLEANED, NEGATIVES, SCHEMA, prepare
+from pipeline.prompts.prepared import check, shards_of
+from pipeline.recipe import parse
+from pipeline.storage import Folder
+
+SMALL = ("prompts.count=70", "prompts.negative_draws=40", "prompts.rows_per_shard=32", "train.batch_size=12")
+OWN = ("prompts.negative_count=50", "train.batch_size=12")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder.of(tmp_path / "prompts")
+
+
+def own(tmp_path, content, *overrides, name="own.txt"):
+    (tmp_path / name).write_bytes(content)
+    return of(tmp_path / name, overrides=overrides)
+
+
+def of(*paths, overrides=()):
+    """A recipe of these sources."""
+    sources = ", ".join(f"{{path = {json.dumps(str(path))}}}" for path in paths)
+    return parse("", [*OWN, f"prompts.sources=[{sources}]", *overrides])
+
+
+def table(folder, name):
+    return pq.read_table(io.BytesIO(folder.read(name)))
+
+
+def rows(folder, source="shapes"):
+    record = check(folder)
+    tables = [table(folder, name) for name in shards_of(record, source)]
+    assert all(each.schema == SCHEMA for each in tables)
+    return [row for each in tables for row in each.to_pylist()]
+
+
+def texts(folder, source="own"):
+    return sorted(row["prompt"] for row in rows(folder, source))
+
+
+def test_the_embedded_prompts(folder):
+    record = prepare(parse("", SMALL), folder)
+    negatives = table(folder, NEGATIVES)
+    assert (record["prompts"], record["shards"], record["epoch"]) == (70, 3, 70)
+    assert record["negative_prompts"] == negatives.num_rows
+    assert [row["index"] for row in rows(folder)] == list(range(70))
+    assert sum(negatives["weight"].to_pylist()) == 40
+    assert record["kind"] == "prepare"
+    assert parse(record["recipe"]) == parse("", SMALL)
+    assert set(record["files"]) == {*(f"shard-shapes-{n:05d}.parquet" for n in range(3)), NEGATIVES}
+    assert record["files"]["shard-shapes-00002.parquet"]["rows"] == 6
+
+
+def test_the_same_recipe_gives_the_same_files(folder, tmp_path):
+    again, other = Folder.of(tmp_path / "again"), Folder.of(tmp_path / "other")
+    for place, seed in ((folder, 0), (again, 0), (other, 1)):
+        prepare(parse("", [*SMALL, f"seed={seed}"]), place)
+    first, second, third = (check(place)["files"] for place in (folder, again, other))
+    assert first == second
+    assert first["shard-shapes-00000.parquet"]["sha256"] != third["shard-shapes-00000.parquet"]["sha256"]
+
+
+def test_one_s_own_prompts(folder, tmp_path):
+    lines = [f"prompt {i}, ünï" for i in range(20)]
+    prepare(own(tmp_path, "\r\n \n".join(lines).encode()), folder)
+    assert texts(folder) == sorted(lines)
+    negatives = table(folder, NEGATIVES)["negative_prompt"].to_pylist()
+    assert len(set(negatives)) == 50
+    assert set(COMMON_TERMS) < set(negatives)
+
+
+def test_several_sources_are_told_apart_and_deduplicated_together(folder, tmp_path):
+    (tmp_path / "laion").mkdir()
+    scored = {"TEXT": ["A red fox!", "a blue fox", "a green fox"], "punsafe": [0.0, 0.0, 0.9]}
+    pq.write_table(pa.table(scored), tmp_path / "laion" / "part.parquet")
+    (tmp_path / "laion" / "_SUCCESS").write_bytes(b"")
+    lines = [json.dumps({"img_path": "x", "prompt": text}) for text in ("a red fox --ar 3:2", "a red fox", "a tree")]
+    (tmp_path / "journeydb.jsonl").write_text("\n".join([*lines, "broken"]))
+    record = prepare(of(tmp_path / "journeydb.jsonl", tmp_path / "laion"), folder)
+    assert texts(folder, "journeydb") == ["a red fox", "a tree"]
+    assert texts(folder, "laion") == ["a blue fox"]
+    assert {name: source["removed"] for name, source in record["sources"].items()} == {
+        "journeydb": {"unreadable": 1, "exact duplicate": 1},
+        "laion": {"unsafe": 1, "exact duplicate": 1},
+    }
+    for source in record["sources"].values():
+        assert source["rows"] == source["prompts"] + sum(source["removed"].values())
+    assert [row["index"] for row in rows(folder, "journeydb")] == [0, 1]
+
+
+def test_near_duplicates(folder, tmp_path):
+    text = "a portrait of an old sailor with a white beard and a pipe in heavy rain by a harbour at night"
+    content = f"{text}\n{text.replace('heavy', 'light')}\na tree".encode()
+    record = prepare(own(tmp_path, content, "prompts.near_duplicates=0.7"), folder)
+    assert texts(folder) == [text, "a tree"]
+    assert record["sources"]["own"]["samples"]["near duplicate"] == [text.replace("heavy", "light")]
+    record = prepare(own(tmp_path, content, "prompts.near_duplicates=0"), folder)
+    assert record["prompts"] == 3
+
+
+def test_an_epoch_takes_each_source_s_share(folder, tmp_path):
+    for name, count in (("a", 30), ("b", 100)):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(count)))
+    sources = f"[{{path='{tmp_path}/a.txt', weight=1.5}}, {{path='{tmp_path}/b.txt', weight=2, name='other'}}]"
+    record = prepare(parse("", [*OWN, f"prompts.sources={sources}"]), folder)
+    assert {name: source["of_an_epoch"] for name, source in record["sources"].items()} == {"a": 30, "other": 40}
+    assert (record["prompts"], record["epoch"]) == (130, 70)
+
+
+def test_a_second_preparation_does_nothing_and_another_file_costs_only_itself(folder, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.txt").write_text("".join(f"one {i}\n" for i in range(50)))
+    recipe, cleaned = of(tmp_path / "in", overrides=["prompts.rows_per_shard=10"]), []
+    original = clean.clean_chunk
+    monkeypatch.setattr(
+        clean, "clean_chunk", lambda message, *rest: cleaned.append(message) or original(message, *rest)
+    )
+    first = prepare(recipe, folder)
+    assert len(cleaned) == 1
+    times = {name: (tmp_path / "prompts" / name).stat().st_mtime_ns for name in folder.names()}
+    assert prepare(recipe, folder) == first
+    assert times == {name: (tmp_path / "prompts" / name).stat().st_mtime_ns for name in folder.names()}
+    (tmp_path / "in" / "2.txt").write_text("two\n")
+    assert prepare(recipe, folder)["prompts"] == 51
+    assert len(cleaned) == 2
+    (tmp_path / "in" / "1.txt").write_text("one\n")
+    assert prepare(recipe, folder)["prompts"] == 2
+    assert set(folder.names()) == {*check(folder)["files"], CARD, manifest.NAME}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("gone.parquet", "prompts.negatives: .*no such file"), ("a.pkl", "prompts.negatives: .*a pickle runs the code")],
+)
+def test_negatives_that_cannot_be_read_are_named(folder, tmp_path, name, message):
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
+    with pytest.raises(UserError, match=message):
+        prepare(own(tmp_path, b"a\n", f"prompts.negatives={str(tmp_path / name)!r}"), folder)
+    assert not folder.names()
+
+
+def test_what_was_cleaned_before_an_interruption_is_kept(folder, tmp_path, monkeypatch):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"text {number}\n")
+    recipe, original, calls = of(tmp_path / "*.txt"), clean.clean_chunk, []
+
+    def third_fails(message, *rest):
+        calls.append(message["key"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(message, *rest)
+
+    monkeypatch.setattr(clean, "clean_chunk", third_fails)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recipe, folder)
+    assert not folder.has(manifest.NAME)
+    assert prepare(recipe, folder)["prompts"] == 3
+    assert len(calls) == 4
+    assert len(set(calls)) == 3
+
+
+def test_the_negatives_are_of_what_people_wrote(folder, tmp_path):
+    columns = {"prompt": ["x"] * 4, "negative_prompt": ["blurry, six toes", "blurry, six toes", None, "six toes"]}
+    pq.write_table(pa.table(columns), tmp_path / "negopt.parquet")
+    prepare(own(tmp_path, b"a\nb", f"prompts.negatives={str(tmp_path / 'negopt.parquet')!r}"), folder)
+    found = {row["negative_prompt"]: row["weight"] for row in table(folder, NEGATIVES).to_pylist()}
+    assert len(found) == 50
+    assert found["blurry, six toes"] == 2
+    assert found["six toes"] == 1
+
+
+def test_the_card_shows_what_was_removed_and_escapes_it(folder, tmp_path):
+    prepare(own(tmp_path, b'nude <b>x</b> &lt;script&gt;"\na tree\n', "prompts.filters.remove_nsfw=true"), folder)
+    page = folder.read(CARD).decode()
+    assert "NSFW: 1 (50.00 %)" in page
+    assert "nude x &lt;script&gt;" in page
+    assert "<script" not in page
+    assert "to below" in page
+
+
+def test_prompts_are_cleaned_the_same_on_ray(ray_cluster, folder, tmp_path, monkeypatch):
+    for number, count in enumerate((7, 0, 25)):
+        lines = [json.dumps({"prompt": f"file {number} line {i} --v 5"}) for i in range(count)]
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(lines))
+    recipe = of(tmp_path / "*.jsonl")
+    monkeypatch.setattr(clean, "ROWS_PER_CHUNK", 4)
+    prepare(recipe, folder)
+    monkeypatch.setattr(clean, "IN_PROCESS", 0)
+    other = Folder.of(tmp_path / "on-ray")
+    prepare(recipe, other)
+    first, second = check(folder), check(other)
+    assert first["files"] == second["files"]
+    assert first["sources"] == second["sources"]
+    parts = sorted(path.name for path in (tmp_path / "on-ray" / CLEANED).rglob("*.parquet"))
+    assert len(parts) == 2 + 1 + 7
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\n", r"'own' has no prompt left \(unreadable: 1\); allowed: one or more"),
+        (b"", r"prompts.sources: 'own' has no prompt left \(no rows\)"),
+        (b"--ar 3:2\nnaked child\n", "(empty: 1, sexual terms about minors: 1|sexual terms about minors: 1, empty: 1)"),
+    ],
+)
+def test_a_file_without_prompts_is_refused(folder, tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        prepare(own(tmp_path, content), folder)
+    assert not folder.has(manifest.NAME)
+
+
+def test_unreadable_rows_stop_where_the_recipe_says_so(folder, tmp_path):
+    with pytest.raises(UserError, match=r"own.txt: 1 unreadable, such as row 1: not UTF-8; allowed: none, or"):
+        prepare(own(tmp_path, b"good\n\xff\n", "prompts.on_unreadable=stop"), folder)
+    assert not folder.has(manifest.NAME)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(folder, tmp_path):
+    prepare(own(tmp_path, "a".encode("utf-8-sig")), folder)
+    assert texts(folder) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ("[{path='gone.txt'}]", "prompts.sources: 'gone.txt': no such file; allowed: a file, a folder or a pattern"),
+        ("[{path='*.pkl'}]", "a pickle runs the code that is in it"),
+        ("[{path='a.txt'}, {path='./a.txt'}]", "the name 'a' twice is not allowed; allowed: a `name` for each"),
+        ("[{path='a.txt', name='../up'}]", "the name '../up' is not allowed"),
+        ("[{path='a.txt', name='x'}, {path='shapes'}]", '"shapes" beside others is not allowed'),
+        ("[]", "prompts.sources: \\[\\] is not allowed; allowed: one or more sections"),
+        ("[{path='a.txt', weight=-1}]", r"prompts.sources\[0\].weight: -1 is not allowed; allowed: 0 or more"),
+        ("[{paht='a.txt'}]", r"prompts.sources\[0\].paht: no such field; allowed: path, name, column, weight"),
+    ],
+)
+def test_sources_that_cannot_be(folder, tmp_path, monkeypatch, sources, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a\n")
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
+    with pytest.raises(UserError, match=message):
+        prepare(parse("", [f"prompts.sources={sources}"]), folder)
+    assert not folder.has(manifest.NAME)
+
+
+def test_a_truncated_file_is_noticed(folder):
+    prepare(parse("", SMALL), folder)
+    content = folder.read("shard-shapes-00001.parquet")
+    folder.write("shard-shapes-00001.parquet", content[:-10])
+    with pytest.raises(UserError, match=f"shard-shapes-00001.parquet: {len(content) - 10} bytes that differ from the"):
+        check(folder)
+
+
+def test_a_missing_file_of_the_manifest_is_noticed(folder, tmp_path):
+    prepare(parse("", SMALL), folder)
+    (tmp_path / "prompts" / "shard-shapes-00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"shard-shapes-00001.parquet: missing; the manifest lists it"):
+        check(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no complete prepare here \\(no manifest.json\\); run `python -m jobs prepare` first"),
+        (b"{", "manifest.json: not valid JSON"),
+        (b'{"kind": "distill"}', "holds 'distill'; allowed: 'prepare'"),
+    ],
+)
+def test_an_incomplete_or_other_folder_is_refused(folder, content, message):
+    if content is not None:
+        folder.write(manifest.NAME, content)
+    with pytest.raises(UserError, match=message):
+        check(folder)

@@ -1,0 +1,94 @@
+"""A checkpoint of two processes continued by one, by two, and in another ZeRO stage."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from pipeline import models, recipe
+from pipeline.prompts.negatives import NegativeSampler
+from pipeline.training import checkpoint, engines
+from pipeline.training.distiller import Distiller
+
+PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house")]
+OTHER_LAYOUT_TOLERANCE = 1e-4  # sums in another order
+SAVED_AFTER, STEPS = 2, 4
+
+
+def distiller(teacher, rank, world_size, stage):
+    import numpy as np
+
+    options = recipe.parse(
+        "",
+        [
+            f"train.workers={world_size}",
+            f"train.zero_stage={stage}",
+            "train.batch_size=4",
+            "train.clip_weight=0",
+            "lora_teacher.rank=2",
+            "student.learning_rate=1e-3",
+        ],
+    )
+    model = models.load(Path(teacher))
+    built = engines.build(options, model, torch.device("cpu"), workers=world_size)
+    negatives = NegativeSampler(["ugly", "dark"], np.array([0.5, 1.0]), False)
+    return Distiller(options, model, built, negatives, None, None, rank, world_size)
+
+
+def run(made, first, last):
+    size = len(PROMPTS) // made.world_size
+    own = PROMPTS[made.rank * size : (made.rank + 1) * size]
+    return [made.step(step, own)["loss_lora_teacher"] for step in range(first, last)]
+
+
+def process(rank, world_size, stage, teacher, place, resume):
+    """Train and save halfway, or continue what was saved; leave losses and weights in a file."""
+    torch.set_num_threads(1)
+    os.environ.update(LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu")
+    store = f"file://{place}/store-{world_size}-{stage}-{resume}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    made = distiller(teacher, rank, world_size, stage)
+    first = checkpoint.load(made, place / "checkpoint") if resume else 0
+    losses = run(made, first, SAVED_AFTER) if not resume else []
+    if not resume:
+        checkpoint.save(made, place / "checkpoint", SAVED_AFTER)
+    losses += run(made, SAVED_AFTER, STEPS)
+    if rank == 0:
+        torch.save({"losses": losses[-2:], "first": first, "weights": made.student_weights(), "ema": made.ema},
+                   place / f"end-{world_size}-{stage}-{resume}.pt")  # fmt: skip
+    torch.distributed.destroy_process_group()
+
+
+def processes(teacher, place, world_size, stage, resume):
+    arguments = (world_size, stage, str(teacher), place, resume)
+    torch.multiprocessing.spawn(process, arguments, nprocs=world_size, join=True)
+    return torch.load(place / f"end-{world_size}-{stage}-{resume}.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("universal")
+    (folder / "checkpoint").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_teacher, place):
+    """Two processes, ZeRO 2, which saved halfway."""
+    return processes(tiny_teacher, place, 2, 2, False)
+
+
+@pytest.mark.parametrize(("world_size", "stage"), [(2, 2), (1, 1)])
+def test_a_checkpoint_continues(tiny_teacher, place, uninterrupted, world_size, stage):
+    end = processes(tiny_teacher, place, world_size, stage, True)
+    assert end["first"] == SAVED_AFTER
+    same = (world_size, stage) == (2, 2)
+    tolerance = 0 if same else OTHER_LAYOUT_TOLERANCE
+    if same:
+        assert end["losses"] == uninterrupted["losses"]
+    for name in ("weights", "ema"):
+        for key, value in uninterrupted[name].items():
+            torch.testing.assert_close(end[name][key], value, atol=tolerance, rtol=tolerance)

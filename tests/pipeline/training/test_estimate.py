@@ -1,0 +1,93 @@
+"""What a distillation takes, against what it does take where that can be measured here."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from jobs.__main__ import main
+from nasa.architectures import BY_HUB_ID, TEXT_ENCODER_PARAMETERS
+from nasa.backbone import steerable
+from nasa.embeds import Embeds
+from nasa.testing import tiny_stable_diffusion
+from pipeline import recipe
+from pipeline.errors import UserError
+from pipeline.recipe import load, parse
+from pipeline.training.estimate import GIB, estimate, require_fit, saved_bytes
+
+PUBLISHED = {"sd15": 859_520_964, "sd21": 865_910_724, "pixart": 610_856_096}  # parameters of the denoisers
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
+def paper(request):
+    return load(request.param)
+
+
+@pytest.fixture(scope="module")
+def found(paper):
+    return estimate(paper)
+
+
+def test_table_6_fits_its_gpus(paper, found):
+    assert found.parameters == PUBLISHED[paper.name]
+    assert found.passes == 1
+    assert paper.train.batch_size == (32 if paper.name == "pixart" else 64)
+    assert 25 < found.total / GIB < 40
+    require_fit(paper)
+
+
+def test_less_is_less(paper, found):
+    checkpointed, one, small = (
+        estimate(replace(paper, train=replace(paper.train, **change)))
+        for change in ({"gradient_checkpointing": True}, {"workers": 1}, {"micro_batch": 4})
+    )
+    kept = "activations of a pass"
+    assert checkpointed.memory[kept] < 0.25 * found.memory[kept]
+    assert checkpointed.flops > found.flops
+    assert one.memory["its optimizer states"] == pytest.approx(4 * found.memory["its optimizer states"])
+    assert small.passes > found.passes
+    assert small.memory[kept] == pytest.approx(found.memory[kept] * 4 / paper.train.micro_batch, rel=0.02)
+    assert small.flops == pytest.approx(found.flops)
+
+
+def test_a_recipe_that_does_not_fit_is_refused():
+    large = parse(recipe.dump(load("sd21")), ["train.workers=1", "train.micro_batch=64"])
+    with pytest.raises(UserError, match=r"train.micro_batch: a worker needs about \d+ GiB, and a A100-40GB has 40"):
+        require_fit(large)
+    require_fit(replace(large, train=replace(large.train, gpus_per_worker=0.0)))
+
+
+def test_bytes_kept_on_the_meta_device_are_those_of_a_real_pass():
+    model = tiny_stable_diffusion().unet.requires_grad_(True)
+    kept = []
+    for device in ("cpu", "meta"):
+        denoiser = steerable(model.to(device))
+        inputs = torch.zeros(3, 4, 4, 4, device=device), torch.zeros(3, device=device)
+        text = Embeds(torch.zeros(3, 16, 16, device=device))
+        kept.append(saved_bytes(lambda: denoiser(*inputs, text), model))  # noqa: B023
+    assert kept[0] == kept[1] > 100_000
+
+
+def test_the_text_encoders_have_so_many_parameters():
+    width = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    wider = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+    t5 = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
+    with torch.device("meta"):
+        encoders = (CLIPTextModel(CLIPTextConfig(**width)), CLIPTextModel(CLIPTextConfig(**wider)), T5EncoderModel(t5))
+    assert list(TEXT_ENCODER_PARAMETERS) == list(BY_HUB_ID)
+    counts = [sum(parameter.numel() for parameter in encoder.parameters()) for encoder in encoders]
+    assert list(TEXT_ENCODER_PARAMETERS.values()) == counts
+
+
+def test_a_dry_run_prints_and_writes_nothing(tmp_path, capsys):
+    assert main(["distill", "--recipe", "sd21", "--run", str(tmp_path / "run"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "guidance_range = [\n    0.5,\n    4.0,\n]",
+        "866 M parameters",
+        "40,000 steps",
+        f"{tmp_path}/run/prompts",
+    ):
+        assert text in printed
+    assert not (tmp_path / "run").exists()
