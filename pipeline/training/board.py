@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 POLL_SECONDS = 0.5
@@ -42,8 +43,9 @@ class _Board:
 
 @contextmanager
 def progress_bar(steps: int) -> Iterator[Any]:
-    """A bar in this process; yields the actor that workers post to."""
-    board = ray.remote(_Board).options(num_cpus=0).remote()
+    """A bar in this process; yields the actor that workers post to. It lives and dies with the driver's machine."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote()
     done = threading.Event()
     with tqdm(total=steps, desc="distil", unit="step", dynamic_ncols=True, mininterval=1) as bar:
         drawer = threading.Thread(target=_draw, args=(board, bar, done), daemon=True)
