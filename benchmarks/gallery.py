@@ -33,8 +33,8 @@ def main() -> None:
 def scales(student: Sampler) -> Image.Image:
     """The first seed of each pair whose plain image shows what the negative names."""
     judge = AttributeJudge.load()
-    found = [(pair, exclusion.showing(student, judge, pair, SEEDS)) for pair in PAIRS]
-    chosen = [(pair, seeds[0]) for pair, seeds in found if seeds][:COLUMNS]
+    found = [(pair, next(exclusion.pictures(student, judge, pair, [], SEEDS), None)) for pair in PAIRS]
+    chosen = [(pair, plain[1][0]) for pair, plain in found if plain][:COLUMNS]
     prompts, away = [pair.prompt for pair, _ in chosen], [pair.negative_prompt for pair, _ in chosen]
     ways = [Way(), *(Way("nasa", scale) for scale in SCALES)]
     rows = [(way.label, to_pixels(student.images(way, prompts, [seed for _, seed in chosen], away))) for way in ways]

@@ -24,7 +24,7 @@ from datasets_prep.shapes.prompts import held_out_prompts
 from nasa.backbone import decode, tokenize
 from nasa.joint import READINGS
 from pipeline import models
-from pipeline.evaluation.evaluate import JUDGED
+from pipeline.evaluation.asks import JUDGED
 from pipeline.evaluation.exclusion import shares, trials
 from pipeline.evaluation.judges import AttributeJudge
 from pipeline.evaluation.sampling import Way, noise_of

@@ -3,7 +3,6 @@
 import argparse
 
 from jobs import options as shared
-from pipeline.ablation import runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +21,7 @@ def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from pipeline import recipe
+    from pipeline.ablation import runs
     from pipeline.ablation.report import write
     from pipeline.errors import UserError
 

@@ -101,8 +101,8 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
 
 
 def _several(item: Any, value: Any, path: str) -> Any:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: {value!r} is not allowed; allowed: one or more sections [[{path}]]")
+    if not isinstance(value, list):
+        raise UserError(f"{path}: {value!r} is not allowed; allowed: sections [[{path}]]")
     return tuple(_build(item, entry, f"{path}[{number}].") for number, entry in enumerate(value))
 
 

@@ -15,6 +15,7 @@ from pipeline.config import NAMES, NOT_NEGATIVE, POSITIVE, POSITIVES, PROBABILIT
 from pipeline.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
+SETS = {"hpsv2", "negopt", "exclusion"}  # of prompts, as `prepare-benchmarks` writes them
 EMBEDDED = "shapes"  # the teacher, the prompts and the judges that come with the project
 
 
@@ -61,7 +62,7 @@ class Prompts:
     from which the corpus of `negative_count` is built, beside the common terms.
     """
 
-    sources: tuple[Source, ...] = (Source(),)
+    sources: tuple[Source, ...] = checked((Source(),), (bool, "one or more sections [[prompts.sources]]"))
     count: int = checked(24_000, POSITIVE)
     negative_draws: int = checked(20_000, POSITIVE)
     negatives: str = ""
@@ -146,15 +147,40 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A scorer of images and its weights: a file, a folder or a hub id."""
+
+    kind: Literal["hpsv2", "clip", "aesthetic", "imaging"] = "hpsv2"
+    weights: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
+    """Fixed prompts and seeds through the student, by `processes` actors of Ray Data, `batch` images at a time.
+
+    Of each set of prompts the first `prompts` are taken; the sets are of the folder `benchmarks` that
+    `prepare-benchmarks` made, or else the run's own prompts. The student is shown plain, with NASA at each of `scales`
+    and with guidance of `cfg_scale`; its teacher in `teacher_steps` on `teacher_prompts` of a set, or not (0).
+    `metrics` are the scorers beside the embedded judges. With `every` above 0 each so manieth checkpoint is evaluated
+    while training goes on.
+    """
+
     prompts: int = checked(512, POSITIVE)
+    benchmarks: str = ""
+    sets: tuple[str, ...] = checked((), (lambda value: set(value) <= SETS, ", ".join(sorted(SETS))))
+    metrics: tuple[Metric, ...] = ()
     scales: tuple[float, ...] = checked((0.25, 0.5, 0.75, 1.0), POSITIVES)
     cfg_scale: float = checked(2.0, POSITIVE)
-    teacher_prompts: int = checked(128, POSITIVE)
+    teacher_prompts: int = checked(128, NOT_NEGATIVE)
     teacher_steps: int = checked(25, POSITIVE)
     teacher_guidance: float = checked(3.0, POSITIVE)
     exclusion_seeds: int = checked(384, POSITIVE)
     seed: int = checked(1234, NOT_NEGATIVE)
+    batch: int = checked(64, POSITIVE)
+    processes: int = checked(2, POSITIVE)
+    cpus_per_process: float = checked(1.0, POSITIVE)
+    gpus_per_process: float = checked(0.0, NOT_NEGATIVE)
+    every: int = checked(0, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)

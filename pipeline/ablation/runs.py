@@ -21,7 +21,7 @@ from datasets_prep.shapes.prompts import BAD_PHOTO, held_out_prompts, sample_neg
 from nasa.method import Method
 from pipeline import models, recipe
 from pipeline.evaluation import exclusion
-from pipeline.evaluation.evaluate import JUDGED
+from pipeline.evaluation.asks import JUDGED
 from pipeline.evaluation.judges import AttributeJudge, Clip
 from pipeline.evaluation.sampling import Sampler, Way
 from pipeline.prompts.negatives import NegativeSampler

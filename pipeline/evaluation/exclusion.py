@@ -4,14 +4,24 @@ Measured over the seeds whose plain image does show the attribute. With eight co
 images in eight "exclude" red by luck; those say nothing about a negative prompt.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from datasets_prep.shapes.prompts import PAIRS, Pair
-from pipeline.evaluation.judges import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, Way
+from pipeline.evaluation.sheet import as_saved
 from pipeline.evaluation.statistics import share
+
+NEGATED = 'in the prompt: "not ..."'
+
+
+class Judge(Protocol):
+    def attributes(self, images: Tensor) -> list[dict[str, str]]:
+        """Of each image [B, 3, H, W] in -1..1 the value of every attribute."""
 
 
 @dataclass(frozen=True)
@@ -26,53 +36,56 @@ class Trial:
     kept: bool
     clean: bool
 
-
-def trials(
-    sampler: Sampler, judge: AttributeJudge, ways: Sequence[Way], seeds: Sequence[int], *, calibration: bool
-) -> list[Trial]:
-    """Every way on every pair and seed whose plain image shows the pair's attribute and what was asked for."""
-    collected = []
-    for pair in PAIRS:
-        shown = showing(sampler, judge, pair, seeds)
-        for way in [Way(), *ways]:
-            collected += _judged(sampler, judge, pair, shown, way, calibration)
-        collected += _negated(sampler, judge, pair, shown, calibration)
-    return collected
-
-
-def showing(sampler: Sampler, judge: AttributeJudge, pair: Pair, seeds: Sequence[int]) -> list[int]:
-    """The seeds whose plain image shows the pair's attribute and all that its prompt asks for."""
-    attributes = judge.attributes(sampler.images(Way(), [pair.prompt] * len(seeds), seeds))
-    return [
-        seed
-        for seed, found in zip(seeds, attributes, strict=True)
-        if found[pair.attribute] == pair.value and all(found[name] == value for name, value in pair.asked)
-    ]
-
-
-def _judged(
-    sampler: Sampler, judge: AttributeJudge, pair: Pair, seeds: list[int], way: Way, calibration: bool, label: str = ""
-) -> list[Trial]:
-    if not seeds:
-        return []
-    prompt = f"{pair.prompt}, not {pair.negative_prompt}" if label else pair.prompt
-    images = sampler.images(way, [prompt] * len(seeds), seeds, [pair.negative_prompt] * len(seeds))
-    return [
-        Trial(
+    @staticmethod
+    def of(pair: Pair, seed: int, way: str, shown: Mapping[str, str], *, calibration: bool) -> "Trial":
+        return Trial(
             pair,
             seed,
-            label or way.label,
+            way,
             calibration,
-            removed=found[pair.attribute] != pair.value,
-            kept=all(found[name] == value for name, value in pair.asked),
-            clean=found["quality"] == "clean",
+            removed=shown[pair.attribute] != pair.value,
+            kept=all(shown[name] == value for name, value in pair.asked),
+            clean=shown["quality"] == "clean",
         )
-        for seed, found in zip(seeds, judge.attributes(images), strict=True)
+
+
+def pictures(
+    sampler: Sampler, judge: Judge, pair: Pair, ways: Sequence[Way], seeds: Sequence[int]
+) -> Iterator[tuple[str, list[int], Tensor]]:
+    """Each way's label, and its images for the seeds whose plain image shows the attribute and what was asked for.
+
+    The first is the plain image, the last the negative in words.
+    """
+    plain = sampler.images(Way(), [pair.prompt] * len(seeds), seeds)
+    places = [i for i, shown in enumerate(judge.attributes(as_saved(plain))) if _shows(shown, pair)]
+    if not places:
+        return
+    found = [seeds[i] for i in places]
+    away = [pair.negative_prompt] * len(found)
+    yield Way().label, found, plain[torch.tensor(places)]
+    for way in ways:
+        yield way.label, found, sampler.images(way, [pair.prompt] * len(found), found, away)
+    yield NEGATED, found, sampler.images(Way(), [negated(pair)] * len(found), found)
+
+
+def negated(pair: Pair) -> str:
+    return f"{pair.prompt}, not {pair.negative_prompt}"
+
+
+def _shows(shown: Mapping[str, str], pair: Pair) -> bool:
+    return shown[pair.attribute] == pair.value and all(shown[name] == value for name, value in pair.asked)
+
+
+def trials(
+    sampler: Sampler, judge: Judge, ways: Sequence[Way], seeds: Sequence[int], *, calibration: bool = False
+) -> list[Trial]:
+    """Every way on every pair and seed whose plain image shows the pair's attribute and what was asked for."""
+    return [
+        Trial.of(pair, seed, label, shown, calibration=calibration)
+        for pair in PAIRS
+        for label, found, images in pictures(sampler, judge, pair, ways, seeds)
+        for seed, shown in zip(found, judge.attributes(images), strict=True)
     ]
-
-
-def _negated(sampler: Sampler, judge: AttributeJudge, pair: Pair, seeds: list[int], calibration: bool) -> list[Trial]:
-    return _judged(sampler, judge, pair, seeds, Way(), calibration, label='in the prompt: "not ..."')
 
 
 def best_scale(calibration: Iterable[Trial], ways: Sequence[Way]) -> Way:

@@ -1,31 +1,57 @@
-"""One self-contained HTML page: scores with intervals, and images side by side. Opens without a server."""
+"""The report: one HTML file without links to anything outside it."""
 
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 
+from pipeline.evaluation.figures import metric_names
+from pipeline.evaluation.pictures import Pictures, thumbnail
 from pipeline.recipe import Recipe, dump
 
-ZOOM = 2
+SIDE = 192  # of a thumbnail, in pixels
+COMPARED = 48  # prompts that are shown in every way
 
 
-def write_report(
-    recipe: Recipe, summary: dict[str, Any], rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str]
-) -> str:
+def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Pictures) -> str:
     """The page's text. Prompts and every other value are escaped."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    environment.filters["percent"] = percent
-    pictures = [(label, [_data_uri(pixels) for pixels in images]) for label, images in rows]
+    environment.filters |= {"percent": percent, "figure": figure}
     page: str = environment.get_template("report.html.j2").render(
-        recipe=recipe, recipe_toml=dump(recipe), summary=summary, pictures=pictures, captions=captions
+        recipe=recipe,
+        recipe_toml=dump(recipe),
+        summary=summary,
+        data=page_data(summary, rows, pictures),
     )
     return page
+
+
+def page_data(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Pictures) -> dict[str, Any]:
+    """What the page's script shows: all images of the student, and some prompts in every way."""
+    student = [row for row in rows if row["system"] == summary["student"]]
+    names = metric_names(student)
+    return {
+        "metrics": names,
+        "cards": [_card(row, names, pictures) for row in student],
+        "columns": [_column(column, pictures) for column in pictures.side_by_side(summary)[:COMPARED]],
+    }
+
+
+def _card(row: dict[str, Any], names: Sequence[str], pictures: Pictures) -> dict[str, Any]:
+    scores = [row.get(name) for name in names]
+    return {"image": data_uri(pictures.of(row)), "scores": scores} | {
+        name: row[name] for name in ("set", "prompt", "seed")
+    }
+
+
+def _column(column: Sequence[dict[str, Any]], pictures: Pictures) -> dict[str, Any]:
+    return {
+        "prompt": column[0]["prompt"],
+        "negative": column[0]["negative_prompt"],
+        "ways": [{"way": row["system"], "image": data_uri(pictures.of(row))} for row in column],
+    }
 
 
 def percent(share: dict[str, float]) -> str:
@@ -35,8 +61,12 @@ def percent(share: dict[str, float]) -> str:
     return f"{100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
 
 
-def _data_uri(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    height, width = (ZOOM * side for side in pixels.shape[:2])
-    Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST).save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def figure(metric: dict[str, Any]) -> str:
+    """'0.312 (0.305 to 0.319)': a mean with its interval."""
+    if not metric["images"]:
+        return "no images"
+    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
+
+
+def data_uri(png: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(thumbnail(png, SIDE)).decode()

@@ -41,6 +41,7 @@ class Sampler:
     def __init__(self, model: TextToImage, *, denoiser: Any = None) -> None:
         self.model = model
         self.denoiser = steerable(model.denoiser if denoiser is None else denoiser).eval()
+        self.device = next(self.denoiser.parameters()).device
 
     @torch.no_grad()
     def images(
@@ -52,11 +53,11 @@ class Sampler:
             part = slice(first, first + BATCH)
             away = None if negatives is None else self.model.encode(list(negatives[part]))
             latents = self._latents(way, list(prompts[part]), seeds[part], away)
-            chunks.append(decode(self.model.vae, latents))
+            chunks.append(decode(self.model.vae, latents).cpu())
         return torch.cat(chunks)
 
     def _latents(self, way: Way, prompts: list[str], seeds: Sequence[int], away: Embeds | None) -> Tensor:
-        noise = noise_of(seeds, self.model.latent_shape)
+        noise = noise_of(seeds, self.model.latent_shape).to(self.device)
         embeds = self.model.encode(prompts)
         diffusion = self.model.diffusion
         if way.kind == "steps":

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -16,6 +17,16 @@ def to_pixels(images: Tensor) -> np.ndarray:
     scaled = (images.float().clamp(-1, 1) + 1) * 127.5
     pixels: np.ndarray = scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return pixels
+
+
+def as_saved(images: Tensor) -> Tensor:
+    """The images as they are read again from 8 bits a channel."""
+    return from_pixels(to_pixels(images))
+
+
+def from_pixels(pixels: np.ndarray) -> Tensor:
+    """Images [B, 3, H, W] in -1..1 from uint8 [B, H, W, 3]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:

@@ -46,3 +46,15 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, draws: int = 200
     means = difference[rng.integers(0, len(difference), (draws, len(difference)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return {"difference": float(difference.mean()), "low": float(low), "high": float(high)}
+
+
+def mean(values: Sequence[float]) -> dict[str, float]:
+    """The mean with its 95 % interval, and of how many: Wilson's where all are 0 or 1, else 1.96 standard errors."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if not len(numbers):
+        return {"value": math.nan, "low": math.nan, "high": math.nan, "images": 0}
+    if np.isin(numbers, (0.0, 1.0)).all():
+        of = share(numbers.astype(bool).tolist())
+        return {"value": of.value, "low": of.interval[0], "high": of.interval[1], "images": of.total}
+    value, half = float(numbers.mean()), Z95 * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
+    return {"value": value, "low": value - half, "high": value + half, "images": len(numbers)}

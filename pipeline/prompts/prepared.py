@@ -57,3 +57,11 @@ def shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
             f"{folder.uri}/{name}: its content differs from the manifest's; run `python -m jobs prepare` again"
         )
     return pq.read_table(io.BytesIO(content), columns=["prompt"])["prompt"]
+
+
+def first_prompts(folder: Folder) -> list[str]:
+    """Those of the first shard."""
+    record = check(folder)
+    name = min(file for file in record["files"] if file.startswith("shard-"))
+    texts: list[str] = shard(folder, name, record["files"][name]["sha256"]).to_pylist()
+    return texts

@@ -1,64 +1,131 @@
+import io
+import json
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from pipeline.evaluation.report import percent, write_report
+from datasets_prep.shapes.prompts import PAIRS
+from pipeline.evaluation import figures
+from pipeline.evaluation.pictures import Pictures
+from pipeline.evaluation.report import figure, percent, write_report
 from pipeline.evaluation.sheet import contact_sheet
 from pipeline.evaluation.statistics import Share
 from pipeline.recipe import Recipe
+from pipeline.storage import Folder
 
-ATTACK = "<script>alert('&')</script>"
-IMAGES = np.zeros((2, 8, 8, 3), dtype=np.uint8)
-SHARE = Share(3, 4).as_dict()
-SHARES = ("shape", "colour", "background", "all_right", "clean")
-PICTURES = {"negative_prompt": ATTACK}
-JUDGED = {
-    **PICTURES,
-    "accuracy": [
-        {"system": ATTACK, "images": 4, "clip_positive": 0.3, "clip_negative": 0.2, **dict.fromkeys(SHARES, SHARE)}
-    ],
-    "student_minus_teacher_one_step": {"difference": -0.1, "low": -0.2, "high": 0.0},
-    "chosen_scale": 0.5,
-    "exclusion": [
-        {"way": way, "trained_negative": True, "removed": SHARE, "kept": SHARE, "clean": Share(0, 0).as_dict()}
-        for way in ("CFG 2", "NASA 0.5")
-    ],
-}
+ATTACK = "</script><script>alert('&')</script>"
+WAYS = ("no negative", "NASA 0.25", "NASA 0.5", "CFG 2")
+SHOWN = {"shown_shape": "star", "shown_colour": "blue", "shown_background": "white", "shown_quality": "clean"}
+ASKED = {"asked_shape": "star", "asked_colour": "red", "asked_background": "white"}
 
 
-def page(summary):
-    return write_report(Recipe(name=ATTACK), summary, [(ATTACK, IMAGES)], [ATTACK, "plain"])
+def png(value):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize("summary", [PICTURES, JUDGED])
-def test_the_page_escapes_every_text(summary):
-    html = page(summary)
-    assert "<script" not in html
-    assert html.count("&lt;script&gt;") >= 5
+def rows_of(judged, count=5):
+    systems = ("student, 1 step", "student, 1 step, NASA 0.5", "teacher, 1 step")
+    rows = [
+        {"system": system, "set": "held-out", "index": i, "prompt": f"{ATTACK} {i}", "negative_prompt": ATTACK}
+        | {"seed": i, "away": None, "clip": float(i)}
+        for system in systems
+        for i in range(count)
+    ]
+    if judged:
+        rows = [row | SHOWN | ASKED for row in rows]
+        pair = PAIRS[0]
+        rows += [
+            {"system": way, "set": "exclusion", "prompt": pair.prompt, "negative_prompt": pair.negative_prompt}
+            | {"seed": seed, "calibration": seed < 2, **SHOWN}
+            for seed in range(4)
+            for way in WAYS
+            if seed >= 2 or "CFG" not in way
+        ]
+    return rows
 
 
-@pytest.mark.parametrize("summary", [PICTURES, JUDGED])
-def test_the_page_is_self_contained(summary):
-    html = page(summary)
+@pytest.fixture(params=[False, True], ids=["not judged", "judged"])
+def evaluated(request, tmp_path):
+    """Recipe, summary, rows and pictures of an evaluation whose images are of one colour each."""
+    rows = rows_of(request.param)
+    made = [{**row, "image": png(5 * number)} for number, row in enumerate(rows)]
+    folder = Folder.of(tmp_path)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(made), buffer)
+    folder.write("images/all.parquet", buffer.getvalue())
+    rows = [{**row, "images": "all"} for row in rows]
+    figures.judge(rows)
+    recipe = Recipe(name=ATTACK)
+    summary = figures.summarise(recipe, rows, {"clip": {"version": 3}})
+    return recipe, summary, rows, Pictures(folder, rows)
+
+
+def test_the_page_escapes_every_text(evaluated):
+    html = write_report(*evaluated)
+    assert html.count("<script") == 2  # its data, and its program
+    assert "alert('" not in html
+    assert html.count("&lt;script&gt;") >= 2
+
+
+def test_the_page_is_self_contained(evaluated):
+    html = write_report(*evaluated)
     assert not re.search(r"https?:|url\(|@import|<link|href=", html)
-    sources = re.findall(r'src="([^"]{22})', html)
-    assert sources == ["data:image/png;base64,"] * 2
 
 
-def test_the_judged_page_shows_its_figures():
-    html = page(JUDGED)
-    assert "75.0 % (30.1 to 95.4)" in html
-    assert "-0.100" in html
-    assert re.findall(r'<tr class="chosen"><td>([^<\n]*)', html) == ["NASA 0.5"]
+def test_the_page_holds_every_image_of_the_student(evaluated):
+    _, summary, _, _ = evaluated
+    data = json.loads(re.search(r'id="data">(.*?)</script>', write_report(*evaluated), re.S).group(1))
+    assert [card["prompt"] for card in data["cards"]] == [f"{ATTACK} {i}" for i in range(5)]
+    assert len({card["image"] for card in data["cards"]}) == 5
+    assert all(card["image"].startswith("data:image/webp;base64,") for card in data["cards"])
+    ways = [each["way"] for each in data["columns"][0]["ways"]]
+    assert ways == (list(WAYS) if "exclusion" in summary else ["student, 1 step", "student, 1 step, NASA 0.5"])
+    assert len(data["columns"]) == (2 if "exclusion" in summary else 5)
+    assert len({each["image"] for column in data["columns"] for each in column["ways"]}) == len(ways) * len(
+        data["columns"]
+    )
 
 
-def test_no_images_have_no_percentage():
+def test_the_summary_has_each_metric_with_its_interval_and_options(evaluated):
+    _, summary, _, _ = evaluated
+    clip = summary["metrics"]["clip"]
+    assert (clip["value"], clip["images"], clip["options"]) == (2.0, 5, {"version": 3})
+    assert clip["low"] == pytest.approx(2 - 1.96 * np.std(range(5), ddof=1) / np.sqrt(5), abs=1e-3)
+    if "exclusion" not in summary:
+        return
+    assert summary["metrics"]["clean"]["value"] == 1.0
+    assert summary["metrics"]["all_right"]["value"] == 0.0  # the colour is another
+    assert summary["metrics"]["exclusion_removed"]["images"] == 2
+    assert summary["metrics"]["exclusion_removed"]["value"] == 1.0  # blue is not red
+    assert summary["student_minus_teacher_one_step"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "pairs": 5}
+
+
+def test_the_sheet_has_a_row_a_way(evaluated):
+    _, summary, _, pictures = evaluated
+    pixels = np.asarray(pictures.sheet(summary))
+    rows = 3 if "exclusion" in summary else 2  # of exclusion: plain, guidance, the chosen scale
+    assert pixels.shape[0] > rows * 16
+    colours = {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()}
+    shown = [row for column in pictures.side_by_side(summary) for row in column]
+    chosen = summary.get("chosen_way")
+    own = [row for row in shown if not chosen or row["system"] in (WAYS[0], chosen, "CFG 2")]
+    assert all(tuple(pictures.pixels(row)[0, 0].tolist()) in colours for row in own)
+
+
+def test_no_images_have_no_figure():
     assert percent(Share(0, 0).as_dict()) == "no images"
+    assert figure({"images": 0}) == "no images"
 
 
 def test_a_contact_sheet_shows_every_image():
-    rows = [("a long label of one row", np.full((3, 8, 8, 3), 200, dtype=np.uint8)), ("b", IMAGES)]
+    images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    rows = [("a long label of one row", np.full((3, 8, 8, 3), 200, dtype=np.uint8)), ("b", images)]
     pixels = np.asarray(contact_sheet(rows, ["one two three four", "x", "y"]))
     assert (pixels == 200).all(axis=-1).sum() >= 3 * 16 * 16
     assert (pixels == 0).all(axis=-1).sum() >= 2 * 16 * 16

@@ -1,0 +1,112 @@
+"""From one row an image to an evaluation's figures."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from datasets_prep.shapes.prompts import DEGRADATIONS, PAIRS
+from pipeline.evaluation import exclusion
+from pipeline.evaluation.asks import EXCLUDED, JUDGED, STUDENT, nasa_ways
+from pipeline.evaluation.statistics import mean, paired_bootstrap
+from pipeline.recipe import Evaluation, Recipe
+
+Row = dict[str, Any]
+FLAGS = (*JUDGED, "all_right", "clean", "clean_and_right")
+
+
+def judge(rows: Iterable[Row]) -> None:
+    """Give each row the figures that follow from what its image was to show and shows: 1.0 or 0.0 each."""
+    by_prompt = {(pair.prompt, pair.negative_prompt): pair for pair in PAIRS}
+    for row in rows:
+        if "shown_quality" not in row:
+            continue
+        if row["set"] == EXCLUDED:
+            pair = by_prompt[row["prompt"], row["negative_prompt"]]
+            shown = {name: row[f"shown_{name}"] for name in (*JUDGED, "quality")}
+            trial = exclusion.Trial.of(pair, row["seed"], row["system"], shown, calibration=row["calibration"])
+            row |= {"removed": float(trial.removed), "kept": float(trial.kept), "clean": float(trial.clean)}
+        else:
+            right = {name: float(row[f"asked_{name}"] == row[f"shown_{name}"]) for name in JUDGED}
+            every, clean = min(right.values()), float(row["shown_quality"] == "clean")
+            row |= {**right, "all_right": every, "clean": clean, "clean_and_right": every * clean}
+
+
+def summarise(recipe: Recipe, rows: Sequence[Row], options: dict[str, Any]) -> dict[str, Any]:
+    """The summary of an evaluation.
+
+    `metrics` has of each metric the student's mean in one step without a negative prompt, with its 95 % interval, and
+    `systems` the same for each system. `options` are each metric's, as its scorer says them.
+    """
+    asked = [row for row in rows if row["set"] != EXCLUDED]
+    by_system = {name: [row for row in asked if row["system"] == name] for name in _distinct(asked, "system")}
+    systems = {name: _metrics(own, options) for name, own in by_system.items()}
+    summary: dict[str, Any] = {"student": STUDENT, "metrics": dict(systems[STUDENT]), "systems": systems}
+    if any(row["set"] == EXCLUDED for row in rows):
+        summary |= _exclusion(recipe.evaluation, rows)
+        summary["metrics"] |= _excluded(rows, summary["chosen_way"], options)
+    if "all_right" in systems[STUDENT]:
+        summary["student_minus_teacher_one_step"] = paired(
+            by_system[STUDENT], by_system["teacher, 1 step"], "all_right"
+        )
+        summary |= {"named_negative_prompt": DEGRADATIONS}
+    summary["negative_prompts"] = {row["set"]: row["negative_prompt"] for row in asked[::-1]}
+    return summary
+
+
+def _metrics(rows: Sequence[Row], options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {**mean([row[name] for row in rows if row.get(name) is not None]), "options": options.get(name, {})}
+        | _by_set(name, rows)
+        for name in metric_names(rows)
+    }
+
+
+def _by_set(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    sets = _distinct(rows, "set")
+    if len(sets) < 2:
+        return {}
+    return {"sets": {each: mean([row[name] for row in rows if row["set"] == each])["value"] for each in sets}}
+
+
+def metric_names(rows: Sequence[Row]) -> list[str]:
+    """The columns that are figures of an image."""
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
+    return [name for name in FLAGS if name in names] + [name for name in names if name not in FLAGS]
+
+
+def _exclusion(options: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
+    trials = [_trial(row) for row in rows if row["set"] == EXCLUDED]
+    best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_ways(options))
+    return {"chosen_scale": best.scale, "chosen_way": best.label, "exclusion": exclusion.summarise(trials)}
+
+
+def _trial(row: Row) -> exclusion.Trial:
+    pair = next(p for p in PAIRS if (p.prompt, p.negative_prompt) == (row["prompt"], row["negative_prompt"]))
+    flags = {name: bool(row[name]) for name in ("removed", "kept", "clean")}
+    return exclusion.Trial(pair, row["seed"], row["system"], row["calibration"], **flags)
+
+
+def _excluded(rows: Sequence[Row], way: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Of the negatives that training used, in the chosen way."""
+    own = [row for row in rows if row["set"] == EXCLUDED and row["system"] == way and not row["calibration"]]
+    own = [row for row in own if _trial(row).pair.trained]
+    return {
+        f"exclusion_{name}": {**mean([row[name] for row in own]), "system": way, "options": options.get(name, {})}
+        for name in ("removed", "kept", "clean")
+    }
+
+
+def paired(a: Sequence[Row], b: Sequence[Row], metric: str) -> dict[str, Any]:
+    """a - b on the prompts and seeds that both have, with its interval."""
+    theirs = {_key(row): row[metric] for row in b if row.get(metric) is not None}
+    both = [(row[metric], theirs[_key(row)]) for row in a if row.get(metric) is not None and _key(row) in theirs]
+    if not both:
+        return {"pairs": 0}
+    return {**paired_bootstrap(*zip(*both, strict=True)), "pairs": len(both)}
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["set"], row["prompt"], row["seed"]
+
+
+def _distinct(rows: Iterable[Row], name: str) -> list[Any]:
+    return list(dict.fromkeys(row[name] for row in rows))

@@ -1,0 +1,52 @@
+"""The scorers of the world of shapes: which attributes an image shows, and a small CLIP's cosines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from pipeline import manifest
+from pipeline.evaluation.judges import AttributeJudge, Clip
+from pipeline.evaluation.sheet import from_pixels
+from pipeline.models import WEIGHTS
+from pipeline.recipe import EMBEDDED
+
+
+class Attributes:
+    """`shown_shape`, `shown_colour`, `shown_background`, `shown_quality`: the most likely value of each."""
+
+    def __init__(self) -> None:
+        content = (WEIGHTS / "judge.safetensors").read_bytes()
+        self.options: dict[str, Any] = {"judge": "attributes", "weights": manifest.file_hash(content)}
+        self._judge = AttributeJudge.load()
+
+    def __call__(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
+    ) -> dict[str, list[Any]]:
+        found = self._judge.attributes(tensors(images))
+        names = ("shape", "colour", "background", "quality")
+        return {f"shown_{name}": [shown[name] for shown in found] for name in names}
+
+
+class ShapesClip:
+    """`clip_positive` and `clip_negative`: the cosine of the image with either text, -1..1, by the embedded CLIP."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {"clip": EMBEDDED, "weights": manifest.folder_hash(WEIGHTS / "clip")}
+        self._clip = Clip.load(EMBEDDED)
+
+    def __call__(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
+    ) -> dict[str, list[Any]]:
+        pixels = tensors(images)
+        return {
+            "clip_positive": self._clip.scores(pixels, list(prompts)).tolist(),
+            "clip_negative": self._clip.scores(pixels, [text or "" for text in negatives]).tolist(),
+        }
+
+
+def tensors(images: Sequence[Image.Image]) -> Tensor:
+    """[B, 3, H, W] in -1..1, of images of one size."""
+    return from_pixels(np.stack([np.asarray(image.convert("RGB")) for image in images]))

@@ -1,0 +1,182 @@
+"""The report in Chromium: what a person sees and does there."""
+
+import asyncio
+import io
+import itertools
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.evaluation import figures
+from pipeline.evaluation.pictures import Pictures
+from pipeline.evaluation.report import write_report
+from pipeline.recipe import Recipe
+from pipeline.storage import Folder
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+IMAGES = 3200
+SYSTEMS = ("student, 1 step", "student, 1 step, NASA 0.5", "student, 1 step, NASA 1")
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A report of 3,200 images, as of HPSv2's benchmark."""
+    folder = Folder.of(tmp_path_factory.mktemp("report"))
+    noise = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    images = [_png(np.roll(noise, turn)) for turn in range(48)]
+    made = []
+    for number in range(IMAGES):
+        for system in SYSTEMS if number < 50 else SYSTEMS[:1]:
+            row = {"system": system, "set": "hpsv2/photo", "index": number, "seed": number, "away": None}
+            row |= {"prompt": f"photo {number} of a {'cat' if number % 100 == 7 else 'dog'}", "negative_prompt": "red"}
+            made.append(row | {"score": float(number * 7919 % IMAGES), "image": images[number % 48]})
+    rows = [{name: value for name, value in row.items() if name != "image"} | {"images": "all"} for row in made]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(made), buffer)
+    folder.write("images/all.parquet", buffer.getvalue())
+    recipe = Recipe(name="many")
+    summary = figures.summarise(recipe, rows, {})
+    folder.write("report.html", write_report(recipe, summary, rows, Pictures(folder, rows)).encode())
+    return f"{folder.path}/report.html"
+
+
+def _png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((128, 128)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class Tab:
+    """A tab of a browser that is spoken to by the Chrome DevTools Protocol."""
+
+    def __init__(self, socket):
+        self.socket, self.numbers, self.errors = socket, itertools.count(1), []
+
+    async def send(self, method, **parameters):
+        number = next(self.numbers)
+        await self.socket.send_json({"id": number, "method": method, "params": parameters})
+        while True:
+            message = json.loads((await self.socket.receive()).data)
+            if message.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(message["params"]["exceptionDetails"])
+            if message.get("id") == number:
+                return message["result"]
+
+    async def value(self, expression):
+        result = await self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    async def key(self, key, **more):
+        codes = {"ArrowRight": 39, "Enter": 13, "Escape": 27, "Tab": 9}
+        own = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper())), **more}
+        if len(key) == 1 or key == "Enter":
+            own["text"] = "\r" if key == "Enter" else key
+        await self.send("Input.dispatchKeyEvent", type="keyDown", **own)
+        await self.send("Input.dispatchKeyEvent", type="keyUp", **own)
+
+
+def visit(page, tmp_path, script, size=None):
+    """Run `script(tab)` on the page that a fresh Chromium has opened."""
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+    arguments += [f"--user-data-dir={tmp_path / 'profile'}", "--disable-dev-shm-usage", "about:blank"]
+    process = subprocess.Popen([CHROMIUM, *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        address = next(line.split()[-1] for line in process.stderr if "DevTools listening" in line)
+        return asyncio.run(_visit(address.split("/")[2], page, script, size))
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def _visit(host, page, script, size):
+    import aiohttp
+
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://{host}/json/list") as answer:
+            target = next(each for each in await answer.json() if each["type"] == "page")
+        async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+            tab = Tab(socket)
+            await tab.send("Runtime.enable")
+            await tab.send("Page.enable")
+            if size:
+                await tab.send("Emulation.setDeviceMetricsOverride", **size)
+            await tab.send("Page.navigate", url=f"file://{page}")
+            for _ in range(300):
+                if await tab.value("document.readyState === 'complete' && !!document.querySelector('#cards figure')"):
+                    break
+                await asyncio.sleep(0.1)
+            result = await script(tab)
+            assert not tab.errors
+            return result
+
+
+FIRST = "document.querySelector('#cards figure figcaption').textContent"
+COUNT = "document.querySelectorAll('#cards figure').length"
+LOADED = "[...document.querySelectorAll('#cards img')].every(image => image.complete && image.naturalWidth > 0)"
+
+
+def test_it_works_from_the_keyboard(page, tmp_path):
+    async def script(tab):
+        assert await tab.value(COUNT) == 48
+        assert "3200 images, page 1 of 67" in await tab.value("document.getElementById('page').textContent")
+        assert "0.000" in await tab.value(FIRST)  # the worst first
+        assert await tab.value(LOADED)
+        await tab.key("n")
+        assert "page 2 of 67" in await tab.value("document.getElementById('page').textContent")
+        await tab.key("p")
+        assert "page 1 of 67" in await tab.value("document.getElementById('page').textContent")
+        await tab.key("/")
+        assert await tab.value("document.activeElement.id") == "search"
+        for letter in "cat":
+            await tab.key(letter)
+        assert "32 images" in await tab.value("document.getElementById('page').textContent")
+        assert "cat" in await tab.value(FIRST)
+        await tab.value("document.querySelector('#cards figure').focus()")
+        await tab.key("Enter")
+        assert await tab.value("document.getElementById('large').open")
+        assert "score" in await tab.value("document.getElementById('large-text').textContent")
+        await tab.key("Escape")
+        assert not await tab.value("document.getElementById('large').open")
+
+    visit(page, tmp_path, script)
+
+
+def test_the_slider_shows_each_way(page, tmp_path):
+    async def script(tab):
+        seen = []
+        await tab.value("document.getElementById('way').focus()")
+        for _ in SYSTEMS:
+            seen.append(await tab.value("document.getElementById('way-name').textContent"))
+            await tab.key("ArrowRight")
+        assert seen == list(SYSTEMS)
+        assert await tab.value("document.querySelectorAll('#ways figure').length") == 48
+
+    visit(page, tmp_path, script)
+
+
+def test_it_fits_a_phone(page, tmp_path):
+    async def script(tab):
+        assert await tab.value("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert await tab.value("document.querySelector('#cards figure').clientWidth") >= 120
+
+    visit(page, tmp_path, script, PHONE)
+
+
+def test_its_state_is_in_its_address(page, tmp_path):
+    async def script(tab):
+        assert await tab.value(COUNT) == 32
+        assert await tab.value("document.getElementById('order').value") == "best"
+        scores = await tab.value("[...document.querySelectorAll('#cards b')].map(each => Number(each.textContent))")
+        assert scores == sorted(scores, reverse=True)
+
+    visit(f"{page}#q=cat&order=best", tmp_path, script)

@@ -1,0 +1,95 @@
+"""An evaluation goes on where it was stopped, and another scorer costs only itself."""
+
+import zlib
+
+import pytest
+
+from pipeline.evaluation import studio
+from pipeline.evaluation.sampling import Sampler
+from pipeline.prompts import prepared
+from pipeline.recipe import dump, parse
+from pipeline.storage import Folder
+
+
+class Checksum:
+    """A scorer that counts its images."""
+
+    def __init__(self, version=1):
+        self.options, self.seen = {"version": version}, 0
+
+    def __call__(self, images, prompts, negatives):
+        self.seen += len(images)
+        return {f"checksum_{self.options['version']}": [float(zlib.crc32(image.tobytes())) for image in images]}
+
+
+@pytest.fixture
+def recipe(tiny_teacher):
+    sets = [f"teacher={str(tiny_teacher)!r}", "evaluation.scales=[0.5]", "evaluation.teacher_steps=2"]
+    return parse("", [*sets, "evaluation.teacher_prompts=2", "evaluation.batch=3", "evaluation.seed=5"])
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """How many images the models made."""
+    counted = []
+    images = Sampler.images
+
+    def counting(self, way, prompts, *more):
+        counted.extend(prompts)
+        return images(self, way, prompts, *more)
+
+    monkeypatch.setattr(Sampler, "images", counting)
+    return counted
+
+
+def rows_of(recipe, folder, tiny_teacher, monkeypatch, scorers, pieces=None, student="a"):
+    texts = [f"thing {i}" for i in range(4)]
+    monkeypatch.setattr(prepared, "first_prompts", lambda folder: texts)
+    monkeypatch.setattr(studio, "scorers_of", lambda recipe, device: scorers)
+    hashes = (("student", student), ("teacher", "b"))
+    setup = studio.Setup(dump(recipe), str(tiny_teacher), str(tiny_teacher), hashes, folder.uri, folder.uri)
+    own = studio.Studio(setup)
+    return [row for piece in (own.pieces if pieces is None else own.pieces[:pieces]) for row in own.rows(piece)]
+
+
+def test_all_systems_make_each_ask_once(recipe, tmp_path, tiny_teacher, monkeypatch, made):
+    rows = rows_of(recipe, Folder.of(tmp_path), tiny_teacher, monkeypatch, [Checksum()])
+    counts = {name: sum(row["system"] == name for row in rows) for name in dict.fromkeys(row["system"] for row in rows)}
+    assert counts == {
+        "student, 1 step": 4,
+        "student, 1 step, NASA 0.5": 4,
+        "student, 1 step, CFG 2": 4,
+        "teacher, 2 steps, guidance 3": 2,
+    }
+    assert [row["seed"] for row in rows[:4]] == [5, 6, 7, 8]
+    assert [row["away"] is None for row in rows] == [True] * 4 + [False] * 8 + [True] * 2
+    assert len({row["checksum_1"] for row in rows}) == 14  # other prompts, noise and ways are other images
+    assert len(made) == 14
+
+
+def test_a_stopped_one_goes_on(recipe, tmp_path, tiny_teacher, monkeypatch, made):
+    folder = Folder.of(tmp_path)
+    whole = rows_of(recipe, folder / "whole", tiny_teacher, monkeypatch, [Checksum()])
+    rows_of(recipe, folder / "parts", tiny_teacher, monkeypatch, [Checksum()], pieces=3)
+    made.clear()
+    scorer = Checksum()
+    rows = rows_of(recipe, folder / "parts", tiny_teacher, monkeypatch, [scorer])
+    assert len(made) == scorer.seen == 14 - 3 - 1 - 3
+    assert rows == whole
+
+
+def test_another_scorer_costs_only_itself(recipe, tmp_path, tiny_teacher, monkeypatch, made):
+    folder, first, second = Folder.of(tmp_path), Checksum(1), Checksum(2)
+    rows_of(recipe, folder, tiny_teacher, monkeypatch, [first])
+    made.clear()
+    rows = rows_of(recipe, folder, tiny_teacher, monkeypatch, [first, second])
+    assert (len(made), first.seen, second.seen) == (0, 14, 14)
+    assert all(row["checksum_1"] == row["checksum_2"] for row in rows)
+
+
+def test_another_student_is_made_anew(recipe, tmp_path, tiny_teacher, monkeypatch, made):
+    folder = Folder.of(tmp_path)
+    rows_of(recipe, folder, tiny_teacher, monkeypatch, [])
+    made.clear()
+    rows_of(recipe, folder, tiny_teacher, monkeypatch, [], student="another")
+    assert len(made) == 12  # all but the teacher's
