@@ -162,7 +162,8 @@ class Evaluation:
     `prepare-benchmarks` made, or else the run's own prompts. The student is shown plain, with NASA at each of `scales`
     and with guidance of `cfg_scale`; its teacher in `teacher_steps` on `teacher_prompts` of a set, or not (0).
     `metrics` are the scorers beside the embedded judges. With `every` above 0 each so manieth checkpoint is evaluated
-    while training goes on.
+    and registered while training goes on; `keep` says whether the run's student is the last checkpoint or, of those
+    that were evaluated, the best by the metric of `promotion`.
     """
 
     prompts: int = checked(512, POSITIVE)
@@ -181,6 +182,8 @@ class Evaluation:
     cpus_per_process: float = checked(1.0, POSITIVE)
     gpus_per_process: float = checked(0.0, NOT_NEGATIVE)
     every: int = checked(0, NOT_NEGATIVE)
+    keep: Literal["latest", "best"] = "latest"
+    keep: Literal["latest", "best"] = "latest"
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,10 @@ class Folder:
     def __truediv__(self, name: str) -> "Folder":
         return Folder(f"{self.uri}/{name}")
 
+    @property
+    def parent(self) -> "Folder":
+        return Folder(self.uri.rpartition("/")[0])
+
     def has(self, name: str) -> bool:
         return bool(self.filesystem.get_file_info(f"{self.path}/{name}").is_file)
 

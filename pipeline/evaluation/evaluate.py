@@ -38,9 +38,8 @@ class Subject:
     @staticmethod
     def of(distilled: Folder, record: dict[str, Any]) -> "Subject":
         """What `distill` left."""
-        step = parse(record["recipe"]).train.steps
         hashes = record["student_sha256"], record["teacher_sha256"]
-        return Subject(distilled / "student", *hashes, record["mlflow_run"], step)
+        return Subject(distilled / "student", *hashes, record["mlflow_run"], record["step"])
 
 
 def evaluate(

@@ -1,33 +1,42 @@
 """From prepared prompts to a one-step student: the driver of a distillation."""
 
 import json
-import tempfile
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    ValidationConfig,
+)
 from ray.train.torch import TorchTrainer
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from nasa.teachers import merged_weights
 from pipeline import manifest, models, tracking
 from pipeline.errors import TrainingError, UserError
 from pipeline.evaluation.judges import clip_folder, decoder_folder
 from pipeline.prompts import prepared
 from pipeline.prompts.encode import encode_fixed, encoding_of
-from pipeline.recipe import Evaluation, Recipe, Train, dump, parse
+from pipeline.recipe import Evaluation, Promotion, Recipe, Train, dump, parse
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training.board import progress_bar
 from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
-from pipeline.training.engines import add_student_lora, name_accelerator
+from pipeline.training.engines import name_accelerator
 from pipeline.training.estimate import require_fit
+from pipeline.training.export import export
 from pipeline.training.loop import Setup
 from pipeline.training.preflight import check_resources, check_store
 from pipeline.training.progress import FIXED_TEXTS
+from pipeline.training.validation import RETRIES, Validation, validate
 from pipeline.training.worker import train_loop
 
 RUN_FILE = "run.json"
@@ -72,7 +81,8 @@ def distill(
             dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, fixed
         )
         with progress_bar(recipe.train.steps) as board:
-            result = _fit(recipe, {**asdict(setup), "board": board}, folder)
+            validation = _validation(recipe, setup, folder, board) if recipe.evaluation.every else None
+            result = _fit(recipe, {**asdict(setup), "board": board}, folder, validation)
             diverged = ray.get(board.why_stopped.remote())
     if diverged:
         tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
@@ -147,7 +157,7 @@ def _what_is_learned(recipe: Recipe) -> Recipe:
     """Without what a run may be continued with another of: where and in how many parts it is computed."""
     defaults = Train()
     where = {name: getattr(defaults, name) for name in WHERE}
-    return replace(recipe, train=replace(recipe.train, **where), evaluation=Evaluation())
+    return replace(recipe, train=replace(recipe.train, **where), evaluation=Evaluation(), promotion=Promotion())
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -157,7 +167,26 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return items
 
 
-def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder) -> Result:
+def _validation(recipe: Recipe, setup: Setup, folder: Folder, board: Any) -> ValidationConfig:
+    """How Ray Train has checkpoints evaluated; the task itself waits for its actors and needs no core."""
+    told = Validation(
+        recipe_toml=setup.recipe_toml,
+        teacher=setup.teacher_folder,
+        teacher_sha256=manifest.folder_hash(Path(setup.teacher_folder)),
+        init=setup.init_folder,
+        prompts_uri=setup.prompts_uri,
+        prompts=setup.prompts,
+        folder=folder.uri,
+        tracking_uri=setup.tracking_uri,
+        mlflow_run=setup.mlflow_run,
+    )
+    return ValidationConfig(
+        partial(validate, told=told, board=board),
+        ray_remote_kwargs={"num_cpus": 0, "max_retries": RETRIES, "retry_exceptions": True},
+    )
+
+
+def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: ValidationConfig | None = None) -> Result:
     train = recipe.train
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
     trainer = TorchTrainer(
@@ -173,8 +202,9 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder) -> Result:
             storage_path=folder.path,
             storage_filesystem=folder.filesystem,
             failure_config=FailureConfig(max_failures=train.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
+            checkpoint_config=_kept(recipe),
         ),
+        validation_config=validation,
     )
     try:
         return trainer.fit()
@@ -188,6 +218,29 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder) -> Result:
         ) from error
 
 
+def _kept(recipe: Recipe) -> CheckpointConfig:
+    """The newest checkpoints, or the best of those that were evaluated beside the newest one."""
+    rule = recipe.promotion
+    if recipe.evaluation.keep == "latest":
+        return CheckpointConfig(num_to_keep=recipe.train.keep_checkpoints)
+    return CheckpointConfig(
+        num_to_keep=recipe.train.keep_checkpoints,
+        checkpoint_score_attribute=f"eval_{rule.metric}",
+        checkpoint_score_order="max" if rule.higher_is_better else "min",
+    )
+
+
+def _chosen(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint that becomes the run's student, and its figures."""
+    assert result.checkpoint is not None
+    assert result.metrics is not None
+    name, sign = f"eval_{recipe.promotion.metric}", 1 if recipe.promotion.higher_is_better else -1
+    scored = [each for each in result.best_checkpoints or [] if name in each[1]]
+    if recipe.evaluation.keep == "latest" or not scored:
+        return result.checkpoint, result.metrics
+    return max(scored, key=lambda each: sign * each[1][name])
+
+
 def _cause(error: TrainingFailedError) -> str:
     """The last line of the first failed worker's traceback, or of the controller's."""
     workers = getattr(error, "worker_failures", {})
@@ -199,17 +252,13 @@ def _finish(
     recipe: Recipe, folder: Folder, record: dict[str, Any], teacher: Path, setup: Setup, result: Result
 ) -> dict[str, Any]:
     """Export the moving average as a diffusers folder, the raw weights beside it, then write the manifest."""
-    assert result.checkpoint is not None
-    assert result.metrics is not None
-    with result.checkpoint.as_directory() as checkpoint, tempfile.TemporaryDirectory() as scratch:
-        hashes = {}
-        for name, file in (("student", EMA_FILE), ("student-raw", RAW_FILE)):
-            weights = whole_weights(recipe, Path(setup.init_folder or teacher), load_file(Path(checkpoint) / file))
-            hashes[name] = models.save_student(
-                teacher, weights, Path(scratch) / name, start_timestep=recipe.method.start_timestep
-            )
-            (folder / name).upload(Path(scratch) / name)
-    metrics = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
+    chosen, figures = _chosen(recipe, result)
+    with chosen.as_directory() as checkpoint:
+        hashes = {
+            name: export(recipe, teacher, setup.init_folder, Path(checkpoint) / file, folder / name)
+            for name, file in (("student", EMA_FILE), ("student-raw", RAW_FILE))
+        }
+    metrics = {name: value for name, value in figures.items() if isinstance(value, int | float)}
     tracking.Tracker(setup.tracking_uri, setup.mlflow_run).finish()
     manifest.write(
         folder,
@@ -222,13 +271,6 @@ def _finish(
         prompts=record["files"],
         mlflow_run=setup.mlflow_run,
         metrics=metrics,
+        step=metrics["step"],
     )
     return manifest.read(folder, "distill")
-
-
-def whole_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All weights of a student of which some were trained: adapters are merged."""
-    model = models.load_denoiser(base)
-    add_student_lora(recipe, model)
-    model.load_state_dict(trained, strict=False)
-    return merged_weights(model)

@@ -20,6 +20,7 @@ from pipeline.training import checkpoint, engines, preflight
 from pipeline.training.distiller import Distiller
 from pipeline.training.guard import DivergedError, Guard
 from pipeline.training.progress import FIXED_TEXTS, Progress
+from pipeline.training.validation import is_due
 
 UPLOAD_WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds between tries
 
@@ -128,6 +129,7 @@ def _checkpoint(distiller: Distiller, step: int, metrics: dict[str, float]) -> N
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
         checkpoint_upload_fn=_upload,
+        validation=is_due(distiller.recipe, step),
     )
 
 

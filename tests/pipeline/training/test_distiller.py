@@ -13,6 +13,7 @@ from nasa.testing.pipelines import tiny_pixart
 from pipeline import models, recipe
 from pipeline.evaluation.judges import Clip
 from pipeline.prompts.negatives import NegativeSampler
+from pipeline.training.export import whole_weights
 from pipeline.training import distill, engines
 from pipeline.training.distiller import Distiller
 
@@ -126,7 +127,7 @@ def test_merged_adapters_compute_the_same(tiny_teacher):
         plain.denoiser.load_state_dict(merged_weights(adapted.model))
         torch.testing.assert_close(merged(*inputs), expected, atol=TOLERANCE, rtol=TOLERANCE)
     assert not torch.allclose(untrained, expected, atol=10 * TOLERANCE)
-    exported = distill.whole_weights(distiller.recipe, tiny_teacher, distiller.student_weights())
+    exported = whole_weights(distiller.recipe, tiny_teacher, distiller.student_weights())
     assert exported.keys() == plain.denoiser.state_dict().keys()
     for name, value in exported.items():
         torch.testing.assert_close(value, plain.denoiser.state_dict()[name])

@@ -1,0 +1,34 @@
+"""A student out of a checkpoint: a diffusers folder that needs neither Ray nor DeepSpeed."""
+
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nasa.teachers import merged_weights
+from pipeline import models
+from pipeline.recipe import Recipe
+from pipeline.storage import Folder
+from pipeline.training.engines import add_student_lora
+
+
+def export(recipe: Recipe, teacher: Path, init: str, weights: Path, folder: Folder) -> str:
+    """Write the student whose trained weights are in this file; returns its folder's hash.
+
+    `init` is the folder of the denoiser that it started from, or empty for the teacher's.
+    """
+    whole = whole_weights(recipe, Path(init or teacher), load_file(weights))
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "student"
+        sha256 = models.save_student(teacher, whole, made, start_timestep=recipe.method.start_timestep)
+        folder.upload(made)
+    return sha256
+
+
+def whole_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All weights of a student of which some were trained: adapters are merged."""
+    model = models.load_denoiser(base)
+    add_student_lora(recipe, model)
+    model.load_state_dict(trained, strict=False)
+    return merged_weights(model)
