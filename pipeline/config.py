@@ -21,6 +21,7 @@ NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
 SHARE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 PROBABILITY: Check = (lambda value: 0 <= value <= 1, "0 to 1")
 RANGE: Check = (lambda value: 0 <= value[0] <= value[1], "two numbers, 0 <= low <= high")
+NAME: Check = (bool, "a name")
 NAMES: Check = (bool, "one or more names of layers")
 BY_SUFFIX = {"range": RANGE, "probability": PROBABILITY}  # for fields of `nasa`, which carry no checks
 
@@ -101,8 +102,8 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
 
 
 def _several(item: Any, value: Any, path: str) -> Any:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: {value!r} is not allowed; allowed: one or more sections [[{path}]]")
+    if not isinstance(value, list):
+        raise UserError(f"{path}: {value!r} is not allowed; allowed: sections [[{path}]]")
     return tuple(_build(item, entry, f"{path}[{number}].") for number, entry in enumerate(value))
 
 
