@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
+import mlflow
 from mlflow.tracking import MlflowClient
 
 from pipeline.errors import UserError
@@ -21,6 +22,9 @@ def publish(client: MlflowClient, run_id: str, local: Path, place: str) -> None:
         wanted = different(client, run_id, local, place)
         if not wanted:
             return
+        if wanted == _names(local):
+            client.log_artifacts(run_id, str(local), place)
+            continue
         for name in wanted:
             client.log_artifact(run_id, str(local / name), (Path(place) / name).parent.as_posix())
     wrong = different(client, run_id, local, place)
@@ -31,13 +35,17 @@ def publish(client: MlflowClient, run_id: str, local: Path, place: str) -> None:
 def different(client: MlflowClient, run_id: str, local: Path, place: str) -> list[str]:
     """The files of the folder that the artifacts lack or have otherwise: by size, then by reading them back."""
     there = _sizes(client, run_id, place)
-    names = sorted(file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file())
+    root = client.get_run(run_id).info.artifact_uri
     return [
         name
-        for name in names
+        for name in _names(local)
         if there.get(f"{place}/{name}") != (local / name).stat().st_size
-        or _stored(client, run_id, f"{place}/{name}") != _sha256(local / name)
+        or _stored(client, f"{root}/{place}/{name}") != _sha256(local / name)
     ]
+
+
+def _names(local: Path) -> list[str]:
+    return sorted(file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file())
 
 
 def _sizes(client: MlflowClient, run_id: str, place: str) -> dict[str, int]:
@@ -47,9 +55,13 @@ def _sizes(client: MlflowClient, run_id: str, place: str) -> dict[str, int]:
     return sizes
 
 
-def _stored(client: MlflowClient, run_id: str, path: str) -> str:
+def _stored(client: MlflowClient, uri: str) -> str:
+    """Of the file as the store gives it; one at a time, so that a large student takes the disk of its largest file."""
     with tempfile.TemporaryDirectory() as scratch:
-        return _sha256(Path(client.download_artifacts(run_id, path, scratch)))
+        found = mlflow.artifacts.download_artifacts(
+            artifact_uri=uri, dst_path=scratch, tracking_uri=client.tracking_uri
+        )
+        return _sha256(Path(found))
 
 
 def _sha256(file: Path) -> str:

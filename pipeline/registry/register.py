@@ -129,13 +129,13 @@ def _settle(client: MlflowClient, entry: _Entry, number: str) -> None:
     if tags.get(DECIDED) == made_of:
         return
     decision = _decide(client, entry, champion)
-    _write_down(client, entry, number, decision)
+    _write_down(client, entry, number, decision, made_of)
     if decision.promoted:
         _crown(client, entry.name, number)
     else:
         client.set_registered_model_alias(entry.name, CHALLENGER, number)
         pages.restate(client, entry.name, number, CHALLENGER)
-    store.tag(client, entry.name, number, **{DECIDED: made_of})
+        store.tag(client, entry.name, number, **{DECIDED: made_of})
 
 
 def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decision:
@@ -156,11 +156,11 @@ def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
         return Scores.read(Folder.of(local))
 
 
-def _write_down(client: MlflowClient, entry: _Entry, number: str, decision: Decision) -> None:
+def _write_down(client: MlflowClient, entry: _Entry, number: str, decision: Decision, made_of: str) -> None:
     """As an artifact, as tags, and on the version's page; before the alias moves."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / bundle.DECISION
-        record = {"model": entry.name, "version": int(number), **decision.as_dict()}
+        record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.as_dict()}
         file.write_text(json.dumps(record, indent=2) + "\n")
         client.log_artifact(entry.candidate.mlflow_run, str(file), entry.candidate.place)
     store.tag(client, entry.name, number, **{WHY: decision.verdict, PREVIOUS: decision.against})

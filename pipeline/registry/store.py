@@ -16,7 +16,7 @@ from pipeline.storage import first_line
 CHAMPION, CHALLENGER = "champion", "challenger"
 STUDENT, EVALUATION = "student_sha256", "evaluation_sha256"  # tags of a version
 STATE, WHY, METRIC, STEP, PREVIOUS = "state", "why", "metric", "step", "previous_champion"
-DECIDED = "decided_on"  # what a decision was made of; written last, so that a version without it is decided again
+DECIDED = "decided_on"  # what made it no champion; written last, so that a version without it is decided again
 REACH_SECONDS = 10
 
 
@@ -29,7 +29,11 @@ def registry(uri: str) -> Iterator[MlflowClient]:
     if uri.startswith(("http://", "https://")):
         _reach(uri)
     try:
-        yield tracking.client(uri)
+        client = tracking.client(uri)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"tracking-uri: {uri}: {first_line(error)}") from error
+    try:
+        yield client
     except MlflowException as error:
         raise UserError(f"tracking-uri: {uri}: {first_line(error)}") from error
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline import manifest, models, tracking
 from pipeline.recipe import dump, parse
 from pipeline.registry.candidate import Candidate
+from pipeline.registry.register import register
 from pipeline.storage import Folder
 
 IMAGES = 64
@@ -79,31 +80,47 @@ def scores_about(mean, seed=0):
     return np.random.default_rng(seed).normal(mean, 0.02, IMAGES)
 
 
-@pytest.fixture
-def candidate(tmp_path, uri, students, tiny_teacher):
-    """Makes candidates: `candidate(1, mean=0.7)` is student 1 with that mean score."""
+def candidates(folder, uri, students, teacher):
+    """Makes candidates: `make(1, mean=0.7)` is student 1 with that mean score."""
     runs = {}
 
     def make(number, mean=0.5, *, guard=0.9, run=0, name="tiny", sets=(), **options):
         if run not in runs:
             runs[run] = tracking.create_run(uri, "tiny", {})
         values = {"clean_and_right": scores_about(mean), "exclusion_kept": scores_about(guard, 1)}
-        folder = Folder.of(tmp_path / f"evaluation-{number}-{mean}-{guard}-{sorted(options.items())}")
-        recipe = parse("", [f"name={name}", f"teacher={str(tiny_teacher)!r}", *sets])
+        evaluation = Folder.of(folder / f"evaluation-{number}-{mean}-{guard}-{sorted(options.items())}")
+        recipe = parse("", [f"name={name}", f"teacher={str(teacher)!r}", *sets])
         return Candidate(
             student=Folder.of(students / str(number)),
             student_sha256=manifest.folder_hash(students / str(number)),
             recipe=dump(recipe),
-            teacher=str(tiny_teacher),
+            teacher=str(teacher),
             teacher_sha256="7" * 64,
             prompts={"shard-0.parquet": "ab", "negatives.parquet": "cd"},
             mlflow_run=runs[run],
             code="0.1.0+abc",
             step=100 * (number + 1),
-            evaluation=write_evaluation(folder, values, **options),
+            evaluation=write_evaluation(evaluation, values, **options),
         )
 
     return make
+
+
+@pytest.fixture
+def candidate(tmp_path, uri, students, tiny_teacher):
+    return candidates(tmp_path, uri, students, tiny_teacher)
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory, migrated, students, tiny_teacher):
+    """A database with version 1, then 2 which replaced it, then 3 which replaced that, then the challenger 4."""
+    folder = tmp_path_factory.mktemp("four")
+    shutil.copy(migrated, folder / "ml.db")
+    uri = f"sqlite:///{folder}/ml.db"
+    make = candidates(folder, uri, students, tiny_teacher)
+    for number, mean in enumerate((0.5, 0.6, 0.7, 0.65)):
+        register(make(number, mean=mean), uri)
+    return folder / "ml.db", make
 
 
 @pytest.fixture
