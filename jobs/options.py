@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Folder
 
@@ -36,6 +37,14 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def add_tracking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tracking-uri", default=None, metavar="URI", help="MLflow (default: sqlite in runs/)")
+
+
+def required(options: argparse.Namespace, name: str) -> str:
+    """An option that this use of the command needs."""
+    value: str | None = getattr(options, name)
+    if not value:
+        raise UserError(f"--{name}: is needed here")
+    return value
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:

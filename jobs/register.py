@@ -1,4 +1,4 @@
-"""Register the evaluated student as a model version in MLflow."""
+"""Register the evaluated student as a model version in MLflow, and decide if it is the champion."""
 
 import argparse
 
@@ -11,12 +11,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.registry import register
+    from pipeline.registry.register import register_run
 
-    outcome = register(
+    outcome = register_run(
         shared.folder_of(options, "distilled"),
         shared.folder_of(options, "evaluation"),
         shared.folder_of(options, "registered"),
         shared.tracking_of(options),
     )
-    print(f"registered {outcome['model']} version {outcome['version']} as {outcome['alias']}; `make ui` opens MLflow")
+    what = outcome["alias"] or "a version without an alias"
+    print(f"registered {outcome['model']} version {outcome['version']} as {what}: {outcome['decision']}")
+    print("`python -m jobs models` lists the versions, `make ui` opens MLflow")

@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent  # of the checkout
 
 ENVIRONMENT = {  # of this process and of every worker; libraries read it when they are first imported
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint waits for this poll; Ray's default is 2 s

@@ -11,7 +11,7 @@ import tomli_w
 from datasets_prep.filters import Filters
 from nasa.method import Method
 from pipeline import config
-from pipeline.config import NAMES, NOT_NEGATIVE, POSITIVE, POSITIVES, PROBABILITY, SHARE, checked
+from pipeline.config import NAME, NAMES, NOT_NEGATIVE, POSITIVE, POSITIVES, PROBABILITY, SHARE, checked
 from pipeline.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -187,6 +187,30 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """A metric that must not get worse: the interval of its difference shows no loss greater than `most_loss`."""
+
+    metric: str = checked("", NAME)
+    most_loss: float = checked(0.0, NOT_NEGATIVE)
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """When a registered student takes the champion's place.
+
+    On the same prompts and seeds its gain in `metric` is above `margin`, with this confidence (a paired bootstrap
+    interval), and no guard is broken.
+    """
+
+    metric: str = checked("clean_and_right", NAME)
+    higher_is_better: bool = True
+    margin: float = checked(0.0, NOT_NEGATIVE)
+    confidence: float = checked(0.95, (lambda value: 0.5 <= value < 1, "0.5 to below 1"))
+    guards: tuple[Guard, ...] = ()
+
+
+@dataclass(frozen=True)
 class Recipe:
     """`teacher` is "shapes", a folder, s3:// or a hub id, of which `revision` is a branch, a tag or a commit."""
 
@@ -200,6 +224,7 @@ class Recipe:
     lora_teacher: LoraTeacher = LoraTeacher()
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
+    promotion: Promotion = Promotion()
 
     def passes(self, workers: int) -> int:
         """In how many passes each of so many workers takes its part of a step: as few as `micro_batch` allows."""

@@ -10,24 +10,31 @@ from pipeline.evaluation.statistics import mean, paired_bootstrap
 from pipeline.recipe import Evaluation, Recipe
 
 Row = dict[str, Any]
+PAIR_OF = {(pair.prompt, pair.negative_prompt): pair for pair in PAIRS}
+EXCLUSION = ("removed", "kept", "clean")
 FLAGS = (*JUDGED, "all_right", "clean", "clean_and_right")
 
 
 def judge(rows: Iterable[Row]) -> None:
-    """Give each row the figures that follow from what its image was to show and shows: 1.0 or 0.0 each."""
-    by_prompt = {(pair.prompt, pair.negative_prompt): pair for pair in PAIRS}
+    """Give each row the figures that follow from what its image was to show and shows: 1.0 or 0.0 each.
+
+    Of exclusion the rows that choose the scale have none, nor those of negatives that training never used.
+    """
     for row in rows:
         if "shown_quality" not in row:
             continue
-        if row["set"] == EXCLUDED:
-            pair = by_prompt[row["prompt"], row["negative_prompt"]]
-            shown = {name: row[f"shown_{name}"] for name in (*JUDGED, "quality")}
-            trial = exclusion.Trial.of(pair, row["seed"], row["system"], shown, calibration=row["calibration"])
-            row |= {"removed": float(trial.removed), "kept": float(trial.kept), "clean": float(trial.clean)}
-        else:
+        if row["set"] != EXCLUDED:
             right = {name: float(row[f"asked_{name}"] == row[f"shown_{name}"]) for name in JUDGED}
             every, clean = min(right.values()), float(row["shown_quality"] == "clean")
             row |= {**right, "all_right": every, "clean": clean, "clean_and_right": every * clean}
+        elif (trial := trial_of(row)).pair.trained and not trial.calibration:
+            row |= {f"exclusion_{name}": float(getattr(trial, name)) for name in EXCLUSION}
+
+
+def trial_of(row: Row) -> exclusion.Trial:
+    pair = PAIR_OF[row["prompt"], row["negative_prompt"]]
+    shown = {name: row[f"shown_{name}"] for name in (*JUDGED, "quality")}
+    return exclusion.Trial.of(pair, row["seed"], row["system"], shown, calibration=row["calibration"])
 
 
 def summarise(recipe: Recipe, rows: Sequence[Row], options: dict[str, Any]) -> dict[str, Any]:
@@ -74,24 +81,17 @@ def metric_names(rows: Sequence[Row]) -> list[str]:
 
 
 def _exclusion(options: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
-    trials = [_trial(row) for row in rows if row["set"] == EXCLUDED]
+    trials = [trial_of(row) for row in rows if row["set"] == EXCLUDED]
     best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_ways(options))
     return {"chosen_scale": best.scale, "chosen_way": best.label, "exclusion": exclusion.summarise(trials)}
 
 
-def _trial(row: Row) -> exclusion.Trial:
-    pair = next(p for p in PAIRS if (p.prompt, p.negative_prompt) == (row["prompt"], row["negative_prompt"]))
-    flags = {name: bool(row[name]) for name in ("removed", "kept", "clean")}
-    return exclusion.Trial(pair, row["seed"], row["system"], row["calibration"], **flags)
-
-
 def _excluded(rows: Sequence[Row], way: str, options: dict[str, Any]) -> dict[str, Any]:
     """Of the negatives that training used, in the chosen way."""
-    own = [row for row in rows if row["set"] == EXCLUDED and row["system"] == way and not row["calibration"]]
-    own = [row for row in own if _trial(row).pair.trained]
+    own = [row for row in rows if row["system"] == way and "exclusion_removed" in row]
     return {
-        f"exclusion_{name}": {**mean([row[name] for row in own]), "system": way, "options": options.get(name, {})}
-        for name in ("removed", "kept", "clean")
+        name: {**mean([row[name] for row in own]), "system": way, "options": options.get(name, {})}
+        for name in (f"exclusion_{each}" for each in EXCLUSION)
     }
 
 

@@ -39,12 +39,14 @@ def share(flags: Sequence[bool]) -> Share:
     return Share(sum(bool(flag) for flag in flags), len(flags))
 
 
-def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, draws: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Mean of a - b over pairs, with its 95 % percentile bootstrap interval."""
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, draws: int = 2000, seed: int = 0
+) -> dict[str, float]:
+    """Mean of a - b over pairs, with its percentile bootstrap interval, which has half of the rest on each side."""
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = difference[rng.integers(0, len(difference), (draws, len(difference)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = np.percentile(means, [50 - 50 * confidence, 50 + 50 * confidence])
     return {"difference": float(difference.mean()), "low": float(low), "high": float(high)}
 
 

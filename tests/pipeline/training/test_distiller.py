@@ -13,9 +13,9 @@ from nasa.testing.pipelines import tiny_pixart
 from pipeline import models, recipe
 from pipeline.evaluation.judges import Clip
 from pipeline.prompts.negatives import NegativeSampler
-from pipeline.training.export import whole_weights
-from pipeline.training import distill, engines
+from pipeline.training import engines
 from pipeline.training.distiller import Distiller
+from pipeline.training.export import whole_weights
 
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house", "car", "hat", "pen", "cup")]
 TOLERANCE = 2e-5

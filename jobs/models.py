@@ -1,0 +1,42 @@
+"""List the registered models; put the champion before this one back; download a version."""
+
+import argparse
+from pathlib import Path
+
+from jobs import options as shared
+
+COLUMNS = ("model", "version", "alias", "score", "step", "created", "why")
+ACTIONS = ("list", "rollback", "download")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", nargs="?", default="list", choices=ACTIONS)
+    parser.add_argument("--name", help="of a registered model, such as nasa-shapes")
+    parser.add_argument("--to", metavar="VERSION", help="rollback: to this version (default: the champion before)")
+    parser.add_argument("--version", metavar="VERSION", help="download: this one (default: the champion)")
+    parser.add_argument("--out", metavar="FOLDER", help="download: into this new folder")
+    shared.add_tracking(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from pipeline.registry import versions
+
+    uri = shared.tracking_of(options)
+    if options.action == "list":
+        print(_table(versions.listed(uri, options.name)))
+        return
+    name = shared.required(options, "name")
+    if options.action == "rollback":
+        done = versions.rollback(uri, name, options.to)
+        print(f"{name}: the champion is version {done['to']} again, no longer version {done['from']}")
+    else:
+        found = versions.download(uri, name, Path(shared.required(options, "out")), options.version)
+        print(f"{name} version {found['version']}: {found['folder']}; its pipeline is in {found['folder']}/student")
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    if not rows:
+        return "no registered models yet; `python -m jobs register` makes one"
+    lines = [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]
+    width = {column: max(len(line[column]) for line in lines) for column in COLUMNS}
+    return "\n".join("  ".join(line[column].ljust(width[column]) for column in COLUMNS).rstrip() for line in lines)

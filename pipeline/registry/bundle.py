@@ -1,0 +1,107 @@
+"""What a version holds: one folder with the student, its evaluation, recipe, model card and MLflow's own files."""
+
+import json
+import logging
+import shutil
+import warnings
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, Schema
+
+import nasa
+from pipeline import manifest
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+from pipeline.registry import card
+from pipeline.registry.candidate import Candidate
+from pipeline.registry.scores import FILES, Scores
+
+STUDENT, EVALUATION, DECISION = "student", "evaluation", "promotion.json"
+CODE = Path(__file__).parent / "generator.py"
+REQUIREMENTS = ("mlflow", "torch", "diffusers", "transformers", "pandas")
+EXAMPLE = {"prompt": "a photo of a red circle", "negative_prompt": "blurry", "seed": 0, "scale": 0.5}
+SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec("string", "prompt"),
+            ColSpec("string", "negative_prompt", required=False),
+            ColSpec("long", "seed", required=False),
+            ColSpec("double", "scale", required=False),
+        ]
+    ),
+    outputs=Schema([ColSpec("binary")]),
+)
+EPOCH = "1970-01-01 00:00:00"  # MLflow's file is the same each time it is written
+SCALE = 0.5  # alpha of a row that names none, where the evaluation chose none
+
+
+def build(candidate: Candidate, recipe: Recipe, scores: Scores, name: str, scratch: Path) -> Path:
+    """Write the folder and return it; the student is checked to be the one that was evaluated."""
+    student = candidate.student.local_copy(scratch / "copy")
+    if manifest.folder_hash(student) != candidate.student_sha256:
+        raise UserError(f"{candidate.student.uri}: is not the student of its manifest; distil or export it again")
+    folder = scratch / "version"
+    _save_model(candidate, recipe, student, folder)
+    shutil.copytree(student, folder / STUDENT)
+    (folder / EVALUATION).mkdir()
+    for file in FILES:
+        if candidate.evaluation.has(file):
+            (folder / EVALUATION / file).write_bytes(candidate.evaluation.read(file))
+    (folder / "recipe.toml").write_text(candidate.recipe, encoding="utf-8")
+    page = card.render(candidate, recipe, scores, name, options(recipe, student))
+    (folder / "README.md").write_text(page, encoding="utf-8")
+    return folder
+
+
+def _save_model(candidate: Candidate, recipe: Recipe, student: Path, folder: Path) -> None:
+    """MLflow's files: `MLmodel`, the code that generates, `nasa` itself, and what they need. Nothing is pickled."""
+    quiet = logging.getLogger("mlflow.pyfunc")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # it asks for type hints, which a table of optional columns has none of
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mlflow.pyfunc.save_model(
+                folder,
+                python_model=str(CODE),
+                code_paths=[str(Path(nasa.__file__).parent)],
+                signature=SIGNATURE,
+                input_example=pd.DataFrame([EXAMPLE]),
+                pip_requirements=requirements(),
+                model_config={"options": options(recipe, student), "scale": _scale(candidate)},
+                mlflow_model=Model(run_id=candidate.mlflow_run, utc_time_created=EPOCH, model_uuid=_uuid(candidate)),
+            )
+    finally:
+        quiet.setLevel(level)
+
+
+def options(recipe: Recipe, student: Path) -> dict[str, object]:
+    """Of the student's pipeline for one step."""
+    found: dict[str, object] = {"num_inference_steps": 1, "guidance_scale": 0.0}
+    kind = json.loads((student / "model_index.json").read_text())["_class_name"]
+    if kind == "PixArtAlphaPipeline":
+        found["use_resolution_binning"] = False
+    elif recipe.method.start_timestep != -1:
+        found["timesteps"] = [recipe.method.start_timestep]
+    return found
+
+
+def _uuid(candidate: Candidate) -> str:
+    """Of the student, so that the same version has the same files whoever writes them."""
+    return candidate.student_sha256[:32]
+
+
+def requirements() -> list[str]:
+    """The versions at hand, without the local part of a build such as `+cpu`."""
+    from importlib.metadata import version
+
+    return [f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS]
+
+
+def _scale(candidate: Candidate) -> float:
+    """The scale that the evaluation chose."""
+    summary = json.loads(candidate.evaluation.read("summary.json"))
+    return float(summary.get("chosen_scale", SCALE))

@@ -1,0 +1,79 @@
+"""The model card: what a version is, how it is used, what it was made from and under which licence."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.hub import is_hub_id
+from pipeline.recipe import EMBEDDED, Recipe
+from pipeline.registry.candidate import Candidate
+from pipeline.registry.scores import Scores
+from pipeline.storage import Folder
+
+UNKNOWN = "unknown"
+FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
+LICENCE_LINE = re.compile(r"^license(?:_name)?:\s*['\"]?([^'\"\s#]+)", re.MULTILINE)
+LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+HUB_SECONDS = 10
+
+
+def render(candidate: Candidate, recipe: Recipe, scores: Scores, name: str, options: Mapping[str, Any]) -> str:
+    """Markdown with the hub's front matter; `options` are of the pipeline's call."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    known = licence(recipe.teacher, recipe.revision)
+    page: str = environment.get_template("card.md.j2").render(
+        candidate=candidate,
+        recipe=recipe,
+        scores=scores,
+        name=name,
+        licence=known,
+        licence_tag=known.lower() if re.fullmatch(r"[\w.+-]+", known) and known != UNKNOWN else "other",
+        embedded=recipe.teacher == EMBEDDED,
+        on_hub=is_hub_id(recipe.teacher),
+        call=_listed(options, "="),
+        listed=_listed,
+    )
+    return page
+
+
+def _listed(values: Mapping[str, Any], between: str = " ") -> str:
+    return ", ".join(f"{key}{between}{value}" for key, value in values.items())
+
+
+def licence(teacher: str, revision: str = "main") -> str:
+    """The teacher's: of its README's front matter, else its licence file's first line, else "unknown"."""
+    if teacher == EMBEDDED:
+        return "Apache-2.0"
+    if is_hub_id(teacher):
+        return _on_hub(teacher, revision)
+    folder = Folder.of(teacher)
+    if folder.has("README.md"):
+        front = FRONT_MATTER.match(folder.read("README.md").decode(errors="replace"))
+        found = LICENCE_LINE.search(front[1]) if front else None
+        if found:
+            return found[1]
+    for file in LICENCE_FILES:
+        if folder.has(file):
+            lines = folder.read(file).decode(errors="replace").split("\n")
+            return f"{next((line.strip() for line in lines if line.strip()), UNKNOWN)} (its {file})"
+    return UNKNOWN
+
+
+def _on_hub(teacher: str, revision: str) -> str:
+    """Of the hub's metadata, if the hub answers."""
+    from huggingface_hub import model_info
+
+    try:
+        found = model_info(teacher, revision=revision, timeout=HUB_SECONDS).card_data
+    except (OSError, ValueError):
+        return UNKNOWN
+    return str(getattr(found, "license", None) or UNKNOWN)

@@ -1,0 +1,103 @@
+"""What MLflow's pages say: of a version and of its model, in Markdown, the answer first."""
+
+import time
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
+
+from pipeline.registry.bundle import DECISION
+from pipeline.registry.candidate import SHORT, Candidate
+from pipeline.registry.promotion import Decision
+from pipeline.registry.scores import Scores
+from pipeline.registry.store import CHAMPION, METRIC, STATE, STEP, WHY, aliases, tag, versions
+
+BREAK = "\n\n"
+USE = (
+    'Load the best: `mlflow.pyfunc.load_model("models:/{name}@champion")`. '
+    "Back to the one before: `python -m jobs models rollback --name {name}`."
+)
+
+
+def today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
+def score_of(tags: Mapping[str, str]) -> str:
+    """'clean_and_right 0.750 (0.712-0.781)', as the version's tags have it."""
+    metric = tags.get(METRIC, "")
+    return f"{metric} {tags[metric]}" if tags.get(metric) else "no score"
+
+
+def body(client: MlflowClient, candidate: Candidate, scores: Scores, decision: Decision | None) -> str:
+    """Of a version's page, below its first paragraph: scores, what was compared, links, and the images."""
+    experiment = client.get_run(candidate.mlflow_run).info.experiment_id
+    run = f"#/experiments/{experiment}/runs/{candidate.mlflow_run}/artifacts/{candidate.place}"
+    sheet = quote(f"{candidate.place}/evaluation/contact_sheet.png")
+    links = (
+        ("images and scores", "evaluation/report.html"),
+        ("model card", "README.md"),
+        ("recipe", "recipe.toml"),
+        ("decision", DECISION),
+    )
+    made_from = (
+        f"Step {candidate.step}, prompts `{candidate.data_sha256[:SHORT]}`, teacher `{candidate.teacher}`, "
+        f"code `{candidate.code}`."
+    )
+    return BREAK.join(
+        [
+            _table(scores, decision),
+            " · ".join(f"[{text}]({run}/{file})" for text, file in links),
+            f"![contact sheet](get-artifact?path={sheet}&run_uuid={candidate.mlflow_run})",
+            made_from,
+        ]
+    )
+
+
+def _table(scores: Scores, decision: Decision | None) -> str:
+    if not scores.metrics:
+        return "There is no judge for this teacher: see the pictures."
+    gains = {found.metric: found.short for found in decision.comparisons} if decision else {}
+    beside = f" gain over version {decision.against} |" if decision and gains else ""
+    lines = [f"| metric | value (95 % interval) | images |{beside}", "|---|---|---|" + ("---|" if beside else "")]
+    for metric, found in scores.metrics.items():
+        gain = f" {gains.get(metric, '')} |" if beside else ""
+        lines.append(f"| {metric} | {scores.short(metric)} | {found['images']} |{gain}")
+    return "\n".join(lines)
+
+
+def restate(client: MlflowClient, name: str, number: str, state: str) -> None:
+    """Change what a version is; its page and its tag say so first."""
+    found = client.get_model_version(name, number)
+    write_page(client, name, number, state, found.tags.get(WHY, ""), (found.description or "").partition(BREAK)[2])
+    tag(client, name, number, **{STATE: state})
+
+
+def write_page(client: MlflowClient, name: str, number: str, state: str, why: str, rest: str) -> None:
+    first = f"**{state[:1].upper()}{state[1:]}.** {why[:1].upper()}{why[1:]}."
+    client.update_model_version(name, number, description=f"{first}{BREAK}{rest}")
+
+
+def refresh(client: MlflowClient, name: str) -> None:
+    """The model's own page: which version is best, and why, before all others."""
+    named, there = aliases(client, name), versions(client, name)
+    champion = next((found for found in there if str(found.version) == named.get(CHAMPION)), None)
+    head = "There is no champion."
+    if champion is not None:
+        head = (
+            f"**Best: version {champion.version}** with {score_of(champion.tags)}. "
+            f"Why: {champion.tags.get(WHY, 'not written down')}."
+        )
+    client.update_registered_model(name, f"{head}{BREAK}{_versions_table(name, there)}{BREAK}{USE.format(name=name)}")
+
+
+def _versions_table(name: str, there: Sequence[ModelVersion]) -> str:
+    lines = ["| version | state | score | step | why |", "|---|---|---|---|---|"]
+    for found in there:
+        tags = found.tags
+        lines.append(
+            f"| [{found.version}](#/models/{quote(name)}/versions/{found.version}) | {tags.get(STATE, '')} "
+            f"| {score_of(tags)} | {tags.get(STEP, '')} | {tags.get(WHY, '')} |"
+        )
+    return "\n".join(lines)

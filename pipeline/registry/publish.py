@@ -1,0 +1,69 @@
+"""A local folder to a run's artifacts, on any server, checked by reading it back."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import mlflow
+from mlflow.tracking import MlflowClient
+
+from pipeline.errors import UserError
+
+ATTEMPTS = 2  # another process may write the same files at the same time
+
+
+def publish(client: MlflowClient, run_id: str, local: Path, place: str) -> None:
+    """Upload what is not there already; every file is then there with its size and its SHA-256.
+
+    Raises:
+        UserError: where the store does not give back what it was given.
+    """
+    for _ in range(ATTEMPTS):
+        wanted = different(client, run_id, local, place)
+        if not wanted:
+            return
+        if wanted == _names(local):
+            client.log_artifacts(run_id, str(local), place)
+            continue
+        for name in wanted:
+            client.log_artifact(run_id, str(local / name), (Path(place) / name).parent.as_posix())
+    wrong = different(client, run_id, local, place)
+    if wrong:
+        raise UserError(f"{place}/{wrong[0]}: the artifact store does not hold what was uploaded")
+
+
+def different(client: MlflowClient, run_id: str, local: Path, place: str) -> list[str]:
+    """The files of the folder that the artifacts lack or have otherwise: by size, then by reading them back."""
+    there = _sizes(client, run_id, place)
+    root = client.get_run(run_id).info.artifact_uri
+    return [
+        name
+        for name in _names(local)
+        if there.get(f"{place}/{name}") != (local / name).stat().st_size
+        or _stored(client, f"{root}/{place}/{name}") != _sha256(local / name)
+    ]
+
+
+def _names(local: Path) -> list[str]:
+    return sorted(file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file())
+
+
+def _sizes(client: MlflowClient, run_id: str, place: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for entry in client.list_artifacts(run_id, place):
+        sizes |= _sizes(client, run_id, entry.path) if entry.is_dir else {entry.path: int(entry.file_size)}
+    return sizes
+
+
+def _stored(client: MlflowClient, uri: str) -> str:
+    """Of the file as the store gives it; one at a time, so that a large student takes the disk of its largest file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = mlflow.artifacts.download_artifacts(
+            artifact_uri=uri, dst_path=scratch, tracking_uri=client.tracking_uri
+        )
+        return _sha256(Path(found))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,198 @@
+"""Registering a student: artifacts first, then the version, then its alias; a second call ends in the same state."""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.tracking import MlflowClient
+
+from pipeline import manifest, tracking
+from pipeline.recipe import Recipe, parse
+from pipeline.registry import bundle, pages, store
+from pipeline.registry.candidate import SHORT, Candidate
+from pipeline.registry.promotion import Decision, decide, first
+from pipeline.registry.publish import publish
+from pipeline.registry.scores import Scores
+from pipeline.registry.store import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
+from pipeline.storage import Folder
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A candidate with what was read of it."""
+
+    candidate: Candidate
+    recipe: Recipe
+    scores: Scores
+
+    @property
+    def name(self) -> str:
+        return f"nasa-{self.recipe.name}"
+
+
+def register(candidate: Candidate, tracking_uri: str) -> dict[str, Any]:
+    """One version for one set of weights; returns its model, version, alias, uri and the decision.
+
+    Called again with another evaluation it takes over the new scores, and a version that never was champion is
+    decided anew.
+    """
+    entry = _Entry(candidate, parse(candidate.recipe), Scores.read(candidate.evaluation))
+    with store.registry(tracking_uri) as client:
+        tracking.require_run(tracking_uri, candidate.mlflow_run)
+        store.ensure_model(client, entry.name)
+        number = _version(client, entry)
+        _settle(client, entry, number)
+        pages.refresh(client, entry.name)
+        return _outcome(client, entry.name, number)
+
+
+def register_run(distilled: Folder, evaluated: Folder, folder: Folder, tracking_uri: str) -> dict[str, Any]:
+    """Register the student at the end of a run, and write down in `folder` what became of it."""
+    candidate = Candidate.of_run(distilled, evaluated)
+    outcome = register(candidate, tracking_uri)
+    manifest.write(
+        folder, "register", student_sha256=candidate.student_sha256, mlflow_run=candidate.mlflow_run, **outcome
+    )
+    return outcome
+
+
+def _version(client: MlflowClient, entry: _Entry) -> str:
+    """The version of this student with this evaluation: as it is, brought up to date, or new."""
+    number = _lowest(client, entry)
+    if number is not None:
+        tags = client.get_model_version(entry.name, number).tags
+        if tags.get(store.EVALUATION) == entry.scores.sha256:
+            return number
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = bundle.build(entry.candidate, entry.recipe, entry.scores, entry.name, Path(scratch))
+        publish(client, entry.candidate.mlflow_run, folder, entry.candidate.place)
+    if number is None:
+        return _create(client, entry)
+    _describe(client, entry, number, None)
+    store.tag(client, entry.name, number, **_tags(entry))
+    return number
+
+
+def _create(client: MlflowClient, entry: _Entry) -> str:
+    """Of two that are created at the same time the lower one stays."""
+    run_id = entry.candidate.mlflow_run
+    source = f"{client.get_run(run_id).info.artifact_uri}/{entry.candidate.place}"
+    own = str(client.create_model_version(entry.name, source=source, run_id=run_id, tags=_tags(entry)).version)
+    lowest = _lowest(client, entry)
+    assert lowest is not None
+    if lowest != own:
+        client.delete_model_version(entry.name, own)
+    return lowest
+
+
+def _lowest(client: MlflowClient, entry: _Entry) -> str | None:
+    same = [
+        str(found.version)
+        for found in store.versions(client, entry.name)
+        if found.tags.get(store.STUDENT) == entry.candidate.student_sha256
+    ]
+    return same[-1] if same else None
+
+
+def _tags(entry: _Entry) -> dict[str, str]:
+    """Scores and lineage, to read and to search for."""
+    candidate = entry.candidate
+    return {metric: entry.scores.short(metric) for metric in entry.scores.metrics} | {
+        METRIC: entry.recipe.promotion.metric,
+        store.STEP: str(candidate.step),
+        store.STUDENT: candidate.student_sha256,
+        store.EVALUATION: entry.scores.sha256,
+        "data_sha256": candidate.data_sha256,
+        "recipe_sha256": hashlib.sha256(candidate.recipe.encode()).hexdigest(),
+        "teacher": candidate.teacher,
+        "teacher_sha256": candidate.teacher_sha256,
+        "code": candidate.code,
+    }
+
+
+def _settle(client: MlflowClient, entry: _Entry, number: str) -> None:
+    """Decide what the version is, once for one pair of evaluations; a champion that was replaced stays so."""
+    tags = client.get_model_version(entry.name, number).tags
+    champion = store.aliases(client, entry.name).get(CHAMPION)
+    if number == champion:
+        _crown(client, entry.name, number)  # what an interrupted call had begun
+    if number == champion or tags.get(STATE, "").startswith(CHAMPION):
+        return
+    made_of = f"evaluation {entry.scores.sha256[:SHORT]}"
+    if champion is not None:
+        theirs = client.get_model_version(entry.name, champion).tags.get(store.EVALUATION, "")
+        made_of += f" against version {champion} with evaluation {theirs[:SHORT]}"
+    if tags.get(DECIDED) == made_of:
+        return
+    decision = _decide(client, entry, champion)
+    _write_down(client, entry, number, decision, made_of)
+    if decision.promoted:
+        _crown(client, entry.name, number)
+    else:
+        client.set_registered_model_alias(entry.name, CHALLENGER, number)
+        pages.restate(client, entry.name, number, CHALLENGER)
+        store.tag(client, entry.name, number, **{DECIDED: made_of})
+
+
+def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decision:
+    rule = entry.recipe.promotion
+    if champion is None:
+        return first(rule)
+    return decide(rule, entry.scores, _scores_of(client, entry.name, champion), champion)
+
+
+def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
+    """A version's, of its own artifacts; none for one that was registered without an evaluation."""
+    found = client.get_model_version(name, number)
+    if store.EVALUATION not in found.tags:
+        return Scores({}, {}, "")
+    with tempfile.TemporaryDirectory() as scratch:
+        place = f"{found.source}/{bundle.EVALUATION}"
+        local = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=scratch)
+        return Scores.read(Folder.of(local))
+
+
+def _write_down(client: MlflowClient, entry: _Entry, number: str, decision: Decision, made_of: str) -> None:
+    """As an artifact, as tags, and on the version's page; before the alias moves."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / bundle.DECISION
+        record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.as_dict()}
+        file.write_text(json.dumps(record, indent=2) + "\n")
+        client.log_artifact(entry.candidate.mlflow_run, str(file), entry.candidate.place)
+    store.tag(client, entry.name, number, **{WHY: decision.verdict, PREVIOUS: decision.against})
+    _describe(client, entry, number, decision)
+
+
+def _describe(client: MlflowClient, entry: _Entry, number: str, decision: Decision | None) -> None:
+    tags = client.get_model_version(entry.name, number).tags
+    rest = pages.body(client, entry.candidate, entry.scores, decision)
+    pages.write_page(client, entry.name, number, tags.get(STATE, "new"), tags.get(WHY, ""), rest)
+
+
+def _crown(client: MlflowClient, name: str, number: str) -> None:
+    """Make it the champion in the place of the one before; done again it changes nothing."""
+    client.set_registered_model_alias(name, CHAMPION, number)
+    if store.aliases(client, name).get(CHALLENGER) == number:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    tags = client.get_model_version(name, number).tags
+    before = tags.get(PREVIOUS)
+    since = f"{CHAMPION} since {pages.today()}"
+    if before and client.get_model_version(name, before).tags.get(STATE, "").startswith(f"{CHAMPION} since"):
+        pages.restate(client, name, before, f"{CHAMPION} until {pages.today()}, replaced by version {number}")
+    if not tags.get(STATE, "").startswith(CHAMPION):
+        pages.restate(client, name, number, since)
+
+
+def _outcome(client: MlflowClient, name: str, number: str) -> dict[str, Any]:
+    aliases = [alias for alias, version in store.aliases(client, name).items() if version == number]
+    return {
+        "model": name,
+        "version": int(number),
+        "alias": aliases[0] if aliases else "",
+        "uri": f"models:/{name}/{number}",
+        "decision": client.get_model_version(name, number).tags.get(WHY, ""),
+    }

@@ -1,0 +1,63 @@
+"""What an evaluation says of a student, metric by metric and image by image."""
+
+import hashlib
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.storage import Folder
+
+SUMMARY, ROWS = "summary.json", "scores.parquet"
+FILES = (SUMMARY, ROWS, "contact_sheet.png", "report.html", "manifest.json")
+Image = tuple[str, str, int]  # set, prompt, seed
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`metrics` has each metric's mean, interval and options; `images` its value of each image that has one.
+
+    `sha256` is of both files: of another evaluation it is another.
+    """
+
+    metrics: Mapping[str, Mapping[str, Any]]
+    images: Mapping[str, Mapping[Image, float]]
+    sha256: str
+
+    @staticmethod
+    def read(folder: Folder) -> "Scores":
+        """The student's; an evaluation without a judge has none."""
+        texts = [folder.read(name) if folder.has(name) else b"" for name in (SUMMARY, ROWS)]
+        summary = json.loads(texts[0])
+        metrics = summary.get("metrics", {})
+        systems = {name: metric.get("system", summary["student"]) for name, metric in metrics.items()}
+        images = _images(texts[1], systems) if texts[1] and metrics else {}
+        return Scores(metrics, images, hashlib.sha256(b"\0".join(texts)).hexdigest())
+
+    def short(self, metric: str) -> str:
+        """'0.750 (0.712-0.781)'; empty where the metric is missing."""
+        if metric not in self.metrics:
+            return ""
+        found = self.metrics[metric]
+        return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
+
+
+def _images(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[Image, float]]:
+    """Of each metric, which is of a system: means over the rows of the same set, prompt and seed, which differ in their
+    negative prompt."""
+    table = pq.read_table(io.BytesIO(content))
+    found: dict[str, dict[Image, list[float]]] = {metric: defaultdict(list) for metric in systems}
+    for row in table.to_pylist():
+        for metric in systems:
+            value = row.get(metric)
+            if row["system"] == systems[metric] and value is not None and not math.isnan(value):
+                found[metric][row["set"], row["prompt"], row["seed"]].append(value)
+    return {
+        metric: {image: sum(values) / len(values) for image, values in images.items()}
+        for metric, images in found.items()
+    }

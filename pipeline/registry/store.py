@@ -1,0 +1,90 @@
+"""MLflow's registry: names, tags, and its failures as one line."""
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipeline import tracking
+from pipeline.errors import UserError
+from pipeline.storage import first_line
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+STUDENT, EVALUATION = "student_sha256", "evaluation_sha256"  # tags of a version
+STATE, WHY, METRIC, STEP, PREVIOUS = "state", "why", "metric", "step", "previous_champion"
+DECIDED = "decided_on"  # what made it no champion; written last, so that a version without it is decided again
+REACH_SECONDS = 10
+
+
+@contextmanager
+def registry(uri: str) -> Iterator[MlflowClient]:
+    """A client, within which a failure of MLflow is a user's error.
+
+    A server is called once before, since MLflow would try a dead one for minutes.
+    """
+    if uri.startswith(("http://", "https://")):
+        _reach(uri)
+    try:
+        client = tracking.client(uri)
+    except (MlflowException, OSError) as error:
+        raise UserError(f"tracking-uri: {uri}: {first_line(error)}") from error
+    try:
+        yield client
+    except MlflowException as error:
+        raise UserError(f"tracking-uri: {uri}: {first_line(error)}") from error
+
+
+def _reach(uri: str) -> None:
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # it answers: what is wrong, MLflow will say
+    except (OSError, ValueError) as error:
+        raise UserError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
+
+
+def names(client: MlflowClient) -> list[str]:
+    return sorted(model.name for model in client.search_registered_models())
+
+
+def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """Of a registered model, the newest first."""
+    return sorted(client.search_model_versions(f"name = '{name}'"), key=lambda found: -int(found.version))
+
+
+def version_of(client: MlflowClient, name: str, number: str, field: str) -> ModelVersion:
+    """One that is there; `field` is the option that named it."""
+    there = versions(client, name)
+    for found in there:
+        if str(found.version) == number:
+            return found
+    allowed = ", ".join(str(found.version) for found in reversed(there))
+    raise UserError(f"{field}: {name} has no version {number!r}; allowed: {allowed}")
+
+
+def require_model(client: MlflowClient, name: str) -> None:
+    there = names(client)
+    if name not in there:
+        raise UserError(f"name: {name!r} is not registered; allowed: {', '.join(there) or 'none yet'}")
+
+
+def aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    """Version by alias."""
+    return {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
+
+
+def ensure_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def tag(client: MlflowClient, name: str, number: str, **values: str) -> None:
+    for key, value in values.items():
+        client.set_model_version_tag(name, number, key, value)

@@ -1,0 +1,93 @@
+"""The versions that are there: listed, downloaded, and the champion put back."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.tracking import MlflowClient
+
+from pipeline import manifest
+from pipeline.errors import UserError
+from pipeline.registry import pages, store
+from pipeline.registry.bundle import STUDENT
+from pipeline.registry.store import CHALLENGER, CHAMPION, PREVIOUS, STATE, WHY
+
+
+def listed(tracking_uri: str, name: str | None = None) -> list[dict[str, str]]:
+    """Each version of each model, or of one, the newest first, with what tells it from the others."""
+    with store.registry(tracking_uri) as client:
+        if name is not None:
+            store.require_model(client, name)
+        return [row for model in ([name] if name else store.names(client)) for row in _rows(client, model)]
+
+
+def _rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
+    alias_of = {number: alias for alias, number in store.aliases(client, name).items()}
+    return [
+        {
+            "model": name,
+            "version": str(found.version),
+            "alias": alias_of.get(str(found.version), ""),
+            "score": pages.score_of(found.tags),
+            "step": found.tags.get(store.STEP, ""),
+            "created": time.strftime("%Y-%m-%d %H:%M", time.gmtime(found.creation_timestamp / 1000)),
+            "why": _why(found.tags, str(found.version) in alias_of),
+        }
+        for found in store.versions(client, name)
+    ]
+
+
+def _why(tags: dict[str, str], named: bool) -> str:
+    """A champion of the past first says what became of it."""
+    return tags.get(WHY, "") if named else "; ".join(filter(None, (tags.get(STATE, ""), tags.get(WHY, ""))))
+
+
+def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, str]:
+    """Make the champion before this one, or the version `to`, the champion again; returns both versions.
+
+    It is written down before the alias moves, so that an interrupted call does the same when it is called again.
+    """
+    with store.registry(tracking_uri) as client:
+        store.require_model(client, name)
+        current = store.aliases(client, name).get(CHAMPION)
+        if current is None:
+            raise UserError(f"name: {name} has no champion to roll back from")
+        target = to or client.get_model_version(name, current).tags.get(PREVIOUS)
+        if not target:
+            raise UserError(f"name: version {current} of {name} has no champion before it; allowed: --to VERSION")
+        found = store.version_of(client, name, target, "to")
+        if target == current:
+            raise UserError(f"to: version {target} of {name} is the champion already")
+        if not found.tags.get(STATE, "").startswith(CHAMPION):
+            store.tag(client, name, target, **{PREVIOUS: current})
+        day = pages.today()
+        pages.restate(client, name, current, f"{CHAMPION} until {day}, rolled back to version {target}")
+        pages.restate(client, name, target, f"{CHAMPION} since {day}, rolled back from version {current}")
+        client.set_registered_model_alias(name, CHAMPION, target)
+        if store.aliases(client, name).get(CHALLENGER) == target:
+            client.delete_registered_model_alias(name, CHALLENGER)
+        pages.refresh(client, name)
+        return {"model": name, "from": current, "to": target}
+
+
+def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> dict[str, Any]:
+    """A version's folder, the champion's where none is named; the student is checked against its checksum."""
+    with store.registry(tracking_uri) as client:
+        store.require_model(client, name)
+        number = version or store.aliases(client, name).get(CHAMPION)
+        if number is None:
+            raise UserError(f"name: {name} has no champion; allowed: --version NUMBER")
+        found = store.version_of(client, name, number, "version")
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"out: {folder} is not empty; allowed: an empty or a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        mlflow.artifacts.download_artifacts(artifact_uri=found.source, dst_path=str(folder.parent / folder.name))
+        return {"version": number, "folder": _checked(folder, found.tags.get(store.STUDENT, ""))}
+
+
+def _checked(folder: Path, expected: str) -> Path:
+    (root,) = [found.parent for found in folder.rglob("MLmodel")]
+    if manifest.folder_hash(root / STUDENT) != expected:
+        raise UserError(f"{root / STUDENT}: is not what was registered (its checksum is another)")
+    return root

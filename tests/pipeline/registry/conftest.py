@@ -1,0 +1,128 @@
+"""A registry of its own for each test, tiny students, and evaluations whose scores a test chooses."""
+
+import io
+import json
+import shutil
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline import manifest, models, tracking
+from pipeline.recipe import dump, parse
+from pipeline.registry.candidate import Candidate
+from pipeline.registry.register import register
+from pipeline.storage import Folder
+
+IMAGES = 64
+OPTIONS = {"version": "1"}
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    """An empty database with MLflow's tables, which take seconds to make."""
+    file = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_registered_models()
+    return file
+
+
+@pytest.fixture
+def uri(tmp_path, migrated):
+    shutil.copy(migrated, tmp_path / "ml.db")
+    return f"sqlite:///{tmp_path}/ml.db"
+
+
+@pytest.fixture(scope="session")
+def students(tmp_path_factory, tiny_teacher):
+    """Five diffusers folders with other weights each."""
+    folder = tmp_path_factory.mktemp("students")
+    weights = models.load(tiny_teacher).denoiser.state_dict()
+    for number in range(5):
+        shifted = weights | {"conv_in.bias": weights["conv_in.bias"] + 0.01 * number}
+        models.save_student(tiny_teacher, shifted, folder / str(number))
+    return folder
+
+
+def write_evaluation(folder, values, *, options=OPTIONS, seed=0):
+    """`values` has each metric's scores of the images."""
+    buffer = io.BytesIO()
+    rows = [
+        {"system": system, "set": "held-out", "prompt": f"a prompt {i}", "seed": seed + i}
+        | {metric: float(scores[i]) - worse for metric, scores in values.items()}
+        for system, worse in (("teacher", 1.0), ("student, 1 step", 0.0))
+        for i in range(IMAGES)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    folder.write("scores.parquet", buffer.getvalue())
+    metrics = {
+        metric: {
+            "value": float(np.mean(scores)),
+            "low": float(np.mean(scores)) - 0.05,
+            "high": float(np.mean(scores)) + 0.05,
+            "images": IMAGES,
+            "options": options,
+        }
+        for metric, scores in values.items()
+    }
+    folder.write("summary.json", json.dumps({"student": "student, 1 step", "metrics": metrics}).encode())
+    sheet = io.BytesIO()
+    Image.new("RGB", (32, 16), "navy").save(sheet, format="PNG")
+    folder.write("contact_sheet.png", sheet.getvalue())
+    folder.write("report.html", b"<p>report</p>")
+    manifest.write(folder, "evaluate")
+    return folder
+
+
+def scores_about(mean, seed=0):
+    return np.random.default_rng(seed).normal(mean, 0.02, IMAGES)
+
+
+def candidates(folder, uri, students, teacher):
+    """Makes candidates: `make(1, mean=0.7)` is student 1 with that mean score."""
+    runs = {}
+
+    def make(number, mean=0.5, *, guard=0.9, run=0, name="tiny", sets=(), **options):
+        if run not in runs:
+            runs[run] = tracking.create_run(uri, "tiny", {})
+        values = {"clean_and_right": scores_about(mean), "exclusion_kept": scores_about(guard, 1)}
+        evaluation = Folder.of(folder / f"evaluation-{number}-{mean}-{guard}-{sorted(options.items())}")
+        recipe = parse("", [f"name={name}", f"teacher={str(teacher)!r}", *sets])
+        return Candidate(
+            student=Folder.of(students / str(number)),
+            student_sha256=manifest.folder_hash(students / str(number)),
+            recipe=dump(recipe),
+            teacher=str(teacher),
+            teacher_sha256="7" * 64,
+            prompts={"shard-0.parquet": "ab", "negatives.parquet": "cd"},
+            mlflow_run=runs[run],
+            code="0.1.0+abc",
+            step=100 * (number + 1),
+            evaluation=write_evaluation(evaluation, values, **options),
+        )
+
+    return make
+
+
+@pytest.fixture
+def candidate(tmp_path, uri, students, tiny_teacher):
+    return candidates(tmp_path, uri, students, tiny_teacher)
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory, migrated, students, tiny_teacher):
+    """A database with version 1, then 2 which replaced it, then 3 which replaced that, then the challenger 4."""
+    folder = tmp_path_factory.mktemp("four")
+    shutil.copy(migrated, folder / "ml.db")
+    uri = f"sqlite:///{folder}/ml.db"
+    make = candidates(folder, uri, students, tiny_teacher)
+    for number, mean in enumerate((0.5, 0.6, 0.7, 0.65)):
+        register(make(number, mean=mean), uri)
+    return folder / "ml.db", make
+
+
+@pytest.fixture
+def client(uri):
+    return tracking.client(uri)

@@ -1,0 +1,96 @@
+"""The promotion rule on synthetic scores."""
+
+import numpy as np
+import pytest
+
+from pipeline.recipe import Guard, Promotion
+from pipeline.registry.promotion import compare, decide
+from pipeline.registry.scores import Scores
+
+IMAGES = 200
+NOISE = np.random.default_rng(0).normal(0, 0.05, IMAGES)
+RULE = Promotion("quality", margin=0.02)
+
+
+def scores(options=None, first=0, **shifts):
+    """Each metric: the same images' noise about 0.5 + shift, and a little noise of its own."""
+    images, metrics = {}, {}
+    for metric, shift in shifts.items():
+        own = np.random.default_rng(len(metric)).normal(0, 0.01, IMAGES)
+        values = 0.5 + shift + NOISE + (own if shift else 0)
+        images[metric] = {("set", f"prompt {i}", first + i): float(value) for i, value in enumerate(values)}
+        metrics[metric] = {"value": 0.5, "low": 0.4, "high": 0.6, "images": IMAGES, "options": options or {}}
+    return Scores(metrics, images, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("shift", "promoted", "says"),
+    [
+        (0.05, True, "better than version 3: above 0.02, 95 % sure"),
+        (0.0201, False, "beside version 3: not above 0.02, 95 % sure"),  # above the margin, but not surely
+        (0.01, False, "not above 0.02"),
+        (0.0, False, "not above 0.02"),
+        (-0.05, False, "not above 0.02"),
+    ],
+)
+def test_the_whole_interval_must_be_above_the_margin(shift, promoted, says):
+    decision = decide(RULE, scores(quality=shift), scores(quality=0.0), "3")
+    assert decision.promoted is promoted
+    assert says in decision.verdict
+    assert decision.comparisons[0].gain == pytest.approx(shift, abs=0.002)
+
+
+@pytest.mark.parametrize(("shift", "promoted"), [(-0.05, True), (0.05, False)])
+def test_of_a_metric_where_lower_is_better_a_fall_is_a_gain(shift, promoted):
+    rule = Promotion("error", higher_is_better=False)
+    decision = decide(rule, scores(error=shift), scores(error=0.0), "1")
+    assert decision.promoted is promoted
+    assert decision.comparisons[0].gain == pytest.approx(-shift, abs=0.002)
+
+
+def test_more_confidence_is_a_wider_interval():
+    pairs = scores(quality=0.05), scores(quality=0.0)
+    narrow, wide = (compare("quality", *pairs, confidence) for confidence in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+@pytest.mark.parametrize(
+    ("loss", "promoted"),
+    [(0.0, True), (0.01, True), (0.0199, False), (0.05, False)],
+)
+def test_a_guard_s_interval_shows_no_loss_above_its_limit(loss, promoted):
+    rule = Promotion("quality", guards=(Guard("kept", most_loss=0.02),))
+    decision = decide(rule, scores(quality=0.1, kept=-loss), scores(quality=0.0, kept=0.0), "1")
+    assert decision.promoted is promoted
+    assert ("kept kept" in decision.verdict) == promoted
+    assert ("may lose more than 0.02" in decision.verdict) != promoted
+
+
+def test_a_guard_where_lower_is_better():
+    rule = Promotion("quality", guards=(Guard("error", most_loss=0.02, higher_is_better=False),))
+    old = scores(quality=0.0, error=0.0)
+    assert decide(rule, scores(quality=0.1, error=-0.1), old, "1").promoted
+    assert not decide(rule, scores(quality=0.1, error=0.1), old, "1").promoted
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "why"),
+    [
+        ({"quality": 0.1}, {"options": {"version": "2"}, "quality": 0.0}, "of another version or other options"),
+        ({"quality": 0.1}, {"first": 1, "quality": 0.0}, "is of other prompts or seeds"),
+        ({"other": 0.1}, {"quality": 0.0}, "the evaluation of this student has no quality"),
+        ({"quality": 0.1}, {"other": 0.0}, "the evaluation of the champion has no quality"),
+    ],
+)
+def test_what_cannot_be_compared_is_not_promoted_and_says_why(new, old, why):
+    decision = decide(RULE, scores(**new), scores(**old), "2")
+    assert not decision.promoted
+    assert decision.verdict.startswith("not comparable with version 2: ")
+    assert why in decision.verdict
+
+
+def test_a_guard_that_cannot_be_compared_does_not_pass():
+    rule = Promotion("quality", guards=(Guard("kept"),))
+    decision = decide(rule, scores(quality=0.1), scores(quality=0.0, kept=0.0), "2")
+    assert not decision.promoted
+    assert "better, but the evaluation of this student has no kept" in decision.verdict

@@ -1,0 +1,133 @@
+"""The list, the way back, and the download, as the command line has them."""
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from jobs.__main__ import main
+from pipeline import manifest
+from pipeline.registry import pages, register, store
+from pipeline.registry.versions import listed, rollback
+
+NAME = "nasa-tiny"
+
+
+@pytest.fixture
+def three(uri, four):
+    """A copy of its own of the database with four versions, of which 3 is the champion."""
+    shutil.copy(four[0], uri.removeprefix("sqlite:///"))
+    return uri
+
+
+def champion(client):
+    return store.aliases(client, NAME)["champion"]
+
+
+def test_the_list_says_which_is_best_and_why(three, capsys):
+    assert main(["models", "--tracking-uri", three]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[:3]] == [
+        ["model", "version", "alias"],
+        [NAME, "4", "challenger"],
+        [NAME, "3", "champion"],
+    ]
+    assert "clean_and_right 0.70" in lines[2]
+    assert "better than version 2: above 0, 95 % sure" in lines[2]
+    assert f"champion until {pages.today()}, replaced by version 3" in lines[3]
+    assert [row["step"] for row in listed(three, NAME)] == ["400", "300", "200", "100"]
+
+
+def test_a_rollback_goes_back_one_champion_at_a_time(three, client, capsys):
+    assert main(["models", "rollback", "--name", NAME, "--tracking-uri", three]) == 0
+    assert "the champion is version 2 again, no longer version 3" in capsys.readouterr().out
+    assert champion(client) == "2"
+    tags = {str(found.version): found.tags for found in store.versions(client, NAME)}
+    assert tags["3"]["state"] == f"champion until {pages.today()}, rolled back to version 2"
+    assert tags["2"]["state"] == f"champion since {pages.today()}, rolled back from version 3"
+    assert client.get_registered_model(NAME).description.startswith("**Best: version 2**")
+    assert client.get_model_version(NAME, "3").description.startswith("**Champion until")
+    assert rollback(three, NAME) == {"model": NAME, "from": "2", "to": "1"}
+    assert main(["models", "rollback", "--name", NAME, "--tracking-uri", three]) == 2
+    assert "version 1 of nasa-tiny has no champion before it; allowed: --to VERSION" in capsys.readouterr().err
+
+
+def test_a_rollback_to_a_version_can_itself_be_rolled_back(three, client):
+    rollback(three, NAME, "4")
+    assert store.aliases(client, NAME) == {"champion": "4"}
+    rollback(three, NAME)
+    assert champion(client) == "3"
+
+
+def test_what_was_rolled_back_is_not_promoted_again_by_registering_it(three, four, client):
+    rollback(three, NAME)
+    assert register.register(four[1](2, mean=0.7), three)["alias"] == ""
+    assert champion(client) == "2"
+
+
+def test_an_interrupted_rollback_is_finished_by_the_same_command(three, four, client, monkeypatch):
+    """Interrupted at each write to the versions in turn; then the alias has not moved."""
+    writes = ("set_model_version_tag", "set_registered_model_alias", "update_model_version")
+    for last in range(100):
+        shutil.copy(four[0], Path(three.removeprefix("sqlite:///")))
+        with monkeypatch.context() as patch:
+            left = iter(range(last))
+            for name in writes:
+                patch.setattr(mlflow.MlflowClient, name, limited(getattr(mlflow.MlflowClient, name), left))
+            try:
+                rollback(three, NAME)
+            except KeyboardInterrupt:
+                assert champion(client) == "3"
+            else:
+                break
+        rollback(three, NAME)
+        assert champion(client) == "2", f"interrupted at write {last + 1}"
+    assert last > 4
+
+
+def limited(write, left):
+    def called(*args, **options):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return write(*args, **options)
+
+    return called
+
+
+def test_a_download_is_checked(three, client, tmp_path, capsys):
+    assert main(["models", "download", "--name", NAME, "--out", str(tmp_path / "out"), "--tracking-uri", three]) == 0
+    (student,) = (tmp_path / "out").rglob("student")
+    assert manifest.folder_hash(student) == client.get_model_version(NAME, "3").tags["student_sha256"]
+    assert str(student) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "nasa-gone"], "name: 'nasa-gone' is not registered; allowed: nasa-tiny"),
+        (["rollback"], "--name: is needed here"),
+        (["rollback", "--name", "nasa-gone"], "name: 'nasa-gone' is not registered; allowed: nasa-tiny"),
+        (["rollback", "--name", NAME, "--to", "9"], "to: nasa-tiny has no version '9'; allowed: 1, 2, 3, 4"),
+        (["rollback", "--name", NAME, "--to", "best"], "to: nasa-tiny has no version 'best'; allowed: 1, 2, 3, 4"),
+        (["rollback", "--name", NAME, "--to", "3"], "to: version 3 of nasa-tiny is the champion already"),
+        (["download", "--name", NAME], "--out: is needed here"),
+        (["download", "--name", NAME, "--version", "9", "--out", "x"], "version: nasa-tiny has no version '9'"),
+        (["download", "--name", NAME, "--out", "/"], "out: / is not empty"),
+    ],
+)
+def test_a_mistake_is_one_line(three, capsys, arguments, message):
+    assert main(["models", *arguments, "--tracking-uri", three]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9", "sqlite:////proc/none/ml.db", "nonsense://"])
+def test_a_store_that_is_not_there_is_one_line(capsys, place):
+    assert main(["models", "--tracking-uri", place]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: tracking-uri: ")
+
+
+def test_an_empty_registry_says_so(uri, capsys):
+    assert main(["models", "--tracking-uri", uri]) == 0
+    assert capsys.readouterr().out == "no registered models yet; `python -m jobs register` makes one\n"
