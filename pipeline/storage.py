@@ -67,6 +67,11 @@ class Folder:
     def remove(self, name: str) -> None:
         self.filesystem.delete_file(f"{self.path}/{name}")
 
+    def delete(self) -> None:
+        """The folder and all in it, if it is there."""
+        if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+
     def names(self) -> list[str]:
         """The files in this folder itself."""
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))

@@ -63,6 +63,8 @@ def train(config: dict[str, Any]) -> None:
         diverged = _steps(distiller, prompts, first, progress)
     if diverged:
         progress.stop(diverged)
+    elif options.evaluation.every:
+        progress.note("evaluating the last checkpoints")
     progress.close()
 
 

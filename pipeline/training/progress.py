@@ -43,6 +43,11 @@ class Progress:
         if self._tracker is not None:
             self._board.say.remote(message)
 
+    def note(self, text: str) -> None:
+        """In the bar, after the last step."""
+        if self._tracker is not None:
+            self._board.post.remote(self._recipe.train.steps, text)
+
     def stop(self, why: str) -> None:
         """Leave word for the driver."""
         if self._tracker is not None:

@@ -1,7 +1,7 @@
 """Checkpoints that are evaluated and registered while training goes on, by a task of its own on its own resources.
 
 Ray Train starts the task when the checkpoint is stored, one at a time, and again after a restart if it had not ended.
-What it makes is named by the checkpoint's weights, so that done again it is found.
+What it makes is named by the checkpoint's weights, so that a second task for the same checkpoint finds it done.
 """
 
 import json
@@ -57,6 +57,7 @@ def validate(checkpoint: Checkpoint, told: Validation, board: Any) -> dict[str, 
     summary = evaluate_student(subject, recipe, prompts, place / "evaluation", told.tracking_uri)
     outcome = register(_candidate(subject, told), told.tracking_uri)
     manifest.write(place / "registered", "register", student_sha256=subject.student_sha256, **outcome)
+    subject.student.delete()  # the version has it
     board.say.remote(f"step {subject.step}: version {outcome['version']} of {outcome['model']}: {outcome['decision']}")
     return flat_metrics(summary)
 

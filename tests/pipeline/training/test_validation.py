@@ -1,0 +1,163 @@
+"""Checkpoints evaluated and registered while training goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from ray.train import Checkpoint
+from safetensors.torch import save_file
+
+from jobs.__main__ import main
+from pipeline import manifest, models, tracking
+from pipeline.evaluation import evaluate
+from pipeline.prompts.prepare import prepare
+from pipeline.prompts.prepared import check
+from pipeline.recipe import dump, parse
+from pipeline.storage import Folder
+from pipeline.training.checkpoint import EMA_FILE, STATE_FILE
+from pipeline.training.validation import VERSIONS, Validation, is_due, validate
+
+ROOT = Path(__file__).parents[3]
+FEW = [
+    "prompts.count=40",
+    "prompts.negative_draws=20",
+    "evaluation.every=1",
+    "evaluation.prompts=4",
+    "evaluation.exclusion_seeds=9",
+    "evaluation.teacher_prompts=2",
+    "evaluation.teacher_steps=2",
+    "evaluation.scales=[0.5]",
+    "evaluation.cpus_per_process=0.5",
+]
+
+
+@pytest.mark.parametrize(
+    ("every", "keep", "due"),
+    [(0, "latest", []), (0, "best", []), (1, "latest", [10, 20]), (2, "latest", [20]), (2, "best", [20, 30])],
+)
+def test_which_checkpoints_are_evaluated(every, keep, due):
+    recipe = parse(
+        "", ["train.steps=30", "train.checkpoint_every=10", f"evaluation.every={every}", f"evaluation.keep={keep}"]
+    )
+    assert [step for step in (10, 20, 30) if is_due(recipe, step)] == due
+
+
+class Board:
+    """Stands for the actor behind the progress bar."""
+
+    def __init__(self):
+        self.said = []
+        self.say = self
+
+    def remote(self, message):
+        self.said.append(message)
+
+
+@pytest.fixture
+def told(tmp_path):
+    recipe, prompts = parse("", FEW), Folder.of(tmp_path / "prompts")
+    prepare(recipe, prompts)
+    uri = f"sqlite:///{tmp_path}/ml.db"
+    teacher = models.teacher_folder("shapes")
+    run = tracking.create_run(uri, "test", {})
+    return Validation(
+        recipe_toml=dump(recipe),
+        teacher=str(teacher),
+        teacher_sha256=manifest.folder_hash(teacher),
+        init="",
+        prompts_uri=prompts.uri,
+        prompts=check(prompts),
+        folder=str(tmp_path / "run"),
+        tracking_uri=uri,
+        mlflow_run=run,
+    )
+
+
+def checkpoint_of(folder, told, step, factor):
+    """As the trainer leaves it: the moving average and the step."""
+    weights = models.load_denoiser(Path(told.teacher)).state_dict()
+    folder.mkdir()
+    save_file({name: (value * factor).contiguous() for name, value in weights.items()}, folder / EMA_FILE)
+    (folder / STATE_FILE).write_text(json.dumps({"step": step}))
+    return Checkpoint.from_directory(str(folder))
+
+
+def test_a_checkpoint_is_evaluated_and_registered_once(ray_cluster, tmp_path, told, monkeypatch):
+    board = Board()
+    first = checkpoint_of(tmp_path / "first", told, 2, 1.0)
+    figures = validate(first, told, board)
+    assert 0 <= figures["eval_clean_and_right"] <= 1
+    (place,) = (tmp_path / "run" / VERSIONS).iterdir()
+    assert place.name.startswith("000002-")
+    assert not (place / "student").exists()  # the version has it
+    monkeypatch.setattr(evaluate, "work", None)  # nothing is made again
+    assert validate(first, told, board) == figures
+    client = mlflow.MlflowClient(told.tracking_uri)
+    (version,) = client.search_model_versions("name = 'nasa-shapes'")
+    assert version.tags[""] == "2"
+    assert len(board.said) == 2
+    assert board.said[0].startswith("step 2: version 1 of nasa-shapes: ")
+    monkeypatch.undo()
+    validate(checkpoint_of(tmp_path / "second", told, 4, 0.9), told, board)
+    assert len(client.search_model_versions("name = 'nasa-shapes'")) == 2
+    assert len(list((tmp_path / "run" / VERSIONS).iterdir())) == 2
+    logged = client.get_metric_history(told.mlflow_run, "eval_clean_and_right")
+    assert [metric.step for metric in logged] == [2, 4]
+
+
+def arguments(command, folder, *sets):
+    own = [*FEW, "train.steps=30", "train.checkpoint_every=10", "train.batch_size=4", 'evaluation.keep="best"', *sets]
+    sets = [part for override in own for part in ("--set", override)] if command != "register" else []
+    tracking_uri = [] if command == "prepare" else ["--tracking-uri", f"sqlite:///{folder}/ml.db"]
+    return [command, "--run", str(folder), *sets, *tracking_uri]
+
+
+def found(process, name):
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any(name in part for part in child.cmdline())
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["evaluator", "driver"])
+def test_each_checkpoint_is_evaluated_once_whoever_dies(tmp_path, victim):
+    """Three checkpoints, three versions; the run's student is the best of them."""
+    assert main(arguments("prepare", tmp_path)) == 0
+    command = [sys.executable, "-m", "jobs", *arguments("distill", tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, cwd=ROOT)
+    deadline = time.monotonic() + 600
+    while not list(tmp_path.glob(f"distilled/{VERSIONS}/*/evaluation/images/*.parquet")):
+        assert process.poll() is None, "ended before the first evaluation"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if victim == "driver":
+        process.kill()
+    else:
+        for child in found(process, "run_validation_fn"):
+            child.kill()
+    assert process.wait(timeout=900) == (-signal.SIGKILL if victim == "driver" else 0)
+    if victim == "driver":
+        assert subprocess.run(command, env=environment, cwd=ROOT, timeout=900, check=False).returncode == 0
+    places = sorted((tmp_path / "distilled" / VERSIONS).iterdir())
+    assert [place.name[:6] for place in places] == ["000010", "000020", "000030"]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/ml.db")
+    versions = client.search_model_versions("name = 'nasa-shapes'")
+    assert sorted(version.tags[""] for version in versions) == ["10", "20", "30"]
+    scores = {
+        json.loads((place / "manifest.json").read_text())["student_sha256"]: json.loads(
+            (place / "evaluation/summary.json").read_text()
+        )["metrics"]["clean_and_right"]["value"]
+        for place in places
+    }
+    record = json.loads((tmp_path / "distilled/manifest.json").read_text())
+    assert scores[record["student_sha256"]] == max(scores.values())
