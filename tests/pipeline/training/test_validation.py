@@ -101,7 +101,7 @@ def test_a_checkpoint_is_evaluated_and_registered_once(ray_cluster, tmp_path, to
     assert validate(first, told, board) == figures
     client = mlflow.MlflowClient(told.tracking_uri)
     (version,) = client.search_model_versions("name = 'nasa-shapes'")
-    assert version.tags[""] == "2"
+    assert version.tags["step"] == "2"
     assert len(board.said) == 2
     assert board.said[0].startswith("step 2: version 1 of nasa-shapes: ")
     monkeypatch.undo()
@@ -152,7 +152,7 @@ def test_each_checkpoint_is_evaluated_once_whoever_dies(tmp_path, victim):
     assert [place.name[:6] for place in places] == ["000010", "000020", "000030"]
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/ml.db")
     versions = client.search_model_versions("name = 'nasa-shapes'")
-    assert sorted(version.tags[""] for version in versions) == ["10", "20", "30"]
+    assert sorted(version.tags["step"] for version in versions) == ["10", "20", "30"]
     scores = {
         json.loads((place / "manifest.json").read_text())["student_sha256"]: json.loads(
             (place / "evaluation/summary.json").read_text()
