@@ -1,12 +1,12 @@
-"""`python -m jobs prepare | distill | evaluate | register | models | merge | ablate | train-shapes`."""
+"""`python -m jobs prepare | distill | evaluate | compare | register | models | merge | ablate | train-shapes`."""
 
 import argparse
 import sys
 
-from jobs import ablate, distill, evaluate, merge, models, prepare, prepare_benchmarks, register, train_shapes
+from jobs import ablate, compare, distill, evaluate, merge, models, prepare, prepare_benchmarks, register, train_shapes
 from pipeline.errors import TrainingError, UserError
 
-COMMANDS = (prepare, prepare_benchmarks, distill, evaluate, register, models, merge, ablate, train_shapes)
+COMMANDS = (prepare, prepare_benchmarks, distill, evaluate, compare, register, models, merge, ablate, train_shapes)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -97,15 +97,23 @@ def _excluded(rows: Sequence[Row], way: str, options: dict[str, Any]) -> dict[st
 
 def paired(a: Sequence[Row], b: Sequence[Row], metric: str) -> dict[str, Any]:
     """a - b on the prompts and seeds that both have, with its interval."""
-    theirs = {_key(row): row[metric] for row in b if row.get(metric) is not None}
-    both = [(row[metric], theirs[_key(row)]) for row in a if row.get(metric) is not None and _key(row) in theirs]
+    both = [
+        (one[metric], other[metric])
+        for one, other in same_prompt_and_noise(a, b)
+        if one.get(metric) is not None and other.get(metric) is not None
+    ]
     if not both:
         return {"pairs": 0}
     return {**paired_bootstrap(*zip(*both, strict=True)), "pairs": len(both)}
 
 
+def same_prompt_and_noise(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
+    theirs = {_key(row): row for row in b}
+    return [(row, theirs[_key(row)]) for row in a if _key(row) in theirs]
+
+
 def _key(row: Row) -> tuple[Any, ...]:
-    return row["set"], row["prompt"], row["seed"]
+    return row["set"], row["prompt"], row["negative_prompt"], row["seed"]
 
 
 def _distinct(rows: Iterable[Row], name: str) -> list[Any]:

@@ -17,14 +17,23 @@ COMPARED = 48  # prompts that are shown in every way
 
 def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Pictures) -> str:
     """The page's text. Prompts and every other value are escaped."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    environment.filters |= {"percent": percent, "figure": figure}
-    page: str = environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
+        page_data(summary, rows, pictures),
+        title=f"{recipe.name}: evaluation",
+        gallery="All images",
+        card_width="9rem",
         recipe=recipe,
         recipe_toml=dump(recipe),
         summary=summary,
-        data=page_data(summary, rows, pictures),
     )
+
+
+def render(template: str, data: dict[str, Any], **values: Any) -> str:
+    """A page of `pages`; `data` is what its script shows."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "pages"), autoescape=True)
+    environment.filters |= {"percent": percent, "figure": figure}
+    page: str = environment.get_template(template).render(data=data, **values)
     return page
 
 
@@ -41,7 +50,7 @@ def page_data(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures:
 
 def _card(row: dict[str, Any], names: Sequence[str], pictures: Pictures) -> dict[str, Any]:
     scores = [row.get(name) for name in names]
-    return {"image": data_uri(pictures.of(row)), "scores": scores} | {
+    return {"pictures": [{"image": data_uri(pictures.of(row))}], "scores": scores} | {
         name: row[name] for name in ("set", "prompt", "seed")
     }
 

@@ -82,8 +82,8 @@ def test_the_page_holds_every_image_of_the_student(evaluated):
     _, summary, _, _ = evaluated
     data = json.loads(re.search(r'id="data">(.*?)</script>', write_report(*evaluated), re.S).group(1))
     assert [card["prompt"] for card in data["cards"]] == [f"{ATTACK} {i}" for i in range(5)]
-    assert len({card["image"] for card in data["cards"]}) == 5
-    assert all(card["image"].startswith("data:image/webp;base64,") for card in data["cards"])
+    assert len({card["pictures"][0]["image"] for card in data["cards"]}) == 5
+    assert all(card["pictures"][0]["image"].startswith("data:image/webp;base64,") for card in data["cards"])
     ways = [each["way"] for each in data["columns"][0]["ways"]]
     assert ways == (list(WAYS) if "exclusion" in summary else ["student, 1 step", "student, 1 step, NASA 0.5"])
     assert len(data["columns"]) == (2 if "exclusion" in summary else 5)

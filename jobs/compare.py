@@ -1,0 +1,24 @@
+"""Compare two evaluated students on the same prompts and seeds."""
+
+import argparse
+from pathlib import PurePosixPath
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, evaluated")
+    parser.add_argument("other", metavar="OTHER", help="the run that it is compared with")
+    parser.add_argument("--out", metavar="FOLDER", help="where the comparison is written (default: in RUN)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pipeline.evaluation.compare import compare
+    from pipeline.storage import Folder
+
+    one, other = PurePosixPath(options.run), PurePosixPath(options.other)
+    names = (one.name, other.name) if one.name != other.name else (str(one), str(other))
+    folder = Folder.of(options.out) if options.out else Folder.of(options.run) / f"beside-{other.name}"
+    found = compare(Folder.of(options.run) / "evaluation", Folder.of(options.other) / "evaluation", names, folder)
+    for row in found["metrics"]:
+        interval = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" if row["pairs"] else ""
+        print(f"{row['metric']:<20}{interval:<32}{row['sentence']}")
+    print(f"report: {folder.uri}/report.html")

@@ -1,0 +1,90 @@
+"""Two students on the same prompts and seeds: is one better, or is it chance?"""
+
+import io
+import json
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline import manifest
+from pipeline.errors import UserError
+from pipeline.evaluation.evaluate import REPORT, SCORES, SUMMARY
+from pipeline.evaluation.figures import Row, metric_names, paired, same_prompt_and_noise
+from pipeline.evaluation.pictures import Pictures
+from pipeline.evaluation.report import data_uri, render
+from pipeline.storage import Folder
+
+LOWER_IS_BETTER = ("clip_negative",)
+
+
+def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> dict[str, Any]:
+    """Write `comparison.json` and a report of pairs of images; returns the comparison.
+
+    `a` and `b` are folders of evaluations. "A beats B" is said of a metric only where the 95 % paired bootstrap
+    interval of the difference leaves out 0.
+    """
+    summaries, rows = zip(*(_read(each) for each in (a, b)), strict=True)
+    students = [_student(*each) for each in zip(rows, summaries, strict=True)]
+    if not same_prompt_and_noise(*students):
+        raise UserError(f"{b.uri}: shares no prompt and seed with {a.uri}; allowed: evaluations of the same sets")
+    shared = [name for name in metric_names(students[0]) if name in metric_names(students[1])]
+    metrics = [_metric(name, *students, summaries, names) for name in shared]
+    comparison = {"a": names[0], "b": names[1], "metrics": metrics}
+    folder.write("comparison.json", (json.dumps(comparison, indent=2) + "\n").encode())
+    data = _pairs(shared, students, (Pictures(a, rows[0]), Pictures(b, rows[1])), names)
+    page = render(
+        "comparison.html.j2",
+        data,
+        title=f"{names[0]} beside {names[1]}",
+        gallery="Pairs, by their difference",
+        card_width="18rem",
+        a=names[0],
+        b=names[1],
+        comparison=comparison,
+    )
+    folder.write(REPORT, page.encode())
+    return comparison
+
+
+def _student(rows: list[Row], summary: dict[str, Any]) -> list[Row]:
+    return [row for row in rows if row["system"] == summary["student"]]
+
+
+def _read(folder: Folder) -> tuple[dict[str, Any], list[Row]]:
+    manifest.read(folder, "evaluate")
+    table = pq.read_table(io.BytesIO(folder.read(SCORES)))
+    return json.loads(folder.read(SUMMARY)), table.to_pylist()
+
+
+def _metric(name: str, a: list[Row], b: list[Row], summaries: Any, names: tuple[str, str]) -> dict[str, Any]:
+    own = [summary["metrics"].get(name, {}) for summary in summaries]
+    if own[0].get("options") != own[1].get("options"):
+        return {
+            "metric": name,
+            "pairs": 0,
+            "verdict": "",
+            "sentence": "of another version or other options: not compared",
+        }
+    found = paired(a, b, name)
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    ends = sorted((sign * found["low"], sign * found["high"]))
+    verdict = "a" if ends[0] > 0 else "b" if ends[1] < 0 else ""
+    winner, other = names if verdict == "a" else names[::-1]
+    sentence = f"{winner} beats {other}" if verdict else "no difference is shown"
+    values = {"a": own[0].get("value"), "b": own[1].get("value")}
+    return {"metric": name, **values, **found, "verdict": verdict, "sentence": sentence}
+
+
+def _pairs(
+    shared: list[str], students: list[list[Row]], pictures: tuple[Pictures, Pictures], names: tuple[str, str]
+) -> dict[str, Any]:
+    """Cards of two images, whose scores are the differences."""
+    cards = []
+    for one, other in same_prompt_and_noise(*students):
+        images = [
+            {"way": name, "image": data_uri(own.of(row))}
+            for name, own, row in zip(names, pictures, (one, other), strict=True)
+        ]
+        scores = [None if None in (one[name], other[name]) else one[name] - other[name] for name in shared]
+        cards.append({"pictures": images, "scores": scores} | {name: one[name] for name in ("set", "prompt", "seed")})
+    return {"metrics": shared, "cards": cards, "columns": []}
