@@ -110,7 +110,7 @@ def test_evaluate_and_register(run):
     assert client.get_model_version_by_alias("nasa-tiny", "champion").version == version.version
     assert version.tags["student_sha256"]
     downloaded = mlflow.artifacts.download_artifacts(artifact_uri=version.source)
-    assert load_pipeline(Path(downloaded)).unet is not None
+    assert load_pipeline(Path(downloaded) / "student").unet is not None
 
 
 def test_an_evaluation_may_change_its_own_options_alone(run, capsys):
