@@ -26,6 +26,7 @@ BUFFERED = 1000  # writes that wait for a store that is away
 RETRY_SECONDS = (0.5, 1, 2, 5, 10)
 FLUSH_SECONDS = 20
 logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
+logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)  # of every version that it waits for
 logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # and of every start
 
 

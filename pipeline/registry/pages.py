@@ -14,6 +14,7 @@ from pipeline.registry.scores import Scores
 from pipeline.registry.store import CHAMPION, METRIC, STATE, STEP, WHY, aliases, tag, versions
 
 BREAK = "\n\n"
+SHOWN = 20  # versions on the model's page; `python -m jobs models` lists all
 USE = (
     'Load the best: `mlflow.pyfunc.load_model("models:/{name}@champion")`. '
     "Back to the one before: `python -m jobs models rollback --name {name}`."
@@ -75,21 +76,20 @@ def restate(client: MlflowClient, name: str, number: str, state: str) -> None:
 
 
 def write_page(client: MlflowClient, name: str, number: str, state: str, why: str, rest: str) -> None:
-    first = f"**{state[:1].upper()}{state[1:]}.** {why[:1].upper()}{why[1:]}."
-    client.update_model_version(name, number, description=f"{first}{BREAK}{rest}")
+    """The first paragraph is plain text: lists of versions show the beginning of it as it is."""
+    client.update_model_version(name, number, description=f"{state[:1].upper()}{state[1:]}: {why}.{BREAK}{rest}")
 
 
 def refresh(client: MlflowClient, name: str) -> None:
     """The model's own page: which version is best, and why, before all others."""
-    named, there = aliases(client, name), versions(client, name)
-    champion = next((found for found in there if str(found.version) == named.get(CHAMPION)), None)
+    champion = aliases(client, name).get(CHAMPION)
+    there = sorted(versions(client, name), key=lambda found: str(found.version) != champion)
     head = "There is no champion."
     if champion is not None:
-        head = (
-            f"**Best: version {champion.version}** with {score_of(champion.tags)}. "
-            f"Why: {champion.tags.get(WHY, 'not written down')}."
-        )
-    client.update_registered_model(name, f"{head}{BREAK}{_versions_table(name, there)}{BREAK}{USE.format(name=name)}")
+        tags = there[0].tags
+        head = f"**Best: version {champion}** with {score_of(tags)}. Why: {tags.get(WHY, 'not written down')}."
+    page = BREAK.join([head, _versions_table(name, there[:SHOWN]), USE.format(name=name)])
+    client.update_registered_model(name, page)
 
 
 def _versions_table(name: str, there: Sequence[ModelVersion]) -> str:

@@ -13,7 +13,7 @@ ATTEMPTS = 2  # another process may write the same files at the same time
 
 
 def publish(client: MlflowClient, run_id: str, local: Path, place: str) -> None:
-    """Upload what is not there already; every file is then there with its size and its SHA-256.
+    """Upload what is not there already; every file is then there, with its SHA-256.
 
     Raises:
         UserError: where the store does not give back what it was given.
@@ -33,14 +33,13 @@ def publish(client: MlflowClient, run_id: str, local: Path, place: str) -> None:
 
 
 def different(client: MlflowClient, run_id: str, local: Path, place: str) -> list[str]:
-    """The files of the folder that the artifacts lack or have otherwise: by size, then by reading them back."""
-    there = _sizes(client, run_id, place)
+    """The files of the folder that the artifacts lack, by their list, or have otherwise, by reading them back."""
+    there = _listed(client, run_id, place)
     root = client.get_run(run_id).info.artifact_uri
     return [
         name
         for name in _names(local)
-        if there.get(f"{place}/{name}") != (local / name).stat().st_size
-        or _stored(client, f"{root}/{place}/{name}") != _sha256(local / name)
+        if f"{place}/{name}" not in there or _stored(client, f"{root}/{place}/{name}") != _sha256(local / name)
     ]
 
 
@@ -48,11 +47,11 @@ def _names(local: Path) -> list[str]:
     return sorted(file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file())
 
 
-def _sizes(client: MlflowClient, run_id: str, place: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
+def _listed(client: MlflowClient, run_id: str, place: str) -> set[str]:
+    found: set[str] = set()
     for entry in client.list_artifacts(run_id, place):
-        sizes |= _sizes(client, run_id, entry.path) if entry.is_dir else {entry.path: int(entry.file_size)}
-    return sizes
+        found |= _listed(client, run_id, entry.path) if entry.is_dir else {entry.path}
+    return found
 
 
 def _stored(client: MlflowClient, uri: str) -> str:

@@ -133,8 +133,7 @@ def _settle(client: MlflowClient, entry: _Entry, number: str) -> None:
     if decision.promoted:
         _crown(client, entry.name, number)
     else:
-        client.set_registered_model_alias(entry.name, CHALLENGER, number)
-        pages.restate(client, entry.name, number, CHALLENGER)
+        _challenge(client, entry.name, number)
         store.tag(client, entry.name, number, **{DECIDED: made_of})
 
 
@@ -185,6 +184,15 @@ def _crown(client: MlflowClient, name: str, number: str) -> None:
         pages.restate(client, name, before, f"{CHAMPION} until {pages.today()}, replaced by version {number}")
     if not tags.get(STATE, "").startswith(CHAMPION):
         pages.restate(client, name, number, since)
+
+
+def _challenge(client: MlflowClient, name: str, number: str) -> None:
+    """Make it the challenger, the latest version that is not the champion; the one before says so first."""
+    before = store.aliases(client, name).get(CHALLENGER)
+    if before is not None and before != number:
+        pages.restate(client, name, before, f"{CHALLENGER} until {pages.today()}, replaced by version {number}")
+    client.set_registered_model_alias(name, CHALLENGER, number)
+    pages.restate(client, name, number, f"{CHALLENGER} since {pages.today()}")
 
 
 def _outcome(client: MlflowClient, name: str, number: str) -> dict[str, Any]:

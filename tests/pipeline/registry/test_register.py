@@ -100,6 +100,17 @@ def interrupted_at(call, monkeypatch):
     return lambda: count
 
 
+def test_a_newer_challenger_takes_the_alias_of_the_one_before(uri, client, candidate):
+    for number, mean in enumerate((0.5, 0.4, 0.3)):
+        register.register(candidate(number, mean=mean), uri)
+    assert store.aliases(client, NAME) == {"champion": "1", "challenger": "3"}
+    states = [found.tags["state"] for found in store.versions(client, NAME)[:2]]
+    assert states == [
+        f"challenger since {pages.today()}",
+        f"challenger until {pages.today()}, replaced by version 3",
+    ]
+
+
 @pytest.mark.parametrize("mean", [0.7, 0.4], ids=["better", "worse"])
 def test_an_interruption_anywhere_and_a_second_call_end_in_the_same_state(uri, client, candidate, monkeypatch, mean):
     """Interrupted at each write to the registry in turn, with the database put back in between."""
@@ -211,7 +222,7 @@ def test_the_decision_is_written_down(uri, client, candidate):
     assert found["1"].tags["state"] == f"champion until {pages.today()}, replaced by version 2"
     assert found["2"].tags["state"] == f"champion since {pages.today()}"
     assert found["2"].tags["previous_champion"] == "1"
-    assert found["2"].description.startswith(f"**Champion since {pages.today()}.** Clean_and_right +0.2")
+    assert found["2"].description.startswith(f"Champion since {pages.today()}: clean_and_right +0.2")
     assert found["3"].tags["why"] == outcome["decision"]
     local = Path(found["3"].source.removeprefix("file://"))
     written = json.loads((local / "promotion.json").read_text())

@@ -47,7 +47,7 @@ def test_a_rollback_goes_back_one_champion_at_a_time(three, client, capsys):
     assert tags["3"]["state"] == f"champion until {pages.today()}, rolled back to version 2"
     assert tags["2"]["state"] == f"champion since {pages.today()}, rolled back from version 3"
     assert client.get_registered_model(NAME).description.startswith("**Best: version 2**")
-    assert client.get_model_version(NAME, "3").description.startswith("**Champion until")
+    assert client.get_model_version(NAME, "3").description.startswith("Champion until")
     assert rollback(three, NAME) == {"model": NAME, "from": "2", "to": "1"}
     assert main(["models", "rollback", "--name", NAME, "--tracking-uri", three]) == 2
     assert "version 1 of nasa-tiny has no champion before it; allowed: --to VERSION" in capsys.readouterr().err
