@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Folder
 
-OWN_MATERIAL = ('train.clip_model=""', "train.clip_weight=0")
+OWN_MATERIAL = ('train.clip_model=""', "train.clip_weight=0", 'promotion.metric="hpsv2"', "promotion.guards=[]")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
