@@ -23,6 +23,7 @@ TEXTS = (
     "it's I'M we'LL 'ſ don’t",
     "ﬁ ﬂ Å e\u0301 &eacute; e&#769; İstanbul ǅ ẞ ΑΣ",
     "&amp;lt;b&amp;gt; &lt;i&gt; &amp;amp;amp;",
+    "<p> &amp;amp;amp; &amp;lt;i",  # ftfy leaves the escapes of a text with a tag
     "tab\tnew\nline\x1c\x85\u00a0\u2003\u3000x\u200bz\x00\x7f",
     "<start_of_text> a <END_of_text> b <|endoftext|>",
     "１２３ ½ ² Ⅷ ٣ 1234",
