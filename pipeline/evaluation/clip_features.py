@@ -1,5 +1,6 @@
 """Features of images and texts from a CLIP: OpenAI's, LAION's or HPSv2's."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from nasa import backbone
 from pipeline.errors import UserError
 from pipeline.evaluation import clip_tokenizer, open_clip
-from pipeline.evaluation.weights import sha256, weights_file
+from pipeline.evaluation.weights import read_tensors, require_layout, sha256, weights_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of transformers' layout
+VOCABULARIES = ("tokenizer.json", "vocab.json")
 TEXTS = 64  # in one batch
 
 
@@ -58,7 +60,9 @@ def check(place: str, architecture: str, field: str, names: Sequence[str] = open
             f"allowed: {', '.join(open_clip.ARCHITECTURES)}"
         )
     file = clip_file(place, field, names)
-    if not in_transformers_layout(file):
+    if in_transformers_layout(file):
+        _check_folder(file, field)
+    else:
         open_clip.check(file, architecture, field)
 
 
@@ -68,7 +72,7 @@ def load(
     """The features, and what to record of them."""
     file = clip_file(place, field, names)
     if in_transformers_layout(file):
-        features = _of_folder(file.parent, device)
+        features, architecture = _of_folder(file.parent, device), CONFIG
     else:
         model = open_clip.load(file, architecture, field, device)
         features = ClipFeatures(model, clip_tokenizer.tokenize)
@@ -82,6 +86,20 @@ def clip_file(place: str, field: str, names: Sequence[str]) -> Path:
 
 def in_transformers_layout(file: Path) -> bool:
     return file.name == WEIGHTS and (file.parent / CONFIG).is_file()
+
+
+def _check_folder(file: Path, field: str) -> None:
+    config = json.loads((file.parent / CONFIG).read_text())
+    if config.get("model_type") != "clip":
+        raise UserError(f"{field}: {str(file.parent)!r} holds a {config.get('model_type')!r}; allowed: 'clip'")
+    if not any((file.parent / name).is_file() for name in VOCABULARIES):
+        raise UserError(
+            f"{field}: {str(file.parent)!r} has no tokenizer; allowed: {' or '.join(VOCABULARIES)} beside it"
+        )
+    with torch.device("meta"):
+        wanted = CLIPModel(CLIPConfig(**config)).state_dict()
+    found = {name: value for name, value in read_tensors(file, field).items() if not name.endswith("position_ids")}
+    require_layout(found, wanted, file, field)
 
 
 def _of_folder(folder: Path, device: torch.device | str) -> ClipFeatures:

@@ -12,23 +12,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.hub import local_folder
+from pipeline.hub import is_hub_id, local_folder
+
+CONFIGURATION = ("*.json", "*.txt")  # fetched with the weights
 
 
-@cache  # what lies elsewhere is fetched once
 def weights_file(place: str, field: str, names: Sequence[str]) -> Path:
-    """The file itself, or the first of `names` in the folder, in the folder on S3 or on the hub."""
+    """The file itself, or the first of `names` that is in the folder: a local one, on S3 or on the hub."""
     allowed = f"allowed: a file, or a folder or a hub id that holds {' or '.join(names)}"
     if not place:
         raise UserError(f"{field}: {place!r} names no weights; {allowed}")
     file = Path(place).expanduser()
     if file.is_file():
         return file
-    folder = local_folder(place, field, wanted=tuple(names))
     for name in names:
-        if (folder / name).is_file():
-            return folder / name
+        file = _folder(place, field, (name, *CONFIGURATION) if is_hub_id(place) else ()) / name
+        if file.is_file():
+            return file
     raise UserError(f"{field}: {place!r} is not there, or holds no weights; {allowed}")
+
+
+@cache  # what lies elsewhere is fetched once
+def _folder(place: str, field: str, wanted: tuple[str, ...]) -> Path:
+    return local_folder(place, field, wanted=wanted)
 
 
 def read_tensors(file: Path, field: str) -> dict[str, Tensor]:
