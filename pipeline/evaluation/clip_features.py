@@ -52,7 +52,7 @@ class ClipFeatures:
         return torch.stack([self.cache[text] for text in texts])
 
 
-def check(place: str, architecture: str, field: str, names: Sequence[str] = open_clip.NAMES) -> None:
+def check(place: str, architecture: str, field: str, names: Sequence[str] = open_clip.NAMES) -> CLIPConfig:
     """Raises a UserError where `place` holds no CLIP; computes nothing."""
     if architecture not in open_clip.ARCHITECTURES:
         raise UserError(
@@ -60,10 +60,7 @@ def check(place: str, architecture: str, field: str, names: Sequence[str] = open
             f"allowed: {', '.join(open_clip.ARCHITECTURES)}"
         )
     file = clip_file(place, field, names)
-    if in_transformers_layout(file):
-        _check_folder(file, field)
-    else:
-        open_clip.check(file, architecture, field)
+    return _check_folder(file, field) if in_transformers_layout(file) else open_clip.check(file, architecture, field)
 
 
 def load(
@@ -88,7 +85,7 @@ def in_transformers_layout(file: Path) -> bool:
     return file.name == WEIGHTS and (file.parent / CONFIG).is_file()
 
 
-def _check_folder(file: Path, field: str) -> None:
+def _check_folder(file: Path, field: str) -> CLIPConfig:
     config = json.loads((file.parent / CONFIG).read_text())
     if config.get("model_type") != "clip":
         raise UserError(f"{field}: {str(file.parent)!r} holds a {config.get('model_type')!r}; allowed: 'clip'")
@@ -96,10 +93,12 @@ def _check_folder(file: Path, field: str) -> None:
         raise UserError(
             f"{field}: {str(file.parent)!r} has no tokenizer; allowed: {' or '.join(VOCABULARIES)} beside it"
         )
+    parsed = CLIPConfig(**config)
     with torch.device("meta"):
-        wanted = CLIPModel(CLIPConfig(**config)).state_dict()
+        wanted = CLIPModel(parsed).state_dict()
     found = {name: value for name, value in read_tensors(file, field).items() if not name.endswith("position_ids")}
     require_layout(found, wanted, file, field)
+    return parsed
 
 
 def _of_folder(folder: Path, device: torch.device | str) -> ClipFeatures:

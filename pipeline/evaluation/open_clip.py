@@ -65,9 +65,10 @@ RENAMED_IN_BLOCK = {
 }
 
 
-def check(file: Path, architecture: str, field: str) -> None:
+def check(file: Path, architecture: str, field: str) -> CLIPConfig:
     """Raises a UserError where `file` is no checkpoint of this layout; reads names and shapes alone."""
-    _read(file, architecture, field)
+    config, _ = _read(file, architecture, field)
+    return config
 
 
 def load(file: Path, architecture: str, field: str, device: torch.device | str = "cpu") -> CLIPModel:

@@ -59,7 +59,7 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> ClipScore:
 
 
 def prepare(image: Image, *, side: int) -> Tensor:
-    """[3, side, side], normalised. It becomes RGB last, as in open_clip: Pillow resizes transparent pixels by their alpha."""
+    """[3, side, side], normalised. RGB comes last, as in open_clip: Pillow weighs pixels by their alpha."""
     return normalise(to_tensor(centre_crop(shortest_side(image, side), side)))
 
 
