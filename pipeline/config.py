@@ -21,6 +21,7 @@ NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
 SHARE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 PROBABILITY: Check = (lambda value: 0 <= value <= 1, "0 to 1")
 RANGE: Check = (lambda value: 0 <= value[0] <= value[1], "two numbers, 0 <= low <= high")
+QUALITY: Check = (lambda value: 0 <= value <= 95, "0 for none, or 1 to 95")
 NAME: Check = (bool, "a name")
 NAMES: Check = (bool, "one or more names of layers")
 BY_SUFFIX = {"range": RANGE, "probability": PROBABILITY}  # for fields of `nasa`, which carry no checks

@@ -11,7 +11,7 @@ import tomli_w
 from datasets_prep.filters import Filters
 from nasa.method import Method
 from pipeline import config
-from pipeline.config import NAME, NAMES, NOT_NEGATIVE, POSITIVE, POSITIVES, PROBABILITY, SHARE, checked
+from pipeline.config import NAME, NAMES, NOT_NEGATIVE, POSITIVE, POSITIVES, PROBABILITY, QUALITY, SHARE, checked
 from pipeline.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -148,10 +148,26 @@ class Train:
 
 @dataclass(frozen=True)
 class Metric:
-    """A scorer of images and its weights: a file, a folder or a hub id."""
+    """A scorer of images and its weights: a file, a folder or a hub id. A field that its kind does not read is left.
 
-    kind: Literal["hpsv2", "clip", "aesthetic", "imaging"] = "hpsv2"
+    Attributes:
+        architecture: of weights in open_clip's layout; the kind's own where it is empty.
+        version: of hpsv2.
+        antialias: of hpsv2's resize: torchvision's default since 0.17, off before.
+        jpeg_quality: of hpsv2, whose benchmark reads JPEG files; 0 scores the images as they are.
+        prefix: of clip, before each prompt.
+        head: of aesthetic, the linear head's weights.
+    """
+
+    kind: Literal["hpsv2", "clip", "aesthetic"] = "hpsv2"
     weights: str = ""
+    architecture: str = ""
+    version: Literal["v2.0", "v2.1"] = "v2.1"
+    antialias: bool = True
+    jpeg_quality: int = checked(75, QUALITY)
+    prefix: str = "A photo depicts "
+    head: str = ""
+    batch_size: int = checked(16, POSITIVE)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,45 @@
-"""Scorers of images: each metric is what its name says, to its authors' definition."""
+"""Metrics of images, each to its authors' definition: `check` before any image is made, then `load`."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
-from PIL import Image
+import torch
 
-from pipeline.recipe import Metric
+from pipeline.errors import UserError
+from pipeline.evaluation.scorers import aesthetic, clip, hpsv2
+from pipeline.evaluation.scorers.base import Metric, Scorer
 
-
-class Scorer(Protocol):
-    options: dict[str, Any]
-
-    def __call__(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
-    ) -> dict[str, list[Any]]: ...
+__all__ = ["SCORERS", "Kind", "Metric", "Scorer", "check", "load"]
 
 
-def check(metric: Metric) -> None: ...
+@dataclass(frozen=True)
+class Kind:
+    """How a metric is checked and loaded, and which fields of its own it reads."""
+
+    check: Callable[[Metric], None]
+    load: Callable[..., Scorer]
+    reads: tuple[str, ...]
 
 
-def load(metric: Metric, device: str = "cpu") -> Scorer:
-    raise NotImplementedError
+COMMON = ("kind", "weights", "batch_size")
+SCORERS = {
+    "hpsv2": Kind(hpsv2.check, hpsv2.load, ("architecture", "version", "antialias", "jpeg_quality")),
+    "clip": Kind(clip.check, clip.load, ("architecture", "prefix")),
+    "aesthetic": Kind(aesthetic.check, aesthetic.load, ("architecture", "head")),
+}
+
+
+def check(metric: Metric) -> None:
+    """Raises a UserError where the metric cannot be computed. Reads names and shapes of weights, and no images."""
+    reads = COMMON + SCORERS[metric.kind].reads
+    for one in fields(metric):
+        value = getattr(metric, one.name)
+        if one.name not in reads and value != one.default:
+            raise UserError(
+                f"evaluation.metrics.{one.name}: {value!r} is of no use to {metric.kind!r}; allowed: {', '.join(reads)}"
+            )
+    SCORERS[metric.kind].check(metric)
+
+
+def load(metric: Metric, device: torch.device | str = "cpu") -> Scorer:
+    return SCORERS[metric.kind].load(metric, device)

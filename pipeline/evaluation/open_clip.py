@@ -1,0 +1,147 @@
+"""Checkpoints in open_clip's own layout as transformers' CLIPModel: the same numbers without open_clip.
+
+open_clip holds queries, keys and values in one matrix, and its projections transposed. Sizes are read from the
+tensors' shapes; what these do not tell, the width of a head and the activation, stands in ARCHITECTURES.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from pipeline.errors import UserError
+from pipeline.evaluation.clip_tokenizer import END, START
+from pipeline.evaluation.weights import read_tensors, require_layout
+
+NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TEXT_HEAD = 64  # the width of a text head, in all of these
+
+
+@dataclass(frozen=True)
+class Architecture:
+    vision_head: int  # the width of a head of the image tower
+    activation: str
+
+
+ARCHITECTURES = {  # by open_clip's names; OpenAI's own weights are the quickgelu ones
+    "ViT-B-32": Architecture(64, "gelu"),
+    "ViT-B-32-quickgelu": Architecture(64, "quick_gelu"),
+    "ViT-L-14": Architecture(64, "gelu"),
+    "ViT-L-14-quickgelu": Architecture(64, "quick_gelu"),
+    "ViT-H-14": Architecture(80, "gelu"),
+    "ViT-g-14": Architecture(88, "gelu"),
+}
+
+NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # of OpenAI's files; open_clip leaves them out too
+RENAMED = {
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+}
+TRANSPOSED = {"text_projection", "visual.proj"}
+BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
+RENAMED_IN_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def check(file: Path, architecture: str, field: str) -> CLIPConfig:
+    """Raises a UserError where `file` is no checkpoint of this layout; reads names and shapes alone."""
+    config, _ = _read(file, architecture, field)
+    return config
+
+
+def load(file: Path, architecture: str, field: str, device: torch.device | str = "cpu") -> CLIPModel:
+    """The model in float32, frozen."""
+    config, weights = _read(file, architecture, field)
+    model: CLIPModel = CLIPModel.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+    return model.requires_grad_(False).eval().to(device)
+
+
+def _read(file: Path, architecture: str, field: str) -> tuple[CLIPConfig, dict[str, Tensor]]:
+    found = {name: value for name, value in read_tensors(file, field).items() if name not in NOT_WEIGHTS}
+    try:
+        config = configuration(found, ARCHITECTURES[architecture])
+    except KeyError as error:
+        raise UserError(
+            f"{field}: {str(file)!r} lacks {error.args[0]!r}; allowed: a checkpoint in open_clip's layout"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{field}: {str(file)!r} is no {architecture}: {error}") from None
+    with torch.device("meta"):
+        wanted = CLIPModel(config).state_dict()
+    weights = to_transformers(found)
+    require_layout(weights, wanted, file, field)
+    return config, weights
+
+
+def configuration(found: Mapping[str, Tensor], architecture: Architecture) -> CLIPConfig:
+    """Sizes from the shapes of open_clip's tensors."""
+    vision_width, _, patch, _ = found["visual.conv1.weight"].shape
+    grid = round((len(found["visual.positional_embedding"]) - 1) ** 0.5)
+    vocabulary, text_width = found["token_embedding.weight"].shape
+    vision = _tower(found, "visual.", vision_width, architecture.vision_head, architecture.activation)
+    text = _tower(found, "", text_width, TEXT_HEAD, architecture.activation)
+    return CLIPConfig(
+        vision_config={**vision, "image_size": grid * patch, "patch_size": patch},
+        text_config={
+            **text,
+            "vocab_size": vocabulary,
+            "max_position_embeddings": len(found["positional_embedding"]),
+            "bos_token_id": START,
+            "eos_token_id": END,
+        },
+        projection_dim=found["visual.proj"].shape[1],
+    )
+
+
+def _tower(found: Mapping[str, Tensor], prefix: str, width: int, head: int, activation: str) -> dict[str, Any]:
+    if width % head:
+        raise ValueError(f"its {'image' if prefix else 'text'} tower is {width} wide; allowed: a multiple of {head}")
+    blocks = [block for block in map(BLOCK.fullmatch, found) if block and (block[1] or "") == prefix]
+    return {
+        "hidden_size": width,
+        "intermediate_size": len(found[f"{prefix}transformer.resblocks.0.mlp.c_fc.bias"]),
+        "num_hidden_layers": 1 + max(int(block[2]) for block in blocks),
+        "num_attention_heads": width // head,
+        "hidden_act": activation,
+        "layer_norm_eps": 1e-5,
+    }
+
+
+def to_transformers(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's tensors under transformers' names; what has no such name keeps its own."""
+    weights = {}
+    for name, value in found.items():
+        if block := BLOCK.fullmatch(name):
+            weights |= _of_block(value, *block.groups())
+        else:
+            weights[RENAMED.get(name, name)] = value.T.contiguous() if name in TRANSPOSED else value
+    return weights
+
+
+def _of_block(value: Tensor, visual: str | None, layer: str, part: str, kind: str) -> dict[str, Tensor]:
+    block = f"{'vision' if visual else 'text'}_model.encoder.layers.{layer}"
+    if part == "attn.in_proj":
+        return {f"{block}.self_attn.{one}_proj.{kind}": rows for one, rows in zip("qkv", value.chunk(3), strict=True)}
+    return {f"{block}.{RENAMED_IN_BLOCK.get(part, part)}.{kind}": value}

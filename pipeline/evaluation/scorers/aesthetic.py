@@ -1,0 +1,77 @@
+"""VBench's aesthetic quality: LAION's linear head on OpenAI's CLIP ViT-L/14.
+
+The head (`sa_0_4_vit_l_14_linear.pth`) reads image features of length 1 and gives people's marks of 1 to 10; VBench
+divides by 10. As VBench does it: the image is a tensor before its shortest side is resized to 224 (bicubic, no
+antialiasing, overshoot kept), the centre is cut out, then normalised. A video's score is the mean over its frames.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from pipeline.evaluation import clip_features
+from pipeline.evaluation.clip_features import ClipFeatures
+from pipeline.evaluation.scorers.base import Metric
+from pipeline.evaluation.scorers.pixels import batches, centre, normalise, resize, to_tensor
+from pipeline.evaluation.weights import read_tensors, require_layout, sha256, weights_file
+
+FIELD, HEAD_FIELD = "evaluation.metrics.weights", "evaluation.metrics.head"
+ARCHITECTURE = "ViT-L-14-quickgelu"
+HEAD = "sa_0_4_vit_l_14_linear.pth"
+SCALE = 0.1
+
+
+@dataclass(frozen=True)
+class Aesthetic:
+    """`aesthetic`: about 0.4 to 0.7."""
+
+    features: ClipFeatures
+    head: dict[str, Tensor]
+    options: dict[str, Any]
+    batch_size: int
+
+    def __call__(
+        self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
+    ) -> dict[str, list[float]]:
+        ready = partial(prepare, side=self.features.side)
+        image_features = torch.cat([self.features.of_images(b) for b in batches(images, self.batch_size, ready)])
+        marks = image_features @ self.head["weight"][0] + self.head["bias"]
+        return {"aesthetic": (SCALE * marks.double()).tolist()}
+
+
+def check(metric: Metric) -> None:
+    config = clip_features.check(metric.weights, metric.architecture or ARCHITECTURE, FIELD)
+    _read_head(metric, config.projection_dim)
+
+
+def load(metric: Metric, device: torch.device | str = "cpu") -> Aesthetic:
+    features, record = clip_features.load(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
+    file, head = _read_head(metric, features.model.config.projection_dim)
+    record |= {"head": metric.head, "head_sha256": sha256(file), "scale": SCALE}
+    head = {name: value.to(device, torch.float32) for name, value in head.items()}
+    return Aesthetic(features, head, record, metric.batch_size)
+
+
+def _read_head(metric: Metric, width: int) -> tuple[Path, dict[str, Tensor]]:
+    file = weights_file(metric.head, HEAD_FIELD, (HEAD,))
+    head = read_tensors(file, HEAD_FIELD)
+    require_layout(head, {"weight": torch.empty(1, width), "bias": torch.empty(1)}, file, HEAD_FIELD)
+    return file, head
+
+
+def prepare(image: Image, *, side: int) -> Tensor:
+    """[3, side, side], normalised."""
+    pixels = to_tensor(image)
+    height, width = pixels.shape[1:]
+    short = min(height, width)
+    if short != side:
+        height, width = (side if length == short else int(side * length / short) for length in (height, width))
+        pixels = resize(pixels, height, width, "bicubic", antialias=False)
+    top, left = centre(height, side), centre(width, side)
+    return normalise(pixels[:, top : top + side, left : left + side])

@@ -1,0 +1,75 @@
+"""CLIP+ and CLIP-: the cosine of an image with its prompt, which should be high, and with its negative prompt, low.
+
+Images are prepared as open_clip does it: the shortest side resized to the model's with Pillow, the centre cut out,
+then normalised.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import PIL.Image
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from pipeline.evaluation import clip_features
+from pipeline.evaluation.clip_features import ClipFeatures
+from pipeline.evaluation.scorers.base import Metric
+from pipeline.evaluation.scorers.pixels import batches, centre, normalise, to_tensor
+
+FIELD = "evaluation.metrics.weights"
+ARCHITECTURE = "ViT-g-14"  # of laion2b_s12b_b42k
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """`clip_positive` and `clip_negative`, in -1..1; not a number where an image has no negative prompt."""
+
+    features: ClipFeatures
+    options: dict[str, Any]
+    prefix: str
+    batch_size: int
+
+    def __call__(
+        self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
+    ) -> dict[str, list[float]]:
+        ready = partial(prepare, side=self.features.side)
+        image_features = torch.cat([self.features.of_images(b) for b in batches(images, self.batch_size, ready)])
+        return {
+            "clip_positive": self._cosines(image_features, prompts),
+            "clip_negative": self._cosines(image_features, negatives),
+        }
+
+    def _cosines(self, image_features_BD: Tensor, texts: Sequence[str | None]) -> list[float]:
+        text_features_BD = self.features.of_texts([self.prefix + (text or "") for text in texts])
+        cosines = (image_features_BD * text_features_BD).sum(-1).tolist()
+        return [math.nan if text is None else cosine for cosine, text in zip(cosines, texts, strict=True)]
+
+
+def check(metric: Metric) -> None:
+    clip_features.check(metric.weights, metric.architecture or ARCHITECTURE, FIELD)
+
+
+def load(metric: Metric, device: torch.device | str = "cpu") -> ClipScore:
+    features, record = clip_features.load(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
+    return ClipScore(features, record | {"prefix": metric.prefix}, metric.prefix, metric.batch_size)
+
+
+def prepare(image: Image, *, side: int) -> Tensor:
+    """[3, side, side], normalised. RGB comes last, as in open_clip: Pillow weighs pixels by their alpha."""
+    return normalise(to_tensor(centre_crop(shortest_side(image, side), side)))
+
+
+def shortest_side(image: Image, side: int) -> Image:
+    """The image with its shortest side `side` pixels long, by Pillow's bicubic filter."""
+    short = min(image.size)
+    width, height = (side if length == short else int(side * length / short) for length in image.size)
+    return image if short == side else image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def centre_crop(image: Image, side: int) -> Image:
+    left, top = (centre(length, side) for length in image.size)
+    return image.crop((left, top, left + side, top + side))

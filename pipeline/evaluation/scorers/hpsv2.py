@@ -1,0 +1,118 @@
+"""HPSv2 (arXiv 2306.09341): the cosine of an image and its prompt in a CLIP ViT-H-14 that people's choices taught.
+
+In the scale of its benchmark: x 100. Versions v2.0 and v2.1 differ by about 3 points. As the benchmark does it:
+the image is a JPEG file, becomes a tensor and only then is resized, its longest side to 224; it is filled with black,
+and only then normalised. Nothing is cropped, and the model's logit_scale is not used.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.evaluation import clip_features
+from pipeline.evaluation.clip_features import ClipFeatures
+from pipeline.evaluation.scorers.base import Metric
+from pipeline.evaluation.scorers.pixels import batches, normalise, resize, to_tensor
+
+FIELD = "evaluation.metrics.weights"
+FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
+ARCHITECTURE = "ViT-H-14"
+SCALE = 100
+GROUP = 80  # images whose means the benchmark's deviation is of
+
+
+@dataclass(frozen=True)
+class HPSv2:
+    """`hpsv2`: about 20 to 35 for images of today's models."""
+
+    features: ClipFeatures
+    options: dict[str, Any]
+    antialias: bool
+    jpeg_quality: int
+    batch_size: int
+
+    def __call__(
+        self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
+    ) -> dict[str, list[float]]:
+        ready = partial(prepare, side=self.features.side, antialias=self.antialias, jpeg_quality=self.jpeg_quality)
+        image_features = torch.cat([self.features.of_images(b) for b in batches(images, self.batch_size, ready)])
+        cosines = (image_features * self.features.of_texts(prompts)).sum(-1)
+        return {"hpsv2": (SCALE * cosines.double()).tolist()}
+
+
+def check(metric: Metric) -> None:
+    """Raises a UserError where the weights are not HPSv2's, or by their name those of the other version."""
+    named = Path(metric.weights).name
+    if named in FILES.values() and named != FILES[metric.version]:
+        raise UserError(
+            f"{FIELD}: {metric.weights!r} is not of version {metric.version}; allowed: {FILES[metric.version]}"
+        )
+    clip_features.check(metric.weights, metric.architecture or ARCHITECTURE, FIELD, (FILES[metric.version],))
+
+
+def load(metric: Metric, device: torch.device | str = "cpu") -> HPSv2:
+    features, record = clip_features.load(
+        metric.weights, metric.architecture or ARCHITECTURE, FIELD, device, (FILES[metric.version],)
+    )
+    own = {"antialias": metric.antialias, "jpeg_quality": metric.jpeg_quality}
+    record |= {"version": metric.version, "scale": SCALE, **own}
+    return HPSv2(features, record, batch_size=metric.batch_size, **own)
+
+
+def prepare(image: Image, *, side: int, antialias: bool, jpeg_quality: int) -> Tensor:
+    """[3, side, side], normalised."""
+    return normalise(letterbox(to_tensor(jpeg(image, jpeg_quality)), side, antialias=antialias))
+
+
+def jpeg(image: Image, quality: int) -> Image:
+    """The image as it is read back from a JPEG file; quality 0 leaves it."""
+    if not quality:
+        return image
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=quality)
+    return PIL.Image.open(file)
+
+
+def letterbox(pixels: Tensor, side: int, *, antialias: bool) -> Tensor:
+    """[3, side, side]: the longest side resized to `side`, then zeros on both sides of the other."""
+    height, width = pixels.shape[1:]
+    scale = side / float(max(height, width))
+    if scale != 1.0:
+        height, width = (max(1, round(length * scale)) for length in (height, width))
+        pixels = resize(pixels, height, width, "bicubic", antialias=antialias)
+    top, left = (side - height) // 2, (side - width) // 2
+    return F.pad(pixels, (left, side - width - left, top, side - height - top))
+
+
+def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The benchmark's table, of scores by style: the mean of all images, of each style, and each style's deviation."""
+    everything = [score for style in scores.values() for score in style]
+    return {
+        "mean": float(np.mean(everything)),
+        "styles": {style: {"mean": group_mean(own), "std": group_std(own)} for style, own in scores.items()},
+    }
+
+
+def group_means(scores: Sequence[float]) -> list[float]:
+    return [float(np.mean(scores[start : start + GROUP])) for start in range(0, len(scores), GROUP)]
+
+
+def group_mean(scores: Sequence[float]) -> float:
+    """As the benchmark has it, the mean of the means of groups of 80: a last group that is short counts in full."""
+    return float(np.mean(group_means(scores)))
+
+
+def group_std(scores: Sequence[float]) -> float:
+    """The deviation (numpy's, of the population) of the means of consecutive groups of 80: the benchmark's `std`."""
+    return float(np.std(group_means(scores)))

@@ -1,0 +1,38 @@
+"""Images as CLIP's tensors: the steps that its metrics put in different orders."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def to_tensor(image: Image) -> Tensor:
+    """[3, H, W] in 0..1. Transparency is dropped, not blended."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float().div(255)
+
+
+def resize(pixels: Tensor, height: int, width: int, mode: str, *, antialias: bool) -> Tensor:
+    """[C, height, width]; bicubic overshoots 0..1 and is left so."""
+    return F.interpolate(pixels[None], (height, width), mode=mode, align_corners=False, antialias=antialias)[0]
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """With OpenAI's mean and deviation of each channel."""
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def centre(length: int, side: int) -> int:
+    """Where a centred piece of `side` pixels starts; halves are rounded as torchvision rounds them."""
+    return round((length - side) / 2)
+
+
+def batches(images: Sequence[Image], size: int, prepare: Callable[[Image], Tensor]) -> Iterator[Tensor]:
+    """[B, 3, H, W]."""
+    for start in range(0, len(images), size):
+        yield torch.stack([prepare(image) for image in images[start : start + size]])

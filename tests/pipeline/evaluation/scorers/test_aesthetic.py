@@ -1,0 +1,52 @@
+"""Aesthetic quality against VBench 0.1.5: tests/data/scorers/make_vbench.py says how its scores were had."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scorer_material import image, weights
+
+from pipeline.errors import UserError
+from pipeline.evaluation import scorers
+from pipeline.evaluation.scorers import Metric
+
+RECORDED = json.loads((Path(__file__).parents[3] / "data" / "scorers" / "vbench.json").read_text())
+TOLERANCE = 1e-6
+
+
+@pytest.fixture
+def head(tmp_path):
+    torch.save(weights(RECORDED["head"]), tmp_path / "head.pth")
+    return str(tmp_path / "head.pth")
+
+
+def test_scores_are_vbench_s(checkpoint, head):
+    expected = RECORDED["aesthetic"]
+    assert np.std(list(expected.values())) > 1000 * TOLERANCE
+    metric = Metric("aesthetic", checkpoint(RECORDED["config"]), head=head, batch_size=3)
+    scorers.check(metric)
+    scorer, images = scorers.load(metric), [image(name) for name in expected]
+    found = scorer(images, [""] * len(images), [None] * len(images))
+    assert found == {"aesthetic": pytest.approx(list(expected.values()), abs=TOLERANCE, rel=0)}
+    assert scorer.options["architecture"] == "ViT-L-14-quickgelu"
+    assert json.loads(json.dumps(scorer.options)) == scorer.options
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, "has another shape of 'weight'"),
+        ({"weight": torch.zeros(1, 48)}, "lacks 'bias'"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_one_line(checkpoint, tmp_path, tensors, message):
+    torch.save(tensors, tmp_path / "head.pth")
+    with pytest.raises(UserError, match=f"^evaluation.metrics.head: .*{message}"):
+        scorers.check(Metric("aesthetic", checkpoint(RECORDED["config"]), head=str(tmp_path / "head.pth")))
+
+
+def test_no_head_is_one_line(checkpoint):
+    with pytest.raises(UserError, match=r"^evaluation.metrics.head: '' names no weights; allowed: .*linear\.pth"):
+        scorers.check(Metric("aesthetic", checkpoint(RECORDED["config"])))

@@ -1,0 +1,79 @@
+"""CLIP+ and CLIP- against open_clip 3.3.0: tests/data/scorers/make_clip.py says how its cosines were had."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scorer_material import PROMPTS, SIZES, image
+
+from pipeline.errors import UserError
+from pipeline.evaluation import scorers
+from pipeline.evaluation.judges import Clip
+from pipeline.evaluation.scorers import Metric
+from pipeline.models import WEIGHTS
+from pipeline.recipe import EMBEDDED
+
+RECORDED = json.loads((Path(__file__).parents[3] / "data" / "scorers" / "clip.json").read_text())
+TOLERANCE = 1e-6  # of a cosine
+
+
+@pytest.mark.parametrize("architecture", RECORDED)
+def test_cosines_are_open_clip_s(checkpoint, architecture):
+    rows = RECORDED[architecture]["scores"]
+    metric = Metric("clip", checkpoint(RECORDED[architecture]["config"]), architecture, batch_size=3)
+    scorers.check(metric)
+    scorer, images = scorers.load(metric), [image(name) for name in SIZES]
+    for name, prompt in PROMPTS.items():
+        expected = [row["cosine"] for row in rows if row["prompt"] == name]
+        assert np.std(expected) > 1000 * TOLERANCE
+        found = scorer(images, [prompt] * len(images), [None, *[prompt] * (len(images) - 1)])
+        assert found["clip_positive"] == pytest.approx(expected, abs=TOLERANCE, rel=0)
+        assert found["clip_negative"][1:] == found["clip_positive"][1:]
+        assert math.isnan(found["clip_negative"][0])
+
+
+def test_the_default_is_vit_g_14_with_the_paper_s_prefix(checkpoint):
+    file = checkpoint(RECORDED["ViT-g-14"]["config"])
+    options = scorers.load(Metric("clip", file)).options
+    assert options["architecture"] == "ViT-g-14"
+    assert options["prefix"] == "A photo depicts "
+
+
+def test_a_folder_in_transformers_layout_is_scored_with_its_own_tokenizer():
+    prompts, images = ["a red circle", "a blue square"], [image("exact"), image("grey")]
+    metric = Metric("clip", str(WEIGHTS / "clip"), prefix="")
+    scorers.check(metric)
+    scorer = scorers.load(metric)
+    found = scorer(images, prompts, prompts[::-1])
+    assert scorer.options["architecture"] == "config.json"
+    texts = Clip.load(EMBEDDED).text_features(prompts)
+    texts = (texts / texts.norm(dim=-1, keepdim=True)).numpy()
+    assert np.allclose(scorer.features.of_texts(prompts).numpy(), texts, atol=1e-6)
+    assert not np.allclose(found["clip_positive"], found["clip_negative"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
+            "holds a 'bert'; allowed: 'clip'",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                (folder / "config.json").read_text().replace('"hidden_size": 96', '"hidden_size": 32')
+            ),
+            "has another shape of ",
+        ),
+    ],
+    ids=["tokenizer", "type", "shape"],
+)
+def test_another_folder_is_one_line(tmp_path, change, message):
+    folder = shutil.copytree(WEIGHTS / "clip", tmp_path / "clip")
+    change(folder)
+    with pytest.raises(UserError, match=f"^evaluation.metrics.weights: .*{message}"):
+        scorers.check(Metric("clip", str(folder)))
