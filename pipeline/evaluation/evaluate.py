@@ -39,7 +39,7 @@ class Subject:
     def of(distilled: Folder, record: dict[str, Any]) -> "Subject":
         """What `distill` left."""
         hashes = record["student_sha256"], record["teacher_sha256"]
-        return Subject(distilled / "student", *hashes, record["mlflow_run"], record["step"])
+        return Subject(distilled / "student", *hashes, record["mlflow_run"], record["metrics"]["step"])
 
 
 def evaluate(
@@ -76,9 +76,9 @@ def evaluate_student(
     setup = _setup(subject, recipe, prompt_folder, folder)
     count = len(asks.pieces(recipe, prompt_folder))
     with ray_session(address):
-        rows = work(setup, count, recipe.evaluation)
+        rows, scorers = work(setup, count, recipe.evaluation)
     figures.judge(rows)
-    summary = figures.summarise(recipe, rows, panel.options_of(recipe))
+    summary = figures.summarise(recipe, rows, scorers)
     _write(folder, recipe, summary, rows)
     _track(folder, summary, subject, tracking_uri)
     manifest.write(folder, "evaluate", **made_from)

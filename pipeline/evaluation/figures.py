@@ -6,6 +6,7 @@ from typing import Any
 from datasets_prep.shapes.prompts import DEGRADATIONS, PAIRS
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.asks import EXCLUDED, JUDGED, STUDENT, nasa_ways
+from pipeline.evaluation.scorers import hpsv2
 from pipeline.evaluation.statistics import mean, paired_bootstrap
 from pipeline.recipe import Evaluation, Recipe
 
@@ -41,8 +42,10 @@ def summarise(recipe: Recipe, rows: Sequence[Row], options: dict[str, Any]) -> d
     """The summary of an evaluation.
 
     `metrics` has of each metric the student's mean in one step without a negative prompt, with its 95 % interval, and
-    `systems` the same for each system. `options` are each metric's, as its scorer says them.
+    `systems` the same for each system. `options` are those of each column's scorer.
     """
+    judged = options.get("shown_quality", {})
+    options = options | dict.fromkeys([*FLAGS, *(f"exclusion_{name}" for name in EXCLUSION)], judged)
     asked = [row for row in rows if row["set"] != EXCLUDED]
     by_system = {name: [row for row in asked if row["system"] == name] for name in _distinct(asked, "system")}
     systems = {name: _metrics(own, options) for name, own in by_system.items()}
@@ -50,7 +53,7 @@ def summarise(recipe: Recipe, rows: Sequence[Row], options: dict[str, Any]) -> d
     if any(row["set"] == EXCLUDED for row in rows):
         summary |= _exclusion(recipe.evaluation, rows)
         summary["metrics"] |= _excluded(rows, summary["chosen_way"], options)
-    if "all_right" in systems[STUDENT]:
+    if "all_right" in systems[STUDENT] and "teacher, 1 step" in by_system:
         summary["student_minus_teacher_one_step"] = paired(
             by_system[STUDENT], by_system["teacher, 1 step"], "all_right"
         )
@@ -68,10 +71,16 @@ def _metrics(rows: Sequence[Row], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_set(name: str, rows: Sequence[Row]) -> dict[str, Any]:
-    sets = _distinct(rows, "set")
-    if len(sets) < 2:
-        return {}
-    return {"sets": {each: mean([row[name] for row in rows if row["set"] == each])["value"] for each in sets}}
+    """Means of each set where there are several; and HPSv2's own table, where its styles are among them."""
+    own = [row for row in rows if row.get(name) is not None]
+    scores = {each: [row[name] for row in own if row["set"] == each] for each in _distinct(own, "set")}
+    styles = {each: values for each, values in scores.items() if each.startswith("hpsv2/")}
+    found: dict[str, Any] = {}
+    if len(scores) > 1:
+        found["sets"] = {each: mean(values)["value"] for each, values in scores.items()}
+    if name == "hpsv2" and styles:
+        found["benchmark"] = hpsv2.summary(styles)
+    return found
 
 
 def metric_names(rows: Sequence[Row]) -> list[str]:

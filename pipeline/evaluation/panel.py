@@ -1,7 +1,6 @@
 """Who scores the images of a recipe's evaluation."""
 
-from typing import Any
-
+from pipeline.errors import UserError
 from pipeline.evaluation.exclusion import Judge
 from pipeline.evaluation.judges import AttributeJudge
 from pipeline.evaluation.scorers import Scorer, check, load
@@ -11,6 +10,9 @@ from pipeline.recipe import EMBEDDED, Recipe
 
 def require(recipe: Recipe) -> None:
     """Refuse, before any image is made, a scorer whose weights are not there."""
+    kinds = [metric.kind for metric in recipe.evaluation.metrics]
+    if len(set(kinds)) < len(kinds):
+        raise UserError(f"evaluation.metrics: {', '.join(kinds)} is not allowed; allowed: each kind once")
     for metric in recipe.evaluation.metrics:
         check(metric)
 
@@ -23,8 +25,3 @@ def scorers_of(recipe: Recipe, device: str) -> list[Scorer]:
 def judge_of(recipe: Recipe, device: str) -> Judge:
     assert recipe.teacher == EMBEDDED, "others have no pairs yet"
     return AttributeJudge.load()
-
-
-def options_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Each figure's version and options, by its name."""
-    return {}

@@ -52,17 +52,19 @@ class Setup:
 
 
 class Studio:
-    """Called with the numbers of pieces; gives the rows of each, without the images, as a JSON text."""
+    """Called with the numbers of pieces; gives the rows of each, without the images, and who scored them, as JSON."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.recipe = setup, parse(setup.recipe_toml)
         self.folder = Folder.of(setup.folder)
         self.pieces = pieces(self.recipe, Folder.of(setup.prompts))
+        self.options: dict[str, dict[str, Any]] = {}  # of each column that a scorer gave
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = [json.dumps(self.rows(self.pieces[int(number)])) for number in batch["piece"]]
-        return {"rows": np.array(rows, dtype=object)}
+        done = [self.rows(self.pieces[int(number)]) for number in batch["piece"]]
+        options = [self.options] * len(done)
+        return {"rows": np.array([json.dumps(each) for each in zip(done, options, strict=True)], dtype=object)}
 
     @torch.no_grad()
     def rows(self, piece: Piece) -> list[Row]:
@@ -75,6 +77,7 @@ class Studio:
             scores = self._kept(name, SCORES, lambda own=scorer: _score(own, made, images))  # type: ignore[misc]
             for row, own in zip(rows, scores, strict=True):
                 row |= own
+                self.options |= dict.fromkeys(own, scorer.options)
         return rows
 
     def _kept(self, name: str, place: str, make: Callable[[], list[Row]]) -> list[Row]:
@@ -141,8 +144,8 @@ def student_of(teacher: Sampler, folder: Folder) -> Sampler:
     return Sampler(teacher.model, denoiser=denoiser.to(teacher.device))
 
 
-def work(setup: Setup, count: int, options: Evaluation) -> list[Row]:
-    """The rows of all `count` pieces, in their order, by as many actors as the recipe says.
+def work(setup: Setup, count: int, options: Evaluation) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of all `count` pieces, in their order, by as many actors as the recipe says; and each column's scorer.
 
     Where an actor or its machine dies it is begun again, from the pieces that are done.
     """
@@ -154,7 +157,7 @@ def work(setup: Setup, count: int, options: Evaluation) -> list[Row]:
     return _work(setup, count, options)
 
 
-def _work(setup: Setup, count: int, options: Evaluation) -> list[Row]:
+def _work(setup: Setup, count: int, options: Evaluation) -> tuple[list[Row], dict[str, Any]]:
     numbers = ray.data.from_items([{"piece": number} for number in range(count)], override_num_blocks=count)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of max_restarts
@@ -168,7 +171,9 @@ def _work(setup: Setup, count: int, options: Evaluation) -> list[Row]:
             max_restarts=0,  # with more Ray says, at each start, that a restart may fail; `work` begins again
         )
     stream.context.execution_options.preserve_order = True
-    return [row for piece in stream.iter_rows() for row in json.loads(piece["rows"])]
+    done = [json.loads(piece["rows"]) for piece in stream.iter_rows()]
+    scorers = {column: found for _, own in done for column, found in own.items()}
+    return [row for rows, _ in done for row in rows], scorers
 
 
 def _score(scorer: Scorer, made: Sequence[Row], images: list[Image.Image]) -> list[Row]:

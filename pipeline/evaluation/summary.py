@@ -30,7 +30,9 @@ def _exclusion(summary: dict[str, Any]) -> list[str]:
     for row in summary["exclusion"]:
         seen = "" if row["trained_negative"] else " (never trained on)"
         lines.append(f"{row['way'] + seen:<48}{percent(row['removed']):>24}{percent(row['kept']):>24}")
-    gain = summary["student_minus_teacher_one_step"]
+    gain = summary.get("student_minus_teacher_one_step")
+    if gain is None:
+        return lines
     return [
         *lines,
         "",

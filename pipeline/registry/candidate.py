@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import manifest
-from pipeline.recipe import parse
 from pipeline.storage import Folder
 
 SHORT = 12  # characters of a hash that people read
@@ -55,7 +54,7 @@ class Candidate:
             prompts=record["prompts"],
             mlflow_run=record["mlflow_run"],
             code=record["code"],
-            step=parse(record["recipe"]).train.steps,
+            step=record["metrics"]["step"],
             evaluation=evaluated,
         )
 

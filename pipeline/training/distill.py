@@ -271,6 +271,5 @@ def _finish(
         prompts=record["files"],
         mlflow_run=setup.mlflow_run,
         metrics=metrics,
-        step=metrics["step"],
     )
     return manifest.read(folder, "distill")
