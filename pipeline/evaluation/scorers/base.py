@@ -25,7 +25,7 @@ class Scorer(Protocol):
 class Metric:
     """One metric of a recipe. A field that its kind does not read keeps its default."""
 
-    kind: Literal["hpsv2", "clip", "aesthetic"]
+    kind: Literal["hpsv2", "clip", "aesthetic", "imaging"]
     weights: str = ""  # a file, a folder, or an id on the hub
     architecture: str = ""  # of weights in open_clip's layout; none is the kind's own
     version: Literal["v2.0", "v2.1"] = "v2.1"  # of hpsv2
