@@ -159,7 +159,7 @@ class Metric:
         head: of aesthetic, the linear head's weights.
     """
 
-    kind: Literal["hpsv2", "clip", "aesthetic"] = "hpsv2"
+    kind: Literal["hpsv2", "clip", "aesthetic", "imaging"] = "hpsv2"
     weights: str = ""
     architecture: str = ""
     version: Literal["v2.0", "v2.1"] = "v2.1"

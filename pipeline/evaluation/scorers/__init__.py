@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from pipeline.errors import UserError
-from pipeline.evaluation.scorers import aesthetic, clip, hpsv2
+from pipeline.evaluation.scorers import aesthetic, clip, hpsv2, imaging
 from pipeline.evaluation.scorers.base import Metric, Scorer
 
 __all__ = ["SCORERS", "Kind", "Metric", "Scorer", "check", "load"]
@@ -26,6 +26,7 @@ SCORERS = {
     "hpsv2": Kind(hpsv2.check, hpsv2.load, ("architecture", "version", "antialias", "jpeg_quality")),
     "clip": Kind(clip.check, clip.load, ("architecture", "prefix")),
     "aesthetic": Kind(aesthetic.check, aesthetic.load, ("architecture", "head")),
+    "imaging": Kind(imaging.check, imaging.load, ()),
 }
 
 

@@ -4,7 +4,7 @@
         scipy einops && peer/bin/pip install --no-deps vbench==0.1.5 pyiqa==0.1.16
     peer/bin/python tests/data/scorers/make_vbench.py
 
-OpenAI's CLIP is open_clip's of the same architecture. What reads videos is not installed: a frame is a PNG file.
+OpenAI's CLIP is open_clip's of the same architecture. What reads videos is not needed: a frame is a PNG file.
 """
 # ruff: noqa: E402
 
@@ -19,9 +19,11 @@ from scorer_material import SIZES, clip_layout, image, save, weights
 from torchvision_without_operators import define_operators
 
 define_operators()  # before what imports torchvision
-sys.modules |= {name: MagicMock() for name in ("clip", "decord")}
+sys.modules |= {name: MagicMock() for name in ("clip", "cv2", "decord")}
 import open_clip
+from pyiqa.archs.musiq_arch import MUSIQ
 from vbench.aesthetic_quality import laion_aesthetic
+from vbench.imaging_quality import technical_quality
 
 ARCHITECTURE = "ViT-L-14-quickgelu"
 CONFIG = {
@@ -30,6 +32,7 @@ CONFIG = {
     "vision_cfg": {"image_size": 224, "layers": 2, "patch_size": 14, "width": 128},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
 }
+MUSIQ_SIZES = {"hidden_size": 128, "mlp_dim": 192, "num_heads": 2, "num_layers": 2}
 HEAD = {"weight": (1, CONFIG["embed_dim"]), "bias": (1,)}
 
 
@@ -39,6 +42,8 @@ def main() -> None:
         for name in SIZES:
             image(name).save(Path(folder) / f"{name}.png")
         recorded = {"config": CONFIG, "head": HEAD, "aesthetic": aesthetic(Path(folder))}
+        published = sum(value.numel() for value in MUSIQ(pretrained=False).parameters())
+        recorded |= {"musiq": MUSIQ_SIZES, "musiq_parameters": published, "imaging": imaging(Path(folder))}
     (Path(__file__).parent / "vbench.json").write_text(json.dumps(recorded, indent=1) + "\n")
 
 
@@ -51,6 +56,14 @@ def aesthetic(folder: Path) -> dict[str, float]:
     head.load_state_dict(weights(HEAD))
     _, frames = laion_aesthetic(head, model, [str(folder / f"{name}.png") for name in SIZES], "cpu")
     return {name: frame["video_results"] for name, frame in zip(SIZES, frames, strict=True)}
+
+
+def imaging(folder: Path) -> dict[str, float]:
+    model = MUSIQ(pretrained=False, **MUSIQ_SIZES).eval()
+    model.load_state_dict(weights({name: tuple(value.shape) for name, value in model.state_dict().items()}))
+    with torch.no_grad():
+        scores = [technical_quality(model, [str(folder / f"{name}.png")], "cpu")[0] for name in SIZES]
+    return dict(zip(SIZES, scores, strict=True))
 
 
 if __name__ == "__main__":

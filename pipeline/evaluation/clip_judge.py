@@ -1,0 +1,97 @@
+"""A judge of real images: which of an attribute's classes an image shows, by CLIP without training.
+
+It errs, so that it is calibrated on labelled images first, and a share that it counts is corrected by what it misses.
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from pipeline.errors import UserError
+from pipeline.evaluation.clip_features import ClipFeatures
+from pipeline.evaluation.scorers.clip import prepare
+from pipeline.evaluation.scorers.pixels import batches
+from pipeline.evaluation.statistics import Share, share
+
+COLUMNS = ["file", "label"]
+
+
+@dataclass(frozen=True)
+class ClipJudge:
+    """Says for each image the class whose text is nearest, such as {"man": "a photo of a man", "woman": ...}."""
+
+    features: ClipFeatures
+    texts: Mapping[str, str]
+    batch_size: int = 16
+
+    def classes(self, images: Sequence[Image]) -> list[str]:
+        names, texts_CD = list(self.texts), self.features.of_texts(list(self.texts.values()))
+        ready = partial(prepare, side=self.features.side)
+        nearest = [
+            (self.features.of_images(batch) @ texts_CD.T).argmax(-1)
+            for batch in batches(images, self.batch_size, ready)
+        ]
+        return [names[index] for index in torch.cat(nearest).tolist()] if nearest else []
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of one class, over labelled images: found where it is shown, and not found where it is not."""
+
+    sensitivity: Share
+    specificity: Share
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"sensitivity": self.sensitivity.as_dict(), "specificity": self.specificity.as_dict()}
+
+
+def calibrate(found: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> dict[str, Calibration]:
+    """Each class against all others."""
+    pairs = list(zip(found, labels, strict=True))
+    return {
+        name: Calibration(
+            share([answer == name for answer, label in pairs if label == name]),
+            share([answer != name for answer, label in pairs if label != name]),
+        )
+        for name in classes
+    }
+
+
+def corrected_share(observed: float, sensitivity: float, specificity: float) -> float:
+    """The share that truly shows a class where the judge counts `observed` (Rogan and Gladen 1978), in 0..1.
+
+    (observed + specificity - 1) / (sensitivity + specificity - 1); not a number of a judge no better than chance.
+    """
+    informed = sensitivity + specificity - 1
+    if not informed > 0:
+        return math.nan
+    return min(1.0, max(0.0, (observed + specificity - 1) / informed))
+
+
+def read_labels(table: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:
+    """Files and labels from a CSV with the columns file,label; files lie beside it.
+
+    Raises:
+        UserError: where a column, a file or a class is not known, with the line.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            rows, columns = list(reader), reader.fieldnames
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: cannot be read: {error}; allowed: a CSV with the columns file,label") from None
+    if columns != COLUMNS:
+        raise UserError(f"{table}: has the columns {columns}; allowed: {COLUMNS}")
+    for line, row in enumerate(rows, start=2):
+        if row["label"] not in classes:
+            raise UserError(f"{table}:{line}: label: {row['label']!r} is not allowed; allowed: {', '.join(classes)}")
+        if not row["file"] or not (table.parent / row["file"]).is_file():
+            raise UserError(f"{table}:{line}: file: {row['file']!r} is not there; allowed: a file beside the table")
+    return [(table.parent / row["file"], row["label"]) for row in rows]

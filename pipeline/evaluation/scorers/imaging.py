@@ -1,0 +1,75 @@
+"""VBench's imaging quality: MUSIQ trained on SPAQ, its mark divided by 100.
+
+As VBench does it: an image whose longest side is over 512 is resized to it (bilinear, no antialiasing). A video's score
+is the mean over its frames.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.evaluation.musiq import Musiq, sizes_of
+from pipeline.evaluation.scorers.base import Metric
+from pipeline.evaluation.scorers.pixels import resize, to_tensor
+from pipeline.evaluation.weights import read_tensors, require_layout, sha256, weights_file
+
+FIELD = "evaluation.metrics.weights"
+FILE = "musiq_spaq_ckpt-358bb6af.pth"
+LONGEST = 512.0
+SCALE = 0.01
+
+
+@dataclass(frozen=True)
+class Imaging:
+    """`imaging`: about 0.4 to 0.8. Images go one by one: each has patches of its own number."""
+
+    model: Musiq
+    options: dict[str, Any]
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
+    ) -> dict[str, list[float]]:
+        device = self.model.embedding.weight.device
+        return {"imaging": [SCALE * float(self.model(prepare(image).to(device))) for image in images]}
+
+
+def check(metric: Metric) -> None:
+    _read(metric)
+
+
+def load(metric: Metric, device: torch.device | str = "cpu") -> Imaging:
+    file, sizes, weights = _read(metric)
+    model = Musiq(**sizes)
+    model.load_state_dict(weights)
+    record = {"weights": metric.weights, "sha256": sha256(file), "scale": SCALE}
+    return Imaging(model.float().requires_grad_(False).eval().to(device), record)
+
+
+def _read(metric: Metric) -> tuple[Path, dict[str, int], dict[str, Tensor]]:
+    file = weights_file(metric.weights, FIELD, (FILE,))
+    found = read_tensors(file, FIELD)
+    try:
+        sizes = sizes_of(found)
+    except KeyError as error:
+        raise UserError(f"{FIELD}: {str(file)!r} lacks {error.args[0]!r}; allowed: {FILE}") from None
+    with torch.device("meta"):
+        wanted = Musiq(**sizes).state_dict()
+    require_layout(found, wanted, file, FIELD)
+    return file, sizes, found
+
+
+def prepare(image: Image) -> Tensor:
+    """[3, H, W] in 0..1."""
+    pixels = to_tensor(image)
+    height, width = pixels.shape[1:]
+    scale = LONGEST / max(height, width)
+    if scale >= 1:
+        return pixels
+    return resize(pixels, int(scale * height), int(scale * width), "bilinear", antialias=False)

@@ -1,0 +1,58 @@
+"""Imaging quality against VBench 0.1.5 and pyiqa: tests/data/scorers/make_vbench.py says how its scores were had."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scorer_material import image, weights
+
+from pipeline.errors import UserError
+from pipeline.evaluation import scorers
+from pipeline.evaluation.musiq import Musiq
+from pipeline.evaluation.scorers import Metric
+
+RECORDED = json.loads((Path(__file__).parents[3] / "data" / "scorers" / "vbench.json").read_text())
+SIZES = dict(zip(("width", "inner", "heads", "layers"), RECORDED["musiq"].values(), strict=True))
+TOLERANCE = 1e-6
+
+
+def musiq(file, change=lambda table: None):
+    with torch.device("meta"):
+        layout = {name: tuple(value.shape) for name, value in Musiq(**SIZES).state_dict().items()}
+    table = weights(layout)
+    change(table)
+    torch.save(table, file)
+    return str(file)
+
+
+def test_scores_are_vbench_s(tmp_path):
+    expected = RECORDED["imaging"]
+    assert np.std(list(expected.values())) > 100 * TOLERANCE
+    metric = Metric("imaging", musiq(tmp_path / "musiq.pth"))
+    scorers.check(metric)
+    scorer, images = scorers.load(metric), [image(name) for name in expected]
+    found = scorer(images, [""] * len(images), [None] * len(images))
+    assert found == {"imaging": pytest.approx(list(expected.values()), abs=TOLERANCE, rel=0)}
+    assert json.loads(json.dumps(scorer.options)) == scorer.options
+
+
+def test_the_layout_is_the_published_one_by_default():
+    with torch.device("meta"):
+        model = Musiq()
+    assert sum(value.numel() for value in model.parameters()) == RECORDED["musiq_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.pop("embedding.bias"), "lacks 'embedding.bias'"),
+        (lambda table: table.update({"head.weight": torch.zeros(10, 128)}), "has another shape of 'head.weight'"),
+        (lambda table: table.clear(), "lacks 'embedding.bias'; allowed: musiq_spaq"),
+        (lambda table: table.pop("block1.gn2.bias"), "lacks 'block1.gn2.bias'"),
+    ],
+)
+def test_other_weights_are_one_line(tmp_path, change, message):
+    with pytest.raises(UserError, match=f"^evaluation.metrics.weights: .*{message}"):
+        scorers.check(Metric("imaging", musiq(tmp_path / "musiq.pth", change)))

@@ -1,0 +1,89 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.errors import UserError
+from pipeline.evaluation.clip_judge import Calibration, ClipJudge, calibrate, corrected_share, read_labels
+from pipeline.evaluation.statistics import Share
+
+TEXTS = {"red": "a red image", "green": "a green image", "blue": "a blue image"}
+
+
+def judge(batch_size=2):
+    """Of features that are the image's mean colour, and the three colours of the texts."""
+    features = SimpleNamespace(
+        side=4,
+        of_images=lambda pixels: pixels.mean((2, 3)),
+        of_texts=lambda texts: torch.eye(3)[[list(TEXTS.values()).index(text) for text in texts]],
+    )
+    return ClipJudge(features, TEXTS, batch_size)
+
+
+def test_an_image_is_of_the_class_whose_text_is_nearest():
+    colours = ["blue", "red", "red", "lime", "blue"]
+    images = [Image.new("RGB", (9, 7), colour) for colour in colours]
+    assert judge().classes(images) == ["blue", "red", "red", "green", "blue"]
+    assert judge().classes([]) == []
+
+
+def test_each_class_is_calibrated_against_the_others():
+    labels = ["red"] * 4 + ["green"] * 3 + ["blue"] * 3
+    found = ["red", "red", "red", "blue", "green", "green", "red", "blue", "blue", "blue"]
+    calibration = calibrate(found, labels, list(TEXTS))
+    assert calibration["red"] == Calibration(Share(3, 4), Share(5, 6))
+    assert calibration["green"] == Calibration(Share(2, 3), Share(7, 7))
+    assert calibration["blue"].as_dict()["specificity"]["value"] == 6 / 7
+    assert calibration["blue"].as_dict()["sensitivity"]["low"] == Share(3, 3).interval[0]
+
+
+@pytest.mark.parametrize("true", [0.0, 0.03, 0.4, 1.0])
+@pytest.mark.parametrize(("sensitivity", "specificity"), [(1, 1), (0.9, 0.8), (0.55, 0.95)])
+def test_the_correction_undoes_the_judge_s_errors(true, sensitivity, specificity):
+    observed = true * sensitivity + (1 - true) * (1 - specificity)
+    assert corrected_share(observed, sensitivity, specificity) == pytest.approx(true)
+
+
+def test_the_correction_stays_a_share():
+    assert corrected_share(0.01, 0.9, 0.9) == 0
+    assert corrected_share(0.99, 0.9, 0.9) == 1
+    assert math.isnan(corrected_share(0.5, 0.5, 0.5))
+    assert math.isnan(corrected_share(0.5, np.nan, 0.5))
+
+
+def write(folder, text):
+    (folder / "a.png").write_bytes(b"")
+    (folder / "labels.csv").write_text(text)
+    return folder / "labels.csv"
+
+
+def test_labels_are_read_with_the_files_beside_them(tmp_path):
+    assert read_labels(write(tmp_path, "file,label\na.png,red\n"), list(TEXTS)) == [(tmp_path / "a.png", "red")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,label\na.png,red\n", r"has the columns \['name', 'label'\]; allowed: \['file', 'label'\]"),
+        (
+            "file,label\na.png,red\na.png,pink\n",
+            "labels.csv:3: label: 'pink' is not allowed; allowed: red, green, blue",
+        ),
+        ("file,label\na.png\n", "labels.csv:2: label: None is not allowed"),
+        ("file,label\nb.png,red\n", "labels.csv:2: file: 'b.png' is not there"),
+        ("file,label\n,red\n", "labels.csv:2: file: '' is not there"),
+        ("", "has the columns None"),
+    ],
+)
+def test_a_table_that_is_wrong_is_one_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_labels(write(tmp_path, text), list(TEXTS))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"labels\.csv: cannot be read: .*; allowed: a CSV"):
+        read_labels(tmp_path / "labels.csv", list(TEXTS))
