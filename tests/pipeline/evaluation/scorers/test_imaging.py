@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scorer_material import image, weights
 
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
 from pipeline.evaluation.musiq import Musiq
-from pipeline.evaluation.scorers import Metric
+from pipeline.evaluation.scorers import Metric, imaging
 
 RECORDED = json.loads((Path(__file__).parents[3] / "data" / "scorers" / "vbench.json").read_text())
 SIZES = dict(zip(("width", "inner", "heads", "layers"), RECORDED["musiq"].values(), strict=True))
@@ -36,6 +37,12 @@ def test_scores_are_vbench_s(tmp_path):
     found = scorer(images, [""] * len(images), [None] * len(images))
     assert found == {"imaging": pytest.approx(list(expected.values()), abs=TOLERANCE, rel=0)}
     assert json.loads(json.dumps(scorer.options)) == scorer.options
+
+
+@pytest.mark.parametrize(("size", "shape"), [((700, 590), (431, 512)), ((590, 700), (512, 431)), ((512, 9), (9, 512))])
+def test_the_other_side_is_cut_to_whole_pixels(size, shape):
+    """590 * 512 / 700 is 431.5."""
+    assert imaging.prepare(Image.new("RGB", size)).shape == (3, *shape)
 
 
 def test_the_layout_is_the_published_one_by_default():
