@@ -177,9 +177,12 @@ class Evaluation:
     Of each set of prompts the first `prompts` are taken; the sets are of the folder `benchmarks` that
     `prepare-benchmarks` made, or else the run's own prompts. The student is shown plain, with NASA at each of `scales`
     and with guidance of `cfg_scale`; its teacher in `teacher_steps` on `teacher_prompts` of a set, or not (0).
-    `metrics` are the scorers beside the embedded judges. With `every` above 0 each so manieth checkpoint is evaluated
-    and registered while training goes on; `keep` says whether the run's student is the last checkpoint or, of those
-    that were evaluated, the best by the metric of `promotion`.
+    `metrics` are the scorers beside the embedded judges; `judge` is a CLIP that says what the images of the set
+    "exclusion" show, and `calibration` a CSV of labelled images that tells how far it can be trusted.
+
+    With `every` above 0 each so manieth checkpoint is evaluated and registered while training goes on; `keep` says
+    whether the run's student is the last checkpoint or, of those that were evaluated, the best by the metric of
+    `promotion`.
     """
 
     prompts: int = checked(512, POSITIVE)
@@ -192,6 +195,9 @@ class Evaluation:
     teacher_steps: int = checked(25, POSITIVE)
     teacher_guidance: float = checked(3.0, POSITIVE)
     exclusion_seeds: int = checked(384, POSITIVE)
+    judge: str = ""
+    judge_architecture: str = "ViT-L-14-quickgelu"
+    calibration: str = ""
     seed: int = checked(1234, NOT_NEGATIVE)
     batch: int = checked(64, POSITIVE)
     processes: int = checked(2, POSITIVE)

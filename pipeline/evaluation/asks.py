@@ -8,12 +8,14 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from datasets_prep.evaluation import NEGATIVE_PROMPTS
-from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, Pair, held_out_prompts
+from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, Pair, held_out_prompts
+from datasets_prep.shapes.prompts import PAIRS as SHAPES_PAIRS
 from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.evaluation import pairs
 from pipeline.evaluation.sampling import Way
 from pipeline.prompts import prepared
-from pipeline.prompts.benchmarks import EXCLUSION, HPSV2, NEGOPT
+from pipeline.prompts.benchmarks import HPSV2, NEGOPT
 from pipeline.recipe import EMBEDDED, Evaluation, Recipe
 from pipeline.storage import Folder
 
@@ -22,7 +24,7 @@ HELD_OUT, OWN, EXCLUDED = "held-out", "own prompts", "exclusion"
 STUDENT = "student, 1 step"
 PLAIN = Way()
 FEW = 10  # of one's own prompts, where nothing scores the images
-TABLE_OF = {"hpsv2": HPSV2, "negopt": NEGOPT, "exclusion": EXCLUSION}
+TABLE_OF = {"hpsv2": HPSV2, "negopt": NEGOPT}
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ def _sets(recipe: Recipe, prompts: Folder) -> list[list[Ask]]:
         return [[Ask(OWN, i, text, NEGATIVE_PROMPTS["hpsv2"], options.seed + i) for i, text in enumerate(texts)]]
     benchmarks = Folder.of(options.benchmarks)
     manifest.read(benchmarks, "benchmarks")
-    return [asks for name in options.sets for asks in _benchmark(name, benchmarks, options)]
+    prepared_sets = [name for name in options.sets if name != "exclusion"]
+    return [asks for name in prepared_sets for asks in _benchmark(name, benchmarks, options)]
 
 
 def _benchmark(name: str, benchmarks: Folder, options: Evaluation) -> Iterator[list[Ask]]:
@@ -165,11 +168,16 @@ def _benchmark(name: str, benchmarks: Folder, options: Evaluation) -> Iterator[l
         ]
 
 
+def pairs_of(recipe: Recipe) -> tuple[Pair, ...]:
+    if recipe.teacher == EMBEDDED:
+        return SHAPES_PAIRS
+    return pairs.PAIRS if "exclusion" in recipe.evaluation.sets else ()
+
+
 def _exclusion(recipe: Recipe) -> Iterator[Exclusion]:
     """The pairs on two groups of seeds: a third chooses the scale, the others test it."""
     options = recipe.evaluation
-    if recipe.teacher != EMBEDDED:
-        return
+    own_pairs = pairs_of(recipe)
     first = options.seed * 1000
     split = first + options.exclusion_seeds // 3
     last = first + options.exclusion_seeds
@@ -177,7 +185,7 @@ def _exclusion(recipe: Recipe) -> Iterator[Exclusion]:
         (range(first, split), nasa_ways(options), True),
         (range(split, last), ways(options), False),
     ):
-        for pair in PAIRS:
+        for pair in own_pairs:
             for part in _parts(seeds, options.batch):
                 yield Exclusion(pair, tuple(own), tuple(part), calibration)
 

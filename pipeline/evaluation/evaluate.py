@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import manifest, models, tracking
 from pipeline.errors import UserError
-from pipeline.evaluation import asks, figures, panel
+from pipeline.evaluation import asks, exclusion, figures, pairs, panel
 from pipeline.evaluation.pictures import Pictures
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.sampling import Sampler
@@ -79,6 +79,7 @@ def evaluate_student(
         rows, scorers = work(setup, count, recipe.evaluation)
     figures.judge(rows)
     summary = figures.summarise(recipe, rows, scorers)
+    _calibrate(recipe, summary)
     _write(folder, recipe, summary, rows)
     _track(folder, summary, subject, tracking_uri)
     manifest.write(folder, "evaluate", **made_from)
@@ -90,6 +91,15 @@ def _recipe(text: str, overrides: Sequence[str]) -> Recipe:
         if not override.startswith("evaluation."):
             raise UserError(f"--set: {override!r} is not of the evaluation; allowed: evaluation.field=value")
     return parse(text, overrides)
+
+
+def _calibrate(recipe: Recipe, summary: dict[str, Any]) -> None:
+    """How far the judge of exclusion can be trusted, and what its counts are worth then."""
+    options = recipe.evaluation
+    if "exclusion_by_pair" in summary and options.calibration:
+        calibration = pairs.ClipAttributes.load(options, "cpu").calibration(options.calibration)
+        summary["calibration"] = {name: own.as_dict() for name, own in calibration.items()}
+        exclusion.corrected(summary["exclusion_by_pair"], calibration)
 
 
 def _setup(subject: Subject, recipe: Recipe, prompt_folder: Folder, folder: Folder) -> Setup:

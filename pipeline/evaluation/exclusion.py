@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets_prep.shapes.prompts import PAIRS, Pair
+from pipeline.evaluation.clip_judge import corrected_share
 from pipeline.evaluation.sampling import Sampler, Way
 from pipeline.evaluation.sheet import as_saved
 from pipeline.evaluation.statistics import share
@@ -112,6 +113,32 @@ def summarise(collected: Iterable[Trial]) -> list[dict[str, Any]]:
                 }
                 rows.append({"way": way, "trained_negative": trained, **figures})
     return rows
+
+
+def by_pair(collected: Iterable[Trial]) -> list[dict[str, Any]]:
+    """As in the paper's Table 2: for each pair and way, the share of images that no longer show what is named."""
+    groups: dict[tuple[Pair, str], list[Trial]] = {}
+    for trial in collected:
+        if not trial.calibration:
+            groups.setdefault((trial.pair, trial.way), []).append(trial)
+    return [
+        {
+            "prompt": pair.prompt,
+            "negative_prompt": pair.negative_prompt,
+            "way": way,
+            **{name: share([getattr(t, name) for t in own]).as_dict() for name in ("removed", "kept")},
+        }
+        for (pair, way), own in groups.items()
+    ]
+
+
+def corrected(rows: Iterable[dict[str, Any]], calibration: Mapping[str, Any]) -> None:
+    """Give each row of `by_pair` the share removed that the judge's errors let one expect (Rogan and Gladen 1978)."""
+    for row in rows:
+        own = calibration.get(row["negative_prompt"])
+        if own is not None:
+            still = corrected_share(1 - row["removed"]["value"], own.sensitivity.value, own.specificity.value)
+            row["removed_corrected"] = 1 - still
 
 
 def shares(collected: Iterable[Trial], way: Way) -> dict[str, float]:

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datasets_prep.shapes.prompts import DEGRADATIONS, PAIRS
-from pipeline.evaluation import exclusion
+from pipeline.evaluation import exclusion, pairs
 from pipeline.evaluation.asks import EXCLUDED, JUDGED, STUDENT, nasa_ways
 from pipeline.evaluation.scorers import hpsv2
 from pipeline.evaluation.statistics import mean, paired_bootstrap
 from pipeline.recipe import Evaluation, Recipe
 
 Row = dict[str, Any]
-PAIR_OF = {(pair.prompt, pair.negative_prompt): pair for pair in PAIRS}
+PAIR_OF = {(pair.prompt, pair.negative_prompt): pair for pair in (*PAIRS, *pairs.PAIRS)}
 EXCLUSION = ("removed", "kept", "clean")
 FLAGS = (*JUDGED, "all_right", "clean", "clean_and_right")
 
@@ -34,7 +34,7 @@ def judge(rows: Iterable[Row]) -> None:
 
 def trial_of(row: Row) -> exclusion.Trial:
     pair = PAIR_OF[row["prompt"], row["negative_prompt"]]
-    shown = {name: row[f"shown_{name}"] for name in (*JUDGED, "quality")}
+    shown = {name.removeprefix("shown_"): value for name, value in row.items() if name.startswith("shown_")}
     return exclusion.Trial.of(pair, row["seed"], row["system"], shown, calibration=row["calibration"])
 
 
@@ -92,7 +92,12 @@ def metric_names(rows: Sequence[Row]) -> list[str]:
 def _exclusion(options: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
     trials = [trial_of(row) for row in rows if row["set"] == EXCLUDED]
     best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_ways(options))
-    return {"chosen_scale": best.scale, "chosen_way": best.label, "exclusion": exclusion.summarise(trials)}
+    return {
+        "chosen_scale": best.scale,
+        "chosen_way": best.label,
+        "exclusion": exclusion.summarise(trials),
+        "exclusion_by_pair": exclusion.by_pair(trials),
+    }
 
 
 def _excluded(rows: Sequence[Row], way: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Who scores the images of a recipe's evaluation."""
+"""Who scores the images of a recipe's evaluation, and who says what they show."""
 
 from pipeline.errors import UserError
+from pipeline.evaluation import pairs
 from pipeline.evaluation.exclusion import Judge
 from pipeline.evaluation.judges import AttributeJudge
 from pipeline.evaluation.scorers import Scorer, check, load
@@ -9,12 +10,15 @@ from pipeline.recipe import EMBEDDED, Recipe
 
 
 def require(recipe: Recipe) -> None:
-    """Refuse, before any image is made, a scorer whose weights are not there."""
-    kinds = [metric.kind for metric in recipe.evaluation.metrics]
+    """Refuse, before any image is made, a scorer or a judge whose weights are not there."""
+    options = recipe.evaluation
+    kinds = [metric.kind for metric in options.metrics]
     if len(set(kinds)) < len(kinds):
         raise UserError(f"evaluation.metrics: {', '.join(kinds)} is not allowed; allowed: each kind once")
-    for metric in recipe.evaluation.metrics:
+    for metric in options.metrics:
         check(metric)
+    if "exclusion" in options.sets and recipe.teacher != EMBEDDED:
+        pairs.check(options)
 
 
 def scorers_of(recipe: Recipe, device: str) -> list[Scorer]:
@@ -22,6 +26,9 @@ def scorers_of(recipe: Recipe, device: str) -> list[Scorer]:
     return own + [load(metric, device) for metric in recipe.evaluation.metrics]
 
 
-def judge_of(recipe: Recipe, device: str) -> Judge:
-    assert recipe.teacher == EMBEDDED, "others have no pairs yet"
-    return AttributeJudge.load()
+def judge_of(recipe: Recipe, device: str) -> tuple[Judge, Scorer]:
+    """Who says which images of a pair show what its negative names, and who writes it down: one and the same."""
+    if recipe.teacher == EMBEDDED:
+        return AttributeJudge.load(), Attributes()
+    judge = pairs.ClipAttributes.load(recipe.evaluation, device)
+    return judge, judge

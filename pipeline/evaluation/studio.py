@@ -72,7 +72,7 @@ class Studio:
         made = self._kept(f"{key}.parquet", IMAGES, lambda: list(self._make(piece)))
         images: list[Image.Image] = []
         rows = [{name: value for name, value in row.items() if name != "image"} | {"images": key} for row in made]
-        for scorer in self.scorers:
+        for scorer in self.scorers if isinstance(piece, Batch) else [self.judge[1]]:
             name = f"{key}-{_hash(scorer.options)}.parquet"
             scores = self._kept(name, SCORES, lambda own=scorer: _score(own, made, images))  # type: ignore[misc]
             for row, own in zip(rows, scores, strict=True):
@@ -105,7 +105,7 @@ class Studio:
             yield row | {f"asked_{name}": value for name, value in ask.asked} | {"image": _png(pixels)}
 
     def _exclusion(self, piece: Exclusion) -> Iterator[Row]:
-        pair, judge = piece.pair, self.judge
+        pair, judge = piece.pair, self.judge[0]
         for way, seeds, images in exclusion.pictures(self._sampler("student"), judge, pair, piece.ways, piece.seeds):
             row = {"system": way, "set": EXCLUDED, "prompt": pair.prompt, "negative_prompt": pair.negative_prompt}
             row |= {"calibration": piece.calibration}
@@ -117,7 +117,7 @@ class Studio:
         return scorers_of(self.recipe, self.device)
 
     @cached_property
-    def judge(self) -> exclusion.Judge:
+    def judge(self) -> tuple[exclusion.Judge, Scorer]:
         return judge_of(self.recipe, self.device)
 
     def _sampler(self, model: str) -> Sampler:

@@ -1,0 +1,82 @@
+"""The paper's pairs of Table 2, and a CLIP that answers what their images show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from datasets_prep.evaluation import EXCLUSION_PAIRS
+from datasets_prep.shapes.prompts import Pair
+from pipeline.evaluation import clip_features
+from pipeline.evaluation.clip_features import ClipFeatures
+from pipeline.evaluation.clip_judge import Calibration, ClipJudge, calibrate, read_labels
+from pipeline.evaluation.sheet import to_pixels
+from pipeline.recipe import Evaluation
+
+FIELD = "evaluation.judge"
+QUESTIONS: Mapping[str, Mapping[str, str]] = {
+    "subject": {
+        "person": "a photo of a person",
+        "pet": "a photo of a pet",
+        "other": "a photo without a person and without an animal",
+    },
+    "gender": {"male": "a photo of a man", "female": "a photo of a woman"},
+    "age": {"young": "a photo of a young person", "old": "a photo of an old person"},
+    "species": {"cat": "a photo of a cat", "dog": "a photo of a dog", "another": "a photo of another animal"},
+    "quality": {"clean": "a sharp photo of good quality", "bad": "a blurry and distorted photo of bad quality"},
+}
+QUESTION_OF = {name: question for question, answers in QUESTIONS.items() for name in answers}
+PAIRS = tuple(
+    Pair(prompt, negative, QUESTION_OF[negative], negative, (("subject", prompt.rpartition(" ")[2]),))
+    for prompt, negative in EXCLUSION_PAIRS
+)
+
+
+@dataclass(frozen=True)
+class ClipAttributes:
+    """The answer to each of `QUESTIONS`, by the nearest of its texts."""
+
+    features: ClipFeatures
+    options: dict[str, Any]
+
+    @staticmethod
+    def load(options: Evaluation, device: str) -> "ClipAttributes":
+        features, record = clip_features.load(options.judge, options.judge_architecture, FIELD, device)
+        return ClipAttributes(features, {"judge": "CLIP, zero-shot", **record})
+
+    def attributes(self, images: Tensor) -> list[dict[str, str]]:
+        return self.answers([Image.fromarray(pixels) for pixels in to_pixels(images)])
+
+    def answers(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
+        found = [ClipJudge(self.features, texts).classes(images) for texts in QUESTIONS.values()]
+        return [dict(zip(QUESTIONS, row, strict=True)) for row in zip(*found, strict=True)]
+
+    def __call__(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
+    ) -> dict[str, list[Any]]:
+        """`shown_gender` and so on."""
+        found = self.answers(images)
+        return {f"shown_{name}": [shown[name] for shown in found] for name in QUESTIONS}
+
+    def calibration(self, table: str) -> dict[str, Calibration]:
+        """Of each answer, over the labelled images of a CSV with the columns file,label."""
+        labelled = read_labels(Path(table), list(QUESTION_OF))
+        found = self.answers([Image.open(file).convert("RGB") for file, _ in labelled])
+        calibrated: dict[str, Calibration] = {}
+        for question, answers in QUESTIONS.items():
+            own = [
+                (shown[question], label) for shown, (_, label) in zip(found, labelled, strict=True) if label in answers
+            ]
+            if own:
+                calibrated |= calibrate(*zip(*own, strict=True), list(answers))
+        return calibrated
+
+
+def check(options: Evaluation) -> None:
+    """Raises a UserError where the judge or its labelled images are not there; computes nothing."""
+    clip_features.check(options.judge, options.judge_architecture, FIELD)
+    if options.calibration:
+        read_labels(Path(options.calibration), list(QUESTION_OF))

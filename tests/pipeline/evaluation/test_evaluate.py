@@ -1,0 +1,131 @@
+"""A user's own teacher on prepared prompt sets: metrics, exclusion by a calibrated CLIP, comparison."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from datasets_prep.evaluation import HPSV2_STYLES
+from pipeline import manifest, tracking
+from pipeline.errors import UserError
+from pipeline.evaluation.compare import compare
+from pipeline.evaluation.evaluate import Subject, evaluate_student
+from pipeline.models import WEIGHTS
+from pipeline.prompts.benchmarks import prepare_benchmarks
+from pipeline.recipe import parse
+from pipeline.storage import Folder
+
+STYLES, PROMPTS, SEEDS = len(HPSV2_STYLES), 2, 6
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for style in HPSV2_STYLES:
+        (folder / f"{style}.json").write_text(json.dumps([f"{style} of thing {i}" for i in range(800)]))
+    prepare_benchmarks(Folder.of(folder / "sets"), None, str(folder), 10, 0)
+    with open(folder / "labels.csv", "w") as table:
+        table.write("file,label\n")
+        for number, label in enumerate(["male", "female", "cat", "dog"] * 2):
+            Image.new("RGB", (64, 64), (30 * number, 99, 40)).save(folder / f"{number}.png")
+            table.write(f"{number}.png,{label}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(benchmarks, tiny_teacher):
+    return [
+        f"teacher={str(tiny_teacher)!r}",
+        f"evaluation.benchmarks='{benchmarks / 'sets'}'",
+        'evaluation.sets=["hpsv2", "exclusion"]',
+        f"evaluation.metrics=[{{kind='clip', weights='{WEIGHTS / 'clip'}'}}]",
+        f"evaluation.judge='{WEIGHTS / 'clip'}'",
+        f"evaluation.calibration='{benchmarks / 'labels.csv'}'",
+        f"evaluation.prompts={PROMPTS}",
+        f"evaluation.exclusion_seeds={SEEDS}",
+        "evaluation.scales=[0.5]",
+        "evaluation.teacher_prompts=0",
+        "evaluation.batch=4",
+        "evaluation.cpus_per_process=0.5",
+    ]
+
+
+@pytest.fixture(scope="module")
+def evaluated(ray_cluster, tmp_path_factory, sets, tiny_teacher):
+    """Two students: the teacher itself in one step, and another tiny model."""
+    from nasa.testing import tiny_stable_diffusion
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    uri = f"sqlite:///{folder}/ml.db"
+    other = folder / "other"
+    tiny_stable_diffusion(seed=7).save_pretrained(other)
+    recipe, run = parse("", sets), tracking.create_run(uri, "test", {})
+    summaries = []
+    for name, student in (("one", tiny_teacher), ("two", other)):
+        subject = Subject(Folder.of(student), manifest.folder_hash(student), "t", run, 3)
+        place = Folder.of(folder / name / "evaluation")
+        summaries.append(evaluate_student(subject, recipe, Folder.of(folder), place, uri))
+    return folder, summaries
+
+
+def test_each_style_is_a_set_and_exclusion_is_the_paper_s_pairs(evaluated):
+    folder, (summary, _) = evaluated
+    rows = pq.read_table(folder / "one/evaluation/scores.parquet").to_pylist()
+    asked = [row for row in rows if row["set"] != "exclusion" and row["system"] == "student, 1 step"]
+    assert [row["set"] for row in asked] == [f"hpsv2/{style}" for style in HPSV2_STYLES for _ in range(PROMPTS)]
+    assert asked[0]["negative_prompt"].startswith("worst quality, low quality")
+    clip = summary["metrics"]["clip_positive"]
+    assert clip["images"] == STYLES * PROMPTS
+    assert set(clip["sets"]) == {f"hpsv2/{style}" for style in HPSV2_STYLES}
+    assert clip["options"]["prefix"] == "A photo depicts "
+    excluded = {(row["prompt"], row["negative_prompt"]) for row in rows if row["set"] == "exclusion"}
+    assert excluded <= {(f"A photo of a {a}", b) for a, b in [("person", "male"), ("person", "female"),
+        ("person", "young"), ("person", "old"), ("pet", "cat"), ("pet", "dog")]}  # fmt: skip
+
+
+def test_the_judge_of_exclusion_is_calibrated(evaluated):
+    _, (summary, _) = evaluated
+    if not summary.get("exclusion"):
+        pytest.skip("no image of this random model shows a pair's attribute")
+    assert set(summary["calibration"]) == {"male", "female", "cat", "dog", "another"}
+    for row in summary["exclusion_by_pair"]:
+        own = summary["calibration"].get(row["negative_prompt"])
+        assert ("removed_corrected" in row) == (own is not None)
+
+
+def test_two_students_are_compared_on_the_same_noise(evaluated):
+    folder, _ = evaluated
+    own = [Folder.of(folder / name / "evaluation") for name in ("one", "two")]
+    found = compare(*own, ("one", "two"), Folder.of(folder / "both"))
+    assert {row["metric"] for row in found["metrics"]} == {"clip_positive", "clip_negative"}
+    for row in found["metrics"]:
+        assert row["pairs"] == STYLES * PROMPTS
+        assert row["difference"] == pytest.approx(row["a"] - row["b"])
+        expected = {True: "beats", False: "no difference is shown"}[row["low"] > 0 or row["high"] < 0]
+        assert expected in row["sentence"]
+    page = (folder / "both/report.html").read_text()
+    assert "one beside two" in page
+    same = compare(own[0], own[0], ("one", "one again"), Folder.of(folder / "same"))
+    assert {(row["difference"], row["verdict"]) for row in same["metrics"]} == {(0.0, "")}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.judge='/no/where'", "evaluation.judge: '/no/where' is not there"),
+        ("evaluation.calibration='/no/where'", "/no/where: cannot be read"),
+        ("evaluation.metrics=[{kind='hpsv2', weights='/no/where'}]", "evaluation.metrics.weights: '/no/where'"),
+        ("evaluation.metrics=[{kind='clip'}, {kind='clip'}]", "evaluation.metrics: clip, clip is not allowed"),
+        ('evaluation.sets=["negopt"]', "evaluation.sets: 'negopt' is not among the prompts"),
+        ("evaluation.benchmarks='/no/where'", "/no/where: no complete benchmarks here"),
+    ],
+)
+def test_what_is_missing_is_said_before_any_image_is_made(evaluated, sets, tmp_path, tiny_teacher, override, message):
+    folder, _ = evaluated
+    subject = Subject(Folder.of(tiny_teacher), "s", "t", "run", 3)
+    with pytest.raises(UserError, match=message.replace("[", "\\[")):
+        evaluate_student(
+            subject, parse("", [*sets, override]), Folder.of(folder), Folder.of(tmp_path / "out"), "sqlite:///none.db"
+        )
+    assert not (tmp_path / "out").exists()
