@@ -1,12 +1,27 @@
-"""`python -m jobs prepare | distill | evaluate | compare | register | models | merge | ablate | train-shapes`."""
+"""`python -m jobs <command>`: prepare, distill, evaluate, register and more; `--help` lists them."""
 
 import argparse
 import sys
 
-from jobs import ablate, compare, distill, evaluate, merge, models, prepare, prepare_benchmarks, register, train_shapes
+from jobs import (
+    ablate,
+    compare,
+    distill,
+    evaluate,
+    evaluate_video,
+    merge,
+    models,
+    prepare,
+    prepare_benchmarks,
+    register,
+    train_shapes,
+)
 from pipeline.errors import TrainingError, UserError
 
-COMMANDS = (prepare, prepare_benchmarks, distill, evaluate, compare, register, models, merge, ablate, train_shapes)
+COMMANDS = (
+    *(prepare, prepare_benchmarks, distill, evaluate, compare, evaluate_video, register, models),
+    *(merge, ablate, train_shapes),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

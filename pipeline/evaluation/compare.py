@@ -36,6 +36,7 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> dic
         "comparison.html.j2",
         data,
         title=f"{names[0]} beside {names[1]}",
+        what="Both in one step without a negative prompt, on the same prompts and the same noise.",
         gallery="Pairs, by their difference",
         card_width="18rem",
         a=names[0],

@@ -1,0 +1,251 @@
+"""CausVid's row of the paper: short videos with and without NASA, scored by VBench's aesthetic and imaging quality.
+
+As VBench-Long has it: a video is cut into clips of two seconds, a clip's score is the mean over its frames, a video's
+the mean over its clips, a model's the mean over its videos. A last clip that is shorter counts as one.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+from PIL import Image
+
+import nasa
+from datasets_prep.evaluation import NEGATIVE_PROMPTS
+from nasa.causal import FRAMES_PER_BLOCK, generate_video
+from pipeline import config, manifest, models
+from pipeline.config import NOT_NEGATIVE, POSITIVE, checked
+from pipeline.errors import UserError
+from pipeline.evaluation import scorers
+from pipeline.evaluation.report import render
+from pipeline.evaluation.statistics import mean, paired_bootstrap
+from pipeline.hub import local_folder
+from pipeline.recipe import Metric
+from pipeline.session import ray_session
+from pipeline.storage import Folder
+
+PLAIN, VIDEOS = "no negative", "videos"
+KINDS = ("aesthetic", "imaging")
+CLIP_SECONDS = 2
+WIDTH = 256  # of a video in the report, in pixels
+
+
+@dataclass(frozen=True)
+class Videos:
+    """What is made and scored.
+
+    Attributes:
+        model: a Wan pipeline with a CausVid student's weights: a folder or a hub id, at `revision`.
+        prompts: a text file, one prompt a line.
+        negative: what NASA, at `scale`, steers away from.
+        metrics: sections of kind "aesthetic" and "imaging", with their weights.
+        frames_per_block: latent frames that are made at once.
+    """
+
+    model: str = ""
+    revision: str = "main"
+    prompts: str = ""
+    negative: str = NEGATIVE_PROMPTS["causvid"]
+    scale: float = checked(0.5, POSITIVE)
+    metrics: tuple[Metric, ...] = ()
+    seed: int = checked(0, NOT_NEGATIVE)
+    fps: int = checked(16, POSITIVE)
+    num_frames: int = checked(81, POSITIVE)
+    height: int = checked(480, POSITIVE)
+    width: int = checked(832, POSITIVE)
+    frames_per_block: int = checked(FRAMES_PER_BLOCK, POSITIVE)
+    max_sequence_length: int = checked(512, POSITIVE)
+    processes: int = checked(1, POSITIVE)
+    cpus_per_process: float = checked(1.0, POSITIVE)
+    gpus_per_process: float = checked(0.0, NOT_NEGATIVE)
+
+    @property
+    def steered(self) -> str:
+        return f"NASA {self.scale:g}"
+
+
+def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | None = None) -> dict[str, Any]:
+    """Write the videos, `scores.parquet`, `summary.json` and `report.html`; a second call goes on where one stopped."""
+    options: Videos = config.read(Videos, "", overrides, "--set")
+    model, prompts = _checked(options)
+    with ray_session(address):
+        rows = _work(options, model, prompts, folder)
+    summary = _summary(options, rows)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    folder.write("scores.parquet", buffer.getvalue())
+    folder.write("summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    folder.write("report.html", _report(options, summary, rows, folder).encode())
+    manifest.write(folder, "evaluate-video", options=asdict(options), prompts=len(prompts))
+    return summary
+
+
+def _checked(options: Videos) -> tuple[str, list[str]]:
+    """The model's folder and the prompts, when all that is needed is there."""
+    kinds = [metric.kind for metric in options.metrics]
+    if len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
+        raise UserError(f"metrics: {', '.join(kinds)} is not allowed; allowed: {' and '.join(KINDS)}, each once")
+    for metric in options.metrics:
+        scorers.check(metric)
+    if not options.prompts:
+        raise UserError('prompts: "" is not allowed; allowed: a text file, one prompt a line')
+    file = Folder.of(options.prompts)
+    try:
+        lines = file.parent.read(file.uri.rpartition("/")[2]).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts: {options.prompts!r}: not UTF-8 text (byte {error.start})") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"prompts: {options.prompts!r} has no prompt; allowed: one a line")
+    folder = local_folder(options.model, "model", options.revision)
+    index = folder / "model_index.json"
+    if not options.model or not index.is_file() or json.loads(index.read_text()).get("_class_name") != "WanPipeline":
+        raise UserError(f"model: {options.model!r} is no Wan pipeline; allowed: a folder or a hub id of a WanPipeline")
+    return str(folder), prompts
+
+
+class VideoStudio:
+    """An actor of Ray Data: makes a video, keeps it and its scores, and gives its row."""
+
+    def __init__(self, options: Videos, model: str, folder: str) -> None:
+        self.options, self.model, self.folder = options, model, Folder.of(folder) / VIDEOS
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = [json.dumps(self.row(json.loads(ask))) for ask in batch["ask"]]
+        return {"row": np.array(rows, dtype=object)}
+
+    def row(self, ask: dict[str, Any]) -> dict[str, Any]:
+        made_of = {**asdict(self.options), **ask}
+        key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
+        if not self.folder.has(f"{key}.json"):
+            frames = self._frames(ask)
+            clips = clip_scores(frames, CLIP_SECONDS * self.options.fps, self.scorers)
+            self.folder.write(f"{key}.webp", animated(frames, self.options.fps))
+            row = {**ask, "video": key, **{name: float(np.mean(values)) for name, values in clips.items()}}
+            self.folder.write(f"{key}.json", json.dumps(row | {"clips": clips}).encode())
+        row = json.loads(self.folder.read(f"{key}.json"))
+        return {name: value for name, value in row.items() if name != "clips"}
+
+    def _frames(self, ask: dict[str, Any]) -> np.ndarray:
+        """uint8 [F, H, W, 3]."""
+        own = self.options
+        generator = torch.Generator().manual_seed(ask["seed"])
+        with nasa.steer(self.pipe, own.negative, scale=own.scale if ask["way"] != PLAIN else 0.0):
+            (video,) = generate_video(
+                self.pipe,
+                ask["prompt"],
+                height=own.height,
+                width=own.width,
+                num_frames=own.num_frames,
+                frames_per_block=own.frames_per_block,
+                max_sequence_length=own.max_sequence_length,
+                generator=generator,
+            )
+        pixels: np.ndarray = (np.clip(video, 0, 1) * 255).round().astype(np.uint8)
+        return pixels
+
+    @cached_property
+    def pipe(self) -> Any:
+        return models.load_pipeline(local_folder(self.model, "model")).to(self.device)
+
+    @cached_property
+    def scorers(self) -> list[scorers.Scorer]:
+        return [scorers.load(metric, self.device) for metric in self.options.metrics]
+
+
+def clip_scores(frames: np.ndarray, length: int, own: Sequence[scorers.Scorer]) -> dict[str, list[float]]:
+    """Of each metric the mean over the frames of each clip of `length` frames."""
+    found: dict[str, list[float]] = {}
+    for start in range(0, len(frames), length):
+        images = [Image.fromarray(frame) for frame in frames[start : start + length]]
+        for scorer in own:
+            for name, values in scorer(images, [""] * len(images), [None] * len(images)).items():
+                found.setdefault(name, []).append(float(np.mean(values)))
+    return found
+
+
+def animated(frames: np.ndarray, fps: int) -> bytes:
+    """A WebP that plays in a browser."""
+    images = [Image.fromarray(frame) for frame in frames]
+    for image in images:
+        image.thumbnail((WIDTH, WIDTH))
+    buffer = io.BytesIO()
+    first, *rest = images
+    first.save(buffer, format="WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=70)
+    return buffer.getvalue()
+
+
+def _work(options: Videos, model: str, prompts: Sequence[str], folder: Folder) -> list[dict[str, Any]]:
+    asks = [
+        {"way": way, "prompt": prompt, "seed": options.seed + number}
+        for way in (PLAIN, options.steered)
+        for number, prompt in enumerate(prompts)
+    ]
+    items = [{"ask": json.dumps(ask)} for ask in asks]
+    stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        VideoStudio,
+        fn_constructor_args=(options, model, folder.uri),
+        batch_size=1,
+        num_cpus=options.cpus_per_process,
+        num_gpus=options.gpus_per_process,
+        concurrency=min(options.processes, len(items)),
+    )
+    stream.context.execution_options.preserve_order = True
+    return [json.loads(row["row"]) for row in stream.iter_rows()]
+
+
+def _summary(options: Videos, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Each way's means, and what NASA changes on the same prompts and noise."""
+    plain, steered = ([row for row in rows if row["way"] == way] for way in (PLAIN, options.steered))
+    metrics = []
+    for name in (kind for kind in KINDS if kind in rows[0]):
+        a, b = ([row[name] for row in own] for own in (steered, plain))
+        found = {
+            "metric": name,
+            "a": mean(a)["value"],
+            "b": mean(b)["value"],
+            "pairs": len(a),
+            **paired_bootstrap(a, b),
+        }
+        verdict = "a" if found["low"] > 0 else "b" if found["high"] < 0 else ""
+        sentence = {"a": "better with NASA", "b": "worse with NASA", "": "no difference is shown"}[verdict]
+        metrics.append(found | {"verdict": verdict, "sentence": sentence})
+    return {"a": options.steered, "b": PLAIN, "metrics": metrics}
+
+
+def _report(options: Videos, summary: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Folder) -> str:
+    names = [metric["metric"] for metric in summary["metrics"]]
+    half = len(rows) // 2
+    cards = []
+    for plain, steered in zip(rows[:half], rows[half:], strict=True):
+        videos = [{"way": row["way"], "image": _data_uri(folder / VIDEOS, row["video"])} for row in (steered, plain)]
+        scores = [steered[name] - plain[name] for name in names]
+        cards.append(
+            {"pictures": videos, "scores": scores, "set": "", "prompt": plain["prompt"], "seed": plain["seed"]}
+        )
+    return render(
+        "comparison.html.j2",
+        {"metrics": names, "cards": cards, "columns": []},
+        title="videos with and without NASA",
+        what=f"Videos on the same prompts and the same noise, away from “{options.negative}” and without a negative.",
+        gallery="Videos, by what NASA changes",
+        card_width="18rem",
+        a=summary["a"],
+        b=summary["b"],
+        comparison=summary,
+    )
+
+
+def _data_uri(folder: Folder, key: str) -> str:
+    return "data:image/webp;base64," + base64.b64encode(folder.read(f"{key}.webp")).decode()

@@ -1,0 +1,98 @@
+"""Videos by Wan's true architecture at small width, scored frame by frame in clips of two seconds."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.__main__ import main
+from pipeline.evaluation import video
+from pipeline.evaluation.video import Videos, VideoStudio, animated, clip_scores
+
+SMALL = ["height=16", "width=16", "num_frames=5", "frames_per_block=1", "max_sequence_length=16", "fps=2"]
+SMALL += ["cpus_per_process=0.5"]
+
+
+class Red:
+    def __call__(self, images, prompts, negatives):
+        return {"aesthetic": [image.getpixel((0, 0))[0] / 255 for image in images]}
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory):
+    from nasa.testing.pipelines import TINY_PIPELINES
+
+    folder = tmp_path_factory.mktemp("wan") / "causvid"
+    TINY_PIPELINES["wan"]().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a dog runs\n\na cat sleeps\n")
+    return tmp_path / "prompts.txt"
+
+
+def test_a_clip_s_score_is_the_mean_of_its_frames():
+    frames = np.zeros((5, 4, 4, 3), dtype=np.uint8)
+    frames[:, :, :, 0] = np.array([0, 51, 102, 153, 255])[:, None, None]
+    assert clip_scores(frames, 2, [Red()]) == {"aesthetic": pytest.approx([0.1, 0.5, 1.0])}
+
+
+def test_a_video_plays(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (3, 16, 32, 3), dtype=np.uint8)
+    (tmp_path / "x.webp").write_bytes(animated(frames, 4))
+    with Image.open(tmp_path / "x.webp") as image:
+        assert (image.n_frames, image.size) == (3, (32, 16))
+
+
+def arguments(wan, prompts, folder, *more):
+    sets = [part for override in (*SMALL, *more) for part in ("--set", override)]
+    return ["evaluate-video", "--model", str(wan), "--prompts", str(prompts), "--out", str(folder), *sets]
+
+
+def test_the_job_makes_each_prompt_twice_on_the_same_noise(ray_cluster, wan, prompts, tmp_path, capsys):
+    assert main(arguments(wan, prompts, tmp_path / "out")) == 0, capsys.readouterr().err
+    rows = [json.loads(file.read_text()) for file in (tmp_path / "out/videos").glob("*.json")]
+    assert sorted((row["prompt"], row["seed"], row["way"]) for row in rows) == [
+        ("a cat sleeps", 1, "NASA 0.5"),
+        ("a cat sleeps", 1, "no negative"),
+        ("a dog runs", 0, "NASA 0.5"),
+        ("a dog runs", 0, "no negative"),
+    ]
+    videos = {row["way"]: (tmp_path / f"out/videos/{row['video']}.webp").read_bytes() for row in rows if row["seed"]}
+    assert videos["NASA 0.5"] != videos["no negative"]
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("data:image/webp") == 4
+
+
+def test_a_video_that_is_there_is_not_made_again(wan, tmp_path, monkeypatch):
+    options = Videos(
+        model=str(wan), height=16, width=16, num_frames=5, frames_per_block=1, max_sequence_length=16, fps=2
+    )
+    studio = VideoStudio(options, str(wan), str(tmp_path))
+    studio.scorers = [Red()]
+    ask = {"way": "NASA 0.5", "prompt": "a dog", "seed": 3}
+    first = studio.row(ask)
+    kept = json.loads((tmp_path / f"videos/{first['video']}.json").read_text())
+    assert len(kept["clips"]["aesthetic"]) == 2  # of 4 frames and of 1
+    assert first["aesthetic"] == pytest.approx(np.mean(kept["clips"]["aesthetic"]))
+    monkeypatch.setattr(video, "generate_video", None)
+    assert studio.row(ask) == first
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["metrics=[{kind='hpsv2'}]"], "metrics: hpsv2 is not allowed; allowed: aesthetic and imaging"),
+        (["metrics=[{kind='imaging', weights='/no/where'}]"], "weights: '/no/where' is not there"),
+        (["fps=0"], "fps: 0 is not allowed; allowed: a number above 0"),
+        (["prompts='/no/where.txt'"], "/no/where.txt: no such file"),
+        (["model='/no/where'"], "model: '/no/where' is no Wan pipeline"),
+    ],
+)
+def test_bad_input_is_one_line(wan, prompts, tmp_path, capsys, more, message):
+    assert main(arguments(wan, prompts, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
