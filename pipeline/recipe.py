@@ -174,9 +174,11 @@ class Metric:
 class Evaluation:
     """Fixed prompts and seeds through the student, by `processes` actors of Ray Data, `batch` images at a time.
 
-    Of each set of prompts the first `prompts` are taken; the sets are of the folder `benchmarks` that
-    `prepare-benchmarks` made, or else the run's own prompts. The student is shown plain, with NASA at each of `scales`
-    and with guidance of `cfg_scale`; its teacher in `teacher_steps` on `teacher_prompts` of a set, or not (0).
+    Of each of `sets` the first `prompts` are taken; they are in the folder `benchmarks` that `prepare-benchmarks` made
+    (the run's, where it is empty). Without sets the run's own prompts are shown. The student is shown plain, with NASA
+    at each of `scales` and with guidance of `cfg_scale`; its teacher in `teacher_steps` on `teacher_prompts` of a set,
+    or not (0).
+
     `metrics` are the scorers beside the embedded judges; `judge` is a CLIP that says what the images of the set
     "exclusion" show, and `calibration` a CSV of labelled images that tells how far it can be trusted.
 

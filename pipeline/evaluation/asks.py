@@ -137,10 +137,10 @@ def _sets(recipe: Recipe, prompts: Folder) -> list[list[Ask]]:
                 for i, (text, scene) in enumerate(scenes)
             ]
         ]
-    if not options.benchmarks:
+    if not options.sets:
         texts = prepared.first_prompts(prompts)[: options.prompts if options.metrics else FEW]
         return [[Ask(OWN, i, text, NEGATIVE_PROMPTS["hpsv2"], options.seed + i) for i, text in enumerate(texts)]]
-    benchmarks = Folder.of(options.benchmarks)
+    benchmarks = Folder.of(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
     manifest.read(benchmarks, "benchmarks")
     prepared_sets = [name for name in options.sets if name != "exclusion"]
     return [asks for name in prepared_sets for asks in _benchmark(name, benchmarks, options)]

@@ -72,9 +72,8 @@ def evaluate_student(
     made_from = {"recipe": dump(recipe), "student_sha256": subject.student_sha256}
     if folder.has(manifest.NAME) and manifest.read(folder, "evaluate").items() >= made_from.items():
         return dict(json.loads(folder.read(SUMMARY)))
-    panel.require(recipe)
+    count = require(recipe, prompt_folder)
     setup = _setup(subject, recipe, prompt_folder, folder)
-    count = len(asks.pieces(recipe, prompt_folder))
     with ray_session(address):
         rows, scorers = work(setup, count, recipe.evaluation)
     figures.judge(rows)
@@ -84,6 +83,12 @@ def evaluate_student(
     _track(folder, summary, subject, tracking_uri)
     manifest.write(folder, "evaluate", **made_from)
     return summary
+
+
+def require(recipe: Recipe, prompt_folder: Folder) -> int:
+    """Refuse, before any image is made, what lacks its weights or its prompts; returns the number of pieces."""
+    panel.require(recipe)
+    return len(asks.pieces(recipe, prompt_folder))
 
 
 def _recipe(text: str, overrides: Sequence[str]) -> Recipe:

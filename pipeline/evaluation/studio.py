@@ -59,7 +59,7 @@ class Studio:
         self.folder = Folder.of(setup.folder)
         self.pieces = pieces(self.recipe, Folder.of(setup.prompts))
         self.options: dict[str, dict[str, Any]] = {}  # of each column that a scorer gave
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = "cuda" if self.recipe.evaluation.gpus_per_process else "cpu"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         done = [self.rows(self.pieces[int(number)]) for number in batch["piece"]]
@@ -134,8 +134,10 @@ class Studio:
         return student_of(self._teacher, Folder.of(self.setup.student))
 
     def _key(self, piece: Piece) -> str:
+        """Over all that its images follow from; of exclusion the judge chooses the seeds."""
         model = piece.system.model if isinstance(piece, Batch) else "student"
-        return _hash([dict(self.setup.models)[model], self.recipe.method.start_timestep, asdict(piece)])
+        judge = {} if isinstance(piece, Batch) else self.judge[1].options
+        return _hash([dict(self.setup.models)[model], self.recipe.method.start_timestep, asdict(piece), judge])
 
 
 def student_of(teacher: Sampler, folder: Folder) -> Sampler:

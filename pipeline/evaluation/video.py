@@ -119,7 +119,7 @@ class VideoStudio:
 
     def __init__(self, options: Videos, model: str, folder: str) -> None:
         self.options, self.model, self.folder = options, model, Folder.of(folder) / VIDEOS
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = "cuda" if options.gpus_per_process else "cpu"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = [json.dumps(self.row(json.loads(ask))) for ask in batch["ask"]]

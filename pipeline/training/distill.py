@@ -22,6 +22,7 @@ from torch import nn
 
 from pipeline import manifest, models, tracking
 from pipeline.errors import TrainingError, UserError
+from pipeline.evaluation import evaluate
 from pipeline.evaluation.judges import clip_folder, decoder_folder
 from pipeline.prompts import prepared
 from pipeline.prompts.encode import encode_fixed, encoding_of
@@ -70,6 +71,8 @@ def distill(
         clip_folder(recipe.train.clip_model)
         if recipe.train.clip_decoder:
             decoder_folder(recipe.train.clip_decoder)
+    if recipe.evaluation.every:
+        evaluate.require(recipe, prompt_folder)
     check_store(folder)
     name_accelerator()
     with ray_session(address):

@@ -49,7 +49,7 @@ def is_due(recipe: Recipe, step: int) -> bool:
 
 def validate(checkpoint: Checkpoint, told: Validation, board: Any) -> dict[str, float]:
     """Export the checkpoint's student, evaluate it, register it; returns its figures, which join the checkpoint."""
-    recipe = parse(told.recipe_toml)
+    recipe = parse(told.recipe_toml, ["evaluation.teacher_prompts=0"])  # not again for each checkpoint
     with checkpoint.as_directory() as local:
         subject = _exported(Path(local), told, recipe)
     place = subject.student.parent

@@ -158,6 +158,15 @@ def test_what_does_not_fit_the_prepared_run_is_refused(run, tmp_path, tiny_teach
     assert not (Path(other["folder"]) / "distilled").exists()
 
 
+def test_an_evaluation_that_cannot_be_is_said_before_training(run, tmp_path, tiny_teacher, capsys):
+    other = new_run(tmp_path, tiny_teacher) | {"prompts": run["prompts"]}
+    assert main(arguments("prepare", other)) == 0
+    sets = ["evaluation.every=1", "evaluation.metrics=[{kind='hpsv2', weights='/no/where'}]"]
+    assert main(arguments("distill", other, *(part for override in sets for part in ("--set", override)))) == 2
+    assert "evaluation.metrics.weights: '/no/where' is not there" in capsys.readouterr().err
+    assert not (Path(other["folder"]) / "distilled").exists()
+
+
 def test_a_training_that_diverges_is_one_line(tmp_path, tiny_teacher, capsys, ray_cluster):
     """Rolled back as the recipe says, with other numbers; as that does not help here, it stops."""
     wild = new_run(tmp_path, tiny_teacher)

@@ -93,3 +93,14 @@ def test_another_student_is_made_anew(recipe, tmp_path, tiny_teacher, monkeypatc
     made.clear()
     rows_of(recipe, folder, tiny_teacher, monkeypatch, [], student="another")
     assert len(made) == 12  # all but the teacher's
+
+
+def test_another_judge_chooses_other_seeds_of_exclusion(monkeypatch, tmp_path):
+    """Its choice is part of what the images are, so that another judge's are not taken for its own."""
+    recipe = parse("", ["evaluation.exclusion_seeds=3"])
+    setup = studio.Setup(dump(recipe), "", "", (("student", "a"), ("teacher", "b")), str(tmp_path), str(tmp_path))
+    one, other = studio.Studio(setup), studio.Studio(setup)
+    one.judge, other.judge = (None, Checksum(1)), (None, Checksum(2))
+    batch, exclusion = one.pieces[0], one.pieces[-1]
+    assert one._key(batch) == other._key(batch)
+    assert one._key(exclusion) != other._key(exclusion)
