@@ -3,7 +3,6 @@
 import argparse
 
 from jobs import options as shared
-from pipeline.evaluation.summary import table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.summary import table
 
     folder = shared.folder_of(options, "evaluation")
     summary = evaluate(

@@ -3,7 +3,6 @@
 import argparse
 
 from jobs import options as shared
-from pipeline.prompts.prepare import prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from pipeline.prompts.prepare import prepare
+
     folder = shared.folder_of(options, "prompts")
     record = prepare(shared.recipe_of(options), folder, options.address)
     for name, source in record["sources"].items():

@@ -5,7 +5,6 @@ import argparse
 from datasets_prep.evaluation import NEGOPT_PAIRS
 from jobs import options as shared
 from pipeline.errors import UserError
-from pipeline.prompts.benchmarks import prepare_benchmarks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from pipeline.prompts.benchmarks import prepare_benchmarks
+
     if options.pairs < 1:
         raise UserError(f"--pairs: {options.pairs} is not allowed; allowed: 1 or more")
     folder = shared.folder_of(options, "benchmarks")

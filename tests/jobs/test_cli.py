@@ -1,6 +1,12 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from jobs.__main__ import main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +55,17 @@ def test_help_lists_the_commands(capsys):
     assert all(command in text for command in ("prepare", "distill", "evaluate", "register", "train-shapes"))
 
 
+def test_help_and_lists_wait_for_no_model_library():
+    """Those take seconds to import; each command imports what it needs."""
+    code = "import jobs.__main__, sys; print(*{'torch', 'ray', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_an_interrupted_command_can_be_run_again(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.prepare.prepare", interrupt)
+    monkeypatch.setattr("pipeline.prompts.prepare.prepare", interrupt)
     assert main(["prepare", "--run", str(tmp_path)]) == 130
     assert "run the same command again" in capsys.readouterr().err
