@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -9,9 +10,9 @@ import pyarrow.parquet as pq
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import REPORT, SCORES, SUMMARY
-from pipeline.evaluation.figures import Row, metric_names, paired, same_prompt_and_noise
+from pipeline.evaluation.figures import Row, image_key, metric_names, paired, same_prompt_and_noise
 from pipeline.evaluation.pictures import Pictures
-from pipeline.evaluation.report import data_uri, render
+from pipeline.evaluation.report import COMPARED, column_of, data_uri, render
 from pipeline.storage import Folder
 
 LOWER_IS_BETTER = ("clip_negative",)
@@ -31,7 +32,9 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> dic
     metrics = [_metric(name, *students, summaries, names) for name in shared]
     comparison = {"a": names[0], "b": names[1], "metrics": metrics}
     folder.write("comparison.json", (json.dumps(comparison, indent=2) + "\n").encode())
-    data = _pairs(shared, students, (Pictures(a, rows[0]), Pictures(b, rows[1])), names)
+    pictures = Pictures(a, rows[0]), Pictures(b, rows[1])
+    data = {"metrics": shared, "cards": _pairs(shared, students, pictures, names)}
+    data["columns"] = _columns(summaries, pictures, names)
     page = render(
         "comparison.html.j2",
         data,
@@ -78,7 +81,7 @@ def _metric(name: str, a: list[Row], b: list[Row], summaries: Any, names: tuple[
 
 def _pairs(
     shared: list[str], students: list[list[Row]], pictures: tuple[Pictures, Pictures], names: tuple[str, str]
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Cards of two images, whose scores are the differences."""
     cards = []
     for one, other in same_prompt_and_noise(*students):
@@ -88,4 +91,19 @@ def _pairs(
         ]
         scores = [None if None in (one[name], other[name]) else one[name] - other[name] for name in shared]
         cards.append({"pictures": images, "scores": scores} | {name: one[name] for name in ("set", "prompt", "seed")})
-    return {"metrics": shared, "cards": cards, "columns": []}
+    return cards
+
+
+def _columns(
+    summaries: Sequence[dict[str, Any]], pictures: Sequence[Pictures], names: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """Both students on the same prompt and noise in every way that both have, for the slider."""
+    own = [
+        {image_key(column[0]): {row["system"]: row for row in column} for column in each.side_by_side(summary)}
+        for each, summary in zip(pictures, summaries, strict=True)
+    ]
+    found = []
+    for key in (key for key in own[0] if key in own[1]):
+        ways = [way for way in own[0][key] if way in own[1][key]]
+        found.append([[each[key][way] for way in ways] for each in own])
+    return [column_of(columns, pictures, names) for columns in found[:COMPARED]]

@@ -122,11 +122,12 @@ def paired(a: Sequence[Row], b: Sequence[Row], metric: str) -> dict[str, Any]:
 
 
 def same_prompt_and_noise(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
-    theirs = {_key(row): row for row in b}
-    return [(row, theirs[_key(row)]) for row in a if _key(row) in theirs]
+    theirs = {image_key(row): row for row in b}
+    return [(row, theirs[image_key(row)]) for row in a if image_key(row) in theirs]
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def image_key(row: Row) -> tuple[Any, ...]:
+    """What an image was made from, beside the model and the way."""
     return row["set"], row["prompt"], row["negative_prompt"], row["seed"]
 
 

@@ -44,7 +44,7 @@ def page_data(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures:
     return {
         "metrics": names,
         "cards": [_card(row, names, pictures) for row in student],
-        "columns": [_column(column, pictures) for column in pictures.side_by_side(summary)[:COMPARED]],
+        "columns": [column_of([column], [pictures]) for column in pictures.side_by_side(summary)[:COMPARED]],
     }
 
 
@@ -55,12 +55,18 @@ def _card(row: dict[str, Any], names: Sequence[str], pictures: Pictures) -> dict
     }
 
 
-def _column(column: Sequence[dict[str, Any]], pictures: Pictures) -> dict[str, Any]:
-    return {
-        "prompt": column[0]["prompt"],
-        "negative": column[0]["negative_prompt"],
-        "ways": [{"way": row["system"], "image": data_uri(pictures.of(row))} for row in column],
-    }
+def column_of(
+    columns: Sequence[Sequence[dict[str, Any]]], pictures: Sequence[Pictures], names: Sequence[str] = ("",)
+) -> dict[str, Any]:
+    """One prompt and noise in every way, by each of the students: each way's pictures."""
+    first = columns[0][0]
+    ways = []
+    for rows in zip(*columns, strict=True):
+        shown = [
+            {"way": name, "image": data_uri(own.of(row))} for name, own, row in zip(names, pictures, rows, strict=True)
+        ]
+        ways.append({"way": rows[0]["system"], "pictures": shown})
+    return {"prompt": first["prompt"], "negative": first["negative_prompt"], "ways": ways}
 
 
 def percent(share: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """A user's own teacher on prepared prompt sets: metrics, exclusion by a calibrated CLIP, comparison."""
 
 import json
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -106,6 +107,11 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
         assert expected in row["sentence"]
     page = (folder / "both/report.html").read_text()
     assert "one beside two" in page
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
+    for column in data["columns"]:  # the slider: each way by both
+        assert all([each["way"] for each in way["pictures"]] == ["one", "two"] for way in column["ways"])
+        assert len({way["way"] for way in column["ways"]}) == len(column["ways"]) >= 3
+    assert "exclusion" in evaluated[1][0] or len(data["columns"]) == STYLES * PROMPTS
     same = compare(own[0], own[0], ("one", "one again"), Folder.of(folder / "same"))
     assert {(row["difference"], row["verdict"]) for row in same["metrics"]} == {(0.0, "")}
 
