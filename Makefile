@@ -36,10 +36,10 @@ $(VENV)/installed: requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements.lock
 	touch $@
 
-# The lock holds names and versions alone, so that it is the same on every platform.
+# The lock holds names and versions alone, so that it is the same on every platform; atheris has wheels for Linux only.
 lock: $(VENV)/installed
 	$(BIN)/pip install --quiet --upgrade --no-build-isolation -e .[cluster,dev]
-	$(BIN)/pip freeze --exclude-editable --all --exclude pip | sed 's/+cpu$$//; s/ @ .*//' > requirements.lock
+	$(BIN)/pip freeze --exclude-editable --all --exclude pip | sed "s/+cpu$$//; s/ @ .*//; s/^atheris.*/&; sys_platform == 'linux'/" > requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info

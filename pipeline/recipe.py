@@ -207,7 +207,6 @@ class Evaluation:
     gpus_per_process: float = checked(0.0, NOT_NEGATIVE)
     every: int = checked(0, NOT_NEGATIVE)
     keep: Literal["latest", "best"] = "latest"
-    keep: Literal["latest", "best"] = "latest"
 
 
 @dataclass(frozen=True)
