@@ -9,23 +9,34 @@ from jobs import (
     distill,
     evaluate,
     evaluate_video,
+    logs,
     merge,
     models,
     prepare,
     prepare_benchmarks,
     register,
+    run,
+    schedule,
+    scheduler,
+    status,
+    stop,
+    submit,
+    tick,
     train_shapes,
 )
+from jobs import list as list_jobs
 from pipeline.errors import TrainingError, UserError
 
 COMMANDS = (
+    *(submit, status, logs, stop, list_jobs, schedule, scheduler, tick, run),
     *(prepare, prepare_benchmarks, distill, evaluate, compare, evaluate_video, register, models),
     *(merge, ablate, train_shapes),
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and run; a failure is one line. Exit code 2 for a user's mistake, 1 for failed training, 130 for Ctrl-C."""
+    """Parse and run; a failure is one line. Exit code 2 for a user's mistake, 1 for failed training, 130 for Ctrl-C,
+    and of what was submitted its own."""
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     for module in COMMANDS:
@@ -35,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         subparser.set_defaults(run_command=module.run)
     options = parser.parse_args(arguments)
     try:
-        options.run_command(options)
+        code = options.run_command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -45,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    return 0
+    return int(code or 0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from jobs import options as shared
 
-COLUMNS = ("model", "version", "alias", "score", "step", "created", "why")
 ACTIONS = ("list", "rollback", "download")
 
 
@@ -23,7 +22,11 @@ def run(options: argparse.Namespace) -> None:
 
     uri = shared.tracking_of(options)
     if options.action == "list":
-        print(_table(versions.listed(uri, options.name)))
+        print(
+            shared.table(
+                versions.listed(uri, options.name), "no registered models yet; `python -m jobs register` makes one"
+            )
+        )
         return
     name = shared.required(options, "name")
     if options.action == "rollback":
@@ -32,11 +35,3 @@ def run(options: argparse.Namespace) -> None:
     else:
         found = versions.download(uri, name, Path(shared.required(options, "out")), options.version)
         print(f"{name} version {found['version']}: {found['folder']}; its pipeline is in {found['folder']}/student")
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    if not rows:
-        return "no registered models yet; `python -m jobs register` makes one"
-    lines = [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]
-    width = {column: max(len(line[column]) for line in lines) for column in COLUMNS}
-    return "\n".join("  ".join(line[column].ljust(width[column]) for column in COLUMNS).rstrip() for line in lines)

@@ -2,12 +2,20 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Folder
 
+if TYPE_CHECKING:
+    from pipeline.cluster.submit import Job
+
+OF_RECIPE = ("recipe", "teacher", "prompts", "overrides", "cron", "timezone")  # options that the resolved recipe holds
+FOLDERS = ("run", "runs", "out", "store")
 OWN_MATERIAL = ('train.clip_model=""', "train.clip_weight=0", 'promotion.metric="hpsv2"', "promotion.guards=[]")
 
 
@@ -55,11 +63,113 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     if options.prompts:
         sources = ", ".join(f"{{path = {json.dumps(path)}}}" for path in options.prompts)
         overrides.append(f"prompts.sources=[{sources}]")
+    for name in ("cron", "timezone"):
+        if getattr(options, name, None):
+            overrides.append(f"schedule.{name}={json.dumps(getattr(options, name))}")
     return load(options.recipe, [*overrides, *options.overrides])
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="of the cluster's job server (default: RAY_API_SERVER_ADDRESS, or port 8265 of this machine)",
+    )
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", default="runs/schedules", metavar="FOLDER", help="of the schedules, local or s3:// (%(default)s)"
+    )
+
+
+def tick_of(text: str | None) -> str | None:
+    """A tick's name, or none."""
+    from pipeline import cron
+
+    if text is not None and not cron.is_stamp(text):
+        raise UserError(f"--tick: {text!r} is not allowed; allowed: a UTC time such as 20261129T0300Z")
+    return text
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="its id, or how that begins")
+
+
+def variables_of(options: argparse.Namespace) -> dict[str, str]:
+    """Of `--env NAME=VALUE`."""
+    pairs = [entry.partition("=") for entry in options.env]
+    for name, separator, _ in pairs:
+        if not separator or not name.isidentifier():
+            raise UserError(f"--env: {name!r} is not allowed; allowed: NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def folder_of(options: argparse.Namespace, part: str) -> Folder:
     return Folder.of(options.run) / part
+
+
+def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Job":
+    """The command as it runs on a cluster: its recipe resolved here, its folders where every node reaches them."""
+    from pipeline.cluster.submit import Job
+    from pipeline.recipe import dump
+
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    recipe = recipe_of(options) if getattr(options, "recipe", None) else None
+    arguments: list[str] = []
+    for dest, action in actions.items():
+        value = getattr(options, dest)
+        if dest in FOLDERS:
+            _require_shared(action, value)
+        if dest == "address" or (recipe and dest in OF_RECIPE):
+            continue
+        if dest == "tracking_uri":
+            value = _shared_tracking(value)
+        arguments += _again(action, value)
+    if "address" in actions:
+        arguments += ["--address", "auto"]
+    toml = None if recipe is None else dump(recipe)
+    return Job(command, tuple(arguments), toml, name=recipe.name if recipe else "")
+
+
+def _again(action: argparse.Action, value: Any) -> list[str]:
+    """An option as it was given."""
+    if value is None or value is False or value == []:
+        return []
+    if value is True:
+        return [action.option_strings[0]]
+    values = value if isinstance(value, list) else [value]
+    if not action.option_strings:
+        return [str(each) for each in values]
+    return [text for each in values for text in (action.option_strings[-1], str(each))]
+
+
+def _require_shared(action: argparse.Action, value: str | None) -> None:
+    if value and not value.startswith(("s3://", "/")):
+        raise UserError(
+            f"{action.option_strings[0]}: {value!r} is of this machine; allowed: s3://, or an absolute path that every "
+            "node has"
+        )
+
+
+def _shared_tracking(given: str | None) -> str:
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise UserError(
+            "--tracking-uri: is needed here, or MLFLOW_TRACKING_URI; allowed: a server that every node reaches"
+        )
+    return uri
+
+
+def table(rows: list[dict[str, str]], empty: str) -> str:
+    """Aligned, under the names of the columns; the line `empty` where there is none."""
+    if not rows:
+        return empty
+    lines = [{name: name for name in rows[0]}, *rows]
+    width = {name: max(len(line[name]) for line in lines) for name in rows[0]}
+    return "\n".join("  ".join(line[name].ljust(width[name]) for name in width).rstrip() for line in lines)
 
 
 def tracking_of(options: argparse.Namespace) -> str:

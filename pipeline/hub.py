@@ -1,7 +1,10 @@
 """Where models lie: with the project, in a folder, on S3, or on the Hugging Face hub at a pinned revision."""
 
+import hashlib
+import os
 import re
-import tempfile
+import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +28,7 @@ def local_folder(place: str, field: str, revision: str = "main", wanted: Sequenc
     """
     if not is_hub_id(place):
         folder = Folder.of(place)
-        return Path(folder.path) if folder.is_local else folder.local_copy(Path(tempfile.mkdtemp()))
+        return Path(folder.path) if folder.is_local else _copied(folder)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -38,3 +41,24 @@ def local_folder(place: str, field: str, revision: str = "main", wanted: Sequenc
             f"{field}: {place!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}; "
             "allowed: a folder, s3://, or a hub id whose terms the HF_TOKEN has accepted"
         ) from None
+
+
+def _copied(folder: Folder) -> Path:
+    """Of S3: on this machine, made once for all its processes, and anew where a file of the folder has changed."""
+    files = folder.listing()
+    told = "\0".join([folder.uri, *(f"{file.path} {file.size} {file.mtime_ns}" for file in files)])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill"
+    target = cache / hashlib.sha256(told.encode()).hexdigest()[:16]
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = cache / f"{target.name}.{uuid.uuid4().hex}.partial"
+    try:
+        folder.local_copy(partial)
+        os.replace(partial, target)
+    except OSError:  # another process was first
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.storage import Folder
 
 NAME = "manifest.json"
+CODE = "NASA_DISTILL_CODE"  # what a submitted job was packed from: it has no git
 
 
 def write(folder: Folder, kind: str, **content: Any) -> None:
@@ -50,7 +52,9 @@ def folder_hash(folder: Path) -> str:
 
 
 def code_version() -> str:
-    """The package's version and, in a checkout, the commit."""
+    """The package's version and, in a checkout, the commit; on a cluster those of the checkout that was submitted."""
+    if submitted := os.environ.get(CODE):
+        return submitted
     root = Path(__file__).parent.parent
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False

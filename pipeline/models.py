@@ -107,6 +107,11 @@ def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main")
     return folder
 
 
+def here(folder: str, place: str, field: str = "teacher", revision: str = "main") -> Path:
+    """The `folder` that a driver found `place` in, where this node has it too; else found anew."""
+    return Path(folder) if (Path(folder) / "model_index.json").is_file() else teacher_folder(place, field, revision)
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """The part of a pipeline that encodes texts, frozen."""

@@ -12,6 +12,7 @@ from datasets_prep.filters import Filters
 from nasa.method import Method
 from pipeline import config
 from pipeline.config import NAME, NAMES, NOT_NEGATIVE, POSITIVE, POSITIVES, PROBABILITY, QUALITY, SHARE, checked
+from pipeline.cron import FIELDS, is_cron, is_zone
 from pipeline.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -106,6 +107,8 @@ class LoraTeacher:
 class Train:
     """With `min_workers` above 0 training goes on with as few while machines are missing, and grows again.
 
+    A cluster has `wait_minutes` to make room for the workers.
+
     `batch_size` is of a step, over all workers; a worker takes at most `micro_batch` at once, or all of its (0).
 
     With `encoders` above 0 so many processes a worker encode the texts, and the workers load no text encoder.
@@ -127,6 +130,7 @@ class Train:
     cpus_per_worker: float = checked(0.5, POSITIVE)
     gpus_per_worker: float = checked(0.0, NOT_NEGATIVE)
     gpu: str = checked("A100-40GB", (lambda value: value in GPUS, ", ".join(GPUS)))
+    wait_minutes: float = checked(10.0, NOT_NEGATIVE)
     encoders: int = checked(0, NOT_NEGATIVE)
     cpus_per_encoder: float = checked(1.0, POSITIVE)
     gpus_per_encoder: float = checked(0.0, NOT_NEGATIVE)
@@ -234,6 +238,26 @@ class Promotion:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """When a distillation recurs, and what becomes of a time that failed or was missed.
+
+    Attributes:
+        cron: minute, hour, day, month, weekday; where it is empty it recurs when it is told to.
+        timezone: of those, by its IANA name.
+        retries: of a failed one, each `retry_minutes` after the failure.
+        late_hours: what was due longer ago is left out.
+        warm_start: the student begins with the champion's weights, where there is one, or with the teacher's.
+    """
+
+    cron: str = checked("", (lambda value: not value or is_cron(value), f"five fields: {FIELDS}"))
+    timezone: str = checked("UTC", (is_zone, "an IANA name, such as Europe/Berlin"))
+    retries: int = checked(2, NOT_NEGATIVE)
+    retry_minutes: float = checked(10.0, NOT_NEGATIVE)
+    late_hours: float = checked(24.0, POSITIVE)
+    warm_start: Literal["champion", "teacher"] = "champion"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """`teacher` is "shapes", a folder, s3:// or a hub id, of which `revision` is a branch, a tag or a commit."""
 
@@ -248,6 +272,7 @@ class Recipe:
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
     promotion: Promotion = Promotion()
+    schedule: Schedule = Schedule()
 
     def passes(self, workers: int) -> int:
         """In how many passes each of so many workers takes its part of a step: as few as `micro_batch` allows."""

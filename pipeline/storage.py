@@ -77,6 +77,11 @@ class Folder:
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return sorted(entry.base_name for entry in found if entry.is_file)
 
+    def listing(self) -> list[fs.FileInfo]:
+        """All files below, by their paths."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
+        return sorted((entry for entry in found if entry.is_file), key=lambda entry: str(entry.path))
+
     def read(self, name: str) -> bytes:
         try:
             with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:

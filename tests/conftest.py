@@ -1,6 +1,7 @@
 """Shared by all tests: quiet libraries, one thread, a home of its own, one Ray session, one tiny teacher."""
 
 import os
+import secrets
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+TOKEN_FILE = Path(os.environ["HOME"], ".ray", "auth_token")
+if not TOKEN_FILE.exists():  # Ray reads it once in a process: the same token for every cluster of a session
+    TOKEN_FILE.parent.mkdir(parents=True, exist_ok=True)
+    TOKEN_FILE.write_text(secrets.token_hex(32))
+for _name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,8 @@ class Studio:
     @cached_property
     def _teacher(self) -> Sampler:
         start = self.recipe.method.start_timestep
-        return Sampler(models.load(Path(self.setup.teacher), self.device, start_timestep=start))
+        folder = models.here(self.setup.teacher, self.recipe.teacher, revision=self.recipe.revision)
+        return Sampler(models.load(folder, self.device, start_timestep=start))
 
     @cached_property
     def _student(self) -> Sampler:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from pipeline.storage import Folder
 class Encoding:
     """What an encoder process needs: plain data. `seed` is that of the negatives' draws."""
 
+    teacher: str
+    revision: str
     teacher_folder: str
     prompts_uri: str
     avoid_contradictions: bool
@@ -34,11 +35,12 @@ class Encoder:
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding, self.device = encoding, "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = models.load_text_encoder(Path(encoding.teacher_folder), self.device)
+        folder = models.here(encoding.teacher_folder, encoding.teacher, revision=encoding.revision)
+        self.model = models.load_text_encoder(folder, self.device)
         if encoding.bfloat16:
             self.model.to(torch.bfloat16)
-        folder = Folder.of(encoding.prompts_uri)
-        self.negatives = NegativeSampler.read(folder, avoid_contradictions=encoding.avoid_contradictions)
+        prompts = Folder.of(encoding.prompts_uri)
+        self.negatives = NegativeSampler.read(prompts, avoid_contradictions=encoding.avoid_contradictions)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Adds `states` [N, 2, T, D] and `mask` [N, 2, T], of each prompt and its negative."""
@@ -93,6 +95,8 @@ def fixed_of(texts: Sequence[str], content: bytes, device: Any) -> dict[str, Emb
 
 def encoding_of(recipe: Recipe, teacher_folder: str, prompts_uri: str, seed: int) -> Encoding:
     return Encoding(
+        recipe.teacher,
+        recipe.revision,
         teacher_folder,
         prompts_uri,
         recipe.prompts.avoid_contradictions,

@@ -43,6 +43,12 @@ def _why(tags: dict[str, str], named: bool) -> str:
     return tags.get(WHY, "") if named else "; ".join(filter(None, (tags.get(STATE, ""), tags.get(WHY, ""))))
 
 
+def champion(tracking_uri: str, name: str) -> str | None:
+    """Its version; None where the model, or a champion of it, is not there yet."""
+    with store.registry(tracking_uri) as client:
+        return store.aliases(client, name).get(CHAMPION) if name in store.names(client) else None
+
+
 def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, str]:
     """Make the champion before this one, or the version `to`, the champion again; returns both versions.
 

@@ -3,6 +3,7 @@
 No torch here: the actor is a process of its own, and starts in a moment.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 POLL_SECONDS = 0.5
+LOG_SECONDS = 30.0  # between the lines of a log
+NAME = "distil"
+Reading = tuple[bool, int, str, list[str]]  # whether it is the last; step, text, messages
 
 
 class _Board:
@@ -46,26 +50,46 @@ def progress_bar(steps: int) -> Iterator[Any]:
     """A bar in this process; yields the actor that workers post to. It lives and dies with the driver's machine."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote()
-    done = threading.Event()
-    with tqdm(total=steps, desc="distil", unit="step", dynamic_ncols=True, mininterval=1) as bar:
-        drawer = threading.Thread(target=_draw, args=(board, bar, done), daemon=True)
-        drawer.start()
-        try:
-            yield board
-        finally:
-            done.set()
-            drawer.join(timeout=5)
+    done, show = threading.Event(), _on_terminal if sys.stderr.isatty() else _in_log
+    drawer = threading.Thread(target=show, args=(steps, _readings(board, done)), daemon=True)
+    drawer.start()
+    try:
+        yield board
+    finally:
+        done.set()
+        drawer.join(timeout=5)
 
 
-def _draw(board: Any, bar: Any, done: threading.Event) -> None:
+def _readings(board: Any, done: threading.Event) -> Iterator[Reading]:
+    """Twice a second, and once when all is done."""
     finished = False
     while not finished:
         finished = done.wait(POLL_SECONDS)
-        step, text, messages = ray.get(board.read.remote())
+        yield (finished, *ray.get(board.read.remote()))
+
+
+def _on_terminal(steps: int, readings: Iterator[Reading]) -> None:
+    with tqdm(total=steps, desc=NAME, unit="step", dynamic_ncols=True, mininterval=1) as bar:
+        for _, step, text, messages in readings:
+            for message in messages:
+                bar.write(message)
+            if step and not bar.n:
+                bar.initial, bar.start_t = step, time.time()  # the rate counts steps of this session, not its start
+            bar.set_postfix_str(text, refresh=False)
+            bar.n = max(bar.n, step)
+            bar.refresh()
+
+
+def _in_log(steps: int, readings: Iterator[Reading]) -> None:
+    """A line now and then, and one at the end."""
+    begun, written, first = time.monotonic(), 0.0, None
+    for finished, step, text, messages in readings:
         for message in messages:
-            bar.write(message)
-        if step and not bar.n:
-            bar.initial, bar.start_t = step, time.time()  # the rate counts steps of this session, not its start
-        bar.set_postfix_str(text, refresh=False)
-        bar.n = max(bar.n, step)
-        bar.refresh()
+            print(message, flush=True)
+        now = time.monotonic()
+        if step and first is None:
+            first, begun = step, now
+        if finished or now - written > LOG_SECONDS:
+            written, done = now, step - (first or 0)
+            pace = f", {(now - begun) / done:.2f} s/step" if done else ""
+            print(f"{NAME}: {step} of {steps} steps{pace}, {text}", file=sys.stderr, flush=True)

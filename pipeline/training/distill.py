@@ -26,7 +26,7 @@ from pipeline.evaluation import evaluate
 from pipeline.evaluation.judges import clip_folder, decoder_folder
 from pipeline.prompts import prepared
 from pipeline.prompts.encode import encode_fixed, encoding_of
-from pipeline.recipe import Evaluation, Promotion, Recipe, Train, dump, parse
+from pipeline.recipe import Evaluation, Promotion, Recipe, Schedule, Train, dump, parse
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training.board import progress_bar
@@ -35,7 +35,7 @@ from pipeline.training.engines import name_accelerator
 from pipeline.training.estimate import require_fit
 from pipeline.training.export import export
 from pipeline.training.loop import Setup
-from pipeline.training.preflight import check_resources, check_store
+from pipeline.training.preflight import await_resources, check_resources, check_store
 from pipeline.training.progress import FIXED_TEXTS
 from pipeline.training.validation import RETRIES, Validation, validate
 from pipeline.training.worker import train_loop
@@ -45,7 +45,7 @@ FAILURE_FILE = "failure.txt"
 TRAIN_NAME = "train"
 WHERE = (
     *("workers", "min_workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
-    *("gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "max_failures"),
+    *("wait_minutes", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "max_failures"),
     *("encoders", "cpus_per_encoder", "gpus_per_encoder"),
 )
 
@@ -76,8 +76,7 @@ def distill(
     check_store(folder)
     name_accelerator()
     with ray_session(address):
-        if address is None:
-            check_resources(recipe)
+        (await_resources if address else check_resources)(recipe)
         mlflow_run = _mlflow_run(recipe, record, folder, tracking_uri)
         fixed = _fixed(recipe, str(teacher), prompt_folder)
         setup = Setup(
@@ -160,7 +159,13 @@ def _what_is_learned(recipe: Recipe) -> Recipe:
     """Without what a run may be continued with another of: where and in how many parts it is computed."""
     defaults = Train()
     where = {name: getattr(defaults, name) for name in WHERE}
-    return replace(recipe, train=replace(recipe.train, **where), evaluation=Evaluation(), promotion=Promotion())
+    return replace(
+        recipe,
+        train=replace(recipe.train, **where),
+        evaluation=Evaluation(),
+        promotion=Promotion(),
+        schedule=Schedule(),
+    )
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -106,9 +106,11 @@ def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     preflight.check_workers(device)
     fixed = fixed_of(FIXED_TEXTS, setup.fixed, device) if setup.fixed else {}
-    folder = Path(setup.teacher_folder)
+    folder = models.here(setup.teacher_folder, options.teacher, revision=options.revision)
     model = models.load(folder, device, start_timestep=options.method.start_timestep, fixed=fixed)
-    init = models.load_denoiser(Path(setup.init_folder)) if setup.init_folder else None
+    init = None
+    if setup.init_folder:
+        init = models.load_denoiser(models.here(setup.init_folder, options.student.init, "student.init"))
     return Distiller(
         options,
         model,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.train import Checkpoint
 
-from pipeline import manifest
+from pipeline import manifest, models
 from pipeline.evaluation.evaluate import Subject, evaluate_student, flat_metrics
 from pipeline.recipe import Recipe, parse
 from pipeline.registry.candidate import Candidate
@@ -68,7 +68,9 @@ def _exported(checkpoint: Path, told: Validation, recipe: Recipe) -> Subject:
     sha256 = manifest.file_hash(weights.read_bytes())
     place = Folder.of(told.folder) / VERSIONS / f"{step:06d}-{sha256[:12]}"
     if not place.has(manifest.NAME):
-        student = export(recipe, Path(told.teacher), told.init, weights, place / "student")
+        teacher = models.here(told.teacher, recipe.teacher, revision=recipe.revision)
+        init = str(models.here(told.init, recipe.student.init, "student.init")) if told.init else ""
+        student = export(recipe, teacher, init, weights, place / "student")
         manifest.write(place, "student", step=step, ema_sha256=sha256, student_sha256=student)
     made = manifest.read(place, "student")
     return Subject(place / "student", made["student_sha256"], told.teacher_sha256, told.mlflow_run, step)

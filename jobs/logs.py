@@ -1,0 +1,24 @@
+"""Print what a submitted job has printed."""
+
+import argparse
+
+from jobs import options as shared
+from jobs import submit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    shared.add_job(parser)
+    shared.add_cluster(parser)
+    parser.add_argument("--follow", action="store_true", help="until it ends; the exit code is the job's then")
+
+
+def run(options: argparse.Namespace) -> int:
+    from pipeline.cluster.client import connect
+    from pipeline.cluster.listing import details_of
+
+    client = connect(options.address)
+    details = details_of(client, options.job)
+    if options.follow:
+        return submit.followed(client, details.submission_id)
+    print(client.get_job_logs(details.submission_id), end="")
+    return 0

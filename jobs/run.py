@@ -1,0 +1,26 @@
+"""The whole main job: prepare, distill, evaluate, register; again to continue."""
+
+import argparse
+
+from jobs import options as shared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    shared.add_run(parser)
+    shared.add_recipe(parser)
+    shared.add_tracking(parser)
+    parser.add_argument("--address", metavar="ADDRESS", help="a Ray cluster (default: a local one)")
+
+
+def run(options: argparse.Namespace) -> None:
+    recipe = shared.recipe_of(options)
+    from pipeline.storage import Folder
+    from pipeline.whole import run_all
+
+    run = Folder.of(options.run)
+    outcome = run_all(
+        recipe, run, shared.tracking_of(options), options.address, say=lambda step: print(step, flush=True)
+    )
+    what = outcome["alias"] or "a version without an alias"
+    print(f"registered {outcome['model']} version {outcome['version']} as {what}: {outcome['decision']}")
+    print(f"report: {run.uri}/evaluation/report.html")

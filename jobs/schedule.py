@@ -1,0 +1,42 @@
+"""Recurring distillations: add, list, pause, resume, remove, run-now, history."""
+
+import argparse
+
+from jobs import options as shared
+
+ACTIONS = ("add", "list", "pause", "resume", "remove", "run-now", "history")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("name", nargs="?", help="of the schedule")
+    shared.add_store(parser)
+    parser.add_argument("--cron", metavar="FIELDS", help="add: in place of the recipe's schedule.cron")
+    parser.add_argument("--timezone", metavar="NAME", help="add: in place of the recipe's schedule.timezone")
+    shared.add_recipe(parser)
+    shared.add_tracking(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from pipeline.schedules import overview
+    from pipeline.schedules.store import Schedules
+    from pipeline.storage import Folder
+
+    schedules = Schedules(Folder.of(options.store))
+    if options.action == "list":
+        print(shared.table(overview.rows(schedules), "no schedules yet; `python -m jobs schedule add` makes one"))
+        return
+    name = shared.required(options, "name")
+    if options.action == "history":
+        print(shared.table(overview.past(schedules, name), "nothing was due yet"))
+    elif options.action == "add":
+        schedules.add(name, shared.recipe_of(options), shared.tracking_of(options))
+        print(f"{name}: next {overview.next_time(schedules.read(name))}; `python -m jobs scheduler` submits it")
+    elif options.action == "run-now":
+        print(f"{name}: {overview.run_now(schedules, name)} is due now")
+    elif options.action == "remove":
+        schedules.remove(name)
+        print(f"{name}: removed; its runs and history are in {schedules.home(name).uri}")
+    else:
+        found = schedules.pause(name, options.action == "pause")
+        print(f"{name}: {'paused' if found.paused else f'next {overview.next_time(found)}'}")

@@ -1,0 +1,23 @@
+"""How a submitted job stands."""
+
+import argparse
+
+from jobs import options as shared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    shared.add_job(parser)
+    shared.add_cluster(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from pipeline.cluster.client import connect
+    from pipeline.cluster.follow import ENDED, exit_code
+    from pipeline.cluster.listing import details_of, row_of
+
+    details = details_of(connect(options.address), options.job)
+    for name, value in row_of(details).items():
+        print(f"{name:9} {value}")
+    if details.message:
+        print(f"message   {details.message.strip().splitlines()[0]}")
+    return exit_code(details) if details.status in ENDED else 0

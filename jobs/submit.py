@@ -1,0 +1,67 @@
+"""Run a command as a job on a Ray cluster, and follow what it prints; again to follow it again."""
+
+import argparse
+import sys
+from typing import Any
+
+from jobs import distill, evaluate, evaluate_video, prepare, prepare_benchmarks, register, scheduler, tick
+from jobs import options as shared
+from jobs import run as whole
+
+COMMANDS = {
+    "run": whole,
+    "prepare": prepare,
+    "prepare-benchmarks": prepare_benchmarks,
+    "distill": distill,
+    "evaluate": evaluate,
+    "evaluate-video": evaluate_video,
+    "register": register,
+    "tick": tick,
+    "scheduler": scheduler,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="submitted", required=True, metavar="command")
+    for name, module in COMMANDS.items():
+        own = commands.add_parser(name, help=module.__doc__, description=module.__doc__, conflict_handler="resolve")
+        module.add_arguments(own)
+        shared.add_cluster(own)
+        own.add_argument("--attempt", type=int, default=0, metavar="N", help="another try of a job that ended (from 1)")
+        own.add_argument("--retry", action="store_true", help="the next attempt")
+        own.add_argument("--no-wait", action="store_true", help="do not follow the job")
+        own.add_argument(
+            "--env", action="append", default=[], metavar="NAME=VALUE", help="an environment variable; no secret"
+        )
+
+
+def run(options: argparse.Namespace) -> int:
+    from pipeline.cluster.client import connect
+    from pipeline.cluster.submit import submit, with_attempt
+
+    job = shared.job_of(options, options.submitted, COMMANDS[options.submitted])
+    client = connect(options.address)
+    job = with_attempt(client, job, options.attempt, options.retry)
+    sent = submit(client, job, shared.variables_of(options))
+    print(f"{'submitted' if sent else 'already submitted:'} {job.id}", flush=True)
+    if options.no_wait:
+        return 0
+    return followed(client, job.id)
+
+
+def followed(client: Any, submission_id: str) -> int:
+    """Until the job ends; Ctrl-C leaves it running."""
+    from pipeline.cluster.follow import follow
+
+    try:
+        code = follow(client, submission_id)
+    except KeyboardInterrupt:
+        print(
+            f"\n{submission_id} goes on; `python -m jobs logs {submission_id} --follow` follows it, "
+            f"`python -m jobs stop {submission_id}` ends it",
+            file=sys.stderr,
+        )
+        return 0
+    details = client.get_job_info(submission_id)
+    print(f"{submission_id}: {str(details.status).lower()}", file=sys.stderr)
+    return code

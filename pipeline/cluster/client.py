@@ -1,0 +1,107 @@
+"""Ray's job server, with one clear line for each way of not reaching it."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.errors import UserError
+
+DEFAULT = "http://127.0.0.1:8265"
+TIMEOUT_SECONDS = 10
+TOKEN_FILE = Path("~/.ray/auth_token")
+
+
+def connect(address: str | None = None) -> Any:
+    """A `ray.job_submission.JobSubmissionClient` that was answered.
+
+    Args:
+        address: of the job server; that of RAY_API_SERVER_ADDRESS, or this machine's port 8265, where it is not given.
+
+    Raises:
+        UserError: where nothing answers, the token is not the cluster's, or it runs another version of Ray.
+    """
+    address = _url(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT)
+    _reach(address)
+    token = find_token()
+    import logging
+
+    import ray
+    import requests
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    for noisy in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{noisy}").setLevel(logging.WARNING)
+    try:
+        # Ray sends no token of its own where RAY_AUTH_MODE was not set before it was imported
+        client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+        found = client.get_version()
+        client.list_jobs()  # the version is told to everyone
+    except AuthenticationError:
+        raise UserError(_token_line(address, token)) from None
+    except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"--address: {address!r} is no Ray job server: {_line(error)}; allowed: {DEFAULT}") from None
+    server = getattr(client, "_server_ray_version", None) or found
+    if server != ray.__version__:
+        raise UserError(
+            f"--address: the cluster at {address} runs Ray {server}, here is {ray.__version__}; allowed: the same"
+        )
+    return client
+
+
+def connect_from_job(address: str | None = None) -> Any:
+    """The same from within a job, which knows its own cluster."""
+    if address is None and os.environ.get("RAY_ADDRESS"):
+        from ray.dashboard.utils import get_address_for_submission_client
+
+        address = get_address_for_submission_client(os.environ["RAY_ADDRESS"])
+    return connect(address)
+
+
+def _url(address: str) -> str:
+    """With a scheme and without a trailing slash."""
+    given = address if "://" in address else f"http://{address}"
+    parts = urlsplit(given)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.hostname == "auto":
+        raise UserError(f"--address: {address!r} is not allowed; allowed: the job server's URL, such as {DEFAULT}")
+    if parts.password:
+        raise UserError("--address: a password in it would be logged; allowed: the token of the cluster instead")
+    return given.rstrip("/")
+
+
+def _reach(address: str) -> None:
+    """Ray's client waits for an answer without end."""
+    parts = urlsplit(address)
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname, port), timeout=TIMEOUT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--address: no Ray cluster answers at {address} ({_line(error)}); "
+            "allowed: the job server of a running one; port 8265 of its head may have to be forwarded"
+        ) from None
+
+
+def find_token() -> str:
+    """Where Ray itself looks for it; empty where there is none."""
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return given.strip()
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE).expanduser()
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _token_line(address: str, token: str) -> str:
+    had = "is not the cluster's" if token else "is missing"
+    return (
+        f"token: the cluster at {address} asks for one, and the one here {had}; "
+        f"allowed: the cluster's own in RAY_AUTH_TOKEN, in the file of RAY_AUTH_TOKEN_PATH or in {TOKEN_FILE}"
+    )
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

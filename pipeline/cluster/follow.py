@@ -1,0 +1,82 @@
+"""What a submitted job prints, as it prints it, until it ends."""
+
+import asyncio
+import sys
+import time
+from typing import Any, TextIO
+
+from pipeline.errors import UserError
+
+BAR = "distil:"  # how a line of the training's progress bar begins
+AWAY_SECONDS = 300  # for which the job server may be away
+PAUSE_SECONDS = 2.0
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+STOPPED_CODE = 130
+
+
+class Printer:
+    """Prints each line once, whatever is sent again; lines of the bar in place on a terminal."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out, self.terminal = out, out.isatty()
+        self.printed, self.in_bar = 0, False
+
+    def begin(self) -> None:
+        """The log comes from its start once more."""
+        self.seen = 0
+
+    def __call__(self, text: str) -> None:
+        new = text[max(0, self.printed - self.seen) :]
+        self.seen += len(text)
+        self.printed = max(self.printed, self.seen)
+        for line in new.splitlines(keepends=True):
+            self._line(line)
+        self.out.flush()
+
+    def _line(self, line: str) -> None:
+        bar = line.startswith(BAR) and self.terminal
+        if bar and not line.strip():
+            return
+        if self.in_bar and not bar:
+            self.out.write("\n")
+        self.out.write(f"\r{line.rstrip()}\x1b[K" if bar else line)
+        self.in_bar = bar
+
+
+def follow(client: Any, submission_id: str, out: TextIO | None = None) -> int:
+    """Print the job's log until it ends; returns its exit code, 130 where it was stopped."""
+    printer, away_since = Printer(out or sys.stdout), 0.0
+    while True:
+        try:
+            asyncio.run(_tail(client, submission_id, printer))
+            details = client.get_job_info(submission_id)
+            if details.status in ENDED:
+                return exit_code(details)
+            away_since = 0.0
+        except RuntimeError as error:
+            if "404" in str(error):
+                raise UserError(f"job: {submission_id!r} is not known to this cluster") from None
+            away_since = _still_away(away_since, error)
+        except OSError as error:  # aiohttp's and requests' too
+            away_since = _still_away(away_since, error)
+        time.sleep(PAUSE_SECONDS)
+
+
+async def _tail(client: Any, submission_id: str, printer: Printer) -> None:
+    printer.begin()
+    async for text in client.tail_job_logs(submission_id):
+        printer(text)
+
+
+def _still_away(since: float, error: BaseException) -> float:
+    now = time.monotonic()
+    if since and now - since > AWAY_SECONDS:
+        raise UserError(f"--address: the cluster stopped answering: {str(error).splitlines()[0]}") from None
+    return since or now
+
+
+def exit_code(details: Any) -> int:
+    """The job's own; 1 where it failed before it had one."""
+    if details.status == "STOPPED":
+        return STOPPED_CODE
+    return 0 if details.status == "SUCCEEDED" else int(details.driver_exit_code or 1)

@@ -1,0 +1,61 @@
+"""Submitted jobs, as a person reads them."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.cluster.follow import ENDED
+from pipeline.errors import UserError
+
+STOP_SECONDS = 60
+
+
+def rows(client: Any) -> list[dict[str, str]]:
+    """The newest last."""
+    jobs = [job for job in client.list_jobs() if job.submission_id]
+    return [row_of(job) for job in sorted(jobs, key=lambda job: job.start_time or 0)]
+
+
+def row_of(job: Any) -> dict[str, str]:
+    """`exit` is the command's own code, where it has ended."""
+    code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
+    return {
+        "job": job.submission_id,
+        "status": str(getattr(job.status, "value", job.status)).lower(),
+        "started": _time(job.start_time),
+        "took": _took(job),
+        "exit": code,
+    }
+
+
+def details_of(client: Any, submission_id: str) -> Any:
+    """Of the job with this id, or the only one whose id begins so."""
+    ids = [job.submission_id for job in client.list_jobs() if job.submission_id]
+    found = [own for own in ids if own == submission_id] or [own for own in ids if own.startswith(submission_id)]
+    if len(found) != 1:
+        known = ", ".join(sorted(found or ids)) or "none yet"
+        raise UserError(f"job: {submission_id!r} is {'not one job' if found else 'not known'}; allowed: {known}")
+    return client.get_job_info(found[0])
+
+
+def stop(client: Any, submission_id: str) -> str:
+    """Its state, when it has ended."""
+    if client.get_job_info(submission_id).status in ENDED:
+        return "had ended before"
+    client.stop_job(submission_id)
+    for _ in range(STOP_SECONDS):
+        if client.get_job_info(submission_id).status in ENDED:
+            return "stopped"
+        time.sleep(1)
+    return "is stopping"
+
+
+def _time(milliseconds: int | None) -> str:
+    return "" if not milliseconds else f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _took(job: Any) -> str:
+    if not job.start_time:
+        return ""
+    seconds = int((job.end_time / 1000 if job.end_time else time.time()) - job.start_time / 1000)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -1,0 +1,47 @@
+"""The working tree as the cluster gets it: what git tracks, as it is now, and the resolved recipe."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from pipeline import ROOT
+from pipeline.errors import UserError
+
+RECIPE_FILE = "submitted.toml"
+LARGEST = 512 * 2**20  # bytes: Ray refuses larger packages
+
+
+def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, largest: int = LARGEST) -> int:
+    """Copy what git tracks under `root` into the folder `target`; returns its bytes.
+
+    Raises:
+        UserError: outside a git checkout, or where it is too large; nothing was copied then.
+    """
+    files = tracked(root)
+    sizes = {file: (root / file).stat().st_size for file in files}
+    total = sum(sizes.values())
+    if total > largest:
+        worst = max(sizes, key=lambda file: sizes[file])
+        raise UserError(
+            f"package: what git tracks is {total / 2**20:.1f} MiB, {worst} alone {sizes[worst] / 2**20:.1f}; "
+            f"allowed: {largest / 2**20:.0f} MiB"
+        )
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / file, target / file)
+    if recipe_toml is not None:
+        (target / RECIPE_FILE).write_text(recipe_toml, encoding="utf-8")
+    return total
+
+
+def tracked(root: Path) -> list[str]:
+    """Files that are there; a link is left out, as what it points to may not be ours to send."""
+    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--recurse-submodules"]
+    try:
+        listed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
+    except (OSError, subprocess.SubprocessError):
+        raise UserError(
+            f"package: {str(root)!r} is no git checkout; allowed: a clone, whose tracked files go along"
+        ) from None
+    names = [name for name in listed.split("\0") if name]
+    return [name for name in names if (root / name).is_file() and not (root / name).is_symlink()]

@@ -1,0 +1,137 @@
+"""The scheduler: a job of its own that submits what is due, and holds nothing that its folder does not.
+
+It asks every few seconds what is due at all, by the clock and the history; there is no timer to miss and nothing to
+catch up with but the latest time. A second one on the same folder does no harm: the jobs' ids are the same.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pipeline import cron
+from pipeline.cluster.follow import ENDED
+from pipeline.errors import UserError
+from pipeline.schedules.history import FAILED, FINAL, MISSED, RUNNING, History, Tick
+from pipeline.schedules.store import Schedule, Schedules
+
+POLL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Due:
+    """A tick to submit, as its so manieth attempt; or, with 0, to write down as missed."""
+
+    tick: str
+    attempt: int
+
+
+def due(schedule: Schedule, past: History, now: datetime, ended: Callable[[str, int], bool]) -> Due | None:
+    """What is to be done now. `ended(tick, attempt)`: whether that attempt's job is over, or nobody knows of it."""
+    options = schedule.recipe.schedule
+    name = _wanted(schedule, now)
+    if name is None:
+        return None
+    record, newest = past.read(name), past.newest()
+    if record is None:
+        if newest and newest.tick > name:  # the clock went back
+            return None
+        if not schedule.asked and now - cron.of_stamp(name) > timedelta(hours=options.late_hours):
+            return Due(name, 0)
+        return Due(name, 1)
+    attempts = len(record.attempts)
+    if record.state in FINAL or attempts > options.retries:
+        return None
+    if record.state == RUNNING:
+        return Due(name, attempts + 1) if ended(name, attempts) else None
+    waited = now - datetime.fromisoformat(record.attempts[-1].ended)
+    return Due(name, attempts + 1) if waited >= timedelta(minutes=options.retry_minutes) else None
+
+
+def _wanted(schedule: Schedule, now: datetime) -> str | None:
+    """The tick to look at: the one asked for if it is newer than the latest by the clock."""
+    options, added = schedule.recipe.schedule, datetime.fromisoformat(schedule.added)
+    latest = cron.latest(options.cron, options.timezone, now)
+    by_clock = cron.stamp(latest) if not schedule.paused and latest > added else None
+    asked = cron.stamp(datetime.fromisoformat(schedule.asked)) if schedule.asked else None
+    return max((each for each in (by_clock, asked) if each), default=None)
+
+
+class Scheduler:
+    """Over one store of schedules and one cluster."""
+
+    def __init__(self, schedules: Schedules, client: Any, say: Callable[[str], None] = print) -> None:
+        self.schedules, self.client, self.say = schedules, client, say
+        self.told: dict[str, str] = {}
+
+    def look(self, now: datetime) -> None:
+        """Once over all schedules; what is wrong with one is said, once, and leaves the others alone."""
+        for name in self.schedules.names():
+            try:
+                self._one(self.schedules.read(name), now)
+                self.told.pop(name, None)
+            except (UserError, OSError, RuntimeError, ValueError) as error:
+                line = (str(error).splitlines() or [type(error).__name__])[0]
+                if self.told.get(name) != line:
+                    self.say(f"{name}: {line}")
+                self.told[name] = line
+
+    def _one(self, schedule: Schedule, now: datetime) -> None:
+        past = History(self.schedules.home(schedule.name))
+        found = due(schedule, past, now, lambda tick, attempt: self._ended(schedule, tick, attempt))
+        if found is None:
+            return
+        if not found.attempt:
+            past.write(
+                Tick(found.tick, MISSED, f"nothing ran for {schedule.recipe.schedule.late_hours:g} hours after it")
+            )
+            self.say(f"{schedule.name}: {found.tick} was missed")
+            return
+        submission_id = job_id(schedule.name, found.tick, found.attempt)
+        status = self._status(submission_id)
+        if status is None:
+            self._submit(schedule, found, submission_id)
+            self.say(f"{schedule.name}: submitted {submission_id}")
+        elif status in ENDED:
+            record = past.read(found.tick) or Tick(found.tick)
+            past.write(record.begun(now).ended(FAILED, now, f"job {submission_id} ended before it began"))
+
+    def _submit(self, schedule: Schedule, found: Due, submission_id: str) -> None:
+        home = self.schedules.home(schedule.name).uri
+        self.client.submit_job(
+            entrypoint=f"python -m jobs tick --runs {home} --tick {found.tick} --address auto",
+            submission_id=submission_id,
+            runtime_env=own_environment(),
+            metadata={"schedule": schedule.name, "tick": found.tick, "attempt": str(found.attempt)},
+        )
+
+    def _ended(self, schedule: Schedule, tick: str, attempt: int) -> bool:
+        status = self._status(job_id(schedule.name, tick, attempt))
+        return status is None or status in ENDED
+
+    def _status(self, submission_id: str) -> str | None:
+        return next((job.status for job in self.client.list_jobs() if job.submission_id == submission_id), None)
+
+
+def job_id(name: str, tick: str, attempt: int) -> str:
+    return f"tick-{name}-{tick}-{attempt}"
+
+
+def own_environment() -> dict[str, Any]:
+    """The runtime environment that this job was submitted with, for the jobs that it submits."""
+    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return {
+        name: value for name, value in (told.get("runtime_env") or {}).items() if name in ("working_dir", "env_vars")
+    }
+
+
+def serve(scheduler: Scheduler, rounds: int | None = None, poll_seconds: float = POLL_SECONDS) -> None:
+    """Until it is ended, or so many rounds."""
+    while rounds is None or rounds > 0:
+        scheduler.look(datetime.now(UTC))
+        rounds = None if rounds is None else rounds - 1
+        if rounds != 0:
+            time.sleep(poll_seconds)

@@ -1,0 +1,126 @@
+"""A command of `python -m jobs` as a Ray job: packed, named by what it does, submitted once."""
+
+import hashlib
+import os
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline import manifest
+from pipeline.cluster.follow import ENDED
+from pipeline.cluster.package import RECIPE_FILE, pack
+from pipeline.errors import UserError
+
+SETTINGS = (  # that go along; none of them is a secret
+    *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("HF_ENDPOINT", "HF_HUB_OFFLINE"),
+)
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY(_|$)|ACCESS_KEY")
+OWN_SECRETS = "allowed: in the nodes' own environment, an instance role or a Kubernetes secret"
+SENDS, PAUSE_SECONDS = 5, 2.0
+ONCE = "once"
+
+
+@dataclass(frozen=True)
+class Job:
+    """`arguments` are of the command as it runs on the cluster; `recipe_toml`, if it has one, goes along as a file.
+
+    `tick` is the time that a recurring job is due at. `attempt` counts from 1.
+    """
+
+    command: str
+    arguments: tuple[str, ...]
+    recipe_toml: str | None = None
+    name: str = ""
+    tick: str = ONCE
+    attempt: int = 1
+
+    @property
+    def id(self) -> str:
+        """The same for the same work: Ray refuses a second job of it."""
+        told = "\0".join((self.command, self.recipe_toml or "", *self.arguments))
+        short = hashlib.sha256(told.encode()).hexdigest()[:10]
+        words = re.sub(r"[^A-Za-z0-9]+", "-", f"{self.command}-{self.name}").strip("-")
+        when = re.sub(r"[^A-Za-z0-9]", "", self.tick)
+        return f"{words}-{short}-{when}-{self.attempt}"
+
+    @property
+    def entrypoint(self) -> str:
+        recipe = () if self.recipe_toml is None else ("--recipe", RECIPE_FILE)
+        return shlex.join(("python", "-m", "jobs", self.command, *recipe, *self.arguments))
+
+
+def submit(client: Any, job: Job, given: Mapping[str, str] | None = None) -> bool:
+    """Send it, unless the cluster has it; returns whether it was sent now."""
+    if known(client, job.id):
+        return False
+    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # git has said what goes along
+    with tempfile.TemporaryDirectory() as folder:
+        pack(Path(folder), job.recipe_toml)
+        runtime_env = {"working_dir": folder, "env_vars": settings(os.environ, given or {})}
+        metadata = {"command": job.command, "name": job.name, "tick": job.tick, "attempt": str(job.attempt)}
+        return _send(client, job, runtime_env, metadata)
+
+
+def _send(client: Any, job: Job, runtime_env: dict[str, Any], metadata: dict[str, str]) -> bool:
+    """Ray's client tries once; the id makes it safe to try again."""
+    import requests
+
+    for left in reversed(range(SENDS)):
+        try:
+            client.submit_job(
+                entrypoint=job.entrypoint, submission_id=job.id, runtime_env=runtime_env, metadata=metadata
+            )
+            return True
+        except requests.RequestException as error:
+            if not left:
+                raise UserError(f"--address: the cluster stopped answering: {type(error).__name__}") from None
+            time.sleep(PAUSE_SECONDS)
+        except RuntimeError as error:
+            if known(client, job.id):  # an earlier try, or another person's
+                return False
+            raise UserError(f"submit: the cluster refused the job: {str(error).splitlines()[0]}") from None
+    raise AssertionError
+
+
+def known(client: Any, submission_id: str) -> Any:
+    """The job's details, or None."""
+    return next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
+
+
+def settings(environment: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables for the job. The dashboard shows them: none may be a secret."""
+    own = {name: environment[name] for name in SETTINGS if environment.get(name)}
+    chosen = {manifest.CODE: manifest.code_version(), **own, **given}
+    for name, value in chosen.items():
+        if SECRET.search(name.upper()):
+            raise UserError(f"--env: {name} looks like a secret, and a job's variables can be read; {OWN_SECRETS}")
+        if has_password(value):
+            raise UserError(f"{name}: a password in it could be read in the cluster; {OWN_SECRETS}")
+    return chosen
+
+
+def has_password(text: str) -> bool:
+    try:
+        return bool(urlsplit(text).password)
+    except ValueError:
+        return False
+
+
+def with_attempt(client: Any, job: Job, attempt: int, retry: bool) -> Job:
+    """The attempt that is asked for; the latest one; or with `retry`, where that has ended, the one after it."""
+    if attempt < 0:
+        raise UserError(f"--attempt: {attempt} is not allowed; allowed: 1 or more")
+    stem = job.id.rpartition("-")[0]
+    made = [(str(each.submission_id).rpartition("-"), each.status) for each in client.list_jobs()]
+    attempts = {int(number): status for (own, _, number), status in made if own == stem and number.isdigit()}
+    latest = max(attempts, default=0)
+    if retry and latest and attempts[latest] not in ENDED:
+        raise UserError(f"--retry: attempt {latest} still runs; allowed: once it has ended")
+    return replace(job, attempt=attempt or max(1, latest + (1 if retry else 0)))

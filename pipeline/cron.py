@@ -1,0 +1,63 @@
+"""When something recurs: cron's five fields in a time zone.
+
+Over daylight saving as Debian's cron: what falls into the hour that is left out is due right after it, and what falls
+into the hour that comes twice is due once, unless it is due every hour.
+"""
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+FIELDS = "minute hour day month weekday, such as '0 3 * * SUN'"
+STAMP = "%Y%m%dT%H%MZ"
+
+
+def is_cron(expression: str) -> bool:
+    try:
+        CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC))
+    except CronSimError:
+        return False
+    return True
+
+
+def is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
+
+
+def latest(expression: str, timezone: str, now: datetime) -> datetime:
+    """The newest time at or before `now` that it is due at, in UTC."""
+    after = now.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
+    found = next(CronSim(expression, after.astimezone(ZoneInfo(timezone)), reverse=True)).astimezone(UTC)
+    while (
+        later := following(expression, timezone, found)[0]
+    ) <= now:  # backwards it skips some of an hour that comes twice
+        found = later
+    return found
+
+
+def following(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
+    """The next times after `now`, in UTC."""
+    coming = CronSim(expression, now.astimezone(ZoneInfo(timezone)))
+    return [when.astimezone(UTC) for when in islice(coming, count)]
+
+
+def stamp(when: datetime) -> str:
+    """A tick's name: sorted as time is, and fit for a file."""
+    return when.astimezone(UTC).strftime(STAMP)
+
+
+def is_stamp(text: str) -> bool:
+    try:
+        return stamp(of_stamp(text)) == text
+    except ValueError:
+        return False
+
+
+def of_stamp(text: str) -> datetime:
+    return datetime.strptime(text, STAMP).replace(tzinfo=UTC)

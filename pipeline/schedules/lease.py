@@ -1,0 +1,169 @@
+"""A lock in a folder, local or on S3, that ends with its holder.
+
+The holder writes a new beat into it every few seconds. Whoever wants it watches for as long as a beat may stay out, by
+a clock of its own that cannot jump: if nothing changed the holder is gone, and the lock is taken over. Every write says
+which content it replaces, so that of two that want it one has it.
+"""
+
+import fcntl
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.storage import Folder
+
+SECONDS = 60.0  # without a beat, and the holder is gone
+FREE: dict[str, Any] = {"holder": "", "beat": 0}
+
+
+class BusyError(RuntimeError):
+    """Another holder has the lease, as `str(error)` names it."""
+
+
+class Lease:
+    """`with Lease(folder, "what I do"):`; raises BusyError where it is held.
+
+    `on_lost` is called, in another thread, where another has taken it over or the store was away for too long.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        holder: str,
+        seconds: float = SECONDS,
+        on_lost: Callable[[], None] = lambda: None,
+        name: str = "lease.json",
+    ) -> None:
+        self.store, self.holder, self.seconds, self.on_lost = store_of(folder, name), holder, seconds, on_lost
+        self.own, self.beat = uuid.uuid4().hex, 0
+        self.lost, self._done = False, threading.Event()
+        self._thread = threading.Thread(target=self._beats, daemon=True)
+
+    def __enter__(self) -> "Lease":
+        content, version = self.store.read()
+        if content and content["holder"]:
+            content, version = self._watch(content, version)
+        self.version = self.store.swap(version, self._content())
+        if self.version is None:
+            raise BusyError(str((self.store.read()[0] or FREE)["holder"] or "another"))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        if not self.lost:
+            self.store.swap(self.version, FREE)
+
+    def _watch(self, content: dict[str, Any], version: Any) -> tuple[dict[str, Any], Any]:
+        """What is there when no beat has come for long enough."""
+        until = time.monotonic() + self.seconds
+        while time.monotonic() < until:
+            time.sleep(self.seconds / 20)
+            found, now = self.store.read()
+            if found and not found["holder"]:
+                return found, now
+            if now != version:
+                raise BusyError(str((found or content)["holder"]))
+        return content, version
+
+    def _content(self) -> dict[str, Any]:
+        return {"holder": self.holder, "id": self.own, "beat": self.beat}
+
+    def _beats(self) -> None:
+        """A store that is away for a while does not end the lease; one that has another's content does."""
+        since = time.monotonic()
+        while not self._done.wait(self.seconds / 6):
+            self.beat += 1
+            try:
+                version = self.store.swap(self.version, self._content()) or self._mine()
+            except Exception:  # whatever a store that is away raises
+                if time.monotonic() - since < 0.8 * self.seconds:
+                    continue
+                version = None
+            if version is None:
+                self.lost = True
+                self.on_lost()
+                return
+            self.version, since = version, time.monotonic()
+
+    def _mine(self) -> Any:
+        """A write that was answered too late to know of it."""
+        content, version = self.store.read()
+        return version if content and content.get("id") == self.own else None
+
+
+class _LocalStore:
+    """Compared and replaced under a lock of the file system's; a version is the content."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> tuple[dict[str, Any] | None, Any]:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None, None
+        return _parsed(text, str(self.path)), text
+
+    def swap(self, version: Any, content: dict[str, Any]) -> Any:
+        """The new version, or None where it was not `version` any more."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{self.path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.read()[1] != version:
+                return None
+            text = json.dumps(content)
+            partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, self.path)
+            return text
+
+
+class _ObjectStore:
+    """By conditional writes; a version is the object's ETag."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        import boto3
+
+        bucket, _, prefix = folder.path.partition("/")
+        self.client, self.where = boto3.client("s3"), {"Bucket": bucket, "Key": f"{prefix}/{name}".lstrip("/")}
+
+    def read(self) -> tuple[dict[str, Any] | None, Any]:
+        try:
+            found = self.client.get_object(**self.where)
+        except self.client.exceptions.NoSuchKey:
+            return None, None
+        return _parsed(found["Body"].read().decode(), self.where["Key"]), found["ETag"]
+
+    def swap(self, version: Any, content: dict[str, Any]) -> Any:
+        from botocore.exceptions import ClientError
+
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        try:
+            return self.client.put_object(**self.where, Body=json.dumps(content).encode(), **condition)["ETag"]
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
+                return None
+            raise
+
+
+def store_of(folder: Folder, name: str) -> _LocalStore | _ObjectStore:
+    return _LocalStore(Path(folder.path) / name) if folder.is_local else _ObjectStore(folder, name)
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+        return {**content, "holder": str(content["holder"])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{where}: is no lease; allowed: one that this program wrote, or none") from None

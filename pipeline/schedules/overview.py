@@ -1,0 +1,63 @@
+"""Schedules and what became of them, as a person reads them."""
+
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from pipeline import cron
+from pipeline.schedules.history import History, Tick
+from pipeline.schedules.store import Schedule, Schedules
+
+
+def rows(schedules: Schedules) -> list[dict[str, str]]:
+    return [_row(schedules, schedules.read(name)) for name in schedules.names()]
+
+
+def past(schedules: Schedules, name: str) -> list[dict[str, str]]:
+    """The oldest first."""
+    schedules.read(name)
+    return [_past_row(tick) for tick in History(schedules.home(name)).all()]
+
+
+def next_time(schedule: Schedule, now: datetime | None = None) -> str:
+    """In the schedule's own time zone."""
+    options = schedule.recipe.schedule
+    when = cron.following(options.cron, options.timezone, now or datetime.now(UTC))[0]
+    return f"{when.astimezone(ZoneInfo(options.timezone)):%a %Y-%m-%d %H:%M %Z}"
+
+
+def run_now(schedules: Schedules, name: str, now: datetime | None = None) -> str:
+    """Returns the tick."""
+    when = now or datetime.now(UTC)
+    schedules.ask(name, when)
+    return cron.stamp(when)
+
+
+def _row(schedules: Schedules, schedule: Schedule) -> dict[str, str]:
+    recipe, last = schedule.recipe, History(schedules.home(schedule.name)).newest()
+    return {
+        "schedule": schedule.name,
+        "recipe": recipe.name,
+        "cron": recipe.schedule.cron,
+        "zone": recipe.schedule.timezone,
+        "next": "paused" if schedule.paused else next_time(schedule),
+        "last": f"{last.tick} {last.state}" if last else "",
+        "why": _why(last) if last else "",
+    }
+
+
+def _past_row(tick: Tick) -> dict[str, str]:
+    first, last = (tick.attempts[0], tick.attempts[-1]) if tick.attempts else (None, None)
+    return {
+        "tick": tick.tick,
+        "state": tick.state,
+        "attempts": str(len(tick.attempts)),
+        "started": first.started if first else "",
+        "ended": last.ended if last else "",
+        "from": tick.started_from,
+        "why": _why(tick),
+    }
+
+
+def _why(tick: Tick) -> str:
+    told = tick.outcome
+    return f"{told['model']} version {told['version']}: {told['decision']}" if told else tick.why

@@ -1,0 +1,173 @@
+import io
+from types import SimpleNamespace
+
+import pytest
+import requests
+
+from pipeline.cluster import follow as following
+from pipeline.cluster import submit as submitting
+from pipeline.cluster.follow import Printer, exit_code, follow
+from pipeline.cluster.submit import Job, settings, submit, with_attempt
+from pipeline.errors import UserError
+
+JOB = Job("distill", ("--run", "s3://b/run"), "name = 'sd21'", name="sd21")
+
+
+class FakeClient:
+    """A job server that fails so often before it takes a job."""
+
+    def __init__(self, failures=0, lost=False):
+        self.jobs, self.failures, self.lost, self.sent = {}, failures, lost, []
+
+    def list_jobs(self):
+        return [SimpleNamespace(submission_id=name, status=status) for name, status in self.jobs.items()]
+
+    def submit_job(self, *, submission_id, **told):
+        self.sent.append(told)
+        if self.failures:
+            self.failures -= 1
+            if self.lost:  # it was taken, and the answer was lost
+                self.jobs[submission_id] = "RUNNING"
+            raise requests.ConnectionError("gone")
+        if submission_id in self.jobs:
+            raise RuntimeError(f"Job with submission_id {submission_id} already exists")
+        self.jobs[submission_id] = "PENDING"
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(submitting, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(following, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(submitting, "pack", lambda folder, recipe: 0)
+
+
+def test_the_id_follows_from_the_work_alone():
+    same = Job("distill", ("--run", "s3://b/run"), "name = 'sd21'", name="sd21")
+    assert JOB.id == same.id
+    assert JOB.id.startswith("distill-sd21-")
+    assert JOB.id.endswith("-once-1")
+    others = [
+        Job("distill", ("--run", "s3://b/other"), "name = 'sd21'", name="sd21"),
+        Job("distill", ("--run", "s3://b/run"), "name = 'sd21' # 2", name="sd21"),
+        Job("distill", ("--run", "s3://b/run"), "name = 'sd21'", name="sd21", attempt=2),
+        Job("distill", ("--run", "s3://b/run"), "name = 'sd21'", name="sd21", tick="20261129T0300Z"),
+    ]
+    assert len({JOB.id, *(other.id for other in others)}) == 5
+
+
+def test_words_of_the_entrypoint_cannot_become_commands():
+    assert Job("prepare", ("--run", "s3://b/$(rm -rf x); y")).entrypoint == (
+        "python -m jobs prepare --run 's3://b/$(rm -rf x); y'"
+    )
+
+
+def test_submitting_twice_is_one_job():
+    client = FakeClient()
+    assert submit(client, JOB)
+    assert not submit(client, JOB)
+    assert list(client.jobs) == [JOB.id]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_server_that_is_away_for_a_moment_is_asked_again(lost):
+    client = FakeClient(failures=2, lost=lost)
+    submit(client, JOB)
+    assert list(client.jobs) == [JOB.id]
+
+
+def test_a_server_that_stays_away_is_one_line():
+    with pytest.raises(UserError, match="the cluster stopped answering"):
+        submit(FakeClient(failures=99), JOB)
+
+
+def test_a_retry_is_another_job_and_only_of_one_that_ended():
+    client = FakeClient()
+    assert with_attempt(client, JOB, 0, retry=True).attempt == 1
+    submit(client, JOB)
+    with pytest.raises(UserError, match="attempt 1 still runs"):
+        with_attempt(client, JOB, 0, retry=True)
+    client.jobs[JOB.id] = "FAILED"
+    second = with_attempt(client, JOB, 0, retry=True)
+    assert second.attempt == 2
+    assert submit(client, second)
+    assert with_attempt(client, JOB, 0, retry=False).attempt == 2
+    with pytest.raises(UserError, match="--attempt: -1 is not allowed"):
+        with_attempt(client, JOB, -1, retry=False)
+
+
+def test_settings_go_along_and_secrets_do_not():
+    environment = {
+        "AWS_ENDPOINT_URL": "http://s3:9000",
+        "AWS_SECRET_ACCESS_KEY": "hush",
+        "HF_TOKEN": "hush",
+        "PATH": "/",
+    }
+    sent = settings(environment, {"NCCL_DEBUG": "INFO"})
+    assert sent.items() >= {"AWS_ENDPOINT_URL": "http://s3:9000", "NCCL_DEBUG": "INFO"}.items()
+    assert "hush" not in str(sent)
+    assert "PATH" not in sent
+
+
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "db_password", "API_KEY", "MLFLOW_TRACKING_PASSWORD"]
+)
+def test_a_secret_that_is_given_is_refused_and_not_repeated(name):
+    with pytest.raises(UserError, match=f"--env: {name} looks like a secret") as caught:
+        settings({}, {name: "hush"})
+    assert "hush" not in str(caught.value)
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated():
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI: a password in it") as caught:
+        settings({"MLFLOW_TRACKING_URI": "https://me:hush@mlflow"}, {})
+    assert "hush" not in str(caught.value)
+
+
+class LoggingClient:
+    """Its log comes in parts; after the first the connection breaks, and it begins anew."""
+
+    def __init__(self, parts, status="SUCCEEDED", code=0, breaks=1):
+        self.parts, self.breaks, self.calls = parts, breaks, 0
+        self.details = SimpleNamespace(status=status, driver_exit_code=code)
+
+    async def tail_job_logs(self, submission_id):
+        self.calls += 1
+        for number, part in enumerate(self.parts):
+            if number == 1 and self.calls <= self.breaks:
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+            yield part
+
+    def get_job_info(self, submission_id):
+        return self.details
+
+
+def test_each_line_is_printed_once_whatever_breaks():
+    out = io.StringIO()
+    client = LoggingClient(["one\ntwo\n", "three\nfour\n"], breaks=3)
+    assert follow(client, "job", out) == 0
+    assert out.getvalue() == "one\ntwo\nthree\nfour\n"
+    assert client.calls == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", 1, 1), ("FAILED", None, 1), ("STOPPED", None, 130)],
+)
+def test_the_exit_code_is_the_job_s(status, code, expected):
+    assert exit_code(SimpleNamespace(status=status, driver_exit_code=code)) == expected
+
+
+def test_the_bar_is_drawn_in_place_on_a_terminal_alone():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    text = "begin\ndistil: 1 of 3 steps\ndistil: 2 of 3 steps\nend\n"
+    for out, expected in (
+        (io.StringIO(), text),
+        (Terminal(), "begin\n\rdistil: 1 of 3 steps\x1b[K\rdistil: 2 of 3 steps\x1b[K\nend\n"),
+    ):
+        printer = Printer(out)
+        printer.begin()
+        printer(text)
+        assert out.getvalue() == expected

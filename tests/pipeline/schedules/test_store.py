@@ -1,0 +1,103 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from jobs.__main__ import main
+from pipeline.errors import UserError
+from pipeline.recipe import load
+from pipeline.schedules.history import History, Tick
+from pipeline.schedules.store import Schedules
+from pipeline.storage import Folder
+
+NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture(params=["local", "s3"])
+def schedules(request, tmp_path):
+    return Schedules(Folder.of(request.getfixturevalue("bucket") if request.param == "s3" else tmp_path / "store"))
+
+
+def test_a_schedule_is_kept_with_its_whole_recipe(schedules):
+    recipe = load("shapes", ["schedule.cron='0 3 * * SUN'", "schedule.timezone='Europe/Berlin'", "train.steps=7"])
+    schedules.add("weekly", recipe, "http://mlflow:5000", NOW)
+    found = schedules.read("weekly")
+    assert found.recipe == recipe
+    assert (found.tracking_uri, found.added, found.paused) == ("http://mlflow:5000", "2026-11-25T12:00:00+00:00", False)
+    assert schedules.names() == ["weekly"]
+
+
+def test_removing_one_leaves_its_history(schedules):
+    schedules.add("weekly", load("shapes", ["schedule.cron='0 3 * * SUN'"]), "sqlite://", NOW)
+    past = History(schedules.home("weekly"))
+    past.write(Tick("20261122T0300Z", "done"))
+    schedules.remove("weekly")
+    assert schedules.names() == []
+    assert past.read("20261122T0300Z").state == "done"
+    with pytest.raises(UserError, match="'weekly' is no schedule; allowed: none yet"):
+        schedules.read("weekly")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 64, "a\n"])
+def test_a_name_cannot_leave_its_folder(tmp_path, name):
+    schedules = Schedules(Folder.of(tmp_path / "store"))
+    with pytest.raises(UserError, match="allowed: letters, digits"):
+        schedules.add(name, load("shapes", ["schedule.cron='0 3 * * SUN'"]), "sqlite://")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def schedule(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+    def call(*arguments):
+        code = main(["schedule", *arguments, "--store", str(tmp_path / "store")])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
+    assert schedule("list")[1] == "no schedules yet; `python -m jobs schedule add` makes one\n"
+    code, out, _ = schedule("add", "weekly", "--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin")
+    assert code == 0
+    assert "weekly: next Sun " in out
+    assert "03:00 CET" in out or "03:00 CEST" in out
+    assert "paused" in schedule("pause", "weekly")[1]
+    assert " paused" in schedule("list")[1]
+    assert "next Sun" in schedule("resume", "weekly")[1]
+    assert "is due now" in schedule("run-now", "weekly")[1]
+    assert schedule("history", "weekly")[1] == "nothing was due yet\n"
+    History(Folder.of(tmp_path / "store/weekly")).write(Tick("20261122T0300Z", "skipped", "another still ran"))
+    assert "20261122T0300Z skipped" in schedule("list")[1]
+    assert "another still ran" in schedule("history", "weekly")[1]
+    assert "its runs and history are in" in schedule("remove", "weekly")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["add"], "--name: is needed here"),
+        (["add", "weekly"], "schedule.cron: is empty; allowed: --cron"),
+        (["add", "weekly", "--cron", "0 3 * *"], "schedule.cron: '0 3 * *' is not allowed; allowed: five fields"),
+        (["add", "weekly", "--cron", "0 3 * * *", "--timezone", "Mars"], "schedule.timezone: 'Mars' is not allowed"),
+        (["pause", "nothing"], "name: 'nothing' is no schedule; allowed: none yet"),
+    ],
+)
+def test_a_mistake_is_one_line(schedule, tmp_path, arguments, message):
+    code, _, err = schedule(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_second_of_the_same_name_is_refused(schedule):
+    schedule("add", "weekly", "--cron", "0 3 * * *")
+    code, _, err = schedule("add", "weekly", "--cron", "0 4 * * *")
+    assert code == 2
+    assert "'weekly' is there already" in err
+
+
+def test_a_tick_that_is_no_time_is_one_line(capsys, tmp_path):
+    assert main(["tick", "--runs", str(tmp_path), "--tick", "../../x"]) == 2
+    assert "--tick: '../../x' is not allowed; allowed: a UTC time" in capsys.readouterr().err
