@@ -6,7 +6,7 @@ RECIPE ?= shapes
 BIN = $(VENV)/bin
 JOBS = $(BIN)/python -m jobs
 
-.PHONY: demo test test-slow ui lint lock clean
+.PHONY: demo test test-slow chaos ui lint lock clean
 
 demo: $(VENV)/installed
 	$(JOBS) prepare --run $(RUN) --recipe $(RECIPE)
@@ -19,6 +19,9 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
+
+chaos: $(VENV)/installed
+	$(BIN)/python -m benchmarks.chaos
 
 ui: $(VENV)/installed
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --artifacts-destination runs/mlartifacts --port 5000

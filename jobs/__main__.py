@@ -10,6 +10,7 @@ from jobs import (
     evaluate,
     evaluate_video,
     logs,
+    manifest,
     merge,
     models,
     prepare,
@@ -28,15 +29,14 @@ from jobs import list as list_jobs
 from pipeline.errors import TrainingError, UserError
 
 COMMANDS = (
-    *(submit, status, logs, stop, list_jobs, schedule, scheduler, tick, run),
+    *(submit, status, logs, stop, list_jobs, schedule, scheduler, tick, run, manifest),
     *(prepare, prepare_benchmarks, distill, evaluate, compare, evaluate_video, register, models),
     *(merge, ablate, train_shapes),
 )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse and run; a failure is one line. Exit code 2 for a user's mistake, 1 for failed training, 130 for Ctrl-C,
-    and of what was submitted its own."""
+def make_parser() -> argparse.ArgumentParser:
+    """Of the whole command tree."""
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     for module in COMMANDS:
@@ -44,7 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
         subparser = subparsers.add_parser(name, help=module.__doc__, description=module.__doc__)
         module.add_arguments(subparser)
         subparser.set_defaults(run_command=module.run)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and run; a failure is one line. Exit code 2 for a user's mistake, 1 for failed training, 130 for Ctrl-C,
+    and of what was submitted its own."""
+    options = make_parser().parse_args(arguments)
     try:
         code = options.run_command(options)
     except UserError as error:

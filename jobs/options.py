@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from pipeline.storage import Folder
 if TYPE_CHECKING:
     from pipeline.cluster.submit import Job
 
+ONCE = "once"  # of what does not recur
 OF_RECIPE = ("recipe", "teacher", "prompts", "overrides", "cron", "timezone")  # options that the resolved recipe holds
 FOLDERS = ("run", "runs", "out", "store")
 OWN_MATERIAL = ('train.clip_model=""', "train.clip_weight=0", 'promotion.metric="hpsv2"', "promotion.guards=[]")
@@ -118,20 +120,37 @@ def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Jo
     module.add_arguments(parser)
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
     recipe = recipe_of(options) if getattr(options, "recipe", None) else None
+    sent = recipe is not None and not options.in_image
     arguments: list[str] = []
     for dest, action in actions.items():
         value = getattr(options, dest)
         if dest in FOLDERS:
             _require_shared(action, value)
-        if dest == "address" or (recipe and dest in OF_RECIPE):
+        if dest == "address" or (sent and dest in OF_RECIPE):
             continue
-        if dest == "tracking_uri":
-            value = _shared_tracking(value)
-        arguments += _again(action, value)
+        arguments += _again(action, _shared_tracking(value) if dest == "tracking_uri" else value)
     if "address" in actions:
         arguments += ["--address", "auto"]
-    toml = None if recipe is None else dump(recipe)
-    return Job(command, tuple(arguments), toml, name=recipe.name if recipe else "")
+    return Job(
+        command,
+        tuple(arguments),
+        dump(recipe) if recipe and sent else None,
+        name=recipe.name if recipe else "",
+        tick=_due(options, recipe) if command == "tick" else ONCE,
+        in_image=options.in_image,
+    )
+
+
+def _due(options: argparse.Namespace, recipe: Recipe | None) -> str:
+    """Of `tick`: each time that is due is a job of its own."""
+    if options.tick or recipe is None:
+        return tick_of(options.tick) or required(options, "tick")
+    from pipeline import cron
+
+    when = recipe.schedule
+    if not when.cron:
+        raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN', or --tick")
+    return cron.stamp(cron.latest(when.cron, when.timezone, datetime.now(UTC)))
 
 
 def _again(action: argparse.Action, value: Any) -> list[str]:

@@ -33,14 +33,16 @@ def test_the_head_has_no_gpu_and_workers_come_only_when_asked_for(config):
     head = types.pop(config["head_node_type"])
     assert head["node_config"]["InstanceType"] == "m5.2xlarge"
     assert "GPU" not in head["resources"]
+    assert {worker["node_config"]["InstanceType"] for worker in types.values()} == {"p4d.24xlarge", "p5.48xlarge"}
     for worker in types.values():
-        assert worker["node_config"]["InstanceType"] == "p4d.24xlarge"
         assert worker["resources"]["GPU"] == 8
-        assert (worker["min_workers"], worker["max_workers"]) == (0, 4)
+        assert worker["min_workers"] == 0
+        assert 0 < worker["max_workers"] <= config["max_workers"]
 
 
-def test_spot_is_preferred_and_on_demand_stands_by(config):
-    spot, on_demand = (config["available_node_types"][name] for name in ("a100_spot", "a100_on_demand"))
+@pytest.mark.parametrize("gpu", ["a100", "h100"])
+def test_spot_is_preferred_and_on_demand_stands_by(config, gpu):
+    spot, on_demand = (config["available_node_types"][f"{gpu}_{name}"] for name in ("spot", "on_demand"))
     assert spot["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in on_demand["node_config"]
     assert spot["priority"] > on_demand["priority"]
@@ -51,6 +53,13 @@ def test_spot_is_preferred_and_on_demand_stands_by(config):
 def test_every_node_starts_with_token_authentication(config, role):
     start = config[f"{role}_start_ray_commands"][-1]
     assert start.index("RAY_AUTH_MODE=token") < start.index("ray start")
+
+
+def test_s3_is_reached_by_the_instances_roles_and_no_key_lies_in_the_file(config):
+    for node in config["available_node_types"].values():
+        assert node["node_config"]["IamInstanceProfile"]["Arn"].startswith("arn:aws:iam::")
+    text = FILE.read_text()
+    assert not any(word in text for word in ("aws_secret", "AWS_SECRET", "AKIA", "AWS_ACCESS_KEY"))
 
 
 @pytest.mark.parametrize("role", ["head", "worker"])

@@ -24,22 +24,22 @@ SETTINGS = (  # that go along; none of them is a secret
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY(_|$)|ACCESS_KEY")
 OWN_SECRETS = "allowed: in the nodes' own environment, an instance role or a Kubernetes secret"
 SENDS, PAUSE_SECONDS = 5, 2.0
-ONCE = "once"
 
 
 @dataclass(frozen=True)
 class Job:
     """`arguments` are of the command as it runs on the cluster; `recipe_toml`, if it has one, goes along as a file.
 
-    `tick` is the time that a recurring job is due at. `attempt` counts from 1.
+    `tick` is the time that a recurring job is due at. `attempt` counts from 1. `in_image`: the cluster has the code.
     """
 
     command: str
     arguments: tuple[str, ...]
     recipe_toml: str | None = None
     name: str = ""
-    tick: str = ONCE
+    tick: str = "once"
     attempt: int = 1
+    in_image: bool = False
 
     @property
     def id(self) -> str:
@@ -61,9 +61,11 @@ def submit(client: Any, job: Job, given: Mapping[str, str] | None = None) -> boo
     if known(client, job.id):
         return False
     os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # git has said what goes along
+    variables = settings(os.environ, given or {})
     with tempfile.TemporaryDirectory() as folder:
-        pack(Path(folder), job.recipe_toml)
-        runtime_env = {"working_dir": folder, "env_vars": settings(os.environ, given or {})}
+        if not job.in_image:
+            pack(Path(folder), job.recipe_toml)
+        runtime_env = {"env_vars": variables} | ({} if job.in_image else {"working_dir": folder})
         metadata = {"command": job.command, "name": job.name, "tick": job.tick, "attempt": str(job.attempt)}
         return _send(client, job, runtime_env, metadata)
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipeline.training.distiller import Distiller
 
 EMA_FILE, RAW_FILE = "ema.safetensors", "raw.safetensors"
 STATE_FILE = "state.json"
+LISTS = "files-"  # and the rank: what each process wrote
+BLOCK = 2**22  # bytes
 
 
 def save(distiller: Distiller, folder: Path, step: int) -> None:
@@ -26,6 +29,37 @@ def save(distiller: Distiller, folder: Path, step: int) -> None:
         save_file(distiller.ema, folder / EMA_FILE)
         save_file(distiller.student_weights(), folder / RAW_FILE)
         (folder / STATE_FILE).write_text(json.dumps({"step": step, "attempt": distiller.attempt, **_layout(distiller)}))
+    (folder / f"{LISTS}{distiller.rank}.json").write_text(json.dumps(_listed(folder)))
+
+
+def fault(folder: Path) -> str:
+    """What is wrong with a checkpoint: a part that is missing, cut short or changed; empty where it is whole."""
+    try:
+        workers = int(json.loads((folder / STATE_FILE).read_text())["workers"])
+        for rank in range(workers):
+            for name, told in json.loads((folder / f"{LISTS}{rank}.json").read_text()).items():
+                if _sum(folder / name) != told:
+                    return f"{name} is not as it was written"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{STATE_FILE} or a list of files is not valid"
+    return ""
+
+
+def _listed(folder: Path) -> dict[str, list[int]]:
+    """This process's files."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {file.relative_to(folder).as_posix(): _sum(file) for file in files}
+
+
+def _sum(file: Path) -> list[int]:
+    """Size and CRC-32: against accidents, not against people."""
+    total = size = 0
+    with open(file, "rb") as stream:
+        while part := stream.read(BLOCK):
+            total, size = zlib.crc32(part, total), size + len(part)
+    return [size, total]
 
 
 def load(distiller: Distiller, folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,13 @@ def train(config: dict[str, Any]) -> None:
     distiller = _distiller(setup, options)
     places = options.places(distiller.rank, distiller.world_size)
     prompts = PromptStream(Folder.of(setup.prompts_uri), setup.prompts, options.seed, options.train.batch_size, places)
-    first = _restore(distiller, ray.train.get_checkpoint())
+    first = _restore(distiller, ray.train.get_checkpoint(), board)
     tracker = Tracker(setup.tracking_uri, setup.mlflow_run) if distiller.rank == 0 else None
     progress = Progress(tracker, board, options, first)
     diverged = _steps(distiller, prompts, first, progress)
     while diverged and options.train.on_divergence == "roll_back" and distiller.attempt < options.train.roll_backs:
         distiller.attempt += 1
-        first = _restore(distiller, _stored(), attempt=distiller.attempt)
+        first = _restore(distiller, _stored(), board, attempt=distiller.attempt)
         if not first:
             break
         progress.say(f"{diverged}; back to step {first}, with other random numbers")
@@ -156,14 +157,34 @@ def _stored() -> Checkpoint | None:
     return reported[-1].checkpoint if reported else None
 
 
-def _restore(distiller: Distiller, latest: Checkpoint | None, *, attempt: int = 0) -> int:
-    """Load the checkpoint, if there is one; returns the first step to do. `attempt` is at least that of now."""
+def _restore(distiller: Distiller, latest: Checkpoint | None, board: Any, *, attempt: int = 0) -> int:
+    """Load the latest checkpoint that is whole, if there is any at all; returns the first step to do.
+
+    `attempt` is at least that of now.
+    """
     if latest is None:
         return 0
-    with latest.as_directory() as folder:
-        first = checkpoint.load(distiller, Path(folder))
+    faults = []
+    for each in _backwards(latest):
+        with each.as_directory() as folder:
+            fault = checkpoint.fault(Path(folder))
+            if not fault:
+                first = checkpoint.load(distiller, Path(folder))
+                break
+        faults.append(f"{each.path}: {fault}")
+        if distiller.rank == 0:
+            board.say.remote(f"left out a checkpoint that is not whole: {faults[-1]}")
+    else:
+        raise RuntimeError(f"no checkpoint is whole: {'; '.join(faults)}")
     distiller.attempt = max(distiller.attempt, attempt)
     return first
+
+
+def _backwards(latest: Checkpoint) -> Iterator[Checkpoint]:
+    """The latest, and those before it that are kept."""
+    yield latest
+    kept = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    yield from (each.checkpoint for each in reversed(kept) if each.checkpoint.path != latest.path)
 
 
 __all__ = ["Setup", "train"]

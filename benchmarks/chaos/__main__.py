@@ -1,0 +1,79 @@
+"""Runs scenarios in turn, those with the fewest results first, and prints the table of all results."""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.chaos.scenarios import SCENARIOS, harm
+from benchmarks.chaos.world import World
+from pipeline import ROOT, manifest
+
+RESULTS = ROOT / "runs" / "chaos.jsonl"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=55, help="begin nothing after so many (%(default)g)")
+    parser.add_argument("--only", action="append", choices=SCENARIOS, help="may come again")
+    parser.add_argument("--runs", type=int, help="of each, in this call")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--seed", type=int, help="of the moments (default: another each time)")
+    parser.add_argument("--table", action="store_true", help="of the results that are there")
+    options = parser.parse_args()
+    if not options.table:
+        seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
+        _go(options.only or list(SCENARIOS), options.minutes, options.runs, options.results, seed)
+    rows = _read(options.results)
+    print(table(rows))
+    return int(any(not row["same"] for row in rows))
+
+
+def _go(names: list[str], minutes: float, runs: int | None, results: Path, seed: int) -> None:
+    results.parent.mkdir(parents=True, exist_ok=True)
+    until, code = time.monotonic() + 60 * minutes, manifest.code_version()
+    world = World(Path(tempfile.mkdtemp(prefix="chaos-")), seed)
+    print(f"undisturbed: {world.took:.0f} s, student {world.expected[:12]}; seed {seed}", flush=True)
+    done = dict.fromkeys(names, 0)
+    try:
+        while time.monotonic() < until:
+            left = [name for name in names if runs is None or done[name] < runs]
+            if not left:
+                return
+            counts = {name: sum(row["scenario"] == name for row in _read(results)) for name in left}
+            name = min(left, key=lambda name: counts[name] / SCENARIOS[name][1])
+            start = time.monotonic()
+            same, note = harm(name, world)
+            done[name] += 1
+            row = {"scenario": name, "same": same, "note": note, "seconds": round(time.monotonic() - start, 1)}
+            row |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "code": code, "seed": seed}
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(
+                f"{name:26} {'as it must' if same else 'NOT AS IT MUST'} in {row['seconds']:.0f} s: {note}", flush=True
+            )
+    finally:
+        world.close()
+
+
+def _read(results: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown: of each scenario how often it was run and how often it ended as it must, and how long that took."""
+    lines = ["| what is harmed | runs | as it must | median s | longest s |", "|---|---|---|---|---|"]
+    for name in SCENARIOS:
+        own = [row for row in rows if row["scenario"] == name]
+        seconds = [float(str(row["seconds"])) for row in own]
+        times = f"{statistics.median(seconds):.0f} | {max(seconds):.0f}" if seconds else "- | -"
+        lines.append(f"| {name} | {len(own)} | {sum(bool(row['same']) for row in own)} | {times} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,95 @@
+"""Ray nodes on this machine, each in processes of its own, with a token; ended by their process group."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SCRIPTS = Path(sys.executable).parent
+STARTS_SECONDS = 120
+
+
+@dataclass
+class Nodes:
+    """A head with a job server, and nodes beside it.
+
+    Attributes:
+        environment: of every process of the cluster; it names the token.
+    """
+
+    cpus: float
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def __post_init__(self) -> None:
+        self.port, self.dashboard = free_ports(2)
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Of the job server."""
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def start(self) -> "Nodes":
+        own = (f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--include-dashboard=true")
+        self._ray("--head", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", *own)
+        self._await()
+        return self
+
+    def add(self, cpus: float) -> "subprocess.Popen[bytes]":
+        return self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
+
+    def kill(self, node: "subprocess.Popen[bytes] | None" = None) -> None:
+        """SIGKILL to one node's processes, or to all."""
+        for process in [node] if node else self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            process.wait()
+        self.processes = [process for process in self.processes if process.poll() is None]
+
+    def _ray(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        environment = self.environment | {"RAY_AUTH_MODE": "token", "RAY_DISABLE_USAGE_STATS": "1"}
+        environment["PATH"] = f"{SCRIPTS}:{environment['PATH']}"
+        agent = free_ports(1)[0]
+        process = subprocess.Popen(
+            [str(SCRIPTS / "ray"), "start", "--block", f"--dashboard-agent-listen-port={agent}", *arguments],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def _await(self) -> None:
+        """Until the job server answers, whatever it says."""
+        for _ in range(STARTS_SECONDS):
+            try:
+                urllib.request.urlopen(f"{self.url}/api/version", timeout=5).close()
+                return
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                time.sleep(1)
+        raise TimeoutError(f"Ray did not start in {STARTS_SECONDS} s")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

@@ -1,0 +1,190 @@
+"""A small distillation that takes seconds, the cluster that it runs on, and where it must end."""
+
+import json
+import os
+import random
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.chaos.nodes import Nodes
+from pipeline import ROOT
+
+STEPS = 16
+SETS = {
+    "train.steps": STEPS,
+    "train.checkpoint_every": 4,
+    "train.batch_size": 4,
+    "train.clip_weight": 0,
+    "train.max_failures": 5,
+    "train.keep_checkpoints": 3,
+    "lora_teacher.rank": 4,
+    "evaluation.prompts": 4,
+    "evaluation.teacher_prompts": 0,
+    "evaluation.scales": "[0.5]",
+    "promotion.metric": '"clip_positive"',
+}
+LIMIT = 600  # seconds for one command
+
+
+@dataclass
+class Run:
+    """One distillation's folder; `place` is where it writes, the folder or an s3:// address."""
+
+    folder: Path
+    place: str
+    prompts: Path
+    teacher: Path
+    tracking: str
+    sets: dict[str, Any] = field(default_factory=lambda: dict(SETS))
+
+    def command(self, name: str, *more: str) -> list[str]:
+        recipe = ["--teacher", str(self.teacher), "--prompts", str(self.prompts)]
+        recipe += [part for key, value in self.sets.items() for part in ("--set", f"{key}={value}")]
+        own = recipe if name in ("prepare", "distill", "run") else []
+        tracking = [] if name == "prepare" else ["--tracking-uri", self.tracking]
+        return [sys.executable, "-m", "jobs", name, "--run", self.place, *own, *tracking, *more]
+
+    @property
+    def student(self) -> str:
+        """The hash of its weights."""
+        record = json.loads((self.folder / "distilled/manifest.json").read_text())
+        return str(record["student_sha256"])
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "distilled/train").glob("checkpoint_*/state.json"))
+
+
+class World:
+    """Shared by all scenarios: a teacher with random weights, prepared prompts, a cluster, and the expected student."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.random, self.number = folder, random.Random(seed), 0
+        home = folder / "home"
+        (home / ".ray").mkdir(parents=True)
+        (home / ".ray/auth_token").write_text(secrets.token_hex(32))
+        self.environment = os.environ | {
+            "HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "RAY_AUTH_MODE": "token",
+            "OMP_NUM_THREADS": "1",
+            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
+            "HF_HUB_OFFLINE": "1",
+        }
+        self.teacher = folder / "tiny"
+        _save_teacher(self.teacher)
+        self.prompts = folder / "prompts.txt"
+        self.prompts.write_text("\n".join(f"a photo of {thing}" for thing in ("a cat", "a dog", "a tree")) * 5)
+        self.nodes = self.cluster()
+        self.expected, self.took = self._undisturbed()
+
+    def cluster(self, cpus: float = 4) -> Nodes:
+        return Nodes(cpus, self.environment).start()
+
+    def new_run(self, **more: Any) -> Run:
+        """Prepared."""
+        self.number += 1
+        folder = self.folder / f"run{self.number:03}"
+        run = Run(folder, str(folder), self.prompts, self.teacher, f"sqlite:///{folder}/ml.db")
+        for name, value in more.items():
+            setattr(run, name, value)
+        folder.mkdir()
+        self.finish(run.command("prepare"))
+        return run
+
+    def begin(self, command: list[str], log: Path | None = None, **environment: str) -> "subprocess.Popen[bytes]":
+        """In a process group of its own."""
+        out = open(log, "ab") if log else subprocess.DEVNULL  # noqa: SIM115
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.environment | environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def finish(self, command: list[str], **environment: str) -> None:
+        """Raises an AssertionError with its last lines where it fails."""
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=LIMIT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"exit {done.returncode}: {done.stdout[-600:]}"
+
+    def distill(self, run: Run, *more: str) -> list[str]:
+        return run.command("distill", "--address", self.nodes.address, *more)
+
+    def moment(self, longest: float | None = None) -> float:
+        """A random time within an undisturbed run."""
+        wait = self.random.uniform(0, longest or self.took)
+        time.sleep(wait)
+        return wait
+
+    def same(self, run: Run) -> None:
+        """It ended on the expected weights, and left nothing half-written."""
+        assert run.student == self.expected, f"student {run.student[:12]}, not {self.expected[:12]}"
+        partial = [path.name for path in run.folder.rglob("*.partial")]
+        assert not partial, f"half-written: {partial}"
+
+    def forget(self, run: Run) -> None:
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        self.nodes.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _undisturbed(self) -> tuple[str, float]:
+        run = self.new_run()
+        self.finish(self.distill(run))  # compiles and imports for the first time
+        expected, again = run.student, self.new_run()
+        start = time.monotonic()
+        self.finish(self.distill(again))
+        assert again.student == expected, "an undisturbed run does not repeat itself"
+        return expected, time.monotonic() - start
+
+
+def wait_for(found: Callable[[], Any], what: str, process: Any = None, seconds: float = LIMIT) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert process is None or process.poll() is None, f"ended before {what}"
+        assert time.monotonic() < deadline, f"no {what} in {seconds:g} s"
+        time.sleep(0.05)
+    return value
+
+
+def processes(cluster: Nodes, name: str) -> list[psutil.Process]:
+    """Workers of this cluster whose title has `name` in it."""
+    found = []
+    for node in cluster.processes:
+        with suppress(psutil.Error):
+            for child in psutil.Process(node.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    if any(name in part for part in child.cmdline()):
+                        found.append(child)
+    return found
+
+
+def _save_teacher(folder: Path) -> None:
+    import torch
+
+    from nasa.testing import tiny_stable_diffusion
+
+    torch.manual_seed(0)
+    tiny_stable_diffusion().save_pretrained(folder)

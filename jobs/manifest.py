@@ -1,0 +1,37 @@
+"""Print a Kubernetes manifest of a distillation, sized by its recipe."""
+
+import argparse
+
+from jobs import options as shared
+
+KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=KINDS, help="CronJob submits to a standing RayCluster")
+    parser.add_argument("--recipe", default="shapes", metavar="NAME", help="one that the image has")
+    shared.add_overrides(parser)
+    parser.add_argument(
+        "--run", required=True, metavar="s3://...", help="the run's folder; of a recurring one its schedule's"
+    )
+    parser.add_argument("--image", required=True, help="that deploy/kuberay/Dockerfile made")
+    parser.add_argument("--tracking-uri", default="http://mlflow:5000", metavar="URL", help="MLflow (%(default)s)")
+    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="N", help="of a worker's pod (%(default)s)")
+    parser.add_argument("--cron", metavar="FIELDS", help="in place of the recipe's schedule.cron")
+    parser.add_argument("--timezone", metavar="NAME", help="in place of the recipe's schedule.timezone")
+
+
+def run(options: argparse.Namespace) -> None:
+    options.teacher = options.prompts = None
+    recipe = shared.recipe_of(options)
+    from pipeline.cluster.manifests import Place, render
+
+    place = Place(
+        run=options.run,
+        recipe=options.recipe,
+        image=options.image,
+        tracking_uri=options.tracking_uri,
+        sets=tuple(options.overrides),
+        gpus_per_node=options.gpus_per_node,
+    )
+    print(render(options.kind, recipe, place), end="")

@@ -1,0 +1,246 @@
+"""Kubernetes manifests of a distillation, sized by its recipe: RayCluster, RayJob, RayCronJob, and a CronJob.
+
+Fields: KubeRay's definitions of version 1.7, Kubernetes' `batch/v1`.
+"""
+
+import math
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import yaml
+
+from pipeline.cluster.submit import has_password
+from pipeline.errors import UserError
+from pipeline.recipe import RECIPES, Recipe, Train
+
+KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
+RECURRING = ("RayCronJob", "CronJob")
+SECRET = "nasa-distill"  # what the processes need and no file may hold: keys of S3, HF_TOKEN
+TOKEN_SECRET = "ray-token"
+ACCOUNT = "nasa-distill"  # a service account, to which a cloud binds a role with access to the store
+CLUSTER = "nasa-distill"
+HEAD = {"cpu": "4", "memory": "32Gi"}
+GPU_MEMORY_GI = 64  # of main memory, for each GPU
+DAYS = 86_400
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a recipe does not say.
+
+    Attributes:
+        run: the run's folder; of a recurring one that of the schedule.
+        recipe: one that the image has, by its name.
+        sets: `--set` overrides.
+        gpus_per_node: how many GPUs a worker's pod takes.
+    """
+
+    run: str
+    recipe: str
+    image: str
+    tracking_uri: str
+    sets: tuple[str, ...] = ()
+    gpus_per_node: int = 1
+
+
+def render(kind: str, recipe: Recipe, place: Place) -> str:
+    """The manifest as YAML.
+
+    Raises:
+        UserError: where a cluster cannot do what is asked.
+    """
+    _check(kind, recipe, place)
+    made = {"RayCluster": _cluster, "RayJob": _job, "RayCronJob": _cron_job, "CronJob": _submitter}[kind]
+    return yaml.dump(made(recipe, place), Dumper=_Dumper, sort_keys=False, width=1000)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes out what comes twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _check(kind: str, recipe: Recipe, place: Place) -> None:
+    if not (RECIPES / f"{place.recipe}.toml").is_file():
+        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+        raise UserError(f"--recipe: {place.recipe!r} is not in the image; allowed: {names}, with --set")
+    if not place.run.startswith("s3://"):
+        raise UserError(f"--run: {place.run!r} is not on every node; allowed: s3://BUCKET/FOLDER")
+    if not place.tracking_uri.startswith(("http://", "https://")) or has_password(place.tracking_uri):
+        raise UserError("--tracking-uri: allowed: a server's http:// or https:// address without a password")
+    if kind in RECURRING and not recipe.schedule.cron:
+        raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN'")
+    if not 1 <= place.gpus_per_node <= 16:
+        raise UserError(f"--gpus-per-node: {place.gpus_per_node} is not allowed; allowed: 1 to 16")
+
+
+def _metadata(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": f"nasa-{recipe.name}".lower().replace("_", "-"),
+        "labels": {"app.kubernetes.io/name": "nasa-distill"},
+    }
+
+
+def _job(recipe: Recipe, place: Place) -> dict[str, Any]:
+    words = ["python", "-m", "jobs", "run", "--run", place.run, *_options(place)]
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": _metadata(recipe),
+        "spec": _job_spec(words, recipe, place),
+    }
+
+
+def _cron_job(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """KubeRay starts every time that was missed at once, and overlaps: `tick` does what is due, once."""
+    options = recipe.schedule
+    spec = {
+        "schedule": options.cron,
+        "timeZone": options.timezone,
+        "suspend": False,
+        "jobTemplate": _job_spec(_tick(recipe, place), recipe, place),
+    }
+    return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _metadata(recipe), "spec": spec}
+
+
+def _tick(recipe: Recipe, place: Place) -> list[str]:
+    when = ["--cron", recipe.schedule.cron, "--timezone", recipe.schedule.timezone]
+    return ["python", "-m", "jobs", "tick", "--runs", place.run, *when, *_options(place)]
+
+
+def _options(place: Place) -> list[str]:
+    sets = [word for one in place.sets for word in ("--set", one)]
+    return ["--recipe", place.recipe, *sets, "--address", "auto", "--tracking-uri", place.tracking_uri]
+
+
+def _job_spec(words: list[str], recipe: Recipe, place: Place) -> dict[str, Any]:
+    """A cluster of its own, which ends with the job; an attempt continues where the one before it was."""
+    return {
+        "entrypoint": shlex.join(words),
+        "submissionMode": "K8sJobMode",
+        "backoffLimit": recipe.schedule.retries,
+        "activeDeadlineSeconds": 7 * DAYS,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 3600,
+        "rayClusterSpec": _cluster_spec(recipe, place),
+    }
+
+
+def _cluster(recipe: Recipe, place: Place) -> dict[str, Any]:
+    metadata = {**_metadata(recipe), "name": CLUSTER}
+    spec = _cluster_spec(recipe, place)
+    return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
+
+
+def _cluster_spec(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """A head without GPU, and pods with GPUs that come and go with the work."""
+    train, nodes = recipe.train, nodes_of(recipe.train, place.gpus_per_node)
+    cpus = math.ceil(_each(train)["CPU"] * _workers_on_a_node(train, place.gpus_per_node)) + 1
+    resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * place.gpus_per_node}Gi"}
+    if _each(train)["GPU"]:
+        resources["nvidia.com/gpu"] = str(place.gpus_per_node)
+    ports = [{"containerPort": 6379, "name": "gcs-server"}, {"containerPort": 8265, "name": "dashboard"}]
+    return {
+        "rayVersion": ray.__version__,
+        "enableInTreeAutoscaling": True,
+        "authOptions": {"mode": "token", "secretName": TOKEN_SECRET},
+        "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 600},
+        "headGroupSpec": {
+            "rayStartParams": {"num-gpus": "0", "dashboard-host": "0.0.0.0"},
+            "template": _pod("ray-head", HEAD, place, {"ports": ports}),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "workers",
+                "replicas": 0,
+                "minReplicas": 0,
+                "maxReplicas": nodes,
+                "rayStartParams": {},
+                "template": _pod("ray-worker", resources, place, {}),
+            }
+        ],
+    }
+
+
+def nodes_of(train: Train, gpus_per_node: int) -> int:
+    """How many pods hold all workers at once."""
+    return math.ceil(train.workers / _workers_on_a_node(train, gpus_per_node))
+
+
+def _workers_on_a_node(train: Train, gpus_per_node: int) -> int:
+    each = _each(train)["GPU"]
+    if not each:
+        return 1
+    if each > gpus_per_node:
+        raise UserError(
+            f"--gpus-per-node: {gpus_per_node} holds no worker of {each:g} GPUs; allowed: {math.ceil(each)} or more"
+        )
+    return int(gpus_per_node // each)
+
+
+def _each(train: Train) -> dict[str, float]:
+    """A worker with its encoders."""
+    return {
+        "CPU": train.cpus_per_worker + train.encoders * train.cpus_per_encoder,
+        "GPU": train.gpus_per_worker + train.encoders * train.gpus_per_encoder,
+    }
+
+
+def _pod(name: str, resources: dict[str, str], place: Place, more: dict[str, Any]) -> dict[str, Any]:
+    container = {
+        "name": name,
+        "image": place.image,
+        "resources": {"requests": resources, "limits": resources},
+        "env": [{"name": "MLFLOW_TRACKING_URI", "value": place.tracking_uri}],
+        "envFrom": [{"secretRef": {"name": SECRET, "optional": True}}],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+        **more,
+    }
+    security = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000}
+    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}
+    return {
+        "spec": {
+            "serviceAccountName": ACCOUNT,
+            "securityContext": security,
+            "containers": [container],
+            "volumes": [shm],
+        }
+    }
+
+
+def _submitter(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """Submits to the standing RayCluster, whose job server its service names."""
+    url = f"http://{CLUSTER}-head-svc:8265"
+    words = _tick(recipe, place)[3:]
+    words[words.index("auto")] = url
+    token = {"secretKeyRef": {"name": TOKEN_SECRET, "key": "auth_token"}}
+    container = {
+        "name": "submit",
+        "image": place.image,
+        "command": ["python", "-m", "jobs", "submit", *words, "--in-image"],
+        "env": [
+            {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": token["secretKeyRef"]}},
+            {"name": "MLFLOW_TRACKING_URI", "value": place.tracking_uri},
+        ],
+        "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000},
+        "containers": [container],
+    }
+    spec = {
+        "schedule": recipe.schedule.cron,
+        "timeZone": recipe.schedule.timezone,
+        "concurrencyPolicy": "Forbid",
+        "startingDeadlineSeconds": int(min(recipe.schedule.late_hours, 24) * 3600),
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
+        "jobTemplate": {"spec": {"backoffLimit": recipe.schedule.retries, "template": {"spec": pod}}},
+    }
+    return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": _metadata(recipe), "spec": spec}

@@ -1,0 +1,92 @@
+"""A checkpoint that is damaged is known to be, whatever is damaged."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import fault
+
+WORKERS = 2
+
+
+def save(folder, rank):
+    """One process's part."""
+
+    def save_engines(place):
+        (place / "student").mkdir()
+        (place / "student" / f"zero_{rank}.pt").write_bytes(bytes(range(100)) * 30)
+
+    checkpoint.save(
+        SimpleNamespace(
+            rank=rank,
+            world_size=WORKERS,
+            attempt=0,
+            engines=SimpleNamespace(save=save_engines),
+            ema={"w": torch.ones(3)},
+            student_weights=lambda: {"w": torch.ones(3)},
+            recipe=SimpleNamespace(train=SimpleNamespace(zero_stage=2)),
+        ),
+        folder,
+        step=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """What the processes wrote, each into a folder of its own, by name."""
+    found = {}
+    for rank in range(WORKERS):
+        folder = tmp_path_factory.mktemp(f"rank{rank}")
+        save(folder, rank)
+        found |= {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    return found
+
+
+@pytest.fixture
+def whole(parts, tmp_path):
+    return written(parts, tmp_path / "whole")
+
+
+def written(parts, folder):
+    for name, content in parts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_whole_one_has_no_fault(whole):
+    assert fault(whole) == ""
+
+
+def test_every_file_is_missed(parts, whole):
+    for name in parts:
+        content = (whole / name).read_bytes()
+        (whole / name).unlink()
+        assert "missing" in fault(whole), name
+        (whole / name).write_bytes(content)
+
+
+def test_every_file_that_is_cut_short_or_changed_is_seen(parts, whole):
+    for name, content in parts.items():
+        for damaged in (content[:-1], content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 255])):
+            (whole / name).write_bytes(damaged)
+            assert fault(whole), (name, len(damaged))
+        (whole / name).write_bytes(content)
+    assert fault(whole) == ""
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_bytes_of_a_list_or_a_state_end_in_a_traceback(parts, tmp_path_factory, data):
+    whole = written(parts, tmp_path_factory.mktemp("fuzz"))
+    name = data.draw(st.sampled_from(["state.json", "files-0.json", "files-1.json"]))
+    junk = st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(
+        lambda value: json.dumps(value).encode()
+    )
+    (whole / name).write_bytes(data.draw(junk))
+    assert fault(whole)

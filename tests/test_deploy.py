@@ -1,0 +1,154 @@
+"""What stands in `deploy/` is what its readers take: Ray's schema, KubeRay's definitions, Kubernetes' fields."""
+
+import json
+import lzma
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from jobs.__main__ import main, make_parser
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+CRDS = json.loads(lzma.decompress((ROOT / "tests/data/kuberay/crds.json.xz").read_bytes()))
+POD = CRDS["RayCluster"]["properties"]["spec"]["properties"]["headGroupSpec"]["properties"]["template"]
+RENDERED = {"RayCluster": "raycluster", "RayJob": "rayjob", "RayCronJob": "raycronjob", "CronJob": "cronjob"}
+CRON = ["--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin"]
+OWN = ["--recipe", "sd21", "--image", "REGISTRY/nasa-distill:latest", "--gpus-per-node", "4"]
+
+
+def fields(*names, **more):
+    """A closed object of Kubernetes' own, whose parts that are not named here are free."""
+    return {"type": "object", "properties": {name: {} for name in names} | more, "additionalProperties": False}
+
+
+KUBERNETES = {  # batch/v1, apps/v1 and v1 as their reference has them; pods by the schema that KubeRay copies from it
+    "CronJob": fields(
+        *("schedule", "timeZone", "concurrencyPolicy", "startingDeadlineSeconds", "successfulJobsHistoryLimit"),
+        *("failedJobsHistoryLimit", "suspend"),
+        jobTemplate=fields("metadata", spec=fields("backoffLimit", "activeDeadlineSeconds", template=POD)),
+    ),
+    "Deployment": fields("replicas", "strategy", "selector", template=POD),
+    "Service": fields("selector", "ports", "type"),
+    "PersistentVolumeClaim": fields("accessModes", "resources", "storageClassName"),
+}
+
+
+def documents():
+    for file in sorted((DEPLOY / "kuberay").glob("*.yaml")):
+        for document in yaml.safe_load_all(file.read_text()):
+            yield pytest.param(document, id=f"{file.name}: {document['kind']}")
+
+
+def check(document):
+    kind = document["kind"]
+    if kind in CRDS:
+        assert document["apiVersion"] == "ray.io/v1"
+        jsonschema.validate(document, CRDS[kind])
+    elif "spec" in document:
+        jsonschema.validate(document["spec"], KUBERNETES[kind])
+
+
+def pods(node):
+    """All pod specifications in a document."""
+    if isinstance(node, dict):
+        if "containers" in node:
+            yield node
+        for value in node.values():
+            yield from pods(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from pods(value)
+
+
+@pytest.mark.parametrize("document", documents())
+def test_every_manifest_has_only_fields_that_there_are(document):
+    check(document)
+
+
+def test_an_unknown_field_is_refused():
+    document = yaml.safe_load((DEPLOY / "kuberay/raycronjob.yaml").read_text())
+    for place in (document["spec"], document["spec"]["jobTemplate"], next(pods(document))["containers"][0]):
+        place["concurencyPolicy"] = "Forbid"
+        with pytest.raises(jsonschema.ValidationError, match="concurencyPolicy"):
+            check(document)
+        del place["concurencyPolicy"]
+    check(document)
+
+
+@pytest.mark.parametrize("document", documents())
+def test_pods_run_without_privileges_and_hold_no_secret(document):
+    for pod in pods(document):
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["requests"]
+            plain = [entry["name"] for entry in container.get("env", []) if "value" in entry]
+            assert set(plain) <= {"MLFLOW_TRACKING_URI"}
+
+
+@pytest.mark.parametrize("kind", RENDERED)
+def test_the_files_are_what_the_command_prints(kind, capsys):
+    recurring = kind in ("RayCronJob", "CronJob")
+    run = ["--run", "s3://BUCKET/schedules/weekly", *CRON] if recurring else ["--run", "s3://BUCKET/runs/first"]
+    assert main(["manifest", kind, *OWN, *run]) == 0
+    assert capsys.readouterr().out == (DEPLOY / f"kuberay/{RENDERED[kind]}.yaml").read_text(), "run deploy/render.sh"
+
+
+@pytest.mark.parametrize("kind", ["RayJob", "RayCronJob", "CronJob"])
+def test_what_a_manifest_starts_is_a_command_that_there_is(kind):
+    document = yaml.safe_load((DEPLOY / f"kuberay/{RENDERED[kind]}.yaml").read_text())
+    if kind == "CronJob":
+        words = next(pods(document))["containers"][0]["command"]
+    else:
+        words = shlex.split((document["spec"] if kind == "RayJob" else document["spec"]["jobTemplate"])["entrypoint"])
+    assert words[:3] == ["python", "-m", "jobs"]
+    make_parser().parse_args(words[3:])
+
+
+@pytest.mark.parametrize(
+    ("sets", "gpus_per_node", "nodes", "gpus"),
+    [([], 1, 4, "1"), ([], 4, 1, "4"), ([], 3, 2, "3"), (["train.workers=16"], 8, 2, "8")],
+)
+def test_the_cluster_holds_the_recipe_s_workers(capsys, sets, gpus_per_node, nodes, gpus):
+    more = [word for one in sets for word in ("--set", one)]
+    command = ["manifest", "RayJob", "--recipe", "sd21", "--run", "s3://B/r", "--image", "i", *more]
+    assert main([*command, "--gpus-per-node", str(gpus_per_node)]) == 0
+    (group,) = yaml.safe_load(capsys.readouterr().out)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert (group["maxReplicas"], limits["nvidia.com/gpu"]) == (nodes, gpus)
+    assert int(limits["cpu"]) >= 8 * gpus_per_node
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RayJob", "--recipe", "mine.toml", "--run", "s3://b/r"], "recipe: 'mine.toml' is not known"),
+        (["RayJob", "--recipe", "sd21", "--run", "runs/x"], "--run: 'runs/x' is not on every node; allowed: s3://"),
+        (["RayCronJob", "--recipe", "sd21", "--run", "s3://b/r"], "schedule.cron: is empty; allowed: --cron"),
+        (["RayJob", "--recipe", "sd21", "--run", "s3://b/r", "--gpus-per-node", "0"], "--gpus-per-node: 0 is not"),
+        (["RayJob", "--run", "s3://b/r", "--tracking-uri", "http://me:hush@m"], "--tracking-uri: allowed: a server's"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, arguments, message):
+    assert main(["manifest", *arguments, "--image", "i"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert "hush" not in captured.err
+
+
+def test_ray_s_schema_accepts_the_cluster_on_premises():
+    config = prepare_config(yaml.safe_load((DEPLOY / "on-premises.yaml").read_text()))
+    validate_config(config)
+    for role in ("head", "worker"):
+        assert "RAY_AUTH_MODE=token" in config[f"{role}_start_ray_commands"][-1]
+    with pytest.raises(Exception, match="worker_count"):
+        validate_config({**config, "worker_count": 4})
