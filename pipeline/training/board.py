@@ -25,7 +25,7 @@ class _Board:
 
     def __init__(self) -> None:
         self.step, self.text, self.messages = 0, "starting the workers", list[str]()
-        self.why = ""
+        self.why, self.mistake = "", ""
 
     def post(self, step: int, text: str) -> None:
         self.step, self.text = step, text
@@ -36,6 +36,13 @@ class _Board:
     def stop(self, why: str) -> None:
         """Training ended before its last step, and starting it again would end it there again."""
         self.why = why
+
+    def refuse(self, mistake: str) -> None:
+        """A user's mistake that a worker found: starting it again would find it again."""
+        self.mistake = mistake
+
+    def refused(self) -> str:
+        return self.mistake
 
     def why_stopped(self) -> str:
         return self.why

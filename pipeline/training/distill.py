@@ -84,7 +84,12 @@ def distill(
         )
         with progress_bar(recipe.train.steps) as board:
             validation = _validation(recipe, setup, folder, board) if recipe.evaluation.every else None
-            result = _fit(recipe, {**asdict(setup), "board": board}, folder, validation)
+            try:
+                result = _fit(recipe, {**asdict(setup), "board": board}, folder, validation)
+            except TrainingError:
+                _say_refusal(board)
+                raise
+            _say_refusal(board)
             diverged = ray.get(board.why_stopped.remote())
     if diverged:
         tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
@@ -93,6 +98,12 @@ def distill(
             'train.on_divergence = "roll_back"'
         )
     return _finish(recipe, folder, record, teacher, setup, result)
+
+
+def _say_refusal(board: Any) -> None:
+    """A mistake that only a worker could find, such as a shard that has changed."""
+    if mistake := ray.get(board.refused.remote()):
+        raise UserError(mistake) from None
 
 
 def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from pipeline import models, recipe
+from pipeline.errors import UserError
 from pipeline.evaluation.judges import Clip, load_decoder
 from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
 from pipeline.prompts.negatives import NegativeSampler
@@ -44,9 +46,19 @@ class Setup:
 
 
 def train(config: dict[str, Any]) -> None:
-    """One worker's run, from the latest checkpoint or from the start, to the recipe's last step."""
+    """One worker's run. A user's mistake fails it once; Ray Train starts it again, and it ends at once."""
     board = config.pop("board")
-    setup = Setup(**config)
+    if ray.get(board.refused.remote()):
+        return
+    try:
+        _run(Setup(**config), board)
+    except UserError as error:
+        ray.get(board.refuse.remote(str(error)))
+        raise
+
+
+def _run(setup: Setup, board: Any) -> None:
+    """From the latest checkpoint or from the start, to the recipe's last step."""
     options = recipe.parse(setup.recipe_toml)
     distiller = _distiller(setup, options)
     places = options.places(distiller.rank, distiller.world_size)
