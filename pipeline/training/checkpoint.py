@@ -12,8 +12,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.errors import UserError
 from pipeline.training.distiller import Distiller
 
 EMA_FILE, RAW_FILE = "ema.safetensors", "raw.safetensors"
@@ -47,6 +49,27 @@ def fault(folder: Path) -> str:
     return ""
 
 
+def require_plain(folder: Path) -> None:
+    """Refuse files of DeepSpeed's that are more than tensors and plain values: it reads them as pickles, which run code.
+
+    Raises:
+        UserError: naming the file.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+        for file in sorted(folder.rglob("*.pt")):
+            try:
+                torch.load(file, map_location="meta", weights_only=True, mmap=True)
+            except Exception as error:  # a damaged or hostile file may raise anything
+                raise UserError(
+                    f"{file}: holds more than tensors and numbers, and is not loaded "
+                    f"({type(error).__name__}); allowed: checkpoints that this program wrote"
+                ) from None
+
+
 def _listed(folder: Path) -> dict[str, list[int]]:
     """This process's files."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file())
@@ -65,6 +88,7 @@ def _sum(file: Path) -> list[int]:
 def load(distiller: Distiller, folder: Path) -> int:
     """Put the checkpoint's state into the process; returns the first step to do."""
     state = json.loads((folder / STATE_FILE).read_text())
+    require_plain(folder)
     if _layout(distiller).items() <= state.items():
         distiller.engines.load(folder)
     else:

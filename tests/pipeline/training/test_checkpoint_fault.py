@@ -1,6 +1,7 @@
 """A checkpoint that is damaged is known to be, whatever is damaged."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import UserError
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import fault
+from pipeline.training.checkpoint import fault, require_plain
 
 WORKERS = 2
 
@@ -90,3 +92,34 @@ def test_no_bytes_of_a_list_or_a_state_end_in_a_traceback(parts, tmp_path_factor
     )
     (whole / name).write_bytes(data.draw(junk))
     assert fault(whole)
+
+
+class Bomb:
+    """A pickle that runs code when it is read."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_is_refused_unread(tmp_path, legacy):
+    file = tmp_path / "student" / "mp_rank_00_model_states.pt"
+    file.parent.mkdir()
+    torch.save(
+        {"module": Bomb(f"touch {tmp_path}/ran"), "w": torch.ones(2)}, file, _use_new_zipfile_serialization=not legacy
+    )
+    with pytest.raises(UserError, match=r"mp_rank_00_model_states\.pt: holds more than tensors and numbers"):
+        require_plain(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "ran").exists(), "it would have"
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04" + bytes(200)])
+def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pt: holds more than"):
+        require_plain(tmp_path)
