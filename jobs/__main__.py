@@ -27,6 +27,7 @@ from jobs import (
 )
 from jobs import list as list_jobs
 from pipeline.errors import TrainingError, UserError
+from pipeline.secrets import masked
 
 COMMANDS = (
     *(submit, status, logs, stop, list_jobs, schedule, scheduler, tick, run, manifest),
@@ -54,10 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = options.run_command(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         return 2
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)

@@ -20,11 +20,12 @@ def run(options: argparse.Namespace) -> None:
     folder = shared.folder_of(options, "distilled")
     if options.dry_run:
         from pipeline.recipe import dump
+        from pipeline.secrets import masked
         from pipeline.training.estimate import describe
 
         print(dump(recipe))
         print(f"reads   {shared.folder_of(options, 'prompts').uri}, teacher {recipe.teacher} at {recipe.revision}")
-        print(f"writes  {folder.uri}, MLflow at {shared.tracking_of(options)}")
+        print(f"writes  {folder.uri}, MLflow at {masked(shared.tracking_of(options))}")
         print(describe(recipe))
         return
     from pipeline.training.distill import distill

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -61,7 +62,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     """The recipe with this command line's overrides. A user's own teacher brings no CLIP of the world of shapes."""
     overrides = list(OWN_MATERIAL) if options.teacher else []
     if options.teacher:
-        overrides += [f"teacher={options.teacher!r}", f"name={Path(options.teacher).name!r}"]
+        overrides += [f"teacher={options.teacher!r}", f"name={_model_name(options.teacher)!r}"]
     if options.prompts:
         sources = ", ".join(f"{{path = {json.dumps(path)}}}" for path in options.prompts)
         overrides.append(f"prompts.sources=[{sources}]")
@@ -105,6 +106,11 @@ def variables_of(options: argparse.Namespace) -> dict[str, str]:
         if not separator or not name.isidentifier():
             raise UserError(f"--env: {name!r} is not allowed; allowed: NAME=VALUE")
     return {name: value for name, _, value in pairs}
+
+
+def _model_name(teacher: str) -> str:
+    """The folder's or the hub id's last part, in characters that a registered model's name may have."""
+    return re.sub(r"[^\w.-]+", "-", Path(teacher).name).strip("-._")[:100] or "teacher"
 
 
 def folder_of(options: argparse.Namespace, part: str) -> Folder:

@@ -5,6 +5,7 @@ What is wrong is one line that names the field, the value and what is allowed.
 
 import dataclasses
 import math
+import re
 import tomllib
 import types
 import typing
@@ -23,6 +24,10 @@ PROBABILITY: Check = (lambda value: 0 <= value <= 1, "0 to 1")
 RANGE: Check = (lambda value: 0 <= value[0] <= value[1], "two numbers, 0 <= low <= high")
 QUALITY: Check = (lambda value: 0 <= value <= 95, "0 for none, or 1 to 95")
 NAME: Check = (bool, "a name")
+FILE_NAME: Check = (
+    lambda value: re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", value),
+    "letters, digits, -, _ and ., beginning with a letter or a digit, 100 at most",
+)
 NAMES: Check = (bool, "one or more names of layers")
 BY_SUFFIX = {"range": RANGE, "probability": PROBABILITY}  # for fields of `nasa`, which carry no checks
 

@@ -11,7 +11,18 @@ import tomli_w
 from datasets_prep.filters import Filters
 from nasa.method import Method
 from pipeline import config
-from pipeline.config import NAME, NAMES, NOT_NEGATIVE, POSITIVE, POSITIVES, PROBABILITY, QUALITY, SHARE, checked
+from pipeline.config import (
+    FILE_NAME,
+    NAME,
+    NAMES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVES,
+    PROBABILITY,
+    QUALITY,
+    SHARE,
+    checked,
+)
 from pipeline.cron import FIELDS, is_cron, is_zone
 from pipeline.errors import UserError
 
@@ -261,7 +272,7 @@ class Schedule:
 class Recipe:
     """`teacher` is "shapes", a folder, s3:// or a hub id, of which `revision` is a branch, a tag or a commit."""
 
-    name: str = "shapes"
+    name: str = checked("shapes", FILE_NAME)
     seed: int = checked(0, NOT_NEGATIVE)
     teacher: str = EMBEDDED
     revision: str = "main"

@@ -3,7 +3,9 @@
 import argparse
 import json
 import random
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -35,6 +37,8 @@ def main() -> int:
 
 def _go(names: list[str], minutes: float, runs: int | None, results: Path, seed: int) -> None:
     results.parent.mkdir(parents=True, exist_ok=True)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # the cluster is ended too
+        signal.signal(ending, lambda *_: sys.exit("ended before its time"))
     until, code = time.monotonic() + 60 * minutes, manifest.code_version()
     world = World(Path(tempfile.mkdtemp(prefix="chaos-")), seed)
     print(f"undisturbed: {world.took:.0f} s, student {world.expected[:12]}; seed {seed}", flush=True)

@@ -23,7 +23,7 @@ class Nodes:
         environment: of every process of the cluster; it names the token.
     """
 
-    cpus: float
+    cpus: int
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class Nodes:
         self._await()
         return self
 
-    def add(self, cpus: float) -> "subprocess.Popen[bytes]":
+    def add(self, cpus: int) -> "subprocess.Popen[bytes]":
         return self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
 
     def kill(self, node: "subprocess.Popen[bytes] | None" = None) -> None:
@@ -75,6 +75,7 @@ class Nodes:
     def _await(self) -> None:
         """Until the job server answers, whatever it says."""
         for _ in range(STARTS_SECONDS):
+            assert self.processes[0].poll() is None, "Ray's head did not start"
             try:
                 urllib.request.urlopen(f"{self.url}/api/version", timeout=5).close()
                 return

@@ -56,17 +56,17 @@ def node_without_spare(world: World) -> str:
 
 
 def _lost_node(world: World, spare: bool) -> str:
-    cluster = world.cluster(cpus=0.5)
+    cluster = world.cluster(cpus=0)
     try:
-        lost = cluster.add(1.2 if spare else 0.6)
+        lost = cluster.add(2 if spare else 1)
         run = world.new_run()
-        run.sets |= {"train.cpus_per_worker": 0.6} | ({} if spare else {"train.min_workers": 1})
+        run.sets |= {"train.cpus_per_worker": 0.8} | ({} if spare else {"train.min_workers": 1})
         if not spare:
-            cluster.add(0.6)
+            cluster.add(1)
         process = world.begin(run.command("distill", "--address", cluster.address))
         wait_for(lambda: run.checkpoints, "a checkpoint", process)
         if spare:
-            cluster.add(1.2)
+            cluster.add(2)
         when = world.moment(3)
         cluster.kill(lost)
         assert process.wait(timeout=600) == 0

@@ -88,7 +88,7 @@ class World:
         self.nodes = self.cluster()
         self.expected, self.took = self._undisturbed()
 
-    def cluster(self, cpus: float = 4) -> Nodes:
+    def cluster(self, cpus: int = 4) -> Nodes:
         return Nodes(cpus, self.environment).start()
 
     def new_run(self, **more: Any) -> Run:

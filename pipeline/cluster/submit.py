@@ -16,12 +16,12 @@ from pipeline import manifest
 from pipeline.cluster.follow import ENDED
 from pipeline.cluster.package import RECIPE_FILE, pack
 from pipeline.errors import UserError
+from pipeline.secrets import is_secret
 
 SETTINGS = (  # that go along; none of them is a secret
     *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
     *("HF_ENDPOINT", "HF_HUB_OFFLINE"),
 )
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY(_|$)|ACCESS_KEY")
 OWN_SECRETS = "allowed: in the nodes' own environment, an instance role or a Kubernetes secret"
 SENDS, PAUSE_SECONDS = 5, 2.0
 
@@ -101,7 +101,7 @@ def settings(environment: Mapping[str, str], given: Mapping[str, str]) -> dict[s
     own = {name: environment[name] for name in SETTINGS if environment.get(name)}
     chosen = {manifest.CODE: manifest.code_version(), **own, **given}
     for name, value in chosen.items():
-        if SECRET.search(name.upper()):
+        if is_secret(name):
             raise UserError(f"--env: {name} looks like a secret, and a job's variables can be read; {OWN_SECRETS}")
         if has_password(value):
             raise UserError(f"{name}: a password in it could be read in the cluster; {OWN_SECRETS}")

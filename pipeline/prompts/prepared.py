@@ -18,6 +18,8 @@ def check(folder: Folder) -> dict[str, Any]:
     """The manifest of prepared prompts, whose files are all there; their content is checked where it is read."""
     record = manifest.read(folder, "prepare")
     for name, expected in record["files"].items():
+        if "/" in name or name in ("", ".", ".."):
+            raise UserError(f"{folder.uri}/{manifest.NAME}: {name!r} is no file of this folder; allowed: names alone")
         size = folder.size(name)
         if size is None:
             raise UserError(f"{folder.uri}/{name}: missing; the manifest lists it; run `python -m jobs prepare` again")

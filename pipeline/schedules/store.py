@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, dump, parse
 from pipeline.schedules.history import iso
+from pipeline.secrets import masked
 from pipeline.storage import Folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -45,6 +46,10 @@ class Schedules:
             )
         if not recipe.schedule.cron:
             raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN'")
+        if masked(tracking_uri) != tracking_uri:
+            raise UserError(
+                "--tracking-uri: a password in it would be stored; allowed: MLFLOW_TRACKING_PASSWORD on the nodes"
+            )
         return self._write(Schedule(name, dump(recipe), tracking_uri, iso(now or datetime.now(UTC))))
 
     def read(self, name: str) -> Schedule:

@@ -50,7 +50,7 @@ def fault(folder: Path) -> str:
 
 
 def require_plain(folder: Path) -> None:
-    """Refuse files of DeepSpeed's that are more than tensors and plain values: it reads them as pickles, which run code.
+    """Refuse files of DeepSpeed's that are more than tensors and plain values: as pickles they could run code.
 
     Raises:
         UserError: naming the file.

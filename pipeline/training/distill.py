@@ -27,6 +27,7 @@ from pipeline.evaluation.judges import clip_folder, decoder_folder
 from pipeline.prompts import prepared
 from pipeline.prompts.encode import encode_fixed, encoding_of
 from pipeline.recipe import Evaluation, Promotion, Recipe, Schedule, Train, dump, parse
+from pipeline.secrets import masked
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training.board import progress_bar
@@ -158,7 +159,7 @@ def _mlflow_run(recipe: Recipe, record: dict[str, Any], folder: Folder, tracking
         if saved.get("prompts") != record["files"]:
             raise UserError(f"{folder.uri}: was begun with other prompts; allowed: the same ones, or another --run")
         return str(saved["mlflow_run"])
-    flat = dict(_flatten(asdict(recipe)))
+    flat = {name: masked(value) if isinstance(value, str) else value for name, value in _flatten(asdict(recipe))}
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, flat)
     folder.write(
         RUN_FILE, json.dumps({"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"]}).encode()
@@ -230,7 +231,7 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
     except SystemExit:  # Ray Train's answer to Ctrl-C, after it has stopped the workers
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
-        folder.write(FAILURE_FILE, str(error).encode())
+        folder.write(FAILURE_FILE, masked(str(error)).encode())
         raise TrainingError(
             f"training stopped: {_cause(error)}; the traceback is in {folder.uri}/{FAILURE_FILE}; "
             "run the same command again to continue from the last checkpoint"

@@ -1,0 +1,75 @@
+import pytest
+
+from jobs.__main__ import main
+from pipeline.secrets import is_secret, masked
+
+SECRET = "hush-hush-hush"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"key {SECRET}!", "key ***!"),
+        ("http://me:pass@mlflow:5000/x", "http://me:***@mlflow:5000/x"),
+        ("postgresql+psycopg2://me:p/a:s@s@host/db", "postgresql+psycopg2://me:***@host/db"),
+        (
+            "https://b.s3.amazonaws.com/k?X-Amz-Signature=abc&x=1",
+            "https://b.s3.amazonaws.com/k?X-Amz-Signature=***&x=1",
+        ),
+        ("a photo of a cat: 3 at 12:30, me@home", "a photo of a cat: 3 at 12:30, me@home"),
+        ("s3://bucket/runs", "s3://bucket/runs"),
+        ("short", "short"),
+    ],
+)
+def test_what_is_masked_and_what_is_left(text, expected):
+    assert masked(text, {"AWS_SECRET_ACCESS_KEY": SECRET, "HF_TOKEN": "short", "PATH": "photo of a cat"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        *(
+            (name, True)
+            for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "db_password", "API_KEY")
+        ),
+        *((name, False) for name in ("PATH", "RAY_AUTH_TOKEN_PATH", "MONKEY", "KEYBOARD", "AWS_REGION", "X")),
+    ],
+)
+def test_which_variables_hold_secrets(name, secret):
+    assert is_secret(name) is secret
+
+
+def test_an_error_line_shows_none(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    assert main(["prepare", "--recipe", f"http://me:word@host/{SECRET}"]) == 2
+    err = capsys.readouterr().err
+    assert SECRET not in err
+    assert "me:***@host/***" in err
+
+
+def test_a_dry_run_shows_none(tmp_path, capsys):
+    command = ["distill", "--dry-run", "--run", str(tmp_path), "--tracking-uri", "https://me:word@mlflow"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "word@" not in out
+    assert "https://me:***@mlflow" in out
+
+
+@pytest.mark.parametrize("name", ["../../x", "", "a/b", "a:b", ".x", "a b", "x" * 101])
+def test_a_recipe_s_name_is_a_name(name, capsys):
+    assert main(["prepare", "--set", f"name={name!r}"]) == 2
+    assert "name: " in capsys.readouterr().err
+
+
+def test_a_manifest_s_files_cannot_leave_their_folder(tmp_path, capsys):
+    small = ["--set", "prompts.count=40", "--set", "prompts.negative_draws=20", "--set", "train.batch_size=8"]
+    run = ["--run", str(tmp_path / "run")]
+    assert main(["prepare", *run, *small]) == 0
+    manifest = tmp_path / "run/prompts/manifest.json"
+    (tmp_path / "outside.parquet").write_bytes(b"x")
+    for name in ("../../outside.parquet", str(tmp_path / "outside.parquet")):
+        text = manifest.read_text()
+        manifest.write_text(text.replace('"negatives.parquet"', f'"{name}"'))
+        assert main(["distill", *run, *small]) == 2
+        assert f"{name!r} is no file of this folder" in capsys.readouterr().err
+        manifest.write_text(text)
