@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,13 @@ from pipeline.errors import UserError
 from pipeline.storage import Folder
 
 NAME = "manifest.json"
+WORDS = {str: "a text", int: "a whole number", dict: "an object"}
+FIELDS: dict[str, dict[str, type]] = {  # what other steps read of each kind
+    "prepare": {"recipe": str, "files": dict, "sources": dict, "prompts": int, "epoch": int},
+    "distill": {"recipe": str, "teacher_sha256": str, "student_sha256": str, "prompts": dict, "mlflow_run": str},
+    "evaluate": {"recipe": str, "student_sha256": str},
+    "student": {"step": int, "student_sha256": str},
+}
 CODE = "NASA_DISTILL_CODE"  # what a submitted job was packed from: it has no git
 
 
@@ -36,7 +44,18 @@ def read(folder: Folder, kind: str) -> dict[str, Any]:
     found = record.get("kind") if isinstance(record, dict) else type(record).__name__
     if found != kind:
         raise UserError(f"{folder.uri}: holds {found!r}; allowed: {kind!r}")
+    require(record, FIELDS.get(kind, {}), f"{folder.uri}/{NAME}")
     return record
+
+
+def require(record: Any, fields: Mapping[str, type], where: str) -> None:
+    """Raises a UserError where a field is not there, or of another type."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: {record!r} is not allowed; allowed: an object")
+    for name, kind in fields.items():
+        value = record.get(name)
+        if type(value) is not kind:
+            raise UserError(f"{where}: {name}: {value!r} is not allowed; allowed: {WORDS[kind]}")
 
 
 def file_hash(content: bytes) -> str:

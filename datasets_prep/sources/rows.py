@@ -33,7 +33,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 MOST_BYTES = 100_000  # of one prompt: twenty times the longest that anyone typed
 _STORE_FAILED = (FileNotFoundError, PermissionError, ConnectionError, TimeoutError)
-UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException)
+UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error, tarfile.TarError, pa.ArrowException)
 
 
 @dataclass(frozen=True)

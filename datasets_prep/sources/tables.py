@@ -20,22 +20,30 @@ from datasets_prep.sources.rows import (
     table_of,
 )
 
+ROWS_A_BYTE = 1000  # at most: a column of one value again and again takes almost nothing
+
 
 def read_parquet(file: File, rows: int) -> Iterator[pa.Table]:
     """A row group that cannot be read is refused with all its rows; the others are not."""
     with file.filesystem.open_input_file(file.path) as opened, pq.ParquetFile(opened) as parquet:
         names = _names(parquet.schema_arrow.names, file.column)
         if "text" not in names:
-            yield from refused(max(1, parquet.metadata.num_rows), _no_column(file, parquet.schema_arrow.names), rows)
+            count = _believed(parquet.metadata.num_rows, opened.size())
+            yield from refused(count, _no_column(file, parquet.schema_arrow.names), rows)
             return
         for group in range(parquet.num_row_groups):
-            left = parquet.metadata.row_group(group).num_rows
+            left = _believed(parquet.metadata.row_group(group).num_rows, opened.size())
             try:
                 for batch in parquet.iter_batches(rows, [group], list(names.values())):
                     yield _of_columns(pa.Table.from_batches([batch]), names)
                     left -= batch.num_rows
             except UNREADABLE as error:
                 yield from refused(left, f"row group {group}: {problem_of(error)}", rows)
+
+
+def _believed(rows: int, size: int) -> int:
+    """What a footer says, unless a file of so many bytes cannot have so many rows: a damaged one may say anything."""
+    return rows if 0 < rows <= ROWS_A_BYTE * size else 1
 
 
 def read_csv(file: File, rows: int) -> Iterator[pa.Table]:
@@ -70,15 +78,18 @@ def read_csv(file: File, rows: int) -> Iterator[pa.Table]:
 
 def read_arrow(file: File, rows: int) -> Iterator[pa.Table]:
     """A shard of a Hugging Face dataset as `save_to_disk` leaves it: Arrow's stream format."""
-    with file.filesystem.open_input_stream(file.path) as stream, pa.ipc.open_stream(stream) as batches:
+    with file.filesystem.open_input_file(file.path) as stream, pa.ipc.open_stream(stream) as batches:
         names = _names(batches.schema.names, file.column)
         if "text" not in names:
             yield from refused(1, _no_column(file, batches.schema.names), rows)
             return
         for batch in batches:
+            batch.validate(full=True)  # Arrow trusts a stream's offsets, and reads outside of it where they are wrong
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, rows):
                 yield _of_columns(table.slice(first, rows), names)
+        if stream.tell() < stream.size():
+            yield from refused(1, "file: data after the end of its stream", rows)
 
 
 def _names(columns: list[str], chosen: str) -> dict[str, str]:

@@ -13,13 +13,17 @@ from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.storage import Folder
 
+FILE, SOURCE = {"bytes": int, "rows": int, "sha256": str}, {"of_an_epoch": int}  # of a manifest
+
 
 def check(folder: Folder) -> dict[str, Any]:
     """The manifest of prepared prompts, whose files are all there; their content is checked where it is read."""
     record = manifest.read(folder, "prepare")
+    where = f"{folder.uri}/{manifest.NAME}"
     for name, expected in record["files"].items():
+        manifest.require(expected, FILE, f"{where}: files: {name}")
         if "/" in name or name in ("", ".", ".."):
-            raise UserError(f"{folder.uri}/{manifest.NAME}: {name!r} is no file of this folder; allowed: names alone")
+            raise UserError(f"{where}: {name!r} is no file of this folder; allowed: names alone")
         size = folder.size(name)
         if size is None:
             raise UserError(f"{folder.uri}/{name}: missing; the manifest lists it; run `python -m jobs prepare` again")
@@ -28,6 +32,8 @@ def check(folder: Folder) -> dict[str, Any]:
                 f"{folder.uri}/{name}: {size} bytes that differ from the {expected['bytes']} in the manifest; "
                 "run `python -m jobs prepare` again"
             )
+    for name, own in record["sources"].items():
+        manifest.require(own, SOURCE, f"{where}: sources: {name}")
     return record
 
 
@@ -64,6 +70,8 @@ def shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
 def first_prompts(folder: Folder) -> list[str]:
     """Those of the first shard."""
     record = check(folder)
-    name = min(file for file in record["files"] if file.startswith("shard-"))
+    name = min((file for file in record["files"] if file.startswith("shard-")), default=None)
+    if name is None:
+        raise UserError(f"{folder.uri}/{manifest.NAME}: lists no shard; run `python -m jobs prepare` again")
     texts: list[str] = shard(folder, name, record["files"][name]["sha256"]).to_pylist()
     return texts

@@ -110,10 +110,10 @@ class _LocalStore:
 
     def read(self) -> tuple[dict[str, Any] | None, Any]:
         try:
-            text = self.path.read_text(encoding="utf-8")
+            found = self.path.read_bytes()
         except FileNotFoundError:
             return None, None
-        return _parsed(text, str(self.path)), text
+        return _parsed(found, str(self.path)), found
 
     def swap(self, version: Any, content: dict[str, Any]) -> Any:
         """The new version, or None where it was not `version` any more."""
@@ -122,11 +122,11 @@ class _LocalStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.read()[1] != version:
                 return None
-            text = json.dumps(content)
+            written = json.dumps(content).encode()
             partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(written)
             os.replace(partial, self.path)
-            return text
+            return written
 
 
 class _ObjectStore:
@@ -143,7 +143,7 @@ class _ObjectStore:
             found = self.client.get_object(**self.where)
         except self.client.exceptions.NoSuchKey:
             return None, None
-        return _parsed(found["Body"].read().decode(), self.where["Key"]), found["ETag"]
+        return _parsed(found["Body"].read(), self.where["Key"]), found["ETag"]
 
     def swap(self, version: Any, content: dict[str, Any]) -> Any:
         from botocore.exceptions import ClientError
@@ -161,9 +161,9 @@ def store_of(folder: Folder, name: str) -> _LocalStore | _ObjectStore:
     return _LocalStore(Path(folder.path) / name) if folder.is_local else _ObjectStore(folder, name)
 
 
-def _parsed(text: str, where: str) -> dict[str, Any]:
+def _parsed(found: bytes, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = json.loads(found)
         return {**content, "holder": str(content["holder"])}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{where}: is no lease; allowed: one that this program wrote, or none") from None

@@ -38,6 +38,8 @@ def fault(folder: Path) -> str:
     """What is wrong with a checkpoint: a part that is missing, cut short or changed; empty where it is whole."""
     try:
         workers = int(json.loads((folder / STATE_FILE).read_text())["workers"])
+        if workers < 1:
+            return f"{STATE_FILE} is of {workers} processes"
         for rank in range(workers):
             for name, told in json.loads((folder / f"{LISTS}{rank}.json").read_text()).items():
                 if _sum(folder / name) != told:

@@ -82,6 +82,13 @@ def test_every_file_that_is_cut_short_or_changed_is_seen(parts, whole):
     assert fault(whole) == ""
 
 
+@pytest.mark.parametrize("workers", [0, -1])
+def test_one_of_no_process_is_none(whole, workers):
+    """Otherwise no list would be asked for, and anything would be whole."""
+    (whole / "state.json").write_text(json.dumps({"workers": workers, "step": 4}))
+    assert fault(whole) == f"state.json is of {workers} processes"
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_no_bytes_of_a_list_or_a_state_end_in_a_traceback(parts, tmp_path_factory, data):

@@ -1,0 +1,102 @@
+"""Inputs that coverage leads to: `python tests/fuzz/atheris_targets.py TARGET -max_total_time=60`; 0 if none breaks."""
+
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+with atheris.instrument_imports(include=["pipeline", "datasets_prep"]):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow.fs import LocalFileSystem
+
+    from datasets_prep.sources import File, read
+    from pipeline import manifest, recipe
+    from pipeline.errors import UserError
+    from pipeline.prompts import prepared
+    from pipeline.storage import Folder
+    from pipeline.training import checkpoint
+
+PLACE = Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+def of_recipe(content: bytes) -> None:
+    recipe.parse(content.decode("utf-8", "ignore"))
+
+
+def of_manifest(content: bytes) -> None:
+    (PLACE / manifest.NAME).write_bytes(content)
+    prepared.check(Folder.of(PLACE))
+
+
+def of_lines(content: bytes) -> None:
+    for ending in ("jsonl", "csv", "txt"):
+        _rows(PLACE / f"prompts.{ending}", content)
+
+
+def of_parquet(content: bytes) -> None:
+    _rows(PLACE / "prompts.parquet", content)
+
+
+def of_checkpoint(content: bytes) -> None:
+    name, _, rest = content.partition(b"\0")
+    (PLACE / "state.json").write_bytes(rest if name == b"s" else b'{"workers": 1}')
+    (PLACE / "files-0.json").write_bytes(json.dumps({"x": [1, 2]}).encode() if name == b"s" else rest)
+    assert checkpoint.fault(PLACE)
+
+
+def _rows(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    for table in read(File(LocalFileSystem(), str(file)), 100):
+        table.to_pylist()
+    assert file.read_bytes() == content, "the file was changed"
+
+
+TARGETS = {
+    "recipe": of_recipe,
+    "manifest": of_manifest,
+    "lines": of_lines,
+    "parquet": of_parquet,
+    "checkpoint": of_checkpoint,
+}
+
+
+def seeds() -> dict[str, bytes]:
+    """One valid input of each, to begin with."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"prompt": ["a cat", "a dog"]}), sink)
+    file, source = {"bytes": 1, "rows": 1, "sha256": "0"}, {"of_an_epoch": 1}
+    told = {"kind": "prepare", "recipe": "", "files": {"x": file}, "sources": {"x": source}, "prompts": 1, "epoch": 1}
+    return {
+        "recipe": (recipe.RECIPES / "sd21.toml").read_bytes(),
+        "manifest": json.dumps(told).encode(),
+        "lines": b'{"prompt": "a cat", "aesthetic": 5.5}\n{"prompt": null}\n',
+        "parquet": sink.getvalue(),
+        "checkpoint": b's\0{"workers": 1, "step": 4}',
+    }
+
+
+def main() -> None:
+    name = sys.argv.pop(1)
+    target, corpus = TARGETS[name], PLACE / "corpus"
+    corpus.mkdir()
+    (corpus / "seed").write_bytes(seeds()[name])
+
+    def one(content: bytes) -> None:
+        try:
+            target(content)
+        except UserError as error:
+            assert "\n" not in str(error), str(error)  # noqa: PT017
+
+    os.chdir(PLACE)
+    atheris.Setup([*sys.argv, str(corpus)], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
