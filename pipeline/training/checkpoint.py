@@ -41,7 +41,10 @@ def fault(folder: Path) -> str:
         if workers < 1:
             return f"{STATE_FILE} is of {workers} processes"
         for rank in range(workers):
-            for name, told in json.loads((folder / f"{LISTS}{rank}.json").read_text()).items():
+            listed = json.loads((folder / f"{LISTS}{rank}.json").read_text())
+            if not listed or (rank == 0 and not {STATE_FILE, EMA_FILE, RAW_FILE} <= set(listed)):
+                return f"{LISTS}{rank}.json does not list all its process wrote"
+            for name, told in listed.items():
                 if _sum(folder / name) != told:
                     return f"{name} is not as it was written"
     except FileNotFoundError as error:

@@ -82,6 +82,14 @@ def test_every_file_that_is_cut_short_or_changed_is_seen(parts, whole):
     assert fault(whole) == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("files-0.json", "{}"), ("files-1.json", "{}"), ("files-0.json", '{"x": 1}')]
+)
+def test_a_list_that_lists_too_little_is_a_fault(whole, name, text):
+    (whole / name).write_text(text)
+    assert fault(whole) == f"{name} does not list all its process wrote"
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_one_of_no_process_is_none(whole, workers):
     """Otherwise no list would be asked for, and anything would be whole."""
