@@ -16,6 +16,7 @@ from pipeline.storage import Folder
 if TYPE_CHECKING:
     from pipeline.cluster.submit import Job
 
+CLUSTER = "ADDRESS"  # the metavar of a Ray cluster's address
 ONCE = "once"  # of what does not recur
 OF_RECIPE = ("recipe", "teacher", "prompts", "overrides", "cron", "timezone")  # options that the resolved recipe holds
 FOLDERS = ("run", "runs", "out", "store")
@@ -135,7 +136,7 @@ def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Jo
         if dest == "address" or (sent and dest in OF_RECIPE):
             continue
         arguments += _again(action, _shared_tracking(value) if dest == "tracking_uri" else value)
-    if "address" in actions:
+    if "address" in actions and actions["address"].metavar == CLUSTER:  # a job server's is found by the job itself
         arguments += ["--address", "auto"]
     return Job(
         command,

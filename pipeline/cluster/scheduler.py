@@ -6,19 +6,26 @@ catch up with but the latest time. A second one on the same folder does no harm:
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline import cron
+from pipeline import ROOT, cron
 from pipeline.cluster.follow import ENDED
+from pipeline.cluster.package import pack
+from pipeline.cluster.submit import settings
 from pipeline.errors import UserError
 from pipeline.schedules.history import FAILED, FINAL, MISSED, RUNNING, History, Tick
 from pipeline.schedules.store import Schedule, Schedules
 
 POLL_SECONDS = 5.0
+OF_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job how it was submitted
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Scheduler:
     def __init__(self, schedules: Schedules, client: Any, say: Callable[[str], None] = print) -> None:
         self.schedules, self.client, self.say = schedules, client, say
         self.told: dict[str, str] = {}
+        self._packed = TemporaryDirectory()  # as long as the scheduler lives
 
     def look(self, now: datetime) -> None:
         """Once over all schedules; what is wrong with one is said, once, and leaves the others alone."""
@@ -101,12 +109,25 @@ class Scheduler:
 
     def _submit(self, schedule: Schedule, found: Due, submission_id: str) -> None:
         home = self.schedules.home(schedule.name).uri
+        command = ["python", "-m", "jobs", "tick", "--runs", home, "--tick", found.tick, "--address", "auto"]
         self.client.submit_job(
-            entrypoint=f"python -m jobs tick --runs {home} --tick {found.tick} --address auto",
+            entrypoint=shlex.join(command),
             submission_id=submission_id,
-            runtime_env=own_environment(),
+            runtime_env=self.environment,
             metadata={"schedule": schedule.name, "tick": found.tick, "attempt": str(found.attempt)},
         )
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What the jobs run with: as this one was submitted; else the checkout or, without git, the image's code."""
+        if told := os.environ.get(OF_JOB):
+            own = json.loads(told).get("runtime_env") or {}
+            return {name: own[name] for name in ("working_dir", "env_vars") if name in own}
+        variables = {"env_vars": settings(os.environ, {})}
+        if not (ROOT / ".git").exists():
+            return variables
+        pack(Path(self._packed.name))
+        return {"working_dir": self._packed.name, **variables}
 
     def _ended(self, schedule: Schedule, tick: str, attempt: int) -> bool:
         status = self._status(job_id(schedule.name, tick, attempt))
@@ -118,14 +139,6 @@ class Scheduler:
 
 def job_id(name: str, tick: str, attempt: int) -> str:
     return f"tick-{name}-{tick}-{attempt}"
-
-
-def own_environment() -> dict[str, Any]:
-    """The runtime environment that this job was submitted with, for the jobs that it submits."""
-    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    return {
-        name: value for name, value in (told.get("runtime_env") or {}).items() if name in ("working_dir", "env_vars")
-    }
 
 
 def serve(scheduler: Scheduler, rounds: int | None = None, poll_seconds: float = POLL_SECONDS) -> None:

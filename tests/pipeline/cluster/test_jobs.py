@@ -55,6 +55,22 @@ def test_the_job_s_exit_code_is_the_command_s_and_a_retry_is_another_job(submit,
     assert submit("stop", again.split()[1])[0] == 0
 
 
+def test_a_scheduler_that_is_a_job_submits_what_is_due_with_its_own_code(submit, client, tmp_path):
+    store, tracking = str(tmp_path / "store"), f"sqlite:///{tmp_path}/mlflow.db"
+    broken = ["--set", "prompts.sources=[{path='/gone.txt'}]"]
+    add = ["schedule", "add", "often", "--store", store, "--cron", "0 0 1 1 *", "--tracking-uri", tracking, *broken]
+    assert main(add) == 0
+    assert main(["schedule", "run-now", "often", "--store", store]) == 0
+    code, out, err = submit("submit", "scheduler", "--store", store, "--once")
+    assert code == 0, out + err
+    (name,) = [word for word in out.split() if word.startswith("tick-often-")]
+    code, out, _ = submit("logs", name, "--follow")
+    assert code == 2, "the mistake in the recipe is the job's"
+    assert "'/gone.txt': no such file" in out
+    (tick,) = (tmp_path / "store/often/ticks").glob("*.json")
+    assert json.loads(tick.read_text())["state"] == "refused"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
