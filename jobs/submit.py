@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs import distill, evaluate, evaluate_video, prepare, prepare_benchmarks, register, scheduler, tick
+from jobs import distill, evaluate, evaluate_video, prepare, prepare_benchmarks, register, scheduler, submission, tick
 from jobs import options as shared
 from jobs import run as whole
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         module.add_arguments(own)
         shared.add_cluster(own)
         own.add_argument("--attempt", type=int, default=0, metavar="N", help="another try of a job that ended (from 1)")
-        own.add_argument("--retry", action="store_true", help="the next attempt")
+        own.add_argument("--retry", action="store_true", help="the next attempt of one that failed or was stopped")
         own.add_argument("--in-image", action="store_true", help="the cluster's image has the code: send none")
         own.add_argument("--no-wait", action="store_true", help="do not follow the job")
         own.add_argument(
@@ -40,10 +40,10 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.cluster.client import connect
     from pipeline.cluster.submit import submit, with_attempt
 
-    job = shared.job_of(options, options.submitted, COMMANDS[options.submitted])
+    job = submission.job_of(options, options.submitted, COMMANDS[options.submitted])
     client = connect(options.address)
     job = with_attempt(client, job, options.attempt, options.retry)
-    sent = submit(client, job, shared.variables_of(options))
+    sent = submit(client, job, submission.variables_of(options))
     print(f"{'submitted' if sent else 'already submitted:'} {job.id}", flush=True)
     if options.no_wait:
         return 0

@@ -10,7 +10,8 @@ from pipeline.errors import UserError
 BAR = "distil:"  # how a line of the training's progress bar begins
 AWAY_SECONDS = 300  # for which the job server may be away
 PAUSE_SECONDS = 2.0
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+FAILED, STOPPED = "FAILED", "STOPPED"  # as Ray has them
+ENDED = ("SUCCEEDED", FAILED, STOPPED)
 STOPPED_CODE = 130
 
 
@@ -77,6 +78,6 @@ def _still_away(since: float, error: BaseException) -> float:
 
 def exit_code(details: Any) -> int:
     """The job's own; 1 where it failed before it had one."""
-    if details.status == "STOPPED":
+    if details.status == STOPPED:
         return STOPPED_CODE
     return 0 if details.status == "SUCCEEDED" else int(details.driver_exit_code or 1)

@@ -221,7 +221,7 @@ def _submitter(recipe: Recipe, place: Place) -> dict[str, Any]:
     container = {
         "name": "submit",
         "image": place.image,
-        "command": ["python", "-m", "jobs", "submit", *words, "--in-image"],
+        "command": ["python", "-m", "jobs", "submit", *words, "--in-image", "--retry"],
         "env": [
             {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": token["secretKeyRef"]}},
             {"name": "MLFLOW_TRACKING_URI", "value": place.tracking_uri},

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline import manifest
-from pipeline.cluster.follow import ENDED
+from pipeline.cluster.follow import FAILED, STOPPED
 from pipeline.cluster.package import RECIPE_FILE, pack
 from pipeline.errors import UserError
 from pipeline.secrets import is_secret
@@ -116,13 +116,12 @@ def has_password(text: str) -> bool:
 
 
 def with_attempt(client: Any, job: Job, attempt: int, retry: bool) -> Job:
-    """The attempt that is asked for; the latest one; or with `retry`, where that has ended, the one after it."""
+    """The attempt that is asked for; else the latest; with `retry`, where that failed or was stopped, the next."""
     if attempt < 0:
         raise UserError(f"--attempt: {attempt} is not allowed; allowed: 1 or more")
     stem = job.id.rpartition("-")[0]
     made = [(str(each.submission_id).rpartition("-"), each.status) for each in client.list_jobs()]
     attempts = {int(number): status for (own, _, number), status in made if own == stem and number.isdigit()}
     latest = max(attempts, default=0)
-    if retry and latest and attempts[latest] not in ENDED:
-        raise UserError(f"--retry: attempt {latest} still runs; allowed: once it has ended")
-    return replace(job, attempt=attempt or max(1, latest + (1 if retry else 0)))
+    again = retry and attempts.get(latest) in (FAILED, STOPPED)
+    return replace(job, attempt=attempt or max(1, latest + again))

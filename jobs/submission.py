@@ -1,0 +1,99 @@
+"""A command line as the job that it becomes on a cluster."""
+
+import argparse
+import os
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from jobs import options as shared
+from pipeline.errors import UserError
+from pipeline.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.cluster.submit import Job
+
+FOLDERS = ("run", "runs", "out", "store")
+OF_RECIPE = ("recipe", "teacher", "prompts", "overrides", "cron", "timezone")  # options that the resolved recipe holds
+ONCE = "once"  # of what does not recur
+CLUSTER = "ADDRESS"  # the metavar of a Ray cluster's address
+
+
+def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Job":
+    """The command as it runs on a cluster: its recipe resolved here, its folders where every node reaches them."""
+    from pipeline.cluster.submit import Job
+    from pipeline.recipe import dump
+
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    recipe = shared.recipe_of(options) if getattr(options, "recipe", None) else None
+    sent = recipe is not None and not options.in_image
+    arguments: list[str] = []
+    for dest, action in actions.items():
+        value = getattr(options, dest)
+        if dest in FOLDERS:
+            _require_shared(action, value)
+        if dest == "address" or (sent and dest in OF_RECIPE):
+            continue
+        arguments += _again(action, _shared_tracking(value) if dest == "tracking_uri" else value)
+    if "address" in actions and actions["address"].metavar == CLUSTER:  # a job server's is found by the job itself
+        arguments += ["--address", "auto"]
+    return Job(
+        command,
+        tuple(arguments),
+        dump(recipe) if recipe and sent else None,
+        name=recipe.name if recipe else "",
+        tick=_due(options, recipe) if command == "tick" else ONCE,
+        in_image=options.in_image,
+    )
+
+
+def _due(options: argparse.Namespace, recipe: Recipe | None) -> str:
+    """Of `tick`: each time that is due is a job of its own."""
+    if options.tick or recipe is None:
+        return shared.tick_of(options.tick) or shared.required(options, "tick")
+    from pipeline import cron
+
+    when = recipe.schedule
+    if not when.cron:
+        raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN', or --tick")
+    return cron.stamp(cron.latest(when.cron, when.timezone, datetime.now(UTC)))
+
+
+def _again(action: argparse.Action, value: Any) -> list[str]:
+    """An option as it was given."""
+    if value is None or value is False or value == []:
+        return []
+    if value is True:
+        return [action.option_strings[0]]
+    values = value if isinstance(value, list) else [value]
+    if not action.option_strings:
+        return [str(each) for each in values]
+    return [text for each in values for text in (action.option_strings[-1], str(each))]
+
+
+def _require_shared(action: argparse.Action, value: str | None) -> None:
+    if value and not value.startswith(("s3://", "/")):
+        raise UserError(
+            f"{action.option_strings[0]}: {value!r} is of this machine; allowed: s3://, or an absolute path that every "
+            "node has"
+        )
+
+
+def _shared_tracking(given: str | None) -> str:
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise UserError(
+            "--tracking-uri: is needed here, or MLFLOW_TRACKING_URI; allowed: a server that every node reaches"
+        )
+    return uri
+
+
+def variables_of(options: argparse.Namespace) -> dict[str, str]:
+    """Of `--env NAME=VALUE`."""
+    pairs = [entry.partition("=") for entry in options.env]
+    for name, separator, _ in pairs:
+        if not separator or not name.isidentifier():
+            raise UserError(f"--env: {name!r} is not allowed; allowed: NAME=VALUE")
+    return {name: value for name, _, value in pairs}
