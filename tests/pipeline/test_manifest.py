@@ -7,8 +7,8 @@ from pipeline.storage import Folder
 
 def test_what_is_written_is_read_back(tmp_path):
     folder = Folder.of(tmp_path)
-    manifest.write(folder, "prepare", rows=3)
-    assert manifest.read(folder, "prepare")["rows"] == 3
+    manifest.write(folder, "student", step=3, student_sha256="ab")
+    assert manifest.read(folder, "student")["step"] == 3
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,7 @@ def test_what_is_written_is_read_back(tmp_path):
         (b"\xff\xfe", "not valid JSON"),
         (b"[1]", "holds 'list'; allowed: 'distill'"),
         (b'{"kind": "prepare"}', "holds 'prepare'; allowed: 'distill'"),
+        (b'{"kind": "distill"}', "recipe: None is not allowed; allowed: a text"),
     ],
 )
 def test_a_folder_that_is_not_one_is_named(tmp_path, content, message):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster_url(s3_server):
     """A head node in processes of its own; ended by their process group."""
     gcs, dashboard, agent = _free_ports(3)
