@@ -26,6 +26,7 @@ from jobs import (
     train_shapes,
 )
 from jobs import list as list_jobs
+from pipeline.environment import require_locked
 from pipeline.errors import TrainingError, UserError
 from pipeline.secrets import masked
 
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     and of what was submitted its own."""
     options = make_parser().parse_args(arguments)
     try:
+        require_locked()
         code = options.run_command(options)
     except UserError as error:
         print(f"error: {masked(str(error))}", file=sys.stderr)

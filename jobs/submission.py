@@ -91,9 +91,11 @@ def _shared_tracking(given: str | None) -> str:
 
 
 def variables_of(options: argparse.Namespace) -> dict[str, str]:
-    """Of `--env NAME=VALUE`."""
+    """Of `--env NAME=VALUE` and `--any-versions`."""
+    from pipeline.environment import PINNED
+
     pairs = [entry.partition("=") for entry in options.env]
     for name, separator, _ in pairs:
         if not separator or not name.isidentifier():
             raise UserError(f"--env: {name!r} is not allowed; allowed: NAME=VALUE")
-    return {name: value for name, _, value in pairs}
+    return {name: value for name, _, value in pairs} | ({PINNED: ""} if options.any_versions else {})

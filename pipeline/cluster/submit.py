@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline import manifest
+from pipeline import environment, manifest
 from pipeline.cluster.follow import FAILED, STOPPED
 from pipeline.cluster.package import RECIPE_FILE, pack
 from pipeline.errors import UserError
@@ -96,10 +96,10 @@ def known(client: Any, submission_id: str) -> Any:
     return next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
 
 
-def settings(environment: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+def settings(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """Environment variables for the job. The dashboard shows them: none may be a secret."""
-    own = {name: environment[name] for name in SETTINGS if environment.get(name)}
-    chosen = {manifest.CODE: manifest.code_version(), **own, **given}
+    own = {name: here[name] for name in SETTINGS if here.get(name)}
+    chosen = {manifest.CODE: manifest.code_version(), environment.PINNED: "1", **own, **given}
     for name, value in chosen.items():
         if is_secret(name):
             raise UserError(f"--env: {name} looks like a secret, and a job's variables can be read; {OWN_SECRETS}")

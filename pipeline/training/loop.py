@@ -12,6 +12,7 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from pipeline import models, recipe
+from pipeline.environment import require_locked
 from pipeline.errors import UserError
 from pipeline.evaluation.judges import Clip, load_decoder
 from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
@@ -59,6 +60,7 @@ def train(config: dict[str, Any]) -> None:
 
 def _run(setup: Setup, board: Any) -> None:
     """From the latest checkpoint or from the start, to the recipe's last step."""
+    require_locked()
     options = recipe.parse(setup.recipe_toml)
     distiller = _distiller(setup, options)
     places = options.places(distiller.rank, distiller.world_size)

@@ -4,10 +4,13 @@ from types import SimpleNamespace
 import pytest
 import requests
 
+from jobs.__main__ import make_parser
+from jobs.submission import variables_of
 from pipeline.cluster import follow as following
 from pipeline.cluster import submit as submitting
 from pipeline.cluster.follow import Printer, exit_code, follow
 from pipeline.cluster.submit import Job, settings, submit, with_attempt
+from pipeline.environment import PINNED
 from pipeline.errors import UserError
 
 JOB = Job("distill", ("--run", "s3://b/run"), "name = 'sd21'", name="sd21")
@@ -107,6 +110,12 @@ def test_settings_go_along_and_secrets_do_not():
     assert sent.items() >= {"AWS_ENDPOINT_URL": "http://s3:9000", "NCCL_DEBUG": "INFO"}.items()
     assert "hush" not in str(sent)
     assert "PATH" not in sent
+
+
+@pytest.mark.parametrize(("words", "held"), [([], "1"), (["--any-versions"], "")])
+def test_a_job_is_held_to_the_lock_unless_any_versions_will_do(words, held):
+    options = make_parser().parse_args(["submit", "prepare", "--run", "/run", *words])
+    assert settings({}, variables_of(options))[PINNED] == held
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""The installed packages against `requirements.lock`: a submitted job runs with the versions that were tested."""
+
+import os
+import re
+from importlib import metadata
+from pathlib import Path
+
+from pipeline import ROOT
+from pipeline.errors import UserError
+
+LOCK = ROOT / "requirements.lock"
+PINNED = "NASA_DISTILL_PINNED"  # in the environment of a submitted job's processes, unless any versions will do
+SHOWN = 3
+
+
+def require_locked() -> None:
+    """Raises a UserError in a process of a submitted job whose machine has other versions than the lock."""
+    if os.environ.get(PINNED) and (wrong := differences(LOCK)):
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise UserError(
+            f"environment: on this machine {', '.join(wrong[:SHOWN])}{more}; allowed: what {LOCK.name} pins, "
+            "installed on every node, or `submit --any-versions`"
+        )
+
+
+def differences(lock: Path) -> list[str]:
+    """Of each installed package with another version than the lock's; a local part, as in 2.13.0+cu130, is as good.
+
+    What is not installed is not looked at: a node needs no linters.
+    """
+    wrong = []
+    for line in lock.read_text(encoding="utf-8").splitlines():
+        name, _, pinned = line.partition(";")[0].strip().partition("==")
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if re.sub(r"\+.*", "", found) != pinned:
+            wrong.append(f"{name} is {found}, not {pinned}")
+    return wrong
