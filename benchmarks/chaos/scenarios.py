@@ -12,7 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+from benchmarks.chaos.faults import Faults
 from benchmarks.chaos.nodes import free_ports
 from benchmarks.chaos.world import Run, World, processes, wait_for
 
@@ -126,34 +129,42 @@ def scheduler(world: World) -> str:
     """The scheduler is killed, and started again: what was due is submitted once, and done once."""
     run = world.new_run()
     store = run.folder / "schedules"
-    schedule = [sys.executable, "-m", "jobs", "schedule"]
-    sets = [part for key, value in run.sets.items() for part in ("--set", f"{key}={value}")]
-    where = ["--store", str(store)]
-    own = ["--teacher", str(run.teacher), "--prompts", str(run.prompts), "--tracking-uri", run.tracking]
-    world.finish([*schedule, "add", "often", *where, "--cron", "0 0 1 1 *", *own, *sets])
-    world.finish([*schedule, "run-now", "often", *where])
-    command = [sys.executable, "-m", "jobs", "scheduler", *where, "--address", world.nodes.url]
+    world.finish(_add(run, "often", "0 0 1 1 *"))
+    world.finish([sys.executable, "-m", "jobs", "schedule", "run-now", "often", "--store", str(store)])
+    command = [sys.executable, "-m", "jobs", "scheduler", "--store", str(store), "--address", world.nodes.url]
     process = world.begin(command)
     when = world.moment(12)
     _kill(process.pid)
     process.wait()
     again = world.begin(command)
     try:
-        ticks = store / "often/ticks"
-        states = ("done", "failed", "refused")
-        wait_for(
-            lambda: [one for one in ticks.glob("*.json") if json.loads(one.read_text())["state"] in states], "a tick"
-        )
+        wait_for(lambda: _over(store / "often/ticks"), "a tick")
     finally:
         _kill(again.pid)
         again.wait()
+    _done_once(world, run, store / "often/ticks")
+    return f"{when:.1f} s after its start"
+
+
+def _add(run: Run, name: str, cron: str) -> list[str]:
+    sets = [part for key, value in run.sets.items() for part in ("--set", f"{key}={value}")]
+    own = ["--teacher", str(run.teacher), "--prompts", str(run.prompts), "--tracking-uri", run.tracking]
+    where = ["--store", str(run.folder / "schedules")]
+    return [sys.executable, "-m", "jobs", "schedule", "add", name, *where, "--cron", cron, *own, *sets]
+
+
+def _over(ticks: Path) -> bool:
+    states = [json.loads(one.read_text())["state"] for one in ticks.glob("*.json")]
+    return any(state in ("done", "failed", "refused") for state in states)
+
+
+def _done_once(world: World, run: Run, ticks: Path) -> None:
     (tick,) = ticks.glob("*.json")
     record = json.loads(tick.read_text())
     assert (record["state"], len(record["attempts"])) == ("done", 1), record
-    student = json.loads((store / "often/runs" / tick.stem / "distilled/manifest.json").read_text())["student_sha256"]
-    assert student == world.expected
+    distilled = ticks.parent / "runs" / tick.stem / "distilled/manifest.json"
+    assert json.loads(distilled.read_text())["student_sha256"] == world.expected
     assert _versions(run) == 1
-    return f"{when:.1f} s after its start"
 
 
 def mlflow_down(world: World) -> str:
@@ -178,6 +189,67 @@ def mlflow_down(world: World) -> str:
         os.killpg(server.pid, signal.SIGKILL)
     world.same(run)
     return f"{when:.1f} s after the run began"
+
+
+def s3_unavailable(world: World) -> str:
+    """The store answers every request with 503 for half a minute while training goes on."""
+    (port,) = free_ports(1)
+    store = world.begin([sys.executable, "-m", "moto.server", "-p", str(port)])
+    faults = Faults(f"http://127.0.0.1:{port}", world.s3_port).start()
+    try:
+        _await_port(port)
+        _create_bucket("chaos")
+        run = world.new_run(bucket="chaos")
+        process = world.begin(world.distill(run))
+        when = world.moment()
+        ended, before = process.poll() is not None, faults.requests
+        faults.how, faults.fails = "503", lambda number, path: True
+        time.sleep(30)
+        faults.fails, met = lambda number, path: False, faults.requests - before
+        assert process.wait(timeout=600) == 0
+        world.same(run)
+    finally:
+        faults.stop()
+        os.killpg(store.pid, signal.SIGKILL)
+        store.wait()
+    return f"{when:.1f} s after the start, {met} requests refused" + (", which had ended" if ended else "")
+
+
+def _create_bucket(name: str) -> None:
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket=name)
+
+
+def clock_jumps(world: World) -> str:
+    """The scheduler's clock, which is injected, jumps forwards, back and forwards again: one run, one version."""
+    from pipeline.cluster.client import connect
+    from pipeline.cluster.scheduler import Scheduler
+    from pipeline.schedules.store import Schedules
+    from pipeline.storage import Folder
+
+    run, now = world.new_run(), datetime.now(UTC)
+    store = run.folder / "schedules"
+    cron = f"{(now.minute + 30) % 60} * * * *"
+    world.finish(_add(run, "often", cron))
+    submitted: list[str] = []
+    scheduler = Scheduler(Schedules(Folder.of(store)), connect(world.nodes.url), say=submitted.append)
+    ahead = timedelta(hours=world.random.uniform(2, 200))
+    scheduler.look(now)
+    assert not submitted, submitted
+    scheduler.look(now + ahead)
+    ticks = store / "often/ticks"
+    wait_for(lambda: list(ticks.glob("*.json")), "a tick")
+    jumps = []
+    while not _over(ticks):
+        jumps.append(timedelta(hours=world.random.uniform(-100, 0)) if world.random.random() < 0.5 else ahead)
+        scheduler.look(now + jumps[-1])
+        time.sleep(2)
+    for jump in (-ahead, timedelta(0), ahead):
+        scheduler.look(now + jump)
+    assert len(submitted) == 1, submitted
+    _done_once(world, run, ticks)
+    return f"{ahead.total_seconds() / 3600:.0f} h forwards, then {len(jumps)} jumps"
 
 
 def disk_full(world: World) -> str:
@@ -290,6 +362,8 @@ SCENARIOS: dict[str, tuple[Scenario, int]] = {  # and how often at least
     "registry client": (registry_client, 5),
     "scheduler": (scheduler, 5),
     "MLflow down for a minute": (mlflow_down, 5),
+    "S3 answers 503 for 30 s": (s3_unavailable, 5),
+    "clock jumps": (clock_jumps, 5),
     "disk full": (disk_full, 5),
     "truncated checkpoint": (truncated_checkpoint, 5),
     "changed shard": (changed_shard, 5),

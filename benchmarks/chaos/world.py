@@ -1,6 +1,5 @@
 """A small distillation that takes seconds, the cluster that it runs on, and where it must end."""
 
-import json
 import os
 import random
 import secrets
@@ -16,8 +15,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.chaos.nodes import Nodes
-from pipeline import ROOT
+from benchmarks.chaos.nodes import Nodes, free_ports
+from pipeline import ROOT, manifest
+from pipeline.storage import Folder
 
 STEPS = 16
 SETS = {
@@ -57,8 +57,7 @@ class Run:
     @property
     def student(self) -> str:
         """The hash of its weights."""
-        record = json.loads((self.folder / "distilled/manifest.json").read_text())
-        return str(record["student_sha256"])
+        return str(manifest.read(Folder.of(self.place) / "distilled", "distill")["student_sha256"])
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -73,7 +72,12 @@ class World:
         home = folder / "home"
         (home / ".ray").mkdir(parents=True)
         (home / ".ray/auth_token").write_text(secrets.token_hex(32))
+        self.s3_port = free_ports(1)[0]  # where every process looks for S3, if it does
         self.environment = os.environ | {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.s3_port}",
+            "AWS_ACCESS_KEY_ID": "chaos",
+            "AWS_SECRET_ACCESS_KEY": "chaos",
+            "AWS_DEFAULT_REGION": "us-east-1",
             "HOME": str(home),
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "token",
@@ -81,6 +85,7 @@ class World:
             "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
             "HF_HUB_OFFLINE": "1",
         }
+        os.environ.update(self.environment)  # this process reads results from S3 and asks the cluster
         self.teacher = folder / "tiny"
         _save_teacher(self.teacher)
         self.prompts = folder / "prompts.txt"
@@ -91,13 +96,12 @@ class World:
     def cluster(self, cpus: int = 4) -> Nodes:
         return Nodes(cpus, self.environment).start()
 
-    def new_run(self, **more: Any) -> Run:
-        """Prepared."""
+    def new_run(self, bucket: str = "") -> Run:
+        """Prepared, in a folder of this machine or in a bucket."""
         self.number += 1
         folder = self.folder / f"run{self.number:03}"
-        run = Run(folder, str(folder), self.prompts, self.teacher, f"sqlite:///{folder}/ml.db")
-        for name, value in more.items():
-            setattr(run, name, value)
+        place = f"s3://{bucket}/{folder.name}" if bucket else str(folder)
+        run = Run(folder, place, self.prompts, self.teacher, f"sqlite:///{folder}/ml.db")
         folder.mkdir()
         self.finish(run.command("prepare"))
         return run

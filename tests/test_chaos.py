@@ -1,0 +1,57 @@
+"""The table of chaos runs, and (slow) each scenario once."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.chaos import scenarios
+from benchmarks.chaos.__main__ import table
+from benchmarks.chaos.scenarios import SCENARIOS, harm
+from pipeline import ROOT
+
+
+def row(scenario, same=True, seconds=10.0):
+    return {"scenario": scenario, "same": same, "seconds": seconds}
+
+
+def test_the_table_tells_every_scenario_even_one_that_never_ran():
+    lines = table([row("worker"), row("worker", seconds=20), row("worker", same=False, seconds=60)]).splitlines()
+    assert len(lines) == 2 + len(SCENARIOS)
+    assert "| worker | 3 | 2 | 20 | 60 |" in lines
+    assert "| driver | 0 | 0 | - | - |" in lines
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError("other weights"), TimeoutError("other weights"), subprocess.TimeoutExpired("x", 1)]
+)
+def test_a_scenario_that_ends_otherwise_is_told(monkeypatch, error):
+    def other(_):
+        raise error
+
+    monkeypatch.setitem(scenarios.SCENARIOS, "worker", (other, 1))
+    same, note = harm("worker", None)
+    assert not same
+    assert note == str(error)
+
+
+def test_a_result_that_is_not_as_it_must_is_the_exit_code(tmp_path):
+    results = tmp_path / "chaos.jsonl"
+    for same, code in ((True, 0), (False, 1)):
+        results.write_text(json.dumps(row("head", same)) + "\n")
+        assert _chaos("--table", "--results", str(results)).returncode == code
+
+
+@pytest.mark.slow
+def test_each_scenario_ends_as_it_must(tmp_path):
+    results = tmp_path / "chaos.jsonl"
+    ended = _chaos("--runs", "1", "--minutes", "120", "--results", str(results))
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert ended.returncode == 0, ended.stdout
+    assert {row["scenario"] for row in rows} == set(SCENARIOS)
+
+
+def _chaos(*arguments):
+    command = [sys.executable, "-m", "benchmarks.chaos", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3 * 3600, check=False)
