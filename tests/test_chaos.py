@@ -12,15 +12,17 @@ from benchmarks.chaos.scenarios import SCENARIOS, harm
 from pipeline import ROOT
 
 
-def row(scenario, same=True, seconds=10.0):
-    return {"scenario": scenario, "same": same, "seconds": seconds}
+def row(scenario, same=True, seconds=10.0, times=1):
+    return {"scenario": scenario, "same": same, "seconds": seconds, "notes": ["then"] * times}
 
 
 def test_the_table_tells_every_scenario_even_one_that_never_ran():
-    lines = table([row("worker"), row("worker", seconds=20), row("worker", same=False, seconds=60)]).splitlines()
+    lines = table(
+        [row("worker"), row("worker", seconds=20, times=5), row("worker", same=False, seconds=60)]
+    ).splitlines()
     assert len(lines) == 2 + len(SCENARIOS)
-    assert "| worker | 3 | 2 | 20 | 60 |" in lines
-    assert "| driver | 0 | 0 | - | - |" in lines
+    assert "| worker | 7 | 3 | 2 | 20 | 60 |" in lines
+    assert "| driver | 0 | 0 | 0 | - | - |" in lines
 
 
 @pytest.mark.parametrize(
@@ -31,9 +33,7 @@ def test_a_scenario_that_ends_otherwise_is_told(monkeypatch, error):
         raise error
 
     monkeypatch.setitem(scenarios.SCENARIOS, "worker", (other, 1))
-    same, note = harm("worker", None)
-    assert not same
-    assert note == str(error)
+    assert harm("worker", None) == (False, [str(error)])
 
 
 def test_a_result_that_is_not_as_it_must_is_the_exit_code(tmp_path):

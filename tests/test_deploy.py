@@ -3,6 +3,7 @@
 import json
 import lzma
 import shlex
+from functools import cache
 from pathlib import Path
 
 import jsonschema
@@ -44,13 +45,19 @@ def documents():
             yield pytest.param(document, id=f"{file.name}: {document['kind']}")
 
 
+@cache
+def validator(kind):
+    """`jsonschema.validate` checks these large schemas again for every document."""
+    return jsonschema.Draft202012Validator(CRDS.get(kind) or KUBERNETES[kind])
+
+
 def check(document):
     kind = document["kind"]
     if kind in CRDS:
         assert document["apiVersion"] == "ray.io/v1"
-        jsonschema.validate(document, CRDS[kind])
+        validator(kind).validate(document)
     elif "spec" in document:
-        jsonschema.validate(document["spec"], KUBERNETES[kind])
+        validator(kind).validate(document["spec"])
 
 
 def pods(node):

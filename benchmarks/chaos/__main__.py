@@ -10,19 +10,21 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks.chaos.scenarios import SCENARIOS, harm
 from benchmarks.chaos.world import World
 from pipeline import ROOT, manifest
 
 RESULTS = ROOT / "runs" / "chaos.jsonl"
+Row = dict[str, Any]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=55, help="begin nothing after so many (%(default)g)")
     parser.add_argument("--only", action="append", choices=SCENARIOS, help="may come again")
-    parser.add_argument("--runs", type=int, help="of each, in this call")
+    parser.add_argument("--runs", type=int, help="of each scenario, in this call")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seed", type=int, help="of the moments (default: another each time)")
     parser.add_argument("--table", action="store_true", help="of the results that are there")
@@ -48,34 +50,38 @@ def _go(names: list[str], minutes: float, runs: int | None, results: Path, seed:
             left = [name for name in names if runs is None or done[name] < runs]
             if not left:
                 return
-            counts = {name: sum(row["scenario"] == name for row in _read(results)) for name in left}
-            name = min(left, key=lambda name: counts[name] / SCENARIOS[name][1])
+            rows = _read(results)
+            name = min(left, key=lambda name: times(rows, name) / SCENARIOS[name][1])
             start = time.monotonic()
-            same, note = harm(name, world)
+            same, notes = harm(name, world)
             done[name] += 1
-            row = {"scenario": name, "same": same, "note": note, "seconds": round(time.monotonic() - start, 1)}
+            row = {"scenario": name, "same": same, "notes": notes, "seconds": round(time.monotonic() - start, 1)}
             row |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "code": code, "seed": seed}
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(
-                f"{name:26} {'as it must' if same else 'NOT AS IT MUST'} in {row['seconds']:.0f} s: {note}", flush=True
-            )
+            ended = "as it must" if same else "NOT AS IT MUST"
+            print(f"{name:26} {ended} in {row['seconds']:.0f} s: {'; '.join(notes)}", flush=True)
     finally:
         world.close()
 
 
-def _read(results: Path) -> list[dict[str, object]]:
+def _read(results: Path) -> list[Row]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Markdown: of each scenario how often it was run and how often it ended as it must, and how long that took."""
-    lines = ["| what is harmed | runs | as it must | median s | longest s |", "|---|---|---|---|---|"]
+def times(rows: list[Row], name: str) -> int:
+    """How often the harm was done."""
+    return sum(len(row["notes"]) for row in rows if row["scenario"] == name)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: of each scenario how often harm was done, in how many runs, how many of them ended as they must."""
+    lines = ["| what is harmed | times | runs | as they must | median s | longest s |", "|---|---|---|---|---|---|"]
     for name in SCENARIOS:
         own = [row for row in rows if row["scenario"] == name]
-        seconds = [float(str(row["seconds"])) for row in own]
-        times = f"{statistics.median(seconds):.0f} | {max(seconds):.0f}" if seconds else "- | -"
-        lines.append(f"| {name} | {len(own)} | {sum(bool(row['same']) for row in own)} | {times} |")
+        seconds = [row["seconds"] for row in own]
+        took = f"{statistics.median(seconds):.0f} | {max(seconds):.0f}" if seconds else "- | -"
+        lines.append(f"| {name} | {times(rows, name)} | {len(own)} | {sum(row['same'] for row in own)} | {took} |")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 SCRIPTS = Path(sys.executable).parent
 STARTS_SECONDS = 120
+Process = subprocess.Popen[bytes]
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Nodes:
 
     def __post_init__(self) -> None:
         self.port, self.dashboard = free_ports(2)
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Process] = []
 
     @property
     def address(self) -> str:
@@ -45,10 +46,10 @@ class Nodes:
         self._await()
         return self
 
-    def add(self, cpus: int) -> "subprocess.Popen[bytes]":
+    def add(self, cpus: int) -> Process:
         return self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
 
-    def kill(self, node: "subprocess.Popen[bytes] | None" = None) -> None:
+    def kill(self, node: Process | None = None) -> None:
         """SIGKILL to one node's processes, or to all."""
         for process in [node] if node else self.processes:
             try:
@@ -58,7 +59,7 @@ class Nodes:
             process.wait()
         self.processes = [process for process in self.processes if process.poll() is None]
 
-    def _ray(self, *arguments: str) -> "subprocess.Popen[bytes]":
+    def _ray(self, *arguments: str) -> Process:
         environment = self.environment | {"RAY_AUTH_MODE": "token", "RAY_DISABLE_USAGE_STATS": "1"}
         environment["PATH"] = f"{SCRIPTS}:{environment['PATH']}"
         agent = free_ports(1)[0]
@@ -94,3 +95,15 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def await_port(port: int, seconds: float = STARTS_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing answers on port {port} in {seconds:g} s") from None
+            time.sleep(0.2)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.chaos.nodes import Nodes, free_ports
+from benchmarks.chaos.nodes import Nodes, Process, free_ports
 from pipeline import ROOT, manifest
 from pipeline.storage import Folder
 
@@ -25,7 +25,7 @@ SETS = {
     "train.checkpoint_every": 4,
     "train.batch_size": 4,
     "train.clip_weight": 0,
-    "train.max_failures": 5,
+    "train.max_failures": 20,
     "train.keep_checkpoints": 3,
     "lora_teacher.rank": 4,
     "evaluation.prompts": 4,
@@ -90,6 +90,7 @@ class World:
         _save_teacher(self.teacher)
         self.prompts = folder / "prompts.txt"
         self.prompts.write_text("\n".join(f"a photo of {thing}" for thing in ("a cat", "a dog", "a tree")) * 5)
+        self.prepared: Folder | None = None
         self.nodes = self.cluster()
         self.expected, self.took = self._undisturbed()
 
@@ -103,27 +104,33 @@ class World:
         place = f"s3://{bucket}/{folder.name}" if bucket else str(folder)
         run = Run(folder, place, self.prompts, self.teacher, f"sqlite:///{folder}/ml.db")
         folder.mkdir()
+        if self.prepared:
+            (Folder.of(place) / "prompts").upload(Path(self.prepared.path))
+            return run
         self.finish(run.command("prepare"))
+        self.prepared = Folder.of(folder / "prompts")
         return run
 
-    def begin(self, command: list[str], log: Path | None = None, **environment: str) -> "subprocess.Popen[bytes]":
-        """In a process group of its own."""
-        out = open(log, "ab") if log else subprocess.DEVNULL  # noqa: SIM115
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=self.environment | environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def evaluated(self) -> Run:
+        """Distilled and evaluated, undisturbed."""
+        run = self.new_run()
+        self.finish(self.distill(run))
+        self.finish(run.command("evaluate", "--address", self.nodes.address))
+        return run
 
-    def finish(self, command: list[str], **environment: str) -> None:
+    def begin(self, command: list[str], log: Path | None = None) -> Process:
+        """In a process group of its own."""
+        with open(log or os.devnull, "ab") as out:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def finish(self, command: list[str]) -> None:
         """Raises an AssertionError with its last lines where it fails."""
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=self.environment | environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=LIMIT,
@@ -146,9 +153,6 @@ class World:
         assert run.student == self.expected, f"student {run.student[:12]}, not {self.expected[:12]}"
         partial = [path.name for path in run.folder.rglob("*.partial")]
         assert not partial, f"half-written: {partial}"
-
-    def forget(self, run: Run) -> None:
-        shutil.rmtree(run.folder, ignore_errors=True)
 
     def close(self) -> None:
         self.nodes.kill()
@@ -173,15 +177,15 @@ def wait_for(found: Callable[[], Any], what: str, process: Any = None, seconds: 
     return value
 
 
-def processes(cluster: Nodes, name: str) -> list[psutil.Process]:
-    """Workers of this cluster whose title has `name` in it."""
-    found = []
+def processes(cluster: Nodes, name: str) -> set[int]:
+    """Of this cluster, by their ids: those whose title has `name` in it."""
+    found = set()
     for node in cluster.processes:
         with suppress(psutil.Error):
             for child in psutil.Process(node.pid).children(recursive=True):
                 with suppress(psutil.Error):
                     if any(name in part for part in child.cmdline()):
-                        found.append(child)
+                        found.add(child.pid)
     return found
 
 

@@ -120,16 +120,18 @@ def test_an_evaluation_may_change_its_own_options_alone(run, capsys):
     assert "NASA 0.3" in (Path(run["folder"]) / "evaluation/report.html").read_text()
 
 
-def test_the_whole_job_on_s3_makes_the_same_student(run, tmp_path, tiny_teacher, bucket, capsys):
+@pytest.mark.parametrize("more", [(), pytest.param(("evaluate", "register"), marks=pytest.mark.slow)])
+def test_the_job_on_s3_makes_the_same_student(run, tmp_path, tiny_teacher, bucket, capsys, more):
     """Prompts, checkpoints, student, evaluation and registration below one s3:// folder."""
     stored = new_run(tmp_path, tiny_teacher) | {"folder": f"{bucket}/mine", "prompts": run["prompts"]}
-    for command in ("prepare", "distill", "evaluate", "register"):
+    for command in ("prepare", "distill", *more):
         assert main(arguments(command, stored)) == 0, capsys.readouterr().err
     copy = Folder.of(stored["folder"]).local_copy(tmp_path / "copy")
-    assert (copy / "evaluation/report.html").is_file()
-    assert manifest.read(Folder.of(copy) / "registered", "register")["alias"] == "champion"
     expected, found = student_weights(run), student_weights({"folder": copy})
     assert all(torch.equal(expected[name], value) for name, value in found.items())
+    if more:
+        assert (copy / "evaluation/report.html").is_file()
+        assert manifest.read(Folder.of(copy) / "registered", "register")["alias"] == "champion"
 
 
 def test_another_recipe_in_the_same_folder_is_refused(run, tmp_path, tiny_teacher, capsys):
@@ -167,6 +169,7 @@ def test_an_evaluation_that_cannot_be_is_said_before_training(run, tmp_path, tin
     assert not (Path(other["folder"]) / "distilled").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_one_line(tmp_path, tiny_teacher, capsys, ray_cluster):
     """Rolled back as the recipe says, with other numbers; as that does not help here, it stops."""
     wild = new_run(tmp_path, tiny_teacher)

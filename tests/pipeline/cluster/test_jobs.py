@@ -55,6 +55,7 @@ def test_the_job_s_exit_code_is_the_command_s_and_a_retry_is_another_job(submit,
     assert submit("stop", again.split()[1])[0] == 0
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_a_job_submits_what_is_due_with_its_own_code(submit, client, tmp_path):
     store, tracking = str(tmp_path / "store"), f"sqlite:///{tmp_path}/mlflow.db"
     broken = ["--set", "prompts.sources=[{path='/gone.txt'}]"]

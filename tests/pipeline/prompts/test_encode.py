@@ -48,7 +48,7 @@ def distiller(own, folder, fixed):
     return Distiller(own, model, built, negatives, None)
 
 
-@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
     own = options(teacher, f"train.micro_batch={BATCH // passes}")
     encoding = encode.encoding_of(own, str(teacher), folder.uri, own.seed)

@@ -81,7 +81,7 @@ def uninterrupted(tiny_teacher, place):
     return processes(tiny_teacher, place, 2, 2, False)
 
 
-@pytest.mark.parametrize(("world_size", "stage"), [(2, 2), (1, 1)])
+@pytest.mark.parametrize(("world_size", "stage"), [(2, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_a_checkpoint_continues(tiny_teacher, place, uninterrupted, world_size, stage):
     end = processes(tiny_teacher, place, world_size, stage, True)
     assert end["first"] == SAVED_AFTER

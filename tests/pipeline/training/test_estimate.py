@@ -19,7 +19,7 @@ from pipeline.training.estimate import GIB, estimate, require_fit, saved_bytes
 PUBLISHED = {"sd15": 859_520_964, "sd21": 865_910_724, "pixart": 610_856_096}  # parameters of the denoisers
 
 
-@pytest.fixture(scope="module", params=PUBLISHED)
+@pytest.fixture(scope="module", params=[pytest.param("sd15", marks=pytest.mark.slow), "sd21", "pixart"])
 def paper(request):
     return load(request.param)
 
