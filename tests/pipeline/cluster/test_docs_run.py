@@ -1,0 +1,68 @@
+"""`docs/cluster.md` from top to bottom, on a small recipe of the same name and a bucket of this machine."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import main
+from pipeline import ROOT
+
+BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "docs/cluster.md").read_text(), re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("python -m jobs ")]
+RECIPE = """
+name = "sd21"
+teacher = "{teacher}"
+
+[[prompts.sources]]
+path = "{prompts}"
+
+[train]
+steps = 2
+checkpoint_every = 1
+batch_size = 4
+clip_weight = 0.0
+
+[lora_teacher]
+rank = 2
+
+[evaluation]
+prompts = 2
+teacher_prompts = 0
+scales = [0.5]
+
+[promotion]
+metric = "clip_positive"
+"""
+SAYS = {  # of what a command prints
+    "submit run --recipe sd21 --run s3://BUCKET/runs/first": "registered",
+    "list": "run-sd21",
+    "status run-sd21": "succeeded",
+    "logs run-sd21 --follow": "registered",
+    "schedule list": "weekly",
+    "schedule pause": "paused",
+}
+
+
+@pytest.mark.slow
+def test_the_page_does_what_it_says(cluster_url, bucket, tiny_teacher, tmp_path, monkeypatch, capfd):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"a photo of {thing}" for thing in ("a cat", "a dog", "a tree", "a house")) * 5)
+    recipe = tmp_path / "sd21.toml"
+    recipe.write_text(RECIPE.format(teacher=tiny_teacher, prompts=prompts))
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/ml.db")
+    subprocess.run([Path(sys.executable).parent / "ray", "get-auth-token", "--generate"], check=True, timeout=120)
+    assert len(COMMANDS) > 12
+    told = {}
+    for line in COMMANDS:
+        words = shlex.split(line.replace("s3://BUCKET", bucket).replace("--recipe sd21", f"--recipe {recipe}"))[3:]
+        capfd.readouterr()
+        code = main(words)
+        told[line.removeprefix("python -m jobs ")], err = capfd.readouterr()
+        assert code == 0, f"{line}\n{err}"
+    for start, expected in SAYS.items():
+        assert any(line.startswith(start) and expected in out for line, out in told.items()), (start, told)
