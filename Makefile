@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(JOBS) register --run $(RUN)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

@@ -25,17 +25,6 @@ for _name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADD
     os.environ.pop(_name, None)
 
 
-WITH_RAY = {"ray_cluster", "cluster_url"}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Of two processes one has all tests that need Ray, which starts once; others go by file, with its fixtures."""
-    for item in items:
-        own = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("ray" if WITH_RAY & set(item.fixturenames) else own))
-
-
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory):
     """A folder in Stable Diffusion's layout with random weights."""

@@ -116,6 +116,10 @@ def test_evaluate_and_register(run):
 def test_an_evaluation_may_change_its_own_options_alone(run, capsys):
     assert main(arguments("evaluate", run, "--set", "train.steps=9")) == 2
     assert "'train.steps=9' is not of the evaluation; allowed: evaluation.field=value" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_evaluation_at_another_scale_takes_the_place_of_the_first(run):
     assert main(arguments("evaluate", run, "--set", "evaluation.scales=[0.3]")) == 0
     assert "NASA 0.3" in (Path(run["folder"]) / "evaluation/report.html").read_text()
 
