@@ -25,24 +25,27 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=55, help="begin nothing after so many (%(default)g)")
     parser.add_argument("--only", action="append", choices=SCENARIOS, help="may come again")
     parser.add_argument("--runs", type=int, help="of each scenario, in this call")
+    parser.add_argument(
+        "--times", type=int, default=5, help="harm is done in one run, if it lasts so long (%(default)s)"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seed", type=int, help="of the moments (default: another each time)")
     parser.add_argument("--table", action="store_true", help="of the results that are there")
     options = parser.parse_args()
     if not options.table:
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
-        _go(options.only or list(SCENARIOS), options.minutes, options.runs, options.results, seed)
+        _go(options.only or list(SCENARIOS), options.minutes, options.runs, options.times, options.results, seed)
     rows = _read(options.results)
     print(table(rows))
     return int(any(not row["same"] for row in rows))
 
 
-def _go(names: list[str], minutes: float, runs: int | None, results: Path, seed: int) -> None:
+def _go(names: list[str], minutes: float, runs: int | None, times: int, results: Path, seed: int) -> None:
     results.parent.mkdir(parents=True, exist_ok=True)
     for ending in (signal.SIGINT, signal.SIGTERM):  # the cluster is ended too
         signal.signal(ending, lambda *_: sys.exit("ended before its time"))
     until, code = time.monotonic() + 60 * minutes, manifest.code_version()
-    world = World(Path(tempfile.mkdtemp(prefix="chaos-")), seed)
+    world = World(Path(tempfile.mkdtemp(prefix="chaos-")), seed, times)
     print(f"undisturbed: {world.took:.0f} s, student {world.expected[:12]}; seed {seed}", flush=True)
     done = dict.fromkeys(names, 0)
     try:
@@ -51,7 +54,7 @@ def _go(names: list[str], minutes: float, runs: int | None, results: Path, seed:
             if not left:
                 return
             rows = _read(results)
-            name = min(left, key=lambda name: times(rows, name) / SCENARIOS[name][1])
+            name = min(left, key=lambda name: count(rows, name) / SCENARIOS[name][1])
             start = time.monotonic()
             same, notes = harm(name, world)
             done[name] += 1
@@ -69,7 +72,7 @@ def _read(results: Path) -> list[Row]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
 
 
-def times(rows: list[Row], name: str) -> int:
+def count(rows: list[Row], name: str) -> int:
     """How often the harm was done."""
     return sum(len(row["notes"]) for row in rows if row["scenario"] == name)
 
@@ -81,7 +84,7 @@ def table(rows: list[Row]) -> str:
         own = [row for row in rows if row["scenario"] == name]
         seconds = [row["seconds"] for row in own]
         took = f"{statistics.median(seconds):.0f} | {max(seconds):.0f}" if seconds else "- | -"
-        lines.append(f"| {name} | {times(rows, name)} | {len(own)} | {sum(row['same'] for row in own)} | {took} |")
+        lines.append(f"| {name} | {count(rows, name)} | {len(own)} | {sum(row['same'] for row in own)} | {took} |")
     return "\n".join(lines)
 
 

@@ -20,7 +20,6 @@ from benchmarks.chaos.nodes import Nodes, Process, await_port, free_ports
 from benchmarks.chaos.world import Run, World, processes, wait_for
 
 Scenario = Callable[[World], list[str]]
-TIMES = 5  # in one run, where it lasts so long
 WAIT = 900  # seconds for a command that was harmed
 
 
@@ -28,7 +27,7 @@ def worker(world: World) -> list[str]:
     """A train worker is killed; Ray Train starts the group again from the last checkpoint."""
     run, notes = world.new_run(), []
     driver = world.begin(world.distill(run))
-    for victim in _fresh(driver, world.nodes, "RayTrainWorker"):
+    for victim in _fresh(world, driver, world.nodes, "RayTrainWorker"):
         when = world.moment(world.took / 2)
         if not _kill(victim):
             break
@@ -55,7 +54,7 @@ def node(world: World) -> list[str]:
         run = world.new_run()
         run.sets |= {"train.cpus_per_worker": 0.8}
         process = world.begin(run.command("distill", "--address", cluster.address))
-        for _ in _fresh(process, cluster, "RayTrainWorker"):
+        for _ in _fresh(world, process, cluster, "RayTrainWorker"):
             spare, when = cluster.add(2), world.moment(world.took / 2)
             if process.poll() is not None:
                 break
@@ -91,7 +90,7 @@ def node_without_spare(world: World) -> list[str]:
 def head(world: World) -> list[str]:
     """The whole cluster is lost; on a new one the same command goes on."""
     run, notes = world.new_run(), []
-    for _ in range(TIMES):
+    for _ in range(world.times):
         process = world.begin(world.distill(run))
         when = world.moment()
         if process.poll() is not None:
@@ -110,10 +109,10 @@ def evaluator(world: World) -> list[str]:
     """An actor that evaluates is killed; the evaluation has every image, once."""
     run, notes = world.evaluated(), []
     command, expected = run.command("evaluate", "--address", world.nodes.address), _scores(run)
-    for _ in range(TIMES):
+    for _ in range(world.times):
         (run.folder / "evaluation").rename(run.folder / f"evaluation-{time.monotonic_ns()}")
         process = world.begin(command)
-        victim = next(_fresh(process, world.nodes, "Studio"), None)
+        victim = next(_fresh(world, process, world.nodes, "Studio"), None)
         when = world.moment(3)
         if victim and _kill(victim):
             notes.append(f"{when:.1f} s after it began")
@@ -215,7 +214,7 @@ def s3_unavailable(world: World) -> list[str]:
         _create_bucket("chaos")
         run = world.new_run(bucket="chaos")
         process = world.begin(world.distill(run))
-        while len(notes) < TIMES:
+        while len(notes) < world.times:
             when = world.moment()
             if process.poll() is not None:
                 break
@@ -245,7 +244,7 @@ def disk_full(world: World) -> list[str]:
     target.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(target)], check=True)
     try:
-        for number in range(TIMES):
+        for number in range(world.times):
             log = run.folder / f"full{number}.log"
             process = world.begin(world.distill(run, "--set", "train.max_failures=0"), log)
             when = world.moment()
@@ -281,7 +280,7 @@ def _fill(folder: Path) -> Path:
 def truncated_checkpoint(world: World) -> list[str]:
     """The driver is killed and the newest checkpoint loses half of a file; the one before it is taken."""
     run, notes = world.new_run(), []
-    for _ in range(TIMES):
+    for _ in range(world.times):
         start = time.time()
         process = world.begin(world.distill(run))
         wait_for(lambda start=start: [one for one in run.checkpoints[1:] if one.stat().st_mtime > start], "a second")
@@ -307,7 +306,7 @@ def changed_shard(world: World) -> list[str]:
     process.wait()
     (shard,) = (run.folder / "prompts").glob("shard-*.parquet")
     whole = shard.read_bytes()
-    for number in range(TIMES):
+    for number in range(world.times):
         place = world.random.randrange(len(whole))
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
         log = run.folder / f"refused{number}.log"
@@ -322,7 +321,7 @@ def changed_shard(world: World) -> list[str]:
 
 def _killed_again_and_again(world: World, command: list[str], longest: float, notes: list[str]) -> None:
     """Until it lives longer than until its moment."""
-    for _ in range(TIMES):
+    for _ in range(world.times):
         process = world.begin(command)
         when = world.moment(longest)
         if process.poll() is not None:
@@ -333,14 +332,14 @@ def _killed_again_and_again(world: World, command: list[str], longest: float, no
         notes.append(f"{when:.0f} s after its start")
 
 
-def _fresh(driver: Process, nodes: Nodes, name: str) -> Iterator[int]:
-    """A process of this name that was not there before, `TIMES` times, for as long as the driver lives."""
+def _fresh(world: World, driver: Process, nodes: Nodes, name: str) -> Iterator[int]:
+    """A process of this name that was not there before, `world.times` times, for as long as the driver lives."""
     seen: set[int] = set()
 
     def fresh_or_over() -> bool:
         return bool(processes(nodes, name) - seen) or driver.poll() is not None
 
-    for _ in range(TIMES):
+    for _ in range(world.times):
         wait_for(fresh_or_over, name)
         if driver.poll() is not None:
             return

@@ -67,8 +67,9 @@ class Run:
 class World:
     """Shared by all scenarios: a teacher with random weights, prepared prompts, a cluster, and the expected student."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.random, self.number = folder, random.Random(seed), 0
+    def __init__(self, folder: Path, seed: int, times: int) -> None:
+        """`times`: how often harm is done in one run, where it lasts so long."""
+        self.folder, self.random, self.number, self.times = folder, random.Random(seed), 0, times
         home = folder / "home"
         (home / ".ray").mkdir(parents=True)
         (home / ".ray/auth_token").write_text(secrets.token_hex(32))
