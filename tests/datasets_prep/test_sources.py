@@ -61,11 +61,11 @@ def test_a_nested_column(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.tgz"])
 def test_a_truncated_archive_gives_what_is_before_its_end(tmp_path, name):
-    body = b"".join(json.dumps({"prompt": f"{i} {hash(str(i))}"}).encode() + b"\n" for i in range(20_000))
+    body = b"".join(json.dumps({"prompt": f"{i} {hash(str(i))}"}).encode() + b"\n" for i in range(4_000))
     path = packed(tmp_path / name, body)
     path.write_bytes(path.read_bytes()[:-2000])
     found = rows(path, 1000)
-    assert len(found) > 10_000
+    assert len(found) > 2_000
     assert len(found) == len(rows(path, 1))
     assert found[-1]["problem"].startswith("file: ")
     assert not any(row["problem"] for row in found[:-1])

@@ -21,6 +21,7 @@ from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 FUSED_TOLERANCE = 2e-5  # one matrix product in place of three
 HALF_TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 5e-3}  # PixArt divides by alpha_T = 1 / 157
 SCALE = 0.4
+SLOW_TO_COMPILE = ("sdxl", "flux")
 
 
 @pytest.fixture(params=TINY_PIPELINES)
@@ -44,6 +45,9 @@ def steered(family, pipe, negative="dog", scale=SCALE):
         return draw(family, pipe)
 
 
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow if name in SLOW_TO_COMPILE else ()) for name in TINY_PIPELINES]
+)
 def test_compiled_once_for_every_scale_and_negative(family, pipe):
     """As one graph, and with no second one for another scale or negative."""
     torch._dynamo.reset()

@@ -51,7 +51,7 @@ def test_from_a_bucket_to_a_bucket(bucket, recipe):
     assert prepare(recipe, folder) == record
 
 
-@pytest.mark.parametrize("how", ["503", "slow", "cut"])
+@pytest.mark.parametrize("how", ["503", pytest.param("slow", marks=pytest.mark.slow), "cut"])
 def test_what_passes_is_waited_for(bucket, recipe, faults, how, monkeypatch):
     folder = Folder.of(f"{bucket}/run-{how}/prompts")
     faults.how = how

@@ -111,7 +111,9 @@ def test_a_newer_challenger_takes_the_alias_of_the_one_before(uri, client, candi
     ]
 
 
-@pytest.mark.parametrize("mean", [0.7, 0.4], ids=["better", "worse"])
+@pytest.mark.parametrize(
+    "mean", [pytest.param(0.7, id="better"), pytest.param(0.4, id="worse", marks=pytest.mark.slow)]
+)
 def test_an_interruption_anywhere_and_a_second_call_end_in_the_same_state(uri, client, candidate, monkeypatch, mean):
     """Interrupted at each write to the registry in turn, with the database put back in between."""
     register.register(candidate(0, mean=0.5), uri)
