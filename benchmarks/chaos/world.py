@@ -6,6 +6,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +34,7 @@ SETS = {
     "evaluation.scales": "[0.5]",
     "promotion.metric": '"clip_positive"',
 }
-LIMIT = 600  # seconds for one command
+LIMIT = 900  # seconds for one command
 
 
 @dataclass
@@ -62,6 +63,27 @@ class Run:
     @property
     def checkpoints(self) -> list[Path]:
         return sorted((self.folder / "distilled/train").glob("checkpoint_*/state.json"))
+
+
+class Job(Process):
+    """A command in a process group of its own, and what it printed."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".log", delete=False) as log:
+            self.log = Path(log.name)
+            super().__init__(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def ends_with(self, *codes: int) -> int:
+        """Its exit code; raises an AssertionError with its last lines where that is another."""
+        code = self.wait(timeout=LIMIT)
+        assert code in codes, f"{self.printed[-3000:]}\nexit {code}: {self.printed[-300:]!r}"
+        return code
 
 
 class World:
@@ -119,26 +141,11 @@ class World:
         self.finish(run.command("evaluate", "--address", self.nodes.address))
         return run
 
-    def begin(self, command: list[str], log: Path | None = None) -> Process:
-        """In a process group of its own."""
-        with open(log or os.devnull, "ab") as out:
-            return subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-            )
+    def begin(self, command: list[str]) -> "Job":
+        return Job(command, self.folder, self.environment)
 
     def finish(self, command: list[str]) -> None:
-        """Raises an AssertionError with its last lines where it fails."""
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=LIMIT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"exit {done.returncode}: {done.stdout[-600:]}"
+        self.begin(command).ends_with(0)
 
     def distill(self, run: Run, *more: str) -> list[str]:
         return run.command("distill", "--address", self.nodes.address, *more)
