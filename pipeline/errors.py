@@ -5,5 +5,9 @@ class UserError(ValueError):
     """A mistake in a recipe, a folder or a file: the field, the value and what is allowed."""
 
 
+class StoreError(UserError):
+    """A folder, a bucket or MLflow that cannot be read or written now. It may be a mistake, or pass."""
+
+
 class TrainingError(RuntimeError):
     """Training failed more often than the recipe's `train.max_failures` allows; its checkpoints are kept."""

@@ -3,16 +3,17 @@
 import os
 import shutil
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pyarrow import fs
 
-from pipeline.errors import UserError
+from pipeline.errors import StoreError, UserError
 
-ATTEMPTS = 8  # of a request to S3 that fails for a while, such as with 503, within about a minute
+ATTEMPTS = 12
 
 
 @dataclass(frozen=True)
@@ -57,95 +58,96 @@ class Folder:
         return Folder(self.uri.rpartition("/")[0])
 
     def has(self, name: str) -> bool:
-        return bool(self.filesystem.get_file_info(f"{self.path}/{name}").is_file)
+        return self.size(name) is not None
 
     def size(self, name: str) -> int | None:
         """In bytes; None where there is no such file."""
-        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        with self._told("read", name):
+            info = self.filesystem.get_file_info(f"{self.path}/{name}")
         return int(info.size) if info.is_file else None
 
     def remove(self, name: str) -> None:
-        self.filesystem.delete_file(f"{self.path}/{name}")
+        with self._told("removed", name):
+            self.filesystem.delete_file(f"{self.path}/{name}")
 
     def delete(self) -> None:
         """The folder and all in it, if it is there."""
-        if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
-            self.filesystem.delete_dir(self.path)
+        with self._told("removed"):
+            if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
 
     def names(self) -> list[str]:
         """The files in this folder itself."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(entry.base_name for entry in found if entry.is_file)
+        return sorted(str(entry.base_name) for entry in self._files(recursive=False))
 
     def listing(self) -> list[fs.FileInfo]:
         """All files below, by their paths."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
-        return sorted((entry for entry in found if entry.is_file), key=lambda entry: str(entry.path))
+        return sorted(self._files(recursive=True), key=lambda entry: str(entry.path))
+
+    def _files(self, recursive: bool) -> list[fs.FileInfo]:
+        with self._told("listed"):
+            found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=recursive, allow_not_found=True))
+        return [entry for entry in found if entry.is_file]
 
     def read(self, name: str) -> bytes:
-        try:
-            with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
-                content: bytes = stream.read()
-        except FileNotFoundError:
-            raise UserError(f"{self.uri}/{name}: no such file") from None
-        except OSError as error:
-            raise UserError(f"{self.uri}/{name}: cannot be read: {first_line(error)}") from None
-        return content
+        with self._told("read", name), self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return bytes(stream.read())
 
     def write(self, name: str, content: bytes) -> None:
         """All of the file or nothing: a local file is renamed into place, an S3 object appears when complete."""
         target = f"{self.path}/{name}"
-        if not self.is_local:
-            self._write_object(target, content)
-            return
-        partial = f"{target}.{uuid.uuid4().hex}.partial"
-        try:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            Path(partial).write_bytes(content)
-            os.replace(partial, target)
-        except OSError as error:
-            with suppress(OSError):
-                os.unlink(partial)
-            raise UserError(f"{target}: cannot be written: {error.strerror}") from error
-
-    def _write_object(self, target: str, content: bytes) -> None:
-        try:
-            with self.filesystem.open_output_stream(target) as stream:
-                stream.write(content)
-        except OSError as error:
-            raise UserError(f"s3://{target}: cannot be written: {first_line(error)}") from error
+        with self._told("written", name):
+            if not self.is_local:
+                with self.filesystem.open_output_stream(target) as stream:
+                    stream.write(content)
+                return
+            partial = f"{target}.{uuid.uuid4().hex}.partial"
+            try:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                Path(partial).write_bytes(content)
+                os.replace(partial, target)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(partial)
+                raise
 
     def upload(self, local: Path) -> None:
         """Copy a local folder's content into this one; a local target is replaced as a whole."""
-        if not self.is_local:
-            self._upload_objects(local)
-            return
-        partial = Path(f"{self.path}.{uuid.uuid4().hex}.partial")
-        try:
-            shutil.copytree(local, partial)
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.replace(partial, self.path)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
-
-    def _upload_objects(self, local: Path) -> None:
-        try:
-            if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
-                self.filesystem.delete_dir_contents(self.path)
-            fs.copy_files(str(local), self.path, destination_filesystem=self.filesystem)
-        except OSError as error:
-            raise UserError(f"{self.uri}: cannot be written: {error}") from error
+        with self._told("written"):
+            if not self.is_local:
+                if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+                    self.filesystem.delete_dir_contents(self.path)
+                fs.copy_files(str(local), self.path, destination_filesystem=self.filesystem)
+                return
+            partial = Path(f"{self.path}.{uuid.uuid4().hex}.partial")
+            try:
+                shutil.copytree(local, partial)
+                shutil.rmtree(self.path, ignore_errors=True)
+                os.replace(partial, self.path)
+            except OSError:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
 
     def local_copy(self, scratch: Path) -> Path:
         """This folder if it is local, else a copy of it under `scratch`."""
         if self.is_local:
             return Path(self.path)
-        try:
+        with self._told("read"):
             fs.copy_files(self.path, str(scratch), source_filesystem=self.filesystem)
-        except FileNotFoundError:
-            raise UserError(f"{self.uri}: no such folder") from None
         return scratch
+
+    @contextmanager
+    def _told(self, done: str, name: str = "") -> Iterator[None]:
+        """What the file system raises as one line."""
+        place = f"{self.uri}/{name}" if name else self.uri
+        try:
+            yield
+        except FileNotFoundError as error:
+            if done != "read":
+                raise StoreError(f"{place}: cannot be {done}: {first_line(error)}") from error
+            raise UserError(f"{place}: no such {'file' if name else 'folder'}") from None
+        except OSError as error:
+            raise StoreError(f"{place}: cannot be {done}: {error.strerror or first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

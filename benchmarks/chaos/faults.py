@@ -57,6 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         if failing == "slow":
             time.sleep(0.3)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
+        headers = {"Content-Type": "application/octet-stream"} | headers  # else urllib says that it is a form
         request = urllib.request.Request(
             server.target + self.path, data=body or None, headers=headers, method=self.command
         )

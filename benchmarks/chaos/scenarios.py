@@ -204,7 +204,7 @@ def mlflow_down(world: World) -> list[str]:
 
 
 def s3_unavailable(world: World) -> list[str]:
-    """The store answers every request with 503 for half a minute while training goes on."""
+    """The store answers every request with 503 for half a minute while training goes on, then for as long as it should."""
     notes, (port,) = [], free_ports(1)
     store = world.begin([sys.executable, "-m", "moto.server", "-p", str(port)])
     faults = Faults(f"http://127.0.0.1:{port}", world.s3_port).start()
@@ -221,6 +221,7 @@ def s3_unavailable(world: World) -> list[str]:
             time.sleep(30)
             faults.how = None
             notes.append(f"{when:.0f} s later, {faults.requests - before} requests refused")
+            time.sleep(30)
         process.ends_with(0)
         world.same(run)
     finally:

@@ -8,7 +8,8 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -20,9 +21,9 @@ from pipeline import ROOT, cron
 from pipeline.cluster.follow import ENDED
 from pipeline.cluster.package import pack
 from pipeline.cluster.submit import settings
-from pipeline.errors import UserError
 from pipeline.schedules.history import FAILED, FINAL, MISSED, RUNNING, History, Tick
 from pipeline.schedules.store import Schedule, Schedules
+from pipeline.storage import first_line
 
 POLL_SECONDS = 5.0
 OF_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job how it was submitted
@@ -77,15 +78,24 @@ class Scheduler:
 
     def look(self, now: datetime) -> None:
         """Once over all schedules; what is wrong with one is said, once, and leaves the others alone."""
-        for name in self.schedules.names():
-            try:
+        names: list[str] = []
+        with self._telling(self.schedules.store.uri):
+            names = self.schedules.names()
+        for name in names:
+            with self._telling(name):
                 self._one(self.schedules.read(name), now)
-                self.told.pop(name, None)
-            except (UserError, OSError, RuntimeError, ValueError) as error:
-                line = (str(error).splitlines() or [type(error).__name__])[0]
-                if self.told.get(name) != line:
-                    self.say(f"{name}: {line}")
-                self.told[name] = line
+
+    @contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Of a failure, once, until it is another or over."""
+        try:
+            yield
+            self.told.pop(what, None)
+        except (OSError, RuntimeError, ValueError) as error:
+            line = first_line(error)
+            if self.told.get(what) != line:
+                self.say(f"{what}: {line}")
+            self.told[what] = line
 
     def _one(self, schedule: Schedule, now: datetime) -> None:
         past = History(self.schedules.home(schedule.name))

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline import tracking
-from pipeline.errors import UserError
+from pipeline.errors import StoreError, UserError
 from pipeline.storage import first_line
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -22,7 +22,7 @@ REACH_SECONDS = 10
 
 @contextmanager
 def registry(uri: str) -> Iterator[MlflowClient]:
-    """A client, within which a failure of MLflow is a user's error.
+    """A client, within which a failure of MLflow is one line.
 
     A server is called once before, since MLflow would try a dead one for minutes.
     """
@@ -31,11 +31,11 @@ def registry(uri: str) -> Iterator[MlflowClient]:
     try:
         client = tracking.client(uri)
     except (MlflowException, OSError) as error:
-        raise UserError(f"tracking-uri: {uri}: {first_line(error)}") from error
+        raise StoreError(f"tracking-uri: {uri}: {first_line(error)}") from error
     try:
         yield client
     except MlflowException as error:
-        raise UserError(f"tracking-uri: {uri}: {first_line(error)}") from error
+        raise StoreError(f"tracking-uri: {uri}: {first_line(error)}") from error
 
 
 def _reach(uri: str) -> None:
@@ -44,7 +44,7 @@ def _reach(uri: str) -> None:
     except urllib.error.HTTPError:
         return  # it answers: what is wrong, MLflow will say
     except (OSError, ValueError) as error:
-        raise UserError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
+        raise StoreError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
 
 
 def names(client: MlflowClient) -> list[str]:

@@ -12,12 +12,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.storage import Folder
+from pipeline.errors import StoreError, UserError
+from pipeline.storage import ATTEMPTS, Folder, first_line
 
 SECONDS = 60.0  # without a beat, and the holder is gone
 FREE: dict[str, Any] = {"holder": "", "beat": 0}
@@ -41,7 +42,7 @@ class Lease:
         on_lost: Callable[[], None] = lambda: None,
         name: str = "lease.json",
     ) -> None:
-        self.store, self.holder, self.seconds, self.on_lost = store_of(folder, name), holder, seconds, on_lost
+        self.store, self.holder, self.seconds, self.on_lost = store_of(folder, name, seconds), holder, seconds, on_lost
         self.own, self.beat = uuid.uuid4().hex, 0
         self.lost, self._done = False, threading.Event()
         self._thread = threading.Thread(target=self._beats, daemon=True)
@@ -50,7 +51,7 @@ class Lease:
         content, version = self.store.read()
         if content and content["holder"]:
             content, version = self._watch(content, version)
-        self.version = self.store.swap(version, self._content())
+        self.version = self.store.swap(version, self._content()) or self._mine()
         if self.version is None:
             raise BusyError(str((self.store.read()[0] or FREE)["holder"] or "another"))
         self._thread.start()
@@ -62,7 +63,8 @@ class Lease:
         self._done.set()
         self._thread.join()
         if not self.lost:
-            self.store.swap(self.version, FREE)
+            with suppress(StoreError):  # it ends without a beat too
+                self.store.swap(self.version, FREE)
 
     def _watch(self, content: dict[str, Any], version: Any) -> tuple[dict[str, Any], Any]:
         """What is there when no beat has come for long enough."""
@@ -85,8 +87,8 @@ class Lease:
         while not self._done.wait(self.seconds / 6):
             self.beat += 1
             try:
-                version = self.store.swap(self.version, self._content()) or self._mine()
-            except Exception:  # whatever a store that is away raises
+                version = self.store.swap(self.version, self._content(), True) or self._mine(True)
+            except (UserError, OSError):
                 if time.monotonic() - since < 0.8 * self.seconds:
                     continue
                 version = None
@@ -96,9 +98,9 @@ class Lease:
                 return
             self.version, since = version, time.monotonic()
 
-    def _mine(self) -> Any:
+    def _mine(self, hasty: bool = False) -> Any:
         """A write that was answered too late to know of it."""
-        content, version = self.store.read()
+        content, version = self.store.read(hasty)
         return version if content and content.get("id") == self.own else None
 
 
@@ -108,14 +110,14 @@ class _LocalStore:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> tuple[dict[str, Any] | None, Any]:
+    def read(self, hasty: bool = False) -> tuple[dict[str, Any] | None, Any]:
         try:
             found = self.path.read_bytes()
         except FileNotFoundError:
             return None, None
         return _parsed(found, str(self.path)), found
 
-    def swap(self, version: Any, content: dict[str, Any]) -> Any:
+    def swap(self, version: Any, content: dict[str, Any], hasty: bool = False) -> Any:
         """The new version, or None where it was not `version` any more."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{self.path}.lock", "w") as lock:
@@ -130,35 +132,48 @@ class _LocalStore:
 
 
 class _ObjectStore:
-    """By conditional writes; a version is the object's ETag."""
+    """By conditional writes; a version is the object's ETag.
 
-    def __init__(self, folder: Folder, name: str) -> None:
+    A request is tried again for about two minutes; a hasty one once, and is over before a beat is missed.
+    """
+
+    def __init__(self, folder: Folder, name: str, seconds: float) -> None:
         import boto3
+        from botocore.config import Config
 
         bucket, _, prefix = folder.path.partition("/")
-        self.client, self.where = boto3.client("s3"), {"Bucket": bucket, "Key": f"{prefix}/{name}".lstrip("/")}
+        self.where = {"Bucket": bucket, "Key": f"{prefix}/{name}".lstrip("/")}
+        soon = max(1.0, seconds / 20)
+        patient = Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, connect_timeout=10)
+        hasty = Config(retries={"total_max_attempts": 1}, connect_timeout=soon, read_timeout=soon)
+        self.clients = [boto3.client("s3", config=config) for config in (patient, hasty)]
 
-    def read(self) -> tuple[dict[str, Any] | None, Any]:
-        try:
-            found = self.client.get_object(**self.where)
-        except self.client.exceptions.NoSuchKey:
-            return None, None
-        return _parsed(found["Body"].read(), self.where["Key"]), found["ETag"]
+    def read(self, hasty: bool = False) -> tuple[dict[str, Any] | None, Any]:
+        found = self._answer("get_object", hasty)
+        return (_parsed(found["Body"], self.where["Key"]), found["ETag"]) if found else (None, None)
 
-    def swap(self, version: Any, content: dict[str, Any]) -> Any:
-        from botocore.exceptions import ClientError
-
+    def swap(self, version: Any, content: dict[str, Any], hasty: bool = False) -> Any:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        found = self._answer("put_object", hasty, Body=json.dumps(content).encode(), **condition)
+        return found["ETag"] if found else None
+
+    def _answer(self, method: str, hasty: bool, **request: Any) -> dict[str, Any] | None:
+        """None where the object is not there, or another than was said."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
         try:
-            return self.client.put_object(**self.where, Body=json.dumps(content).encode(), **condition)["ETag"]
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
+            found = getattr(self.clients[hasty], method)(**self.where, **request)
+            return {**found, "Body": found["Body"].read()} if "Body" in found else dict(found)
+        except (BotoCoreError, ClientError) as error:
+            told = getattr(error, "response", {"ResponseMetadata": {}, "Error": {}})
+            status, code = told["ResponseMetadata"].get("HTTPStatusCode"), told["Error"].get("Code")
+            if status in (404, 409, 412) and code != "NoSuchBucket":
                 return None
-            raise
+            raise StoreError(f"s3://{'/'.join(self.where.values())}: {first_line(error)}") from error
 
 
-def store_of(folder: Folder, name: str) -> _LocalStore | _ObjectStore:
-    return _LocalStore(Path(folder.path) / name) if folder.is_local else _ObjectStore(folder, name)
+def store_of(folder: Folder, name: str, seconds: float = SECONDS) -> _LocalStore | _ObjectStore:
+    return _LocalStore(Path(folder.path) / name) if folder.is_local else _ObjectStore(folder, name, seconds)
 
 
 def _parsed(found: bytes, where: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cron
-from pipeline.errors import UserError
+from pipeline.errors import StoreError, UserError
 from pipeline.recipe import Recipe
 from pipeline.registry import versions
 from pipeline.schedules import history
@@ -89,11 +89,10 @@ def _attempt(
     record = past.write(replace(record.begun(clock()), started_from=source))
     try:
         outcome = job(_with_start(recipe, home, source), home / "runs" / name)
-    except UserError as error:
-        past.write(record.ended(REFUSED, clock(), str(error)))
-        raise
     except BaseException as error:
-        past.write(record.ended(FAILED, clock(), f"{type(error).__name__}: {error}".splitlines()[0]))
+        mistake = isinstance(error, UserError) and not isinstance(error, StoreError)
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
+        past.write(record.ended(REFUSED if mistake else FAILED, clock(), why))
         raise
     past.write(record.ended(DONE, clock(), outcome=outcome))
     return f"{name}: version {outcome['version']} of {outcome['model']}: {outcome['decision']}"

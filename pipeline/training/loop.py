@@ -13,7 +13,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 from pipeline import models, recipe
 from pipeline.environment import require_locked
-from pipeline.errors import UserError
+from pipeline.errors import StoreError, UserError
 from pipeline.evaluation.judges import Clip, load_decoder
 from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
 from pipeline.prompts.negatives import NegativeSampler
@@ -47,12 +47,15 @@ class Setup:
 
 
 def train(config: dict[str, Any]) -> None:
-    """One worker's run. A user's mistake fails it once; Ray Train starts it again, and it ends at once."""
+    """One worker's run. A user's mistake fails it once: Ray Train starts it again, and it ends at once. A store that is
+    away for too long is no such mistake."""
     board = config.pop("board")
     if ray.get(board.refused.remote()):
         return
     try:
         _run(Setup(**config), board)
+    except StoreError:
+        raise
     except UserError as error:
         ray.get(board.refuse.remote(str(error)))
         raise

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from benchmarks.chaos.faults import Faults
+from pipeline import storage
+from pipeline.errors import StoreError, UserError
 from pipeline.storage import Folder
 
 
@@ -100,3 +102,30 @@ def test_a_bucket_that_is_not_there_is_named(bucket):
 def test_a_missing_s3_folder_is_named(bucket, tmp_path):
     with pytest.raises(UserError, match="s3://runs/gone: no such folder"):
         Folder.of(f"{bucket}/gone").local_copy(tmp_path)
+
+
+OPERATIONS = {
+    "has": lambda folder, _: folder.has("a"),
+    "size": lambda folder, _: folder.size("a"),
+    "read": lambda folder, _: folder.read("a"),
+    "write": lambda folder, _: folder.write("a", b"1"),
+    "remove": lambda folder, _: folder.remove("a"),
+    "delete": lambda folder, _: folder.delete(),
+    "names": lambda folder, _: folder.names(),
+    "listing": lambda folder, _: folder.listing(),
+    "upload": lambda folder, scratch: folder.upload(scratch),
+    "local_copy": lambda folder, scratch: folder.local_copy(scratch),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("how", ["503", "expired"])
+def test_a_store_that_does_not_serve_is_one_line(bucket, tmp_path, monkeypatch, operation, how):
+    server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
+    server.how, server.fails = how, lambda number, path: True
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=rf"^{bucket}/run(/a)?: cannot be \w+: [^\n]+$"):
+        OPERATIONS[operation](Folder.of(f"{bucket}/run"), tmp_path)
+    server.stop()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.cluster.scheduler import Scheduler, job_id
+from pipeline.errors import StoreError
 from pipeline.recipe import load
 from pipeline.schedules.history import FAILED, History, Tick
 from pipeline.schedules.store import Schedules
@@ -156,3 +157,18 @@ def test_two_schedulers_submit_one_job(world):
     Scheduler(world.schedules, seen, world.said.append).look(DUE)
     assert world.cluster.submitted == [f"tick-nightly-{TICK}-1"]
     assert any("already exists" in line for line in world.said)
+
+
+def test_a_store_that_is_away_is_said_once_and_the_scheduler_lives(world, monkeypatch):
+    scheduler, listed = Scheduler(world.schedules, world.cluster, world.said.append), Folder.names
+
+    def away(folder):
+        raise StoreError(f"{folder.uri}: cannot be listed: 503")
+
+    monkeypatch.setattr(Folder, "names", away)
+    for later in (0, 1, 2):
+        scheduler.look(DUE + minutes(later))
+    assert world.said == [f"{world.schedules.store.uri}: {world.schedules.store.uri}: cannot be listed: 503"]
+    monkeypatch.setattr(Folder, "names", listed)
+    scheduler.look(DUE + minutes(3))
+    assert world.cluster.submitted == [f"tick-nightly-{TICK}-1"]

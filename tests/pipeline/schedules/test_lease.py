@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from pipeline.errors import UserError
+from benchmarks.chaos.faults import Faults
+from pipeline.errors import StoreError, UserError
+from pipeline.schedules import lease
 from pipeline.schedules.lease import BusyError, Lease, store_of
 from pipeline.storage import Folder
 
@@ -70,26 +72,71 @@ def test_it_ends_with_its_holder(tmp_path):
 
 def test_a_holder_whose_lease_was_taken_is_told(folder):
     told = threading.Event()
-    with Lease(folder, "first", SECONDS, on_lost=told.set) as lease:
+    with Lease(folder, "first", SECONDS, on_lost=told.set) as held:
         store = store_of(folder, "lease.json")
         other = {"holder": "second", "id": "x", "beat": 1}
         while not store.swap(store.read()[1], other):
             pass
         assert told.wait(5)
-        assert lease.lost
+        assert held.lost
     assert store.read()[0] == other, "what is another's is left alone"
 
 
 def test_a_store_that_is_away_for_a_moment_does_not_end_it(tmp_path, monkeypatch):
     told = threading.Event()
-    with Lease(Folder.of(tmp_path), "first", SECONDS, on_lost=told.set) as lease:
-        swap = lease.store.swap
-        monkeypatch.setattr(lease.store, "swap", lambda *_: (_ for _ in ()).throw(OSError("503")))
+    with Lease(Folder.of(tmp_path), "first", SECONDS, on_lost=told.set) as held:
+        swap = held.store.swap
+        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(OSError("503")))
         time.sleep(SECONDS / 2)
-        monkeypatch.setattr(lease.store, "swap", swap)
+        monkeypatch.setattr(held.store, "swap", swap)
         assert not told.wait(SECONDS)
-        monkeypatch.setattr(lease.store, "swap", lambda *_: (_ for _ in ()).throw(OSError("503")))
+        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(OSError("503")))
         assert told.wait(2 * SECONDS), "away for too long, and another may have it"
+
+
+@pytest.fixture
+def failing(bucket, monkeypatch):
+    """A bucket behind a proxy that answers as it is told."""
+    server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
+    server.how, server.folder = "503", Folder.of(f"{bucket}/weekly")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    yield server
+    server.stop()
+
+
+def test_a_bucket_that_fails_for_a_moment_is_waited_for(failing, monkeypatch):
+    monkeypatch.setattr(lease, "ATTEMPTS", 3)
+    failing.fails = lambda number, path: number in (1, 2, 4)
+    with Lease(failing.folder, "first", SECONDS):
+        assert failing.requests >= 5
+        failing.fails = lambda number, path: True
+    failing.fails = lambda number, path: False
+    with Lease(failing.folder, "another", SECONDS):
+        """What could not be given back has ended by itself."""
+
+
+def test_a_beat_asks_once(failing):
+    told = threading.Event()
+    with Lease(failing.folder, "first", SECONDS, on_lost=told.set):
+        before, failing.fails = failing.requests, lambda number, path: True
+        assert told.wait(3 * SECONDS)
+        assert failing.requests - before <= 6, "five beats before it is lost, and nothing behind them"
+
+
+@pytest.mark.parametrize(("how", "message"), [("503", "SlowDown"), ("expired", "ExpiredToken")])
+def test_a_bucket_that_does_not_serve_is_one_line(failing, monkeypatch, how, message):
+    monkeypatch.setattr(lease, "ATTEMPTS", 1)
+    failing.how, failing.fails = how, lambda number, path: True
+    with (
+        pytest.raises(StoreError, match=f"^s3://.*weekly/lease.json: .*{message}"),
+        Lease(failing.folder, "first", SECONDS),
+    ):
+        pass
+
+
+def test_a_bucket_that_is_not_there_is_one_line(s3_server):
+    with pytest.raises(StoreError, match="NoSuchBucket"), Lease(Folder.of("s3://gone/weekly"), "first", SECONDS):
+        pass
 
 
 def test_what_is_no_lease_is_one_line(tmp_path):

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipeline import cron
-from pipeline.errors import TrainingError, UserError
+from pipeline.errors import StoreError, TrainingError, UserError
 from pipeline.recipe import load
 from pipeline.registry import versions
 from pipeline.schedules import tick as ticks
@@ -87,6 +87,14 @@ def test_a_failure_is_written_down_and_tried_again_as_often_as_the_recipe_says(t
     assert tick(work) == f"{TICK}: failed 2 times: TrainingError: again"
     assert len(work.runs) == 2
     assert len(set(work.runs)) == 1, "an attempt goes on where the one before it was"
+
+
+def test_a_store_that_was_away_is_no_mistake(tick, past):
+    work = Work(StoreError("s3://runs: cannot be read: 503"))
+    with pytest.raises(StoreError):
+        tick(work)
+    assert past.read(TICK).attempts[0].error == "s3://runs: cannot be read: 503"
+    assert "version 1" in tick(work)
 
 
 def test_a_mistake_is_not_tried_again(tick, past):

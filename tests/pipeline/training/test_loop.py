@@ -1,0 +1,48 @@
+"""What ends a worker, and what only starts it again."""
+
+from contextlib import suppress
+
+import pytest
+
+from pipeline.errors import StoreError, UserError
+from pipeline.training import loop
+
+
+class Board:
+    """The actor's methods, in this process."""
+
+    def __init__(self):
+        self.mistake = ""
+
+    @property
+    def refused(self):
+        return Method(lambda: self.mistake)
+
+    @property
+    def refuse(self):
+        return Method(lambda mistake: setattr(self, "mistake", mistake))
+
+
+class Method:
+    def __init__(self, remote):
+        self.remote = remote
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"), [(UserError("a shard has changed"), 1), (StoreError("s3://x: cannot be read: 503"), 3)]
+)
+def test_a_mistake_is_not_tried_again_and_a_store_that_was_away_is(monkeypatch, error, attempts):
+    board, made = Board(), []
+
+    def run(*_):
+        made.append(1)
+        raise error
+
+    monkeypatch.setattr(loop.ray, "get", lambda value: value)
+    monkeypatch.setattr(loop, "_run", run)
+    monkeypatch.setattr(loop, "Setup", lambda: None)
+    for _ in range(3):  # as Ray Train starts it again
+        with suppress(UserError):
+            loop.train({"board": board})
+    assert len(made) == attempts
+    assert bool(board.mistake) == (attempts == 1)
