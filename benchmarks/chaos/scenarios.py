@@ -204,7 +204,7 @@ def mlflow_down(world: World) -> list[str]:
 
 
 def s3_unavailable(world: World) -> list[str]:
-    """The store answers every request with 503 for half a minute while training goes on, then for as long as it should."""
+    """The store answers every request with 503 for half a minute at a time, while training goes on."""
     notes, (port,) = [], free_ports(1)
     store = world.begin([sys.executable, "-m", "moto.server", "-p", str(port)])
     faults = Faults(f"http://127.0.0.1:{port}", world.s3_port).start()
