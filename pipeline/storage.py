@@ -142,11 +142,9 @@ class Folder:
         place = f"{self.uri}/{name}" if name else self.uri
         try:
             yield
-        except FileNotFoundError as error:
-            if done != "read":
-                raise StoreError(f"{place}: cannot be {done}: {first_line(error)}") from error
-            raise UserError(f"{place}: no such {'file' if name else 'folder'}") from None
         except OSError as error:
+            if done == "read" and isinstance(error, FileNotFoundError):
+                raise UserError(f"{place}: no such {'file' if name else 'folder'}") from None
             raise StoreError(f"{place}: cannot be {done}: {error.strerror or first_line(error)}") from error
 
 

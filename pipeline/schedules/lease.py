@@ -88,7 +88,7 @@ class Lease:
             self.beat += 1
             try:
                 version = self.store.swap(self.version, self._content(), True) or self._mine(True)
-            except (UserError, OSError):
+            except UserError:
                 if time.monotonic() - since < 0.8 * self.seconds:
                     continue
                 version = None
@@ -115,20 +115,25 @@ class _LocalStore:
             found = self.path.read_bytes()
         except FileNotFoundError:
             return None, None
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}") from error
         return _parsed(found, str(self.path)), found
 
     def swap(self, version: Any, content: dict[str, Any], hasty: bool = False) -> Any:
         """The new version, or None where it was not `version` any more."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{self.path}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.read()[1] != version:
-                return None
-            written = json.dumps(content).encode()
-            partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
-            partial.write_bytes(written)
-            os.replace(partial, self.path)
-            return written
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(f"{self.path}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self.read()[1] != version:
+                    return None
+                written = json.dumps(content).encode()
+                partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
+                partial.write_bytes(written)
+                os.replace(partial, self.path)
+                return written
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}") from error
 
 
 class _ObjectStore:

@@ -86,11 +86,11 @@ def test_a_store_that_is_away_for_a_moment_does_not_end_it(tmp_path, monkeypatch
     told = threading.Event()
     with Lease(Folder.of(tmp_path), "first", SECONDS, on_lost=told.set) as held:
         swap = held.store.swap
-        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(OSError("503")))
+        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(StoreError("503")))
         time.sleep(SECONDS / 2)
         monkeypatch.setattr(held.store, "swap", swap)
         assert not told.wait(SECONDS)
-        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(OSError("503")))
+        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(StoreError("503")))
         assert told.wait(2 * SECONDS), "away for too long, and another may have it"
 
 
@@ -136,6 +136,12 @@ def test_a_bucket_that_does_not_serve_is_one_line(failing, monkeypatch, how, mes
 
 def test_a_bucket_that_is_not_there_is_one_line(s3_server):
     with pytest.raises(StoreError, match="NoSuchBucket"), Lease(Folder.of("s3://gone/weekly"), "first", SECONDS):
+        pass
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/lease\.json: "), Lease(Folder.of(tmp_path / "file"), "first", SECONDS):
         pass
 
 
