@@ -254,6 +254,7 @@ def disk_full(world: World) -> list[str]:
             filler.unlink()
             notes.append(f"{when:.0f} s after the start, exit {code}")
             assert "Traceback" not in process.printed, process.printed[-3000:]
+            assert code == 0 or "No space left on device" in process.printed, process.printed[-3000:]
             if code == 0:
                 break
         world.finish(world.distill(run))

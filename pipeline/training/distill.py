@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from torch import nn
 
 from pipeline import manifest, models, tracking
-from pipeline.errors import TrainingError, UserError
+from pipeline.errors import StoreError, TrainingError, UserError
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.judges import clip_folder, decoder_folder
 from pipeline.prompts import prepared
@@ -231,9 +231,8 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
     except SystemExit:  # Ray Train's answer to Ctrl-C, after it has stopped the workers
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
-        folder.write(FAILURE_FILE, masked(str(error)).encode())
         raise TrainingError(
-            f"training stopped: {_cause(error)}; the traceback is in {folder.uri}/{FAILURE_FILE}; "
+            f"training stopped: {_cause(error)}; {_kept_traceback(folder, error)}; "
             "run the same command again to continue from the last checkpoint"
         ) from error
 
@@ -266,6 +265,15 @@ def _cause(error: TrainingFailedError) -> str:
     workers = getattr(error, "worker_failures", {})
     text = str(workers[min(workers)]) if workers else str(error)
     return text.strip().splitlines()[-1]
+
+
+def _kept_traceback(folder: Folder, error: TrainingFailedError) -> str:
+    """Where the whole of it is. A full disk or a store that is away may be what stopped training."""
+    try:
+        folder.write(FAILURE_FILE, masked(str(error)).encode())
+    except StoreError as lost:
+        return f"the traceback is lost: {lost}"
+    return f"the traceback is in {folder.uri}/{FAILURE_FILE}"
 
 
 def _finish(

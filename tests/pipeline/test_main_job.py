@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from jobs.__main__ import main
 from pipeline import manifest
+from pipeline.errors import StoreError
 from pipeline.models import load_pipeline
 from pipeline.storage import Folder
 
@@ -208,6 +209,17 @@ def test_training_that_failed_is_one_line(tmp_path, tiny_teacher, capsys, monkey
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert line.startswith("error: training stopped: ValueError: out of luck; the traceback is in ")
     assert "all of it" in (Path(failed["folder"]) / "distilled/failure.txt").read_text()
+
+    def full(folder, name, content, write=Folder.write):
+        if name == "failure.txt":
+            raise StoreError(f"{folder.uri}/{name}: cannot be written: No space left on device")
+        write(folder, name, content)
+
+    monkeypatch.setattr(Folder, "write", full)
+    assert main(arguments("distill", failed)) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: training stopped: ValueError: out of luck; the traceback is lost: ")
+    assert "No space left on device" in line
 
 
 def command_line(run):
