@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import manifest, models, tracking
+from pipeline import manifest, models, room, tracking
 from pipeline.errors import UserError
 from pipeline.evaluation import asks, exclusion, figures, pairs, panel
 from pipeline.evaluation.pictures import Pictures
@@ -67,14 +67,18 @@ def evaluate_student(
     folder: Folder,
     tracking_uri: str,
     address: str | None = None,
+    *,
+    patient: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate any student, a finished one's or a checkpoint's."""
+    """Evaluate any student, a finished one's or a checkpoint's. Who is `patient` waits for room as long as it takes."""
     made_from = {"recipe": dump(recipe), "student_sha256": subject.student_sha256}
     if folder.has(manifest.NAME) and manifest.read(folder, "evaluate").items() >= made_from.items():
         return dict(json.loads(folder.read(SUMMARY)))
     count = require(recipe, prompt_folder)
     setup = _setup(subject, recipe, prompt_folder, folder)
     with ray_session(address):
+        if not patient:
+            room.require_room(room.of_evaluation(recipe.evaluation), recipe.train.wait_minutes, address)
         rows, scorers = work(setup, count, recipe.evaluation)
     figures.judge(rows)
     summary = figures.summarise(recipe, rows, scorers)

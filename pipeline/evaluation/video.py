@@ -23,7 +23,7 @@ from PIL import Image
 import nasa
 from datasets_prep.evaluation import NEGATIVE_PROMPTS
 from nasa.causal import FRAMES_PER_BLOCK, generate_video
-from pipeline import config, manifest, models
+from pipeline import config, manifest, models, room
 from pipeline.config import NOT_NEGATIVE, POSITIVE, checked
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
@@ -68,6 +68,7 @@ class Videos:
     processes: int = checked(1, POSITIVE)
     cpus_per_process: float = checked(1.0, POSITIVE)
     gpus_per_process: float = checked(0.0, NOT_NEGATIVE)
+    wait_minutes: float = checked(10.0, NOT_NEGATIVE)
 
     @property
     def steered(self) -> str:
@@ -78,7 +79,9 @@ def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | Non
     """Write the videos, `scores.parquet`, `summary.json` and `report.html`; a second call goes on where one stopped."""
     options: Videos = config.read(Videos, "", overrides, "--set")
     model, prompts = _checked(options)
+    ask = room.Ask("", "process", 1, room.each(options.cpus_per_process, options.gpus_per_process))
     with ray_session(address):
+        room.require_room(ask, options.wait_minutes, address)
         rows = _work(options, model, prompts, folder)
     summary = _summary(options, rows)
     buffer = io.BytesIO()

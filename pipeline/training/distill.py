@@ -20,7 +20,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 from torch import nn
 
-from pipeline import manifest, models, tracking
+from pipeline import manifest, models, room, tracking
 from pipeline.errors import StoreError, TrainingError, UserError
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.judges import clip_folder, decoder_folder
@@ -36,7 +36,7 @@ from pipeline.training.engines import name_accelerator
 from pipeline.training.estimate import require_fit
 from pipeline.training.export import export
 from pipeline.training.loop import Setup
-from pipeline.training.preflight import await_resources, check_resources, check_store
+from pipeline.training.preflight import check_store
 from pipeline.training.progress import FIXED_TEXTS
 from pipeline.training.validation import RETRIES, Validation, validate
 from pipeline.training.worker import train_loop
@@ -77,7 +77,8 @@ def distill(
     check_store(folder)
     name_accelerator()
     with ray_session(address):
-        (await_resources if address else check_resources)(recipe)
+        for ask in _asks(recipe):
+            room.require_room(ask, recipe.train.wait_minutes, address)
         mlflow_run = _mlflow_run(recipe, record, folder, tracking_uri)
         fixed = _fixed(recipe, str(teacher), prompt_folder)
         setup = Setup(
@@ -99,6 +100,12 @@ def distill(
             'train.on_divergence = "roll_back"'
         )
     return _finish(recipe, folder, record, teacher, setup, result)
+
+
+def _asks(recipe: Recipe) -> list[room.Ask]:
+    """An evaluation beside the training may wait until it has ended: there need not be room for both at once."""
+    training, evaluation = room.of_training(recipe.train), room.of_evaluation(recipe.evaluation)
+    return [training, evaluation] if recipe.evaluation.every else [training]
 
 
 def _say_refusal(board: Any) -> None:

@@ -54,7 +54,7 @@ def validate(checkpoint: Checkpoint, told: Validation, board: Any) -> dict[str, 
         subject = _exported(Path(local), told, recipe)
     place = subject.student.parent
     prompts = Folder.of(told.prompts_uri)
-    summary = evaluate_student(subject, recipe, prompts, place / "evaluation", told.tracking_uri)
+    summary = evaluate_student(subject, recipe, prompts, place / "evaluation", told.tracking_uri, patient=True)
     outcome = register(_candidate(subject, told), told.tracking_uri)
     manifest.write(place / "registered", "register", student_sha256=subject.student_sha256, **outcome)
     subject.student.delete()  # the version has it

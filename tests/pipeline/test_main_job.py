@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,24 @@ def test_what_does_not_fit_the_prepared_run_is_refused(run, tmp_path, tiny_teach
     assert main(arguments("distill", other, "--set", override)) == 2
     assert message in capsys.readouterr().err
     assert not (Path(other["folder"]) / "distilled").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.gpus_per_worker=1"], "train.gpus_per_worker: 2 workers x 1 ask for 2 GPUs, and there are 0"),
+        (
+            ["evaluation.every=1", "evaluation.gpus_per_process=1"],
+            "evaluation.gpus_per_process: 1 process x 1 ask for 1 GPUs, and there are 0",
+        ),
+    ],
+)
+def test_a_machine_without_the_gpus_is_said_before_anything_begins(run, tmp_path, capsys, overrides, message):
+    other = {**run, "folder": tmp_path / "run"}
+    shutil.copytree(Path(run["folder"]) / "prompts", tmp_path / "run/prompts")
+    assert main(arguments("distill", other, *(part for one in overrides for part in ("--set", one)))) == 2
+    assert message in capsys.readouterr().err
+    assert not any((tmp_path / "run/distilled").iterdir())
 
 
 def test_an_evaluation_that_cannot_be_is_said_before_training(run, tmp_path, tiny_teacher, capsys):

@@ -125,6 +125,7 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
         ("evaluation.metrics=[{kind='clip'}, {kind='clip'}]", "evaluation.metrics: clip, clip is not allowed"),
         ('evaluation.sets=["negopt"]', "evaluation.sets: 'negopt' is not among the prompts"),
         ("evaluation.benchmarks='/no/where'", "/no/where: no complete benchmarks here"),
+        ("evaluation.gpus_per_process=9", "evaluation.gpus_per_process: 1 process x 9 ask for 9 GPUs"),
     ],
 )
 def test_what_is_missing_is_said_before_any_image_is_made(evaluated, sets, tmp_path, tiny_teacher, override, message):
