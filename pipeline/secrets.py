@@ -28,3 +28,8 @@ def masked(text: str, environment: Mapping[str, str] | None = None) -> str:
         text = text.replace(value, MASK)
     text = IN_ADDRESS.sub(rf"\g<head>{MASK}\g<tail>", text)
     return IN_QUERY.sub(rf"\g<head>{MASK}", text)
+
+
+def shows_secret(text: str) -> bool:
+    """Whether `masked` hides something of it."""
+    return masked(text) != text

@@ -122,9 +122,16 @@ def test_what_a_manifest_starts_is_a_command_that_there_is(kind):
 
 @pytest.mark.parametrize(
     ("sets", "gpus_per_node", "nodes", "gpus"),
-    [([], 1, 4, "1"), ([], 4, 1, "4"), ([], 3, 2, "3"), (["train.workers=16"], 8, 2, "8")],
+    [
+        (["evaluation.every=0"], 1, 4, "1"),
+        (["evaluation.every=0"], 4, 1, "4"),
+        ([], 1, 5, "1"),
+        ([], 4, 2, "4"),
+        ([], 3, 2, "3"),
+        (["train.workers=16"], 8, 3, "8"),
+    ],
 )
-def test_the_cluster_holds_the_recipe_s_workers(capsys, sets, gpus_per_node, nodes, gpus):
+def test_the_cluster_holds_the_recipe_s_workers_and_who_evaluates_meanwhile(capsys, sets, gpus_per_node, nodes, gpus):
     more = [word for one in sets for word in ("--set", one)]
     command = ["manifest", "RayJob", "--recipe", "sd21", "--run", "s3://B/r", "--image", "i", *more]
     assert main([*command, "--gpus-per-node", str(gpus_per_node)]) == 0
@@ -141,7 +148,8 @@ def test_the_cluster_holds_the_recipe_s_workers(capsys, sets, gpus_per_node, nod
         (["RayJob", "--recipe", "sd21", "--run", "runs/x"], "--run: 'runs/x' is not on every node; allowed: s3://"),
         (["RayCronJob", "--recipe", "sd21", "--run", "s3://b/r"], "schedule.cron: is empty; allowed: --cron"),
         (["RayJob", "--recipe", "sd21", "--run", "s3://b/r", "--gpus-per-node", "0"], "--gpus-per-node: 0 is not"),
-        (["RayJob", "--run", "s3://b/r", "--tracking-uri", "http://me:hush@m"], "--tracking-uri: allowed: a server's"),
+        (["RayJob", "--run", "s3://b/r", "--tracking-uri", "http://me:hush@m"], "the secret in 'http://me:***@m'"),
+        (["RayJob", "--run", "s3://b/r", "--tracking-uri", "mlflow"], "--tracking-uri: 'mlflow' is not allowed"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, message):

@@ -11,9 +11,10 @@ from typing import Any
 import ray
 import yaml
 
-from pipeline.cluster.submit import has_password
+from pipeline import room
 from pipeline.errors import UserError
 from pipeline.recipe import RECIPES, Recipe, Train
+from pipeline.secrets import masked, shows_secret
 
 KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
 RECURRING = ("RayCronJob", "CronJob")
@@ -69,8 +70,13 @@ def _check(kind: str, recipe: Recipe, place: Place) -> None:
         raise UserError(f"--recipe: {place.recipe!r} is not in the image; allowed: {names}, with --set")
     if not place.run.startswith("s3://"):
         raise UserError(f"--run: {place.run!r} is not on every node; allowed: s3://BUCKET/FOLDER")
-    if not place.tracking_uri.startswith(("http://", "https://")) or has_password(place.tracking_uri):
-        raise UserError("--tracking-uri: allowed: a server's http:// or https:// address without a password")
+    if not place.tracking_uri.startswith(("http://", "https://")):
+        raise UserError(
+            f"--tracking-uri: {place.tracking_uri!r} is not allowed; allowed: a server's http:// or https:// address"
+        )
+    for text in (place.tracking_uri, place.run, place.image, *place.sets):
+        if shows_secret(text):
+            raise UserError(f"manifest: it would hold the secret in {masked(text)!r}; allowed: the Secret {SECRET!r}")
     if kind in RECURRING and not recipe.schedule.cron:
         raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN'")
     if not 1 <= place.gpus_per_node <= 16:
@@ -137,10 +143,10 @@ def _cluster(recipe: Recipe, place: Place) -> dict[str, Any]:
 
 def _cluster_spec(recipe: Recipe, place: Place) -> dict[str, Any]:
     """A head without GPU, and pods with GPUs that come and go with the work."""
-    train, nodes = recipe.train, nodes_of(recipe.train, place.gpus_per_node)
+    train, nodes = recipe.train, nodes_of(recipe, place.gpus_per_node)
     cpus = math.ceil(_each(train)["CPU"] * _workers_on_a_node(train, place.gpus_per_node)) + 1
     resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * place.gpus_per_node}Gi"}
-    if _each(train)["GPU"]:
+    if "GPU" in _each(train):
         resources["nvidia.com/gpu"] = str(place.gpus_per_node)
     ports = [{"containerPort": 6379, "name": "gcs-server"}, {"containerPort": 8265, "name": "dashboard"}]
     return {
@@ -165,13 +171,17 @@ def _cluster_spec(recipe: Recipe, place: Place) -> dict[str, Any]:
     }
 
 
-def nodes_of(train: Train, gpus_per_node: int) -> int:
-    """How many pods hold all workers at once."""
-    return math.ceil(train.workers / _workers_on_a_node(train, gpus_per_node))
+def nodes_of(recipe: Recipe, gpus_per_node: int) -> int:
+    """How many pods hold all workers at once and, where checkpoints are evaluated meanwhile, who does that."""
+    train, evaluation = recipe.train, recipe.evaluation
+    gpus = train.workers * _each(train).get("GPU", 0)
+    if evaluation.every:
+        gpus += evaluation.processes * evaluation.gpus_per_process
+    return math.ceil(max(train.workers / _workers_on_a_node(train, gpus_per_node), gpus / gpus_per_node))
 
 
 def _workers_on_a_node(train: Train, gpus_per_node: int) -> int:
-    each = _each(train)["GPU"]
+    each = _each(train).get("GPU", 0)
     if not each:
         return 1
     if each > gpus_per_node:
@@ -183,10 +193,7 @@ def _workers_on_a_node(train: Train, gpus_per_node: int) -> int:
 
 def _each(train: Train) -> dict[str, float]:
     """A worker with its encoders."""
-    return {
-        "CPU": train.cpus_per_worker + train.encoders * train.cpus_per_encoder,
-        "GPU": train.gpus_per_worker + train.encoders * train.gpus_per_encoder,
-    }
+    return room.of_training(train).each
 
 
 def _pod(name: str, resources: dict[str, str], place: Place, more: dict[str, Any]) -> dict[str, Any]:

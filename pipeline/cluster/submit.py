@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pipeline import environment, manifest
 from pipeline.cluster.follow import FAILED, STOPPED
 from pipeline.cluster.package import RECIPE_FILE, pack
 from pipeline.errors import UserError
-from pipeline.secrets import is_secret
+from pipeline.secrets import is_secret, masked, shows_secret
 
 SETTINGS = (  # that go along; none of them is a secret
     *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -58,6 +57,7 @@ class Job:
 
 def submit(client: Any, job: Job, given: Mapping[str, str] | None = None) -> bool:
     """Send it, unless the cluster has it; returns whether it was sent now."""
+    _require_public(job)
     if known(client, job.id):
         return False
     os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # git has said what goes along
@@ -103,16 +103,16 @@ def settings(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str
     for name, value in chosen.items():
         if is_secret(name):
             raise UserError(f"--env: {name} looks like a secret, and a job's variables can be read; {OWN_SECRETS}")
-        if has_password(value):
+        if shows_secret(value):
             raise UserError(f"{name}: a password in it could be read in the cluster; {OWN_SECRETS}")
     return chosen
 
 
-def has_password(text: str) -> bool:
-    try:
-        return bool(urlsplit(text).password)
-    except ValueError:
-        return False
+def _require_public(job: Job) -> None:
+    """The dashboard shows the command, and whoever reaches the cluster can read what was packed."""
+    for text in (*job.arguments, *(job.recipe_toml or "").splitlines()):
+        if shows_secret(text):
+            raise UserError(f"submit: the secret in {masked(text)!r} could be read in the cluster; {OWN_SECRETS}")
 
 
 def with_attempt(client: Any, job: Job, attempt: int, retry: bool) -> Job:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, dump, parse
 from pipeline.schedules.history import iso
-from pipeline.secrets import masked
+from pipeline.secrets import masked, shows_secret
 from pipeline.storage import Folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -46,11 +46,13 @@ class Schedules:
             )
         if not recipe.schedule.cron:
             raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN'")
-        if masked(tracking_uri) != tracking_uri:
-            raise UserError(
-                "--tracking-uri: a password in it would be stored; allowed: MLFLOW_TRACKING_PASSWORD on the nodes"
-            )
-        return self._write(Schedule(name, dump(recipe), tracking_uri, iso(now or datetime.now(UTC))))
+        told = dump(recipe)
+        for text in (tracking_uri, *told.splitlines()):
+            if shows_secret(text):
+                raise UserError(
+                    f"schedule: the secret in {masked(text)!r} would be stored; allowed: in the nodes' own environment"
+                )
+        return self._write(Schedule(name, told, tracking_uri, iso(now or datetime.now(UTC))))
 
     def read(self, name: str) -> Schedule:
         file = f"{checked_name(name)}.json"

@@ -133,6 +133,25 @@ def test_a_password_in_an_address_is_refused_and_not_repeated():
     assert "hush" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("job", "shown"),
+    [
+        (Job("distill", ("--tracking-uri", "http://me:hush@m:5000")), "http://me:***@m:5000"),
+        (Job("distill", (), "teacher = 'https://me:hush@x/y'"), "https://me:***@x/y"),
+        (Job("evaluate", ("--set", "a=b?X-Amz-Signature=hush")), "X-Amz-Signature=***"),
+        (Job("evaluate", ("--set", "a=hush-hush-hush")), "a=***"),
+    ],
+)
+def test_a_secret_in_the_command_or_its_recipe_is_refused_and_not_repeated(monkeypatch, job, shown):
+    monkeypatch.setenv("HF_TOKEN", "hush-hush-hush")
+    client = FakeClient()
+    with pytest.raises(UserError, match="could be read in the cluster") as caught:
+        submit(client, job)
+    assert "hush" not in str(caught.value)
+    assert shown in str(caught.value)
+    assert not client.sent
+
+
 class LoggingClient:
     """Its log comes in parts; after the first the connection breaks, and it begins anew."""
 

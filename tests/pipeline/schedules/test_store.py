@@ -91,6 +91,17 @@ def test_a_mistake_is_one_line(schedule, tmp_path, arguments, message):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    "secret", [["--tracking-uri", "http://me:hush@mlflow"], ["--set", "teacher='https://me:hush@hub/x'"]]
+)
+def test_a_secret_is_not_stored(schedule, tmp_path, secret):
+    code, _, err = schedule("add", "weekly", "--cron", "0 3 * * *", *secret)
+    assert code == 2
+    assert "://me:***@" in err
+    assert "hush" not in err
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_second_of_the_same_name_is_refused(schedule):
     schedule("add", "weekly", "--cron", "0 3 * * *")
     code, _, err = schedule("add", "weekly", "--cron", "0 4 * * *")
