@@ -167,3 +167,43 @@ def test_ray_s_schema_accepts_the_cluster_on_premises():
         assert "RAY_AUTH_MODE=token" in config[f"{role}_start_ray_commands"][-1]
     with pytest.raises(Exception, match="worker_count"):
         validate_config({**config, "worker_count": 4})
+
+
+def page_commands(start):
+    """Of docs/kuberay.md, continued lines joined."""
+    text = (ROOT / "docs/kuberay.md").read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if line.startswith(start)]
+
+
+def test_the_page_s_manifests_are_made_checked_and_applied(capsys):
+    """What `kubectl` is given is there: a file that a command before it has printed, or one of the repository."""
+    made = {}
+    for words in page_commands("python -m jobs manifest"):
+        assert main(words[3 : words.index(">")]) == 0, words
+        document = yaml.safe_load(capsys.readouterr().out)
+        check(document)
+        made[words[-1]] = document
+    applied = [
+        words[at + 1] for words in page_commands("kubectl apply") for at, word in enumerate(words) if word == "-f"
+    ]
+    assert set(made) | {"deploy/kuberay/mlflow.yaml"} == set(applied)
+    assert (ROOT / "deploy/kuberay/mlflow.yaml").is_file()
+    named = {(document["kind"].lower(), document["metadata"]["name"]) for document in made.values()}
+    for verb in ("get rayjob", "patch raycronjob"):
+        (words,) = page_commands(f"kubectl {verb}")
+        assert tuple(words[2:4]) in named
+    (words,) = page_commands("kubectl patch")
+    patched = made["raycronjob.yaml"]
+    patched["spec"] |= json.loads(words[words.index("-p") + 1])["spec"]
+    check(patched)
+    (words,) = page_commands("kubectl port-forward")
+    assert words[2] == f"service/{made['raycluster.yaml']['metadata']['name']}-head-svc"
+
+
+def test_the_page_s_secrets_are_those_that_pods_read():
+    given = {words[4] for words in page_commands("kubectl create secret")}
+    files = (DEPLOY / "kuberay").glob("*.yaml")
+    text = "".join(file.read_text() for file in files)
+    assert given == {"ray-token", "nasa-distill"}
+    for name in given:
+        assert f"name: {name}\n" in text or f"secretName: {name}\n" in text
