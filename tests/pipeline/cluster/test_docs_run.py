@@ -1,4 +1,4 @@
-"""`docs/cluster.md` from top to bottom, on a small recipe of the same name and a bucket of this machine."""
+"""`docs/cluster.md` from top to bottom and `docs/runbook.md`, on a small recipe and a bucket of this machine."""
 
 import re
 import shlex
@@ -13,6 +13,8 @@ from pipeline import ROOT
 
 BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "docs/cluster.md").read_text(), re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("python -m jobs ")]
+RUNBOOK = re.findall(r"`(python -m jobs [^`]+)`", (ROOT / "docs/runbook.md").read_text())
+REMOVE = next(number for number, line in enumerate(COMMANDS) if "schedule remove" in line)
 RECIPE = """
 name = "sd21"
 teacher = "{teacher}"
@@ -44,7 +46,10 @@ SAYS = {  # of what a command prints
     "logs run-sd21 --follow": "registered",
     "schedule list": "weekly",
     "schedule pause": "paused",
+    "logs run-sd21": "registered",
+    "models": "nasa-sd21",
 }
+REFUSES = {"models rollback": "has no champion before it"}  # there is one version
 
 
 @pytest.mark.slow
@@ -57,12 +62,16 @@ def test_the_page_does_what_it_says(cluster_url, bucket, tiny_teacher, tmp_path,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/ml.db")
     subprocess.run([Path(sys.executable).parent / "ray", "get-auth-token", "--generate"], check=True, timeout=120)
     assert len(COMMANDS) > 12
+    assert len(RUNBOOK) > 4
     told = {}
-    for line in COMMANDS:
+    for line in [*COMMANDS[:REMOVE], *RUNBOOK, *COMMANDS[REMOVE:]]:
         words = shlex.split(line.replace("s3://BUCKET", bucket).replace("--recipe sd21", f"--recipe {recipe}"))[3:]
         capfd.readouterr()
         code = main(words)
-        told[line.removeprefix("python -m jobs ")], err = capfd.readouterr()
-        assert code == 0, f"{line}\n{err}"
+        own = line.removeprefix("python -m jobs ")
+        told[own], err = capfd.readouterr()
+        refusal = next((words for start, words in REFUSES.items() if own.startswith(start)), "")
+        assert code == (2 if refusal else 0), f"{line}\n{err}"
+        assert refusal in err
     for start, expected in SAYS.items():
         assert any(line.startswith(start) and expected in out for line, out in told.items()), (start, told)
