@@ -3,6 +3,7 @@
 import argparse
 
 from jobs import options as shared
+from pipeline.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,4 +30,6 @@ def run(options: argparse.Namespace) -> None:
         recipe, tracking = schedule.recipe, schedule.tracking_uri
     else:
         recipe, tracking = shared.recipe_of(options), shared.tracking_of(options)
+        if not (tick or recipe.schedule.cron):
+            raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN', or --tick")
     print(run_tick(recipe, home, tracking, options.address, tick=tick))

@@ -15,11 +15,11 @@ STAMP = "%Y%m%dT%H%MZ"
 
 
 def is_cron(expression: str) -> bool:
+    """Whether it has five fields and is ever due."""
     try:
-        CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC))
-    except CronSimError:
+        return len(expression.split()) == 5 and bool(following(expression, "UTC", datetime(2000, 1, 1, tzinfo=UTC)))
+    except (CronSimError, ValueError):
         return False
-    return True
 
 
 def is_zone(name: str) -> bool:
@@ -42,9 +42,10 @@ def latest(expression: str, timezone: str, now: datetime) -> datetime:
 
 
 def following(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
-    """The next times after `now`, in UTC."""
+    """The next times after `now`, in UTC; fewer where it is not due so often."""
     coming = CronSim(expression, now.astimezone(ZoneInfo(timezone)))
-    return [when.astimezone(UTC) for when in islice(coming, count)]
+    later = (when for each in coming if (when := each.astimezone(UTC)) > now)  # an hour that comes twice begins anew
+    return list(islice(later, count))
 
 
 def stamp(when: datetime) -> str:

@@ -5,8 +5,12 @@ class UserError(ValueError):
     """A mistake in a recipe, a folder or a file: the field, the value and what is allowed."""
 
 
-class StoreError(UserError):
-    """A folder, a bucket or MLflow that cannot be read or written now. It may be a mistake, or pass."""
+class PassingError(UserError):
+    """What is away or taken now: MLflow, the hub, room in a cluster. It may be a mistake; later it may be there."""
+
+
+class StoreError(PassingError):
+    """A folder, a bucket or MLflow that cannot be read or written now."""
 
 
 class TrainingError(RuntimeError):

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import PassingError, UserError
 from pipeline.storage import Folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -37,10 +37,16 @@ def local_folder(place: str, field: str, revision: str = "main", wanted: Sequenc
             snapshot_download(place, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(VARIANTS))
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(
+        raise (UserError if _is_mistake(error) else PassingError)(
             f"{field}: {place!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}; "
             "allowed: a folder, s3://, or a hub id whose terms the HF_TOKEN has accepted"
         ) from None
+
+
+def _is_mistake(error: Exception) -> bool:
+    """The hub answered that it has no such model, or not for this token; all else may pass."""
+    response = getattr(error, "response", None)
+    return isinstance(error, ValueError) or (response is not None and response.status_code in (401, 403, 404))
 
 
 def _copied(folder: Folder) -> Path:

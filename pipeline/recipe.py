@@ -263,8 +263,8 @@ class Schedule:
     cron: str = checked("", (lambda value: not value or is_cron(value), f"five fields: {FIELDS}"))
     timezone: str = checked("UTC", (is_zone, "an IANA name, such as Europe/Berlin"))
     retries: int = checked(2, NOT_NEGATIVE)
-    retry_minutes: float = checked(10.0, NOT_NEGATIVE)
-    late_hours: float = checked(24.0, POSITIVE)
+    retry_minutes: float = checked(10.0, (lambda value: 0 <= value <= 1440, "0 to 1440"))
+    late_hours: float = checked(24.0, (lambda value: 0 < value <= 8784, "above 0, 8784 (a year) at most"))
     warm_start: Literal["champion", "teacher"] = "champion"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import ray
 
-from pipeline.errors import UserError
+from pipeline.errors import PassingError, UserError
 from pipeline.recipe import Evaluation, Train
 
 STARTS_SECONDS = 10  # in which a cluster that has room has given it
@@ -51,7 +51,7 @@ def require_room(ask: Ask, wait_minutes: float, address: str | None, say: Callab
     """In the Ray session at hand: a cluster's, where there is an `address`, or one of this machine alone.
 
     Raises:
-        UserError: with what is asked for and what there is; of a cluster after `wait_minutes`.
+        UserError: with what is asked for and what there is; of a cluster a PassingError, after `wait_minutes`.
     """
     if address:
         _await(ask, wait_minutes, say)
@@ -79,7 +79,7 @@ def _await(ask: Ask, wait_minutes: float, say: Callable[[str], None]) -> None:
         asked = f"{ask.many} with {_words(ask.each)} each"
         say(f"waiting for room: {asked}; {_there(ask)}; for {wait_minutes:g} minutes at most")
         if not room.wait(max(0, math.ceil(60 * wait_minutes) - STARTS_SECONDS)):
-            raise UserError(
+            raise PassingError(
                 f"{ask.field(list(ask.each)[-1])}: {asked} are asked for, and {_there(ask)} after {wait_minutes:g} "
                 "minutes; allowed: fewer, a larger cluster, or a longer wait_minutes"
             )

@@ -1,6 +1,7 @@
 """Folders that are local or on S3, behind one small interface; every write is atomic."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pyarrow import fs
 from pipeline.errors import StoreError, UserError
 
 ATTEMPTS = 12
+S3 = re.compile(r"s3://[^/\s]+")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Folder:
     @staticmethod
     def of(place: str | Path) -> "Folder":
         text = str(place)
+        if text.startswith("s3:") and not S3.match(text):
+            raise UserError(f"{text!r} is not allowed; allowed: s3://BUCKET/FOLDER, or a path of this machine")
         return Folder(text.rstrip("/") if text.startswith("s3://") else str(Path(text).expanduser().absolute()))
 
     @property
@@ -55,7 +59,7 @@ class Folder:
 
     @property
     def parent(self) -> "Folder":
-        return Folder(self.uri.rpartition("/")[0])
+        return Folder.of(self.uri.rpartition("/")[0] or "/")
 
     def has(self, name: str) -> bool:
         return self.size(name) is not None

@@ -18,11 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline import ROOT, cron
-from pipeline.cluster.follow import ENDED
+from pipeline.cluster.follow import ENDED, STOPPED
 from pipeline.cluster.package import pack
 from pipeline.cluster.submit import settings
-from pipeline.schedules.history import FAILED, FINAL, MISSED, RUNNING, History, Tick
+from pipeline.errors import UserError
+from pipeline.schedules import history
+from pipeline.schedules.history import FAILED, MISSED, RUNNING, SKIPPED, History, Tick
+from pipeline.schedules.lease import Watch
 from pipeline.schedules.store import Schedule, Schedules
+from pipeline.secrets import masked
 from pipeline.storage import first_line
 
 POLL_SECONDS = 5.0
@@ -31,49 +35,75 @@ OF_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job how it was su
 
 @dataclass(frozen=True)
 class Due:
-    """A tick to submit, as its so manieth attempt; or, with 0, to write down as missed."""
+    """A tick to submit, as its so manieth attempt; or, with 0, a `record` to write in the place of the one `seen`."""
 
     tick: str
-    attempt: int
+    attempt: int = 0
+    seen: Tick | None = None
+    record: Tick | None = None
 
 
-def due(schedule: Schedule, past: History, now: datetime, ended: Callable[[str, int], bool]) -> Due | None:
-    """What is to be done now. `ended(tick, attempt)`: whether that attempt's job is over, or nobody knows of it."""
+Fate = tuple[str, str]  # a state and why
+
+
+def due(schedule: Schedule, past: History, now: datetime, fate: Callable[[Tick], Fate | None]) -> Due | None:
+    """What is to be done now. `fate(tick)`: of one that is said to run what became of it; None while it runs."""
+    last = past.newest_begun(now)
+    if last and last.state == RUNNING and (ended := fate(last)):
+        return Due(last.tick, seen=last, record=last.ended(ended[0], now, ended[1]))
+    asked, clock = _asked(schedule), _by_clock(schedule, now)
+    if asked and not past.read(asked) and not (last and last.tick >= asked):
+        return Due(asked, 1)
+    if clock and not past.read(clock) and not (last and last.tick >= clock):
+        return _in_time(schedule, clock, now, last)
+    if last and last.state == FAILED and _is_open(schedule, last):
+        waited = now - datetime.fromisoformat(last.attempts[-1].ended)
+        if waited >= timedelta(minutes=schedule.recipe.schedule.retry_minutes):
+            return Due(last.tick, len(last.attempts) + 1, seen=last)
+    return None
+
+
+def _in_time(schedule: Schedule, name: str, now: datetime, last: Tick | None) -> Due:
+    """A new time by the clock: begun, unless an earlier one is not over, or it is too late."""
+    hours = schedule.recipe.schedule.late_hours
+    if last and _is_open(schedule, last):
+        goes_on = "still ran" if last.state == RUNNING else "is tried again"
+        return Due(name, record=Tick(name, SKIPPED, f"tick {last.tick} {goes_on}"))
+    if now - cron.of_stamp(name) > timedelta(hours=hours):
+        return Due(name, record=Tick(name, MISSED, f"nothing ran for {hours:g} hours after it"))
+    return Due(name, 1)
+
+
+def _is_open(schedule: Schedule, last: Tick) -> bool:
+    """Whether it runs or is tried again; not while paused, nor one of before the schedule was added or resumed."""
+    if last.state == RUNNING:
+        return True
+    early = last.tick < cron.stamp(datetime.fromisoformat(schedule.added))
+    wanted = last.tick == _asked(schedule) or not (schedule.paused or early)
+    return wanted and last.left(schedule.recipe.schedule.retries)
+
+
+def _asked(schedule: Schedule) -> str | None:
+    return cron.stamp(datetime.fromisoformat(schedule.asked)) if schedule.asked else None
+
+
+def _by_clock(schedule: Schedule, now: datetime) -> str | None:
+    """The latest time that it was due at since it was added or resumed."""
+    if schedule.paused:
+        return None
     options = schedule.recipe.schedule
-    name = _wanted(schedule, now)
-    if name is None:
-        return None
-    record, newest = past.read(name), past.newest()
-    if record is None:
-        if newest and newest.tick > name:  # the clock went back
-            return None
-        if not schedule.asked and now - cron.of_stamp(name) > timedelta(hours=options.late_hours):
-            return Due(name, 0)
-        return Due(name, 1)
-    attempts = len(record.attempts)
-    if record.state in FINAL or attempts > options.retries:
-        return None
-    if record.state == RUNNING:
-        return Due(name, attempts + 1) if ended(name, attempts) else None
-    waited = now - datetime.fromisoformat(record.attempts[-1].ended)
-    return Due(name, attempts + 1) if waited >= timedelta(minutes=options.retry_minutes) else None
-
-
-def _wanted(schedule: Schedule, now: datetime) -> str | None:
-    """The tick to look at: the one asked for if it is newer than the latest by the clock."""
-    options, added = schedule.recipe.schedule, datetime.fromisoformat(schedule.added)
     latest = cron.latest(options.cron, options.timezone, now)
-    by_clock = cron.stamp(latest) if not schedule.paused and latest > added else None
-    asked = cron.stamp(datetime.fromisoformat(schedule.asked)) if schedule.asked else None
-    return max((each for each in (by_clock, asked) if each), default=None)
+    return cron.stamp(latest) if latest > datetime.fromisoformat(schedule.added) else None
 
 
 class Scheduler:
     """Over one store of schedules and one cluster."""
 
     def __init__(self, schedules: Schedules, client: Any, say: Callable[[str], None] = print) -> None:
-        self.schedules, self.client, self.say = schedules, client, say
+        self.schedules, self.client = schedules, client
+        self.say: Callable[[str], None] = lambda line: say(masked(line))
         self.told: dict[str, str] = {}
+        self.watches: dict[str, Watch] = {}
         self._packed = TemporaryDirectory()  # as long as the scheduler lives
 
     def look(self, now: datetime) -> None:
@@ -91,31 +121,34 @@ class Scheduler:
         try:
             yield
             self.told.pop(what, None)
-        except (OSError, RuntimeError, ValueError) as error:
-            line = first_line(error)
+        except Exception as error:  # whatever one schedule ran into, the others go on
+            line = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
             if self.told.get(what) != line:
                 self.say(f"{what}: {line}")
             self.told[what] = line
 
     def _one(self, schedule: Schedule, now: datetime) -> None:
         past = History(self.schedules.home(schedule.name))
-        found = due(schedule, past, now, lambda tick, attempt: self._ended(schedule, tick, attempt))
+        found = due(schedule, past, now, lambda tick: self._fate(schedule, tick))
         if found is None:
             return
-        if not found.attempt:
-            past.write(
-                Tick(found.tick, MISSED, f"nothing ran for {schedule.recipe.schedule.late_hours:g} hours after it")
-            )
-            self.say(f"{schedule.name}: {found.tick} was missed")
+        if found.record:
+            self._write_down(schedule, past, found.seen, found.record)
             return
         submission_id = job_id(schedule.name, found.tick, found.attempt)
         status = self._status(submission_id)
         if status is None:
             self._submit(schedule, found, submission_id)
             self.say(f"{schedule.name}: submitted {submission_id}")
-        elif status in ENDED:
-            record = past.read(found.tick) or Tick(found.tick)
-            past.write(record.begun(now).ended(FAILED, now, f"job {submission_id} ended before it began"))
+        elif status in ENDED and not self._is_held(schedule):
+            state = history.STOPPED if status == STOPPED else FAILED
+            begun = (found.seen or Tick(found.tick)).begun(now)
+            ended = begun.ended(state, now, f"job {submission_id} ended before it began")
+            self._write_down(schedule, past, found.seen, ended)
+
+    def _write_down(self, schedule: Schedule, past: History, seen: Tick | None, record: Tick) -> None:
+        if past.replace(seen, record):
+            self.say(f"{schedule.name}: {record.tick} {record.state}: {record.why}")
 
     def _submit(self, schedule: Schedule, found: Due, submission_id: str) -> None:
         home = self.schedules.home(schedule.name).uri
@@ -139,9 +172,17 @@ class Scheduler:
         pack(Path(self._packed.name))
         return {"working_dir": self._packed.name, **variables}
 
-    def _ended(self, schedule: Schedule, tick: str, attempt: int) -> bool:
-        status = self._status(job_id(schedule.name, tick, attempt))
-        return status is None or status in ENDED
+    def _fate(self, schedule: Schedule, tick: Tick) -> Fate | None:
+        """Its job may be another cluster's, or another launcher's: whose lease lives, lives."""
+        submission_id = job_id(schedule.name, tick.tick, len(tick.attempts))
+        status = self._status(submission_id)
+        if (status and status not in ENDED) or self._is_held(schedule):
+            return None
+        return (history.STOPPED, f"job {submission_id} was stopped") if status == STOPPED else (FAILED, history.DIED)
+
+    def _is_held(self, schedule: Schedule) -> bool:
+        home = self.schedules.home(schedule.name)
+        return self.watches.setdefault(schedule.name, Watch(home)).is_held()
 
     def _status(self, submission_id: str) -> str | None:
         return next((job.status for job in self.client.list_jobs() if job.submission_id == submission_id), None)

@@ -48,7 +48,22 @@ def _reach(uri: str) -> None:
 
 
 def names(client: MlflowClient) -> list[str]:
-    return sorted(model.name for model in client.search_registered_models())
+    found, token = [], None
+    while page := client.search_registered_models(page_token=token):
+        found += [model.name for model in page]
+        if not (token := page.token):
+            break
+    return sorted(found)
+
+
+def is_model(client: MlflowClient, name: str) -> bool:
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
@@ -67,9 +82,8 @@ def version_of(client: MlflowClient, name: str, number: str, field: str) -> Mode
 
 
 def require_model(client: MlflowClient, name: str) -> None:
-    there = names(client)
-    if name not in there:
-        raise UserError(f"name: {name!r} is not registered; allowed: {', '.join(there) or 'none yet'}")
+    if not is_model(client, name):
+        raise UserError(f"name: {name!r} is not registered; allowed: {', '.join(names(client)) or 'none yet'}")
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:

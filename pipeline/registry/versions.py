@@ -1,6 +1,7 @@
 """The versions that are there: listed, downloaded, and the champion put back."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,19 @@ def _why(tags: dict[str, str], named: bool) -> str:
     return tags.get(WHY, "") if named else "; ".join(filter(None, (tags.get(STATE, ""), tags.get(WHY, ""))))
 
 
-def champion(tracking_uri: str, name: str) -> str | None:
-    """Its version; None where the model, or a champion of it, is not there yet."""
+@dataclass(frozen=True)
+class Champion:
+    version: str
+    student_sha256: str
+
+
+def champion(tracking_uri: str, name: str) -> Champion | None:
+    """None where the model, or a champion of it, is not there yet."""
     with store.registry(tracking_uri) as client:
-        return store.aliases(client, name).get(CHAMPION) if name in store.names(client) else None
+        number = store.aliases(client, name).get(CHAMPION) if store.is_model(client, name) else None
+        if number is None:
+            return None
+        return Champion(number, client.get_model_version(name, number).tags[store.STUDENT])
 
 
 def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, str]:

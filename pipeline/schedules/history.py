@@ -9,8 +9,10 @@ from pipeline import cron
 from pipeline.errors import UserError
 from pipeline.storage import Folder
 
-RUNNING, DONE, FAILED, REFUSED, SKIPPED, MISSED = "running", "done", "failed", "refused", "skipped", "missed"
-FINAL = (DONE, REFUSED, SKIPPED, MISSED)  # a failed one may be tried again
+RUNNING, DONE, FAILED, REFUSED = "running", "done", "failed", "refused"
+STOPPED, SKIPPED, MISSED = "stopped", "skipped", "missed"
+FINAL = (DONE, REFUSED, STOPPED, SKIPPED, MISSED)  # a failed one may be tried again
+STATES = (RUNNING, FAILED, *FINAL)
 DIED = "its process ended without a word"
 
 
@@ -33,6 +35,10 @@ class Tick:
     attempts: tuple[Attempt, ...] = ()
     started_from: str = ""
     outcome: dict[str, Any] = field(default_factory=dict)
+
+    def left(self, retries: int) -> bool:
+        """Whether it is not over: it runs, or failed and may be tried again."""
+        return self.state not in FINAL and len(self.attempts) <= retries
 
     def begun(self, now: datetime) -> "Tick":
         """With one attempt more; one that never ended has died."""
@@ -60,8 +66,8 @@ class History:
             return None
         try:
             told = json.loads(self.folder.read(name))
-            return Tick(**{**told, "attempts": tuple(Attempt(**each) for each in told["attempts"])})
-        except (ValueError, KeyError, TypeError):
+            return _checked(Tick(**{**told, "attempts": tuple(Attempt(**each) for each in told["attempts"])}))
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{self.folder.uri}/{name}: is no record of a tick; allowed: one of this program's"
             ) from None
@@ -78,12 +84,48 @@ class History:
         names = self.names()
         return self.read(names[-1]) if names else None
 
+    def newest_begun(self, now: datetime) -> Tick | None:
+        """The latest that was not left out. What is of a later time was begun by a clock that was wrong."""
+        for name in reversed(self.names()):
+            if name <= cron.stamp(now) and (tick := self.read(name)) and tick.attempts:
+                return tick
+        return None
+
+    def replace(self, seen: Tick | None, tick: Tick) -> bool:
+        """Write it, unless the record is no longer the one that was seen."""
+        if self.read(tick.tick) != seen:
+            return False
+        self.write(tick)
+        return True
+
     def all(self) -> list[Tick]:
         return [tick for name in self.names() if (tick := self.read(name))]
 
 
+def _checked(tick: Tick) -> Tick:
+    """Raises a ValueError where what was read is no record."""
+    for attempt in tick.attempts:
+        for time in (attempt.started, attempt.ended or attempt.started):
+            of_iso(time)
+    texts = (tick.tick, tick.why, tick.started_from, *(attempt.error for attempt in tick.attempts))
+    whole = tick.state in STATES and isinstance(tick.outcome, dict) and all(isinstance(text, str) for text in texts)
+    begun = bool(tick.attempts) or tick.state not in (RUNNING, FAILED)
+    ended = tick.state != FAILED or bool(tick.attempts and tick.attempts[-1].ended)
+    if not (whole and begun and ended and cron.is_stamp(tick.tick)):
+        raise ValueError("no record")
+    return tick
+
+
 def iso(when: datetime) -> str:
     return when.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def of_iso(text: str) -> datetime:
+    """Raises a ValueError where it is none, or has no time zone."""
+    when = datetime.fromisoformat(text)
+    if when.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return when
 
 
 def due_at(tick: Tick) -> datetime:

@@ -89,7 +89,7 @@ class Lease:
             try:
                 version = self.store.swap(self.version, self._content(), True) or self._mine(True)
             except UserError:
-                if time.monotonic() - since < 0.8 * self.seconds:
+                if time.monotonic() - since < 0.7 * self.seconds:
                     continue
                 version = None
             if version is None:
@@ -102,6 +102,24 @@ class Lease:
         """A write that was answered too late to know of it."""
         content, version = self.store.read(hasty)
         return version if content and content.get("id") == self.own else None
+
+
+class Watch:
+    """Whether somebody has the lease, for one who does not want it: seen from one look to the next, without waiting."""
+
+    def __init__(self, folder: Folder, seconds: float = SECONDS, name: str = "lease.json") -> None:
+        self.store, self.seconds = store_of(folder, name, seconds), seconds
+        self.version: Any = None
+        self.since = 0.0
+
+    def is_held(self) -> bool:
+        """A holder without a beat for so many seconds is gone; one that is seen for the first time may be there."""
+        content, version = self.store.read()
+        if not content or not content["holder"]:
+            return False
+        if version != self.version:
+            self.version, self.since = version, time.monotonic()
+        return time.monotonic() - self.since < self.seconds
 
 
 class _LocalStore:

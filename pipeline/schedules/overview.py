@@ -1,10 +1,10 @@
 """Schedules and what became of them, as a person reads them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from pipeline import cron
-from pipeline.schedules.history import History, Tick
+from pipeline.schedules.history import History, Tick, due_at
 from pipeline.schedules.store import Schedule, Schedules
 
 
@@ -26,8 +26,13 @@ def next_time(schedule: Schedule, now: datetime | None = None) -> str:
 
 
 def run_now(schedules: Schedules, name: str, now: datetime | None = None) -> str:
-    """Returns the tick."""
-    when = now or datetime.now(UTC)
+    """Returns the tick: this minute or, where that has been due already, the next that has not."""
+    when, past = now or datetime.now(UTC), History(schedules.home(name))
+    newest = past.newest_begun(when + timedelta(days=1))  # a cluster's clock may be ahead of this one's
+    if newest:
+        when = max(when, due_at(newest) + timedelta(minutes=1))
+    while past.read(cron.stamp(when)):
+        when += timedelta(minutes=1)
     schedules.ask(name, when)
     return cron.stamp(when)
 

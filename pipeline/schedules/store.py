@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, dump, parse
-from pipeline.schedules.history import iso
+from pipeline.schedules.history import iso, of_iso
 from pipeline.secrets import masked, shows_secret
 from pipeline.storage import Folder
 
@@ -60,6 +60,11 @@ class Schedules:
             raise UserError(f"name: {name!r} is no schedule; allowed: {', '.join(self.names()) or 'none yet'}")
         try:
             found = Schedule(**json.loads(self.store.read(file)))
+            for when in (found.added, found.asked or found.added):
+                of_iso(when)
+            texts = (found.recipe_toml, found.tracking_uri)
+            if found.name != name or not all(isinstance(text, str) for text in texts):
+                raise ValueError("no schedule")
         except (ValueError, TypeError):
             raise UserError(
                 f"{self.store.uri}/{file}: is no schedule; allowed: one that `schedule add` wrote"

@@ -13,7 +13,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 from pipeline import models, recipe
 from pipeline.environment import require_locked
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import PassingError, UserError
 from pipeline.evaluation.judges import Clip, load_decoder
 from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
 from pipeline.prompts.negatives import NegativeSampler
@@ -54,7 +54,7 @@ def train(config: dict[str, Any]) -> None:
         return
     try:
         _run(Setup(**config), board)
-    except StoreError:
+    except PassingError:
         raise
     except UserError as error:
         ray.get(board.refuse.remote(str(error)))

@@ -48,13 +48,31 @@ def test_forwards_and_backwards_agree_over_a_change_of_the_clock(expression, zon
         assert cron.latest(expression, zone, now) == max(when for when in times if when <= now)
 
 
+def test_the_next_time_is_not_past_in_an_hour_that_comes_twice():
+    now = at("2026-10-25 01:15")  # the second 02:15 in Berlin
+    assert cron.following("*/30 * * * *", BERLIN, now, 2) == [at("2026-10-25 01:30"), at("2026-10-25 02:00")]
+
+
 def test_each_day_has_one_daily_time_over_a_year():
     times = cron.following("30 2 * * *", BERLIN, at("2026-01-01 00:00"), count=365)
     assert len({when.astimezone().date() for when in times} | {when.date() for when in times}) >= 365
     assert all(timedelta(hours=22.9) < b - a < timedelta(hours=25.1) for a, b in pairwise(times))
 
 
-@pytest.mark.parametrize("expression", ["", "x", "* * * *", "60 * * * *", "0 0 30 2 *", "@daily"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "x",
+        "* * * *",
+        "60 * * * *",
+        "0 0 30 2 *",
+        "@daily",
+        "* * * * * *",
+        "0 0 */29 2 SUN#5",
+        "9" * 5000 + " * * * *",
+    ],
+)
 def test_what_is_no_cron(expression):
     assert not cron.is_cron(expression)
 

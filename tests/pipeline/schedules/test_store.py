@@ -80,6 +80,12 @@ def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
         (["add", "weekly"], "schedule.cron: is empty; allowed: --cron"),
         (["add", "weekly", "--cron", "0 3 * *"], "schedule.cron: '0 3 * *' is not allowed; allowed: five fields"),
         (["add", "weekly", "--cron", "0 3 * * *", "--timezone", "Mars"], "schedule.timezone: 'Mars' is not allowed"),
+        (["add", "weekly", "--cron", "0 0 */29 2 SUN#5"], "schedule.cron: '0 0 */29 2 SUN#5' is not allowed"),
+        (["add", "weekly", "--cron", "0 3 * * *", "--set", "schedule.late_hours=1e300"], "schedule.late_hours: 1e+300"),
+        (
+            ["add", "weekly", "--cron", "0 3 * * *", "--set", "schedule.retry_minutes=inf"],
+            "schedule.retry_minutes: inf",
+        ),
         (["pause", "nothing"], "name: 'nothing' is no schedule; allowed: none yet"),
     ],
 )
@@ -109,6 +115,23 @@ def test_a_second_of_the_same_name_is_refused(schedule):
     assert "'weekly' is there already" in err
 
 
-def test_a_tick_that_is_no_time_is_one_line(capsys, tmp_path):
-    assert main(["tick", "--runs", str(tmp_path), "--tick", "../../x"]) == 2
-    assert "--tick: '../../x' is not allowed; allowed: a UTC time" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tick", "../../x"], "--tick: '../../x' is not allowed; allowed: a UTC time"),
+        (["--recipe", "shapes"], "schedule.cron: is empty; allowed: --cron"),
+        (["--runs", "s3://"], "'s3://' is not allowed; allowed: s3://BUCKET/FOLDER"),
+        (["--runs", "s3://b"], "is not allowed; allowed: s3://BUCKET/FOLDER"),
+    ],
+)
+def test_a_mistake_in_a_tick_is_one_line(capsys, tmp_path, arguments, message):
+    assert main(["tick", "--runs", str(tmp_path), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_schedule_of_many_machines_does_not_name_a_file_of_this_one(bucket, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["schedule", "add", "weekly", "--cron", "0 3 * * *", "--store", f"{bucket}/schedules"]) == 2
+    assert "is of this machine; allowed: a server" in capsys.readouterr().err

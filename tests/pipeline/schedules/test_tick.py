@@ -1,14 +1,17 @@
+import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline import cron
-from pipeline.errors import StoreError, TrainingError, UserError
+from pipeline.errors import PassingError, StoreError, TrainingError, UserError
 from pipeline.recipe import load
 from pipeline.registry import versions
 from pipeline.schedules import tick as ticks
 from pipeline.schedules.history import DIED, History, Tick
-from pipeline.schedules.lease import Lease
+from pipeline.schedules.lease import Lease, store_of
 from pipeline.schedules.tick import run_tick
 from pipeline.storage import Folder
 
@@ -117,6 +120,7 @@ def test_one_that_was_killed_too_often_is_given_up(tick, past):
     work = Work()
     assert tick(work) == f"{TICK}: failed 2 times: {DIED}"
     assert not work.runs
+    assert (past.read(TICK).state, past.read(TICK).why) == ("failed", DIED)
 
 
 def test_no_overlap(tick, past, tmp_path):
@@ -138,9 +142,77 @@ def test_the_same_tick_twice_at_once_runs_once(tick, past, tmp_path):
 
 def test_a_clock_that_goes_back_repeats_nothing(tick, past):
     work = Work()
-    tick(work)
-    assert tick(work, NOW - timedelta(days=3)) == f"20261122T0300Z: is over: {TICK} was begun after it"
-    assert len(work.runs) == 1
+    for day in (-1, 0, 1):
+        tick(work, NOW + timedelta(days=day))
+    for day in (-1, 0, 1):
+        assert tick(work, NOW + timedelta(days=day)).endswith("is done already")
+    assert len(work.runs) == 3
+
+
+def test_a_clock_that_was_far_ahead_for_once_stops_nothing(tick, past):
+    work = Work()
+    tick(work, NOW + timedelta(days=300))
+    assert "version 1" in tick(work)
+    assert past.names() == [TICK, "20270921T0300Z"]
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_what_was_begun_goes_on_before_what_is_due_later(tick, past, left_out):
+    """It died at its first attempt; meanwhile a later time was due, and was left out or nobody looked."""
+    past.write(Tick(TICK).begun(NOW))
+    if left_out:
+        past.write(Tick("20261126T0300Z", "skipped", "still ran"))
+    work = Work()
+    later = NOW + timedelta(days=1)
+    assert tick(work, later).startswith(f"{TICK}: version 1")
+    assert [run.rpartition("/")[2] for run in work.runs] == [TICK]
+    assert past.read("20261126T0300Z").state == "skipped"
+    assert tick(work, later).startswith("20261126T0300Z: is skipped already")
+
+
+def test_what_may_not_be_tried_again_is_written_down_when_another_begins(tick, past):
+    past.write(Tick(TICK).begun(NOW).begun(NOW))
+    work = Work()
+    tick(work, NOW + timedelta(days=1))
+    assert [run.rpartition("/")[2] for run in work.runs] == ["20261126T0300Z"]
+    assert (past.read(TICK).state, past.read(TICK).why) == ("failed", DIED)
+
+
+@pytest.mark.parametrize("ends", [None, TrainingError("it broke")])
+def test_who_lost_the_lease_leaves_the_record_to_who_has_it(tick, past, tmp_path, ends):
+    def work(recipe, run):
+        store, other = store_of(past.home, "lease.json"), {"holder": "other", "id": "x", "beat": 1}
+        while not store.swap(store.read()[1], other):
+            pass
+        past.write(theirs)
+        try:
+            time.sleep(10)
+        except KeyboardInterrupt:
+            if ends:
+                raise ends from None
+        return OUTCOME
+
+    theirs = Tick(TICK).begun(NOW).begun(NOW)
+    with suppress(TrainingError):
+        tick(work)
+    assert past.read(TICK) == theirs
+
+
+def test_what_passes_is_tried_again_and_what_is_written_down_shows_no_secret(tick, past):
+    with pytest.raises(PassingError):
+        tick(Work(PassingError("tracking-uri: http://me:hush@mlflow does not answer")))
+    record = past.read(TICK)
+    assert (record.state, record.why) == ("failed", "tracking-uri: http://me:***@mlflow does not answer")
+
+
+def test_an_outage_before_the_job_is_an_attempt_too(tick, past, monkeypatch):
+    def away(uri, name):
+        raise PassingError("MLflow is away")
+
+    monkeypatch.setattr(versions, "champion", away)
+    with pytest.raises(PassingError):
+        tick(Work(), recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
+    assert past.read(TICK).attempts[0].error == "MLflow is away"
 
 
 def test_one_that_is_asked_for_is_not_late(tick):
@@ -149,28 +221,50 @@ def test_one_that_is_asked_for_is_not_late(tick):
     assert len(work.runs) == 1
 
 
-def test_it_starts_from_the_champion_and_a_retry_from_the_same(tick, past, tmp_path, monkeypatch):
-    champion = ["3"]
-    monkeypatch.setattr(versions, "champion", lambda uri, name: champion[0])
+@pytest.fixture
+def champion(monkeypatch):
+    """A registry with one champion, and what was downloaded."""
+    own = SimpleNamespace(now=versions.Champion("3", "a" * 64), downloads=[])
+    monkeypatch.setattr(versions, "champion", lambda uri, name: own.now)
 
     def download(uri, name, folder, version):
+        own.downloads.append(version)
         (folder / "student").mkdir(parents=True)
-        (folder / "student/model_index.json").write_text(f"of version {version}")
+        (folder / "student/model_index.json").write_text(f"of version {version}, {own.now.student_sha256}")
         return {"folder": folder}
 
     monkeypatch.setattr(versions, "download", download)
-    warm = load("shapes", ["schedule.cron='0 3 * * *'"])
+    return own
+
+
+WARM = ["schedule.cron='0 3 * * *'"]
+
+
+def test_it_starts_from_the_champion_and_a_retry_from_the_same(tick, past, tmp_path, champion):
+    warm = load("shapes", WARM)
     work = Work(TrainingError("it broke"))
     with pytest.raises(TrainingError):
         tick(work, recipe=warm)
-    champion[0] = "4"
+    champion.now = versions.Champion("4", "b" * 64)
     tick(work, recipe=warm)
-    start = tmp_path / "weekly/champions/3"
+    start = tmp_path / "weekly/champions/3-aaaaaaaaaaaa"
     assert [recipe.student.init for recipe in work.recipes] == [str(start)] * 2
-    assert (start / "model_index.json").read_text() == "of version 3"
-    assert past.read(TICK).started_from == "version 3"
+    assert "of version 3" in (start / "model_index.json").read_text()
+    assert past.read(TICK).started_from == "version 3, student aaaaaaaaaaaa"
     tick(work, NOW + timedelta(days=1), recipe=warm)
-    assert work.recipes[-1].student.init.endswith("champions/4")
+    assert work.recipes[-1].student.init.endswith("champions/4-bbbbbbbbbbbb")
+    assert champion.downloads == ["3", "4"]
+
+
+def test_a_champion_that_is_half_there_is_fetched_again_and_another_of_its_number_too(tick, tmp_path, champion):
+    half = tmp_path / "weekly/champions/3-aaaaaaaaaaaa"
+    half.mkdir(parents=True)
+    (half / "model_index.json").write_text("half")
+    tick(Work(), recipe=load("shapes", WARM))
+    assert "of version 3" in (half / "model_index.json").read_text()
+    champion.now = versions.Champion("3", "c" * 64)  # of a registry that began anew
+    tick(Work(), NOW + timedelta(days=1), recipe=load("shapes", WARM))
+    assert "c" * 64 in (tmp_path / "weekly/champions/3-cccccccccccc/model_index.json").read_text()
 
 
 def test_without_a_champion_it_starts_from_the_teacher(tick, past, monkeypatch):
