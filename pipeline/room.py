@@ -21,6 +21,10 @@ class Ask:
     count: int
     each: dict[str, float]
 
+    def __str__(self) -> str:
+        words = " and ".join(f"{amount:g} {name}" for name, amount in self.each.items())
+        return f"{self.many} with {words} each"
+
     @property
     def many(self) -> str:
         plural = "es" if self.one.endswith("s") else "s"
@@ -76,19 +80,14 @@ def _await(ask: Ask, wait_minutes: float, say: Callable[[str], None]) -> None:
     try:
         if room.wait(STARTS_SECONDS):
             return
-        asked = f"{ask.many} with {_words(ask.each)} each"
-        say(f"waiting for room: {asked}; {_there(ask)}; for {wait_minutes:g} minutes at most")
+        say(f"waiting for room: {ask}; {_there(ask)}; for {wait_minutes:g} minutes at most")
         if not room.wait(max(0, math.ceil(60 * wait_minutes) - STARTS_SECONDS)):
             raise PassingError(
-                f"{ask.field(list(ask.each)[-1])}: {asked} are asked for, and {_there(ask)} after {wait_minutes:g} "
+                f"{ask.field(list(ask.each)[-1])}: {ask} are asked for, and {_there(ask)} after {wait_minutes:g} "
                 "minutes; allowed: fewer, a larger cluster, or a longer wait_minutes"
             )
     finally:
         ray.util.remove_placement_group(room)
-
-
-def _words(resources: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
 def _there(ask: Ask) -> str:

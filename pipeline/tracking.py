@@ -6,8 +6,11 @@ import os
 import queue
 import threading
 import time
+import urllib.error
+import urllib.request
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,15 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipeline import ROOT
-from pipeline.errors import UserError
+from pipeline.errors import StoreError, UserError
+from pipeline.secrets import masked
+from pipeline.storage import first_line
 
 EXPERIMENT = "nasa-distill"
 BUFFERED = 1000  # writes that wait for a store that is away
 RETRY_SECONDS = (0.5, 1, 2, 5, 10)
 FLUSH_SECONDS = 20
+REACH_SECONDS = 10
 logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
 logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)  # of every version that it waits for
 logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # and of every start
@@ -44,28 +50,66 @@ def client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+@contextmanager
+def reached(uri: str) -> Iterator[MlflowClient]:
+    """A client, within which a failure of MLflow is one line.
+
+    A server is called once before, since MLflow would try a dead one for minutes.
+    """
+    if uri.startswith(("http://", "https://")):
+        _reach(uri)
+    try:
+        own = client(uri)
+    except (MlflowException, OSError) as error:
+        raise StoreError(f"tracking-uri: {uri}: {first_line(error)}") from error
+    try:
+        yield own
+    except MlflowException as error:
+        raise StoreError(f"tracking-uri: {uri}: {first_line(error)}") from error
+
+
+def _reach(uri: str) -> None:
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # it answers: what is wrong, MLflow will say
+    except (OSError, ValueError) as error:
+        raise StoreError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
+
+
+def require(uri: str) -> None:
+    """Refuse, in one line, a tracking store that is not there."""
+    with reached(uri):
+        pass
+
+
 def require_run(uri: str, run_id: str) -> None:
     """Refuse, in one line, a tracking store that does not hold this run."""
-    try:
-        client(uri).get_run(run_id)
-    except MlflowException as error:
-        raise UserError(f"tracking-uri: {uri} has no run {run_id}: {error.message}") from error
+    with reached(uri) as tracker:
+        try:
+            tracker.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(f"tracking-uri: {uri} has no run {run_id}: {error.message}") from error
 
 
 def create_run(uri: str, name: str, params: Mapping[str, Any]) -> str:
     """A new run's id; made in the driver, written to by rank 0, so that a restart appends to it."""
-    tracker = client(uri)
-    experiment = tracker.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        local = uri.startswith("sqlite:///")
-        place = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
-        experiment_id = tracker.create_experiment(EXPERIMENT, artifact_location=place)
-    else:
-        experiment_id = experiment.experiment_id
-    run = tracker.create_run(experiment_id, run_name=name)
-    tracker.log_batch(run.info.run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
-    run_id: str = run.info.run_id
+    with reached(uri) as tracker:
+        experiment_id = _experiment(tracker, uri)
+        run_id: str = tracker.create_run(experiment_id, run_name=name).info.run_id
+        tracker.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
     return run_id
+
+
+def _experiment(tracker: MlflowClient, uri: str) -> str:
+    """Ours, made where it is not there."""
+    if experiment := tracker.get_experiment_by_name(EXPERIMENT):
+        return str(experiment.experiment_id)
+    local = uri.startswith("sqlite:///")
+    place = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
+    return str(tracker.create_experiment(EXPERIMENT, artifact_location=place))
 
 
 class Tracker:
@@ -117,7 +161,7 @@ class Tracker:
             time.sleep(0.02)
         lost = self._lost + self._waiting.unfinished_tasks
         if lost:
-            warnings.warn(f"MLflow at {self._client.tracking_uri}: {lost} writes are lost", stacklevel=2)
+            warnings.warn(f"MLflow at {masked(self._client.tracking_uri)}: {lost} writes are lost", stacklevel=2)
 
     def _later(self, write: Callable[[], object]) -> None:
         try:

@@ -41,7 +41,7 @@ def register(candidate: Candidate, tracking_uri: str) -> dict[str, Any]:
     decided anew.
     """
     entry = _Entry(candidate, parse(candidate.recipe), Scores.read(candidate.evaluation))
-    with store.registry(tracking_uri) as client:
+    with tracking.reached(tracking_uri) as client:
         tracking.require_run(tracking_uri, candidate.mlflow_run)
         store.ensure_model(client, entry.name)
         number = _version(client, entry)

@@ -1,50 +1,15 @@
-"""MLflow's registry: names, tags, and its failures as one line."""
-
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""MLflow's registry: names and tags."""
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipeline import tracking
-from pipeline.errors import StoreError, UserError
-from pipeline.storage import first_line
+from pipeline.errors import UserError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 STUDENT, EVALUATION = "student_sha256", "evaluation_sha256"  # tags of a version
 STATE, WHY, METRIC, STEP, PREVIOUS = "state", "why", "metric", "step", "previous_champion"
 DECIDED = "decided_on"  # what made it no champion; written last, so that a version without it is decided again
-REACH_SECONDS = 10
-
-
-@contextmanager
-def registry(uri: str) -> Iterator[MlflowClient]:
-    """A client, within which a failure of MLflow is one line.
-
-    A server is called once before, since MLflow would try a dead one for minutes.
-    """
-    if uri.startswith(("http://", "https://")):
-        _reach(uri)
-    try:
-        client = tracking.client(uri)
-    except (MlflowException, OSError) as error:
-        raise StoreError(f"tracking-uri: {uri}: {first_line(error)}") from error
-    try:
-        yield client
-    except MlflowException as error:
-        raise StoreError(f"tracking-uri: {uri}: {first_line(error)}") from error
-
-
-def _reach(uri: str) -> None:
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()
-    except urllib.error.HTTPError:
-        return  # it answers: what is wrong, MLflow will say
-    except (OSError, ValueError) as error:
-        raise StoreError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
 
 
 def names(client: MlflowClient) -> list[str]:

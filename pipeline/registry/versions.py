@@ -8,7 +8,7 @@ from typing import Any
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from pipeline import manifest
+from pipeline import manifest, tracking
 from pipeline.errors import UserError
 from pipeline.registry import pages, store
 from pipeline.registry.bundle import STUDENT
@@ -17,7 +17,7 @@ from pipeline.registry.store import CHALLENGER, CHAMPION, PREVIOUS, STATE, WHY
 
 def listed(tracking_uri: str, name: str | None = None) -> list[dict[str, str]]:
     """Each version of each model, or of one, the newest first, with what tells it from the others."""
-    with store.registry(tracking_uri) as client:
+    with tracking.reached(tracking_uri) as client:
         if name is not None:
             store.require_model(client, name)
         return [row for model in ([name] if name else store.names(client)) for row in _rows(client, model)]
@@ -52,7 +52,7 @@ class Champion:
 
 def champion(tracking_uri: str, name: str) -> Champion | None:
     """None where the model, or a champion of it, is not there yet."""
-    with store.registry(tracking_uri) as client:
+    with tracking.reached(tracking_uri) as client:
         number = store.aliases(client, name).get(CHAMPION) if store.is_model(client, name) else None
         if number is None:
             return None
@@ -64,7 +64,7 @@ def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, s
 
     It is written down before the alias moves, so that an interrupted call does the same when it is called again.
     """
-    with store.registry(tracking_uri) as client:
+    with tracking.reached(tracking_uri) as client:
         store.require_model(client, name)
         current = store.aliases(client, name).get(CHAMPION)
         if current is None:
@@ -89,7 +89,7 @@ def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, s
 
 def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> dict[str, Any]:
     """A version's folder, the champion's where none is named; the student is checked against its checksum."""
-    with store.registry(tracking_uri) as client:
+    with tracking.reached(tracking_uri) as client:
         store.require_model(client, name)
         number = version or store.aliases(client, name).get(CHAMPION)
         if number is None:

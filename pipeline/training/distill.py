@@ -1,6 +1,7 @@
 """From prepared prompts to a one-step student: the driver of a distillation."""
 
 import json
+import math
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -62,19 +63,7 @@ def distill(
     """
     if folder.has(manifest.NAME):
         return manifest.read(folder, "distill")
-    require_fit(recipe)
-    record = prepared.check(prompt_folder)
-    _check_prompts(recipe, record)
-    teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
-    init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
-    _check_models(recipe, teacher, init)
-    if recipe.train.clip_weight:
-        clip_folder(recipe.train.clip_model)
-        if recipe.train.clip_decoder:
-            decoder_folder(recipe.train.clip_decoder)
-    if recipe.evaluation.every:
-        evaluate.require(recipe, prompt_folder)
-    check_store(folder)
+    record, teacher, init = _checked(recipe, prompt_folder, folder, tracking_uri)
     name_accelerator()
     with ray_session(address):
         for ask in _asks(recipe):
@@ -100,6 +89,28 @@ def distill(
             'train.on_divergence = "roll_back"'
         )
     return _finish(recipe, folder, record, teacher, setup, result)
+
+
+def _checked(
+    recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri: str
+) -> tuple[dict[str, Any], Path, Path | None]:
+    """The prompts' manifest, the teacher's folder and the student's start, when all that is needed is there."""
+    require_fit(recipe)
+    record = prepared.check(prompt_folder)
+    _check_prompts(recipe, record)
+    teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
+    init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
+    _check_models(recipe, teacher, init)
+    if recipe.train.clip_weight:
+        clip_folder(recipe.train.clip_model)
+        if recipe.train.clip_decoder:
+            decoder_folder(recipe.train.clip_decoder)
+    if recipe.evaluation.every:
+        evaluate.require(recipe, prompt_folder)
+    check_store(folder)
+    if not folder.has(RUN_FILE):  # a run that goes on writes to MLflow when it can
+        tracking.require(tracking_uri)
+    return record, teacher, init
 
 
 def _asks(recipe: Recipe) -> list[room.Ask]:
@@ -228,7 +239,10 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
             name=TRAIN_NAME,
             storage_path=folder.path,
             storage_filesystem=folder.filesystem,
-            failure_config=FailureConfig(max_failures=train.max_failures),
+            failure_config=FailureConfig(
+                max_failures=train.max_failures,
+                controller_failure_limit=_patience(train),
+            ),
             checkpoint_config=_kept(recipe),
         ),
         validation_config=validation,
@@ -239,9 +253,15 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise TrainingError(
-            f"training stopped: {_cause(error)}; {_kept_traceback(folder, error)}; "
+            f"training stopped: {_cause(error, train)}; {_kept_traceback(folder, error)}; "
             "run the same command again to continue from the last checkpoint"
         ) from error
+
+
+def _patience(train: Train) -> int:
+    """In minutes: how long a run waits, in all, for machines that were lost. Ray Train counts each as a failure of its
+    controller's, and would allow any number."""
+    return math.ceil(train.wait_minutes) * (train.max_failures + 1)
 
 
 def _kept(recipe: Recipe) -> CheckpointConfig:
@@ -267,8 +287,10 @@ def _chosen(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict[str, Any]]
     return max(scored, key=lambda each: sign * each[1][name])
 
 
-def _cause(error: TrainingFailedError) -> str:
+def _cause(error: TrainingFailedError, train: Train) -> str:
     """The last line of the first failed worker's traceback, or of the controller's."""
+    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+        return f"no room for {room.of_training(train)} in {_patience(train)} minutes"
     workers = getattr(error, "worker_failures", {})
     text = str(workers[min(workers)]) if workers else str(error)
     return text.strip().splitlines()[-1]

@@ -13,8 +13,10 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from safetensors.torch import load_file
 
 from jobs.__main__ import main
@@ -212,6 +214,26 @@ def test_a_training_that_diverges_is_one_line(tmp_path, tiny_teacher, capsys, ra
     assert " is nan; " in line
     assert captured.out.count("back to step 1, with other random numbers") == 1
     assert not (Path(wild["folder"]) / "distilled/student").exists()
+
+
+def test_machines_that_do_not_come_back_are_not_waited_for_without_end(run, tmp_path, capsys, monkeypatch):
+    waits = []
+
+    def fit(trainer):
+        """Ray Train asks its policy after each minute without room."""
+        error = ControllerError(WorkerGroupStartupTimeoutError(2))
+        policy = DefaultFailurePolicy(trainer.run_config.failure_config)
+        while policy.make_decision(error) is FailureDecision.RETRY:
+            waits.append(60)
+        raise error
+
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    other = {**run, "folder": tmp_path / "run"}
+    shutil.copytree(Path(run["folder"]) / "prompts", tmp_path / "run/prompts")
+    sets = ("--set", "train.wait_minutes=5", "--set", "train.max_failures=1")
+    assert main(arguments("distill", other, *sets)) == 1
+    assert "error: training stopped: no room for 2 workers with 0.5 CPU each in 10 minutes; " in capsys.readouterr().err
+    assert len(waits) == 10
 
 
 def test_training_that_failed_is_one_line(tmp_path, tiny_teacher, capsys, monkeypatch, ray_cluster):
