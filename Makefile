@@ -36,7 +36,7 @@ lint: $(VENV)/installed
 $(VENV)/installed: requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools wheel
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements.lock
+	DS_IGNORE_CUDA_DETECTION=1 DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements.lock
 	touch $@
 
 # The lock holds names and versions alone, so that it is the same on every platform; atheris has wheels for Linux only.

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/kuberay"
 own=(--recipe sd21 --image REGISTRY/nasa-distill:latest --gpus-per-node 4)
+own+=(--set prompts.root=s3://BUCKET/prompts --set evaluation.benchmarks=s3://BUCKET/benchmarks)
 when=(--cron "0 3 * * SUN" --timezone Europe/Berlin)
 jobs() { PYTHONPATH=../.. "${PYTHON:-python}" -m jobs manifest "$@"; }
 jobs RayCluster "${own[@]}" --run s3://BUCKET/runs/first > raycluster.yaml

@@ -62,6 +62,21 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     return load(options.recipe, [*overrides, *options.overrides])
 
 
+def require_shared_prompts(recipe: Recipe) -> None:
+    """Refuse sources of this machine alone."""
+    if paths := recipe.prompts.of_one_machine:
+        raise UserError(
+            f"prompts.sources: {paths[0]!r} is of this machine; allowed: s3://, a path that every node has, or "
+            "--set prompts.root=s3://BUCKET/FOLDER"
+        )
+
+
+def require_server(tracking_uri: str) -> None:
+    """Refuse a file of this machine."""
+    if tracking_uri.startswith("sqlite:"):
+        raise UserError(f"--tracking-uri: {tracking_uri!r} is of this machine; allowed: a server that all nodes reach")
+
+
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address",

@@ -3,7 +3,6 @@
 import argparse
 
 from jobs import options as shared
-from pipeline.errors import UserError
 
 ACTIONS = ("add", "list", "pause", "resume", "remove", "run-now", "history")
 
@@ -31,12 +30,11 @@ def run(options: argparse.Namespace) -> None:
     if options.action == "history":
         print(shared.table(overview.past(schedules, name), "nothing was due yet"))
     elif options.action == "add":
-        tracking = shared.tracking_of(options)
-        if tracking.startswith("sqlite:") and not schedules.store.is_local:
-            raise UserError(
-                f"--tracking-uri: {tracking!r} is of this machine; allowed: a server that every node reaches"
-            )
-        schedules.add(name, shared.recipe_of(options), tracking)
+        recipe, tracking = shared.recipe_of(options), shared.tracking_of(options)
+        if not schedules.store.is_local:
+            shared.require_shared_prompts(recipe)
+            shared.require_server(tracking)
+        schedules.add(name, recipe, tracking)
         print(f"{name}: next {overview.next_time(schedules.read(name))}; `python -m jobs scheduler` submits it")
     elif options.action == "run-now":
         print(f"{name}: {overview.run_now(schedules, name)} is due now")

@@ -28,6 +28,8 @@ def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Jo
     module.add_arguments(parser)
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
     recipe = shared.recipe_of(options) if getattr(options, "recipe", None) else None
+    if recipe and "prompts" in actions:
+        shared.require_shared_prompts(recipe)
     sent = recipe is not None and not options.in_image
     arguments: list[str] = []
     for dest, action in actions.items():

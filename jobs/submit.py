@@ -21,6 +21,9 @@ COMMANDS = {
 }
 
 
+FOLLOWED_NO_LONGER = 130  # as of any command that Ctrl-C ends
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="submitted", required=True, metavar="command")
     for name, module in COMMANDS.items():
@@ -63,7 +66,7 @@ def followed(client: Any, submission_id: str) -> int:
             f"`python -m jobs stop {submission_id}` ends it",
             file=sys.stderr,
         )
-        return 0
+        return FOLLOWED_NO_LONGER
     details = client.get_job_info(submission_id)
     print(f"{submission_id}: {str(details.status).lower()}", file=sys.stderr)
     return code

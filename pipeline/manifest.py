@@ -14,6 +14,7 @@ from pipeline.storage import Folder
 
 NAME = "manifest.json"
 WORDS = {str: "a text", int: "a whole number", dict: "an object"}
+MADE_BY = {"benchmarks": "prepare-benchmarks", "student": "distill"}  # kinds that are not named as their command
 FIELDS: dict[str, dict[str, type]] = {  # what other steps read of each kind
     "prepare": {"recipe": str, "files": dict, "sources": dict, "prompts": int, "epoch": int},
     "distill": {"recipe": str, "teacher_sha256": str, "student_sha256": str, "prompts": dict, "mlflow_run": str},
@@ -36,7 +37,8 @@ def read(folder: Folder, kind: str) -> dict[str, Any]:
         UserError: where there is none, or one of another kind, with the command that makes one.
     """
     if not folder.has(NAME):
-        raise UserError(f"{folder.uri}: no complete {kind} here (no {NAME}); run `python -m jobs {kind}` first")
+        command = MADE_BY.get(kind, kind)
+        raise UserError(f"{folder.uri}: no complete {kind} here (no {NAME}); run `python -m jobs {command}` first")
     try:
         record: dict[str, Any] = json.loads(folder.read(NAME))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

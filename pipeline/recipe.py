@@ -25,6 +25,7 @@ from pipeline.config import (
 )
 from pipeline.cron import FIELDS, is_cron, is_zone
 from pipeline.errors import UserError
+from pipeline.secrets import masked
 
 RECIPES = Path(__file__).parent / "recipes"
 SETS = {"hpsv2", "negopt", "exclusion"}  # of prompts, as `prepare-benchmarks` writes them
@@ -68,6 +69,9 @@ class Source:
 class Prompts:
     """What training sees, cleaned and filtered.
 
+    `root` is the folder, local or s3://, that relative paths of sources and negatives are in; where it is empty the
+    one that the command runs in.
+
     `count` and `negative_draws` are of the embedded world; the rest is of one's own sources. `near_duplicates` is the
     overlap of words (Jaccard, 0 to 1) from which two prompts count as one; 0 keeps all but exact repeats. `tokenizer`
     is a folder or a hub id where it is not the teacher's. `negatives` are files of negative prompts, such as NegOpt's,
@@ -75,6 +79,7 @@ class Prompts:
     """
 
     sources: tuple[Source, ...] = checked((Source(),), (bool, "one or more sections [[prompts.sources]]"))
+    root: str = ""
     count: int = checked(24_000, POSITIVE)
     negative_draws: int = checked(20_000, POSITIVE)
     negatives: str = ""
@@ -85,6 +90,18 @@ class Prompts:
     near_duplicates: float = checked(0.8, PROBABILITY)
     tokenizer: str = ""
     on_unreadable: Literal["skip", "stop"] = "skip"
+
+    def place(self, path: str) -> str:
+        """Of a source's path below `root`, unless it stands for itself."""
+        if not self.root or path == EMBEDDED or path.startswith(("s3://", "/", "~")):
+            return path
+        return f"{self.root.rstrip('/')}/{path}"
+
+    @property
+    def of_one_machine(self) -> list[str]:
+        """Sources that other machines do not see: relative paths."""
+        placed = [self.place(source.path) for source in self.sources]
+        return [path for path in placed if path != EMBEDDED and not path.startswith(("s3://", "/"))]
 
     @property
     def embedded(self) -> bool:
@@ -311,6 +328,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
     recipe: Recipe = config.read(Recipe, text, overrides, where)
+    _check_secrets(recipe)
     _check_batch(recipe.train)
     _check_sources(recipe.prompts)
     if recipe.train.encoders and recipe.method.negative_per == "batch":
@@ -318,6 +336,13 @@ def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") ->
             f'train.encoders: {recipe.train.encoders} is not allowed with method.negative_per = "batch"; allowed: 0'
         )
     return recipe
+
+
+def _check_secrets(recipe: Recipe) -> None:
+    """It is written into manifests, reports, model cards and MLflow."""
+    for line in dump(recipe).splitlines():
+        if (shown := masked(line, {})) != line:
+            raise UserError(f"recipe: {shown!r} holds a secret; allowed: in the environment, as HF_TOKEN is")
 
 
 def _check_batch(train: Train) -> None:

@@ -9,6 +9,7 @@ import ray
 from pipeline.errors import PassingError, UserError
 from pipeline.recipe import Evaluation, Train
 
+WAIT_MINUTES = 10.0  # of what has no recipe that says it
 STARTS_SECONDS = 10  # in which a cluster that has room has given it
 
 

@@ -4,15 +4,21 @@ import os
 import re
 from collections.abc import Mapping
 
-NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|(^|_)KEY(_|$)")  # of a variable, in capitals
+NAME = re.compile(  # of a variable, in capitals
+    r"TOKEN|SECRET|PASS(WORD|WD|PHRASE|$)|(^|_)PASS(_|$)|PWD(_|$)|CREDENTIAL|COOKIE|(^|_)AUTH(_|$)|AUTHORIZATION|HEADERS(_|$)"
+    r"|(API|ACCESS|PRIVATE|SIGNING)_?KEY|(^|_)KEY(_|$)"
+)
 SHORTEST = 8  # characters: a shorter value would hide words that are none
 MASK = "***"
 IN_ADDRESS = re.compile(r"(?P<head>\w[\w+.-]*://[^\s/:@]*:)\S+(?P<tail>@)")
+USER = re.compile(r"(?P<head>https?://)[^\s/:@?#]+(?P<tail>@)")  # a token in the place of a name
 IN_QUERY = re.compile(
-    r"(?P<head>[?&](?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|sig|token)=)[^&\s]+",
+    r"(?P<head>[?&](?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|sig|\w*token|\w*secret"
+    r"|(?:access|secret|api|private)_?key(?:_id)?|password|passwd|pwd)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
-NOT_SECRET = {"RAY_AUTH_TOKEN_PATH", "AWS_WEB_IDENTITY_TOKEN_FILE"}  # names of files
+IN_HEADER = re.compile(r"(?P<head>\bAuthorization\W{1,4}\w+\s+|\bBearer\s+(?=\S{16}))[\w.~+/=-]+", re.IGNORECASE)
+NOT_SECRET = {"RAY_AUTH_TOKEN_PATH", "AWS_WEB_IDENTITY_TOKEN_FILE", "RAY_AUTH_MODE", "PWD", "OLDPWD"}  # names of files
 
 
 def is_secret(name: str) -> bool:
@@ -26,8 +32,11 @@ def masked(text: str, environment: Mapping[str, str] | None = None) -> str:
     values = {value for name, value in own.items() if is_secret(name) and len(value) >= SHORTEST}
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, MASK)
-    text = IN_ADDRESS.sub(rf"\g<head>{MASK}\g<tail>", text)
-    return IN_QUERY.sub(rf"\g<head>{MASK}", text)
+    for pattern in (IN_ADDRESS, USER):
+        text = pattern.sub(rf"\g<head>{MASK}\g<tail>", text)
+    for pattern in (IN_QUERY, IN_HEADER):
+        text = pattern.sub(rf"\g<head>{MASK}", text)
+    return text
 
 
 def shows_secret(text: str) -> bool:

@@ -1,15 +1,18 @@
 """A Ray session for the duration of a command: the cluster that is given, or a small local one."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
 
 from pipeline import ENVIRONMENT, ROOT
 
+OF_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job how it was submitted
 LEAST_CPUS = 4  # logical ones: two train workers share two real cores with the data they read
 
 
@@ -26,7 +29,7 @@ def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Ite
     local = {"num_cpus": max(least_cpus, os.cpu_count() or 1), "include_dashboard": False}
     ray.init(
         address=address or "local",
-        runtime_env={"env_vars": {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+        runtime_env={"env_vars": _variables()},
         logging_level=logging.ERROR,
         log_to_driver=False,
         **({} if address else local),
@@ -35,6 +38,18 @@ def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Ite
         yield
     finally:
         ray.shutdown()
+
+
+def _variables() -> dict[str, str]:
+    """Of all workers. What a job was submitted with goes before, and Ray refuses to be told the same name twice."""
+    own = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {name: value for name, value in own.items() if name not in submitted_environment().get("env_vars", {})}
+
+
+def submitted_environment() -> dict[str, Any]:
+    """The runtime environment that this process, a job's, was submitted with; empty where it is none."""
+    told = json.loads(os.environ.get(OF_JOB) or "{}")
+    return dict(told.get("runtime_env") or {})
 
 
 def _be_quiet() -> None:

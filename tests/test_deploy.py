@@ -2,11 +2,16 @@
 
 import json
 import lzma
+import os
 import shlex
+import shutil
+import subprocess
+import time
 from functools import cache
 from pathlib import Path
 
 import jsonschema
+import psutil
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -19,7 +24,9 @@ CRDS = json.loads(lzma.decompress((ROOT / "tests/data/kuberay/crds.json.xz").rea
 POD = CRDS["RayCluster"]["properties"]["spec"]["properties"]["headGroupSpec"]["properties"]["template"]
 RENDERED = {"RayCluster": "raycluster", "RayJob": "rayjob", "RayCronJob": "raycronjob", "CronJob": "cronjob"}
 CRON = ["--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin"]
-OWN = ["--recipe", "sd21", "--image", "REGISTRY/nasa-distill:latest", "--gpus-per-node", "4"]
+MATERIAL = ["prompts.root=s3://BUCKET/prompts", "evaluation.benchmarks=s3://BUCKET/benchmarks"]
+SETS = [word for one in MATERIAL for word in ("--set", one)]
+OWN = ["--recipe", "sd21", "--image", "REGISTRY/nasa-distill:latest", "--gpus-per-node", "4", *SETS]
 
 
 def fields(*names, **more):
@@ -133,7 +140,7 @@ def test_what_a_manifest_starts_is_a_command_that_there_is(kind):
 )
 def test_the_cluster_holds_the_recipe_s_workers_and_who_evaluates_meanwhile(capsys, sets, gpus_per_node, nodes, gpus):
     more = [word for one in sets for word in ("--set", one)]
-    command = ["manifest", "RayJob", "--recipe", "sd21", "--run", "s3://B/r", "--image", "i", *more]
+    command = ["manifest", "RayJob", "--recipe", "sd21", "--run", "s3://B/r", "--image", "i", *SETS, *more]
     assert main([*command, "--gpus-per-node", str(gpus_per_node)]) == 0
     (group,) = yaml.safe_load(capsys.readouterr().out)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -142,12 +149,38 @@ def test_the_cluster_holds_the_recipe_s_workers_and_who_evaluates_meanwhile(caps
 
 
 @pytest.mark.parametrize(
+    ("sets", "name", "gpus"),
+    [
+        (["name=sd2.1_A"], "nasa-sd2-1-a", None),
+        ([f"name={'x' * 60}"], "nasa-" + "x" * 31, None),
+        (["evaluation.gpus_per_process=1"], "nasa-shapes", "1"),
+    ],
+)
+def test_names_are_kubernetes_own_and_who_evaluates_has_a_gpu(capsys, sets, name, gpus):
+    command = ["manifest", "RayJob", "--run", "s3://B/r", "--image", "i"]
+    assert main([*command, *(word for one in sets for word in ("--set", one))]) == 0
+    document = yaml.safe_load(capsys.readouterr().out)
+    assert document["metadata"]["name"] == name
+    (group,) = document["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits.get("nvidia.com/gpu") == gpus
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["RayJob", "--recipe", "mine.toml", "--run", "s3://b/r"], "recipe: 'mine.toml' is not known"),
-        (["RayJob", "--recipe", "sd21", "--run", "runs/x"], "--run: 'runs/x' is not on every node; allowed: s3://"),
-        (["RayCronJob", "--recipe", "sd21", "--run", "s3://b/r"], "schedule.cron: is empty; allowed: --cron"),
-        (["RayJob", "--recipe", "sd21", "--run", "s3://b/r", "--gpus-per-node", "0"], "--gpus-per-node: 0 is not"),
+        (
+            ["RayJob", "--recipe", "sd21", "--run", "s3://b/r"],
+            "prompts.sources: 'journeydb/*.jsonl*' is of this machine",
+        ),
+        (["RayJob", "--run", "runs/x"], "--run: 'runs/x' is not on every node; allowed: s3://"),
+        (["RayCronJob", "--run", "s3://b/r"], "schedule.cron: is empty; allowed: --cron"),
+        (["RayJob", "--run", "s3://b/r", "--gpus-per-node", "0"], "--gpus-per-node: 0 is not"),
+        (
+            ["RayJob", "--run", "s3://b/r", "--set", "evaluation.gpus_per_process=4"],
+            "--gpus-per-node: 1 is not allowed; allowed: 4, for one process, to 16",
+        ),
         (["RayJob", "--run", "s3://b/r", "--tracking-uri", "http://me:hush@m"], "the secret in 'http://me:***@m'"),
         (["RayJob", "--run", "s3://b/r", "--tracking-uri", "mlflow"], "--tracking-uri: 'mlflow' is not allowed"),
     ],
@@ -158,6 +191,36 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
     assert captured.out == ""
     assert message in captured.err
     assert "hush" not in captured.err
+
+
+@pytest.mark.parametrize("file", ["cluster.yaml", "deploy/on-premises.yaml"])
+def test_the_head_starts_mlflow_once(file, tmp_path):
+    """As Ray runs it: within a shell whose own command line names the server too."""
+    commands = yaml.safe_load((ROOT / file).read_text())["head_start_ray_commands"]
+    (command,) = [each for each in commands if "mlflow server" in each]
+    server, own_pgrep = tmp_path / "venv/bin/mlflow", tmp_path / "bin/pgrep"
+    for program, text in (
+        (server, "echo started >> ~/starts\nsleep 20\ntrue\n"),
+        (own_pgrep, PGREP.format(pgrep=shutil.which("pgrep"))),
+    ):
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!/bin/bash\n{text}")
+        program.chmod(0o755)
+    (tmp_path / "mlflow").mkdir()
+    environment = {"HOME": str(tmp_path), "PATH": f"{own_pgrep.parent}:{os.environ['PATH']}"}
+    for _ in range(2):
+        subprocess.run(["bash", "-c", f"true && {command}"], env=environment, check=True, timeout=30)
+        time.sleep(1)
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {}).get("HOME") == str(tmp_path):
+            process.kill()
+    assert (tmp_path / "starts").read_text() == "started\n"
+
+
+PGREP = """# only this test's processes: another MLflow may run on this machine
+for pid in $({pgrep} "$@"); do grep -qz "^HOME=$HOME$" /proc/$pid/environ && exit 0; done
+exit 1
+"""
 
 
 def test_ray_s_schema_accepts_the_cluster_on_premises():
@@ -184,10 +247,17 @@ def test_the_page_s_manifests_are_made_checked_and_applied(capsys):
         check(document)
         made[words[-1]] = document
     applied = [
-        words[at + 1] for words in page_commands("kubectl apply") for at, word in enumerate(words) if word == "-f"
+        words[at + 1]
+        for words in page_commands(("kubectl apply", "sed "))
+        for at, word in enumerate(words)
+        if word == "-f"
     ]
-    assert set(made) | {"deploy/kuberay/mlflow.yaml"} == set(applied)
-    assert (ROOT / "deploy/kuberay/mlflow.yaml").is_file()
+    assert {*made, "-"} == set(applied)
+    ((_, script, file, *_),) = page_commands("sed ")
+    ended = subprocess.run(["sed", script, ROOT / file], capture_output=True, text=True, check=True)
+    assert "image: registry.example/nasa-distill:latest" in ended.stdout
+    for document in yaml.safe_load_all(ended.stdout):
+        check(document)
     named = {(document["kind"].lower(), document["metadata"]["name"]) for document in made.values()}
     for verb in ("get rayjob", "patch raycronjob"):
         (words,) = page_commands(f"kubectl {verb}")

@@ -1,5 +1,6 @@
 """Ray nodes on this machine, each in processes of its own, with a token; ended by their process group."""
 
+import json
 import os
 import signal
 import socket
@@ -44,10 +45,32 @@ class Nodes:
         own = (f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--include-dashboard=true")
         self._ray("--head", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", *own)
         self._await()
+        while not self._joined():  # the head itself
+            time.sleep(0.5)
         return self
 
     def add(self, cpus: int) -> Process:
-        return self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
+        """A node that has joined; one that does not start on a busy machine is started again."""
+        before = self._joined()
+        for _ in range(3):
+            process = self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
+            deadline = time.monotonic() + STARTS_SECONDS
+            while process.poll() is None and time.monotonic() < deadline:
+                if self._joined() - before:
+                    return process
+                time.sleep(0.5)
+            self.kill(process)
+        raise TimeoutError("a node of Ray's did not start")
+
+    def _joined(self) -> set[str]:
+        """The ids of nodes that live."""
+        token = Path(self.environment["HOME"], ".ray/auth_token").read_text()
+        request = urllib.request.Request(
+            f"{self.url}/api/v0/nodes?limit=1000", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            nodes = json.load(answer)["data"]["result"]["result"]
+        return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
 
     def kill(self, node: Process | None = None) -> None:
         """SIGKILL to one node's processes, or to all."""

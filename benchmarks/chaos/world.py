@@ -179,7 +179,8 @@ class World:
 def wait_for(found: Callable[[], Any], what: str, process: Any = None, seconds: float = LIMIT) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := found()):
-        assert process is None or process.poll() is None, f"ended before {what}"
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"{getattr(process, 'printed', '')[-3000:]}\nended before {what}")
         assert time.monotonic() < deadline, f"no {what} in {seconds:g} s"
         time.sleep(0.05)
     return value

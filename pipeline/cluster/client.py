@@ -1,7 +1,9 @@
 """Ray's job server, with one clear line for each way of not reaching it."""
 
 import os
-import socket
+import urllib.error
+import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,7 +43,7 @@ def connect(address: str | None = None) -> Any:
         client.list_jobs()  # the version is told to everyone
     except AuthenticationError:
         raise UserError(_token_line(address, token)) from None
-    except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError) as error:
+    except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--address: {address!r} is no Ray job server: {_line(error)}; allowed: {DEFAULT}") from None
     server = getattr(client, "_server_ray_version", None) or found
     if server != ray.__version__:
@@ -72,12 +74,12 @@ def _url(address: str) -> str:
 
 
 def _reach(address: str) -> None:
-    """Ray's client waits for an answer without end."""
-    parts = urlsplit(address)
+    """Ray's client waits for an answer without end, as of a forwarded port whose other end is gone."""
     try:
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        socket.create_connection((parts.hostname, port), timeout=TIMEOUT_SECONDS).close()
-    except (OSError, ValueError) as error:
+        urllib.request.urlopen(f"{address}/api/version", timeout=TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # it answers: what is wrong, Ray's client will say
+    except (OSError, ValueError, HTTPException) as error:
         raise UserError(
             f"--address: no Ray cluster answers at {address} ({_line(error)}); "
             "allowed: the job server of a running one; port 8265 of its head may have to be forwarded"

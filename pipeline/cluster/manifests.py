@@ -4,6 +4,7 @@ Fields: KubeRay's definitions of version 1.7, Kubernetes' `batch/v1`.
 """
 
 import math
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ CLUSTER = "nasa-distill"
 HEAD = {"cpu": "4", "memory": "32Gi"}
 GPU_MEMORY_GI = 64  # of main memory, for each GPU
 DAYS = 86_400
+LONGEST_NAME = 36  # of a RayCronJob, whose jobs have longer ones
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,16 @@ def _check(kind: str, recipe: Recipe, place: Place) -> None:
             raise UserError(f"manifest: it would hold the secret in {masked(text)!r}; allowed: the Secret {SECRET!r}")
     if kind in RECURRING and not recipe.schedule.cron:
         raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN'")
-    if not 1 <= place.gpus_per_node <= 16:
-        raise UserError(f"--gpus-per-node: {place.gpus_per_node} is not allowed; allowed: 1 to 16")
+    most = math.ceil(max(_each(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
+    if not max(1, most) <= place.gpus_per_node <= 16:
+        raise UserError(
+            f"--gpus-per-node: {place.gpus_per_node} is not allowed; allowed: {max(1, most)}, for one process, to 16"
+        )
 
 
 def _metadata(recipe: Recipe) -> dict[str, Any]:
     return {
-        "name": f"nasa-{recipe.name}".lower().replace("_", "-"),
+        "name": re.sub(r"[^a-z0-9]+", "-", f"nasa-{recipe.name}".lower())[:LONGEST_NAME].strip("-"),
         "labels": {"app.kubernetes.io/name": "nasa-distill"},
     }
 
@@ -146,7 +151,7 @@ def _cluster_spec(recipe: Recipe, place: Place) -> dict[str, Any]:
     train, nodes = recipe.train, nodes_of(recipe, place.gpus_per_node)
     cpus = math.ceil(_each(train)["CPU"] * _workers_on_a_node(train, place.gpus_per_node)) + 1
     resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * place.gpus_per_node}Gi"}
-    if "GPU" in _each(train):
+    if "GPU" in _each(train) or recipe.evaluation.gpus_per_process:
         resources["nvidia.com/gpu"] = str(place.gpus_per_node)
     ports = [{"containerPort": 6379, "name": "gcs-server"}, {"containerPort": 8265, "name": "dashboard"}]
     return {
@@ -182,13 +187,7 @@ def nodes_of(recipe: Recipe, gpus_per_node: int) -> int:
 
 def _workers_on_a_node(train: Train, gpus_per_node: int) -> int:
     each = _each(train).get("GPU", 0)
-    if not each:
-        return 1
-    if each > gpus_per_node:
-        raise UserError(
-            f"--gpus-per-node: {gpus_per_node} holds no worker of {each:g} GPUs; allowed: {math.ceil(each)} or more"
-        )
-    return int(gpus_per_node // each)
+    return int(gpus_per_node // each) if each else 1
 
 
 def _each(train: Train) -> dict[str, float]:

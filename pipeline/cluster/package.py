@@ -8,7 +8,7 @@ from pipeline import ROOT
 from pipeline.errors import UserError
 
 RECIPE_FILE = "submitted.toml"
-LARGEST = 512 * 2**20  # bytes: Ray refuses larger packages
+LARGEST = 95 * 2**20  # bytes: Ray's job server takes requests of 100 MiB
 
 
 def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, largest: int = LARGEST) -> int:

@@ -4,7 +4,6 @@ It asks every few seconds what is due at all, by the clock and the history; ther
 catch up with but the latest time. A second one on the same folder does no harm: the jobs' ids are the same.
 """
 
-import json
 import os
 import shlex
 import time
@@ -27,10 +26,10 @@ from pipeline.schedules.history import FAILED, MISSED, RUNNING, SKIPPED, History
 from pipeline.schedules.lease import Watch
 from pipeline.schedules.store import Schedule, Schedules
 from pipeline.secrets import masked
+from pipeline.session import submitted_environment
 from pipeline.storage import first_line
 
 POLL_SECONDS = 5.0
-OF_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job how it was submitted
 
 
 @dataclass(frozen=True)
@@ -163,8 +162,7 @@ class Scheduler:
     @cached_property
     def environment(self) -> dict[str, Any]:
         """What the jobs run with: as this one was submitted; else the checkout or, without git, the image's code."""
-        if told := os.environ.get(OF_JOB):
-            own = json.loads(told).get("runtime_env") or {}
+        if own := submitted_environment():
             return {name: own[name] for name in ("working_dir", "env_vars") if name in own}
         variables = {"env_vars": settings(os.environ, {})}
         if not (ROOT / ".git").exists():

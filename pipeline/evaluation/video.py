@@ -68,7 +68,7 @@ class Videos:
     processes: int = checked(1, POSITIVE)
     cpus_per_process: float = checked(1.0, POSITIVE)
     gpus_per_process: float = checked(0.0, NOT_NEGATIVE)
-    wait_minutes: float = checked(10.0, NOT_NEGATIVE)
+    wait_minutes: float = checked(room.WAIT_MINUTES, NOT_NEGATIVE)
 
     @property
     def steered(self) -> str:

@@ -18,6 +18,7 @@ from datasets_prep.chunk import BAND_COLUMNS as BANDS
 from datasets_prep.chunk import Account, process
 from datasets_prep.filters import CountTokens, Filters
 from datasets_prep.sources import SCHEMA, read
+from pipeline import room
 from pipeline.errors import UserError
 from pipeline.prompts.inputs import Input
 from pipeline.storage import Folder, first_line
@@ -167,6 +168,7 @@ def _on_ray(missing: Sequence[Input], how: How, folder: Folder, address: str | N
         return {name: [value] for name, value in clean_chunk(message, how, folder).items()}
 
     with ray_session(address, least_cpus=1):
+        room.require_room(room.Ask("", "task", 1, room.each(1, 0)), room.WAIT_MINUTES, address)
         readers = max(1, int(ray.cluster_resources().get("CPU", 1) / CORES_A_READER))
         files = ray.data.from_items(list(range(len(missing))), override_num_blocks=len(missing))
         read_ = files.map_batches(read_chunks, batch_size=1, num_cpus=READING, concurrency=readers)

@@ -5,7 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from pipeline.hub import is_hub_id, local_folder
 from pipeline.prompts import assemble, clean, inputs
 from pipeline.prompts.assemble import SCHEMA
 from pipeline.prompts.inputs import Input
-from pipeline.recipe import EMBEDDED, Recipe, Source, dump
+from pipeline.recipe import EMBEDDED, Prompts, Recipe, Source, dump
 from pipeline.storage import Folder
 
 NEGATIVES, CARD = "negatives.parquet", "card.html"
@@ -55,8 +55,8 @@ def prepare(recipe: Recipe, folder: Folder, address: str | None = None) -> dict[
 
     What the folder was already made from, in the same way, is not made again; of one file more, that one is cleaned.
     """
-    found = [] if recipe.prompts.embedded else inputs.find(recipe.prompts.sources)
-    observed = _negative_files(recipe.prompts.negatives)
+    found = [] if recipe.prompts.embedded else inputs.find(_placed(recipe.prompts))
+    observed = _negative_files(recipe.prompts)
     fingerprint = _fingerprint(recipe, [each for _, files in found for each in files], observed)
     if folder.has(manifest.NAME) and manifest.read(folder, "prepare").get("fingerprint") == fingerprint:
         return manifest.read(folder, "prepare")
@@ -70,7 +70,12 @@ def prepare(recipe: Recipe, folder: Folder, address: str | None = None) -> dict[
     return _finish(recipe, made, fingerprint)
 
 
-def _negative_files(path: str) -> list[Input]:
+def _placed(prompts: Prompts) -> list[Source]:
+    return [replace(source, path=prompts.place(source.path)) for source in prompts.sources]
+
+
+def _negative_files(prompts: Prompts) -> list[Input]:
+    path = prompts.negatives and prompts.place(prompts.negatives)
     return inputs.find((Source(path),), "prompts.negatives")[0][1] if path else []
 
 

@@ -77,6 +77,8 @@ def _begun_before(past: History, due: str, recipe: Recipe, now: datetime) -> str
 def _nothing_to_do(past: History, name: str, recipe: Recipe, now: datetime, *, asked: bool) -> str:
     """Why a tick is not to be begun; empty if it is."""
     record, newest = past.read(name), past.newest_begun(now)
+    if record and record.state == REFUSED:
+        raise UserError(f"{name} was refused: {record.why}; allowed: a new time, with the mistake mended")
     if record and record.state in FINAL:
         return f"is {record.state} already" + (f" ({record.why})" if record.why else "")
     if record and record.state == FAILED and not record.left(recipe.schedule.retries):

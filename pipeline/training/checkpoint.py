@@ -64,6 +64,9 @@ def require_plain(folder: Path) -> None:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
+    for path in folder.rglob("*"):
+        if path.is_symlink():  # DeepSpeed would follow it, out of the folder
+            raise UserError(f"{path}: is a link, and is not followed; allowed: checkpoints that this program wrote")
     with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
         for file in sorted(folder.rglob("*.pt")):
             try:

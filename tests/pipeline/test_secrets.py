@@ -16,6 +16,12 @@ SECRET = "hush-hush-hush"
             "https://b.s3.amazonaws.com/k?X-Amz-Signature=abc&x=1",
             "https://b.s3.amazonaws.com/k?X-Amz-Signature=***&x=1",
         ),
+        ("http://sometoken@mlflow/x", "http://***@mlflow/x"),
+        ("s3://b/r?secret_key=abc&access_key=def", "s3://b/r?secret_key=***&access_key=***"),
+        ("Authorization: Bearer abcdefgh123", "Authorization: Bearer ***"),
+        ("authorization=Basic abc=", "authorization=Basic ***"),
+        ("Bearer eyJhbGciOiJIUzI1NiJ9.x", "Bearer ***"),
+        ("a basic photograph of a bearer", "a basic photograph of a bearer"),
         ("a photo of a cat: 3 at 12:30, me@home", "a photo of a cat: 3 at 12:30, me@home"),
         ("s3://bucket/runs", "s3://bucket/runs"),
         ("short", "short"),
@@ -32,7 +38,10 @@ def test_what_is_masked_and_what_is_left(text, expected):
             (name, True)
             for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "db_password", "API_KEY")
         ),
+        *((name, True) for name in ("apikey", "OPENAI_APIKEY", "PGPASS", "PASSPHRASE", "DB_PWD", "AUTHORIZATION")),
+        *((name, True) for name in ("HTTP_AUTH", "SSH_PRIVATEKEY", "COOKIE", "MLFLOW_TRACKING_HEADERS")),
         *((name, False) for name in ("PATH", "RAY_AUTH_TOKEN_PATH", "MONKEY", "KEYBOARD", "AWS_REGION", "X")),
+        *((name, False) for name in ("RAY_AUTH_MODE", "AUTHOR", "COMPASS_X", "BYPASS_CACHE", "PWD")),
     ],
 )
 def test_which_variables_hold_secrets(name, secret):
@@ -45,6 +54,18 @@ def test_an_error_line_shows_none(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert SECRET not in err
     assert "me:***@host/***" in err
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["student.init=s3://u:hushhush@b/x", "prompts.root=https://hushhush@hub/x", "teacher=s3://b/x?key=1&token=hush"],
+)
+def test_a_recipe_holds_none(tmp_path, capsys, override):
+    """It is written into manifests, reports, model cards and MLflow."""
+    assert main(["distill", "--dry-run", "--run", str(tmp_path), "--set", override]) == 2
+    out, err = capsys.readouterr()
+    assert "hush" not in out + err
+    assert "***" in err
 
 
 def test_a_dry_run_shows_none(tmp_path, capsys):

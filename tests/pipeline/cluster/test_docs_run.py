@@ -1,5 +1,6 @@
 """`docs/cluster.md` from top to bottom and `docs/runbook.md`, on a small recipe and a bucket of this machine."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from datasets_prep.evaluation import HPSV2_STYLES
 from jobs.__main__ import main
 from pipeline import ROOT
+from pipeline.storage import Folder
 
-BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "docs/cluster.md").read_text(), re.MULTILINE | re.DOTALL)
+PAGE = (ROOT / "docs/cluster.md").read_text().replace("\\\n", " ")
+BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("python -m jobs ")]
 RUNBOOK = re.findall(r"`(python -m jobs [^`]+)`", (ROOT / "docs/runbook.md").read_text())
 REMOVE = next(number for number, line in enumerate(COMMANDS) if "schedule remove" in line)
@@ -20,7 +24,7 @@ name = "sd21"
 teacher = "{teacher}"
 
 [[prompts.sources]]
-path = "{prompts}"
+path = "journeydb/*.txt"
 
 [train]
 steps = 2
@@ -40,6 +44,7 @@ scales = [0.5]
 metric = "clip_positive"
 """
 SAYS = {  # of what a command prints
+    "submit prepare-benchmarks": "3200 rows",
     "submit run --recipe sd21 --run s3://BUCKET/runs/first": "registered",
     "list": "run-sd21",
     "status run-sd21": "succeeded",
@@ -54,10 +59,12 @@ REFUSES = {"models rollback": "has no champion before it"}  # there is one versi
 
 @pytest.mark.slow
 def test_the_page_does_what_it_says(cluster_url, bucket, tiny_teacher, tmp_path, monkeypatch, capfd):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(f"a photo of {thing}" for thing in ("a cat", "a dog", "a tree", "a house")) * 5)
+    texts = [f"a photo of {thing}" for thing in ("a cat", "a dog", "a tree", "a house")] * 5
+    Folder.of(f"{bucket}/prompts/journeydb").write("1.txt", "\n".join(texts).encode())
+    for style in HPSV2_STYLES:
+        Folder.of(f"{bucket}/HPDv2/benchmark").write(f"{style}.json", json.dumps([style] * 800).encode())
     recipe = tmp_path / "sd21.toml"
-    recipe.write_text(RECIPE.format(teacher=tiny_teacher, prompts=prompts))
+    recipe.write_text(RECIPE.format(teacher=tiny_teacher))
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster_url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/ml.db")
     subprocess.run([Path(sys.executable).parent / "ray", "get-auth-token", "--generate"], check=True, timeout=120)
