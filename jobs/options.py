@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 
@@ -71,10 +72,14 @@ def require_shared_prompts(recipe: Recipe) -> None:
         )
 
 
-def require_server(tracking_uri: str) -> None:
-    """Refuse a file of this machine."""
-    if tracking_uri.startswith("sqlite:"):
-        raise UserError(f"--tracking-uri: {tracking_uri!r} is of this machine; allowed: a server that all nodes reach")
+def shared_tracking(given: str | None) -> str:
+    """MLflow as other machines reach it: a file of this one is no default."""
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise UserError(
+            "--tracking-uri: is needed here, or MLFLOW_TRACKING_URI; allowed: a server that every node reaches"
+        )
+    return uri
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:

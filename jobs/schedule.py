@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
         recipe, tracking = shared.recipe_of(options), shared.tracking_of(options)
         if not schedules.store.is_local:
             shared.require_shared_prompts(recipe)
-            shared.require_server(tracking)
+            tracking = shared.shared_tracking(options.tracking_uri)
         schedules.add(name, recipe, tracking)
         print(f"{name}: next {overview.next_time(schedules.read(name))}; `python -m jobs scheduler` submits it")
     elif options.action == "run-now":

@@ -1,7 +1,6 @@
 """A command line as the job that it becomes on a cluster."""
 
 import argparse
-import os
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Jo
             _require_shared(action, value)
         if dest == "address" or (sent and dest in OF_RECIPE):
             continue
-        arguments += _again(action, _shared_tracking(value) if dest == "tracking_uri" else value)
+        arguments += _again(action, shared.shared_tracking(value) if dest == "tracking_uri" else value)
     if "address" in actions and actions["address"].metavar == CLUSTER:  # a job server's is found by the job itself
         arguments += ["--address", "auto"]
     return Job(
@@ -81,15 +80,6 @@ def _require_shared(action: argparse.Action, value: str | None) -> None:
             f"{action.option_strings[0]}: {value!r} is of this machine; allowed: s3://, or an absolute path that every "
             "node has"
         )
-
-
-def _shared_tracking(given: str | None) -> str:
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        raise UserError(
-            "--tracking-uri: is needed here, or MLFLOW_TRACKING_URI; allowed: a server that every node reaches"
-        )
-    return uri
 
 
 def variables_of(options: argparse.Namespace) -> dict[str, str]:
