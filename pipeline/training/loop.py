@@ -2,14 +2,13 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipeline import models, recipe
 from pipeline.environment import require_locked
@@ -24,6 +23,7 @@ from pipeline.training import checkpoint, engines, preflight
 from pipeline.training.distiller import Distiller
 from pipeline.training.guard import DivergedError, Guard
 from pipeline.training.progress import FIXED_TEXTS, Progress
+from pipeline.training.restore import restore, stored
 from pipeline.training.validation import is_due
 
 UPLOAD_WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds between tries
@@ -68,13 +68,13 @@ def _run(setup: Setup, board: Any) -> None:
     distiller = _distiller(setup, options)
     places = options.places(distiller.rank, distiller.world_size)
     prompts = PromptStream(Folder.of(setup.prompts_uri), setup.prompts, options.seed, options.train.batch_size, places)
-    first = _restore(distiller, ray.train.get_checkpoint(), board)
+    first = restore(distiller, ray.train.get_checkpoint(), board)
     tracker = Tracker(setup.tracking_uri, setup.mlflow_run) if distiller.rank == 0 else None
     progress = Progress(tracker, board, options, first)
     diverged = _steps(distiller, prompts, first, progress)
     while diverged and options.train.on_divergence == "roll_back" and distiller.attempt < options.train.roll_backs:
         distiller.attempt += 1
-        first = _restore(distiller, _stored(), board, attempt=distiller.attempt)
+        first = restore(distiller, stored(), board, attempt=distiller.attempt)
         if not first:
             break
         progress.say(f"{diverged}; back to step {first}, with other random numbers")
@@ -166,42 +166,6 @@ def _upload(local: Checkpoint, name: str) -> Checkpoint:
                 raise
             time.sleep(wait)
     raise AssertionError("unreachable")
-
-
-def _stored() -> Checkpoint | None:
-    """The latest checkpoint, when all that are on their way have arrived."""
-    reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-    return reported[-1].checkpoint if reported else None
-
-
-def _restore(distiller: Distiller, latest: Checkpoint | None, board: Any, *, attempt: int = 0) -> int:
-    """Load the latest checkpoint that is whole, if there is any at all; returns the first step to do.
-
-    `attempt` is at least that of now.
-    """
-    if latest is None:
-        return 0
-    faults = []
-    for each in _backwards(latest):
-        with each.as_directory() as folder:
-            fault = checkpoint.fault(Path(folder))
-            if not fault:
-                first = checkpoint.load(distiller, Path(folder))
-                break
-        faults.append(f"{each.path}: {fault}")
-        if distiller.rank == 0:
-            board.say.remote(f"left out a checkpoint that is not whole: {faults[-1]}")
-    else:
-        raise RuntimeError(f"no checkpoint is whole: {'; '.join(faults)}")
-    distiller.attempt = max(distiller.attempt, attempt)
-    return first
-
-
-def _backwards(latest: Checkpoint) -> Iterator[Checkpoint]:
-    """The latest, and those before it that are kept."""
-    yield latest
-    kept = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-    yield from (each.checkpoint for each in reversed(kept) if each.checkpoint.path != latest.path)
 
 
 __all__ = ["Setup", "train"]

@@ -90,3 +90,19 @@ def test_a_malformed_file_is_named(tmp_path, content, message):
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"own.toml: {message}"):
         recipe.load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "placed"),
+    [
+        ("", "laion/*.parquet", "laion/*.parquet"),
+        ("s3://b/prompts/", "laion/*.parquet", "s3://b/prompts/laion/*.parquet"),
+        ("s3://b/prompts", "/data/x.txt", "/data/x.txt"),
+        ("s3://b/prompts", "s3://c/x.txt", "s3://c/x.txt"),
+        ("s3://b/prompts", "shapes", "shapes"),
+    ],
+)
+def test_sources_are_below_their_root_unless_they_stand_for_themselves(root, path, placed):
+    prompts = recipe.parse("", [f"prompts.sources=[{{path='{path}'}}]", f"prompts.root='{root}'"]).prompts
+    assert prompts.place(path) == placed
+    assert prompts.of_one_machine == ([placed] if placed == "laion/*.parquet" else [])

@@ -4,8 +4,11 @@ import time
 import warnings
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from pipeline import tracking
+from pipeline.errors import PassingError, StoreError, UserError
 
 
 @pytest.fixture
@@ -63,3 +66,33 @@ def test_the_machine_s_own_figures_are_in_the_run(tracker, monkeypatch):
         time.sleep(0.1)
     tracker.finish()
     assert 0 <= found[name] <= 100
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "tracking-uri: http://127.0.0.1:9 does not answer"),
+        ("foo://x", "tracking-uri: foo://x: "),
+    ],
+)
+def test_a_store_that_is_not_there_is_one_line_at_once(uri, message):
+    with pytest.raises(StoreError, match=message) as refused:
+        tracking.create_run(uri, "run", {})
+    assert "\n" not in str(refused.value)
+    with pytest.raises(StoreError):
+        tracking.require(uri)
+
+
+def test_a_run_that_is_not_there_is_a_mistake_and_a_store_that_fails_is_none(tracker, monkeypatch):
+    uri = tracker._client.tracking_uri
+    tracking.require_run(uri, tracker.run_id)
+    with pytest.raises(UserError, match="has no run") as refused:
+        tracking.require_run(uri, "0" * 32)
+    assert not isinstance(refused.value, PassingError)
+
+    def fail(*_):
+        raise MlflowException("503", error_code=TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(tracking.MlflowClient, "get_run", fail)
+    with pytest.raises(PassingError):
+        tracking.require_run(uri, tracker.run_id)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -78,6 +79,12 @@ def test_a_scheduler_that_is_a_job_submits_what_is_due_with_its_own_code(submit,
         (["prepare", "--run", "runs/x"], "--run: 'runs/x' is of this machine; allowed: s3://, or an absolute path"),
         (["distill", "--run", "/runs/x"], "--tracking-uri: is needed here"),
         (["prepare", "--run", "/runs/x", "--set", "train.steps=-1"], "train.steps: -1 is not allowed"),
+        (["prepare", "--run", "/runs/x", "--prompts", "mine.txt"], "prompts.sources: 'mine.txt' is of this machine"),
+        (["run", "--run", "s3://b/x", "--recipe", "sd21", "--tracking-uri", "http://m"], "'journeydb/*.jsonl*' is of"),
+        (
+            ["distill", "--run", "s3://b/x", "--tracking-uri", "http://me:hush@m"],
+            "secret in 'http://me:***@m' could be",
+        ),
         (["prepare", "--run", "/runs/x", "--env", "A"], "--env: 'A' is not allowed; allowed: NAME=VALUE"),
         (["prepare", "--run", "/runs/x", "--env", "HF_TOKEN=hush"], "--env: HF_TOKEN looks like a secret"),
     ],
@@ -122,6 +129,18 @@ def test_an_address_without_a_cluster_is_one_line(capfd, address, message):
     err = capfd.readouterr().err
     assert message in err
     assert "hush" not in err
+    assert err.count("\n") == 1
+
+
+def test_a_server_that_does_not_answer_is_one_line(capfd, monkeypatch):
+    """Such as a forwarded port whose other end is gone."""
+    monkeypatch.setattr("pipeline.cluster.client.TIMEOUT_SECONDS", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        assert main(["list", "--address", f"127.0.0.1:{silent.getsockname()[1]}"]) == 2
+    err = capfd.readouterr().err
+    assert "no Ray cluster answers at http://127.0.0.1:" in err
     assert err.count("\n") == 1
 
 

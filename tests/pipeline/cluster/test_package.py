@@ -2,9 +2,14 @@ import os
 import subprocess
 
 import pytest
+from ray._private import ray_constants
 
-from pipeline.cluster.package import RECIPE_FILE, pack, tracked
+from pipeline.cluster.package import LARGEST, RECIPE_FILE, pack, tracked
 from pipeline.errors import UserError
+
+
+def test_the_job_server_takes_what_may_be_packed():
+    assert LARGEST < ray_constants.DASHBOARD_CLIENT_MAX_SIZE
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import requests
 
 from jobs.__main__ import make_parser
 from jobs.submission import variables_of
+from jobs.submit import followed
 from pipeline.cluster import follow as following
 from pipeline.cluster import submit as submitting
 from pipeline.cluster.follow import Printer, exit_code, follow
@@ -150,6 +151,15 @@ def test_a_secret_in_the_command_or_its_recipe_is_refused_and_not_repeated(monke
     assert "hush" not in str(caught.value)
     assert shown in str(caught.value)
     assert not client.sent
+
+
+def test_ctrl_c_leaves_the_job_running_and_is_no_success(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(following, "follow", interrupted)
+    assert followed(FakeClient(), "run-sd21") == 130
+    assert "run-sd21 goes on" in capsys.readouterr().err
 
 
 class LoggingClient:

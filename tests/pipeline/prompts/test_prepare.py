@@ -170,6 +170,16 @@ def test_what_was_cleaned_before_an_interruption_is_kept(folder, tmp_path, monke
     assert len(set(calls)) == 3
 
 
+def test_relative_paths_lie_below_the_root(folder, tmp_path):
+    (tmp_path / "root/mine").mkdir(parents=True)
+    (tmp_path / "root/mine/1.txt").write_text("a\nb")
+    pq.write_table(pa.table({"prompt": ["x"], "negative_prompt": ["six toes"]}), tmp_path / "root/negopt.parquet")
+    root = [f"prompts.root={str(tmp_path / 'root')!r}", "prompts.negatives='negopt.parquet'"]
+    prepare(of("mine/*.txt", overrides=root), folder)
+    assert texts(folder, "mine") == ["a", "b"]
+    assert "six toes" in table(folder, NEGATIVES)["negative_prompt"].to_pylist()
+
+
 def test_the_negatives_are_of_what_people_wrote(folder, tmp_path):
     columns = {"prompt": ["x"] * 4, "negative_prompt": ["blurry, six toes", "blurry, six toes", None, "six toes"]}
     pq.write_table(pa.table(columns), tmp_path / "negopt.parquet")

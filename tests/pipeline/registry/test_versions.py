@@ -9,6 +9,7 @@ import pytest
 from jobs.__main__ import main
 from pipeline import manifest
 from pipeline.registry import pages, register, store
+from pipeline.registry.versions import champion as find_champion
 from pipeline.registry.versions import listed, rollback
 
 NAME = "nasa-tiny"
@@ -23,6 +24,18 @@ def three(uri, four):
 
 def champion(client):
     return store.aliases(client, NAME)["champion"]
+
+
+def test_a_model_is_found_among_many(three):
+    """MLflow lists a hundred at a time."""
+    client = mlflow.MlflowClient(three)
+    for number in range(101):
+        client.create_registered_model(f"another-{number:03}")
+    assert len(store.names(client)) == 102
+    assert find_champion(three, NAME).version == "3"
+    assert len(find_champion(three, NAME).student_sha256) == 64
+    assert find_champion(three, "another-000") is None
+    assert find_champion(three, "nothing") is None
 
 
 def test_the_list_says_which_is_best_and_why(three, capsys):

@@ -133,6 +133,18 @@ def test_a_pickle_that_would_run_code_is_refused_unread(tmp_path, legacy):
     assert (tmp_path / "ran").exists(), "it would have"
 
 
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    """Python's own search for files does not follow it; DeepSpeed would."""
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "checkpoint"
+    for each in (elsewhere, folder):
+        each.mkdir()
+    torch.save({"module": Bomb(f"touch {tmp_path}/ran")}, elsewhere / "mp_rank_00_model_states.pt")
+    (folder / "student").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="student: is a link, and is not followed"):
+        require_plain(folder)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04" + bytes(200)])
 def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)

@@ -1,0 +1,88 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+from pyarrow import fs
+
+from pipeline.storage import Folder
+from pipeline.training import restore
+
+
+@pytest.mark.parametrize(("text", "damaged"), [('{"checkpoint_results": []}', False), ("", True), ('{"a": [1, ', True)])
+def test_a_list_of_which_a_part_was_written_is_removed(tmp_path, text, damaged):
+    assert not restore.drop_damaged_list(Folder.of(tmp_path))
+    (tmp_path / restore.LIST).write_text(text)
+    assert restore.drop_damaged_list(Folder.of(tmp_path)) is damaged
+    assert (tmp_path / restore.LIST).exists() is not damaged
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Checkpoints by name, each with its state; and which are loaded."""
+    storage = SimpleNamespace(storage_filesystem=fs.LocalFileSystem(), experiment_fs_path=str(tmp_path))
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
+    faults, loaded = {}, []
+    monkeypatch.setattr(restore.checkpoint, "fault", lambda folder: faults.get(folder.name, ""))
+
+    def load(distiller, folder):
+        loaded.append(folder.name)
+        return json.loads((folder / "state.json").read_text())["step"]
+
+    def add(name, step, attempt=0):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text(json.dumps({"step": step, "attempt": attempt}))
+
+    monkeypatch.setattr(restore.checkpoint, "load", load)
+    said = []
+    board = SimpleNamespace(say=SimpleNamespace(remote=said.append))
+    distiller = SimpleNamespace(rank=0, attempt=0)
+    return SimpleNamespace(
+        add=add, faults=faults, loaded=loaded, said=said, go=lambda: restore.restore(distiller, None, board)
+    )
+
+
+def test_without_a_list_the_furthest_whole_checkpoint_is_taken(run, tmp_path):
+    """Whatever the clock said when it was made."""
+    run.add("checkpoint_2026-11-24_03", step=8)
+    run.add("checkpoint_2026-11-24_05", step=4)
+    run.add("checkpoint_2026-11-24_04", step=12)
+    (tmp_path / "checkpoint_2026-11-24_06").mkdir()  # begun, without a state
+    run.add("other", step=99)
+    run.faults["checkpoint_2026-11-24_04"] = "x is missing"
+    assert run.go() == 8
+    assert run.loaded == ["checkpoint_2026-11-24_03"]
+    assert len(run.said) == 1
+    assert "checkpoint_2026-11-24_04: x is missing" in run.said[0]
+
+
+def test_of_a_later_attempt_the_checkpoint_is_further(run):
+    run.add("checkpoint_1", step=8)
+    run.add("checkpoint_2", step=4, attempt=1)
+    assert run.go() == 4
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_where_there_is_none_it_begins_anew(run, damaged):
+    if damaged:
+        run.add("checkpoint_1", step=8)
+        run.faults["checkpoint_1"] = "x is missing"
+    assert run.go() == 0
+    assert not run.loaded
+
+
+def test_a_fault_that_one_process_alone_sees_is_everybody_s(run, monkeypatch):
+    run.add("checkpoint_1", step=4)
+    run.add("checkpoint_2", step=8)
+    rounds = []
+
+    def gather(into, own):
+        rounds.append(own)
+        into[:] = [own, "x is missing" if len(rounds) == 1 else ""]
+
+    monkeypatch.setattr(restore.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(restore.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(restore.dist, "broadcast_object_list", lambda objects, src: None)
+    monkeypatch.setattr(restore.dist, "all_gather_object", gather)
+    assert run.go() == 4
+    assert run.loaded == ["checkpoint_1"]
