@@ -24,6 +24,7 @@ from pipeline import manifest
 from pipeline.errors import StoreError
 from pipeline.models import load_pipeline
 from pipeline.storage import Folder
+from pipeline.training.restore import LIST
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -292,6 +293,26 @@ def test_a_killed_process_ends_on_the_same_weights(run, tmp_path, tiny_teacher, 
         assert subprocess.run(command_line(killed), env=slow, cwd=ROOT, timeout=600, check=False).returncode == 0
     expected = student_weights(run)
     assert all(torch.equal(expected[name], value) for name, value in student_weights(killed).items())
+
+
+@pytest.mark.slow
+def test_a_run_whose_list_of_checkpoints_is_cut_short_goes_on_from_a_checkpoint(run, tmp_path, capfd):
+    """As a kill or a full disk may leave it: Ray Train alone would not start again."""
+    damaged = {**run, "folder": tmp_path / "run"}
+    shutil.copytree(run["folder"], tmp_path / "run")
+    distilled = tmp_path / "run/distilled"
+    for name in ("student", "student-raw"):
+        shutil.rmtree(distilled / name)
+    (distilled / "manifest.json").unlink()
+    (distilled / "train" / LIST).write_text('{"ray_version": "2.60')
+    *_, last = sorted((distilled / "train").glob("checkpoint_*"))
+    shutil.rmtree(last)
+    assert main(arguments("distill", damaged)) == 0
+    printed = "".join(capfd.readouterr())
+    assert "the list of checkpoints was damaged" in printed
+    assert "continuing from the checkpoint at step 4 of 6" in printed
+    expected = student_weights(run)
+    assert all(torch.equal(expected[name], value) for name, value in student_weights(damaged).items())
 
 
 def train_worker(driver):
