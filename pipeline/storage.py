@@ -84,14 +84,22 @@ class Folder:
         """The files in this folder itself."""
         return sorted(str(entry.base_name) for entry in self._files(recursive=False))
 
+    def folders(self) -> list[str]:
+        """The folders in this folder itself."""
+        found = self._entries(recursive=False)
+        return sorted(str(entry.base_name) for entry in found if entry.type == fs.FileType.Directory)
+
     def listing(self) -> list[fs.FileInfo]:
         """All files below, by their paths."""
         return sorted(self._files(recursive=True), key=lambda entry: str(entry.path))
 
     def _files(self, recursive: bool) -> list[fs.FileInfo]:
+        return [entry for entry in self._entries(recursive) if entry.is_file]
+
+    def _entries(self, recursive: bool) -> list[fs.FileInfo]:
         with self._told("listed"):
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=recursive, allow_not_found=True))
-        return [entry for entry in found if entry.is_file]
+            selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+            return list(self.filesystem.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
         with self._told("read", name), self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:

@@ -39,7 +39,7 @@ from pipeline.training.export import export
 from pipeline.training.loop import Setup
 from pipeline.training.preflight import check_store
 from pipeline.training.progress import FIXED_TEXTS
-from pipeline.training.restore import drop_damaged_list
+from pipeline.training.restore import tidy
 from pipeline.training.validation import RETRIES, Validation, validate
 from pipeline.training.worker import train_loop
 
@@ -227,7 +227,7 @@ def _validation(recipe: Recipe, setup: Setup, folder: Folder, board: Any) -> Val
 
 def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: ValidationConfig | None = None) -> Result:
     train = recipe.train
-    if drop_damaged_list(folder / TRAIN_NAME):
+    if tidy(folder / TRAIN_NAME):
         print("the list of checkpoints was damaged; those that are whole are looked for", flush=True)
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
     trainer = TorchTrainer(

@@ -51,17 +51,29 @@ def stored() -> Checkpoint | None:
     return reported[-1].checkpoint if reported else None
 
 
-def drop_damaged_list(folder: Folder) -> bool:
-    """Whether Ray Train's list in this folder was damaged, and is removed: it is written in place, and a kill or a full
-    disk may leave a part of it, with which Ray Train would not start."""
+def tidy(folder: Folder) -> bool:
+    """Before Ray Train looks into this folder: remove checkpoints that its list does not name, such as those that a full
+    disk cut short, or the list, where that is damaged: it is written in place. Returns whether it was.
+    """
     if not folder.has(LIST):
         return False
     try:
-        json.loads(folder.read(LIST))
+        named = set(_named(json.loads(folder.read(LIST))))
     except ValueError:
         folder.remove(LIST)
         return True
+    for name in folder.folders():
+        if name.startswith(PREFIX) and name not in named:
+            (folder / name).delete()
     return False
+
+
+def _named(node: Any) -> Iterator[str]:
+    """The checkpoints in Ray Train's list, wherever they stand in it."""
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _named(value)
+    if isinstance(node, dict) and "checkpoint_dir_name" in node:
+        yield str(node["checkpoint_dir_name"])
 
 
 def _backwards(latest: Checkpoint) -> Iterator[Checkpoint]:

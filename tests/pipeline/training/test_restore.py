@@ -9,12 +9,27 @@ from pipeline.storage import Folder
 from pipeline.training import restore
 
 
-@pytest.mark.parametrize(("text", "damaged"), [('{"checkpoint_results": []}', False), ("", True), ('{"a": [1, ', True)])
-def test_a_list_of_which_a_part_was_written_is_removed(tmp_path, text, damaged):
-    assert not restore.drop_damaged_list(Folder.of(tmp_path))
+@pytest.mark.parametrize("text", ["", '{"a": [1, ', "\x00"])
+def test_a_list_of_which_a_part_was_written_is_removed_and_no_checkpoint(tmp_path, text):
+    (tmp_path / "checkpoint_1").mkdir()
     (tmp_path / restore.LIST).write_text(text)
-    assert restore.drop_damaged_list(Folder.of(tmp_path)) is damaged
-    assert (tmp_path / restore.LIST).exists() is not damaged
+    assert restore.tidy(Folder.of(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
+    assert not restore.tidy(Folder.of(tmp_path)), "without a list all that lies there may be wanted"
+    assert (tmp_path / "checkpoint_1").exists()
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_what_the_list_does_not_name_is_removed(request, tmp_path, place):
+    folder = Folder.of(request.getfixturevalue("bucket") + "/train" if place == "s3" else tmp_path / "train")
+    kept, pending = {"checkpoint_dir_name": "checkpoint_1"}, {"checkpoint_dir_name": "checkpoint_2"}
+    content = json.dumps({"checkpoint_results": [kept], "latest": None, "pending": [pending]})
+    folder.write(restore.LIST, content.encode())
+    for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", "versions"):
+        (folder / name).write("state.json", b"{}")
+    assert not restore.tidy(folder)
+    assert folder.folders() == ["checkpoint_1", "checkpoint_2", "versions"]
+    assert folder.read(restore.LIST).decode() == content
 
 
 @pytest.fixture
