@@ -52,8 +52,8 @@ def stored() -> Checkpoint | None:
 
 
 def tidy(folder: Folder) -> bool:
-    """Before Ray Train looks into this folder: remove checkpoints that its list does not name, as those that a full disk
-    cut short, or the list, where it is damaged itself: it is written in place. Returns whether it was.
+    """Before Ray Train looks into this folder: remove the checkpoints that its list does not name, as a full disk may
+    have cut them short, or the list, which is written in place, where it is damaged. Returns whether it was.
     """
     if not folder.has(LIST):
         return False
