@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks.chaos import scenarios
-from benchmarks.chaos.__main__ import table
+from benchmarks.chaos.__main__ import GUESS_SECONDS, longest, table
 from benchmarks.chaos.scenarios import SCENARIOS, harm
 from pipeline import ROOT
 
@@ -23,6 +23,17 @@ def test_the_table_tells_every_scenario_even_one_that_never_ran():
     assert len(lines) == 2 + len(SCENARIOS)
     assert "| worker | 7 | 3 | 2 | 20 | 60 |" in lines
     assert "| driver | 0 | 0 | 0 | - | - |" in lines
+
+
+def test_the_table_in_the_docs_is_of_the_results_beside_it():
+    rows = [json.loads(line) for line in (ROOT / "docs/data/chaos.jsonl").read_text().splitlines()]
+    assert all(row["same"] for row in rows)
+    assert table(rows) in (ROOT / "docs/runbook.md").read_text()
+
+
+def test_what_took_long_before_is_not_begun_shortly_before_the_end():
+    rows = [row("worker", seconds=100), row("worker", seconds=700), row("driver", seconds=20)]
+    assert [longest(rows, name) for name in ("worker", "driver", "head")] == [700, 20, GUESS_SECONDS]
 
 
 @pytest.mark.parametrize(
