@@ -21,8 +21,8 @@ def check(folder: Folder) -> dict[str, Any]:
     record = manifest.read(folder, "prepare")
     where = f"{folder.uri}/{manifest.NAME}"
     for name, expected in record["files"].items():
-        manifest.require(expected, FILE, f"{where}: files: {name}")
-        if "/" in name or name in ("", ".", ".."):
+        manifest.require(expected, FILE, f"{where}: files: {name!r}")
+        if "/" in name or name in ("", ".", "..") or not name.isprintable():
             raise UserError(f"{where}: {name!r} is no file of this folder; allowed: names alone")
         size = folder.size(name)
         if size is None:
@@ -33,7 +33,7 @@ def check(folder: Folder) -> dict[str, Any]:
                 "run `python -m jobs prepare` again"
             )
     for name, own in record["sources"].items():
-        manifest.require(own, SOURCE, f"{where}: sources: {name}")
+        manifest.require(own, SOURCE, f"{where}: sources: {name!r}")
     return record
 
 

@@ -115,6 +115,18 @@ def test_a_manifest_of_which_any_value_is_another(small, tmp_path, data):
     one_line(lambda: prepared.first_prompts(own))
 
 
+@pytest.mark.parametrize("place", ["files", "sources"])
+@pytest.mark.parametrize("value", [None, {"bytes": 1, "rows": 1, "sha256": "0"}])
+def test_a_name_of_two_lines_in_a_manifest(small, tmp_path, place, value):
+    _, record = small
+    damaged = {**record, "files": {}, place: {"one\ntwo": value}}
+    own = Folder.of(tmp_path)
+    own.write(manifest.NAME, json.dumps(damaged).encode())
+    with pytest.raises(UserError, match="one") as refused:
+        prepared.check(own)
+    assert "\n" not in str(refused.value)
+
+
 @QUICK
 @given(st.data())
 def test_a_shard_of_which_any_byte_is_another(small, tmp_path, data):
