@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -282,7 +283,7 @@ def truncated_checkpoint(world: World) -> list[str]:
     for _ in range(world.times):
         start = time.time()
         process = world.begin(world.distill(run))
-        wait_for(lambda start=start: [one for one in run.checkpoints[1:] if one.stat().st_mtime > start], "a second")
+        wait_for(lambda start=start, process=process: _two_since(run, start) or process.poll() is not None, "two more")
         if not _kill(process.pid):
             break
         process.wait()
@@ -294,6 +295,13 @@ def truncated_checkpoint(world: World) -> list[str]:
     world.finish(world.distill(run))
     world.same(run)
     return notes
+
+
+def _two_since(run: Run, start: float) -> bool:
+    """Else, again and again, no whole one would be left of those that are kept."""
+    with suppress(OSError):  # one that is removed meanwhile
+        return sum(one.stat().st_mtime > start for one in run.checkpoints) >= 2
+    return False
 
 
 def changed_shard(world: World) -> list[str]:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pyarrow import fs
 from ray.train import Checkpoint, CheckpointConsistencyMode
 
+from pipeline.errors import UserError
 from pipeline.storage import Folder
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import STATE_FILE
@@ -27,7 +28,7 @@ def restore(distiller: Distiller, latest: Checkpoint | None, board: Any, *, atte
     them may be lost. `attempt` is at least that of now.
 
     Raises:
-        RuntimeError: where Ray Train knows of checkpoints and none is whole.
+        UserError: where Ray Train knows of checkpoints and none is whole; to begin anew is a person's decision.
     """
     faults = []
     for each in _by_all(list(_backwards(latest) if latest else _found())):
@@ -41,7 +42,9 @@ def restore(distiller: Distiller, latest: Checkpoint | None, board: Any, *, atte
         if distiller.rank == 0:
             board.say.remote(f"left out a checkpoint that is not whole: {faults[-1]}")
     if latest:
-        raise RuntimeError(f"no checkpoint is whole: {'; '.join(faults)}")
+        raise UserError(
+            f"no checkpoint is whole: {'; '.join(faults)}; allowed: another --run, or this one's `distilled` removed"
+        )
     return 0
 
 

@@ -5,6 +5,7 @@ import pytest
 import ray.train
 from pyarrow import fs
 
+from pipeline.errors import UserError
 from pipeline.storage import Folder
 from pipeline.training import restore
 
@@ -53,7 +54,11 @@ def run(tmp_path, monkeypatch):
     board = SimpleNamespace(say=SimpleNamespace(remote=said.append))
     distiller = SimpleNamespace(rank=0, attempt=0)
     return SimpleNamespace(
-        add=add, faults=faults, loaded=loaded, said=said, go=lambda: restore.restore(distiller, None, board)
+        add=add,
+        faults=faults,
+        loaded=loaded,
+        said=said,
+        go=lambda latest=None: restore.restore(distiller, latest, board),
     )
 
 
@@ -84,6 +89,17 @@ def test_where_there_is_none_it_begins_anew(run, damaged):
         run.faults["checkpoint_1"] = "x is missing"
     assert run.go() == 0
     assert not run.loaded
+
+
+def test_where_ray_train_knows_of_some_and_none_is_whole_it_is_said_and_not_tried_again(run, monkeypatch, tmp_path):
+    for number in (1, 2):
+        run.add(f"checkpoint_{number}", step=4 * number)
+        run.faults[f"checkpoint_{number}"] = "x is missing"
+    first, latest = (ray.train.Checkpoint.from_directory(tmp_path / f"checkpoint_{number}") for number in (1, 2))
+    kept = [SimpleNamespace(checkpoint=each) for each in (first, latest)]
+    monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", lambda _: kept)
+    with pytest.raises(UserError, match=r"no checkpoint is whole: .*checkpoint_2: x is missing; .*checkpoint_1: x is"):
+        run.go(latest)
 
 
 def test_a_fault_that_one_process_alone_sees_is_everybody_s(run, monkeypatch):
