@@ -5,7 +5,7 @@ import pytest
 from pipeline import session
 
 
-@pytest.mark.parametrize("told", [None, "{}", '{"runtime_env": null}'])
+@pytest.mark.parametrize("told", [None, "{}", '{"runtime_env": null}', '{"runtime_env": {"env_vars": null}}'])
 def test_workers_have_our_variables(monkeypatch, told):
     monkeypatch.delenv(session.OF_JOB, raising=False)
     if told:
