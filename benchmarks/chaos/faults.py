@@ -17,7 +17,7 @@ class Faults(socketserver.ThreadingTCPServer):
     """Passes requests on to the server at `target`, and answers each that `fails` picks as `how` says.
 
     Attributes:
-        how: "503", "expired" (403), "slow" (0.3 s later), "cut" (half of the content), or None.
+        how: "503", "expired" (403), "slow" (`delay` seconds later), "cut" (half of the content), or None.
         fails: of the request's number, from 1, and its path.
     """
 
@@ -27,6 +27,7 @@ class Faults(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.target, self.requests = target, 0
         self.how: str | None = None
+        self.delay = 0.3
         self.fails: Callable[[int, str], bool] = lambda number, path: False
 
     @property
@@ -55,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         if failing == "expired":
             return self._answer(403, {"Content-Type": "application/xml"}, EXPIRED)
         if failing == "slow":
-            time.sleep(0.3)
+            time.sleep(server.delay)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         headers = {"Content-Type": "application/octet-stream"} | headers  # else urllib says that it is a form
         request = urllib.request.Request(

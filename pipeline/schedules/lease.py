@@ -82,6 +82,15 @@ class Lease:
         return {"holder": self.holder, "id": self.own, "beat": self.beat}
 
     def _beats(self) -> None:
+        """Whatever ends the beats before the holder has done tells it so."""
+        try:
+            self._until_lost_or_done()
+        finally:
+            if not self._done.is_set():
+                self.lost = True
+                self.on_lost()
+
+    def _until_lost_or_done(self) -> None:
         """A store that is away for a while does not end the lease; one that has another's content does."""
         since = time.monotonic()
         while not self._done.wait(self.seconds / 6):
@@ -93,8 +102,6 @@ class Lease:
                     continue
                 version = None
             if version is None:
-                self.lost = True
-                self.on_lost()
                 return
             self.version, since = version, time.monotonic()
 
@@ -188,9 +195,9 @@ class _ObjectStore:
             found = getattr(self.clients[hasty], method)(**self.where, **request)
             return {**found, "Body": found["Body"].read()} if "Body" in found else dict(found)
         except (BotoCoreError, ClientError) as error:
-            told = getattr(error, "response", {"ResponseMetadata": {}, "Error": {}})
-            status, code = told["ResponseMetadata"].get("HTTPStatusCode"), told["Error"].get("Code")
-            if status in (404, 409, 412) and code != "NoSuchBucket":
+            told = getattr(error, "response", None) or {}  # a timeout has one that is None
+            status = told.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in (404, 409, 412) and told["Error"]["Code"] != "NoSuchBucket":
                 return None
             raise StoreError(f"s3://{'/'.join(self.where.values())}: {first_line(error)}") from error
 

@@ -14,6 +14,7 @@ from pipeline.schedules.lease import BusyError, Lease, store_of
 from pipeline.storage import Folder
 
 SECONDS = 1.0
+LONG = 6.0  # for what is held to the end however slow the machine is
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -22,11 +23,11 @@ def folder(request, tmp_path):
 
 
 def test_one_at_a_time_and_free_after(folder):
-    with Lease(folder, "first", SECONDS), pytest.raises(BusyError, match=r"^first$"), Lease(folder, "second", SECONDS):
+    with Lease(folder, "first", LONG), pytest.raises(BusyError, match=r"^first$"), Lease(folder, "second", LONG):
         pass
     started = time.monotonic()
-    with Lease(folder, "second", SECONDS):
-        assert time.monotonic() - started < SECONDS / 2, "a lease that was given back is taken without waiting"
+    with Lease(folder, "second", LONG):
+        assert time.monotonic() - started < LONG / 2, "a lease that was given back is taken without waiting"
 
 
 def test_of_many_that_want_a_free_lease_one_has_it(folder):
@@ -34,7 +35,7 @@ def test_of_many_that_want_a_free_lease_one_has_it(folder):
 
     def want(number):
         try:
-            with Lease(folder, f"holder {number}", SECONDS):
+            with Lease(folder, f"holder {number}", LONG):
                 had.append(number)
                 all_refused.wait(10)
         except BusyError:
@@ -132,6 +133,28 @@ def test_a_bucket_that_does_not_serve_is_one_line(failing, monkeypatch, how, mes
         Lease(failing.folder, "first", SECONDS),
     ):
         pass
+
+
+@pytest.mark.parametrize("delay", [2.5, None], ids=["no answer", "no server"])
+def test_a_bucket_that_does_not_answer_ends_the_beats_in_time(failing, delay):
+    told = threading.Event()
+    with Lease(failing.folder, "first", SECONDS, on_lost=told.set) as held:
+        if delay:
+            failing.how, failing.delay, failing.fails = "slow", delay, lambda number, path: True
+        else:
+            failing.stop()
+        with pytest.raises(StoreError, match=r"^s3://.*weekly/lease\.json: "):
+            store_of(failing.folder, "lease.json", SECONDS).read(hasty=True)
+        assert told.wait(3 * SECONDS)
+        assert held.lost
+
+
+def test_a_holder_whose_beats_end_by_a_fault_of_ours_is_told(tmp_path, monkeypatch):
+    told = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with Lease(Folder.of(tmp_path), "first", SECONDS, on_lost=told.set) as held:
+        monkeypatch.setattr(held.store, "swap", lambda *_: 1 / 0)
+        assert told.wait(SECONDS)
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3_server):
