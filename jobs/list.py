@@ -10,7 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.cluster.client import connect
+    from pipeline.cluster.client import cluster_at
     from pipeline.cluster.listing import rows
 
-    print(shared.table(rows(connect(options.address)), "no jobs yet; `python -m jobs submit` sends one"))
+    with cluster_at(options.address) as client:
+        print(shared.table(rows(client), "no jobs yet; `python -m jobs submit` sends one"))

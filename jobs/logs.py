@@ -13,12 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline.cluster.client import connect
+    from pipeline.cluster.client import cluster_at
     from pipeline.cluster.listing import details_of
 
-    client = connect(options.address)
-    details = details_of(client, options.job)
-    if options.follow:
-        return submit.followed(client, details.submission_id)
-    print(client.get_job_logs(details.submission_id), end="")
-    return 0
+    with cluster_at(options.address) as client:
+        details = details_of(client, options.job)
+        if options.follow:
+            return submit.followed(client, details.submission_id)
+        print(client.get_job_logs(details.submission_id), end="")
+        return 0

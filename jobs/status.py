@@ -11,11 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline.cluster.client import connect
+    from pipeline.cluster.client import cluster_at
     from pipeline.cluster.follow import ENDED, exit_code
     from pipeline.cluster.listing import details_of, row_of
 
-    details = details_of(connect(options.address), options.job)
+    with cluster_at(options.address) as client:
+        details = details_of(client, options.job)
     for name, value in row_of(details).items():
         print(f"{name:9} {value}")
     if details.message:

@@ -11,9 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.cluster.client import connect
+    from pipeline.cluster.client import cluster_at
     from pipeline.cluster.listing import details_of, stop
 
-    client = connect(options.address)
-    details = details_of(client, options.job)
-    print(f"{details.submission_id}: {stop(client, details.submission_id)}")
+    with cluster_at(options.address) as client:
+        details = details_of(client, options.job)
+        print(f"{details.submission_id}: {stop(client, details.submission_id)}")

@@ -41,17 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline.cluster.client import connect
+    from pipeline.cluster.client import cluster_at
     from pipeline.cluster.submit import submit, with_attempt
 
     job = submission.job_of(options, options.submitted, COMMANDS[options.submitted])
-    client = connect(options.address)
-    job = with_attempt(client, job, options.attempt, options.retry)
-    sent = submit(client, job, submission.variables_of(options))
-    print(f"{'submitted' if sent else 'already submitted:'} {job.id}", flush=True)
-    if options.no_wait:
-        return 0
-    return followed(client, job.id)
+    with cluster_at(options.address) as client:
+        job = with_attempt(client, job, options.attempt, options.retry)
+        sent = submit(client, job, submission.variables_of(options))
+        print(f"{'submitted' if sent else 'already submitted:'} {job.id}", flush=True)
+        if options.no_wait:
+            return 0
+        return followed(client, job.id)
 
 
 def followed(client: Any, submission_id: str) -> int:

@@ -3,6 +3,8 @@
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from pipeline.errors import UserError
 
 DEFAULT = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 10
+REQUEST_FAILED = "Request failed"  # how Ray's client begins what the server refused
 TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -51,6 +54,26 @@ def connect(address: str | None = None) -> Any:
             f"--address: the cluster at {address} runs Ray {server}, here is {ray.__version__}; allowed: the same"
         )
     return client
+
+
+@contextmanager
+def cluster_at(address: str | None = None) -> Iterator[Any]:
+    """`connect`, and a UserError too where the cluster stops answering before the block ends."""
+    client = connect(address)
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield client
+    except AuthenticationError:
+        raise UserError(_token_line(client.get_address(), find_token())) from None
+    except (requests.RequestException, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(REQUEST_FAILED):
+            raise
+        raise UserError(
+            f"--address: the cluster at {client.get_address()} stopped answering: {_line(error)}; "
+            "run the same command again when it is back"
+        ) from None
 
 
 def connect_from_job(address: str | None = None) -> Any:
