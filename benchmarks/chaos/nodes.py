@@ -130,3 +130,14 @@ def await_port(port: int, seconds: float = STARTS_SECONDS) -> None:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"nothing answers on port {port} in {seconds:g} s") from None
             time.sleep(0.2)
+
+
+def kill(pid: int) -> bool:
+    """Whether there was something to kill."""
+    if not pid:
+        return False
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True

@@ -4,6 +4,7 @@ import os
 import random
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,11 @@ class Run:
     def student(self) -> str:
         """The hash of its weights."""
         return str(manifest.read(Folder.of(self.place) / "distilled", "distill")["student_sha256"])
+
+    def versions(self) -> int:
+        """Of models, in its registry."""
+        with sqlite3.connect(self.tracking.removeprefix("sqlite:///")) as store:
+            return int(store.execute("select count(*) from model_versions").fetchone()[0])
 
     @property
     def checkpoints(self) -> list[Path]:
