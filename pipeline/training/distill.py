@@ -19,25 +19,20 @@ from ray.train import (
     ValidationConfig,
 )
 from ray.train.torch import TorchTrainer
-from torch import nn
 
-from pipeline import manifest, models, room, tracking
+from pipeline import manifest, room, tracking
 from pipeline.errors import StoreError, TrainingError, UserError
-from pipeline.evaluation import evaluate
-from pipeline.evaluation.judges import clip_folder, decoder_folder
-from pipeline.prompts import prepared
 from pipeline.prompts.encode import encode_fixed, encoding_of
 from pipeline.recipe import Evaluation, Promotion, Recipe, Schedule, Train, dump, parse
 from pipeline.secrets import masked
 from pipeline.session import ray_session
 from pipeline.storage import Folder
+from pipeline.training import preflight
 from pipeline.training.board import progress_bar
 from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
 from pipeline.training.engines import name_accelerator
-from pipeline.training.estimate import require_fit
 from pipeline.training.export import export
 from pipeline.training.loop import Setup
-from pipeline.training.preflight import check_store
 from pipeline.training.progress import FIXED_TEXTS
 from pipeline.training.restore import tidy
 from pipeline.training.validation import RETRIES, Validation, validate
@@ -64,7 +59,9 @@ def distill(
     """
     if folder.has(manifest.NAME):
         return manifest.read(folder, "distill")
-    record, teacher, init = _checked(recipe, prompt_folder, folder, tracking_uri)
+    record, teacher, init = preflight.check(recipe, prompt_folder, folder)
+    if not folder.has(RUN_FILE):  # a run that goes on writes to MLflow when it can
+        tracking.require(tracking_uri)
     name_accelerator()
     with ray_session(address):
         for ask in _asks(recipe):
@@ -92,28 +89,6 @@ def distill(
     return _finish(recipe, folder, record, teacher, setup, result)
 
 
-def _checked(
-    recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri: str
-) -> tuple[dict[str, Any], Path, Path | None]:
-    """The prompts' manifest, the teacher's folder and the student's start, when all that is needed is there."""
-    require_fit(recipe)
-    record = prepared.check(prompt_folder)
-    _check_prompts(recipe, record)
-    teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
-    init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
-    _check_models(recipe, teacher, init)
-    if recipe.train.clip_weight:
-        clip_folder(recipe.train.clip_model)
-        if recipe.train.clip_decoder:
-            decoder_folder(recipe.train.clip_decoder)
-    if recipe.evaluation.every:
-        evaluate.require(recipe, prompt_folder)
-    check_store(folder)
-    if not folder.has(RUN_FILE):  # a run that goes on writes to MLflow when it can
-        tracking.require(tracking_uri)
-    return record, teacher, init
-
-
 def _asks(recipe: Recipe) -> list[room.Ask]:
     """An evaluation beside the training may wait until it has ended: there need not be room for both at once."""
     training, evaluation = room.of_training(recipe.train), room.of_evaluation(recipe.evaluation)
@@ -134,39 +109,6 @@ def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
     encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_fixed)
     content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), FIXED_TEXTS))
     return content
-
-
-def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
-    """They are the recipe's."""
-    prepared = asdict(parse(record["recipe"]).prompts)
-    for name, value in asdict(recipe.prompts).items():
-        if name != "avoid_contradictions" and prepared[name] != value:
-            raise UserError(
-                f"prompts.{name}: {value!r} here, but `prepare` was given {prepared[name]!r}; "
-                "give both the same, or prepare another --run"
-            )
-
-
-def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
-    """They load, have the layers that adapters are for, and the student starts from weights of the teacher's form."""
-    denoiser = models.load(teacher, start_timestep=recipe.method.start_timestep).denoiser
-    layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    for field, targets in (
-        ("lora_teacher.targets", recipe.lora_teacher.targets),
-        ("student.lora_targets", recipe.student.lora_targets if recipe.student.lora_rank else ()),
-    ):
-        for target in targets:
-            if not any(name.endswith(f".{target}") for name in layers):
-                raise UserError(
-                    f"{field}: {target!r} is no layer of the teacher; "
-                    "allowed: ends of its layers' names, such as to_q, to_k, to_v, to_out.0"
-                )
-    if init is not None and _form(models.load_denoiser(init)) != _form(denoiser):
-        raise UserError(f"student.init: {recipe.student.init!r} is of another form; allowed: one of the teacher's")
-
-
-def _form(model: nn.Module) -> dict[str, Any]:
-    return {name: value.shape for name, value in model.state_dict().items()}
 
 
 def _mlflow_run(recipe: Recipe, record: dict[str, Any], folder: Folder, tracking_uri: str) -> str:

@@ -156,3 +156,18 @@ def add_student_lora(recipe: Recipe, model: Any) -> None:
     options = recipe.student
     if options.lora_rank:
         add_lora(model, rank=options.lora_rank, scaling=options.lora_scaling, targets=options.lora_targets)
+
+
+def check_workers(device: torch.device) -> None:
+    """In every worker: add a one over all of them, by the backend that training uses.
+
+    Raises:
+        RuntimeError: where the sum is not the number of workers.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    ones, workers = torch.ones(1, device=device), torch.distributed.get_world_size()
+    torch.distributed.all_reduce(ones)
+    if int(ones.item()) != workers:
+        backend = torch.distributed.get_backend()
+        raise RuntimeError(f"{backend}: {workers} workers added up to {ones.item():g}; they do not reach each other")

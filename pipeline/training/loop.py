@@ -19,7 +19,7 @@ from pipeline.prompts.negatives import NegativeSampler
 from pipeline.prompts.stream import Encoders, PromptStream
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
-from pipeline.training import checkpoint, engines, preflight
+from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller
 from pipeline.training.guard import DivergedError, Guard
 from pipeline.training.progress import FIXED_TEXTS, Progress
@@ -122,7 +122,7 @@ def _encoders(distiller: Distiller, prompts_uri: str) -> Encoders | None:
 
 def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
     context, device = ray.train.get_context(), ray.train.torch.get_device()
-    preflight.check_workers(device)
+    engines.check_workers(device)
     fixed = fixed_of(FIXED_TEXTS, setup.fixed, device) if setup.fixed else {}
     folder = models.here(setup.teacher_folder, options.teacher, revision=options.revision)
     model = models.load(folder, device, start_timestep=options.method.start_timestep, fixed=fixed)

@@ -1,12 +1,42 @@
-"""What must hold before a run: the store can be written, the workers can talk."""
+"""What must hold before a distillation begins, checked by its driver."""
 
 import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-import torch
-import torch.distributed
+from torch import nn
 
+from pipeline import models
 from pipeline.errors import UserError
+from pipeline.evaluation import evaluate
+from pipeline.evaluation.judges import clip_folder, decoder_folder
+from pipeline.prompts import prepared
+from pipeline.recipe import Recipe, parse
 from pipeline.storage import Folder
+from pipeline.training.estimate import require_fit
+
+
+def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[dict[str, Any], Path, Path | None]:
+    """The prompts' manifest, the teacher's folder and that of the student's start, when all that is needed is there.
+
+    Raises:
+        UserError: naming the field or the folder.
+    """
+    require_fit(recipe)
+    record = prepared.check(prompt_folder)
+    _check_prompts(recipe, record)
+    teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
+    init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
+    _check_models(recipe, teacher, init)
+    if recipe.train.clip_weight:
+        clip_folder(recipe.train.clip_model)
+        if recipe.train.clip_decoder:
+            decoder_folder(recipe.train.clip_decoder)
+    if recipe.evaluation.every:
+        evaluate.require(recipe, prompt_folder)
+    check_store(folder)
+    return record, teacher, init
 
 
 def check_store(folder: Folder) -> None:
@@ -22,16 +52,34 @@ def check_store(folder: Folder) -> None:
     folder.remove(name)
 
 
-def check_workers(device: torch.device) -> None:
-    """In every worker: add a one over all of them, by the backend that training uses.
+def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
+    """They are the recipe's."""
+    given = asdict(parse(record["recipe"]).prompts)
+    for name, value in asdict(recipe.prompts).items():
+        if name != "avoid_contradictions" and given[name] != value:
+            raise UserError(
+                f"prompts.{name}: {value!r} here, but `prepare` was given {given[name]!r}; "
+                "give both the same, or prepare another --run"
+            )
 
-    Raises:
-        RuntimeError: where the sum is not the number of workers.
-    """
-    if not torch.distributed.is_initialized():
-        return
-    ones, workers = torch.ones(1, device=device), torch.distributed.get_world_size()
-    torch.distributed.all_reduce(ones)
-    if int(ones.item()) != workers:
-        backend = torch.distributed.get_backend()
-        raise RuntimeError(f"{backend}: {workers} workers added up to {ones.item():g}; they do not reach each other")
+
+def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
+    """They load, have the layers that adapters are for, and the student starts from weights of the teacher's form."""
+    denoiser = models.load(teacher, start_timestep=recipe.method.start_timestep).denoiser
+    layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for field, targets in (
+        ("lora_teacher.targets", recipe.lora_teacher.targets),
+        ("student.lora_targets", recipe.student.lora_targets if recipe.student.lora_rank else ()),
+    ):
+        for target in targets:
+            if not any(name.endswith(f".{target}") for name in layers):
+                raise UserError(
+                    f"{field}: {target!r} is no layer of the teacher; "
+                    "allowed: ends of its layers' names, such as to_q, to_k, to_v, to_out.0"
+                )
+    if init is not None and _form(models.load_denoiser(init)) != _form(denoiser):
+        raise UserError(f"student.init: {recipe.student.init!r} is of another form; allowed: one of the teacher's")
+
+
+def _form(model: nn.Module) -> dict[str, Any]:
+    return {name: value.shape for name, value in model.state_dict().items()}
