@@ -42,7 +42,7 @@ def changed_shard(world: World) -> list[str]:
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
         refused = world.begin(world.distill(run))
         refused.ends_with(2)
-        assert "is not what was prepared" in refused.printed, refused.printed[-3000:]
+        assert "its content differs from the manifest's" in refused.printed, refused.printed[-3000:]
         notes.append(f"byte {place}")
     shard.write_bytes(whole)
     world.finish(world.distill(run))

@@ -24,7 +24,7 @@ from PIL import Image
 from ray.exceptions import RayActorError
 from ray.util.annotations import RayDeprecationWarning
 
-from pipeline import models
+from pipeline import mistakes, models
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.asks import EXCLUDED, Batch, Exclusion, Piece, pieces
 from pipeline.evaluation.panel import judge_of, scorers_of
@@ -174,7 +174,7 @@ def _work(setup: Setup, count: int, options: Evaluation) -> tuple[list[Row], dic
             max_restarts=0,  # with more Ray says, at each start, that a restart may fail; `work` begins again
         )
     stream.context.execution_options.preserve_order = True
-    done = [json.loads(piece["rows"]) for piece in stream.iter_rows()]
+    done = [json.loads(piece["rows"]) for piece in mistakes.rows(stream)]
     scorers = {column: found for _, own in done for column, found in own.items()}
     return [row for rows, _ in done for row in rows], scorers
 

@@ -23,7 +23,7 @@ from PIL import Image
 import nasa
 from datasets_prep.evaluation import NEGATIVE_PROMPTS
 from nasa.causal import FRAMES_PER_BLOCK, generate_video
-from pipeline import config, manifest, models, room
+from pipeline import config, manifest, mistakes, models, room
 from pipeline.config import NOT_NEGATIVE, POSITIVE, checked
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
@@ -205,7 +205,7 @@ def _work(options: Videos, model: str, prompts: Sequence[str], folder: Folder) -
         concurrency=min(options.processes, len(items)),
     )
     stream.context.execution_options.preserve_order = True
-    return [json.loads(row["row"]) for row in stream.iter_rows()]
+    return [json.loads(row["row"]) for row in mistakes.rows(stream)]
 
 
 def _summary(options: Videos, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -156,6 +156,7 @@ def _on_ray(missing: Sequence[Input], how: How, folder: Folder, address: str | N
     """
     import ray.data
 
+    from pipeline import mistakes
     from pipeline.session import ray_session
 
     def read_chunks(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -172,4 +173,4 @@ def _on_ray(missing: Sequence[Input], how: How, folder: Folder, address: str | N
         readers = max(1, int(ray.cluster_resources().get("CPU", 1) / CORES_A_READER))
         files = ray.data.from_items(list(range(len(missing))), override_num_blocks=len(missing))
         read_ = files.map_batches(read_chunks, batch_size=1, num_cpus=READING, concurrency=readers)
-        yield from read_.map_batches(clean_one, batch_size=1, num_cpus=1 - READING).iter_rows()
+        yield from mistakes.rows(read_.map_batches(clean_one, batch_size=1, num_cpus=1 - READING))

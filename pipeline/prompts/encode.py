@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,22 @@ class Encoder:
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding, self.device = encoding, "cuda" if torch.cuda.is_available() else "cpu"
-        folder = models.here(encoding.teacher_folder, encoding.teacher, revision=encoding.revision)
-        self.model = models.load_text_encoder(folder, self.device)
-        if encoding.bfloat16:
-            self.model.to(torch.bfloat16)
-        prompts = Folder.of(encoding.prompts_uri)
-        self.negatives = NegativeSampler.read(prompts, avoid_contradictions=encoding.avoid_contradictions)
+
+    @cached_property
+    def model(self) -> models.TextEncoder:
+        """Loaded by the first batch: what is wrong then is told, while Ray starts an actor that cannot begin again."""
+        own = self.encoding
+        model = models.load_text_encoder(
+            models.here(own.teacher_folder, own.teacher, revision=own.revision), self.device
+        )
+        if own.bfloat16:
+            model.to(torch.bfloat16)
+        return model
+
+    @cached_property
+    def negatives(self) -> NegativeSampler:
+        own = self.encoding
+        return NegativeSampler.read(Folder.of(own.prompts_uri), avoid_contradictions=own.avoid_contradictions)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Adds `states` [N, 2, T, D] and `mask` [N, 2, T], of each prompt and its negative."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray.data
 
 from datasets_prep.order import Order, Piece
+from pipeline import mistakes
 from pipeline.prompts import prepared
 from pipeline.storage import Folder
 
@@ -82,7 +83,7 @@ class PromptStream:
                 concurrency=encoders.processes,
             )
         stream.context.execution_options.preserve_order = True
-        for batch in stream.iter_batches(batch_size=len(self.places), batch_format="numpy"):
+        for batch in mistakes.batches(stream, len(self.places)):
             encoded = {name: batch[name] for name in ("states", "mask") if name in batch}
             yield Batch(batch["prompt"].tolist(), encoded)
 

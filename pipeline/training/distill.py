@@ -20,7 +20,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from pipeline import manifest, room, tracking
+from pipeline import manifest, mistakes, room, tracking
 from pipeline.errors import StoreError, TrainingError, UserError
 from pipeline.prompts.encode import encode_fixed, encoding_of
 from pipeline.recipe import Evaluation, Promotion, Recipe, Schedule, Train, dump, parse
@@ -107,7 +107,8 @@ def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
     if not options.encoders:
         return b""
     encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_fixed)
-    content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), FIXED_TEXTS))
+    with mistakes.told():
+        content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), FIXED_TEXTS))
     return content
 
 

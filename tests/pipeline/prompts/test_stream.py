@@ -80,7 +80,7 @@ def test_a_late_start_reads_its_own_shards_alone(prepared, monkeypatch):
 original = shard
 
 
-def test_a_shard_that_changed_is_named_when_it_is_read(tmp_path):
+def test_a_shard_that_changed_is_named_when_it_is_read(ray_cluster, tmp_path):
     folder = Folder.of(tmp_path / "prompts")
     prepare(parse("", ["prompts.count=20", "prompts.negative_draws=5"]), folder)
     record, name = check(folder), "shard-shapes-00000.parquet"
@@ -88,8 +88,9 @@ def test_a_shard_that_changed_is_named_when_it_is_read(tmp_path):
     content[10] ^= 1
     folder.write(name, bytes(content))
     stream = PromptStream(folder, check(folder), 0, 4, range(4))
-    with pytest.raises(UserError, match=f"{name}: its content differs from the manifest's"):
-        stream.of_piece(next(stream.order.pieces(0, 8, 8)))
+    expected = f"^{folder.uri}/{name}: its content differs from the manifest's; run `python -m jobs prepare` again$"
+    with pytest.raises(UserError, match=expected):
+        next(stream.batches(0, 2))
     assert record["files"][name]["bytes"] == len(content)
 
 

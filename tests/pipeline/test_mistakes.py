@@ -1,0 +1,42 @@
+"""What is wrong in a process of Ray's, told in this one."""
+
+import pytest
+
+from pipeline import mistakes
+from pipeline.errors import StoreError, UserError
+from pipeline.prompts.encode import Encoder, Encoding
+
+
+class Wrong:
+    """Of an actor or a task, after its first row."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def __call__(self, batch):
+        if batch["number"][0] > 0:
+            raise self.error
+        return batch
+
+
+@pytest.mark.parametrize("read", [mistakes.rows, lambda dataset: mistakes.batches(dataset, 1)])
+@pytest.mark.parametrize("actor", [False, True])
+@pytest.mark.parametrize("error", [UserError("count: 0"), StoreError("s3://b: 503\nlater"), ZeroDivisionError()])
+def test_a_mistake_of_a_task_is_the_mistake_itself(ray_cluster, capfd, error, actor, read):
+    numbers = ray_cluster.data.range(2, override_num_blocks=2).rename_columns({"id": "number"})
+    given = {"fn_constructor_args": (error,), "concurrency": 1} if actor else {}
+    made = numbers.map_batches(Wrong if actor else Wrong(error), batch_size=1, num_cpus=0.25, **given)
+    with pytest.raises(type(error)) as found:
+        list(read(made))
+    if isinstance(error, UserError):
+        assert type(found.value) is type(error)
+        assert str(found.value) == str(error)
+    assert "please open an issue" not in capfd.readouterr().err
+
+
+def test_what_an_encoder_does_not_find_is_told(ray_cluster, tmp_path):
+    nowhere = Encoding(str(tmp_path / "teacher"), "main", "", str(tmp_path), False, False, 4, 0)
+    prompts = ray_cluster.data.from_items([{"prompt": "a cat", "position": 0}])
+    encoded = prompts.map_batches(Encoder, fn_constructor_args=(nowhere,), batch_size=1, num_cpus=0.25, concurrency=1)
+    with pytest.raises(UserError, match=f"^{tmp_path}/negatives.parquet: no such file$"):
+        list(mistakes.rows(encoded))
