@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs
 
@@ -16,6 +17,22 @@ from pipeline.errors import StoreError, UserError
 
 ATTEMPTS = 12
 S3 = re.compile(r"s3://[^/\s]+")
+
+
+class _PatientS3(fs.S3FileSystem):
+    """It asks as often in every process: pyarrow's own forgets the retries where it is pickled, as for Ray Train's."""
+
+    def __init__(self, endpoint: str | None) -> None:
+        super().__init__(
+            endpoint_override=endpoint,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+            connect_timeout=10,
+            request_timeout=60,
+        )
+        self.endpoint = endpoint
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.endpoint,)
 
 
 @dataclass(frozen=True)
@@ -47,12 +64,7 @@ class Folder:
     def filesystem(self) -> fs.FileSystem:
         if self.is_local:
             return fs.LocalFileSystem()
-        return fs.S3FileSystem(
-            endpoint_override=os.environ.get("AWS_ENDPOINT_URL"),
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-            connect_timeout=10,
-            request_timeout=60,
-        )
+        return _PatientS3(os.environ.get("AWS_ENDPOINT_URL"))
 
     def __truediv__(self, name: str) -> "Folder":
         return Folder(f"{self.uri}/{name}")

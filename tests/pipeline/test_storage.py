@@ -1,4 +1,5 @@
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,19 @@ OPERATIONS = {
     "upload": lambda folder, scratch: folder.upload(scratch),
     "local_copy": lambda folder, scratch: folder.local_copy(scratch),
 }
+
+
+def test_a_store_is_asked_as_often_from_another_process(bucket, monkeypatch):
+    """Ray Train's controller and workers have a pickled file system."""
+    server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setattr(storage, "ATTEMPTS", 6)
+    there = pickle.loads(pickle.dumps(Folder.of(f"{bucket}/run").filesystem))
+    server.how, server.fails = "503", lambda number, path: number < 6
+    with there.open_output_stream("runs/run/list.json") as stream:
+        stream.write(b"[]")
+    assert server.requests >= 6
+    server.stop()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
