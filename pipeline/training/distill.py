@@ -30,7 +30,7 @@ from pipeline.storage import Folder
 from pipeline.training import preflight
 from pipeline.training.board import progress_bar
 from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
-from pipeline.training.engines import name_accelerator
+from pipeline.training.engines import ready_deepspeed
 from pipeline.training.export import export
 from pipeline.training.loop import Setup
 from pipeline.training.progress import FIXED_TEXTS
@@ -62,7 +62,7 @@ def distill(
     record, teacher, init = preflight.check(recipe, prompt_folder, folder)
     if not folder.has(RUN_FILE):  # a run that goes on writes to MLflow when it can
         tracking.require(tracking_uri)
-    name_accelerator()
+    ready_deepspeed()
     with ray_session(address):
         for ask in _asks(recipe):
             room.require_room(ask, recipe.train.wait_minutes, address)

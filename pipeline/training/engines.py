@@ -1,7 +1,9 @@
 """Student and LoRA teacher as two engines in one process: DeepSpeed's, or plain torch's where one process is all."""
 
+import fcntl
 import logging
 import os
+import sysconfig
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -53,18 +55,45 @@ class Engines:
         return ("student", self.student), ("lora_teacher", self.lora_teacher)
 
 
-def name_accelerator() -> None:
-    """Tell DeepSpeed of a machine without a GPU before anything imports it; it warns where it finds out itself."""
+def ready_deepspeed() -> None:
+    """To be called before anything imports it.
+
+    It is told of a machine without a GPU, and warns where it finds out itself. What it compiles it compiles with the
+    ninja of this environment: one of another version, the system's, would compile all of it again.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    scripts, places = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)
+    if places.split(os.pathsep)[0] != scripts:
+        os.environ["PATH"] = f"{scripts}{os.pathsep}{places}"
+
+
+def compile_deepspeed() -> None:
+    """What DeepSpeed needs for several processes of a machine without a GPU: a minute, once in an environment.
+
+    torch's own lock outlives a process that is killed while it compiles, and all that come after wait for it for ever.
+    The one here ends with its process.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        return
+    folder = Path(_get_build_directory(builder.name, False))
+    with open(folder / "one_at_a_time", "w") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        builder.load()
 
 
 def deepspeed_engine(
     recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
 ) -> Any:
-    name_accelerator()
+    ready_deepspeed()
     import deepspeed
 
+    compile_deepspeed()
     passes = recipe.passes(workers)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     engine, *_ = deepspeed.initialize(

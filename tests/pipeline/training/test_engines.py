@@ -1,0 +1,31 @@
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from pipeline import ROOT
+from pipeline.training.engines import ready_deepspeed
+
+
+def test_deepspeed_is_compiled_by_the_ninja_of_this_environment(monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    for _ in range(2):
+        ready_deepspeed()
+    assert os.environ["PATH"] == f"{sysconfig.get_path('scripts')}:/usr/bin:/bin"
+
+
+def test_a_process_that_was_killed_while_it_compiled_holds_up_no_other(tmp_path):
+    """The compiled files, with the lock that torch has left there."""
+    own = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    if own.is_dir():
+        shutil.copytree(own, tmp_path, dirs_exist_ok=True)
+    lock = tmp_path / "deepspeed_shm_comm/lock"
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text("")
+    code = "from pipeline.training.engines import *; ready_deepspeed(); compile_deepspeed()"
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=300)
+    assert not lock.exists()
+    assert (lock.parent / "deepspeed_shm_comm.so").is_file()
