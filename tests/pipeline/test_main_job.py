@@ -305,7 +305,7 @@ def test_a_run_whose_list_of_checkpoints_is_cut_short_goes_on_from_a_checkpoint(
         shutil.rmtree(distilled / name)
     (distilled / "manifest.json").unlink()
     (distilled / "train" / LIST).write_text('{"ray_version": "2.60')
-    *_, last = sorted((distilled / "train").glob("checkpoint_*"))
+    *_, last = sorted((distilled / "train").glob("checkpoint_*/"))
     shutil.rmtree(last)
     assert main(arguments("distill", damaged)) == 0
     printed = "".join(capfd.readouterr())
