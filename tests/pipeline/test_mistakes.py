@@ -19,9 +19,15 @@ class Wrong:
         return batch
 
 
-@pytest.mark.parametrize("read", [mistakes.rows, lambda dataset: mistakes.batches(dataset, 1)])
-@pytest.mark.parametrize("actor", [False, True])
-@pytest.mark.parametrize("error", [UserError("count: 0"), StoreError("s3://b: 503\nlater"), ZeroDivisionError()])
+@pytest.mark.parametrize(
+    ("error", "actor", "read"),
+    [
+        (UserError("count: 0"), False, mistakes.rows),
+        (StoreError("s3://b: 503\nlater"), True, lambda dataset: mistakes.batches(dataset, 1)),
+        (ZeroDivisionError(), False, mistakes.rows),
+    ],
+    ids=["task", "actor", "another error"],
+)
 def test_a_mistake_of_a_task_is_the_mistake_itself(ray_cluster, capfd, error, actor, read):
     numbers = ray_cluster.data.range(2, override_num_blocks=2).rename_columns({"id": "number"})
     given = {"fn_constructor_args": (error,), "concurrency": 1} if actor else {}

@@ -123,12 +123,12 @@ def test_a_store_is_asked_as_often_from_another_process(bucket, monkeypatch):
     """Ray Train's controller and workers have a pickled file system."""
     server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setattr(storage, "ATTEMPTS", 6)
+    monkeypatch.setattr(storage, "ATTEMPTS", 5)
     there = pickle.loads(pickle.dumps(Folder.of(f"{bucket}/run").filesystem))
-    server.how, server.fails = "503", lambda number, path: number < 6
+    server.how, server.fails = "503", lambda number, path: number < 5
     with there.open_output_stream("runs/run/list.json") as stream:
         stream.write(b"[]")
-    assert server.requests >= 6
+    assert server.requests >= 5
     server.stop()
 
 
