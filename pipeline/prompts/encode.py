@@ -39,7 +39,7 @@ class Encoder:
 
     @cached_property
     def model(self) -> models.TextEncoder:
-        """Loaded by the first batch: what is wrong then is told, while Ray starts an actor that cannot begin again."""
+        """Loaded by the first batch, whose mistakes are told: those of an actor's start arrive as its death alone."""
         own = self.encoding
         model = models.load_text_encoder(
             models.here(own.teacher_folder, own.teacher, revision=own.revision), self.device
