@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,11 +76,7 @@ class Nodes:
     def kill(self, node: Process | None = None) -> None:
         """SIGKILL to one node's processes, or to all."""
         for process in [node] if node else self.processes:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            process.wait()
+            end(process)
         self.processes = [process for process in self.processes if process.poll() is None]
 
     def _ray(self, *arguments: str) -> Process:
@@ -130,6 +127,13 @@ def await_port(port: int, seconds: float = STARTS_SECONDS) -> None:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"nothing answers on port {port} in {seconds:g} s") from None
             time.sleep(0.2)
+
+
+def end(process: Process) -> None:
+    """SIGKILL to all of its group, if it still lives."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def kill(pid: int) -> bool:

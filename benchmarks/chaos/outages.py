@@ -1,15 +1,13 @@
 """What a run needs is away for a while, or full."""
 
 import errno
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.chaos.faults import Faults
-from benchmarks.chaos.nodes import await_port, free_ports
+from benchmarks.chaos.nodes import await_port, end, free_ports
 from benchmarks.chaos.world import World, wait_for
 
 
@@ -27,14 +25,12 @@ def mlflow_down(world: World) -> list[str]:
         wait_for(lambda: (run.folder / "distilled/run.json").is_file(), "the run's record", process)
         when = world.moment(world.took / 2)
         ended = process.poll() is not None
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        end(server)
         time.sleep(60)
         server = world.begin(command)
         process.ends_with(0)
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        end(server)
     world.same(run)
     return notes if ended else [f"{when:.0f} s after the run's record"]
 
@@ -62,8 +58,7 @@ def s3_unavailable(world: World) -> list[str]:
         world.same(run)
     finally:
         faults.stop()
-        os.killpg(store.pid, signal.SIGKILL)
-        store.wait()
+        end(store)
     return notes
 
 
