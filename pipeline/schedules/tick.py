@@ -4,8 +4,8 @@ Ray's scheduler job, KubeRay's RayCronJob (which starts all that was missed at o
 lease and the history in the schedule's folder say whether there is anything to do.
 """
 
-import _thread
 import json
+import os
 import re
 import signal
 import tempfile
@@ -53,7 +53,7 @@ def run_tick(
         return f"{name}: {why}"
     _heed_interrupts()
     try:
-        with Lease(home, f"tick {name}", lease_seconds, on_lost=_thread.interrupt_main) as lease:
+        with Lease(home, f"tick {name}", lease_seconds, on_lost=_interrupt) as lease:
             _write_down_deaths(past, name, recipe, clock())
             if why := _nothing_to_do(past, name, recipe, clock(), asked=tick is not None):
                 return f"{name}: {why}"
@@ -95,6 +95,11 @@ def _heed_interrupts() -> None:
     """A shell's background processes ignore them; here they end a job whose lease is lost."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt() -> None:
+    """As Ctrl-C does: `_thread.interrupt_main` would not wake what sleeps."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _write_down_deaths(past: History, name: str, recipe: Recipe, now: datetime) -> None:
