@@ -193,7 +193,8 @@ def test_who_lost_the_lease_leaves_the_record_to_who_has_it(tick, past, tmp_path
             assert time.monotonic() - began < 60, "nothing woke it"
             if ends:
                 raise ends from None
-        return OUTCOME
+            return OUTCOME
+        raise AssertionError("nothing interrupted it")
 
     theirs = Tick(TICK).begun(NOW).begun(NOW)
     with suppress(TrainingError):
