@@ -13,7 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from nasa.attention import Steering, install, negative
 from nasa.embeds import Embeds
 from nasa.parameterization import PREDICTION_TYPES
+from nasa.precision import autocast, run_in_float32
 from nasa.rules import Scale
+
+SMALLEST_ALPHA = 1e-3  # alpha_T below which an epsilon model's error, divided by it, drowns the image
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Diffusion:
             raise ValueError(
                 f"prediction_type: {self.prediction_type!r} is not known; allowed: {', '.join(PREDICTION_TYPES)}"
             )
+        alpha = float(self.alphas_cumprod[self.start_timestep].sqrt()) if not self.alphas_cumprod.is_meta else 1.0
+        if self.prediction_type == "epsilon" and alpha < SMALLEST_ALPHA:
+            raise ValueError(
+                f"start_timestep: got {self.start_timestep}, where alpha is {alpha:g}; an epsilon model starts where "
+                f"alpha is at least {SMALLEST_ALPHA:g}, as its output is divided by it. Choose an earlier timestep."
+            )
 
     @property
     def steps(self) -> int:
@@ -43,13 +52,22 @@ class Diffusion:
 
 
 class SteerableDenoiser(nn.Module):
-    """A diffusers denoiser whose cross-attention can be given a negative prompt at each call."""
+    """A diffusers denoiser whose cross-attention can be given a negative prompt at each call.
 
-    def __init__(self, model: Any) -> None:
+    With a `compute_dtype` other than float32 it enters autocast in its own forward, all but its output layer, so that
+    the output is float32. The caller converts frozen weights (`nasa.precision.cast_frozen`).
+    """
+
+    output_layer: str  # the name of the denoiser's last layer
+
+    def __init__(self, model: Any, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = model
+        self.compute_dtype = compute_dtype
         self.steering = Steering()
         install(model, self.steering)
+        if compute_dtype != torch.float32:
+            run_in_float32(getattr(model, self.output_layer))
 
     def forward(
         self,
@@ -60,9 +78,14 @@ class SteerableDenoiser(nn.Module):
         scale: Scale = 0.0,
     ) -> Tensor:
         """The denoiser's output, [B, C, H, W], steered by eqs. 7-9 where the negative prompt `away` is given."""
-        seen = None if away is None else Embeds(self._as_layers_see(away.states), away.mask)
-        with negative(self.steering, seen, scale):
-            return self._denoise(latents, timestep_B, prompt)
+        with self._precision(latents.device.type):
+            seen = None if away is None else Embeds(self._as_layers_see(away.states), away.mask)
+            with negative(self.steering, seen, scale):
+                return self._denoise(latents, timestep_B, prompt)
+
+    def _precision(self, device_type: str) -> AbstractContextManager[Any]:
+        """Leave the caller's autocast alone where no `compute_dtype` was asked for."""
+        return nullcontext() if self.compute_dtype == torch.float32 else autocast(device_type, self.compute_dtype)
 
     def enable_gradient_checkpointing(self) -> None:
         """Blocks are computed again in the backward pass, steered as they were though the call is over."""
@@ -87,6 +110,8 @@ class SteerableDenoiser(nn.Module):
 class SteerableUNet(SteerableDenoiser):
     """Stable Diffusion 1.5 and 2.1. Their text is not masked."""
 
+    output_layer = "conv_out"
+
     def _denoise(self, latents: Tensor, timestep_B: Tensor, prompt: Embeds) -> Tensor:
         output: Tensor = self.model(latents, timestep_B, prompt.states, return_dict=False)[0]
         return output
@@ -94,6 +119,8 @@ class SteerableUNet(SteerableDenoiser):
 
 class SteerablePixArt(SteerableDenoiser):
     """PixArt-alpha at 512. It predicts a variance beside the noise, which is dropped."""
+
+    output_layer = "proj_out"
 
     def _as_layers_see(self, states: Tensor) -> Tensor:
         projected: Tensor = self.model.caption_projection(states)
@@ -116,12 +143,26 @@ STEERABLE: Mapping[str, type[SteerableDenoiser]] = MappingProxyType(
 )
 
 
-def steerable(model: Any) -> SteerableDenoiser:
-    """A denoiser of one of the families that can be trained, ready to be steered."""
+def steerable(model: Any, compute_dtype: torch.dtype = torch.float32) -> SteerableDenoiser:
+    """Wrap a denoiser of one of the families that can be trained, ready to be steered.
+
+    Raises:
+        ValueError: for a denoiser of another family.
+    """
+    return _steerable_class(model)(model, compute_dtype)
+
+
+def output_layer(model: Any) -> nn.Module:
+    """Return the last layer of a denoiser of one of the families that can be trained."""
+    layer: nn.Module = getattr(model, _steerable_class(model).output_layer)
+    return layer
+
+
+def _steerable_class(model: Any) -> type[SteerableDenoiser]:
     name = type(model).__name__
     if name not in STEERABLE:
         raise ValueError(f"{name} cannot be trained; allowed: {', '.join(STEERABLE)}")
-    return STEERABLE[name](model)
+    return STEERABLE[name]
 
 
 def diffusion_of(pipe: Any, device: torch.device | str = "cpu", *, start_timestep: int = -1) -> Diffusion:

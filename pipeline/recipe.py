@@ -141,7 +141,8 @@ class Train:
 
     With `encoders` above 0 so many processes a worker encode the texts, and the workers load no text encoder.
 
-    "bfloat16" computes in it where that is safe and keeps the trained weights in float32. `clip_decoder` is a tiny
+    "bfloat16" computes in it where that is safe and keeps the trained weights in float32. The CLIP loss looks at
+    `clip_images` of a step's images, over all workers. `clip_decoder` is a tiny
     autoencoder (AutoencoderTiny) for the CLIP loss in place of the teacher's. `explosion` and `least_variation` are
     `pipeline.training.guard`'s; rolling back goes on from the latest checkpoint with other random numbers, `roll_backs`
     times.
@@ -166,7 +167,7 @@ class Train:
     gradient_clip: float = checked(1.0, POSITIVE)
     clip_model: str = EMBEDDED
     clip_decoder: str = ""
-    clip_images: int = checked(8, POSITIVE)
+    clip_images: int = checked(16, POSITIVE)
     clip_weight: float = checked(0.1, NOT_NEGATIVE)
     clip_margin: float = checked(0.37, POSITIVE)
     checkpoint_every: int = checked(100, POSITIVE)
@@ -311,6 +312,14 @@ class Recipe:
     def places(self, rank: int, workers: int) -> range:
         """A worker's part of a step's images: as many as the others, or one more."""
         return range(rank * self.train.batch_size // workers, (rank + 1) * self.train.batch_size // workers)
+
+    def has_clip_loss(self, place: int) -> bool:
+        """Tell whether the CLIP loss looks at the image in this place of the global batch.
+
+        `clip_images` places are spread evenly over the batch, so every worker decodes its share of them.
+        """
+        images, batch = min(self.train.clip_images, self.train.batch_size), self.train.batch_size
+        return (place + 1) * images // batch > place * images // batch
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -14,11 +14,12 @@ from nasa.distillation import Draws, StudentLoss, Texts, draw, lora_teacher_loss
 from nasa.ema import update_ema
 from nasa.embeds import Embeds
 from nasa.losses import clip_hinge
+from nasa.precision import autocast
 from pipeline.evaluation.judges import Clip
 from pipeline.models import TextToImage
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.recipe import Recipe
-from pipeline.training.engines import Engines
+from pipeline.training.engines import Engines, compute_dtype
 
 
 @dataclass
@@ -111,23 +112,15 @@ class Distiller:
     ) -> dict[str, Tensor | float]:
         """`share` is 1 where every pass of every process has as many images, else the part of this one."""
         engines, diffusion = self.engines, self.model.diffusion
-        with self.precision():
-            student = student_loss(
-                engines.student,
-                engines.teachers,
-                diffusion,
-                self.recipe.method,
-                texts,
-                draws,
-                engines.lora_teacher,
-            )
-            hinge = self._clip_loss(step, first, prompts, student)
+        student = student_loss(
+            engines.student, engines.teachers, diffusion, self.recipe.method, texts, draws, engines.lora_teacher
+        )
+        hinge = self._clip_loss(step, first, prompts, student)
         engines.student.backward(share * student.loss + hinge)
         engines.student.step()
         lora_loss = student.lora_loss
         if lora_loss is None:
-            with self.precision():
-                lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
+            lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
         engines.lora_teacher.backward(share * lora_loss)
         engines.lora_teacher.step()
         return {
@@ -139,26 +132,28 @@ class Distiller:
         }
 
     def precision(self) -> Any:
-        """The context to call the models in."""
-        reduced = self.recipe.train.precision == "bfloat16"
-        return torch.autocast(self.null.states.device.type, torch.bfloat16, enabled=reduced)
+        """Return the context for models other than the denoisers, which enter their own."""
+        return autocast(self.null.states.device.type, compute_dtype(self.recipe))
 
     def _clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:
-        """SwiftBrush v2's clamped CLIP loss on the process's first images; its weight falls to 0 linearly.
+        """Return SwiftBrush v2's clamped CLIP loss on this pass's part of the step's CLIP images.
 
-        A pass holds some of them; its mean is weighted so that the passes add up to the mean over all.
+        The images are chosen by their place in the global batch, so any number of workers and passes looks at the
+        same ones, and the passes add up to the mean over all of them. The weight falls to 0 linearly.
         """
         train = self.recipe.train
         weight = train.clip_weight * max(0.0, 1 - step / train.steps)
-        every = min(train.clip_images, len(self.recipe.places(self.rank, self.world_size)))
-        count = min(every - first, len(prompts))
-        if self.clip is None or not weight or count <= 0:
+        places = self.recipe.places(self.rank, self.world_size)[first : first + len(prompts)]
+        chosen = [index for index, place in enumerate(places) if self.recipe.has_clip_loss(place)]
+        if self.clip is None or not weight or not chosen:
             return 0.0
-        images = decode(self.decoder or self.model.vae, student.attached_x0[:count])
-        hinge = clip_hinge(
-            self.clip.image_features(images), self.clip.text_features(list(prompts[:count])), train.clip_margin
-        )
-        return weight * self._passes * count / every * hinge
+        with self.precision():
+            images = decode(self.decoder or self.model.vae, student.attached_x0[chosen])
+            image_features = self.clip.image_features(images)
+            text_features = self.clip.text_features([prompts[index] for index in chosen])
+            hinge = clip_hinge(image_features, text_features, train.clip_margin)
+        share = len(chosen) / min(train.clip_images, train.batch_size)
+        return weight * self._passes * self.world_size * share * hinge
 
     def student_weights(self) -> dict[str, Tensor]:
         """What is trained, by its name in the denoiser."""

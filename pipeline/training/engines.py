@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasa.backbone import steerable
+from nasa.backbone import output_layer, steerable
+from nasa.precision import cast_frozen
 from nasa.teachers import add_lora, lora_parameters
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
 
+REDUCE_BUCKET = 500_000_000  # elements: DeepSpeed's own default
 ADAM = {"betas": (0.9, 0.999), "weight_decay": 0.0}
 MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float, int], Any]
 
@@ -103,12 +105,20 @@ def deepspeed_engine(
             "train_micro_batch_size_per_gpu": -(-recipe.train.batch_size // (workers * passes)),
             "gradient_accumulation_steps": passes,
             "gradient_clipping": recipe.train.gradient_clip,
-            "zero_optimization": {"stage": recipe.train.zero_stage},
+            "zero_optimization": {
+                "stage": recipe.train.zero_stage,
+                "reduce_bucket_size": reduce_bucket_elements(sum(parameter.numel() for parameter in parameters)),
+            },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         },
     )
     return engine
+
+
+def reduce_bucket_elements(trained: int) -> int:
+    """Return the size of ZeRO's reduce bucket, which every engine allocates whole: no larger than its parameters."""
+    return min(REDUCE_BUCKET, trained)
 
 
 class PlainEngine:
@@ -152,12 +162,12 @@ def build(
 ) -> Engines:
     """The student starts from `init`'s weights, or the teacher's; the LoRA teacher is the teacher with adapters."""
     torch.manual_seed(recipe.seed)  # the adapters' initial values, the same on every rank
+    dtype = compute_dtype(recipe)
     own = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)
     add_student_lora(recipe, own)
-    if recipe.train.precision == "bfloat16":
-        for part in teacher.parts():  # frozen, so nothing is lost in an update; what is trained is float32
-            nn.Module.to(part, torch.bfloat16)
-    student = steerable(own).to(device)
+    for part in teacher.parts():
+        cast_frozen(part, dtype, keep=output_layer(part) if part is teacher.denoiser else None)
+    student = steerable(own, dtype).to(device)
     add_lora(
         teacher.denoiser,
         rank=recipe.lora_teacher.rank,
@@ -166,7 +176,7 @@ def build(
     )
     for parameter in lora_parameters(teacher.denoiser):
         parameter.data = parameter.data.float()
-    teachers = steerable(teacher.denoiser).to(device)
+    teachers = steerable(teacher.denoiser, dtype).to(device)
     if recipe.train.gradient_checkpointing:
         student.enable_gradient_checkpointing()
         teachers.enable_gradient_checkpointing()
@@ -178,6 +188,11 @@ def build(
         student=make(recipe, student, trained, recipe.student.learning_rate, workers),
         lora_teacher=make(recipe, teachers, lora_parameters(teachers), recipe.lora_teacher.learning_rate, workers),
     )
+
+
+def compute_dtype(recipe: Recipe) -> torch.dtype:
+    """Return the dtype of the recipe's mixed precision; what is trained is float32 in either."""
+    return torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
 
 
 def add_student_lora(recipe: Recipe, model: Any) -> None:

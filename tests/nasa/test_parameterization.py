@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from nasa.backbone import Diffusion
 from nasa.parameterization import (
@@ -51,6 +52,19 @@ def test_alpha_and_sigma_of_each_sample():
 def test_a_start_outside_the_schedule_is_named(start):
     with pytest.raises(ValueError, match=f"start_timestep: {start} is not allowed; allowed: 0 to 999, or -1"):
         Diffusion(ALPHAS_CUMPROD, "epsilon", start)
+
+
+def test_an_epsilon_model_does_not_start_where_nothing_of_the_image_is_left():
+    """Schedules of zero terminal signal (arXiv 2305.08891) end at alpha 0, and some libraries put 2**-24 there."""
+    schedule = DDIMScheduler(rescale_betas_zero_snr=True, beta_schedule="scaled_linear").alphas_cumprod
+    almost = schedule.clone()
+    almost[-1] = 2**-24
+    for each in (schedule, almost):
+        with pytest.raises(ValueError, match="start_timestep: got -1, where alpha is .*Choose an earlier timestep"):
+            Diffusion(each, "epsilon")
+        Diffusion(each, "epsilon", 900)
+        Diffusion(each, "v_prediction")
+        Diffusion(each, "sample")
 
 
 @pytest.mark.parametrize("convert", [target, to_x0, to_eps])

@@ -68,16 +68,22 @@ def test_passes_add_up_to_the_whole_batch(teacher, micro_batch, clip_images):
     assert_same(parts, whole, 1e-4)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_the_images_of_one(teacher, processes):
-    """The mean over the processes is what one process has, noise, negatives and all; some may have an image more."""
-    (alone,) = steps(make(teacher), 1)
-    parts = [make(teacher, "train.micro_batch=2", rank=rank, world_size=processes) for rank in range(processes)]
+@pytest.mark.parametrize(("processes", "clip_images"), [(2, 8), (3, 3)])
+def test_processes_share_the_images_of_one(teacher, processes, clip_images):
+    """The mean over the processes is what one process has, noise, negatives, CLIP loss and all; some may have an image
+    more."""
+    clip = Clip.load("shapes")
+    more = ["train.clip_weight=1.0", f"train.clip_images={clip_images}", "train.clip_margin=2.0"]
+    (alone,) = steps(make(teacher, *more, clip=clip), 1)
+    parts = [
+        make(teacher, *more, "train.micro_batch=2", rank=rank, world_size=processes, clip=clip)
+        for rank in range(processes)
+    ]
     places = [part.recipe.places(part.rank, processes) for part in parts]
     assert [place for own in places for place in own] == list(range(8))
     shares = [steps(part, 1, [PROMPTS[i] for i in own])[0] for part, own in zip(parts, places, strict=True)]
     assert shares[0]["loss_student"] != shares[1]["loss_student"]
-    for name in ("loss_student", "loss_lora_teacher"):
+    for name in ("loss_student", "loss_lora_teacher", "loss_clip"):
         assert np.mean([metrics[name] for metrics in shares]) == pytest.approx(alone[name], rel=1e-4)
     assert shares[0]["scale"] == shares[1]["scale"] == alone["scale"]
 
@@ -157,7 +163,42 @@ def test_bfloat16_is_near_float32_and_keeps_the_weights(teacher):
     trained = [*reduced.student_weights().values(), *reduced.ema.values()]
     adapters = [p for n, p in reduced.engines.teachers.named_parameters() if "lora_" in n]
     assert {value.dtype for value in [*trained, *adapters]} == {torch.float32}
-    assert {p.dtype for n, p in reduced.engines.teachers.named_parameters() if "lora_" not in n} == {torch.bfloat16}
+    kept = {f"model.{reduced.engines.teachers.output_layer}.{part}" for part in ("weight", "bias")}
+    frozen = {n: p for n, p in reduced.engines.teachers.named_parameters() if "lora_" not in n}
+    assert {name for name, value in frozen.items() if value.dtype == torch.float32} == kept
+    assert {value.dtype for name, value in frozen.items() if name not in kept} == {torch.bfloat16}
+    exact = dict(models.load(teacher).denoiser.named_parameters())
+    for name in kept:
+        assert torch.equal(frozen[name], exact[name.removeprefix("model.")]), "rounded before it was kept"
+
+
+@pytest.fixture
+def autocast_as_on_cuda(monkeypatch):
+    """Answer `torch.is_autocast_enabled()` for the CPU; DeepSpeed's engine asks it without a device: CUDA."""
+    plain = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": plain(device))
+
+
+def test_deepspeed_on_cuda_computes_in_bfloat16_as_the_plain_engine_does(
+    tiny_teacher, one_process, autocast_as_on_cuda
+):
+    """DeepSpeed turns autocast off around its module where CUDA's is on: the module has to enter it itself."""
+    more = ['train.precision="bfloat16"', "method.lora_guidance=false", "student.learning_rate=1e-3"]
+    clip = Clip.load("shapes")
+    more += ["train.clip_weight=1.0", "train.clip_margin=2.0"]
+    plain, sharded = (
+        make(tiny_teacher, *more, clip=clip),
+        make(tiny_teacher, *more, make=engines.deepspeed_engine, clip=clip),
+    )
+    seen = []
+    for part in (sharded.engines.student.module.model, sharded.engines.teachers.model):
+        for layer in (part.conv_in, part.conv_out):
+            layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    for expected, actual in zip(steps(plain, 3), steps(sharded, 3), strict=True):
+        assert actual == pytest.approx(expected, rel=2e-2)
+        assert actual["vsd_gradient_rms"] > 0
+    assert {output for _, output in seen[::2]} == {torch.bfloat16}, "the first layers"
+    assert {output for _, output in seen[1::2]} == {torch.float32}, "the output layers"
 
 
 def test_checkpointed_gradients_are_the_same(teacher):

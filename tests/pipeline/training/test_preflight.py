@@ -1,5 +1,9 @@
+import json
+import shutil
+
 import pytest
 
+from pipeline import recipe
 from pipeline.errors import UserError
 from pipeline.storage import Folder
 from pipeline.training import preflight
@@ -11,3 +15,13 @@ def test_the_probe_of_a_store_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         preflight.check_store(Folder.of(tmp_path / "file" / "run"))
+
+
+def test_an_epsilon_teacher_without_signal_at_its_end_is_refused(tiny_teacher, tmp_path):
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    file = folder / "scheduler/scheduler_config.json"
+    config = json.loads(file.read_text()) | {"rescale_betas_zero_snr": True, "_class_name": "DDIMScheduler"}
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="^method.start_timestep: got -1, where alpha is 0; an epsilon model"):
+        preflight._check_models(recipe.parse(""), folder, None)
+    preflight._check_models(recipe.parse("", ["method.start_timestep=900"]), folder, None)

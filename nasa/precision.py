@@ -1,0 +1,45 @@
+"""Mixed precision inside a denoiser's own forward, with its output layer in float32.
+
+DeepSpeed's engines turn autocast off around the module that they call on CUDA, so a context that is entered outside
+the module does not reach it. The output layer stays in float32 because a one-step student divides its output's
+rounding error by alpha_t: bfloat16 keeps 8 bits, and 1 / alpha_T is 15 for Stable Diffusion.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nasa.meta_autocast import MetaAutocast
+
+
+def autocast(device_type: str, compute_dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Return the context that computes in `compute_dtype` where that is safe; float32 turns autocast off."""
+    if device_type == "meta":
+        return MetaAutocast(compute_dtype)
+    if compute_dtype == torch.float32:
+        return torch.autocast(device_type, enabled=False)
+    return torch.autocast(device_type, compute_dtype)
+
+
+def run_in_float32(layer: Any) -> None:
+    """Make a layer compute in float32, also within autocast and behind layers in half precision."""
+    plain = layer.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with autocast(hidden_states.device.type, torch.float32):
+            return plain(hidden_states.float(), *args, **kwargs)
+
+    layer.forward = forward
+
+
+def cast_frozen(model: nn.Module, dtype: torch.dtype, *, keep: nn.Module | None = None) -> None:
+    """Convert a frozen model's floating-point weights in place, except those of its submodule `keep`.
+
+    Only frozen weights may be stored in half precision: an optimizer's small updates would be rounded away.
+    """
+    kept = {id(tensor) for tensor in (*keep.parameters(), *keep.buffers())} if keep is not None else set()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and id(tensor) not in kept:
+            tensor.data = tensor.data.to(dtype)

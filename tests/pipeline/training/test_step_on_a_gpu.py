@@ -1,0 +1,116 @@
+"""One step of every recipe as a GPU computes it, without one: the true architectures on the meta device, under CUDA's
+casts. A tensor on the wrong device, two dtypes in one product or a value that is read back fails here; what a kernel
+computes, and how fast, does not show.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nasa import distillation
+from nasa.backbone import Diffusion, output_layer, steerable
+from nasa.embeds import Embeds
+from nasa.meta_autocast import MetaAutocast
+from nasa.precision import autocast, cast_frozen, run_in_float32
+from nasa.teachers import add_lora, lora_parameters
+from pipeline.recipe import load
+from pipeline.training import engines, estimate
+
+META = torch.device("meta")
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "pixart", "gpu-smoke"])
+def test_a_step_of_the_recipe(name):
+    recipe = load(name)
+    dtype = engines.compute_dtype(recipe)
+    assert dtype == torch.bfloat16
+    student_model, teacher_model = (estimate.denoiser_of(recipe).to(META) for _ in range(2))
+    cast_frozen(teacher_model, dtype, keep=output_layer(teacher_model))
+    options = recipe.lora_teacher
+    with META:
+        add_lora(teacher_model, rank=options.rank, scaling=options.scaling, targets=options.targets)
+    for parameter in lora_parameters(teacher_model):
+        parameter.data = parameter.data.float()
+    student, teachers = steerable(student_model.requires_grad_(True), dtype), steerable(teacher_model, dtype)
+    diffusion = Diffusion(torch.linspace(0.999, 0.005, 1000, device=META), "epsilon", recipe.method.start_timestep)
+    texts, draws = _inputs(student_model, diffusion, recipe.method, dtype)
+    with engines_on_cuda():
+        loss = distillation.student_loss(student, teachers, diffusion, recipe.method, texts, draws)
+        loss.loss.backward()
+        lora_loss = distillation.lora_teacher_loss(teachers, diffusion, texts, draws, loss.x0)
+        lora_loss.backward()
+    assert {loss.loss.dtype, loss.x0.dtype, lora_loss.dtype} == {torch.float32}
+    for trained in ([*student.parameters()], lora_parameters(teachers)):
+        assert {parameter.grad.dtype for parameter in trained if parameter.grad is not None} == {torch.float32}
+        assert any(parameter.grad is not None for parameter in trained)
+    assert all(p.grad is None for n, p in teachers.named_parameters() if "lora_" not in n)
+
+
+def engines_on_cuda():
+    """DeepSpeed's engine around a module on CUDA: autocast is off when its forward begins."""
+    return autocast("meta", torch.float32)
+
+
+def _inputs(model, diffusion, method, dtype):
+    count = 2
+    one = estimate._text(model, count)
+    with META:
+        text = Embeds(one.states.to(META, dtype), None if one.mask is None else one.mask.to(META))
+    texts = distillation.Texts(text, text, text[:1])
+    side, channels = model.config.sample_size, model.config.in_channels
+    each = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    draws = distillation.draw(method, diffusion, (channels, side, side), torch.Generator().manual_seed(9), each)
+    assert draws.noise.is_meta
+    return texts, draws
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(4, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        hidden = F.silu(self.norm(self.conv(x))).flatten(2).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(*(self.out(hidden)[:, None],) * 3)
+        return torch.cat([attended, hidden[:, None, :, :4]], dim=-1).softmax(-1)
+
+
+def test_the_casts_on_the_meta_device_are_cuda_s_lists():
+    """Where the CPU's autocast has the same rule its dtypes are ours; norms and softmax are float32 on CUDA alone."""
+    seen = {}
+    for device in ("cpu", "meta"):
+        model, dtypes = Small().to(device), []
+        for layer in model.children():
+            layer.register_forward_hook(lambda _, inputs, output: dtypes.append(output.dtype))  # noqa: B023
+        with autocast(device, torch.bfloat16):
+            result = model(torch.zeros(2, 4, 6, 6, device=device))
+        seen[device] = [*dtypes, result.dtype]
+    assert seen["meta"] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32]
+    assert [a for a, b in zip(seen["cpu"], seen["meta"], strict=True) if b == torch.bfloat16] == [torch.bfloat16] * 2
+
+
+def test_a_float32_context_within_turns_them_off():
+    layer = nn.Linear(4, 4, device=META)
+    run_in_float32(layer)
+    x = torch.zeros(4, 4, device=META)
+    with autocast("meta", torch.bfloat16):
+        assert F.linear(x, x).dtype == torch.bfloat16
+        assert layer(F.linear(x, x)).dtype == torch.float32
+        with MetaAutocast(torch.float32):
+            assert F.linear(x, x).dtype == torch.float32
+        assert F.linear(x, x).dtype == torch.bfloat16
+
+
+def test_the_output_layer_keeps_what_bfloat16_would_round():
+    """An epsilon model's error is divided by alpha: 15 times as large at Stable Diffusion's T - 1."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 4), torch.randn(512, 64)
+    layer.requires_grad_(False)
+    exact = layer(x.bfloat16().float())
+    with autocast("cpu", torch.bfloat16):
+        rounded = (layer(x).float() - exact).square().mean().sqrt()
+        run_in_float32(layer)
+        kept = (layer(x.bfloat16()) - exact).square().mean().sqrt()
+    assert rounded > 1e-3
+    assert kept < 1e-6
