@@ -14,6 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from nasa import backbone
 from pipeline.errors import UserError
 from pipeline.evaluation import clip_tokenizer, open_clip
+from pipeline.evaluation.clip_preprocess import Normalization
 from pipeline.evaluation.weights import read_tensors, require_layout, sha256, weights_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of transformers' layout
@@ -27,6 +28,7 @@ class ClipFeatures:
 
     model: CLIPModel
     tokenize: Callable[[Sequence[str]], Tensor]
+    normalization: Normalization
     cache: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -78,12 +80,16 @@ def load(
 ) -> tuple[ClipFeatures, dict[str, Any]]:
     """The features, and what to record of them."""
     file = clip_file(place, field, names)
+    normalization = Normalization.read(file.parent, field)
     if in_transformers_layout(file):
-        features, architecture = _of_folder(file.parent, device), CONFIG
+        features, architecture = _of_folder(file.parent, normalization, device), CONFIG
     else:
         model = open_clip.load(file, architecture, field, device)
-        features = ClipFeatures(model, clip_tokenizer.tokenize)
-    return features, {"weights": place, "sha256": sha256(file), "architecture": architecture}
+        features = ClipFeatures(model, clip_tokenizer.tokenize, normalization)
+    record = {"weights": place, "sha256": sha256(file), "architecture": architecture}
+    if normalization != Normalization():
+        record |= {"image_mean": list(normalization.mean), "image_std": list(normalization.std)}
+    return features, record
 
 
 def clip_file(place: str, field: str, names: Sequence[str]) -> Path:
@@ -111,10 +117,16 @@ def _check_folder(file: Path, field: str) -> CLIPConfig:
     return parsed
 
 
-def _of_folder(folder: Path, device: torch.device | str) -> ClipFeatures:
-    """Of transformers' layout, with the folder's own tokenizer."""
+def load_folder(folder: Path, device: torch.device | str = "cpu") -> tuple[CLIPModel, CLIPTokenizer]:
+    """Load a CLIP in transformers' layout, frozen and float32, with a tokenizer that fills its text tower exactly."""
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    return ClipFeatures(
-        model.requires_grad_(False).eval().to(device), lambda texts: backbone.tokenize(tokenizer, list(texts))
-    )
+    longest = model.config.text_config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)  # unlimited where the folder does not say
+    return model.requires_grad_(False).eval().to(device), tokenizer
+
+
+def _of_folder(folder: Path, normalization: Normalization, device: torch.device | str) -> ClipFeatures:
+    """Of transformers' layout, with the folder's own tokenizer."""
+    model, tokenizer = load_folder(folder, device)
+    return ClipFeatures(model, lambda texts: backbone.tokenize(tokenizer, list(texts)), normalization)

@@ -33,7 +33,7 @@ class ClipJudge:
 
     def classes(self, images: Sequence[Image]) -> list[str]:
         names, texts_CD = list(self.texts), self.features.of_texts(list(self.texts.values()))
-        ready = partial(prepare, side=self.features.side)
+        ready = partial(prepare, side=self.features.side, normalization=self.features.normalization)
         nearest = [
             (self.features.of_images(batch) @ texts_CD.T).argmax(-1)
             for batch in batches(images, self.batch_size, ready)

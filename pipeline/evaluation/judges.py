@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from nasa.backbone import tokenize
 from pipeline.errors import UserError
+from pipeline.evaluation.clip_features import load_folder
+from pipeline.evaluation.clip_preprocess import Normalization
 from pipeline.hub import local_folder
 from pipeline.models import WEIGHTS
 from pipeline.recipe import EMBEDDED
@@ -46,24 +48,26 @@ def load_decoder(place: str, device: torch.device | str) -> AutoencoderTiny:
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP in transformers' layout, frozen. Images are [B, 3, H, W] in -1..1, features [B, D]."""
+    """A CLIP in transformers' layout, frozen. Images are [B, 3, H, W] in -1..1, features [B, D].
+
+    `normalization` is how this CLIP was trained to see pixels, from the preprocessor's file of its folder.
+    """
 
     model: CLIPModel
     tokenizer: Any
+    normalization: Normalization
 
     @staticmethod
     def load(place: str, device: torch.device | str = "cpu") -> "Clip":
         folder = clip_folder(place)
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        return Clip(model.requires_grad_(False).eval().to(device), tokenizer)
+        return Clip(*load_folder(folder, device), Normalization.read(folder, "train.clip_model"))
 
     def image_features(self, images: Tensor) -> Tensor:
         """The gradient flows to the images."""
-        side = self.model.config.vision_config.image_size
+        side, images = self.model.config.vision_config.image_size, images.float()
         if images.shape[-1] != side:
             images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
-        pooled = self.model.vision_model(pixel_values=images).pooler_output
+        pooled = self.model.vision_model(pixel_values=self.normalization.from_signed(images)).pooler_output
         features: Tensor = self.model.visual_projection(pooled)
         return features
 

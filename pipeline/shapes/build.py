@@ -62,6 +62,8 @@ def _export(
     pipe.to(torch.float16).save_pretrained(out / "teacher")
     towers.half().save_pretrained(out / "clip")
     tokenizer.save_pretrained(out / "clip")
+    preprocessor = {"do_normalize": True, "image_processor_type": "CLIPImageProcessor", **clip.NORMALIZATION}
+    (out / "clip" / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, out / "judge.safetensors")
     pipe.to(torch.float32)
     _forget_where_it_was_made(out)

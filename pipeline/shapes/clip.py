@@ -13,6 +13,7 @@ from pipeline.shapes.text import MAX_LENGTH
 
 STEPS, BATCH, LEARNING_RATE = 800, 128, 2e-3
 WIDTH = 96
+NORMALIZATION = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # it is trained on images in -1..1
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:

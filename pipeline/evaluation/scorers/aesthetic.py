@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pipeline.evaluation import clip_features
 from pipeline.evaluation.clip_features import ClipFeatures
+from pipeline.evaluation.clip_preprocess import normalise
 from pipeline.evaluation.scorers.base import Metric
-from pipeline.evaluation.scorers.pixels import batches, centre, normalise, resize, to_tensor
+from pipeline.evaluation.scorers.pixels import batches, centre, resize, to_tensor
 from pipeline.evaluation.weights import read_tensors, require_layout, sha256, weights_file
 
 FIELD, HEAD_FIELD = "evaluation.metrics.weights", "evaluation.metrics.head"

@@ -1,7 +1,7 @@
 """CLIP+ and CLIP-: the cosine of an image with its prompt, which should be high, and with its negative prompt, low.
 
 Images are prepared as open_clip does it: the shortest side resized to the model's with Pillow, the centre cut out,
-then normalised.
+then normalised as the file beside the weights says.
 """
 
 import math
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from pipeline.evaluation import clip_features
 from pipeline.evaluation.clip_features import ClipFeatures
+from pipeline.evaluation.clip_preprocess import Normalization
 from pipeline.evaluation.scorers.base import Metric
-from pipeline.evaluation.scorers.pixels import batches, centre, normalise, to_tensor
+from pipeline.evaluation.scorers.pixels import batches, centre, to_tensor
 
 FIELD = "evaluation.metrics.weights"
 ARCHITECTURE = "ViT-g-14"  # of laion2b_s12b_b42k
+OPENAI = Normalization()
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ClipScore:
     def __call__(
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
-        ready = partial(prepare, side=self.features.side)
+        ready = partial(prepare, side=self.features.side, normalization=self.features.normalization)
         image_features = torch.cat([self.features.of_images(b) for b in batches(images, self.batch_size, ready)])
         return {
             "clip_positive": self._cosines(image_features, prompts),
@@ -58,9 +60,9 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> ClipScore:
     return ClipScore(features, record | {"prefix": metric.prefix}, metric.prefix, metric.batch_size)
 
 
-def prepare(image: Image, *, side: int) -> Tensor:
+def prepare(image: Image, *, side: int, normalization: Normalization = OPENAI) -> Tensor:
     """[3, side, side], normalised. RGB comes last, as in open_clip: Pillow weighs pixels by their alpha."""
-    return normalise(to_tensor(centre_crop(shortest_side(image, side), side)))
+    return normalization.from_unit(to_tensor(centre_crop(shortest_side(image, side), side)))
 
 
 def shortest_side(image: Image, side: int) -> Image:

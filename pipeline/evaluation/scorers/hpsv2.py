@@ -22,8 +22,9 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.evaluation import clip_features
 from pipeline.evaluation.clip_features import ClipFeatures
+from pipeline.evaluation.clip_preprocess import normalise
 from pipeline.evaluation.scorers.base import Metric
-from pipeline.evaluation.scorers.pixels import batches, normalise, resize, to_tensor
+from pipeline.evaluation.scorers.pixels import batches, resize, to_tensor
 
 FIELD = "evaluation.metrics.weights"
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}

@@ -8,9 +8,6 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 def to_tensor(image: Image) -> Tensor:
     """[3, H, W] in 0..1. Transparency is dropped, not blended."""
@@ -20,11 +17,6 @@ def to_tensor(image: Image) -> Tensor:
 def resize(pixels: Tensor, height: int, width: int, mode: str, *, antialias: bool) -> Tensor:
     """[C, height, width]; bicubic overshoots 0..1 and is left so."""
     return F.interpolate(pixels[None], (height, width), mode=mode, align_corners=False, antialias=antialias)[0]
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """With OpenAI's mean and deviation of each channel."""
-    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def centre(length: int, side: int) -> int:

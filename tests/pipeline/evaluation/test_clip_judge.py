@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.evaluation.clip_judge import Calibration, ClipJudge, calibrate, corrected_share, read_labels
+from pipeline.evaluation.clip_preprocess import Normalization
 from pipeline.evaluation.statistics import Share
 
 TEXTS = {"red": "a red image", "green": "a green image", "blue": "a blue image"}
@@ -17,6 +18,7 @@ def judge(batch_size=2):
     """Of features that are the image's mean colour, and the three colours of the texts."""
     features = SimpleNamespace(
         side=4,
+        normalization=Normalization(),
         of_images=lambda pixels: pixels.mean((2, 3)),
         of_texts=lambda texts: torch.eye(3)[[list(TEXTS.values()).index(text) for text in texts]],
     )

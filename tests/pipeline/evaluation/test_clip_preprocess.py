@@ -1,0 +1,106 @@
+"""A CLIP's pixels are held against transformers' own image processor: the embedded CLIP's convention proves itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from nasa.testing.models import tiny_tokenizer
+from pipeline.errors import UserError
+from pipeline.evaluation.clip_preprocess import MEAN, STD, Normalization
+from pipeline.evaluation.judges import Clip
+from pipeline.evaluation.scorers import Metric, load
+from pipeline.models import WEIGHTS
+
+SIDE = 32
+TOLERANCE = 1e-5
+INCEPTION = (0.5, 0.5, 0.5)  # of LAION's ViT-L-14, among others
+CONVENTIONS = {
+    "OpenAI": (MEAN, STD),
+    "Inception": (INCEPTION, INCEPTION),
+    "unequal": ((0.1, 0.5, 0.9), (0.2, 0.3, 0.4)),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    target, tokenizer = tmp_path_factory.mktemp("clip"), tiny_tokenizer()
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
+    config = CLIPConfig(
+        vision_config={**tower, "image_size": SIDE, "patch_size": 8}, text_config=text, projection_dim=8
+    )
+    CLIPModel(config).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def images():
+    noise = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
+    return [Image.fromarray(each).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for each in noise]
+
+
+@pytest.fixture(params=CONVENTIONS)
+def processor(request, folder):
+    mean, std = CONVENTIONS[request.param]
+    own = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE, image_mean=mean, image_std=std)
+    own.save_pretrained(folder)
+    return own
+
+
+def reference(folder, processor, images):
+    """Unit features, by transformers' own code from the image on."""
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        pooled = model.vision_model(**processor(images, return_tensors="pt")).pooler_output
+        return F.normalize(model.visual_projection(pooled), dim=-1)
+
+
+def signed(images):
+    """As an autoencoder decodes them."""
+    return torch.stack([torch.from_numpy(np.array(each)) for each in images]).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def test_the_loss_sees_the_pixels_of_transformers_own_processor(folder, processor, images):
+    clip = Clip.load(str(folder))
+    decoded = signed(images).requires_grad_()
+    features = F.normalize(clip.image_features(decoded), dim=-1)
+    torch.testing.assert_close(features, reference(folder, processor, images), atol=TOLERANCE, rtol=0)
+    features[:, 0].sum().backward()
+    assert decoded.grad.abs().min(dim=0).values.max() > 0
+
+
+def test_a_metric_sees_them_too_and_records_what_is_not_openai_s(folder, processor, images):
+    scorer = load(Metric("clip", str(folder), prefix=""))
+    texts = ["a cat", "a dog"]
+    expected = (reference(folder, processor, images) * scorer.features.of_texts(texts)).sum(-1)
+    found = scorer(images, texts, [None, None])["clip_positive"]
+    assert found == pytest.approx(expected.tolist(), abs=TOLERANCE)
+    recorded = scorer.options.get("image_mean")
+    assert recorded == (None if tuple(processor.image_mean) == MEAN else list(processor.image_mean))
+
+
+def test_open_clip_s_own_file_is_read(tmp_path):
+    values = {"model_cfg": {}, "preprocess_cfg": {"mean": INCEPTION, "std": INCEPTION}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(values))
+    assert Normalization.read(tmp_path, "field") == Normalization(INCEPTION, INCEPTION)
+    assert Normalization.read(tmp_path / "none", "field") == Normalization(MEAN, STD)
+
+
+def test_the_embedded_clip_sees_decoded_images_bit_for_bit():
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(Normalization.read(WEIGHTS / "clip", "field").from_signed(images), images)
+
+
+@pytest.mark.parametrize("content", ["{", '{"image_mean": [0.5]}', '{"image_std": [0, 1, 1]}', "[]"])
+def test_a_file_that_says_something_else_is_one_line(tmp_path, content):
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"^train.clip_model: .*preprocessor_config.json"):
+        Normalization.read(tmp_path, "train.clip_model")
