@@ -16,11 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from nasa.architectures import BY_HUB_ID, TEXT_ENCODER_PARAMETERS
 from nasa.backbone import STEERABLE, steerable
 from nasa.embeds import Embeds
+from nasa.meta_autocast import observed_weight_casts
 from nasa.teachers import add_lora, lora_parameters
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.hub import is_hub_id
 from pipeline.recipe import GPUS, Recipe
+from pipeline.training.engines import reduce_bucket_elements
 
 UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
 RESERVED = 2.0e9  # bytes of a GPU for its context, its libraries and what the allocator cannot use
@@ -73,24 +75,26 @@ def estimate(recipe: Recipe) -> Estimate:
     flops, activations = _measure(recipe, model, micro, reduced)
     lora = _lora_parameters(recipe)
     shared = 1 / workers
-    decoder_flops, decoder_activations = _clip_costs(recipe, reduced)
+    decoder_flops, decoder_activations = _clip_costs(recipe, micro, reduced)
     memory = {
         "student, float32": 4.0 * every,
         "and as computed with": 2.0 * every if reduced else 0.0,
         "its gradients": 4.0 * trained * (shared if options.zero_stage == 2 else 1),
+        "ZeRO's float32 partition of its weights": 4.0 * trained * shared,
+        "ZeRO's reduce bucket": 4.0 * reduce_bucket_elements(trained),
         "its optimizer states": 8.0 * trained * shared,
         "its moving average": 4.0 * trained,
         "teacher": (2.0 if reduced else 4.0) * every,
         "text encoder": (2.0 if reduced else 4.0)
         * (0 if options.encoders else TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0)),
-        "LoRA teacher, all of it": 4.0 * lora * (2 + 2 * shared),
-        "activations of a pass": activations * (1.15 if reduced else 1.0),
+        "LoRA teacher, all of it": 4.0 * lora * (2 + 3 * shared) + 4.0 * reduce_bucket_elements(lora),
+        "activations of a pass": activations,
         "CLIP loss": decoder_activations,
         "reserved": RESERVED,
     }
     again = 2 if options.gradient_checkpointing else 0  # the student's and the LoRA teacher's forward, once more
     per_image = (3 + 4 + 2 + again) * flops
-    return Estimate(memory, micro * passes * per_image + decoder_flops, every, passes)
+    return Estimate(memory, passes * (micro * per_image + decoder_flops), every, passes)
 
 
 def _text(model: Any, batch: int) -> Embeds:
@@ -105,17 +109,13 @@ def _measure(recipe: Recipe, model: Any, batch: int, reduced: bool) -> tuple[flo
     """Operations of a forward pass of one image, and the bytes that a pass of `batch` keeps for its backward pass."""
     assert type(model).__name__ in STEERABLE
     with torch.device("meta"):
-        denoiser = steerable(model)
-        nn.Module.to(denoiser, torch.bfloat16 if reduced else torch.float32)
+        denoiser = steerable(model, torch.bfloat16 if reduced else torch.float32)
         if recipe.train.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
         side, channels = model.config.sample_size, model.config.in_channels
-        dtype = torch.bfloat16 if reduced else torch.float32
 
         def inputs(count: int) -> tuple[Any, ...]:
-            text = _text(model, count)
-            states = Embeds(text.states.to(dtype), text.mask)
-            return torch.zeros(count, channels, side, side, dtype=dtype), torch.zeros(count), states
+            return torch.zeros(count, channels, side, side), torch.zeros(count), _text(model, count)
 
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             denoiser(*inputs(1))
@@ -124,7 +124,7 @@ def _measure(recipe: Recipe, model: Any, batch: int, reduced: bool) -> tuple[flo
 
 
 def saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
-    """What autograd keeps of a forward pass, each storage once, without the weights."""
+    """Count the bytes that autograd keeps of a forward pass, each storage once, without weights and their casts."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, tuple[int, Any]] = {}
 
@@ -134,10 +134,12 @@ def saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
             kept[storage._cdata] = storage.nbytes(), storage  # held, so that its address is not given again
         return tensor
 
-    with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with _fused_attention(), observed_weight_casts() as casts, keep:
         output = forward()
     del output
-    return float(sum(size for size, _ in kept.values()))
+    weights = {cast.untyped_storage()._cdata for cast in casts}
+    return float(sum(size for address, (size, _) in kept.items() if address not in weights))
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -177,18 +179,17 @@ def _lora_parameters(recipe: Recipe) -> int:
     return sum(p.numel() for p in lora_parameters(model))
 
 
-def _clip_costs(recipe: Recipe, reduced: bool) -> tuple[float, float]:
-    """Of decoding the CLIP loss's images and back. CLIP itself is small beside it and left out."""
+def _clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float]:
+    """Count what decoding the CLIP loss's images and back takes. CLIP itself is small beside it and left out."""
     options = recipe.train
+    images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # of a pass
     if not options.clip_weight:
         return 0.0, 0.0
     side = denoiser_of(recipe).config.sample_size
     with torch.device("meta"):
         decoder = diffusers.AutoencoderTiny() if options.clip_decoder else _autoencoder()
         nn.Module.to(decoder, torch.bfloat16 if reduced else torch.float32).requires_grad_(False)
-        latents = torch.zeros(
-            options.clip_images, 4, side, side, dtype=next(decoder.parameters()).dtype, requires_grad=True
-        )
+        latents = torch.zeros(images, 4, side, side, dtype=next(decoder.parameters()).dtype, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
             kept = saved_bytes(lambda: decoder.decode(latents, return_dict=False)[0], decoder)
     return 2.0 * counter.get_total_flops(), kept
