@@ -1,7 +1,8 @@
 """Teachers and students as folders in diffusers' layout: Stable Diffusion's, and PixArt's."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _FAMILIES = {
     "PixArtAlphaPipeline": _Family("transformer", PixArtTransformer2DModel, predicted_image),
 }
 _PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # a student neither needs nor keeps them
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -161,12 +163,28 @@ def load(
 
 
 def load_pipeline(folder: Path, **parts: None) -> Any:
-    """Without the `parts` that are None."""
-    pipe = DiffusionPipeline.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **parts
-    )
+    """Load a pipeline in float32, without `UNUSED_PARTS` and without the `parts` that are None."""
+    listed = json.loads((folder / "model_index.json").read_text())
+    parts |= dict.fromkeys((part for part in UNUSED_PARTS if part in listed), None)
+    with _without_safety_warning():
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **parts
+        )
+    if pipe.config.get("requires_safety_checker"):
+        pipe.register_to_config(requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextmanager
+def _without_safety_warning() -> Iterator[None]:
+    """Mute diffusers' warning of a missing safety checker: the model card says what a student is without."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
 
 
 def denoiser_part(folder: Path) -> str:
