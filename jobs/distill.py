@@ -28,7 +28,10 @@ def run(options: argparse.Namespace) -> None:
         print(f"writes  {folder.uri}, MLflow at {masked(shared.tracking_of(options))}")
         print(describe(recipe))
         return
+    from pipeline import manifest
     from pipeline.training.distill import distill
 
+    finished = folder.has(manifest.NAME)
     record = distill(recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options), options.address)
-    print(f"distilled {recipe.train.steps} steps, student {record['student_sha256'][:12]}: {folder.uri}/student")
+    said = "already distilled" if finished else "distilled"
+    print(f"{said}: {record['metrics']['step']} steps, student {record['student_sha256'][:12]}: {folder.uri}/student")

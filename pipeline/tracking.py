@@ -124,11 +124,21 @@ class Tracker:
         self._client = client(uri)
         self._waiting: queue.Queue[Callable[[], object]] = queue.Queue(BUFFERED)
         self._lost = 0
+        self._written = -1  # the last step that an earlier process of this run wrote
         threading.Thread(target=self._write, daemon=True).start()
 
     def metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
         entries = [Metric(name, float(value), timestamp_ms, step) for name, value in values.items()]
-        self._later(lambda: self._client.log_batch(self.run_id, metrics=entries))
+        self._later(lambda: step > self._written and self._client.log_batch(self.run_id, metrics=entries))
+
+    def skip_written(self, name: str) -> None:
+        """Write no step again that the metric `name` has: a run that continues computes some steps twice."""
+
+        def read() -> None:
+            steps = [metric.step for metric in self._client.get_metric_history(self.run_id, name)]
+            self._written = max(steps, default=-1)
+
+        self._later(read)
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._later(lambda: self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()]))

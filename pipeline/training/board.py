@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 POLL_SECONDS = 0.5
-LOG_SECONDS = 30.0  # between the lines of a log
+LOG_SECONDS = (2.0, 30.0)  # between the first two lines of a log, and at most; each pause is twice the one before
 NAME = "distil"
 Reading = tuple[bool, int, str, list[str]]  # whether it is the last; step, text, messages
 
@@ -26,6 +26,7 @@ class _Board:
     def __init__(self) -> None:
         self.step, self.text, self.messages = 0, "starting the workers", list[str]()
         self.why, self.mistake = "", ""
+        self.stopping = False
 
     def post(self, step: int, text: str) -> None:
         self.step, self.text = step, text
@@ -36,6 +37,13 @@ class _Board:
     def stop(self, why: str) -> None:
         """Training ended before its last step, and starting it again would end it there again."""
         self.why = why
+
+    def request_stop(self) -> None:
+        """Ask the workers to end after the step at hand."""
+        self.stopping = True
+
+    def stop_requested(self) -> bool:
+        return self.stopping
 
     def refuse(self, mistake: str) -> None:
         """A user's mistake that a worker found: starting it again would find it again."""
@@ -90,13 +98,15 @@ def _on_terminal(steps: int, readings: Iterator[Reading]) -> None:
 def _in_log(steps: int, readings: Iterator[Reading]) -> None:
     """A line now and then, and one at the end."""
     begun, written, first = time.monotonic(), 0.0, None
+    pause, longest = LOG_SECONDS
     for finished, step, text, messages in readings:
         for message in messages:
             print(message, flush=True)
         now = time.monotonic()
         if step and first is None:
             first, begun = step, now
-        if finished or now - written > LOG_SECONDS:
+        if finished or now - written > pause:
+            pause = min(2 * pause, longest) if step else pause
             written, done = now, step - (first or 0)
             pace = f", {(now - begun) / done:.2f} s/step" if done else ""
             print(f"{NAME}: {step} of {steps} steps{pace}, {text}", file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,21 @@ from ray.train import (
     TrainingFailedError,
     ValidationConfig,
 )
-from ray.train.torch import TorchTrainer
 
-from pipeline import manifest, mistakes, room, tracking
+from pipeline import manifest, mistakes, models, room, tracking
 from pipeline.errors import StoreError, TrainingError, UserError
+from pipeline.hub import is_hub_id
 from pipeline.prompts.encode import encode_fixed, encoding_of
-from pipeline.recipe import Evaluation, Promotion, Recipe, Schedule, Train, dump, parse
+from pipeline.recipe import Recipe, Train, dump
 from pipeline.secrets import masked
 from pipeline.session import ray_session
 from pipeline.storage import Folder
-from pipeline.training import preflight
+from pipeline.training import identity, preflight
 from pipeline.training.board import progress_bar
 from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
 from pipeline.training.engines import ready_deepspeed
 from pipeline.training.export import export
+from pipeline.training.interrupt import InterruptibleTrainer
 from pipeline.training.loop import Setup
 from pipeline.training.progress import FIXED_TEXTS
 from pipeline.training.restore import tidy
@@ -41,11 +42,6 @@ from pipeline.training.worker import train_loop
 RUN_FILE = "run.json"
 FAILURE_FILE = "failure.txt"
 TRAIN_NAME = "train"
-WHERE = (
-    *("workers", "min_workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
-    *("wait_minutes", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "max_failures"),
-    *("encoders", "cpus_per_encoder", "gpus_per_encoder"),
-)
 
 
 def distill(
@@ -56,9 +52,14 @@ def distill(
     The run's identity is its folder: called again on the same folder it continues from the last
     checkpoint, and a finished one is left as it is. Ray is started, or the cluster at `address` joined,
     only when all that it is to work on has been checked.
+
+    Raises:
+        UserError: where the folder holds a run of another recipe, teacher or prompts, or something is missing.
+        TrainingError: where training diverged, or failed too often.
+        KeyboardInterrupt: after a checkpoint of the step at which Ctrl-C was pressed.
     """
     if folder.has(manifest.NAME):
-        return manifest.read(folder, "distill")
+        return _finished(recipe, prompt_folder, folder)
     record, teacher, init = preflight.check(recipe, prompt_folder, folder)
     if not folder.has(RUN_FILE):  # a run that goes on writes to MLflow when it can
         tracking.require(tracking_uri)
@@ -79,7 +80,9 @@ def distill(
                 _say_refusal(board)
                 raise
             _say_refusal(board)
-            diverged = ray.get(board.why_stopped.remote())
+            diverged, interrupted = ray.get([board.why_stopped.remote(), board.stop_requested.remote()])
+    if interrupted and not diverged and result.metrics["step"] < recipe.train.steps:
+        raise KeyboardInterrupt
     if diverged:
         tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
         raise TrainingError(
@@ -112,41 +115,32 @@ def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
     return content
 
 
+def _finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> dict[str, Any]:
+    """Return the manifest of a finished run, which must be the one that is asked for."""
+    record, state = manifest.read(folder, "distill"), identity.FINISHED
+    identity.require_same_run(folder, record["recipe"], recipe, state)
+    if prompt_folder.has(manifest.NAME):  # they may have been removed since
+        prompts = manifest.read(prompt_folder, "prepare")["files"]
+        identity.require_same_prompts(folder, record["prompts"], prompts, state)
+    if not is_hub_id(recipe.teacher):
+        found = manifest.folder_hash(models.teacher_folder(recipe.teacher, revision=recipe.revision))
+        identity.require_same_teacher(folder, record["teacher_sha256"], found, recipe.teacher)
+    return record
+
+
 def _mlflow_run(recipe: Recipe, record: dict[str, Any], folder: Folder, tracking_uri: str) -> str:
-    """The MLflow run of this folder: the one it began with, or a new one."""
+    """Return the MLflow run of this folder: the one it began with, or a new one."""
     if folder.has(RUN_FILE):
-        saved = json.loads(folder.read(RUN_FILE))
-        if _what_is_learned(parse(saved["recipe"])) != _what_is_learned(recipe):
-            raise UserError(f"{folder.uri}: was begun with another recipe; allowed: the same one, or another --run")
-        if saved.get("prompts") != record["files"]:
-            raise UserError(f"{folder.uri}: was begun with other prompts; allowed: the same ones, or another --run")
+        saved, state = json.loads(folder.read(RUN_FILE)), identity.BEGUN
+        identity.require_same_run(folder, saved["recipe"], recipe, state)
+        identity.require_same_prompts(folder, saved.get("prompts"), record["files"], state)
         return str(saved["mlflow_run"])
-    flat = {name: masked(value) if isinstance(value, str) else value for name, value in _flatten(asdict(recipe))}
-    mlflow_run = tracking.create_run(tracking_uri, recipe.name, flat)
-    folder.write(
-        RUN_FILE, json.dumps({"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"]}).encode()
-    )
+    values = identity.flatten(asdict(recipe))
+    shown = {name: masked(value) if isinstance(value, str) else value for name, value in values.items()}
+    mlflow_run = tracking.create_run(tracking_uri, recipe.name, shown)
+    begun = {"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"]}
+    folder.write(RUN_FILE, json.dumps(begun).encode())
     return mlflow_run
-
-
-def _what_is_learned(recipe: Recipe) -> Recipe:
-    """Without what a run may be continued with another of: where and in how many parts it is computed."""
-    defaults = Train()
-    where = {name: getattr(defaults, name) for name in WHERE}
-    return replace(
-        recipe,
-        train=replace(recipe.train, **where),
-        evaluation=Evaluation(),
-        promotion=Promotion(),
-        schedule=Schedule(),
-    )
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        items += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return items
 
 
 def _validation(recipe: Recipe, setup: Setup, folder: Folder, board: Any) -> ValidationConfig:
@@ -173,7 +167,8 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
     if tidy(folder / TRAIN_NAME):
         print("the list of checkpoints was damaged; those that are whole are looked for", flush=True)
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
-    trainer = TorchTrainer(
+    trainer = InterruptibleTrainer(
+        config["board"],
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(
@@ -195,7 +190,7 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
     )
     try:
         return trainer.fit()
-    except SystemExit:  # Ray Train's answer to Ctrl-C, after it has stopped the workers
+    except SystemExit:  # Ray Train's answer to a second Ctrl-C, after it has stopped the workers
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise TrainingError(

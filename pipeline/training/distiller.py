@@ -107,6 +107,10 @@ class Distiller:
             values /= self.world_size
         return dict(zip(own, values.tolist(), strict=True))
 
+    def any_process(self, flag: bool) -> bool:
+        """Tell whether the flag is set in any process; all get the same answer."""
+        return self._over_processes({"flag": float(flag)})["flag"] > 0
+
     def _micro_step(
         self, step: int, first: int, share: float, prompts: Sequence[str], texts: Texts, draws: Draws
     ) -> dict[str, Tensor | float]:

@@ -22,6 +22,7 @@ from pipeline.tracking import Tracker
 from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller
 from pipeline.training.guard import DivergedError, Guard
+from pipeline.training.interrupt import StopRequestedError
 from pipeline.training.progress import FIXED_TEXTS, Progress
 from pipeline.training.restore import restore, stored
 from pipeline.training.validation import is_due
@@ -71,6 +72,22 @@ def _run(setup: Setup, board: Any) -> None:
     first = restore(distiller, ray.train.get_checkpoint(), board)
     tracker = Tracker(setup.tracking_uri, setup.mlflow_run) if distiller.rank == 0 else None
     progress = Progress(tracker, board, options, first)
+    try:
+        diverged = _train(distiller, prompts, first, progress)
+    except StopRequestedError:
+        progress.close()
+        return
+    if diverged:
+        progress.stop(diverged)
+    elif options.evaluation.every:
+        progress.note("evaluating the last checkpoints")
+    progress.close()
+
+
+def _train(distiller: Distiller, prompts: PromptStream, first: int, progress: Progress) -> str:
+    """Train to the last step, rolled back where the recipe allows it; return why it diverged, or nothing."""
+    options = distiller.recipe
+    board = progress.board
     diverged = _steps(distiller, prompts, first, progress)
     while diverged and options.train.on_divergence == "roll_back" and distiller.attempt < options.train.roll_backs:
         distiller.attempt += 1
@@ -79,15 +96,15 @@ def _run(setup: Setup, board: Any) -> None:
             break
         progress.say(f"{diverged}; back to step {first}, with other random numbers")
         diverged = _steps(distiller, prompts, first, progress)
-    if diverged:
-        progress.stop(diverged)
-    elif options.evaluation.every:
-        progress.note("evaluating the last checkpoints")
-    progress.close()
+    return diverged
 
 
 def _steps(distiller: Distiller, prompts: PromptStream, first: int, progress: Progress) -> str:
-    """The steps from `first` on. Returns why they ended before the last one, or nothing."""
+    """Do the steps from `first` on; return why they diverged, or nothing.
+
+    Raises:
+        StopRequestedError: in all processes after the same step, whose checkpoint is on its way.
+    """
     options = distiller.recipe.train
     encoders = _encoders(distiller, prompts.folder.uri)
     guard = Guard(options.explosion, options.least_variation)
@@ -105,9 +122,13 @@ def _steps(distiller: Distiller, prompts: PromptStream, first: int, progress: Pr
             stream.close()
             return str(error)
         done = step + 1
-        if done % options.checkpoint_every == 0 or done == options.steps:
+        stopping = distiller.any_process(progress.stop_requested())
+        if stopping or done % options.checkpoint_every == 0 or done == options.steps:
             progress.sheet(distiller, done)
             _checkpoint(distiller, done, metrics)
+        if stopping and done < options.steps:
+            stream.close()
+            raise StopRequestedError
     return ""
 
 

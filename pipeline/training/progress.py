@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.training.distiller import Distiller
 
 EVERY = 10  # steps between two writes to MLflow
+WITNESS = "loss_student"  # the metric whose last step in MLflow says how far a run was written
 RATE_STEPS = 20  # the latest steps, over which images/s is taken
 SHEET_PROMPTS = ("a photo of a shape", "a photo of a star", "a photo of a red shape", "a photo of a ring")
 SHEET_IMAGES = 8
@@ -31,27 +32,37 @@ class Progress:
     """Rank 0's side: posts to the bar and to MLflow; on other ranks the methods do nothing."""
 
     def __init__(self, tracker: Tracker | None, board: Any, recipe: Recipe, first: int) -> None:
-        self._tracker, self._board, self._recipe = tracker, board, recipe
+        self._tracker, self.board, self._recipe = tracker, board, recipe
+        self._stop_requested: Any = None  # rank 0's question, answered while a step is computed
         self._times = deque([time.monotonic()], maxlen=RATE_STEPS + 1)
         self._waits: deque[float] = deque(maxlen=RATE_STEPS)
         if tracker:
             tracker.watch_machine()
         if tracker and first:
+            tracker.skip_written(WITNESS)
             board.say.remote(f"continuing from the checkpoint at step {first} of {recipe.train.steps}")
+
+    def stop_requested(self) -> bool:
+        """Tell whether the driver was interrupted; on other ranks never. The answer may be a step late."""
+        if self._tracker is None:
+            return False
+        answer = self._stop_requested is not None and bool(ray.get(self._stop_requested))
+        self._stop_requested = self.board.stop_requested.remote()
+        return answer
 
     def say(self, message: str) -> None:
         if self._tracker is not None:
-            self._board.say.remote(message)
+            self.board.say.remote(message)
 
     def note(self, text: str) -> None:
         """In the bar, after the last step."""
         if self._tracker is not None:
-            self._board.post.remote(self._recipe.train.steps, text)
+            self.board.post.remote(self._recipe.train.steps, text)
 
     def stop(self, why: str) -> None:
         """Leave word for the driver."""
         if self._tracker is not None:
-            ray.get(self._board.stop.remote(why))
+            ray.get(self.board.stop.remote(why))
 
     def close(self) -> None:
         if self._tracker is not None:
@@ -65,7 +76,7 @@ class Progress:
         self._times.append(time.monotonic())
         rate = (len(self._times) - 1) * self._recipe.train.batch_size / (self._times[-1] - self._times[0])
         text = f"loss {metrics['loss_student']:.4f}, LoRA {metrics['loss_lora_teacher']:.4f}, {rate:.0f} images/s"
-        self._board.post.remote(step + 1, text)
+        self.board.post.remote(step + 1, text)
         if (step + 1) % EVERY == 0:
             own = {
                 "images_per_second": rate,

@@ -60,7 +60,7 @@ def test_an_epsilon_model_does_not_start_where_nothing_of_the_image_is_left():
     almost = schedule.clone()
     almost[-1] = 2**-24
     for each in (schedule, almost):
-        with pytest.raises(ValueError, match="start_timestep: got -1, where alpha is .*Choose an earlier timestep"):
+        with pytest.raises(ValueError, match=r"start_timestep: got -1, where alpha is .*Choose an earlier timestep"):
             Diffusion(each, "epsilon")
         Diffusion(each, "epsilon", 900)
         Diffusion(each, "v_prediction")

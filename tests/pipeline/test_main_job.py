@@ -98,7 +98,7 @@ def test_steps_and_sheets_are_in_mlflow(run):
 def test_a_finished_run_is_left_alone(run, capsys):
     before = student_weights(run)
     assert main(arguments("distill", run)) == 0
-    assert "distilled 6 steps" in capsys.readouterr().out
+    assert "distilled: 6 steps" in capsys.readouterr().out
     assert all(torch.equal(before[name], value) for name, value in student_weights(run).items())
 
 
@@ -150,7 +150,46 @@ def test_another_recipe_in_the_same_folder_is_refused(run, tmp_path, tiny_teache
     begun = Path(run["folder"]) / "distilled/run.json"
     (Path(other["folder"]) / "distilled/run.json").write_bytes(begun.read_bytes())
     assert main(arguments("distill", other, "--set", "train.steps=7")) == 2
-    assert "begun with another recipe" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "train.steps: got 7; " in error
+    assert "holds a run with 6. Give the same value, or another --run" in error
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "train.steps=7"], "train.steps: got 7; {folder} holds a finished student with 6"),
+        (["--set", "seed=1"], "seed: got 1; {folder} holds a finished student with 0"),
+        (["--set", "student.learning_rate=1e-5"], "student.learning_rate: got 1e-05; {folder} holds a finished"),
+        (["--teacher", "{teacher}"], "teacher: got '{teacher}'"),
+    ],
+)
+def test_a_finished_run_is_not_taken_for_another(run, tmp_path, tiny_teacher, capsys, more, message):
+    """It would say "distilled" and have done nothing."""
+    teacher = shutil.copytree(tiny_teacher, tmp_path / "other")
+    folder = f"{run['folder']}/distilled"
+    before = sorted(Path(folder).rglob("*"))
+    filled = [each.format(teacher=teacher) for each in more]
+    assert main(arguments("distill", run, *filled)) == 2
+    assert message.format(folder=folder, teacher=teacher) in capsys.readouterr().err
+    assert sorted(Path(folder).rglob("*")) == before
+
+
+def test_a_finished_run_of_another_teacher_or_prompts_is_named(run, tmp_path, tiny_teacher, capsys):
+    copied = {**run, "folder": tmp_path / "run"}
+    shutil.copytree(run["folder"], copied["folder"])
+    file = tmp_path / "run/distilled/manifest.json"
+    record = json.loads(file.read_text())
+    for changed, message in (
+        ({"teacher_sha256": "0" * 64}, "holds a student of 000000000000. Give the same teacher, or another --run"),
+        ({"prompts": {}}, "prompts: got others than those of "),
+    ):
+        file.write_text(json.dumps(record | changed))
+        assert main(arguments("distill", copied)) == 2
+        assert message in capsys.readouterr().err
+    file.write_text(json.dumps(record))
+    assert main(arguments("distill", copied)) == 0
+    assert capsys.readouterr().out.startswith("already distilled: 6 steps, student ")
 
 
 @pytest.mark.parametrize(

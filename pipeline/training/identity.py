@@ -1,0 +1,84 @@
+"""What a run's folder was made from, compared with what is asked of it now: another run is never taken for this one."""
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.recipe import Evaluation, Promotion, Prompts, Recipe, Schedule, Train, parse
+from pipeline.storage import Folder
+
+BEGUN, FINISHED = "a run", "a finished student"
+_FURTHER = "; to train its student further, start another --run with --set student.init={}/student"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+PLACEMENT = (  # fields of `train` that say where a run is computed, and not what it learns
+    *("workers", "min_workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
+    *("wait_minutes", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "max_failures"),
+    *("encoders", "cpus_per_encoder", "gpus_per_encoder"),
+)
+
+
+def require_same_run(folder: Folder, saved_recipe: str, recipe: Recipe, state: str) -> None:
+    """Refuse a recipe that would have learned something else; `state` says what the folder holds.
+
+    Raises:
+        UserError: naming the first field that differs, both values, and what to do.
+    """
+    saved, asked = (flatten(asdict(_what_is_learned(each))) for each in (parse(saved_recipe), recipe))
+    for name, value in sorted(asked.items(), key=lambda item: item[0] == "name"):  # a name follows from the rest
+        if saved.get(name) != value:
+            raise UserError(
+                f"{name}: got {_SHORT.repr(value)}; {folder.uri} holds {state} with {_SHORT.repr(saved.get(name))}. "
+                f"Give the same value, or another --run{_FURTHER.format(folder.uri) if state == FINISHED else ''}."
+            )
+
+
+def require_same_prompts(folder: Folder, saved: Any, prompts: Mapping[str, Any], state: str) -> None:
+    """Refuse other prompts than the run was begun with.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    if saved != prompts:
+        raise UserError(
+            f"prompts: got others than those of {folder.uri}, which holds {state}. Prepare the same ones, or give "
+            "another --run."
+        )
+
+
+def require_same_teacher(folder: Folder, saved_sha256: str, sha256: str, teacher: str) -> None:
+    """Refuse a teacher whose files are not those that the finished student was made from.
+
+    Raises:
+        UserError: naming the teacher.
+    """
+    if saved_sha256 != sha256:
+        raise UserError(
+            f"teacher: got {teacher!r} with sha256 {sha256[:12]}; {folder.uri} holds a student of {saved_sha256[:12]}. "
+            "Give the same teacher, or another --run."
+        )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names."""
+    items: dict[str, Any] = {}
+    for key, value in values.items():
+        items |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return items
+
+
+def _what_is_learned(recipe: Recipe) -> Recipe:
+    """Return the recipe with what a run may be continued with another of set to its default."""
+    defaults = Train()
+    where = {name: getattr(defaults, name) for name in PLACEMENT}
+    prompts = replace(Prompts(), avoid_contradictions=recipe.prompts.avoid_contradictions)  # the rest: by their files
+    return replace(
+        recipe,
+        prompts=prompts,
+        train=replace(recipe.train, **where),
+        evaluation=Evaluation(),
+        promotion=Promotion(),
+        schedule=Schedule(),
+    )
