@@ -23,7 +23,9 @@ SETS = [
     "lora_teacher.rank=4",
     "prompts.count=200",
     "prompts.negative_draws=50",
-    "train.clip_weight=0",
+    "train.clip_weight=0.1",  # which --teacher turns off
+    'train.clip_model="shapes"',
+    "train.clip_images=3",
 ]
 OTHER_LAYOUT_TOLERANCE = 1e-3  # sums in another order, over fifty steps
 

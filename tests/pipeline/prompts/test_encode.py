@@ -7,6 +7,7 @@ import torch
 from nasa.testing.pipelines import tiny_pixart
 from pipeline import models, recipe
 from pipeline.errors import UserError
+from pipeline.evaluation.judges import Clip
 from pipeline.prompts import encode
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.prompts.prepare import prepare
@@ -18,7 +19,7 @@ from pipeline.training.distiller import Distiller
 from pipeline.training.progress import FIXED_TEXTS
 
 BATCH = 4
-SETS = ["train.workers=1", f"train.batch_size={BATCH}", "train.clip_weight=0", "train.encoders=1"]
+SETS = ["train.workers=1", f"train.batch_size={BATCH}", "train.encoders=1"]
 SETS += ["lora_teacher.rank=2", "prompts.count=64", "prompts.negative_draws=40"]
 
 
@@ -45,7 +46,7 @@ def distiller(own, folder, fixed):
     model = models.load(models.teacher_folder(own.teacher), fixed=fixed)
     negatives = NegativeSampler.read(folder, avoid_contradictions=own.prompts.avoid_contradictions)
     built = engines.build(own, model, torch.device("cpu"), make=engines.PlainEngine)
-    return Distiller(own, model, built, negatives, None)
+    return Distiller(own, model, built, negatives, Clip.load(own.train.clip_model))
 
 
 @pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 2])

@@ -9,6 +9,7 @@ import torch.distributed
 import torch.multiprocessing
 
 from pipeline import models, recipe
+from pipeline.evaluation.judges import Clip
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller
@@ -27,7 +28,8 @@ def distiller(teacher, rank, world_size, stage):
             f"train.workers={world_size}",
             f"train.zero_stage={stage}",
             "train.batch_size=4",
-            "train.clip_weight=0",
+            "train.clip_images=3",
+            "train.clip_margin=2.0",
             "lora_teacher.rank=2",
             "student.learning_rate=1e-3",
         ],
@@ -35,7 +37,7 @@ def distiller(teacher, rank, world_size, stage):
     model = models.load(Path(teacher))
     built = engines.build(options, model, torch.device("cpu"), workers=world_size)
     negatives = NegativeSampler(["ugly", "dark"], np.array([0.5, 1.0]), False)
-    return Distiller(options, model, built, negatives, None, None, rank, world_size)
+    return Distiller(options, model, built, negatives, Clip.load(options.train.clip_model), None, rank, world_size)
 
 
 def run(made, first, last):

@@ -22,7 +22,7 @@ TOLERANCE = 2e-5
 SMALL = [
     "train.workers=1",
     "train.batch_size=8",
-    "train.clip_weight=0",
+    "train.clip_weight=0",  # on where a test gives a `clip`
     "lora_teacher.rank=2",
     "lora_teacher.scaling=4",
 ]
