@@ -1,18 +1,18 @@
-"""List the registered models; put the champion before this one back; download a version."""
+"""List the registered models; promote a version by hand; roll back to the previous champion; download a version."""
 
 import argparse
 from pathlib import Path
 
 from jobs import options as shared
 
-ACTIONS = ("list", "rollback", "download")
+ACTIONS = ("list", "promote", "rollback", "download")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", default="list", choices=ACTIONS)
     parser.add_argument("--name", help="of a registered model, such as nasa-shapes")
     parser.add_argument("--to", metavar="VERSION", help="rollback: to this version (default: the champion before)")
-    parser.add_argument("--version", metavar="VERSION", help="download: this one (default: the champion)")
+    parser.add_argument("--version", metavar="VERSION", help="promote, download: this version (download: the champion)")
     parser.add_argument("--out", metavar="FOLDER", help="download: into this new folder")
     shared.add_tracking(parser)
 
@@ -32,6 +32,9 @@ def run(options: argparse.Namespace) -> None:
     if options.action == "rollback":
         done = versions.rollback(uri, name, options.to)
         print(f"{name}: the champion is version {done['to']} again, no longer version {done['from']}")
+    elif options.action == "promote":
+        done = versions.promote(uri, name, shared.required(options, "version"))
+        print(f"{name}: the champion is version {done['to']}" + (f", no longer {done['from']}" if done["from"] else ""))
     else:
         found = versions.download(uri, name, Path(shared.required(options, "out")), options.version)
         print(f"{name} version {found['version']}: {found['folder']}; its pipeline is in {found['folder']}/student")

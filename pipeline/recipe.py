@@ -244,7 +244,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Guard:
-    """A metric that must not get worse: the interval of its difference shows no loss greater than `most_loss`."""
+    """A metric that must not get worse: the interval of its difference shows no loss greater than `most_loss`.
+
+    It needs at least 3 / `most_loss` images that both students have: with fewer, no loss at all would still leave a
+    greater one possible (the rule of three).
+    """
 
     metric: str = checked("", NAME)
     most_loss: float = checked(0.0, NOT_NEGATIVE)
@@ -255,15 +259,24 @@ class Guard:
 class Promotion:
     """When a registered student takes the champion's place.
 
-    On the same prompts and seeds its gain in `metric` is above `margin`, with this confidence (a paired bootstrap
-    interval), and no guard is broken.
+    On the prompts and seeds that both were evaluated on, its gain in `metric` is above `margin` by a paired bootstrap
+    interval, and no guard is broken. `confidence` is that of `decisions` comparisons together, a year of weekly ones:
+    each interval has the confidence 1 - (1 - confidence) / decisions (Bonferroni), so that a schedule whose students
+    are all equally good replaces its champion by chance in at most (1 - confidence) / 2 of such series. A guard's
+    interval has `confidence` itself.
     """
 
     metric: str = checked("clean_and_right", NAME)
     higher_is_better: bool = True
     margin: float = checked(0.0, NOT_NEGATIVE)
     confidence: float = checked(0.95, (lambda value: 0.5 <= value < 1, "0.5 to below 1"))
+    decisions: int = checked(52, (lambda value: 1 <= value <= 1000, "1 to 1000"))
     guards: tuple[Guard, ...] = ()
+
+    @property
+    def decision_confidence(self) -> float:
+        """The confidence of a single comparison's interval."""
+        return 1 - (1 - self.confidence) / self.decisions
 
 
 @dataclass(frozen=True)

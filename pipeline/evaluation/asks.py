@@ -23,7 +23,6 @@ JUDGED = ("shape", "colour", "background")
 HELD_OUT, OWN, EXCLUDED = "held-out", "own prompts", "exclusion"
 STUDENT = "student, 1 step"
 PLAIN = Way()
-FEW = 10  # of one's own prompts, where nothing scores the images
 TABLE_OF = {"hpsv2": HPSV2, "negopt": NEGOPT}
 
 
@@ -138,7 +137,7 @@ def _sets(recipe: Recipe, prompts: Folder) -> list[list[Ask]]:
             ]
         ]
     if not options.sets:
-        texts = prepared.first_prompts(prompts)[: options.prompts if options.metrics else FEW]
+        texts = prepared.first_prompts(prompts)[: options.prompts]
         return [[Ask(OWN, i, text, NEGATIVE_PROMPTS["hpsv2"], options.seed + i) for i, text in enumerate(texts)]]
     benchmarks = Folder.of(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
     manifest.read(benchmarks, "benchmarks")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL.Image import Image
 
@@ -21,6 +22,7 @@ from pipeline.evaluation.scorers.pixels import batches
 from pipeline.evaluation.statistics import Share, share
 
 COLUMNS = ["file", "label"]
+POSTERIOR_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,40 @@ def corrected_share(observed: float, sensitivity: float, specificity: float) -> 
     if not informed > 0:
         return math.nan
     return min(1.0, max(0.0, (observed + specificity - 1) / informed))
+
+
+def removed_share(removed: Share, selected: Share, sensitivity: Share, specificity: Share) -> dict[str, float]:
+    """Return which share of what was there is gone, by a judge that errs, with a 95 % interval.
+
+    The judge chose the seeds: `selected` are its positives among all plain images, and some of them show nothing. Their
+    share that truly shows the attribute is PPV = sensitivity x prevalence / positives; of the new images the true share
+    follows from the judge's count by Rogan and Gladen's formula, as it judges them afresh. Removed is 1 - share / PPV:
+    0 where nothing changed, however often the judge errs. The interval is over 10,000 draws of all four shares from
+    their Beta posteriors (Jeffreys' prior), the same in each call.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [
+        rng.beta(each.hits + 0.5, each.total - each.hits + 0.5, POSTERIOR_DRAWS)
+        for each in (removed, selected, sensitivity, specificity)
+    ]
+    values = _removed(*drawn)
+    values = values[np.isfinite(values)]
+    point = float(_removed(*(np.array(each.value) for each in (removed, selected, sensitivity, specificity))))
+    if not len(values) or not math.isfinite(point):
+        return {"value": math.nan, "low": 0.0, "high": 1.0}
+    low, high = (float(end) for end in np.percentile(values, [2.5, 97.5]))
+    return {"value": point, "low": min(low, point), "high": max(high, point)}
+
+
+def _removed(removed: np.ndarray, selected: np.ndarray, sensitivity: np.ndarray, specificity: np.ndarray) -> np.ndarray:
+    """Return 1 - share / PPV, clipped to 0..1; not a number of a judge no better than chance."""
+    informed = sensitivity + specificity - 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        informed = np.where(informed > 0, informed, np.nan)
+        prevalence = np.clip((selected + specificity - 1) / informed, 0, 1)
+        ppv = np.clip(sensitivity * prevalence / selected, 0, 1)
+        still = np.clip((1 - removed + specificity - 1) / informed, 0, 1)
+        return np.clip(1 - still / np.where(ppv > 0, ppv, np.nan), 0, 1)
 
 
 def read_labels(table: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:

@@ -82,7 +82,7 @@ def evaluate_student(
         rows, scorers = work(setup, count, recipe.evaluation)
     figures.judge(rows)
     summary = figures.summarise(recipe, rows, scorers)
-    _calibrate(recipe, summary)
+    _calibrate(recipe, summary, rows)
     _write(folder, recipe, summary, rows)
     _track(folder, summary, subject, tracking_uri)
     manifest.write(folder, "evaluate", **made_from)
@@ -102,13 +102,13 @@ def _recipe(text: str, overrides: Sequence[str]) -> Recipe:
     return parse(text, overrides)
 
 
-def _calibrate(recipe: Recipe, summary: dict[str, Any]) -> None:
-    """How far the judge of exclusion can be trusted, and what its counts are worth then."""
+def _calibrate(recipe: Recipe, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Add how far the judge of exclusion can be trusted, and what its counts are worth then."""
     options = recipe.evaluation
     if "exclusion_by_pair" in summary and options.calibration:
         calibration = pairs.ClipAttributes.load(options, "cpu").calibration(options.calibration)
         summary["calibration"] = {name: own.as_dict() for name, own in calibration.items()}
-        exclusion.corrected(summary["exclusion_by_pair"], calibration)
+        exclusion.corrected(summary["exclusion_by_pair"], calibration, figures.selected(rows))
 
 
 def _setup(subject: Subject, recipe: Recipe, prompt_folder: Folder, folder: Folder) -> Setup:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from datasets_prep.shapes.prompts import PAIRS, Pair
-from pipeline.evaluation.clip_judge import corrected_share
+from pipeline.evaluation.clip_judge import Calibration, removed_share
 from pipeline.evaluation.sampling import Sampler, Way
 from pipeline.evaluation.sheet import as_saved
-from pipeline.evaluation.statistics import share
+from pipeline.evaluation.statistics import Share, share
 
 NEGATED = 'in the prompt: "not ..."'
 
@@ -52,21 +52,25 @@ class Trial:
 
 def pictures(
     sampler: Sampler, judge: Judge, pair: Pair, ways: Sequence[Way], seeds: Sequence[int]
-) -> Iterator[tuple[str, list[int], Tensor]]:
-    """Each way's label, and its images for the seeds whose plain image shows the attribute and what was asked for.
+) -> Iterator[tuple[str, list[int], Tensor, bool]]:
+    """Yield each way's label, its seeds and images, and whether those seeds were selected.
 
-    The first is the plain image, the last the negative in words.
+    Selected are the seeds whose plain image shows the attribute and what was asked for. The first is the plain images
+    of those, then each way's, then the negative in words; the last is the plain images of the other seeds.
     """
     plain = sampler.images(Way(), [pair.prompt] * len(seeds), seeds)
-    places = [i for i, shown in enumerate(judge.attributes(as_saved(plain))) if _shows(shown, pair)]
-    if not places:
-        return
-    found = [seeds[i] for i in places]
-    away = [pair.negative_prompt] * len(found)
-    yield Way().label, found, plain[torch.tensor(places)]
-    for way in ways:
-        yield way.label, found, sampler.images(way, [pair.prompt] * len(found), found, away)
-    yield NEGATED, found, sampler.images(Way(), [negated(pair)] * len(found), found)
+    shows = [_shows(shown, pair) for shown in judge.attributes(as_saved(plain))]
+    found, others = (
+        [seed for seed, own in zip(seeds, shows, strict=True) if own is wanted] for wanted in (True, False)
+    )
+    if found:
+        away = [pair.negative_prompt] * len(found)
+        yield Way().label, found, plain[torch.tensor(shows)], True
+        for way in ways:
+            yield way.label, found, sampler.images(way, [pair.prompt] * len(found), found, away), True
+        yield NEGATED, found, sampler.images(Way(), [negated(pair)] * len(found), found), True
+    if others:
+        yield Way().label, others, plain[~torch.tensor(shows)], False
 
 
 def negated(pair: Pair) -> str:
@@ -84,7 +88,8 @@ def trials(
     return [
         Trial.of(pair, seed, label, shown, calibration=calibration)
         for pair in PAIRS
-        for label, found, images in pictures(sampler, judge, pair, ways, seeds)
+        for label, found, images, selected in pictures(sampler, judge, pair, ways, seeds)
+        if selected
         for seed, shown in zip(found, judge.attributes(images), strict=True)
     ]
 
@@ -132,13 +137,20 @@ def by_pair(collected: Iterable[Trial]) -> list[dict[str, Any]]:
     ]
 
 
-def corrected(rows: Iterable[dict[str, Any]], calibration: Mapping[str, Any]) -> None:
-    """Give each row of `by_pair` the share removed that the judge's errors let one expect (Rogan and Gladen 1978)."""
+def corrected(
+    rows: Iterable[dict[str, Any]], calibration: Mapping[str, Calibration], selected: Mapping[tuple[str, str], Share]
+) -> None:
+    """Give each row of `by_pair` the share removed once the judge's errors are taken out, with a 95 % interval.
+
+    `selected` has of each pair, by prompt and negative, how many of the plain images that show what was asked for the
+    judge also found to show the attribute.
+    """
     for row in rows:
         own = calibration.get(row["negative_prompt"])
-        if own is not None:
-            still = corrected_share(1 - row["removed"]["value"], own.sensitivity.value, own.specificity.value)
-            row["removed_corrected"] = 1 - still
+        shown = selected.get((row["prompt"], row["negative_prompt"]))
+        if own is not None and shown is not None:
+            removed = Share(row["removed"]["hits"], row["removed"]["total"])
+            row["removed_corrected"] = removed_share(removed, shown, own.sensitivity, own.specificity)
 
 
 def shares(collected: Iterable[Trial], way: Way) -> dict[str, float]:

@@ -5,9 +5,9 @@ from typing import Any
 
 from datasets_prep.shapes.prompts import DEGRADATIONS, PAIRS
 from pipeline.evaluation import exclusion, pairs
-from pipeline.evaluation.asks import EXCLUDED, JUDGED, STUDENT, nasa_ways
+from pipeline.evaluation.asks import EXCLUDED, JUDGED, PLAIN, STUDENT, nasa_ways
 from pipeline.evaluation.scorers import hpsv2
-from pipeline.evaluation.statistics import mean, paired_bootstrap
+from pipeline.evaluation.statistics import Share, mean, paired_bootstrap, share
 from pipeline.recipe import Evaluation, Recipe
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ def judge(rows: Iterable[Row]) -> None:
             right = {name: float(row[f"asked_{name}"] == row[f"shown_{name}"]) for name in JUDGED}
             every, clean = min(right.values()), float(row["shown_quality"] == "clean")
             row |= {**right, "all_right": every, "clean": clean, "clean_and_right": every * clean}
-        elif (trial := trial_of(row)).pair.trained and not trial.calibration:
+        elif row["selected"] and (trial := trial_of(row)).pair.trained and not trial.calibration:
             row |= {f"exclusion_{name}": float(getattr(trial, name)) for name in EXCLUSION}
 
 
@@ -50,7 +50,7 @@ def summarise(recipe: Recipe, rows: Sequence[Row], options: dict[str, Any]) -> d
     by_system = {name: [row for row in asked if row["system"] == name] for name in _distinct(asked, "system")}
     systems = {name: _metrics(own, options) for name, own in by_system.items()}
     summary: dict[str, Any] = {"student": STUDENT, "metrics": dict(systems[STUDENT]), "systems": systems}
-    if any(row["set"] == EXCLUDED for row in rows):
+    if any(row["set"] == EXCLUDED and row["selected"] for row in rows):
         summary |= _exclusion(recipe.evaluation, rows)
         summary["metrics"] |= _excluded(rows, summary["chosen_way"], options)
     if "all_right" in systems[STUDENT] and "teacher, 1 step" in by_system:
@@ -90,7 +90,7 @@ def metric_names(rows: Sequence[Row]) -> list[str]:
 
 
 def _exclusion(options: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
-    trials = [trial_of(row) for row in rows if row["set"] == EXCLUDED]
+    trials = [trial_of(row) for row in rows if row["set"] == EXCLUDED and row["selected"]]
     best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_ways(options))
     return {
         "chosen_scale": best.scale,
@@ -98,6 +98,17 @@ def _exclusion(options: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
         "exclusion": exclusion.summarise(trials),
         "exclusion_by_pair": exclusion.by_pair(trials),
     }
+
+
+def selected(rows: Sequence[Row]) -> dict[tuple[str, str], Share]:
+    """Return of each pair, of the test's plain images that show what was asked for, those that show the attribute."""
+    found: dict[tuple[str, str], list[bool]] = {}
+    for row in rows:
+        if row["set"] == EXCLUDED and row["system"] == PLAIN.label and not row["calibration"]:
+            pair = PAIR_OF[row["prompt"], row["negative_prompt"]]
+            if all(row[f"shown_{name}"] == value for name, value in pair.asked):
+                found.setdefault((pair.prompt, pair.negative_prompt), []).append(row["selected"])
+    return {pair: share(flags) for pair, flags in found.items()}
 
 
 def _excluded(rows: Sequence[Row], way: str, options: dict[str, Any]) -> dict[str, Any]:

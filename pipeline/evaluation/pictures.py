@@ -54,7 +54,7 @@ class Pictures:
 
     def _excluded(self) -> list[list[Row]]:
         """The seeds that show each pair's attribute: the first of each pair, then the second of each, and so on."""
-        tested = [row for row in self.rows if row["set"] == EXCLUDED and not row["calibration"]]
+        tested = [row for row in self.rows if row["set"] == EXCLUDED and row["selected"] and not row["calibration"]]
         ways = list(dict.fromkeys(row["system"] for row in tested if row["system"] != NEGATED))
         by_key = {(row["system"], row["prompt"], row["negative_prompt"], row["seed"]): row for row in tested}
         shown = [key[1:] for key in by_key if key[0] == PLAIN.label]

@@ -1,6 +1,7 @@
 """The report: one HTML file without links to anything outside it."""
 
 import base64
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[st
 def render(template: str, data: dict[str, Any], **values: Any) -> str:
     """A page of `pages`; `data` is what its script shows."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "pages"), autoescape=True)
-    environment.filters |= {"percent": percent, "figure": figure}
+    environment.filters |= {"percent": percent, "interval": interval, "figure": figure}
     page: str = environment.get_template(template).render(data=data, **values)
     return page
 
@@ -71,8 +72,13 @@ def column_of(
 
 def percent(share: dict[str, float]) -> str:
     """'97.3 % (95.5 to 98.4)': a share with its Wilson interval."""
-    if not share["total"]:
-        return "no images"
+    return interval(share) if share["total"] else "no images"
+
+
+def interval(share: dict[str, float]) -> str:
+    """'97.3 % (95.5 to 98.4)': a share with its interval."""
+    if not math.isfinite(share["value"]):
+        return "not to be told: the judge is no better than chance"
     return f"{100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
 
 

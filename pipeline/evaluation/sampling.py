@@ -72,8 +72,14 @@ class Sampler:
         return generate(self.denoiser, diffusion, noise, embeds, away, way.scale)
 
     def _many_steps(self, way: Way, noise: Tensor, embeds: Embeds, away: Embeds) -> Tensor:
-        """Deterministic DDIM with guidance in output space: eq. 4, or eq. 5 where `away` is a negative prompt."""
-        scheduler = DDIMScheduler.from_pretrained(self.model.folder / "scheduler", timestep_spacing="trailing")
+        """Deterministic DDIM with guidance in output space: eq. 4, or eq. 5 where `away` is a negative prompt.
+
+        Latents are not pixels: they are never clipped to -1..1, as DDIM's defaults would where a teacher's own
+        scheduler is of a class that has no such option.
+        """
+        scheduler = DDIMScheduler.from_pretrained(
+            self.model.folder / "scheduler", timestep_spacing="trailing", clip_sample=False, thresholding=False
+        )
         scheduler.set_timesteps(way.steps)
         latents, both = noise, cat([away, embeds])
         for timestep in scheduler.timesteps:

@@ -106,9 +106,10 @@ class Studio:
 
     def _exclusion(self, piece: Exclusion) -> Iterator[Row]:
         pair, judge = piece.pair, self.judge[0]
-        for way, seeds, images in exclusion.pictures(self._sampler("student"), judge, pair, piece.ways, piece.seeds):
+        made = exclusion.pictures(self._sampler("student"), judge, pair, piece.ways, piece.seeds)
+        for way, seeds, images, selected in made:
             row = {"system": way, "set": EXCLUDED, "prompt": pair.prompt, "negative_prompt": pair.negative_prompt}
-            row |= {"calibration": piece.calibration}
+            row |= {"calibration": piece.calibration, "selected": selected}
             for seed, pixels in zip(seeds, to_pixels(images), strict=True):
                 yield row | {"seed": seed, "image": _png(pixels)}
 

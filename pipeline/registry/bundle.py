@@ -10,6 +10,7 @@ import mlflow
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import AnyType
 
 import nasa
 from pipeline import manifest
@@ -28,8 +29,8 @@ SIGNATURE = ModelSignature(
         [
             ColSpec("string", "prompt"),
             ColSpec("string", "negative_prompt", required=False),
-            ColSpec("long", "seed", required=False),
-            ColSpec("double", "scale", required=False),
+            ColSpec(AnyType(), "seed", required=False),  # MLflow takes no missing value of a "long"
+            ColSpec(AnyType(), "scale", required=False),  # and no whole number for a "double"
         ]
     ),
     outputs=Schema([ColSpec("binary")]),

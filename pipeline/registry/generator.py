@@ -5,6 +5,7 @@ transformers and `nasa`, which lies beside it.
 """
 
 import io
+import numbers
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlflow.pyfunc import PythonModel
 from nasa import steer
 
 BATCH = 8
+LARGEST_SEED = 2**53  # up to which a float is exact
 
 
 class Generator(PythonModel):
@@ -41,11 +43,24 @@ class Generator(PythonModel):
 
     def _images(self, rows: list[dict[str, Any]]) -> list[bytes]:
         negatives = [row["negative_prompt"] for row in rows]
-        scales = [float(row["scale"]) if row["negative_prompt"] else 0.0 for row in rows]
-        seeds = [torch.Generator().manual_seed(int(row["seed"])) for row in rows]
+        scales = [_scale(row["scale"]) if row["negative_prompt"] else 0.0 for row in rows]
+        seeds = [torch.Generator().manual_seed(_seed(row["seed"])) for row in rows]
         with steer(self.pipe, negatives if any(scales) else None, scales):
             images = self.pipe([row["prompt"] for row in rows], generator=seeds, **self.options).images
         return [_png(image) for image in images]
+
+
+def _seed(value: Any) -> int:
+    """A whole number, which arrives as a float where a table has rows without one."""
+    if not isinstance(value, numbers.Real) or value != int(value) or not 0 <= value <= LARGEST_SEED:
+        raise ValueError(f"seed: got {value!r}; expected a whole number of 0 to {LARGEST_SEED}.")
+    return int(value)
+
+
+def _scale(value: Any) -> float:
+    if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+        raise ValueError(f"scale: got {value!r}; expected a number of 0 or more.")
+    return float(value)
 
 
 def _png(image: Any) -> bytes:

@@ -16,7 +16,7 @@ from pipeline.registry.store import CHAMPION, METRIC, STATE, STEP, WHY, aliases,
 BREAK = "\n\n"
 SHOWN = 20  # versions on the model's page; `python -m jobs models` lists all
 USE = (
-    'Load the best: `mlflow.pyfunc.load_model("models:/{name}@champion")`. '
+    'Load the champion: `mlflow.pyfunc.load_model("models:/{name}@champion")`. '
     "Back to the one before: `python -m jobs models rollback --name {name}`."
 )
 
@@ -81,13 +81,16 @@ def write_page(client: MlflowClient, name: str, number: str, state: str, why: st
 
 
 def refresh(client: MlflowClient, name: str) -> None:
-    """The model's own page: which version is best, and why, before all others."""
+    """Write the model's own page: which version is the champion, since when, and why, before all others."""
     champion = aliases(client, name).get(CHAMPION)
     there = sorted(versions(client, name), key=lambda found: str(found.version) != champion)
     head = "There is no champion."
     if champion is not None:
         tags = there[0].tags
-        head = f"**Best: version {champion}** with {score_of(tags)}. Why: {tags.get(WHY, 'not written down')}."
+        head = (
+            f"**Champion: version {champion}**, {score_of(tags)}: {tags.get(STATE, '')}. "
+            f"Why: {tags.get(WHY, 'not written down')}."
+        )
     page = BREAK.join([head, _versions_table(name, there[:SHOWN]), USE.format(name=name)])
     client.update_registered_model(name, page)
 

@@ -1,11 +1,14 @@
 """The rule that makes a student the champion, and what it says of one student beside another."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.evaluation.statistics import paired_bootstrap
-from pipeline.recipe import Promotion
-from pipeline.registry.scores import Scores
+from pipeline.recipe import Guard, Promotion
+from pipeline.registry.scores import Image, Scores
+
+LEAST_IMAGES = 30  # that two evaluations must have in common: fewer say nothing
 
 
 @dataclass(frozen=True)
@@ -42,34 +45,69 @@ class Decision:
         return asdict(self)
 
 
-def compare(metric: str, new: Scores, old: Scores, confidence: float, *, higher_is_better: bool = True) -> Comparison:
-    """The paired difference, new minus old where higher is better, else old minus new."""
+def compare(
+    metric: str,
+    new: Scores,
+    old: Scores,
+    confidence: float,
+    *,
+    higher_is_better: bool = True,
+    least_images: int = LEAST_IMAGES,
+) -> Comparison:
+    """Compare on the images that both have: new minus old where higher is better, else old minus new.
+
+    A metric of exclusion has a value where the student's own plain image shows what the negative names. Two students
+    show it on other seeds, so the comparison is on those where both do: neither choice depends on what is compared.
+    """
     for scores, whose in ((new, "this student"), (old, "the champion")):
         if not scores.images.get(metric):
             return Comparison(metric, problem=f"the evaluation of {whose} has no {metric}")
     if new.metrics[metric].get("options") != old.metrics[metric].get("options"):
         return Comparison(metric, problem=f"the champion's {metric} is of another version or other options")
-    ours, theirs = new.images[metric], old.images[metric]
-    if ours.keys() != theirs.keys():
+    shared = _shared(metric, new, old)
+    if not shared:
         return Comparison(metric, problem=f"the champion's {metric} is of other prompts or seeds")
-    pairs = [(ours[image], theirs[image]) for image in sorted(ours)]
-    better, worse = zip(*(pairs if higher_is_better else [(b, a) for a, b in pairs]), strict=True)
+    if len(shared) < least_images:
+        return Comparison(
+            metric, problem=f"{metric} has {len(shared)} images in common with the champion's; at least {least_images}"
+        )
+    ours, theirs = ([scores.images[metric][image] for image in shared] for scores in (new, old))
+    better, worse = (ours, theirs) if higher_is_better else (theirs, ours)
     found = paired_bootstrap(better, worse, confidence=confidence)
-    return Comparison(metric, found["difference"], found["low"], found["high"], len(pairs))
+    return Comparison(metric, found["difference"], found["low"], found["high"], len(shared))
+
+
+def _shared(metric: str, new: Scores, old: Scores) -> list[Image]:
+    """Return the images of both, made with the same negative prompts."""
+    negatives = [scores.negatives.get(metric, {}) for scores in (new, old)]
+    ours, theirs = new.images[metric], old.images[metric]
+    return [image for image in sorted(ours.keys() & theirs.keys()) if _same(*(each.get(image) for each in negatives))]
+
+
+def _same(new: frozenset[str] | None, old: frozenset[str] | None) -> bool:
+    return new is None or old is None or new == old
 
 
 def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     """Promoted where the whole interval of the metric's gain is above the margin and every guard's above its loss."""
-    main = compare(rule.metric, new, old, rule.confidence, higher_is_better=rule.higher_is_better)
+    main = compare(rule.metric, new, old, rule.decision_confidence, higher_is_better=rule.higher_is_better)
     guards = tuple(
-        compare(guard.metric, new, old, rule.confidence, higher_is_better=guard.higher_is_better)
+        compare(
+            guard.metric,
+            new,
+            old,
+            rule.confidence,
+            higher_is_better=guard.higher_is_better,
+            least_images=_least_images(guard),
+        )
         for guard in rule.guards
     )
     failed = _failed(rule, main, guards)
-    sure = f"{100 * rule.confidence:g} % sure"
     if not failed:
         kept = f", {' and '.join(guard.metric for guard in guards)} kept" if guards else ""
-        verdict = f"{main.metric} {main.short} better than version {against}: above {rule.margin:g}, {sure}{kept}"
+        verdict = (
+            f"{main.metric} {main.short} better than version {against}: above {rule.margin:g}, {_sure(rule)}{kept}"
+        )
     elif main.problem:
         verdict = f"not comparable with version {against}: {main.problem}"
     else:
@@ -77,10 +115,20 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     return Decision(not failed, verdict, rule, against, (main, *guards))
 
 
+def _least_images(guard: Guard) -> int:
+    """Return how many images without a loss exclude a greater one than allowed: the rule of three."""
+    return max(LEAST_IMAGES, math.ceil(3 / guard.most_loss)) if guard.most_loss else LEAST_IMAGES
+
+
+def _sure(rule: Promotion) -> str:
+    over = f" over {rule.decisions} decisions" if rule.decisions > 1 else ""
+    return f"{100 * rule.confidence:g} % sure{over}"
+
+
 def _failed(rule: Promotion, main: Comparison, guards: tuple[Comparison, ...]) -> str:
     """The first reason against it; empty where there is none."""
     if main.low is None or main.low <= rule.margin:
-        return main.problem or f"not above {rule.margin:g}, {100 * rule.confidence:g} % sure"
+        return main.problem or f"not above {rule.margin:g}, {_sure(rule)}"
     for guard, found in zip(rule.guards, guards, strict=True):
         if found.problem:
             return f"better, but {found.problem}"
@@ -89,5 +137,9 @@ def _failed(rule: Promotion, main: Comparison, guards: tuple[Comparison, ...]) -
     return ""
 
 
-def first(rule: Promotion) -> Decision:
-    return Decision(True, "the first version", rule, "")
+def first(rule: Promotion, scores: Scores) -> Decision:
+    """Make the first student the champion where its evaluation has the rule's metric; one without is not judged."""
+    if scores.has(rule.metric):
+        return Decision(True, "the first version with a score", rule, "")
+    verdict = f"its evaluation has no {rule.metric}: if its pictures are good, promote it by hand"
+    return Decision(False, verdict, rule, "")

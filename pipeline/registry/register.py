@@ -140,7 +140,7 @@ def _settle(client: MlflowClient, entry: _Entry, number: str) -> None:
 def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decision:
     rule = entry.recipe.promotion
     if champion is None:
-        return first(rule)
+        return first(rule, entry.scores)
     return decide(rule, entry.scores, _scores_of(client, entry.name, champion), champion)
 
 

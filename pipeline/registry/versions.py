@@ -60,7 +60,7 @@ def champion(tracking_uri: str, name: str) -> Champion | None:
 
 
 def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, str]:
-    """Make the champion before this one, or the version `to`, the champion again; returns both versions.
+    """Make the champion before this one, or the version `to`, the champion again; return both versions.
 
     It is written down before the alias moves, so that an interrupted call does the same when it is called again.
     """
@@ -68,23 +68,55 @@ def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, s
         store.require_model(client, name)
         current = store.aliases(client, name).get(CHAMPION)
         if current is None:
-            raise UserError(f"name: {name} has no champion to roll back from")
+            raise UserError(
+                f"name: {name} has no champion to roll back from. Run `python -m jobs models promote --name {name} "
+                "--version VERSION` to make one."
+            )
         target = to or client.get_model_version(name, current).tags.get(PREVIOUS)
         if not target:
-            raise UserError(f"name: version {current} of {name} has no champion before it; allowed: --to VERSION")
-        found = store.version_of(client, name, target, "to")
-        if target == current:
-            raise UserError(f"to: version {target} of {name} is the champion already")
-        if not found.tags.get(STATE, "").startswith(CHAMPION):
-            store.tag(client, name, target, **{PREVIOUS: current})
-        day = pages.today()
-        pages.restate(client, name, current, f"{CHAMPION} until {day}, rolled back to version {target}")
-        pages.restate(client, name, target, f"{CHAMPION} since {day}, rolled back from version {current}")
-        client.set_registered_model_alias(name, CHAMPION, target)
-        if store.aliases(client, name).get(CHALLENGER) == target:
-            client.delete_registered_model_alias(name, CHALLENGER)
-        pages.refresh(client, name)
+            raise UserError(
+                f"name: version {current} of {name} has no champion before it. Register a second student, or pass "
+                "--to VERSION."
+            )
+        _make_champion(client, name, current, target, "to", f"rolled back from version {current}", "rolled back to")
         return {"model": name, "from": current, "to": target}
+
+
+def promote(tracking_uri: str, name: str, version: str) -> dict[str, str]:
+    """Make a version the champion by hand, whatever its scores say; return it and the champion before, if any."""
+    with tracking.reached(tracking_uri) as client:
+        store.require_model(client, name)
+        current = store.aliases(client, name).get(CHAMPION)
+        _make_champion(client, name, current, version, "version", "promoted by hand", "replaced by hand by")
+        return {"model": name, "from": current or "", "to": version}
+
+
+def _make_champion(
+    client: MlflowClient, name: str, current: str | None, target: str, field: str, how: str, fate: str
+) -> None:
+    """Move the alias, and write down on both versions how it came about; the newest other one is the challenger."""
+    found = store.version_of(client, name, target, field)
+    if target == current:
+        raise UserError(f"{field}: version {target} of {name} is the champion already")
+    if current and not found.tags.get(STATE, "").startswith(CHAMPION):
+        store.tag(client, name, target, **{PREVIOUS: current})
+    day = pages.today()
+    if current:
+        pages.restate(client, name, current, f"{CHAMPION} until {day}, {fate} version {target}")
+    pages.restate(client, name, target, f"{CHAMPION} since {day}, {how}")
+    client.set_registered_model_alias(name, CHAMPION, target)
+    _restore_challenger(client, name, target)
+    pages.refresh(client, name)
+
+
+def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
+    """Keep the challenger the newest version that is not the champion."""
+    others = [str(found.version) for found in store.versions(client, name) if str(found.version) != champion]
+    current = store.aliases(client, name).get(CHALLENGER)
+    if others and others[0] != current:
+        client.set_registered_model_alias(name, CHALLENGER, others[0])
+    elif not others and current:
+        client.delete_registered_model_alias(name, CHALLENGER)
 
 
 def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> dict[str, Any]:

@@ -96,17 +96,18 @@ def _on_terminal(steps: int, readings: Iterator[Reading]) -> None:
 
 
 def _in_log(steps: int, readings: Iterator[Reading]) -> None:
-    """A line now and then, and one at the end."""
+    """Print a line after each pause, which doubles while steps are done, and one at the end; nothing is said twice."""
     begun, written, first = time.monotonic(), 0.0, None
     pause, longest = LOG_SECONDS
+    said: tuple[int, str] | None = None
     for finished, step, text, messages in readings:
         for message in messages:
             print(message, flush=True)
         now = time.monotonic()
         if step and first is None:
             first, begun = step, now
-        if finished or now - written > pause:
+        if said != (step, text) and (finished or now - written > pause):
             pause = min(2 * pause, longest) if step else pause
-            written, done = now, step - (first or 0)
+            written, done, said = now, step - (first or 0), (step, text)
             pace = f", {(now - begun) / done:.2f} s/step" if done else ""
             print(f"{NAME}: {step} of {steps} steps{pace}, {text}", file=sys.stderr, flush=True)

@@ -1,11 +1,22 @@
 """Two students of one form as one: a weighted mean of their weights, as SwiftBrush v2 merges its two."""
 
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.storage import Folder
+
+MEANINGS = {  # of a student's parts: what its output stands for, from where, in which latents and of which text
+    "scheduler": (
+        *("_class_name", "prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end"),
+        *("trained_betas", "rescale_betas_zero_snr", "original_inference_steps"),
+    ),
+    "vae": ("_class_name", "latent_channels", "scaling_factor", "shift_factor"),
+    "text_encoder": ("architectures", "hidden_size", "num_hidden_layers", "d_model", "num_layers"),
+}
 
 
 def merge(first: str, second: str, weight: float, target: Folder) -> str:
@@ -19,6 +30,7 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
     if target.has("model_index.json"):
         raise UserError(f"--out: {target.uri} holds a model already; allowed: another folder")
     folders = [models.teacher_folder(place, field) for place, field in ((first, "first"), (second, "second"))]
+    require_same_output(*folders, second)
     weights, others = (models.load_denoiser(folder, "second").state_dict() for folder in folders)
     for name, value in weights.items():
         if name not in others or others[name].shape != value.shape:
@@ -31,3 +43,26 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
         folder_hash = models.save_denoiser(folders[0], weights, merged)
         target.upload(merged)
     return folder_hash
+
+
+def require_same_output(first: Path, second_folder: Path, second: str) -> None:
+    """Refuse two students whose networks mean other things by the same output: a mean of them means nothing.
+
+    Raises:
+        UserError: naming what differs, with both values.
+    """
+    for part, names in MEANINGS.items():
+        mine, theirs = (_configuration(folder / part) for folder in (first, second_folder))
+        for name in names:
+            if mine.get(name) != theirs.get(name):
+                raise UserError(
+                    f"second: {second!r} has {part}.{name} = {theirs.get(name)!r}; the first has {mine.get(name)!r}. "
+                    "Merge students that predict the same thing from the same start."
+                )
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    for name in ("scheduler_config.json", "config.json"):
+        if (folder / name).is_file():
+            return dict(json.loads((folder / name).read_text()))
+    return {}

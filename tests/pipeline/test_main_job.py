@@ -112,7 +112,7 @@ def test_evaluate_and_register(run):
         assert main(arguments("register", run)) == 0
     client = mlflow.MlflowClient(run["tracking"])
     (version,) = client.search_model_versions("name = 'nasa-tiny'")
-    assert client.get_model_version_by_alias("nasa-tiny", "champion").version == version.version
+    assert client.get_model_version_by_alias("nasa-tiny", "challenger").version == version.version
     assert version.tags["student_sha256"]
     downloaded = mlflow.artifacts.download_artifacts(artifact_uri=version.source)
     assert load_pipeline(Path(downloaded) / "student").unet is not None
@@ -140,7 +140,7 @@ def test_the_job_on_s3_makes_the_same_student(run, tmp_path, tiny_teacher, bucke
     assert all(torch.equal(expected[name], value) for name, value in found.items())
     if more:
         assert (copy / "evaluation/report.html").is_file()
-        assert manifest.read(Folder.of(copy) / "registered", "register")["alias"] == "champion"
+        assert manifest.read(Folder.of(copy) / "registered", "register")["alias"] == "challenger"
 
 
 def test_another_recipe_in_the_same_folder_is_refused(run, tmp_path, tiny_teacher, capsys):

@@ -54,7 +54,7 @@ SAYS = {  # of what a command prints
     "logs run-sd21": "registered",
     "models": "nasa-sd21",
 }
-REFUSES = {"models rollback": "has no champion before it"}  # there is one version
+REFUSES = {"models rollback": "has no champion"}  # one version, which nothing scored
 
 
 @pytest.mark.slow

@@ -7,9 +7,16 @@ import torch
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.evaluation.clip_judge import Calibration, ClipJudge, calibrate, corrected_share, read_labels
+from pipeline.evaluation.clip_judge import (
+    Calibration,
+    ClipJudge,
+    calibrate,
+    corrected_share,
+    read_labels,
+    removed_share,
+)
 from pipeline.evaluation.clip_preprocess import Normalization
-from pipeline.evaluation.statistics import Share
+from pipeline.evaluation.statistics import Share, share
 
 TEXTS = {"red": "a red image", "green": "a green image", "blue": "a blue image"}
 
@@ -89,3 +96,47 @@ def test_a_table_that_is_wrong_is_one_line(tmp_path, text, message):
 def test_a_table_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"labels\.csv: cannot be read: .*; allowed: a CSV"):
         read_labels(tmp_path / "labels.csv", list(TEXTS))
+
+
+@pytest.mark.parametrize("removed", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize(
+    ("prevalence", "sensitivity", "specificity"), [(0.2, 0.9, 0.9), (0.5, 0.9, 0.9), (0.5, 0.95, 0.8)]
+)
+def test_a_judge_that_chose_the_seeds_itself_is_corrected_for_it(prevalence, sensitivity, specificity, removed):
+    """It errs afresh on each new image, so of seeds that it wrongly chose most seem to be "removed"."""
+    rng, images = np.random.default_rng(0), 200_000
+    truth = rng.random(images) < prevalence
+
+    def judged(shows):
+        return np.where(shows, rng.random(images) < sensitivity, rng.random(images) >= specificity)
+
+    chosen = judged(truth)
+    after = judged(truth & (rng.random(images) >= removed))
+    counted = share((~after[chosen]).tolist())
+    labels = share([True] * round(1000 * sensitivity) + [False] * round(1000 * (1 - sensitivity)))
+    others = share([True] * round(1000 * specificity) + [False] * round(1000 * (1 - specificity)))
+    found = removed_share(counted, share(chosen.tolist()), labels, others)
+    assert found["value"] == pytest.approx(removed, abs=0.02)
+    assert found["low"] <= removed + 0.001
+    assert found["high"] >= removed - 0.001
+    assert found["low"] <= found["value"] <= found["high"]
+    if not removed:
+        assert counted.value > 0.1, "what is counted without a correction"
+
+
+def test_few_labelled_images_make_a_wide_interval():
+    few, many = (
+        removed_share(
+            share([True] * 60 + [False] * 40),
+            share([True] * 50 + [False] * 50),
+            Share(9 * n, 10 * n),
+            Share(9 * n, 10 * n),
+        )
+        for n in (1, 100)
+    )
+    assert few["high"] - few["low"] > 1.3 * (many["high"] - many["low"])
+
+
+def test_a_judge_no_better_than_chance_corrects_nothing():
+    half = Share(50, 100)
+    assert np.isnan(removed_share(half, half, half, half)["value"])

@@ -42,7 +42,7 @@ def rows_of(judged, count=5):
         pair = PAIRS[0]
         rows += [
             {"system": way, "set": "exclusion", "prompt": pair.prompt, "negative_prompt": pair.negative_prompt}
-            | {"seed": seed, "calibration": seed < 2, **SHOWN}
+            | {"seed": seed, "calibration": seed < 2, "selected": True, **SHOWN}
             for seed in range(4)
             for way in WAYS
             if seed >= 2 or "CFG" not in way
@@ -128,3 +128,18 @@ def test_a_contact_sheet_shows_every_image():
     pixels = np.asarray(contact_sheet(rows, ["one two three four", "x", "y"]))
     assert (pixels == 200).all(axis=-1).sum() >= 3 * 16 * 16
     assert (pixels == 0).all(axis=-1).sum() >= 2 * 16 * 16
+
+
+def test_a_report_without_a_metric_has_no_empty_table_and_nothing_to_sort_by(tmp_path):
+    rows = [{name: value for name, value in row.items() if name != "clip"} for row in rows_of(False)]
+    folder, buffer = Folder.of(tmp_path), io.BytesIO()
+    made = [{**row, "image": png(5 * number)} for number, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(made), buffer)
+    folder.write("images/all.parquet", buffer.getvalue())
+    rows = [{**row, "images": "all"} for row in rows]
+    recipe = Recipe()
+    summary = figures.summarise(recipe, rows, {})
+    page = write_report(recipe, summary, rows, Pictures(folder, rows))
+    assert 'id="systems"' not in page
+    assert "Nothing scored these images" in page
+    assert page.count("<label hidden>") == 2

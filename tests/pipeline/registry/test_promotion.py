@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.recipe import Guard, Promotion
-from pipeline.registry.promotion import compare, decide
+from pipeline.registry.promotion import compare, decide, first
 from pipeline.registry.scores import Scores
 
 IMAGES = 200
@@ -94,3 +94,75 @@ def test_a_guard_that_cannot_be_compared_does_not_pass():
     decision = decide(rule, scores(quality=0.1), scores(quality=0.0, kept=0.0), "2")
     assert not decision.promoted
     assert "better, but the evaluation of this student has no kept" in decision.verdict
+
+
+def shown(seeds, value, options=None):
+    """A metric of exclusion, of the seeds whose plain image shows what the negative names."""
+    images = {("exclusion", "a photo of a shape", seed): value for seed in seeds}
+    return {"kept": images}, {"kept": {"value": value, "images": len(images), "options": options or {}}}
+
+
+def with_exclusion(quality, seeds, value, negatives=None):
+    own = scores(quality=quality)
+    images, metrics = shown(seeds, value)
+    found = {"kept": dict.fromkeys(images["kept"], frozenset(negatives))} if negatives else {}
+    return Scores(own.metrics | metrics, own.images | images, own.sha256, found)
+
+
+GUARDED = Promotion("quality", guards=(Guard("kept", most_loss=0.05),))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "value", "promoted", "why"),
+    [
+        (range(40, 140), 1.0, True, "kept kept"),
+        (range(40, 140), 0.5, False, "may lose more than 0.05"),
+        (range(60, 160), 1.0, False, "kept has 40 images in common with the champion's; at least 60"),
+        (range(100, 200), 1.0, False, "the champion's kept is of other prompts or seeds"),
+    ],
+)
+def test_students_that_show_the_attribute_on_other_seeds_are_compared_where_both_do(theirs, value, promoted, why):
+    """No two students show a red shape on the same seeds, so a guard that asked for the same would never pass."""
+    old = with_exclusion(0.0, theirs, 1.0)
+    decision = decide(GUARDED, with_exclusion(0.1, range(100), value), old, "1")
+    assert decision.promoted is promoted
+    assert why in decision.verdict
+    if promoted:
+        assert decision.comparisons[1].images == 60
+
+
+def test_images_with_another_negative_are_not_compared():
+    ours, theirs = (with_exclusion(quality, range(100), 1.0, [text]) for quality, text in ((0.1, "red"), (0, "blue")))
+    assert "of other prompts or seeds" in decide(GUARDED, ours, theirs, "1").verdict
+
+
+@pytest.mark.parametrize("metrics", [{}, {"quality": {"value": float("nan"), "low": 0, "high": 0, "images": 9}}])
+def test_a_student_without_a_score_is_no_first_champion(metrics):
+    decision = first(RULE, Scores(metrics, {}, ""))
+    assert not decision.promoted
+    assert "its evaluation has no quality" in decision.verdict
+    assert first(RULE, scores(quality=0.0)).promoted
+
+
+def test_a_series_of_equally_good_students_keeps_its_champion():
+    """A year of weekly decisions, in small: ten decisions on 64 prompts, sixty series. Each student is right on a
+    prompt with the prompt's own chance, so no one is better than another."""
+    rng = np.random.default_rng(5)
+    false = {}
+    for decisions in (1, 10):
+        rule = Promotion("quality", decisions=decisions)
+        false[decisions] = np.mean([promotes_by_chance(rule, rng) for _ in range(60)])
+    assert false[1] > 0.1  # each comparison at 95 %, as if it were the only one
+    assert false[10] <= 0.05
+
+
+def promotes_by_chance(rule, rng):
+    chances = rng.beta(4, 1.5, 64)
+
+    def student():
+        right = (rng.random(64) < chances).astype(float)
+        images = {"quality": {("set", f"prompt {i}", i): value for i, value in enumerate(right)}}
+        return Scores({"quality": {"options": {}}}, images, "")
+
+    champion = student()
+    return any(decide(rule, student(), champion, "1").promoted for _ in range(10))

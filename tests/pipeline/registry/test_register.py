@@ -41,7 +41,7 @@ def test_a_version_holds_the_student_its_lineage_and_its_scores(uri, client, can
         "version": 1,
         "alias": "champion",
         "uri": "models:/nasa-tiny/1",
-        "decision": "the first version",
+        "decision": "the first version with a score",
     }
     tags = client.get_model_version(NAME, "1").tags
     assert tags["clean_and_right"].startswith("0.50")
@@ -232,7 +232,9 @@ def test_the_decision_is_written_down(uri, client, candidate):
     assert written["rule"]["metric"] == "clean_and_right"
     assert written["comparisons"][0]["high"] < 0
     page = client.get_registered_model(NAME).description
-    assert page.startswith("**Best: version 2** with clean_and_right 0.70")
+    assert page.startswith(
+        f"**Champion: version 2**, clean_and_right 0.701 (0.651-0.751): champion since {pages.today()}. "
+    )
     assert "versions/2" in page
 
 

@@ -47,7 +47,7 @@ def test_the_list_says_which_is_best_and_why(three, capsys):
         [NAME, "3", "champion"],
     ]
     assert "clean_and_right 0.70" in lines[2]
-    assert "better than version 2: above 0, 95 % sure" in lines[2]
+    assert "better than version 2: above 0, 95 % sure over 52 decisions" in lines[2]
     assert f"champion until {pages.today()}, replaced by version 3" in lines[3]
     assert [row["step"] for row in listed(three, NAME)] == ["400", "300", "200", "100"]
 
@@ -59,23 +59,37 @@ def test_a_rollback_goes_back_one_champion_at_a_time(three, client, capsys):
     tags = {str(found.version): found.tags for found in store.versions(client, NAME)}
     assert tags["3"]["state"] == f"champion until {pages.today()}, rolled back to version 2"
     assert tags["2"]["state"] == f"champion since {pages.today()}, rolled back from version 3"
-    assert client.get_registered_model(NAME).description.startswith("**Best: version 2**")
+    assert client.get_registered_model(NAME).description.startswith(
+        f"**Champion: version 2**, clean_and_right 0.601 (0.551-0.651): champion since {pages.today()}, rolled back"
+    )
     assert client.get_model_version(NAME, "3").description.startswith("Champion until")
     assert rollback(three, NAME) == {"model": NAME, "from": "2", "to": "1"}
     assert main(["models", "rollback", "--name", NAME, "--tracking-uri", three]) == 2
-    assert "version 1 of nasa-tiny has no champion before it; allowed: --to VERSION" in capsys.readouterr().err
+    assert (
+        "version 1 of nasa-tiny has no champion before it. Register a second student, or pass"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_rollback_to_a_version_can_itself_be_rolled_back(three, client):
     rollback(three, NAME, "4")
-    assert store.aliases(client, NAME) == {"champion": "4"}
+    assert store.aliases(client, NAME) == {"champion": "4", "challenger": "3"}
+    rollback(three, NAME)
+    assert champion(client) == "3"
+
+
+def test_a_version_is_promoted_by_hand_and_says_so(three, client, capsys):
+    assert main(["models", "promote", "--name", NAME, "--version", "4", "--tracking-uri", three]) == 0
+    assert capsys.readouterr().out == f"{NAME}: the champion is version 4, no longer 3\n"
+    assert store.aliases(client, NAME) == {"champion": "4", "challenger": "3"}
+    assert client.get_model_version(NAME, "4").tags["state"] == f"champion since {pages.today()}, promoted by hand"
     rollback(three, NAME)
     assert champion(client) == "3"
 
 
 def test_what_was_rolled_back_is_not_promoted_again_by_registering_it(three, four, client):
     rollback(three, NAME)
-    assert register.register(four[1](2, mean=0.7), three)["alias"] == ""
+    assert register.register(four[1](2, mean=0.7), three)["alias"] != "champion"
     assert champion(client) == "2"
 
 

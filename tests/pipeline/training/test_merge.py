@@ -1,5 +1,7 @@
 """Two students as one, by the command."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,3 +44,26 @@ def test_mistakes_are_one_line_and_write_nothing(tiny_teacher, other, tmp_path, 
         assert message in capsys.readouterr().err
         assert not out.exists()
     assert all(torch.equal(value, weights[name]) for name, value in load_file(other / WEIGHTS).items())
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "message"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "scheduler.prediction_type = 'v_pred"),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.5}, "scheduler.beta_end = 0.5"),
+        ("vae/config.json", {"scaling_factor": 0.5}, "vae.scaling_factor = 0.5"),
+        ("text_encoder/config.json", {"hidden_size": 8}, "text_encoder.hidden_size = 8"),
+    ],
+)
+def test_students_that_predict_something_else_are_refused(
+    tiny_teacher, other, tmp_path, capsys, part, changed, message
+):
+    """Their weights have the same names and shapes, so that a mean of them would be made without a word."""
+    file = other / part
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    out = tmp_path / "merged"
+    assert main(["merge", str(tiny_teacher), str(other), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "; the first has " in error
+    assert not out.exists()

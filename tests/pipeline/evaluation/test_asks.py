@@ -1,0 +1,16 @@
+"""The plan of an evaluation: which images are made."""
+
+import pytest
+
+from pipeline import recipe
+from pipeline.evaluation import asks
+from pipeline.prompts import prepared
+from pipeline.storage import Folder
+
+
+@pytest.mark.parametrize("count", [3, 16, 40])
+def test_as_many_of_one_s_own_prompts_as_were_asked_for(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(prepared, "first_prompts", lambda folder: [f"a photo {i}" for i in range(30)])
+    options = recipe.parse("", ['teacher="mine"', f"evaluation.prompts={count}", "evaluation.teacher_prompts=0"])
+    batches = [piece for piece in asks.pieces(options, Folder.of(tmp_path)) if piece.system.name == asks.STUDENT]
+    assert sum(len(batch.asks) for batch in batches) == min(count, 30)

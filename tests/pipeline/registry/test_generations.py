@@ -1,0 +1,45 @@
+"""Four generations of a schedule with real distillations and real evaluations: the shipped rule and its guard."""
+
+import dataclasses
+
+import pytest
+
+from pipeline import recipe
+from pipeline.registry import store
+from pipeline.registry.versions import rollback
+from pipeline.schedules.tick import run_tick
+from pipeline.storage import Folder
+from pipeline.tracking import client as mlflow_client
+
+NAME = "nasa-shapes"
+SETS = [
+    *("schedule.cron='0 3 * * SUN'", "schedule.warm_start='teacher'", "prompts.count=4000"),
+    *("evaluation.prompts=128", "evaluation.scales=[0.5]", "evaluation.exclusion_seeds=576"),
+    *("evaluation.teacher_prompts=0", "train.workers=1"),
+]
+
+
+@pytest.mark.slow
+def test_a_worse_student_is_challenger_and_a_better_one_champion_also_after_a_rollback(ray_cluster, tmp_path):
+    """No two students show a negative's attribute on the same seeds, so that made-up scores would prove nothing."""
+    uri = f"sqlite:///{tmp_path}/ml.db"
+    client = mlflow_client(uri)
+    shipped = recipe.load("shapes", SETS)
+    assert shipped.promotion.guards, "the shipped rule has a guard"
+
+    def generation(number, steps, seed):
+        own = dataclasses.replace(shipped, seed=seed, train=dataclasses.replace(shipped.train, steps=steps))
+        tick = f"202611{number:02}T0300Z"
+        return run_tick(own, Folder.of(tmp_path / "schedule"), uri, tick=tick)
+
+    generation(1, 40, 0)
+    assert store.aliases(client, NAME) == {"champion": "1"}
+    generation(2, 5, 0)
+    assert store.aliases(client, NAME) == {"champion": "1", "challenger": "2"}
+    said = generation(3, 160, 0)
+    assert store.aliases(client, NAME) == {"champion": "3", "challenger": "2"}, said
+    assert "exclusion_kept kept" in said
+    rollback(uri, NAME)
+    assert store.aliases(client, NAME) == {"champion": "1", "challenger": "3"}
+    said = generation(4, 161, 1)
+    assert store.aliases(client, NAME)["champion"] == "4", said
