@@ -27,7 +27,7 @@ from jobs import (
 )
 from jobs import list as list_jobs
 from pipeline.environment import require_locked
-from pipeline.errors import TrainingError, UserError
+from pipeline.errors import TrainingError, UserError, again
 from pipeline.secrets import masked
 
 COMMANDS = (
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {masked(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        print(f"interrupted; {again()} to continue", file=sys.stderr)
         return 130
     return int(code or 0)
 

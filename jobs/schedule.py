@@ -37,7 +37,9 @@ def run(options: argparse.Namespace) -> None:
         schedules.add(name, recipe, tracking)
         print(f"{name}: next {overview.next_time(schedules.read(name))}; `python -m jobs scheduler` submits it")
     elif options.action == "run-now":
-        print(f"{name}: {overview.run_now(schedules, name)} is due now")
+        tick = overview.run_now(schedules, name)
+        paused = " once, though the schedule is paused" if schedules.read(name).paused else ""
+        print(f"{name}: {tick} runs{paused}; `python -m jobs scheduler` submits it")
     elif options.action == "remove":
         schedules.remove(name)
         print(f"{name}: removed; its runs and history are in {schedules.home(name).uri}")

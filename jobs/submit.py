@@ -48,10 +48,17 @@ def run(options: argparse.Namespace) -> int:
     with cluster_at(options.address) as client:
         job = with_attempt(client, job, options.attempt, options.retry)
         sent = submit(client, job, submission.variables_of(options))
-        print(f"{'submitted' if sent else 'already submitted:'} {job.id}", flush=True)
+        print(f"submitted {job.id}" if sent else already(client, job.id), flush=True)
         if options.no_wait:
             return 0
         return followed(client, job.id)
+
+
+def already(client: Any, submission_id: str) -> str:
+    """Say how a job stands that was submitted before, and how to run it once more."""
+    status = str(client.get_job_info(submission_id).status)
+    again = "; pass --retry to run it again from where it was" if status in ("FAILED", "STOPPED") else ""
+    return f"already submitted: {submission_id} ({status.lower()}){again}"
 
 
 def followed(client: Any, submission_id: str) -> int:

@@ -1,5 +1,14 @@
 """What ends a command early, in one line: a user's mistake, or training that stopped."""
 
+import os
+
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job how it was submitted
+
+
+def again() -> str:
+    """Tell how to continue what was cut short: a submitted job has another way than a command in a terminal."""
+    return "submit it again with --retry" if os.environ.get(IN_JOB) else "run the same command again"
+
 
 class UserError(ValueError):
     """A mistake in a recipe, a folder or a file: the field, the value and what is allowed."""

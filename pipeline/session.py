@@ -11,8 +11,8 @@ import ray
 import ray.data
 
 from pipeline import ENVIRONMENT, ROOT
+from pipeline.errors import IN_JOB
 
-OF_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job how it was submitted
 LEAST_CPUS = 4  # logical ones: two train workers share two real cores with the data they read
 
 
@@ -49,7 +49,7 @@ def _variables() -> dict[str, str]:
 
 def submitted_environment() -> dict[str, Any]:
     """The runtime environment that this process, a job's, was submitted with; empty where it is none."""
-    told = json.loads(os.environ.get(OF_JOB) or "{}")
+    told = json.loads(os.environ.get(IN_JOB) or "{}")
     return dict(told.get("runtime_env") or {})
 
 

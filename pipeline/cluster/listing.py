@@ -29,13 +29,23 @@ def row_of(job: Any) -> dict[str, str]:
 
 
 def details_of(client: Any, submission_id: str) -> Any:
-    """Of the job with this id, or the only one whose id begins so."""
+    """Return the job with this id, or whose id begins so: of several attempts at one job the latest.
+
+    Raises:
+        UserError: where none begins so, or several jobs do.
+    """
     ids = [job.submission_id for job in client.list_jobs() if job.submission_id]
     found = [own for own in ids if own == submission_id] or [own for own in ids if own.startswith(submission_id)]
-    if len(found) != 1:
+    if len({attempt_of(own)[0] for own in found}) != 1:
         known = ", ".join(sorted(found or ids)) or "none yet"
         raise UserError(f"job: {submission_id!r} is {'not one job' if found else 'not known'}; allowed: {known}")
-    return client.get_job_info(found[0])
+    return client.get_job_info(max(found, key=attempt_of))
+
+
+def attempt_of(submission_id: str) -> tuple[str, int]:
+    """Return what all attempts at a job have in common, and the attempt's number; 0 for an id of another form."""
+    stem, _, number = submission_id.rpartition("-")
+    return (stem, int(number)) if stem and number.isdigit() else (submission_id, 0)
 
 
 def stop(client: Any, submission_id: str) -> str:

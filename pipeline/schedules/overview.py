@@ -13,9 +13,11 @@ def rows(schedules: Schedules) -> list[dict[str, str]]:
 
 
 def past(schedules: Schedules, name: str) -> list[dict[str, str]]:
-    """The oldest first."""
-    schedules.read(name)
-    return [_past_row(tick) for tick in History(schedules.home(name)).all()]
+    """Return a schedule's ticks, the oldest first; also of one that was removed, whose history is kept."""
+    past = History(schedules.home(name))
+    if not past.names():
+        schedules.read(name)
+    return [_past_row(tick) for tick in past.all()]
 
 
 def next_time(schedule: Schedule, now: datetime | None = None) -> str:

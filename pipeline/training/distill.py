@@ -20,7 +20,7 @@ from ray.train import (
 )
 
 from pipeline import manifest, mistakes, models, room, tracking
-from pipeline.errors import StoreError, TrainingError, UserError
+from pipeline.errors import StoreError, TrainingError, UserError, again
 from pipeline.hub import is_hub_id
 from pipeline.prompts.encode import encode_fixed, encoding_of
 from pipeline.recipe import Recipe, Train, dump
@@ -195,7 +195,7 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
     except TrainingFailedError as error:
         raise TrainingError(
             f"training stopped: {_cause(error, train)}; {_kept_traceback(folder, error)}; "
-            "run the same command again to continue from the last checkpoint"
+            f"{again()} to continue from the last checkpoint"
         ) from error
 
 

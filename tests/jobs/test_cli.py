@@ -69,3 +69,6 @@ def test_an_interrupted_command_can_be_run_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("pipeline.prompts.prepare.prepare", interrupt)
     assert main(["prepare", "--run", str(tmp_path)]) == 130
     assert "run the same command again" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert main(["prepare", "--run", str(tmp_path)]) == 130
+    assert "submit it again with --retry" in capsys.readouterr().err, "where it ran as a job of a cluster"

@@ -34,7 +34,7 @@ def test_a_job_is_packed_run_once_followed_and_listed(submit, client, cluster_ur
     assert (tmp_path / "run/prompts/manifest.json").is_file()
     name = out.split()[1]
     code, out, _ = submit(*command)
-    assert (code, out.splitlines()[0]) == (0, f"already submitted: {name}")
+    assert (code, out.splitlines()[0]) == (0, f"already submitted: {name} (succeeded)")
     assert [job.submission_id for job in client.list_jobs() if job.submission_id].count(name) == 1
     assert SECRET not in json.dumps([job.model_dump() for job in client.list_jobs()], default=str)
     assert name in submit("list")[1]
@@ -50,10 +50,17 @@ def test_the_job_s_exit_code_is_the_command_s_and_a_retry_is_another_job(submit,
     assert code == 2
     assert "error: " in out
     assert "no complete distill here" in out
+    name = out.split()[1]
+    code, told, _ = submit(*command, "--no-wait")
+    assert (code, told.strip()) == (
+        0,
+        f"already submitted: {name} (failed); pass --retry to run it again from where it was",
+    )
     code, again, _ = submit(*command, "--retry", "--no-wait")
     assert code == 0
-    assert again.split()[1] == out.split()[1][:-1] + "2"
-    assert submit("stop", again.split()[1])[0] == 0
+    assert again.split()[1] == name[:-1] + "2"
+    code, told, _ = submit("stop", name[:-2])
+    assert (code, told.split(":")[0]) == (0, name[:-1] + "2"), "of two attempts the latest"
 
 
 @pytest.mark.slow

@@ -65,12 +65,16 @@ def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
     assert "paused" in schedule("pause", "weekly")[1]
     assert " paused" in schedule("list")[1]
     assert "next Sun" in schedule("resume", "weekly")[1]
-    assert "is due now" in schedule("run-now", "weekly")[1]
+    assert " runs; `python -m jobs scheduler` submits it" in schedule("run-now", "weekly")[1]
+    schedule("pause", "weekly")
+    assert " runs once, though the schedule is paused; `python" in schedule("run-now", "weekly")[1]
     assert schedule("history", "weekly")[1] == "nothing was due yet\n"
     History(Folder.of(tmp_path / "store/weekly")).write(Tick("20261122T0300Z", "skipped", "another still ran"))
     assert "20261122T0300Z skipped" in schedule("list")[1]
     assert "another still ran" in schedule("history", "weekly")[1]
     assert "its runs and history are in" in schedule("remove", "weekly")[1]
+    assert "another still ran" in schedule("history", "weekly")[1], "of one that was removed"
+    assert "'nothing' is no schedule" in schedule("history", "nothing")[2]
 
 
 @pytest.mark.parametrize(
