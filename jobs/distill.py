@@ -21,12 +21,13 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         from pipeline.recipe import dump
         from pipeline.secrets import masked
-        from pipeline.training.estimate import describe
+        from pipeline.training.budget import describe
 
+        prompts = shared.folder_of(options, "prompts")
         print(dump(recipe))
-        print(f"reads   {shared.folder_of(options, 'prompts').uri}, teacher {recipe.teacher} at {recipe.revision}")
+        print(f"reads   {prompts.uri}, teacher {recipe.teacher} at {recipe.revision}")
         print(f"writes  {folder.uri}, MLflow at {masked(shared.tracking_of(options))}")
-        print(describe(recipe))
+        print(describe(recipe, prompts))
         return
     from pipeline import manifest
     from pipeline.training.distill import distill

@@ -7,13 +7,15 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import PassingError, UserError
 from pipeline.storage import Folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
-VARIANTS = ("*.fp16.safetensors", "*non_ema*", "*/flax_*", "*openvino*")
+VARIANTS = ("*.fp16.safetensors", "*non_ema*", "*/flax_*", "*openvino*", "safety_checker/*")
+HUB_SECONDS = 10
 
 
 def is_hub_id(place: str) -> bool:
@@ -41,6 +43,37 @@ def local_folder(place: str, field: str, revision: str = "main", wanted: Sequenc
             f"{field}: {place!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}; "
             "allowed: a folder, s3://, or a hub id whose terms the HF_TOKEN has accepted"
         ) from None
+
+
+def on_hub(place: str, revision: str, *, missing: str) -> str:
+    """Say whether a model is in the hub's local cache or on the hub, without fetching it; `missing` begins a no."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return f"in {snapshot_download(place, revision=revision, local_files_only=True)}"
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass
+    try:
+        found = hub_info(place, revision)
+    except PassingError as error:
+        return f"{missing}: {error}"
+    return f"{place} at {found.sha}, to be fetched from the hub"
+
+
+def hub_info(place: str, revision: str) -> Any:
+    """Ask the hub about a model, for at most `HUB_SECONDS`.
+
+    Raises:
+        PassingError: where it does not answer, or knows no such model.
+    """
+    from huggingface_hub import model_info
+
+    try:
+        return model_info(place, revision=revision, timeout=HUB_SECONDS)
+    except Exception as error:  # of whatever HTTP library the hub's client uses
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PassingError(f"{place} at {revision} cannot be had from the hub: {line}") from None
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -34,16 +34,20 @@ EMBEDDED = "shapes"  # the teacher, the prompts and the judges that come with th
 
 @dataclass(frozen=True)
 class Gpu:
-    """Bytes of memory, and dense peak operations a second by precision (NVIDIA's data sheets)."""
+    """Bytes of memory, and dense peak operations a second by precision (NVIDIA's data sheets).
+
+    `usd_per_hour` is an eighth of the node's price in docs/data/prices.json, where one is dated.
+    """
 
     memory: float
     flops: dict[str, float]
+    usd_per_hour: float | None = None
 
 
 GPUS = {
-    "A100-40GB": Gpu(40 * 2**30, {"float32": 19.5e12, "bfloat16": 312e12}),
+    "A100-40GB": Gpu(40 * 2**30, {"float32": 19.5e12, "bfloat16": 312e12}, 1.84),
     "A100-80GB": Gpu(80 * 2**30, {"float32": 19.5e12, "bfloat16": 312e12}),
-    "H100": Gpu(80 * 2**30, {"float32": 67e12, "bfloat16": 989e12}),
+    "H100": Gpu(80 * 2**30, {"float32": 67e12, "bfloat16": 989e12}, 4.92),
     "H200": Gpu(141 * 10**9, {"float32": 67e12, "bfloat16": 989e12}),
 }
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.hub import is_hub_id
+from pipeline.errors import PassingError
+from pipeline.hub import hub_info, is_hub_id
 from pipeline.recipe import EMBEDDED, Recipe
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.scores import Scores
@@ -17,7 +18,6 @@ UNKNOWN = "unknown"
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
 LICENCE_LINE = re.compile(r"^license(?:_name)?:\s*['\"]?([^'\"\s#]+)", re.MULTILINE)
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
-HUB_SECONDS = 10
 
 
 def render(candidate: Candidate, recipe: Recipe, scores: Scores, name: str, options: Mapping[str, Any]) -> str:
@@ -69,11 +69,9 @@ def licence(teacher: str, revision: str = "main") -> str:
 
 
 def _on_hub(teacher: str, revision: str) -> str:
-    """Of the hub's metadata, if the hub answers."""
-    from huggingface_hub import model_info
-
+    """Read it from the hub's metadata, if the hub answers."""
     try:
-        found = model_info(teacher, revision=revision, timeout=HUB_SECONDS).card_data
-    except (OSError, ValueError):
+        found = hub_info(teacher, revision).card_data
+    except PassingError:
         return UNKNOWN
     return str(getattr(found, "license", None) or UNKNOWN)

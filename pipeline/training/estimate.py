@@ -31,12 +31,18 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of one GPU, by what they are for, and the floating-point operations of one step on it."""
+    """Bytes of one GPU, by what they are for, and the floating-point operations of one step on it.
+
+    `forward_flops` are those of the denoiser for one image; of its `parameters` so many are `trained`.
+    """
 
     memory: dict[str, float]
     flops: float
     parameters: int
     passes: int
+    forward_flops: float
+    trained: int
+    lora_parameters: int
 
     @property
     def total(self) -> float:
@@ -94,7 +100,8 @@ def estimate(recipe: Recipe) -> Estimate:
     }
     again = 2 if options.gradient_checkpointing else 0  # the student's and the LoRA teacher's forward, once more
     per_image = (3 + 4 + 2 + again) * flops
-    return Estimate(memory, passes * (micro * per_image + decoder_flops), every, passes)
+    step = passes * (micro * per_image + decoder_flops)
+    return Estimate(memory, step, every, passes, flops, trained, lora)
 
 
 def _text(model: Any, batch: int) -> Embeds:
@@ -215,20 +222,3 @@ def require_fit(recipe: Recipe) -> None:
             f"train.micro_batch: a worker needs about {needs / GIB:.0f} GiB, and a {recipe.train.gpu} has "
             f"{has / GIB:.0f}; allowed: a smaller micro_batch, gradient_checkpointing = true, or another train.gpu"
         )
-
-
-def describe(recipe: Recipe) -> str:
-    """The estimate as a table for people."""
-    found = estimate(recipe)
-    lines = [f"denoiser: {found.parameters / 1e6:,.0f} M parameters; passes a step: {found.passes}"]
-    lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in found.memory.items()]
-    lines.append(f"  {found.total / GIB:7.2f} GiB  of each worker's memory")
-    if recipe.train.gpus_per_worker:
-        gpu = GPUS[recipe.train.gpu]
-        seconds = found.step_seconds(gpu.flops[recipe.train.precision])
-        hours = seconds * recipe.train.steps / 3600
-        lines.append(
-            f"  {recipe.train.gpu}: {gpu.memory / GIB:.0f} GiB; {found.flops / 1e12:,.0f} TFLOP a step and worker, "
-            f"{seconds:.2f} s at {UTILISATION:.0%} of its peak (assumed); {recipe.train.steps:,} steps: {hours:,.0f} h"
-        )
-    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""What a whole run takes before it starts: GPUs, hours, money, disk, host memory, and what of its inputs is missing."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets_prep.evaluation import EXCLUSION_PAIRS, HPSV2_STYLES
+from nasa.architectures import TEXT_ENCODER_PARAMETERS
+from pipeline import manifest, models
+from pipeline.errors import UserError
+from pipeline.evaluation.judges import clip_folder, decoder_folder
+from pipeline.hub import is_hub_id, on_hub
+from pipeline.prompts import prepared
+from pipeline.recipe import EMBEDDED, GPUS, Recipe
+from pipeline.storage import Folder
+from pipeline.training.estimate import GIB, UTILISATION, Estimate, estimate
+
+VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder, which all students share so far
+PROCESS_BYTES = 2 * GIB  # of a worker without its models
+MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """GPUs held at once, hours of training and of the evaluations beside it, bytes; None where it is not known."""
+
+    training_gpus: float
+    evaluation_gpus: float
+    training_hours: float | None
+    evaluation_hours: float | None
+    evaluations: int
+    disk: float
+    host_memory: float
+
+    @property
+    def gpu_hours(self) -> float | None:
+        if self.training_hours is None or self.evaluation_hours is None:
+            return None
+        return self.training_gpus * self.training_hours + self.evaluation_gpus * self.evaluation_hours
+
+
+def budget(recipe: Recipe, found: Estimate) -> Budget:
+    """Count what the run takes; hours are arithmetic at an assumed share of the GPU's peak."""
+    train, options = recipe.train, recipe.evaluation
+    evaluations = train.steps // (options.every * train.checkpoint_every) if options.every else 0
+    gpu = GPUS[train.gpu] if train.gpus_per_worker else None
+    training = evaluation = None
+    if gpu:
+        peak = gpu.flops[train.precision]
+        training = found.step_seconds(peak) * train.steps / 3600
+        one = _evaluation_flops(recipe, found) / (UTILISATION * gpu.flops["float32"]) / 3600
+        evaluation = one * evaluations / max(1, options.processes)
+    return Budget(
+        training_gpus=train.workers * (train.gpus_per_worker + train.encoders * train.gpus_per_encoder),
+        evaluation_gpus=options.processes * options.gpus_per_process if options.every else 0.0,
+        training_hours=training,
+        evaluation_hours=evaluation,
+        evaluations=evaluations,
+        disk=_disk(recipe, found),
+        host_memory=_host_memory(recipe, found),
+    )
+
+
+def _evaluation_flops(recipe: Recipe, found: Estimate) -> float:
+    """Count the denoiser's operations of one evaluation beside the training, whose teacher makes no images."""
+    options = recipe.evaluation
+    ways = 1 + len(options.scales) + 2  # plain, NASA at each scale, guidance with its two passes
+    images = 0.0
+    for name in options.sets or ("own",):
+        if name == "exclusion":
+            images += len(EXCLUSION_PAIRS) * options.exclusion_seeds * ways
+        else:
+            images += options.prompts * (len(HPSV2_STYLES) if name == "hpsv2" else 1) * ways
+    return images * found.forward_flops
+
+
+def _disk(recipe: Recipe, found: Estimate) -> float:
+    """Count the checkpoints that are kept, one that is being written, and both students with all their parts."""
+    trained, every = found.trained, found.parameters
+    frozen = 2.0 if recipe.train.precision == "bfloat16" else 4.0
+    checkpoint = 4.0 * every + 12.0 * trained + frozen * every + 16.0 * found.lora_parameters + 8.0 * trained
+    student = 4.0 * (every + VAE_PARAMETERS + TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0))
+    return checkpoint * (recipe.train.keep_checkpoints + 1) + 2 * student
+
+
+def _host_memory(recipe: Recipe, found: Estimate) -> float:
+    """Count a worker's peak while it loads: teacher and student in float32, with the teacher's other parts."""
+    text = 0 if recipe.train.encoders else TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0)
+    return PROCESS_BYTES + 4.0 * (2 * found.parameters + text + VAE_PARAMETERS)
+
+
+def describe(recipe: Recipe, prompts: Folder) -> str:
+    """Write the estimate, the budget and the state of every input as lines for people."""
+    found = estimate(recipe)
+    lines = [f"denoiser: {found.parameters / 1e6:,.0f} M parameters; passes a step: {found.passes}"]
+    lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in found.memory.items()]
+    lines.append(f"  {found.total / GIB:7.2f} GiB  of each worker's memory")
+    whole = budget(recipe, found)
+    lines += _hours(recipe, found, whole)
+    lines.append(f"  disk: {whole.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")
+    lines.append(f"  host memory: {whole.host_memory / GIB:,.0f} GiB for each worker on its machine, while it loads")
+    checks = list(_inputs(recipe, prompts))
+    lines += [f"  {name}: {state}" for name, state in checks]
+    if absent := [name for name, state in checks if state.startswith(MISSING)]:
+        lines.append(f"not ready: {', '.join(absent)}")
+    return "\n".join(lines)
+
+
+def _hours(recipe: Recipe, found: Estimate, whole: Budget) -> Iterator[str]:
+    train = recipe.train
+    if whole.training_hours is None:
+        yield f"  {train.workers} workers on CPUs; {train.steps:,} steps"
+        return
+    gpu = GPUS[train.gpu]
+    seconds = found.step_seconds(gpu.flops[train.precision])
+    yield (
+        f"  {train.gpu}: {gpu.memory / GIB:.0f} GiB; {found.flops / 1e12:,.0f} TFLOP a step and worker, "
+        f"{seconds:.2f} s at {UTILISATION:.0%} of its peak (assumed); "
+        f"{train.steps:,} steps: {whole.training_hours:,.0f} h"
+    )
+    beside = ""
+    if whole.evaluations:
+        beside = (
+            f" and {whole.evaluation_gpus:g} beside them for {whole.evaluations} evaluations "
+            f"({whole.evaluation_hours:,.1f} h in all)"
+        )
+    yield f"  GPUs: {whole.training_gpus:g} for training{beside}; {whole.gpu_hours:,.0f} GPU hours"
+    if gpu.usd_per_hour and whole.gpu_hours:
+        cost = whole.gpu_hours * gpu.usd_per_hour
+        yield f"  cost: {cost:,.0f} USD at {gpu.usd_per_hour:.2f} USD a GPU hour (docs/costs.md says whose price)"
+    else:
+        yield "  cost: no price is known for this GPU; multiply the GPU hours by yours"
+
+
+def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
+    """Yield every input's name and state; nothing is downloaded."""
+    yield "prompts", _state(lambda: f"{prepared.check(prompts)['prompts']:,} in {prompts.uri}")
+    yield "teacher", _model(recipe.teacher, recipe.revision, lambda: str(models.teacher_folder(recipe.teacher)))
+    train = recipe.train
+    if recipe.student.init:
+        yield (
+            "student.init",
+            _model(recipe.student.init, "main", lambda: str(models.teacher_folder(recipe.student.init))),
+        )
+    if train.clip_weight:
+        yield "train.clip_model", _model(train.clip_model, "main", lambda: str(clip_folder(train.clip_model)))
+        if train.clip_decoder:
+            yield (
+                "train.clip_decoder",
+                _model(train.clip_decoder, "main", lambda: str(decoder_folder(train.clip_decoder))),
+            )
+    options = recipe.evaluation
+    for metric in options.metrics:
+        yield f"weights of {metric.kind}", _model(metric.weights, "main", lambda own=metric: _file(own.weights))
+    if options.sets and recipe.teacher != EMBEDDED:
+        own = Folder.of(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
+        yield "benchmarks", _state(lambda: f"{', '.join(options.sets)} in {_complete(own, 'benchmarks').uri}")
+
+
+def _complete(folder: Folder, kind: str) -> Folder:
+    manifest.read(folder, kind)
+    return folder
+
+
+def _file(place: str) -> str:
+    if not place or not Path(place).expanduser().exists():
+        raise UserError(f"{place!r} is not there")
+    return place
+
+
+def _state(find: Callable[[], str]) -> str:
+    try:
+        return find()
+    except UserError as error:
+        return f"{MISSING}: {error}"
+
+
+def _model(place: str, revision: str, find: Callable[[], str]) -> str:
+    return on_hub(place, revision, missing=MISSING) if is_hub_id(place) else _state(find)
