@@ -4,9 +4,11 @@ VENV ?= .venv
 RUN ?= runs/demo
 RECIPE ?= shapes
 BIN = $(VENV)/bin
+GPU_PYTHON ?= python3
+GPU_NEEDS = hjson ninja py-cpuinfo msgpack einops importlib-metadata zipp
 JOBS = $(BIN)/python -m jobs
 
-.PHONY: demo test test-slow chaos ui lint lock clean
+.PHONY: demo test test-slow chaos gpu gpu-wheels ui lint lock clean
 
 demo: $(VENV)/installed
 	$(JOBS) prepare --run $(RUN) --recipe $(RECIPE)
@@ -22,6 +24,18 @@ test-slow: $(VENV)/installed
 
 chaos: $(VENV)/installed
 	$(BIN)/python -m benchmarks.chaos
+
+# On one NVIDIA GPU, by whatever Python has torch there; diffusers and DeepSpeed come from build/wheels.
+gpu:
+	DS_IGNORE_CUDA_DETECTION=1 $(GPU_PYTHON) -m pip install --quiet --no-index --find-links build/wheels diffusers deepspeed
+	DS_IGNORE_CUDA_DETECTION=1 $(GPU_PYTHON) -m benchmarks.gpu
+
+gpu-wheels: $(VENV)/installed
+	mkdir -p build/wheels
+	DS_BUILD_OPS=0 DS_IGNORE_CUDA_DETECTION=1 $(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w build/wheels deepspeed==0.19.8
+	$(BIN)/pip download --quiet --no-deps --python-version 3.12 --only-binary=:all: -d build/wheels diffusers==0.42.1 $(GPU_NEEDS)
+	$(BIN)/pip download --quiet --python-version 3.12 --only-binary=:all: -d build/wheels pydantic
+	$(BIN)/python -m benchmarks.gpu --estimates
 
 ui: $(VENV)/installed
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --artifacts-destination runs/mlartifacts --port 5000

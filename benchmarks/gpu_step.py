@@ -1,7 +1,7 @@
 """One training step at full size with random weights, against SwiftBrush's: time, memory, share of the denoiser.
 
-    python benchmarks/gpu_step.py --out step.json                      # Stable Diffusion 2.1 on a GPU, bfloat16
-    python benchmarks/gpu_step.py --size tiny --device cpu --batch 4   # does it run?
+    python -m benchmarks.gpu_step --out step.json                      # Stable Diffusion 2.1 on a GPU, bfloat16
+    python -m benchmarks.gpu_step --size tiny --device cpu --batch 4   # does it run?
 
 Needs torch, diffusers and peft, one process and one GPU; no cluster, no weights, no text encoder. Each row is timed
 beside the baseline in alternating rounds at the same precision, and written to --out when it is done; rows that are in
@@ -19,15 +19,16 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from swiftbrush import SwiftBrush
 from torch import Tensor, nn
 
+from benchmarks.swiftbrush import SwiftBrush
 from nasa import architectures
-from nasa.backbone import Diffusion, steerable
+from nasa.backbone import Diffusion, output_layer, steerable
 from nasa.distillation import Draws, Texts, draw, lora_teacher_loss, student_loss
 from nasa.ema import update_ema
 from nasa.embeds import Embeds
 from nasa.method import Method
+from nasa.precision import cast_frozen
 from nasa.teachers import add_lora, frozen_teacher, lora_parameters, merged_teacher
 
 GIB = 2**30
@@ -69,6 +70,7 @@ class Setting:
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         self.diffusion = Diffusion((1 - betas).cumprod(0).to(self.device), "epsilon")
         self.method = Method()
+        self.dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
 
     def model(self) -> Any:
         torch.manual_seed(0)
@@ -76,17 +78,19 @@ class Setting:
             return self.make().requires_grad_(False)
 
     def frozen(self) -> Any:
-        return nn.Module.to(self.model(), torch.bfloat16) if self.bfloat16 else self.model()
+        model = self.model()
+        cast_frozen(model, self.dtype, keep=output_layer(model))
+        return model
+
+    def student(self) -> Any:
+        return steerable(self.model().requires_grad_(True), self.dtype)
 
     def lora_teacher(self) -> Any:
         model = self.frozen()
         add_lora(model, rank=64, scaling=128, targets=("to_q", "to_v"))
         for parameter in lora_parameters(model):
             parameter.data = parameter.data.float()
-        return steerable(model.to(self.device))
-
-    def precision(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        return steerable(model.to(self.device), self.dtype)
 
     def numbers(self, step: int, model: Any) -> tuple[Texts, Draws]:
         generator = torch.Generator().manual_seed(step)
@@ -108,10 +112,11 @@ class Setting:
 
 class Baseline:
     def __init__(self, setting: Setting) -> None:
-        self.setting, self.model = setting, setting.model().requires_grad_(True)
+        self.setting, student = setting, setting.student()
+        self.model = student.model
         self.swiftbrush = SwiftBrush(
-            steerable(self.model),
-            steerable(setting.frozen()),
+            student,
+            steerable(setting.frozen(), setting.dtype),
             setting.lora_teacher(),
             setting.diffusion,
             setting.method,
@@ -119,8 +124,7 @@ class Baseline:
         )
 
     def step(self, texts: Texts, draws: Draws) -> dict[str, Tensor]:
-        with self.setting.precision():
-            return self.swiftbrush.step(texts, draws)
+        return self.swiftbrush.step(texts, draws)
 
 
 class Ours:
@@ -129,8 +133,9 @@ class Ours:
     def __init__(
         self, setting: Setting, *, shares: bool = False, compile: bool = False, checkpointing: bool = False
     ) -> None:
-        self.setting, self.model = setting, setting.model().requires_grad_(True)
-        self.student, self.teachers = steerable(self.model), setting.lora_teacher()
+        self.setting = setting
+        self.student, self.teachers = setting.student(), setting.lora_teacher()
+        self.model = self.student.model
         self.method = Method(lora_shares_pass=shares)
         if checkpointing:
             self.student.enable_gradient_checkpointing()
@@ -147,13 +152,11 @@ class Ours:
         self.steps = 0
 
     def step(self, texts: Texts, draws: Draws) -> dict[str, Tensor]:
-        with self.setting.precision():
-            student = student_loss(self.student, self.teachers, self.setting.diffusion, self.method, texts, draws)
+        student = student_loss(self.student, self.teachers, self.setting.diffusion, self.method, texts, draws)
         self._update(0, student.loss)
         lora_loss = student.lora_loss
         if lora_loss is None:
-            with self.setting.precision():
-                lora_loss = lora_teacher_loss(self.teachers, self.setting.diffusion, texts, draws, student.x0)
+            lora_loss = lora_teacher_loss(self.teachers, self.setting.diffusion, texts, draws, student.x0)
         self._update(1, lora_loss)
         own = {name: value.detach() for name, value in self.student.named_parameters()}
         update_ema(self.ema, own, 0.9999, self.steps)
@@ -173,19 +176,17 @@ class Ours:
             twice = Embeds(twice.states, torch.cat([texts.prompts.mask] * 2))
         last = torch.full((size,), self.setting.diffusion.steps - 1, device=self.setting.device)
         latents, timestep = torch.cat([draws.noise] * 2), draws.vsd_timestep_B.repeat(2)
-        with self.setting.precision():
-            output = self.student(draws.noise, last, texts.prompts, texts.negatives, draws.scale)
+        output = self.student(draws.noise, last, texts.prompts, texts.negatives, draws.scale)
         output.backward(torch.ones_like(output))
-        with self.setting.precision():
-            with frozen_teacher(self.teachers):
+        with frozen_teacher(self.teachers):
+            self.teachers(latents, timestep, twice)
+        if self.method.lora_shares_pass:
+            with torch.no_grad(), merged_teacher(self.teachers):
+                self.teachers(draws.noise, draws.vsd_timestep_B, texts.prompts)
+        else:
+            with merged_teacher(self.teachers):
                 self.teachers(latents, timestep, twice)
-            if self.method.lora_shares_pass:
-                with torch.no_grad(), merged_teacher(self.teachers):
-                    self.teachers(draws.noise, draws.vsd_timestep_B, texts.prompts)
-            else:
-                with merged_teacher(self.teachers):
-                    self.teachers(latents, timestep, twice)
-            output = self.teachers(draws.noise, draws.lora_timestep_B, texts.prompts)
+        output = self.teachers(draws.noise, draws.lora_timestep_B, texts.prompts)
         output.backward(torch.ones_like(output))
 
 

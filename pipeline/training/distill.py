@@ -30,7 +30,7 @@ from pipeline.storage import Folder
 from pipeline.training import identity, preflight
 from pipeline.training.board import progress_bar
 from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
-from pipeline.training.engines import ready_deepspeed
+from pipeline.training.deepspeed_engine import ready_deepspeed
 from pipeline.training.export import export
 from pipeline.training.interrupt import InterruptibleTrainer
 from pipeline.training.loop import Setup

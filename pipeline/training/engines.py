@@ -1,9 +1,5 @@
 """Student and LoRA teacher as two engines in one process: DeepSpeed's, or plain torch's where one process is all."""
 
-import fcntl
-import logging
-import os
-import sysconfig
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,9 +14,8 @@ from nasa.precision import cast_frozen
 from nasa.teachers import add_lora, lora_parameters
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
+from pipeline.training.deepspeed_engine import ADAM, EngineOptions, initialize
 
-REDUCE_BUCKET = 500_000_000  # elements: DeepSpeed's own default
-ADAM = {"betas": (0.9, 0.999), "weight_decay": 0.0}
 MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float, int], Any]
 
 
@@ -57,68 +52,17 @@ class Engines:
         return ("student", self.student), ("lora_teacher", self.lora_teacher)
 
 
-def ready_deepspeed() -> None:
-    """To be called before anything imports it.
-
-    It is told of a machine without a GPU, and warns where it finds out itself. What it compiles it compiles with the
-    ninja of this environment: one of another version, the system's, would compile all of it again.
-    """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    scripts, places = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)
-    if places.split(os.pathsep)[0] != scripts:
-        os.environ["PATH"] = f"{scripts}{os.pathsep}{places}"
-
-
-def compile_deepspeed() -> None:
-    """What DeepSpeed needs for several processes of a machine without a GPU: a minute, once in an environment.
-
-    torch's own lock outlives a process that is killed while it compiles, and all that come after wait for it for ever.
-    The one here ends with its process.
-    """
-    from deepspeed.accelerator import get_accelerator
-    from torch.utils.cpp_extension import _get_build_directory
-
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is None or not builder.is_compatible(verbose=False):
-        return
-    folder = Path(_get_build_directory(builder.name, False))
-    with open(folder / "one_at_a_time", "w") as own:
-        fcntl.flock(own, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)
-        builder.load()
-
-
 def deepspeed_engine(
     recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
 ) -> Any:
-    ready_deepspeed()
-    import deepspeed
-
-    compile_deepspeed()
     passes = recipe.passes(workers)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=torch.optim.AdamW(parameters, lr=learning_rate, **ADAM),
-        config={
-            "train_micro_batch_size_per_gpu": -(-recipe.train.batch_size // (workers * passes)),
-            "gradient_accumulation_steps": passes,
-            "gradient_clipping": recipe.train.gradient_clip,
-            "zero_optimization": {
-                "stage": recipe.train.zero_stage,
-                "reduce_bucket_size": reduce_bucket_elements(sum(parameter.numel() for parameter in parameters)),
-            },
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-        },
+    options = EngineOptions(
+        micro_batch=-(-recipe.train.batch_size // (workers * passes)),
+        accumulation=passes,
+        gradient_clip=recipe.train.gradient_clip,
+        zero_stage=recipe.train.zero_stage,
     )
-    return engine
-
-
-def reduce_bucket_elements(trained: int) -> int:
-    """Return the size of ZeRO's reduce bucket, which every engine allocates whole: no larger than its parameters."""
-    return min(REDUCE_BUCKET, trained)
+    return initialize(model, parameters, learning_rate, options)
 
 
 class PlainEngine:

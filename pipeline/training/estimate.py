@@ -22,7 +22,7 @@ from pipeline import models
 from pipeline.errors import UserError
 from pipeline.hub import is_hub_id
 from pipeline.recipe import GPUS, Recipe
-from pipeline.training.engines import reduce_bucket_elements
+from pipeline.training.deepspeed_engine import reduce_bucket_elements
 
 UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
 RESERVED = 2.0e9  # bytes of a GPU for its context, its libraries and what the allocator cannot use

@@ -6,7 +6,7 @@ import sysconfig
 from pathlib import Path
 
 from pipeline import ROOT
-from pipeline.training.engines import ready_deepspeed
+from pipeline.training.deepspeed_engine import ready_deepspeed
 
 
 def test_deepspeed_is_compiled_by_the_ninja_of_this_environment(monkeypatch):
@@ -24,7 +24,7 @@ def test_a_process_that_was_killed_while_it_compiled_holds_up_no_other(tmp_path)
     lock = tmp_path / "deepspeed_shm_comm/lock"
     lock.parent.mkdir(exist_ok=True)
     lock.write_text("")
-    code = "from pipeline.training.engines import *; ready_deepspeed(); compile_deepspeed()"
+    code = "from pipeline.training.deepspeed_engine import *; ready_deepspeed(); compile_deepspeed()"
     environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=300)
     assert not lock.exists()

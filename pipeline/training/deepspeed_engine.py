@@ -1,0 +1,90 @@
+"""DeepSpeed as one network's engine. It needs torch and DeepSpeed alone, so that a bare GPU machine can run it."""
+
+import fcntl
+import logging
+import os
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+REDUCE_BUCKET = 500_000_000  # elements: DeepSpeed's own default
+ADAM = {"betas": (0.9, 0.999), "weight_decay": 0.0}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Images of a pass, passes of a step, the norm that gradients are clipped to, and ZeRO's stage."""
+
+    micro_batch: int
+    accumulation: int
+    gradient_clip: float
+    zero_stage: int
+
+
+def ready_deepspeed() -> None:
+    """To be called before anything imports it.
+
+    It is told of a machine without a GPU, and warns where it finds out itself. What it compiles it compiles with the
+    ninja of this environment: one of another version, the system's, would compile all of it again.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    scripts, places = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)
+    if places.split(os.pathsep)[0] != scripts:
+        os.environ["PATH"] = f"{scripts}{os.pathsep}{places}"
+
+
+def compile_deepspeed() -> None:
+    """What DeepSpeed needs for several processes of a machine without a GPU: a minute, once in an environment.
+
+    torch's own lock outlives a process that is killed while it compiles, and all that come after wait for it for ever.
+    The one here ends with its process.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        return
+    folder = Path(_get_build_directory(builder.name, False))
+    with open(folder / "one_at_a_time", "w") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        builder.load()
+
+
+def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, options: EngineOptions) -> Any:
+    """Return DeepSpeed's engine of a network of which these parameters are trained by AdamW, in float32.
+
+    Precision is the module's own affair: on CUDA the engine turns an outer autocast off.
+    """
+    ready_deepspeed()
+    import deepspeed
+
+    compile_deepspeed()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.AdamW(parameters, lr=learning_rate, **ADAM),
+        config={
+            "train_micro_batch_size_per_gpu": options.micro_batch,
+            "gradient_accumulation_steps": options.accumulation,
+            "gradient_clipping": options.gradient_clip,
+            "zero_optimization": {
+                "stage": options.zero_stage,
+                "reduce_bucket_size": reduce_bucket_elements(sum(parameter.numel() for parameter in parameters)),
+            },
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        },
+    )
+    return engine
+
+
+def reduce_bucket_elements(trained: int) -> int:
+    """Return the size of ZeRO's reduce bucket, which every engine allocates whole: no larger than its parameters."""
+    return min(REDUCE_BUCKET, trained)
