@@ -1,8 +1,9 @@
 """Intervals for shares and for differences between two systems on the same prompts and seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,21 +44,40 @@ def share(flags: Sequence[bool]) -> Share:
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, draws: int | None = None, seed: int = 0
 ) -> dict[str, float]:
-    """Return the mean of a - b over pairs with its percentile bootstrap interval, (1 - confidence) / 2 on each side.
+    """Return the mean of a - b over pairs with its percentile bootstrap interval, (1 - confidence) / 2 on each side."""
+    return clustered_bootstrap(dict(enumerate(a)), dict(enumerate(b)), confidence=confidence, draws=draws, seed=seed)
 
-    There are 2,000 `draws`, or more where the confidence is so high that fewer than 20 would lie beyond each end.
+
+def clustered_bootstrap(
+    a: Mapping[Any, float],
+    b: Mapping[Any, float],
+    *,
+    confidence: float = 0.95,
+    draws: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return mean(a) - mean(b) with its percentile bootstrap interval, (1 - confidence) / 2 on each side.
+
+    What is drawn again are the keys of either, each with the values that it has: keys that both have are pairs, so
+    that what makes an image hard for both counts once. Where all keys are shared this is the paired bootstrap. There
+    are 2,000 `draws`, or more where the confidence is so high that fewer than 20 would lie beyond each end.
     """
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    rng, count = np.random.default_rng(seed), len(difference)
+    keys = sorted(a.keys() | b.keys())
+    values = [np.array([each.get(key, 0.0) for key in keys], dtype=np.float64) for each in (a, b)]
+    present = [np.array([key in each for key in keys], dtype=np.float64) for each in (a, b)]
+    rng = np.random.default_rng(seed)
     draws = draws or max(DRAWS, math.ceil(40 / (1 - confidence)))
-    means = np.concatenate(
-        [
-            difference[rng.integers(0, count, (min(DRAWS, draws - first), count))].mean(axis=1)
-            for first in range(0, draws, DRAWS)
-        ]
-    )
-    low, high = np.percentile(means, [50 - 50 * confidence, 50 + 50 * confidence])
-    return {"difference": float(difference.mean()), "low": float(low), "high": float(high)}
+    found = []
+    for first in range(0, draws, DRAWS):
+        drawn = rng.integers(0, len(keys), (min(DRAWS, draws - first), len(keys)))
+        with np.errstate(invalid="ignore"):  # a draw without any of one side's
+            means = [
+                own[drawn].sum(axis=1) / there[drawn].sum(axis=1) for own, there in zip(values, present, strict=True)
+            ]
+        found.append(means[0] - means[1])
+    low, high = np.nanpercentile(np.concatenate(found), [50 - 50 * confidence, 50 + 50 * confidence])
+    difference = values[0].sum() / present[0].sum() - values[1].sum() / present[1].sum()
+    return {"difference": float(difference), "low": float(low), "high": float(high)}
 
 
 def mean(values: Sequence[float]) -> dict[str, float]:

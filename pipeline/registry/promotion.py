@@ -1,19 +1,21 @@
 """The rule that makes a student the champion, and what it says of one student beside another."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.evaluation.statistics import paired_bootstrap
+from pipeline.evaluation.asks import EXCLUDED
+from pipeline.evaluation.statistics import clustered_bootstrap
 from pipeline.recipe import Guard, Promotion
 from pipeline.registry.scores import Image, Scores
 
-LEAST_IMAGES = 30  # that two evaluations must have in common: fewer say nothing
+LEAST_IMAGES = 30  # of each student: fewer say nothing
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The gain in one metric on the same images, with its interval; positive is better.
+    """The gain in one metric, with its interval; positive is better. `images` are those of the one that has fewer.
 
     `problem` says why there is none.
     """
@@ -54,38 +56,33 @@ def compare(
     higher_is_better: bool = True,
     least_images: int = LEAST_IMAGES,
 ) -> Comparison:
-    """Compare on the images that both have: new minus old where higher is better, else old minus new.
+    """Compare on the same images: new minus old where higher is better, else old minus new.
 
-    A metric of exclusion has a value where the student's own plain image shows what the negative names. Two students
-    show it on other seeds, so the comparison is on those where both do: neither choice depends on what is compared.
+    A metric of exclusion is over the images of a student that show what the negative names, and two students show it
+    on other seeds: its means over each one's own images are compared (`statistics.clustered_bootstrap`).
     """
     for scores, whose in ((new, "this student"), (old, "the champion")):
         if not scores.images.get(metric):
             return Comparison(metric, problem=f"the evaluation of {whose} has no {metric}")
     if new.metrics[metric].get("options") != old.metrics[metric].get("options"):
         return Comparison(metric, problem=f"the champion's {metric} is of another version or other options")
-    shared = _shared(metric, new, old)
-    if not shared:
-        return Comparison(metric, problem=f"the champion's {metric} is of other prompts or seeds")
-    if len(shared) < least_images:
-        return Comparison(
-            metric, problem=f"{metric} has {len(shared)} images in common with the champion's; at least {least_images}"
-        )
-    ours, theirs = ([scores.images[metric][image] for image in shared] for scores in (new, old))
-    better, worse = (ours, theirs) if higher_is_better else (theirs, ours)
-    found = paired_bootstrap(better, worse, confidence=confidence)
-    return Comparison(metric, found["difference"], found["low"], found["high"], len(shared))
-
-
-def _shared(metric: str, new: Scores, old: Scores) -> list[Image]:
-    """Return the images of both, made with the same negative prompts."""
-    negatives = [scores.negatives.get(metric, {}) for scores in (new, old)]
     ours, theirs = new.images[metric], old.images[metric]
-    return [image for image in sorted(ours.keys() & theirs.keys()) if _same(*(each.get(image) for each in negatives))]
+    if not _is_selected(ours) or not _is_selected(theirs):
+        shared = ours.keys() & theirs.keys()
+        if not shared:
+            return Comparison(metric, problem=f"the champion's {metric} is of other prompts or seeds")
+        ours, theirs = ({image: values[image] for image in sorted(shared)} for values in (ours, theirs))
+    fewest = min(len(ours), len(theirs))
+    if fewest < least_images:
+        return Comparison(metric, problem=f"{metric} is over {fewest} images; at least {least_images} are needed")
+    better, worse = (ours, theirs) if higher_is_better else (theirs, ours)
+    found = clustered_bootstrap(better, worse, confidence=confidence)
+    return Comparison(metric, found["difference"], found["low"], found["high"], fewest)
 
 
-def _same(new: frozenset[str] | None, old: frozenset[str] | None) -> bool:
-    return new is None or old is None or new == old
+def _is_selected(images: Mapping[Image, float]) -> bool:
+    """Tell whether the student's own plain images chose these."""
+    return all(name == EXCLUDED for name, _, _ in images)
 
 
 def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:

@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -22,14 +22,12 @@ Image = tuple[str, str, int]  # set, prompt, seed
 class Scores:
     """`metrics` has each metric's mean, interval and options; `images` its value of each image that has one.
 
-    `negatives` has the negative prompts behind an image's value, where a metric is over images with one. `sha256` is
-    of both files: of another evaluation it is another.
+    `sha256` is of both files: of another evaluation it is another.
     """
 
     metrics: Mapping[str, Mapping[str, Any]]
     images: Mapping[str, Mapping[Image, float]]
     sha256: str
-    negatives: Mapping[str, Mapping[Image, frozenset[str]]] = field(default_factory=dict)
 
     @staticmethod
     def read(folder: Folder) -> "Scores":
@@ -38,8 +36,8 @@ class Scores:
         summary = json.loads(texts[0])
         metrics = summary.get("metrics", {})
         systems = {name: metric.get("system", summary["student"]) for name, metric in metrics.items()}
-        images, negatives = _images(texts[1], systems) if texts[1] and metrics else ({}, {})
-        return Scores(metrics, images, hashlib.sha256(b"\0".join(texts)).hexdigest(), negatives)
+        images = _images(texts[1], systems) if texts[1] and metrics else {}
+        return Scores(metrics, images, hashlib.sha256(b"\0".join(texts)).hexdigest())
 
     def has(self, metric: str) -> bool:
         """Tell whether the metric has a value, which a mean over no images, or over one that is no number, has not."""
@@ -54,25 +52,19 @@ class Scores:
         return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
 
 
-def _images(content: bytes, systems: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return of each metric, which is of a system, its value of each image, and the negative prompts behind it.
+def _images(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[Image, float]]:
+    """Return of each metric, which is of a system, its value of each image.
 
     A value is the mean over the rows of the same set, prompt and seed, which differ in their negative prompt.
     """
     table = pq.read_table(io.BytesIO(content))
-    values: dict[str, dict[Image, list[float]]] = {metric: defaultdict(list) for metric in systems}
-    negatives: dict[str, dict[Image, set[str]]] = {metric: defaultdict(set) for metric in systems}
+    found: dict[str, dict[Image, list[float]]] = {metric: defaultdict(list) for metric in systems}
     for row in table.to_pylist():
         for metric in systems:
             value = row.get(metric)
             if row["system"] == systems[metric] and value is not None and not math.isnan(value):
-                image = row["set"], row["prompt"], row["seed"]
-                values[metric][image].append(value)
-                negatives[metric][image].add(row.get("negative_prompt") or "")
-    means = {
-        metric: {image: sum(found) / len(found) for image, found in images.items()} for metric, images in values.items()
+                found[metric][row["set"], row["prompt"], row["seed"]].append(value)
+    return {
+        metric: {image: sum(values) / len(values) for image, values in images.items()}
+        for metric, images in found.items()
     }
-    frozen = {
-        metric: {image: frozenset(found) for image, found in images.items()} for metric, images in negatives.items()
-    }
-    return means, frozen

@@ -14,7 +14,7 @@ from pipeline.tracking import client as mlflow_client
 NAME = "nasa-shapes"
 SETS = [
     *("schedule.cron='0 3 * * SUN'", "schedule.warm_start='teacher'", "prompts.count=4000"),
-    *("evaluation.prompts=128", "evaluation.scales=[0.5]", "evaluation.exclusion_seeds=576"),
+    *("evaluation.prompts=128", "evaluation.scales=[0.5]", "evaluation.exclusion_seeds=384"),
     *("evaluation.teacher_prompts=0", "train.workers=1"),
 ]
 
