@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nasa.conditional import Split
 from nasa.embeds import Embeds
 from nasa.rules import RULES, Rule, Scale
 
 CROSS_ATTENTION_SUFFIX = "attn2.processor"
+WAN_TEXT_TOKENS = 512  # fixed in diffusers' WanAttnProcessor
 Keys = tuple[Tensor, Tensor]  # K and V of a text, [B, H, T, K]
 
 
@@ -24,15 +26,15 @@ class Steering:
     """The negative prompt that the steered layers of one model look at; None means plain attention.
 
     `embeds_NTD` is the text as the layers see it, one row for all images or one for each; `mask_NT` is True
-    where a token counts. `scale` is a number or a tensor [N]. `guided` says whether the batch at hand is
-    [unconditional; conditional], of which only the conditional half is steered. `active` is False for a call of
-    the model that is to stay plain. `used` is set by a layer that used the negative.
+    where a token counts. `scale` is a number or a tensor [N]. `split` tells the conditional rows of the batch at hand,
+    which alone are steered; None is every row. `active` is False for a call of the model that is to stay plain.
+    `used` is set by a layer that used the negative.
     """
 
     embeds_NTD: Tensor | None = None
     mask_NT: Tensor | None = None
     scale: Scale = 0.0
-    guided: Callable[[], bool] = lambda: False
+    split: Split | None = None
     rule: Rule = field(default=RULES["nasa"])
     active: bool = True
     used: bool = False
@@ -79,8 +81,11 @@ class SteeredAttnProcessor:
         assert hidden_states.ndim == 3, "cross-attention over image tokens [B, L, D]"
         self.steering.used = True
         query = self.query(attn, hidden_states)
-        mask = _prepare(attn, attention_mask, encoder_hidden_states)
-        z_BLD = self._steer(attn, query, (*self.keys(attn, encoder_hidden_states), mask))
+        text, image = _text_and_image(attn, encoder_hidden_states)
+        mask = _prepare(attn, attention_mask, text)
+        z_BLD = self._steer(attn, query, (*self.keys(attn, text), mask))
+        if image is not None:
+            z_BLD = z_BLD + merge(attend(query, *self.image_keys(attn, image), None))
         z_BLD = attn.to_out[1](attn.to_out[0](z_BLD))
         if getattr(attn, "residual_connection", False):
             z_BLD = z_BLD + hidden_states
@@ -100,19 +105,27 @@ class SteeredAttnProcessor:
             key, value = attn.to_k(text_BTD), attn.to_v(text_BTD)
         return self._heads(attn, key, attn.norm_k), self._heads(attn, value, None)
 
+    def image_keys(self, attn: Any, image_BTD: Tensor) -> Keys:
+        """K and V of an image's tokens, which Wan's image-to-video projects by weights of their own."""
+        if getattr(attn, "fused_projections", False):
+            key, value = attn.to_added_kv(image_BTD).chunk(2, dim=-1)
+        else:
+            key, value = attn.add_k_proj(image_BTD), attn.add_v_proj(image_BTD)
+        return self._heads(attn, key, attn.norm_added_k), self._heads(attn, value, None)
+
     def _heads(self, attn: Any, x_BLD: Tensor, norm: nn.Module | None) -> Tensor:
         if norm is not None and self.norm_across_heads:
             return split_heads(attn, norm(x_BLD))
         return split_heads(attn, x_BLD, norm)
 
     def _steer(self, attn: Any, query: Tensor, positive: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-        """Apply the rule to the whole batch, or to its conditional half under classifier-free guidance."""
-        if not self.steering.guided():
+        """Apply the rule to the conditional rows; the others stay plain."""
+        split = self.steering.split
+        if split is None:
             return self._combine(attn, query, positive)
-        halves = [(None, None) if part is None else part.chunk(2) for part in (query, *positive)]
-        (query_0, *plain), (query_1, *conditional) = zip(*halves, strict=True)
-        unsteered = merge(attend(query_0, *plain))
-        return torch.cat([unsteered, self._combine(attn, query_1, tuple(conditional))])
+        plain = merge(attend(query[split.others], *split.take(split.others, positive)))
+        chosen = split.take(split.conditional, positive)
+        return split.join(plain, self._combine(attn, query[split.conditional], chosen))
 
     def _combine(self, attn: Any, query: Tensor, positive: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         steering, batch = self.steering, query.shape[0]
@@ -186,6 +199,14 @@ def per_image(value: Tensor, batch: int) -> Tensor:
     return value.repeat_interleave(batch // value.shape[0], dim=0)
 
 
+def _text_and_image(attn: Any, tokens_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+    """In Wan's image-to-video an image's tokens stand before the text's, of which there are always as many."""
+    if getattr(attn, "add_k_proj", None) is None:
+        return tokens_BTD, None
+    image_tokens = tokens_BTD.shape[1] - WAN_TEXT_TOKENS
+    return tokens_BTD[:, image_tokens:], tokens_BTD[:, :image_tokens]
+
+
 def _prepare(attn: Any, mask: Tensor | None, text_BTD: Tensor) -> Tensor | None:
     """diffusers' own additive mask, broadcast over heads and queries."""
     if mask is None:
@@ -207,12 +228,20 @@ def install(
     steered = {
         name: SteeredAttnProcessor(plain, steering, norm_across_heads=norm_across_heads)
         for name, plain in before.items()
-        if name.endswith(CROSS_ATTENTION_SUFFIX) and layers(name)
+        if _sees_text(model, name) and layers(name)
     }
     if not steered:
         raise ValueError(f"{type(model).__name__} has no cross-attention layer (a processor named *attn2) to steer")
     model.set_attn_processor({**before, **steered})
     return before
+
+
+def _sees_text(model: Any, name: str) -> bool:
+    """Every attn2; and attn1 where a UNet has `only_cross_attention`, as the upscaler's."""
+    if name.endswith(CROSS_ATTENTION_SUFFIX):
+        return True
+    layer = model.get_submodule(name.removesuffix(".processor"))
+    return name.endswith("attn1.processor") and getattr(layer, "is_cross_attention", False)
 
 
 @contextmanager

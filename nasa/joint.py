@@ -6,7 +6,6 @@ the negative text is a stream of its own beside them, and the image's rows are s
 B batch, S tokens (text, then image), D features, H heads, K features of a head.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +104,12 @@ class JointSteeredProcessor:
         return z_text, self._steer(q_image, positive, away)
 
     def _steer(self, query: Tensor, positive: Any, away: Any) -> Tensor:
-        steering = self.steering
-        if not steering.guided():
-            return steer_attention(steering.rule, query, positive, away, steering_scale(steering.scale, query))
-        plain_query, query = query.chunk(2)
-        scale = steering_scale(steering.scale, query)
-        steered = steer_attention(steering.rule, query, _half(positive, 1), _half(away, 1), scale)
-        return torch.cat([merge(attend(plain_query, *_half(positive, 0))), steered])
+        rule, split = self.steering.rule, self.steering.split
+        if split is None:
+            return steer_attention(rule, query, positive, away, steering_scale(self.steering.scale, query))
+        plain = merge(attend(query[split.others], *split.take(split.others, positive)))
+        query, texts = query[split.conditional], [split.take(split.conditional, text) for text in (positive, away)]
+        return split.join(plain, steer_attention(rule, query, *texts, steering_scale(self.steering.scale, query)))
 
 
 def rotate(x_BHSK: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
@@ -121,10 +119,6 @@ def rotate(x_BHSK: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
         return rotated
     pairs = torch.view_as_complex(x_BHSK.float().reshape(*x_BHSK.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotary[0]).flatten(-2).to(x_BHSK)
-
-
-def _half(parts: Sequence[Tensor | None], half: int) -> Any:
-    return tuple(None if part is None else part.chunk(2)[half] for part in parts)
 
 
 def _project(attn: Any, hidden_BSD: Tensor, text_BTD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

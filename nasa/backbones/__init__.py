@@ -16,14 +16,19 @@ BACKBONES = {
 }
 
 
+def denoisers(pipe: Any) -> list[Any]:
+    """The pipeline's denoisers; Wan 2.2 has a second one for the later steps."""
+    found = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
+    return [model for model in found if model is not None]
+
+
 def backbone_of(pipe: Any) -> tuple[Backbone, Any]:
-    """The pipeline's family and its denoiser.
+    """The pipeline's family and its first denoiser.
 
     Raises:
         ValueError: for a pipeline whose denoiser is not in `BACKBONES`.
     """
-    model = getattr(pipe, "unet", None)
-    model = getattr(pipe, "transformer", None) if model is None else model  # a compiled model has no truth value
+    model = next(iter(denoisers(pipe)), None)
     name = type(getattr(model, "_orig_mod", model)).__name__
     if name not in BACKBONES:
         raise ValueError(
@@ -33,4 +38,4 @@ def backbone_of(pipe: Any) -> tuple[Backbone, Any]:
     return BACKBONES[name], model
 
 
-__all__ = ["BACKBONES", "Backbone", "backbone_of"]
+__all__ = ["BACKBONES", "Backbone", "backbone_of", "denoisers"]

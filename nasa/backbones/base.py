@@ -1,7 +1,6 @@
 """What `steer` needs to know of a family of pipelines. A new family is one file with one `Backbone`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,34 +10,15 @@ from torch import Tensor
 Text = tuple[Tensor, Tensor | None]  # embeddings [N, T, D] and, where padding is masked, a mask [N, T]
 
 
-@contextmanager
-def guidance_property(pipe: Any) -> Iterator[Callable[[], bool]]:
-    """Whether the pipeline runs classifier-free guidance, from its own property; without one it never does."""
-    yield lambda: bool(getattr(pipe, "do_classifier_free_guidance", False))
+def embeds_alone(returned: Any) -> Text:
+    """The positive prompt's embeddings out of what the pipeline's encoder returned."""
+    embeds: Tensor = returned[0] if isinstance(returned, tuple) else returned
+    return embeds, None
 
 
-@contextmanager
-def unconditional_calls(model: Any) -> Iterator[Callable[[], bool]]:
-    """Whether the call at hand is the unconditional one, where guidance is a second call of the denoiser.
-
-    diffusers names each call through the model's `cache_context`.
-    """
-    plain, names = model.cache_context, [""]
-
-    @contextmanager
-    def listening(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names.append(name)
-        try:
-            with plain(name, *args, **kwargs):
-                yield
-        finally:
-            names.pop()
-
-    model.cache_context = listening
-    try:
-        yield lambda: names[-1] == "uncond"
-    finally:
-        del model.cache_context
+def embeds_and_mask(returned: Any) -> Text:
+    embeds, mask, *_ = returned
+    return embeds, mask
 
 
 def text_behind_text(kwargs: dict[str, Any], text_BTD: Tensor, _: Tensor | None = None) -> dict[str, Any]:
@@ -59,8 +39,7 @@ class Backbone:
         norm_across_heads: whether queries and keys are normalised before they are split into heads.
         extend: for joint attention, the arguments that the negative and its mask change in a call of the denoiser.
         masked: whether joint attention masks the padding of a text.
-        guidance: yields a function that tells whether a batch is [unconditional; conditional].
-        guidance_in_calls: whether guidance is a second call of the denoiser and not half of a batch.
+        text_of: the positive prompt's text in what the pipeline's `encode_prompt` returns.
     """
 
     model_class: str
@@ -70,5 +49,4 @@ class Backbone:
     norm_across_heads: bool = False
     extend: Callable[[dict[str, Any], Tensor, Tensor | None], dict[str, Any]] | None = None
     masked: bool = False
-    guidance: Callable[[Any], AbstractContextManager[Callable[[], bool]]] = guidance_property
-    guidance_in_calls: bool = False
+    text_of: Callable[[Any], Text] = embeds_alone

@@ -34,5 +34,4 @@ FLUX = Backbone(
     attribute="transformer",
     encode=encode,
     extend=extend,
-    guidance_in_calls=True,
 )

@@ -1,13 +1,10 @@
 """PixArt-alpha and the one-step models made from it: YOSO, PixArt-DMD, SwiftBrush on PixArt."""
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from nasa.backbones.base import Backbone, Text
+from nasa.backbones.base import Backbone, Text, embeds_and_mask
 
 MAX_SEQUENCE_LENGTH = 120  # the default of the pipeline's call
 
@@ -28,29 +25,10 @@ def project(model: Any, text: Tensor) -> Tensor:
     return projected
 
 
-@contextmanager
-def guidance(pipe: Any) -> Iterator[Callable[[], bool]]:
-    """This pipeline keeps the answer in a local variable, and tells it to `encode_prompt` alone."""
-    plain, state = pipe.encode_prompt, {"guided": False}
-    signature = inspect.signature(plain)
-
-    def listening(*args: Any, **kwargs: Any) -> Any:
-        call = signature.bind(*args, **kwargs)
-        call.apply_defaults()
-        state["guided"] = bool(call.arguments["do_classifier_free_guidance"])
-        return plain(*args, **kwargs)
-
-    pipe.encode_prompt = listening
-    try:
-        yield lambda: state["guided"]
-    finally:
-        del pipe.encode_prompt
-
-
 PIXART = Backbone(
     model_class="PixArtTransformer2DModel",
     attribute="transformer",
     encode=encode,
     project=project,
-    guidance=guidance,
+    text_of=embeds_and_mask,
 )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nasa.backbones.base import Backbone, Text, text_behind_text
+from nasa.backbones.base import Backbone, Text, embeds_and_mask, text_behind_text
 
 MAX_SEQUENCE_LENGTH = 512  # the default of the pipeline's call
 
@@ -38,5 +38,5 @@ QWEN_IMAGE = Backbone(
     encode=encode,
     extend=extend,
     masked=True,
-    guidance_in_calls=True,
+    text_of=embeds_and_mask,
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nasa.backbones.base import Backbone, Text
+from nasa.backbones.base import Backbone, Text, embeds_and_mask
 
 MAX_SEQUENCE_LENGTH = 300  # the default of the pipeline's call
 
@@ -29,5 +29,6 @@ SANA = Backbone(
     attribute="transformer",
     encode=encode,
     project=project,
+    text_of=embeds_and_mask,
     norm_across_heads=True,
 )

@@ -32,5 +32,4 @@ WAN = Backbone(
     encode=encode,
     project=project,
     norm_across_heads=True,
-    guidance_in_calls=True,
 )

@@ -3,6 +3,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from nasa.attention import SteeredAttnProcessor, Steering
+from nasa.conditional import split
 from nasa.rules import RULES, nag_rule, nasa_rule
 from nasa.testing import reference_cross_attention
 
@@ -80,7 +81,8 @@ def test_guidance_steers_the_conditional_half_only(layer):
     hidden, text, negative = inputs(batch=4, negatives=2)
     plain = reference_cross_attention(layer, hidden, text, None, [0.0] * 4)
     both = reference_cross_attention(layer, hidden, text, negative[[0, 1, 0, 1]], [0.5] * 4)
-    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.5, guided=lambda: True)
+    halves = split(slice(2, None), 4, hidden.device)
+    actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.5, split=halves)
     expected = torch.cat([plain[:2], both[2:]])
     torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
 

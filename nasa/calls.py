@@ -1,0 +1,151 @@
+"""Where a pipeline is in its call: when one begins, which step it is at, and with which options it encodes its prompt.
+
+diffusers has no hook for these. Every pipeline in `nasa.conditional` begins a call by `check_inputs`, encodes the
+positive prompt first, and ends a step by `scheduler.step`; these methods are listened to on the objects at hand.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from nasa.conditional import DenoiserCall
+
+
+class PipelineCalls:
+    """Follows the calls of one pipeline.
+
+    `encoded` is told the first call of the pipeline's encoder in each call of the pipeline, after it was made.
+    """
+
+    def __init__(self, pipe: Any, encoded: Callable[[inspect.BoundArguments], None]) -> None:
+        self.pipe = pipe
+        self.step, self.calls_in_step = 0, 0
+        self._encoded, self._guided, self._awaits_prompt = encoded, False, True
+        self._scheduler: Any = None
+        self._of_scheduler = ExitStack()
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        with ExitStack() as stack, self._of_scheduler:
+            for name, listener in (("check_inputs", self._begin), (encoder_name(self.pipe), self._encode)):
+                if callable(getattr(self.pipe, name, None)):
+                    stack.enter_context(_listening(self.pipe, name, listener))
+            self._follow_scheduler()
+            yield
+
+    def _follow_scheduler(self) -> None:
+        """The pipeline's present one: it may be replaced between two calls."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if scheduler is self._scheduler:
+            return
+        self._of_scheduler.close()
+        self._scheduler = scheduler
+        for name, listener in (("set_timesteps", self._first_step), ("step", self._next_step)):
+            if callable(getattr(scheduler, name, None)):
+                self._of_scheduler.enter_context(_listening(scheduler, name, listener))
+
+    @property
+    def number_of_steps(self) -> int:
+        """A scheduler of order 2, as Heun's, has two timesteps a step but for the last."""
+        scheduler = self.pipe.scheduler
+        timesteps = getattr(self.pipe, "num_timesteps", 0) or len(scheduler.timesteps)
+        return -(-int(timesteps) // int(getattr(scheduler, "order", 1)))
+
+    def now(self, batch: int) -> DenoiserCall:
+        """The call of the denoiser that is about to be made; one from outside the pipeline has no guidance."""
+        if running_pipeline() is None:
+            return DenoiserCall(batch)
+        own = getattr(self.pipe, "do_classifier_free_guidance", None)
+        return DenoiserCall(
+            batch,
+            index=self.calls_in_step,
+            guided=self._guided if own is None else bool(own),
+            perturbed=bool(getattr(self.pipe, "do_perturbed_attention_guidance", False)),
+        )
+
+    def is_in(self, steps: Container[int] | None) -> bool:
+        """Whether the step at hand is one of `steps`.
+
+        Raises:
+            ValueError: for a step that this call of the pipeline does not have.
+        """
+        if steps is None:
+            return True
+        count = self.number_of_steps
+        beyond = [step for step in steps if not 0 <= step < count] if isinstance(steps, Iterable) else []
+        if beyond:
+            raise ValueError(f"steps: got {beyond[0]}; expected 0 to {count - 1}, the steps of this call.")
+        order = int(getattr(self.pipe.scheduler, "order", 1))
+        return (self.step // order) % count in steps
+
+    def called(self) -> None:
+        """Count a call of the denoiser; outside a pipeline's call each is a step of its own."""
+        self._awaits_prompt = True
+        self.calls_in_step += 1
+        if running_pipeline() is None:
+            self._next_step()
+
+    def _begin(self, *_: Any) -> None:
+        self._awaits_prompt = True
+        self._follow_scheduler()
+        self._first_step()
+
+    def _encode(self, call: inspect.BoundArguments) -> None:
+        if self._awaits_prompt:
+            self._awaits_prompt = False
+            self._guided = bool(call.arguments.get("do_classifier_free_guidance", False))
+            self._encoded(call)
+
+    def _first_step(self, *_: Any) -> None:
+        self.step = self.calls_in_step = 0
+
+    def _next_step(self, *_: Any) -> None:
+        self.step, self.calls_in_step = self.step + 1, 0
+
+
+def encoder_name(pipe: Any) -> str:
+    """InstructPix2Pix has the older, private method alone."""
+    return "encode_prompt" if hasattr(pipe, "encode_prompt") else "_encode_prompt"
+
+
+def running_pipeline() -> DiffusionPipeline | None:
+    """Return the pipeline whose `__call__` is running in this thread, the innermost one.
+
+    A pipeline says nowhere that it runs, and another pipeline on the same denoiser would be steered by this one's rules.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and isinstance(owner := frame.f_locals.get("self"), DiffusionPipeline):
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+@contextmanager
+def _listening(owner: Any, name: str, listener: Callable[[inspect.BoundArguments], None]) -> Iterator[None]:
+    """Within the context, tell `listener` each call of a method, with its arguments, after it was made."""
+    before = vars(owner).get(name)
+    plain = getattr(owner, name)
+    signature = inspect.signature(plain)
+
+    @wraps(plain)
+    def heard(*args: Any, **kwargs: Any) -> Any:
+        returned = plain(*args, **kwargs)
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        listener(call)
+        return returned
+
+    setattr(owner, name, heard)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)

@@ -1,0 +1,219 @@
+"""One denoiser while a `steer` block is open: before each call it is given the negative, and told which rows to steer."""
+
+import inspect
+from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from nasa.attention import SteeredAttnProcessor, install, per_image
+from nasa.backbones import Backbone
+from nasa.calls import PipelineCalls, running_pipeline
+from nasa.conditional import Layout, Split, split
+from nasa.joint import install_joint
+from nasa.negative import NegativePrompt
+
+ATTENTION_OPTIONS = ("cross_attention_kwargs", "attention_kwargs", "joint_attention_kwargs")
+_OPEN: WeakSet[nn.Module] = WeakSet()  # the denoisers of all open blocks
+
+
+class SteeredDenoiser:
+    """A denoiser with its steering, the pipeline's calls that are followed, and the negative.
+
+    K- and V- of each cross-attention layer are computed once for as long as the negative, the LoRA scale of the call
+    and the layers' weights stay what they are.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        backbone: Backbone,
+        steering: Any,
+        calls: PipelineCalls,
+        negative: NegativePrompt,
+        layout: Layout,
+        steps: Container[int] | None,
+    ) -> None:
+        self.model, self.steering, self.steered = model, steering, False
+        self._backbone, self._calls, self._negative = backbone, calls, negative
+        self._layout, self._steps = layout, steps
+        self._computed_from: Any = None
+
+    @contextmanager
+    def installed(self, layers: Callable[[str], bool]) -> Iterator[None]:
+        """Within the context the layers look at the negative; afterwards their processors stand there again."""
+        base = _base(self.model)
+        if base in _OPEN:
+            raise ValueError(f"pipe: got a {type(base).__name__} inside another steer block; expected one block at a time.")
+        before = self._install(layers)
+        _OPEN.add(base)
+        hook = self.model.register_forward_pre_hook(self, with_kwargs=True)
+        try:
+            with self._apart_in_caches():
+                yield
+        finally:
+            hook.remove()
+            _OPEN.discard(base)
+            self.model.set_attn_processor(before)
+
+    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments = {**dict(zip(_parameters(model), args, strict=False)), **kwargs}
+        self._refuse_another_pipeline()
+        self.steering.active = self._is_steered(arguments)
+        self._calls.called()
+        if self.steering.plain:
+            return None
+        self.steered = True
+        if self._backbone.extend is None:
+            return None
+        return (), {**arguments, **self._extend(arguments)}
+
+    def _refuse_another_pipeline(self) -> None:
+        other = running_pipeline()
+        if other is not None and other is not self._calls.pipe:
+            raise ValueError(
+                f"pipe: got a call of {type(other).__name__} on the denoiser of a {type(self._calls.pipe).__name__} that "
+                "is being steered; expected calls of that pipeline. Open a block on the pipeline that is called."
+            )
+
+    def _is_steered(self, arguments: dict[str, Any]) -> bool:
+        """Whether this call is; where it is, what the layers need is prepared."""
+        self._negative.encode_by_default()
+        if self._negative.embeds is None or not self._calls.is_in(self._steps):
+            return False
+        latents = _latents(arguments)
+        self.steering.split = self._split(latents)
+        if self.steering.split is not None and not len(self.steering.split.conditional):
+            return False
+        self._prepare(self._negative.embeds.to(latents), _lora_scale(arguments))
+        return True
+
+    def _split(self, latents: Tensor) -> Split | None:
+        return split(self._layout(self._calls.now(len(latents))), len(latents), latents.device)
+
+    def _extend(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Every row gets the negative's tokens; those of a row that is not conditional are seen by no image."""
+        assert self._backbone.extend is not None
+        positive = arguments["encoder_hidden_states"]
+
+        def for_each(part: Tensor) -> Tensor:
+            chosen = self.steering.split
+            if chosen is None:
+                return per_image(part, len(positive))
+            rows = part[:1].expand(len(positive), *part.shape[1:]).clone()
+            rows[chosen.conditional] = per_image(part, len(chosen.conditional)).to(rows)
+            return rows
+
+        text, mask = for_each(self.steering.embeds_NTD), self.steering.mask_NT
+        self.steering.positive_tokens = positive.shape[1]
+        return self._backbone.extend(arguments, text.to(positive), None if mask is None else for_each(mask))
+
+    @torch.no_grad()
+    def _prepare(self, embeds: Tensor, lora_scale: float) -> None:
+        """The text as the layers see it, and K- and V- of each layer with cross-attention.
+
+        An offloaded model comes to the device first; a layer whose weights stay away computes its keys in each call.
+        """
+        attention = [layer for layer in self.model.modules() if _is_cross_attention(layer)]
+        source = (self._negative.version, embeds.device, embeds.dtype, lora_scale, _state(attention))
+        if self.steering.embeds_NTD is not None and source == self._computed_from:
+            return
+        offloaded = getattr(self.model, "_hf_hook", None)
+        if offloaded is not None:
+            offloaded.pre_forward(self.model)
+        with _scaled_lora(self.model, lora_scale):
+            text = self._backbone.project(self.model, embeds)
+            for layer in attention:
+                here = next(layer.parameters()).device == text.device
+                layer.processor.negative_keys = layer.processor.keys(layer, text) if here else None
+        self.steering.embeds_NTD, self.steering.mask_NT = text, self._negative.mask
+        if isinstance(self.steering.scale, Tensor):
+            self.steering.scale = self.steering.scale.to(text)
+        self._computed_from = source
+
+    def _install(self, layers: Callable[[str], bool]) -> dict[str, Any]:
+        if self._backbone.extend:
+            return install_joint(self.model, self.steering, layers)
+        return install(self.model, self.steering, layers=layers, norm_across_heads=self._backbone.norm_across_heads)
+
+    @contextmanager
+    def _apart_in_caches(self) -> Iterator[None]:
+        """A cache over steps keeps a state for each name of a call; steered calls get names of their own."""
+        if not hasattr(self.model, "cache_context"):
+            yield
+            return
+        plain = self.model.cache_context
+
+        def renamed(name: str, **more: Any) -> AbstractContextManager[None]:
+            steered = not self._calls.calls_in_step and self._calls.is_in(self._steps)
+            context: AbstractContextManager[None] = plain(f"{name} steered" if steered else name, **more)
+            return context
+
+        self.model.cache_context = renamed
+        try:
+            yield
+        finally:
+            del self.model.cache_context
+
+
+def refuse_cache_with(steps: Container[int] | None, model: Any) -> None:
+    """Other caches than the first block's keep one state for all calls, or count them.
+
+    Raises:
+        ValueError: where steps are limited and such a cache is on.
+    """
+    cache = type(getattr(model, "_cache_config", None)).__name__
+    if steps is not None and cache not in ("NoneType", "FirstBlockCacheConfig"):
+        raise ValueError(f"steps: got {steps!r} with {cache} on; expected None. Call disable_cache(), or steer every step.")
+
+
+def _base(model: Any) -> Any:
+    """What was compiled, or the model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _parameters(model: Any) -> list[str]:
+    return list(inspect.signature(type(_base(model)).forward).parameters)[1:]
+
+
+def _latents(arguments: dict[str, Any]) -> Tensor:
+    latents: Tensor = arguments["sample"] if "sample" in arguments else arguments["hidden_states"]
+    return latents
+
+
+def _is_cross_attention(layer: nn.Module) -> bool:
+    return isinstance(getattr(layer, "processor", None), SteeredAttnProcessor)
+
+
+def _lora_scale(arguments: dict[str, Any]) -> float:
+    options = next((arguments[name] for name in ATTENTION_OPTIONS if arguments.get(name)), {})
+    return float(options.get("scale", 1.0))
+
+
+def _state(layers: list[nn.Module]) -> list[Any]:
+    """What tells that the layers' weights or adapters are others than before."""
+    weights = [(id(weight), _version(weight)) for layer in layers for weight in layer.parameters()]
+    lora = [part for layer in layers for part in layer.modules() if isinstance(part, LoraLayer)]
+    return [weights, [(part.active_adapters, part.disable_adapters, dict(part.scaling)) for part in lora]]
+
+
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
+
+
+@contextmanager
+def _scaled_lora(model: Any, scale: float) -> Iterator[None]:
+    """Within the context the adapters count as they do in a call with this scale."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)] if scale != 1 else []
+    before = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scale_layer(scale)
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
