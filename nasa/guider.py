@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nasa.steering import steer
 
 TEXTS = ("encoder_hidden_states", "prompt_embeds")  # what modular pipelines call a prompt's embeddings
+MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask")  # and what tells its tokens from padding
 
 
 class NasaGuidance(BaseGuidance):
@@ -36,16 +37,21 @@ class NasaGuidance(BaseGuidance):
         super().__init__(start, stop, enabled)
         self.scale, self.method = scale, method
         self._negative: Tensor | None = None
+        self._negative_mask: Tensor | None = None
         self._block: AbstractContextManager[Any] | None = None
 
     def prepare_inputs(self, data: dict[str, tuple[Any, Any]]) -> list[Any]:
         """One batch, of the positive prompt; the negative's embeddings go to the attention layers."""
-        self._negative = next((data[name][1] for name in TEXTS if name in data), None)
+        self._negative, self._negative_mask = (
+            next((data[name][1] for name in names if name in data), None) for names in (TEXTS, MASKS)
+        )
         return [self._prepare_batch(data, 0, "pred_cond")]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
-        fields = next((input_fields[name] for name in TEXTS if name in input_fields), None)
-        self._negative = getattr(data, fields[1]) if isinstance(fields, tuple) else None
+        fields = [next((input_fields[name] for name in names if name in input_fields), None) for names in (TEXTS, MASKS)]
+        self._negative, self._negative_mask = (
+            getattr(data, names[1], None) if isinstance(names, tuple) else None for names in fields
+        )
         return [self._prepare_batch_from_block_state(input_fields, data, 0, "pred_cond")]
 
     def prepare_models(self, denoiser: nn.Module) -> None:
@@ -53,7 +59,13 @@ class NasaGuidance(BaseGuidance):
         if not self._is_active():
             return
         pipe = SimpleNamespace(transformer=denoiser, scheduler=SimpleNamespace(timesteps=[0]))
-        self._block = steer(pipe, scale=self.scale, method=self.method, negative_prompt_embeds=self._negative)
+        self._block = steer(
+            pipe,
+            scale=self.scale,
+            method=self.method,
+            negative_prompt_embeds=self._negative,
+            negative_attention_mask=self._negative_mask,
+        )
         self._block.__enter__()
 
     def cleanup_models(self, denoiser: nn.Module) -> None:

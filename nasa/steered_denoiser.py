@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 from weakref import WeakSet
 
@@ -41,6 +42,7 @@ class SteeredDenoiser:
         self.model, self.steering, self.steered = model, steering, False
         self._backbone, self._calls, self._negative = backbone, calls, negative
         self._layout, self._steps = layout, steps
+        self._attention: list[Any] = []
         self._computed_from: Any = None
 
     @contextmanager
@@ -48,8 +50,12 @@ class SteeredDenoiser:
         """Within the context the layers look at the negative; afterwards their processors stand there again."""
         base = _base(self.model)
         if base in _OPEN:
-            raise ValueError(f"pipe: got a {type(base).__name__} inside another steer block; expected one block at a time.")
+            raise ValueError(
+                f"pipe: got a {type(base).__name__} that is being steered; expected one block at a time. "
+                "Leave the other block first."
+            )
         before = self._install(layers)
+        self._attention = [layer for layer in self.model.modules() if _is_cross_attention(layer)]
         _OPEN.add(base)
         hook = self.model.register_forward_pre_hook(self, with_kwargs=True)
         try:
@@ -61,7 +67,7 @@ class SteeredDenoiser:
             self.model.set_attn_processor(before)
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arguments = {**dict(zip(_parameters(model), args, strict=False)), **kwargs}
+        arguments = {**dict(zip(_parameters(type(_base(model))), args, strict=False)), **kwargs}
         self._refuse_another_pipeline()
         self.steering.active = self._is_steered(arguments)
         self._calls.called()
@@ -118,8 +124,7 @@ class SteeredDenoiser:
 
         An offloaded model comes to the device first; a layer whose weights stay away computes its keys in each call.
         """
-        attention = [layer for layer in self.model.modules() if _is_cross_attention(layer)]
-        source = (self._negative.version, embeds.device, embeds.dtype, lora_scale, _state(attention))
+        source = (self._negative.version, embeds.device, embeds.dtype, lora_scale, _state(self._attention))
         if self.steering.embeds_NTD is not None and source == self._computed_from:
             return
         offloaded = getattr(self.model, "_hf_hook", None)
@@ -127,7 +132,7 @@ class SteeredDenoiser:
             offloaded.pre_forward(self.model)
         with _scaled_lora(self.model, lora_scale):
             text = self._backbone.project(self.model, embeds)
-            for layer in attention:
+            for layer in self._attention:
                 here = next(layer.parameters()).device == text.device
                 layer.processor.negative_keys = layer.processor.keys(layer, text) if here else None
         self.steering.embeds_NTD, self.steering.mask_NT = text, self._negative.mask
@@ -176,8 +181,9 @@ def _base(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
-def _parameters(model: Any) -> list[str]:
-    return list(inspect.signature(type(_base(model)).forward).parameters)[1:]
+@cache
+def _parameters(model_class: Any) -> list[str]:
+    return list(inspect.signature(model_class.forward).parameters)[1:]
 
 
 def _latents(arguments: dict[str, Any]) -> Tensor:

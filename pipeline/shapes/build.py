@@ -67,6 +67,12 @@ def _export(
     save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, out / "judge.safetensors")
     pipe.to(torch.float32)
     _forget_where_it_was_made(out)
+    _read_in_float32(out / "teacher" / "text_encoder" / "config.json")
+
+
+def _read_in_float32(config: Path) -> None:
+    """transformers loads the type that stands in the configuration, diffusers float32; a pipeline needs one for both."""
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
 def _forget_where_it_was_made(out: Path) -> None:

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from nasa.backbone import steerable
 from nasa.student import generate
@@ -37,6 +38,27 @@ def test_the_saved_student_generates_in_one_step_of_an_ordinary_pipeline(teacher
     with torch.no_grad():
         expected = generate(steerable(model.denoiser), model.diffusion, noise, model.encode(prompts))
     torch.testing.assert_close(actual, expected, atol=ONE_STEP_TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_the_embedded_teacher_is_an_ordinary_pipeline():
+    pipe = DiffusionPipeline.from_pretrained(models.WEIGHTS / "teacher", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert {part.dtype for part in pipe.components.values() if isinstance(part, torch.nn.Module)} == {torch.float32}
+    assert pipe("a photo of a star", num_inference_steps=1, output_type="pt").images.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [tiny_stable_diffusion, tiny_pixart])
+def test_the_student_of_a_teacher_stored_in_half_precision_is_loaded_plainly(make, dtype, tmp_path):
+    make().to(dtype).save_pretrained(tmp_path / "teacher")
+    weights = models.load(tmp_path / "teacher").denoiser.state_dict()
+    models.save_student(tmp_path / "teacher", weights, tmp_path / "student")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "student", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    own = {"use_resolution_binning": False, "clean_caption": False} if make is tiny_pixart else {}
+    image = pipe("a star", num_inference_steps=1, guidance_scale=0, output_type="pt", **own).images
+    assert image.isfinite().all()
 
 
 def test_other_weights_have_another_hash(tiny_teacher, tmp_path):
