@@ -19,7 +19,8 @@ from nasa.conditional import DenoiserCall
 class PipelineCalls:
     """Follows the calls of one pipeline.
 
-    `encoded` is told the first call of the pipeline's encoder in each call of the pipeline, after it was made.
+    `encoded` is told of the first call of the pipeline's encoder in each call of the pipeline, before it is made: some
+    encoders leave an adapter scaled.
     """
 
     def __init__(self, pipe: Any, encoded: Callable[[inspect.BoundArguments], None]) -> None:
@@ -116,7 +117,7 @@ def encoder_name(pipe: Any) -> str:
 def running_pipeline() -> DiffusionPipeline | None:
     """Return the pipeline whose `__call__` is running in this thread, the innermost one.
 
-    A pipeline says nowhere that it runs, and another pipeline on the same denoiser would be steered by this one's rules.
+    A pipeline says nowhere that it runs, and another one on the same denoiser would be steered by this one's rules.
     """
     frame = sys._getframe(1)
     while frame is not None:
@@ -128,18 +129,17 @@ def running_pipeline() -> DiffusionPipeline | None:
 
 @contextmanager
 def _listening(owner: Any, name: str, listener: Callable[[inspect.BoundArguments], None]) -> Iterator[None]:
-    """Within the context, tell `listener` each call of a method, with its arguments, after it was made."""
+    """Within the context, tell `listener` of each call of a method, with its arguments, before it is made."""
     before = vars(owner).get(name)
     plain = getattr(owner, name)
     signature = inspect.signature(plain)
 
     @wraps(plain)
     def heard(*args: Any, **kwargs: Any) -> Any:
-        returned = plain(*args, **kwargs)
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
         listener(call)
-        return returned
+        return plain(*args, **kwargs)
 
     setattr(owner, name, heard)
     try:

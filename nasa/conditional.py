@@ -1,7 +1,7 @@
 """Which rows of a denoiser's batch belong to the positive prompt: a table of diffusers' pipelines, class by class.
 
 Guidance gives the denoiser rows that must stay plain: the unconditional half of a batch, perturbed copies, or a second
-call in the same step. Where they stand is a convention of each pipeline and nowhere written down, so it is never guessed.
+call in the same step. Where they stand is a convention of each pipeline, written down nowhere, so it is never guessed.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 Rows = slice | Sequence[int]
-Conditional = Rows | Callable[[int, int], Rows]  # rows, or how to tell them from the batch size and the call in the step
+Conditional = (
+    Rows | Callable[[int, int], Rows]
+)  # rows, or how to tell them from the batch size and the call in the step
 
 
 @dataclass(frozen=True)
 class DenoiserCall:
-    """One call of the denoiser: `index` counts the calls of a step, `guided` and `perturbed` are the pipeline's options."""
+    """One call of the denoiser, the `index`-th of its step; whether the pipeline guides and perturbs."""
 
     batch: int
     index: int = 0
@@ -146,8 +148,8 @@ def layout_of(pipe: Any, conditional: Conditional | None = None) -> Layout:
     if caller.__module__.startswith("diffusers.") and caller.__name__ in PIPELINES:
         return PIPELINES[caller.__name__]
     raise ValueError(
-        f"pipe: got {type(pipe).__name__}; expected a pipeline whose conditional rows are known (nasa.conditional.PIPELINES)."
-        " Pass conditional=, for example conditional=lambda rows, call: slice(rows // 2, None) for [negative; positive]."
+        f"pipe: got {type(pipe).__name__}; expected a pipeline of nasa.conditional.PIPELINES. Pass conditional=, which "
+        "rows are of the positive prompt, such as lambda rows, call: slice(rows // 2, None) for [negative; positive]."
     )
 
 

@@ -48,9 +48,9 @@ class NasaGuidance(BaseGuidance):
         return [self._prepare_batch(data, 0, "pred_cond")]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
-        fields = [next((input_fields[name] for name in names if name in input_fields), None) for names in (TEXTS, MASKS)]
+        named = [[input_fields[name] for name in names if name in input_fields] for names in (TEXTS, MASKS)]
         self._negative, self._negative_mask = (
-            getattr(data, names[1], None) if isinstance(names, tuple) else None for names in fields
+            getattr(data, names[0][1], None) if names and isinstance(names[0], tuple) else None for names in named
         )
         return [self._prepare_batch_from_block_state(input_fields, data, 0, "pred_cond")]
 

@@ -108,8 +108,9 @@ class JointSteeredProcessor:
         if split is None:
             return steer_attention(rule, query, positive, away, steering_scale(self.steering.scale, query))
         plain = merge(attend(query[split.others], *split.take(split.others, positive)))
-        query, texts = query[split.conditional], [split.take(split.conditional, text) for text in (positive, away)]
-        return split.join(plain, steer_attention(rule, query, *texts, steering_scale(self.steering.scale, query)))
+        query, positive, away = query[split.conditional], *(split.take(split.conditional, t) for t in (positive, away))
+        scale = steering_scale(self.steering.scale, query)
+        return split.join(plain, steer_attention(rule, query, positive, away, scale))
 
 
 def rotate(x_BHSK: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:

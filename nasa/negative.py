@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nasa.backbones import Backbone
 from nasa.calls import encoder_name
+from nasa.lora import scaled
 
 ONCE = ("num_images_per_prompt", "num_videos_per_prompt")  # the negative is repeated where the batch is known
 Prompts = str | Sequence[str] | None
@@ -37,15 +38,16 @@ class NegativePrompt:
         return bool(self.texts) or self.embeds is not None
 
     def encode_as(self, call: inspect.BoundArguments) -> None:
-        """Encode the texts as `call` of the pipeline's encoder did its prompt."""
+        """Encode the texts as `call` of the pipeline's encoder will its prompt, and leave the encoder as it was."""
         if not self.texts:
             return
         options = self._changed(call)
         if self._options is not None and _same(self._options, options):
             return
-        changed = inspect.BoundArguments(call.signature, options)  # type: ignore[arg-type]
+        changed = inspect.BoundArguments(call.signature, options)
         encode = getattr(self.pipe, encoder_name(self.pipe))
-        with torch.no_grad():
+        encoders = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+        with torch.no_grad(), scaled(encoder for encoder in encoders if encoder is not None):
             self._set(*self.backbone.text_of(encode(*changed.args, **changed.kwargs)))
         self._options = options
 
@@ -56,7 +58,9 @@ class NegativePrompt:
         first, *more = self.texts.values()
         assert first is not None
         if any(text is not None for text in more):
-            raise ValueError("negative_prompt_2, negative_prompt_3: got a text; expected None outside a pipeline's call.")
+            raise ValueError(
+                "negative_prompt_2, negative_prompt_3: got a text; expected None outside a pipeline's call."
+            )
         with torch.no_grad():
             self._set(*self.backbone.encode(self.pipe, _as_list(first), self.max_sequence_length))
 

@@ -1,4 +1,4 @@
-"""One denoiser while a `steer` block is open: before each call it is given the negative, and told which rows to steer."""
+"""One denoiser while a `steer` block is open: before each call it gets the negative and the rows to steer."""
 
 import inspect
 from collections.abc import Callable, Container, Iterator
@@ -8,7 +8,6 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from nasa.attention import SteeredAttnProcessor, install, per_image
@@ -16,9 +15,9 @@ from nasa.backbones import Backbone
 from nasa.calls import PipelineCalls, running_pipeline
 from nasa.conditional import Layout, Split, split
 from nasa.joint import install_joint
+from nasa.lora import adapter_state, lora_scale, scaled
 from nasa.negative import NegativePrompt
 
-ATTENTION_OPTIONS = ("cross_attention_kwargs", "attention_kwargs", "joint_attention_kwargs")
 _OPEN: WeakSet[nn.Module] = WeakSet()  # the denoisers of all open blocks
 
 
@@ -67,7 +66,7 @@ class SteeredDenoiser:
             self.model.set_attn_processor(before)
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arguments = {**dict(zip(_parameters(type(_base(model))), args, strict=False)), **kwargs}
+        arguments = {**dict(zip(_parameters(type(_base(model)).forward), args, strict=False)), **kwargs}
         self._refuse_another_pipeline()
         self.steering.active = self._is_steered(arguments)
         self._calls.called()
@@ -82,8 +81,8 @@ class SteeredDenoiser:
         other = running_pipeline()
         if other is not None and other is not self._calls.pipe:
             raise ValueError(
-                f"pipe: got a call of {type(other).__name__} on the denoiser of a {type(self._calls.pipe).__name__} that "
-                "is being steered; expected calls of that pipeline. Open a block on the pipeline that is called."
+                f"pipe: got a call of {type(other).__name__} while its denoiser is steered for another pipeline; "
+                f"expected calls of that {type(self._calls.pipe).__name__}. Open the block on the one that is called."
             )
 
     def _is_steered(self, arguments: dict[str, Any]) -> bool:
@@ -95,7 +94,7 @@ class SteeredDenoiser:
         self.steering.split = self._split(latents)
         if self.steering.split is not None and not len(self.steering.split.conditional):
             return False
-        self._prepare(self._negative.embeds.to(latents), _lora_scale(arguments))
+        self._prepare(self._negative.embeds.to(latents), lora_scale(arguments))
         return True
 
     def _split(self, latents: Tensor) -> Split | None:
@@ -119,18 +118,18 @@ class SteeredDenoiser:
         return self._backbone.extend(arguments, text.to(positive), None if mask is None else for_each(mask))
 
     @torch.no_grad()
-    def _prepare(self, embeds: Tensor, lora_scale: float) -> None:
+    def _prepare(self, embeds: Tensor, adapter_scale: float) -> None:
         """The text as the layers see it, and K- and V- of each layer with cross-attention.
 
         An offloaded model comes to the device first; a layer whose weights stay away computes its keys in each call.
         """
-        source = (self._negative.version, embeds.device, embeds.dtype, lora_scale, _state(self._attention))
+        source = (self._negative.version, embeds.device, embeds.dtype, adapter_scale, _state(self._attention))
         if self.steering.embeds_NTD is not None and source == self._computed_from:
             return
         offloaded = getattr(self.model, "_hf_hook", None)
         if offloaded is not None:
             offloaded.pre_forward(self.model)
-        with _scaled_lora(self.model, lora_scale):
+        with scaled([self.model], adapter_scale):
             text = self._backbone.project(self.model, embeds)
             for layer in self._attention:
                 here = next(layer.parameters()).device == text.device
@@ -173,7 +172,9 @@ def refuse_cache_with(steps: Container[int] | None, model: Any) -> None:
     """
     cache = type(getattr(model, "_cache_config", None)).__name__
     if steps is not None and cache not in ("NoneType", "FirstBlockCacheConfig"):
-        raise ValueError(f"steps: got {steps!r} with {cache} on; expected None. Call disable_cache(), or steer every step.")
+        raise ValueError(
+            f"steps: got {steps!r} with {cache} on; expected None. Call disable_cache(), or steer every step."
+        )
 
 
 def _base(model: Any) -> Any:
@@ -182,8 +183,8 @@ def _base(model: Any) -> Any:
 
 
 @cache
-def _parameters(model_class: Any) -> list[str]:
-    return list(inspect.signature(model_class.forward).parameters)[1:]
+def _parameters(forward: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(forward).parameters)[1:]
 
 
 def _latents(arguments: dict[str, Any]) -> Tensor:
@@ -195,31 +196,11 @@ def _is_cross_attention(layer: nn.Module) -> bool:
     return isinstance(getattr(layer, "processor", None), SteeredAttnProcessor)
 
 
-def _lora_scale(arguments: dict[str, Any]) -> float:
-    options = next((arguments[name] for name in ATTENTION_OPTIONS if arguments.get(name)), {})
-    return float(options.get("scale", 1.0))
-
-
 def _state(layers: list[nn.Module]) -> list[Any]:
     """What tells that the layers' weights or adapters are others than before."""
     weights = [(id(weight), _version(weight)) for layer in layers for weight in layer.parameters()]
-    lora = [part for layer in layers for part in layer.modules() if isinstance(part, LoraLayer)]
-    return [weights, [(part.active_adapters, part.disable_adapters, dict(part.scaling)) for part in lora]]
+    return [weights, adapter_state(layers)]
 
 
 def _version(weight: Tensor) -> int:
     return 0 if weight.is_inference() else weight._version
-
-
-@contextmanager
-def _scaled_lora(model: Any, scale: float) -> Iterator[None]:
-    """Within the context the adapters count as they do in a call with this scale."""
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)] if scale != 1 else []
-    before = [dict(layer.scaling) for layer in layers]
-    for layer in layers:
-        layer.scale_layer(scale)
-    try:
-        yield
-    finally:
-        for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling.update(scaling)

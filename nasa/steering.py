@@ -108,7 +108,9 @@ def _texts(pipe: Any, prompts: Sequence[Prompts]) -> dict[str, Prompts]:
     known = inspect.signature(getattr(pipe, encoder_name(pipe))).parameters
     for name, prompt in texts.items():
         if prompt is not None and name not in known:
-            raise ValueError(f"negative_{name}: got {prompt!r}; expected None, as {type(pipe).__name__} takes no {name}.")
+            raise ValueError(
+                f"negative_{name}: got {prompt!r}; expected None, as {type(pipe).__name__} takes no {name}."
+            )
     return {name: prompt for name, prompt in texts.items() if prompt is not None}
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderDC,
-    AutoencoderKL,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
     DDPMScheduler,
@@ -28,28 +27,27 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
-    GemmaTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
-    T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
 )
 
-from nasa.testing.models import CHARACTERS, tiny_stable_diffusion, tiny_tokenizer
-
-TEXT_WIDTH = 16
-QWEN_TEMPLATE = (  # of diffusers' pipeline, which drops what stands before the prompt: 34 tokens
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+from nasa.testing.models import tiny_stable_diffusion, tiny_tokenizer
+from nasa.testing.parts import (
+    TEXT_WIDTH,
+    clip_config,
+    gemma_tokenizer,
+    qwen_tokenizer,
+    t5_config,
+    tiny_autoencoder,
+    tiny_t5_tokenizer,
 )
 
 
@@ -71,9 +69,9 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
         norm_num_groups=4,
     )
     pipe = StableDiffusionXLPipeline(
-        vae=_autoencoder(),
-        text_encoder=CLIPTextModel(_clip()),
-        text_encoder_2=CLIPTextModelWithProjection(_clip()),
+        vae=tiny_autoencoder(),
+        text_encoder=CLIPTextModel(clip_config()),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config()),
         tokenizer=tiny_tokenizer(),
         tokenizer_2=tiny_tokenizer(),
         unet=unet,
@@ -101,8 +99,8 @@ def tiny_pixart() -> PixArtAlphaPipeline:
     )
     pipe = PixArtAlphaPipeline(
         tokenizer=tiny_t5_tokenizer(),
-        text_encoder=T5EncoderModel(_t5(T5Config)),
-        vae=_autoencoder(),
+        text_encoder=T5EncoderModel(t5_config(T5Config)),
+        vae=tiny_autoencoder(),
         transformer=transformer,
         scheduler=DDPMScheduler(),
     )
@@ -111,7 +109,7 @@ def tiny_pixart() -> PixArtAlphaPipeline:
 
 def tiny_sana_sprint() -> SanaSprintPipeline:
     torch.manual_seed(0)
-    tokenizer = _gemma_tokenizer()
+    tokenizer = gemma_tokenizer()
     text = Gemma2Config(
         head_dim=8,
         hidden_size=TEXT_WIDTH,
@@ -179,7 +177,7 @@ def tiny_wan() -> WanPipeline:
     )
     pipe = WanPipeline(
         tokenizer=tiny_t5_tokenizer(),
-        text_encoder=UMT5EncoderModel(_t5(UMT5Config)),
+        text_encoder=UMT5EncoderModel(t5_config(UMT5Config)),
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         transformer=transformer,
@@ -202,10 +200,10 @@ def tiny_flux() -> FluxPipeline:
     )
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_autoencoder(),
-        text_encoder=CLIPTextModel(_clip()),
+        vae=tiny_autoencoder(),
+        text_encoder=CLIPTextModel(clip_config()),
         tokenizer=tiny_tokenizer(),
-        text_encoder_2=T5EncoderModel(_t5(T5Config)),
+        text_encoder_2=T5EncoderModel(t5_config(T5Config)),
         tokenizer_2=tiny_t5_tokenizer(),
         transformer=transformer,
     )
@@ -232,12 +230,12 @@ def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
     pipe = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_autoencoder(),
-        text_encoder=CLIPTextModelWithProjection(_clip()),
+        vae=tiny_autoencoder(),
+        text_encoder=CLIPTextModelWithProjection(clip_config()),
         tokenizer=tiny_tokenizer(),
-        text_encoder_2=CLIPTextModelWithProjection(_clip()),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config()),
         tokenizer_2=tiny_tokenizer(),
-        text_encoder_3=T5EncoderModel(_t5(T5Config, 2 * TEXT_WIDTH)),
+        text_encoder_3=T5EncoderModel(t5_config(T5Config, 2 * TEXT_WIDTH)),
         tokenizer_3=tiny_t5_tokenizer(),
     )
     return _ready(pipe)
@@ -278,52 +276,6 @@ def tiny_qwen_image() -> QwenImagePipeline:
         transformer=transformer,
     )
     return _ready(pipe)
-
-
-def _clip() -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tiny_tokenizer()),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=TEXT_WIDTH,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-
-
-def tiny_t5_tokenizer() -> T5Tokenizer:
-    """A T5 tokenizer of single characters."""
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
-    return T5Tokenizer(vocab=special + [(character, -3.0) for character in CHARACTERS], extra_ids=0)
-
-
-def _gemma_tokenizer() -> GemmaTokenizer:
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *CHARACTERS]
-    return GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
-
-
-def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Bytes, and the words of the pipeline's template as a token each."""
-    special = ["<|im_start|>", "<|im_end|>"]
-    return Qwen2Tokenizer().train_new_from_iterator([QWEN_TEMPLATE] * 4, 1024, new_special_tokens=special)
-
-
-def _t5(config: Any, width: int = TEXT_WIDTH) -> Any:
-    return config(vocab_size=len(tiny_t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-
-
-def _autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-        sample_size=32,
-    )
 
 
 def _ready(pipe: Any) -> Any:

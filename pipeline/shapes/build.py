@@ -71,7 +71,7 @@ def _export(
 
 
 def _read_in_float32(config: Path) -> None:
-    """transformers loads the type that stands in the configuration, diffusers float32; a pipeline needs one for both."""
+    """transformers loads the type that stands in the configuration, diffusers float32; a pipeline needs one."""
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 

@@ -1,0 +1,265 @@
+"""Every pipeline class of diffusers whose denoiser can be steered: known and tested, or refused.
+
+Which rows are conditional is seen from outside: their text changes with the prompt. With which options the negative is
+encoded, too: steering away from the prompt itself at scale 1 leaves exactly nothing.
+"""
+
+import copy
+import inspect
+import re
+import sys
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from diffusers.utils import is_sentencepiece_available
+from peft import LoraConfig, inject_adapter_in_model
+
+import nasa
+from nasa.attention import SteeredAttnProcessor
+from nasa.backbones import BACKBONES, denoisers
+from nasa.conditional import PIPELINES
+from nasa.testing import tiny_stable_diffusion
+from nasa.testing.siblings import GUIDED, GUIDED_BY_A_SECOND_CALL, tiny_sibling
+
+DEPRECATED = "diffusers.pipelines.deprecated."
+REFUSED = {  # beside those that diffusers calls deprecated
+    "another UNet, made of this one": (
+        "AnimateDiffControlNetPipeline AnimateDiffPAGPipeline AnimateDiffPipeline AnimateDiffSDXLPipeline "
+        "AnimateDiffSparseControlNetPipeline AnimateDiffVideoToVideoControlNetPipeline AnimateDiffVideoToVideoPipeline"
+    ),
+    "no attention to text alone": (
+        "IFImg2ImgPipeline IFImg2ImgSuperResolutionPipeline IFInpaintingPipeline IFInpaintingSuperResolutionPipeline "
+        "IFPipeline IFSuperResolutionPipeline KandinskyImg2ImgPipeline KandinskyInpaintPipeline KandinskyPipeline "
+        "KandinskyV22ControlnetImg2ImgPipeline KandinskyV22ControlnetPipeline KandinskyV22Img2ImgPipeline "
+        "KandinskyV22InpaintPipeline KandinskyV22Pipeline"
+    ),
+    "several pipelines in one": (
+        "KandinskyCombinedPipeline KandinskyImg2ImgCombinedPipeline KandinskyInpaintCombinedPipeline "
+        "KandinskyV22CombinedPipeline KandinskyV22Img2ImgCombinedPipeline KandinskyV22InpaintCombinedPipeline "
+        "VisualClozePipeline"
+    ),
+    "no prompt, or an image in its place": (
+        "BlipDiffusionControlNetPipeline MarigoldDepthPipeline MarigoldIntrinsicsPipeline MarigoldNormalsPipeline "
+        "StableDiffusionImageVariationPipeline StableUnCLIPImg2ImgPipeline StableUnCLIPPipeline "
+        "VisualClozeGenerationPipeline"
+    ),
+    "a prompt that is read beside an image": (
+        "QwenImageEditInpaintPipeline QwenImageEditPipeline QwenImageEditPlusPipeline QwenImageLayeredPipeline"
+    ),
+    "a text encoder or layers that were not tried": (
+        "KolorsImg2ImgPipeline KolorsPAGPipeline KolorsPipeline LDMTextToImagePipeline "
+        "StableDiffusionLatentUpscalePipeline"
+    ),
+    "attention of its own in the layers to steer": (
+        "LEditsPPPipelineStableDiffusion LEditsPPPipelineStableDiffusionXL StableDiffusion3PAGImg2ImgPipeline "
+        "StableDiffusion3PAGPipeline"
+    ),
+}
+ONE_VIDEO = ("LucyEditPipeline", "WanImageToVideoPipeline")  # diffusers does not repeat the image
+ALL_REFUSED = {name for names in REFUSED.values() for name in names.split()}
+
+TEXT_OPTIONS = {  # what a call can say about its text, each with a value that is not the default
+    "attention_kwargs": {"scale": 0.25},
+    "clean_caption": True,
+    "clip_skip": 1,
+    "complex_human_instruction": ["say it", "briefly"],
+    "cross_attention_kwargs": {"scale": 0.25},
+    "joint_attention_kwargs": {"scale": 0.25},
+    "max_sequence_length": 8,
+    "prompt_2": "on ice",
+    "prompt_3": "at sea",
+}
+OF_THE_PROMPT = {"prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask", "prompt_embeds_mask"}
+OF_GUIDANCE = (
+    "guidance_rescale guidance_scale guidance_scale_2 image_guidance_scale negative_pooled_prompt_embeds "
+    "negative_prompt negative_prompt_2 negative_prompt_3 negative_prompt_attention_mask negative_prompt_embeds "
+    "negative_prompt_embeds_mask pag_adaptive_scale pag_scale skip_guidance_layers skip_layer_guidance_scale "
+    "skip_layer_guidance_start skip_layer_guidance_stop true_cfg_scale"
+)
+NOT_OF_TEXT = (
+    "_auto_resize adapter_conditioning_factor adapter_conditioning_scale aesthetic_score callback "
+    "callback_on_step_end callback_on_step_end_tensor_inputs callback_steps control_guidance_end "
+    "control_guidance_start control_image control_mask control_mode controlnet_conditioning_scale "
+    "controlnet_pooled_projections crops_coords_top_left denoising_end denoising_start depth_map eta generator "
+    "guess_mode height image image_embeds image_reference intermediate_timesteps ip_adapter_image "
+    "ip_adapter_image_embeds kwargs last_image latents mask_image masked_image_latents max_area max_timesteps mu "
+    "negative_aesthetic_score negative_crops_coords_top_left negative_ip_adapter_image "
+    "negative_ip_adapter_image_embeds negative_original_size negative_target_size noise_level num_frames "
+    "num_images_per_prompt num_inference_steps num_videos_per_prompt original_inference_steps original_size "
+    "output_type padding_mask_crop return_dict self sigmas strength target_size timesteps use_resolution_binning "
+    "video width"
+)
+KNOWN_OPTIONS = {*TEXT_OPTIONS, *OF_THE_PROMPT, *OF_GUIDANCE.split(), *NOT_OF_TEXT.split()}
+
+
+def call_parameters(name):
+    return inspect.signature(getattr(diffusers, name).__call__).parameters
+
+
+def steerable_classes():
+    """The exported pipelines whose constructor takes one of our denoisers as its unet or transformer."""
+    names = re.compile(rf"\b({'|'.join(BACKBONES)})\b")
+    found = {}
+    for name in dir(diffusers):
+        cls = getattr(diffusers, name) if "Pipeline" in name else None
+        if inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline):
+            taken = inspect.signature(cls.__init__).parameters
+            if any(names.search(str(taken[part].annotation)) for part in ("unet", "transformer") if part in taken):
+                found[name] = cls
+    return found
+
+
+def not_importable():
+    """Kolors is a placeholder where sentencepiece is not installed."""
+    return set() if is_sentencepiece_available() else {name for name in ALL_REFUSED if name.startswith("Kolors")}
+
+
+def test_every_class_of_diffusers_is_known_or_refused():
+    found = steerable_classes()
+    deprecated = {name for name, cls in found.items() if cls.__module__.startswith(DEPRECATED)}
+    assert not deprecated & set(PIPELINES)
+    assert not ALL_REFUSED & set(PIPELINES)
+    assert set(found) - deprecated == (ALL_REFUSED | set(PIPELINES)) - not_importable()
+    unet = tiny_stable_diffusion().unet
+    for name in (ALL_REFUSED | deprecated) & set(found):
+        pipe = object.__new__(found[name])
+        pipe.__dict__["unet"] = unet
+        with pytest.raises(ValueError, match=rf"pipe: got {name}; .*Pass conditional="), nasa.steer(pipe, "x"):
+            pass
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_option_of_a_call_is_of_text_or_not(name):
+    assert set(call_parameters(name)) <= KNOWN_OPTIONS
+    assert "self.check_inputs(" in inspect.getsource(getattr(diffusers, name).__call__)
+
+
+def recorded(pipe, call):
+    """Text and output of each call of the denoiser, as lists of rows."""
+    texts, outputs = [], []
+
+    def record(_, args, kwargs, output):
+        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        texts.append(list(text))
+        outputs.append(list(output[0]))
+
+    hooks = [model.register_forward_hook(record, with_kwargs=True) for model in denoisers(pipe)]
+    pipe(**call, generator=torch.Generator().manual_seed(0))
+    for hook in hooks:
+        hook.remove()
+    return texts, outputs
+
+
+def changed(before, after):
+    """Which rows differ, (call, row)."""
+    return [
+        (call, row)
+        for call, rows in enumerate(zip(before, after, strict=True))
+        for row, (one, other) in enumerate(zip(*rows, strict=True))
+        if one.shape != other.shape or not torch.allclose(one, other, atol=1e-5)
+    ]
+
+
+@pytest.mark.parametrize("guided", [True, False], ids=["guided", "plain"])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_conditional_rows_are_steered_and_no_others(name, guided):
+    pipe, call = tiny_sibling(name)
+    options = call_parameters(name)
+    count = "num_images_per_prompt" if "num_images_per_prompt" in options else "num_videos_per_prompt"
+    guidance = GUIDED_BY_A_SECOND_CALL if "true_cfg_scale" in options else GUIDED
+    call = {**call, count: 1 if name in ONE_VIDEO else 2, **(guidance if guided else {"guidance_scale": 1.0})}
+    call = {key: value for key, value in call.items() if key in options}
+    texts, plain = recorded(pipe, {**call, "prompt": "cat"})
+    others, _ = recorded(pipe, {**call, "prompt": "dog"})
+    conditional = changed(texts, others)
+    assert conditional
+    if "pag_scale" in options:  # the second half of the rows with the prompt is perturbed
+        conditional = conditional[: len(conditional) // 2]
+    assert guided or "pag_scale" in options or conditional == [(0, row) for row in range(len(plain[0]))]
+    with nasa.steer(pipe, "ice", 0.7):
+        _, steered = recorded(pipe, {**call, "prompt": "cat"})
+    assert changed(plain, steered) == conditional
+
+
+class Residue:
+    """The largest number that steering left of the cross-attention, or the largest difference of the two texts."""
+
+    def __init__(self, pipe, monkeypatch):
+        self.largest, self.layers = 0.0, 0
+        combine = SteeredAttnProcessor._combine
+
+        def watched(*args):
+            return self.see(combine(*args))
+
+        def compare(_, args, kwargs):
+            positive, negative = kwargs["encoder_hidden_states"].chunk(2, dim=1)
+            self.see(positive - negative)
+
+        monkeypatch.setattr(SteeredAttnProcessor, "_combine", watched)
+        if BACKBONES[type(denoisers(pipe)[0]).__name__].extend:
+            for model in denoisers(pipe):
+                model.register_forward_pre_hook(compare, with_kwargs=True)
+
+    def see(self, rest):
+        self.largest, self.layers = max(self.largest, float(rest.abs().max())), self.layers + 1
+        return rest
+
+
+def with_lora(pipe):
+    """Adapters on its denoiser and its first text encoder, copies of which the pipeline gets."""
+    parts = {"unet": ["to_k", "to_v"], "transformer": ["to_k", "to_v"], "text_encoder": ["q_proj", "v_proj", "q", "v"]}
+    torch.manual_seed(1)
+    for part, targets in parts.items():
+        if getattr(pipe, part, None) is not None:
+            made = copy.deepcopy(getattr(pipe, part))
+            config = LoraConfig(r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+            setattr(pipe, part, inject_adapter_in_model(config, made))
+
+
+def with_skippable_clip(pipe):
+    """transformers 5 has one module fewer than diffusers' `clip_skip` asks for."""
+    encoder = pipe.text_encoder
+    if hasattr(encoder, "final_layer_norm"):
+        encoder.text_model = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
+
+
+CASES = [(name, option) for name in PIPELINES for option in TEXT_OPTIONS if option in call_parameters(name)]
+CASES.remove(("WanImageToVideoPipeline", "max_sequence_length"))  # diffusers counts 512 tokens of text there
+
+
+@pytest.mark.parametrize(("name", "option"), CASES)
+def test_away_from_the_prompt_itself_is_nothing_whatever_the_call_says(name, option, monkeypatch):
+    pipe, call = tiny_sibling(name)
+    with_lora(pipe)
+    with_skippable_clip(pipe)
+    if option == "clean_caption":  # a parser of HTML is not needed to tell one text from another
+        for check in ("is_bs4_available", "is_ftfy_available"):
+            monkeypatch.setattr(sys.modules[type(pipe).__module__], check, lambda: True)
+        monkeypatch.setattr(pipe, "_clean_caption", lambda text: text[::-1], raising=False)
+    value = TEXT_OPTIONS[option]
+    second = {f"negative_{option}": value} if option in ("prompt_2", "prompt_3") else {}
+    call = {**call, "prompt": "a cat", "guidance_scale": 1.0, "pag_scale": 0.0, option: value}
+    call = {key: value for key, value in call.items() if key in call_parameters(name)}
+    with nasa.steer(pipe, "a cat", 1.0, **second):
+        residue = Residue(pipe, monkeypatch)
+        pipe(**call)
+    assert residue.layers
+    assert residue.largest == 0.0
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_a_prompt_given_as_embeddings_keeps_the_other_options(name, monkeypatch):
+    pipe, call = tiny_sibling(name)
+    pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
+    with_skippable_clip(pipe)
+    encode = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False, "device": "cpu", "clip_skip": 1}
+    returned = pipe.encode_prompt("a cat", **encode)
+    given = {"prompt_embeds": returned[0], **({"pooled_prompt_embeds": returned[2]} if "XL" in name else {})}
+    with nasa.steer(pipe, "a cat", 1.0):
+        residue = Residue(pipe, monkeypatch)
+        pipe(**call, **given, guidance_scale=0, clip_skip=1)
+        assert residue.largest == 0.0
+        pipe(**call, **given, guidance_scale=0)
+    assert residue.largest > 0
