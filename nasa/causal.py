@@ -58,6 +58,7 @@ def generate_video(
     if not timesteps or not falling or not (timesteps[-1] > 0 and timesteps[0] <= 1000):
         raise ValueError(f"timesteps: {tuple(timesteps)} is not allowed; allowed: falling, above 0 and at most 1000")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    pipe.check_inputs(prompts, None, height, width)  # where a call begins, for nasa.steer
     device = pipe._execution_device
     embeds, _ = pipe.encode_prompt(
         prompts, do_classifier_free_guidance=False, device=device, max_sequence_length=max_sequence_length

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, GemmaTokenizer, Qwen2Tokenizer, T5Tokenizer
 
@@ -60,3 +61,11 @@ def tiny_autoencoder() -> AutoencoderKL:
         sample_size=32,
         shift_factor=0.0,
     )
+
+
+def ready(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return pipe

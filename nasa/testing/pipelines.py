@@ -5,22 +5,15 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderDC,
-    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     DDPMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
-    QwenImagePipeline,
-    QwenImageTransformer2DModel,
     SanaSprintPipeline,
     SanaTransformer2DModel,
     SCMScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     WanPipeline,
@@ -31,20 +24,19 @@ from transformers import (
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
     UMT5Config,
     UMT5EncoderModel,
 )
 
+from nasa.testing.joint_pipelines import tiny_flux, tiny_qwen_image, tiny_stable_diffusion_3
 from nasa.testing.models import tiny_stable_diffusion, tiny_tokenizer
 from nasa.testing.parts import (
     TEXT_WIDTH,
     clip_config,
     gemma_tokenizer,
-    qwen_tokenizer,
+    ready,
     t5_config,
     tiny_autoencoder,
     tiny_t5_tokenizer,
@@ -78,7 +70,7 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
         scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
         add_watermarker=False,
     )
-    return _ready(pipe)
+    return ready(pipe)
 
 
 def tiny_pixart() -> PixArtAlphaPipeline:
@@ -104,7 +96,7 @@ def tiny_pixart() -> PixArtAlphaPipeline:
         transformer=transformer,
         scheduler=DDPMScheduler(),
     )
-    return _ready(pipe)
+    return ready(pipe)
 
 
 def tiny_sana_sprint() -> SanaSprintPipeline:
@@ -153,7 +145,7 @@ def tiny_sana_sprint() -> SanaSprintPipeline:
         transformer=transformer,
         scheduler=SCMScheduler(),
     )
-    return _ready(pipe)
+    return ready(pipe)
 
 
 def tiny_wan() -> WanPipeline:
@@ -182,108 +174,7 @@ def tiny_wan() -> WanPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         transformer=transformer,
     )
-    return _ready(pipe)
-
-
-def tiny_flux() -> FluxPipeline:
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=TEXT_WIDTH,
-        pooled_projection_dim=TEXT_WIDTH,
-        axes_dims_rope=(2, 2, 4),
-    )
-    pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=tiny_autoencoder(),
-        text_encoder=CLIPTextModel(clip_config()),
-        tokenizer=tiny_tokenizer(),
-        text_encoder_2=T5EncoderModel(t5_config(T5Config)),
-        tokenizer_2=tiny_t5_tokenizer(),
-        transformer=transformer,
-    )
-    return _ready(pipe)
-
-
-def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
-    """With the second, image-only attention of Stable Diffusion 3.5 in its first block."""
-    torch.manual_seed(0)
-    transformer = SD3Transformer2DModel(
-        sample_size=4,
-        patch_size=1,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=2 * TEXT_WIDTH,
-        caption_projection_dim=16,
-        pooled_projection_dim=2 * TEXT_WIDTH,
-        qk_norm="rms_norm",
-        dual_attention_layers=(0,),
-    )
-    pipe = StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=tiny_autoencoder(),
-        text_encoder=CLIPTextModelWithProjection(clip_config()),
-        tokenizer=tiny_tokenizer(),
-        text_encoder_2=CLIPTextModelWithProjection(clip_config()),
-        tokenizer_2=tiny_tokenizer(),
-        text_encoder_3=T5EncoderModel(t5_config(T5Config, 2 * TEXT_WIDTH)),
-        tokenizer_3=tiny_t5_tokenizer(),
-    )
-    return _ready(pipe)
-
-
-def tiny_qwen_image() -> QwenImagePipeline:
-    torch.manual_seed(0)
-    tokenizer = qwen_tokenizer()
-    text = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": TEXT_WIDTH,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
-        },
-        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
-    )
-    transformer = QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=TEXT_WIDTH,
-        axes_dims_rope=(2, 2, 4),
-    )
-    vae = AutoencoderKLQwenImage(
-        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
-    )
-    pipe = QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae,
-        text_encoder=Qwen2_5_VLForConditionalGeneration(text),
-        tokenizer=tokenizer,
-        transformer=transformer,
-    )
-    return _ready(pipe)
-
-
-def _ready(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
-    return pipe
+    return ready(pipe)
 
 
 TINY_PIPELINES = {
@@ -315,3 +206,19 @@ TINY_CALLS: dict[str, dict[str, Any]] = {  # options of a call of each: two step
     "stable-diffusion-3": {**_SIDE, **_TEXT, "guidance_scale": 0},
     "qwen-image": {**_SIDE, **_TEXT},
 }
+
+_FAMILIES = {  # by the class of each pipeline
+    "StableDiffusionPipeline": "stable-diffusion",
+    "StableDiffusionXLPipeline": "sdxl",
+    "PixArtAlphaPipeline": "pixart",
+    "SanaSprintPipeline": "sana-sprint",
+    "WanPipeline": "wan",
+    "FluxPipeline": "flux",
+    "StableDiffusion3Pipeline": "stable-diffusion-3",
+    "QwenImagePipeline": "qwen-image",
+}
+
+
+def draw_tiny(pipe: Any, prompt: str | list[str], **options: Any) -> Any:
+    """Return the images, or videos, of a small pipeline's call with its `TINY_CALLS`, and `options` in their place."""
+    return pipe(prompt, **{**TINY_CALLS[_FAMILIES[type(pipe).__name__]], **options})[0]

@@ -109,6 +109,24 @@ def test_a_negative_prompt_steers_it_and_leaves_no_trace(pipe):
     assert "forward" not in vars(pipe.transformer.rope)
 
 
+def test_a_video_after_a_cancelled_one_is_as_the_first(pipe, monkeypatch):
+    """Cancelled in the second step of a block; `steps` counts from the start again."""
+    with nasa.steer(pipe, "a dog", 0.5, steps={0}):
+        first, calls, forward = video(pipe), [], pipe.transformer.forward
+
+        def fail_once(*args, **kwargs):
+            calls.append(None)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return forward(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipe.transformer, "forward", fail_once)
+            with pytest.raises(KeyboardInterrupt):
+                video(pipe)
+        assert torch.equal(video(pipe), first)
+
+
 def test_frames_come_out_as_a_video(pipe):
     assert video(pipe, output_type="np").shape == (1, 9, 16, 16, 3)
 

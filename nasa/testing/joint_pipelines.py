@@ -1,0 +1,125 @@
+"""Small pipelines whose text and image meet in one attention: FLUX, Stable Diffusion 3 and Qwen-Image."""
+
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+)
+
+from nasa.testing.models import tiny_tokenizer
+from nasa.testing.parts import (
+    TEXT_WIDTH,
+    clip_config,
+    qwen_tokenizer,
+    ready,
+    t5_config,
+    tiny_autoencoder,
+    tiny_t5_tokenizer,
+)
+
+
+def tiny_flux() -> FluxPipeline:
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        axes_dims_rope=(2, 2, 4),
+    )
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=tiny_autoencoder(),
+        text_encoder=CLIPTextModel(clip_config()),
+        tokenizer=tiny_tokenizer(),
+        text_encoder_2=T5EncoderModel(t5_config(T5Config)),
+        tokenizer_2=tiny_t5_tokenizer(),
+        transformer=transformer,
+    )
+    return ready(pipe)
+
+
+def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
+    """With the second, image-only attention of Stable Diffusion 3.5 in its first block."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=16,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=tiny_autoencoder(),
+        text_encoder=CLIPTextModelWithProjection(clip_config()),
+        tokenizer=tiny_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config()),
+        tokenizer_2=tiny_tokenizer(),
+        text_encoder_3=T5EncoderModel(t5_config(T5Config, 2 * TEXT_WIDTH)),
+        tokenizer_3=tiny_t5_tokenizer(),
+    )
+    return ready(pipe)
+
+
+def tiny_qwen_image() -> QwenImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    text = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": TEXT_WIDTH,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+        },
+        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16},
+    )
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT_WIDTH,
+        axes_dims_rope=(2, 2, 4),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    pipe = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(text),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    return ready(pipe)

@@ -1,0 +1,162 @@
+"""Which rows and layers are steered: as the caller says, in inherited pipelines, and beside an image."""
+
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+
+import nasa
+from nasa.attention import SteeredAttnProcessor
+from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
+from nasa.testing.siblings import tiny_sibling
+
+SCALE = 0.6
+
+
+@pytest.fixture
+def stable_diffusion():
+    return TINY_PIPELINES["stable-diffusion"]()
+
+
+def draw(pipe, **more):
+    call = {**TINY_CALLS["stable-diffusion"], **more}
+    return pipe("a cat", generator=torch.Generator().manual_seed(0), **call)[0]
+
+
+def draw_steered(pipe, **more):
+    with nasa.steer(pipe, "dog", SCALE):
+        return draw(pipe, **more)
+
+
+def own_inputs(model):
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "sample": torch.randn(2, 4, 4, 4, generator=generator),
+        "timestep": torch.ones(2),
+        "encoder_hidden_states": torch.randn(2, 16, 16, generator=generator),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positional", [0, 1, 3])
+def test_a_denoiser_is_called_by_keywords_and_by_position(stable_diffusion, positional):
+    """Outside a pipeline's call there is no guidance: also after a call that had some."""
+    pipe = stable_diffusion
+    inputs = own_inputs(pipe.unet)
+    args, kwargs = list(inputs.values())[:positional], dict(list(inputs.items())[positional:])
+    plain = pipe.unet(**inputs)[0]
+    with nasa.steer(pipe, "dog", SCALE):
+        first = pipe.unet(*args, **kwargs)[0]
+        draw(pipe, guidance_scale=3.0)
+        again = pipe.unet(*args, **kwargs)[0]
+    assert torch.equal(first, again)
+    assert all(not torch.allclose(one, other, atol=1e-5) for one, other in zip(first, plain, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("conditional", "rows"),
+    [
+        (slice(1, None), [1]),
+        ([0], [0]),
+        (lambda rows, call: slice(rows // 2), [0]),
+        (lambda rows, call: [call], [0]),
+        (slice(0), []),
+        (None, [0, 1]),
+    ],
+    ids=["slice", "rows", "half", "by call", "none", "no pipeline"],
+)
+def test_the_caller_says_which_rows_are_conditional(stable_diffusion, conditional, rows):
+    stand_in = SimpleNamespace(unet=stable_diffusion.unet, scheduler=SimpleNamespace(timesteps=[0]))
+    inputs = own_inputs(stand_in.unet)
+    negative = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(5))
+    plain = stand_in.unet(**inputs)[0]
+    with nasa.steer(stand_in, negative_prompt_embeds=negative, scale=SCALE, conditional=conditional):
+        steered = stand_in.unet(**inputs)[0]
+    changed = [row for row in range(2) if not torch.allclose(plain[row], steered[row], atol=1e-5)]
+    assert changed == rows
+
+
+@torch.no_grad()
+def test_rows_that_are_not_there_are_refused(stable_diffusion):
+    with (
+        pytest.raises(ValueError, match=r"conditional: got rows \[2\]; expected rows of a batch of 2"),
+        nasa.steer(stable_diffusion, "dog", SCALE, conditional=[2]),
+    ):
+        stable_diffusion.unet(**own_inputs(stable_diffusion.unet))
+
+
+class WithAnotherCall(diffusers.StableDiffusionPipeline):
+    """A user's pipeline, of whose batches nothing is known."""
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
+
+
+class WithAnotherEncoder(diffusers.StableDiffusionPipeline):
+    """A user's pipeline whose batches are its parent's."""
+
+    def encode_prompt(self, prompt, *args, **kwargs):
+        return super().encode_prompt(prompt, *args, **kwargs)
+
+
+def test_a_subclass_is_known_by_the_class_of_its_call(stable_diffusion):
+    own, inherited = (
+        kind(**stable_diffusion.components, requires_safety_checker=False)
+        for kind in (WithAnotherCall, WithAnotherEncoder)
+    )
+    for made in (own, inherited):
+        made.set_progress_bar_config(disable=True)
+    wanted = draw_steered(stable_diffusion, guidance_scale=3.0)
+    assert torch.equal(draw_steered(inherited, guidance_scale=3.0), wanted)
+    with pytest.raises(ValueError, match=r"pipe: got WithAnotherCall; .*Pass conditional="), nasa.steer(own, "dog"):
+        pass
+    with nasa.steer(own, "dog", SCALE, conditional=lambda rows, call: slice(rows // 2, None)):
+        assert torch.equal(draw(own, guidance_scale=3.0), wanted)
+
+
+def test_skip_layer_guidance_is_plain(monkeypatch):
+    """Stable Diffusion 3.5 calls once more in the first steps, with layers skipped: a thing to be guided away from."""
+    pipe, call = tiny_sibling("StableDiffusion3Pipeline")
+    call = {**call, "guidance_scale": 4.0, "num_images_per_prompt": 2, "skip_guidance_layers": [1]}
+    outputs = {}
+    for scale in (0.0, SCALE):
+        seen = outputs.setdefault(scale, [])
+        hook = pipe.transformer.register_forward_hook(lambda m, a, output, seen=seen: seen.append(output[0]))
+        with nasa.steer(pipe, "dog", scale):
+            pipe(
+                "a cat",
+                **call,
+                skip_layer_guidance_start=-1.0,
+                skip_layer_guidance_stop=1.0,
+                generator=torch.Generator().manual_seed(0),
+            )
+        hook.remove()
+    (guided, skipped), (steered, steered_skipped) = outputs.values()
+    assert torch.equal(skipped, steered_skipped)
+    torch.testing.assert_close(guided[:2], steered[:2], atol=1e-5, rtol=0)
+    assert not torch.allclose(guided[2:], steered[2:], atol=1e-4)
+
+
+def test_almost_no_scale_is_almost_the_plain_video_of_an_image():
+    """The image's tokens go through the image's own projections, with and without the negative."""
+    pipe, call = tiny_sibling("WanImageToVideoPipeline")
+    drawn = []
+    for options in ({"scale": 0.0}, {"scale": 1e-6}, {"scale": SCALE}):
+        with nasa.steer(pipe, "dog", **options):
+            drawn.append(pipe(prompt="a cat", **call, guidance_scale=1, generator=torch.Generator().manual_seed(0))[0])
+    plain, almost, steered = drawn
+    torch.testing.assert_close(almost, plain, atol=1e-4, rtol=0)
+    assert not torch.allclose(steered, plain, atol=1e-3)
+
+
+def test_layers_that_see_the_text_alone_are_steered_too():
+    """The upscaler's UNet attends to the text in attn1 as well, where it has `only_cross_attention`."""
+    pipe, _ = tiny_sibling("StableDiffusionUpscalePipeline")
+    with nasa.steer(pipe, "dog", SCALE):
+        steered = {n for n, p in pipe.unet.attn_processors.items() if isinstance(p, SteeredAttnProcessor)}
+    first = {name for name in steered if "attn1" in name}
+    assert first == {
+        n for n in pipe.unet.attn_processors if "attn1" in n and "mid" not in n and "down_blocks.1" not in n
+    }

@@ -1,0 +1,279 @@
+"""What a `steer` block makes of the calls inside it: whole ones, cancelled ones, another pipeline's."""
+
+import copy
+from contextlib import nullcontext
+
+import diffusers
+import pytest
+import torch
+from diffusers.hooks import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from peft import LoraConfig
+
+import nasa
+from nasa.attention import SteeredAttnProcessor
+from nasa.backbones import denoisers
+from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
+
+SCALE = 0.6
+STEPS = 4
+
+
+@pytest.fixture(scope="module", params=["stable-diffusion", "pixart", "flux", "stable-diffusion-3", "wan"])
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipe(family):
+    return TINY_PIPELINES[family]()
+
+
+@pytest.fixture
+def stable_diffusion():
+    return TINY_PIPELINES["stable-diffusion"]()
+
+
+def draw(pipe, family="stable-diffusion", **more):
+    call = {**TINY_CALLS[family], "num_inference_steps": STEPS, **more}
+    return pipe("a cat", generator=torch.Generator().manual_seed(0), **call)[0]
+
+
+class Steered:
+    """Whether each call of a pipeline's denoisers had a steered layer: its keys are those of a text not its own."""
+
+    def __init__(self, pipe, monkeypatch):
+        self.calls, self.now, combine = [], False, SteeredAttnProcessor._combine
+
+        def combined(*args):
+            self.now = True
+            return combine(*args)
+
+        monkeypatch.setattr(SteeredAttnProcessor, "_combine", combined)
+        for model in denoisers(pipe):
+            model.register_forward_hook(self.called)
+
+    def called(self, *_):
+        self.calls.append(self.now)
+        self.now = False
+
+
+def interrupted(pipe, index, timestep, values):
+    pipe._interrupt = True
+    return values
+
+
+def failed(*_):
+    raise RuntimeError("cancelled")
+
+
+CANCELLED = [(family, cancel) for family in ("stable-diffusion", "flux", "wan") for cancel in (interrupted, failed)]
+
+
+@pytest.mark.parametrize(("family", "cancel"), [*CANCELLED, ("pixart", failed)], indirect=["family"])
+def test_a_call_after_a_cancelled_one_is_as_the_first(family, pipe, cancel):
+    name = "callback" if family == "pixart" else "callback_on_step_end"
+    with nasa.steer(pipe, "dog", SCALE, steps={0}):
+        first = draw(pipe, family)
+    with nasa.steer(pipe, "dog", SCALE, steps={0}):
+        with nullcontext() if cancel is interrupted else pytest.raises(RuntimeError, match="cancelled"):
+            draw(pipe, family, **{name: cancel})
+        assert torch.equal(draw(pipe, family), first)
+
+
+def test_a_call_that_failed_before_its_first_step_is_forgotten(stable_diffusion, monkeypatch):
+    """After its prompt was encoded: the next call's prompt is again the first text."""
+    pipe = stable_diffusion
+    wanted = draw_steered(pipe, guidance_scale=3.0)
+    with nasa.steer(pipe, "dog", SCALE):
+        with monkeypatch.context() as patch:
+            patch.setattr(pipe, "prepare_latents", failed)
+            with pytest.raises(RuntimeError, match="cancelled"):
+                draw(pipe, guidance_scale=0)
+        assert torch.equal(draw(pipe, guidance_scale=3.0), wanted)
+
+
+def draw_steered(pipe, **more):
+    with nasa.steer(pipe, "dog", SCALE):
+        return draw(pipe, **more)
+
+
+@pytest.mark.parametrize("scheduler", [diffusers.HeunDiscreteScheduler, diffusers.KDPM2DiscreteScheduler])
+@pytest.mark.parametrize("step", range(3))
+def test_both_calls_of_a_step_are_of_that_step(stable_diffusion, monkeypatch, scheduler, step):
+    """Three steps of a second-order scheduler are five calls."""
+    pipe = stable_diffusion
+    steered = Steered(pipe, monkeypatch)
+    with nasa.steer(pipe, "dog", SCALE, steps={step}):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)  # also where it is replaced inside the block
+        draw(pipe, num_inference_steps=3)
+    assert steered.calls == [call // 2 == step for call in range(5)]
+    assert "step" not in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize("steps", [{4}, range(5), {0, -1}], ids=str)
+def test_a_step_that_is_not_there_is_refused(family, pipe, steps):
+    message = r"steps: got (4|-1); expected 0 to 3"
+    with pytest.raises(ValueError, match=message), nasa.steer(pipe, "dog", SCALE, steps=steps):
+        draw(pipe, family)
+
+
+@pytest.mark.parametrize("scale", [-1, float("nan"), float("inf"), [0.5, -0.1], torch.tensor([-1.0])], ids=str)
+def test_a_scale_that_is_none_is_refused(stable_diffusion, scale):
+    message = "scale: got .*; expected finite numbers of at least 0"
+    with pytest.raises(ValueError, match=message), nasa.steer(stable_diffusion, "dog", scale):
+        pass
+
+
+def test_a_block_inside_a_block_is_refused_and_the_outer_one_goes_on(family, pipe):
+    with nasa.steer(pipe, "dog", SCALE):
+        wanted = draw(pipe, family)
+    sibling = copy.copy(pipe)
+    with nasa.steer(pipe, "dog", SCALE):
+        for inner in (pipe, sibling):
+            with pytest.raises(ValueError, match="being steered; expected one block"), nasa.steer(inner, "ice", SCALE):
+                pass
+        assert torch.equal(draw(pipe, family), wanted)
+    with nasa.steer(sibling, "dog", SCALE):
+        assert torch.equal(draw(sibling, family), wanted)
+
+
+def test_another_pipeline_on_the_same_denoiser_is_refused(stable_diffusion):
+    pipe = stable_diffusion
+    other = diffusers.StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    plain = draw(other, guidance_scale=3.0)
+    with nasa.steer(pipe, "dog", SCALE):
+        draw(pipe)
+        with pytest.raises(ValueError, match="pipe: got a call of StableDiffusionPipeline while"):
+            draw(other, guidance_scale=3.0)
+    assert torch.equal(draw(other, guidance_scale=3.0), plain)
+
+
+def wan_of_two_denoisers():
+    first, second = TINY_PIPELINES["wan"](), TINY_PIPELINES["wan"]()
+    parts = {**first.components, "transformer_2": second.transformer, "boundary_ratio": 0.9}
+    pipe = diffusers.WanPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize(("steps", "wanted"), [(None, [True] * 4), ({0}, [1, 0, 0, 0]), ({3}, [0, 0, 0, 1])], ids=str)
+def test_both_denoisers_of_wan_2_2_are_steered_and_steps_counted_over_both(monkeypatch, steps, wanted):
+    pipe = wan_of_two_denoisers()
+    used = []
+    for name in ("transformer", "transformer_2"):
+        getattr(pipe, name).register_forward_hook(lambda *_, name=name: used.append(name))
+    steered = Steered(pipe, monkeypatch)
+    with nasa.steer(pipe, "dog", SCALE, steps=steps):
+        draw(pipe, "wan")
+    assert used == ["transformer"] * 2 + ["transformer_2"] * 2
+    assert steered.calls == [bool(step) for step in wanted]
+    assert not any(isinstance(p, SteeredAttnProcessor) for p in pipe.transformer_2.attn_processors.values())
+
+
+def count_keys(monkeypatch):
+    counted, keys = [], SteeredAttnProcessor.keys
+
+    def counting(self, attn, text):
+        counted.append(attn)
+        return keys(self, attn, text)
+
+    monkeypatch.setattr(SteeredAttnProcessor, "keys", counting)
+    return counted
+
+
+def test_keys_of_the_negative_are_computed_once_while_nothing_changes(stable_diffusion, monkeypatch):
+    pipe, counted = stable_diffusion, count_keys(monkeypatch)
+    encoded = []
+    pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(None))
+    with nasa.steer(pipe, "dog", SCALE):
+        for _ in range(3):
+            draw(pipe)
+    layers = len({id(attn) for attn in counted})
+    assert len(counted) == layers * (1 + 3 * STEPS)  # the negative's once, the prompt's in each step
+    assert len(encoded) == 1 + 3
+
+
+@pytest.mark.parametrize("change", ["scale of the call", "set_adapters", "weights"])
+def test_keys_are_computed_again_where_the_layers_changed(stable_diffusion, change):
+    """In one block, a second call with other weights is what it is in a block of its own."""
+    pipe = stable_diffusion
+    torch.manual_seed(1)
+    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=16, target_modules=["to_k", "to_v"], init_lora_weights=False))
+
+    def second():
+        if change == "set_adapters":
+            pipe.unet.set_adapters("default", 0.3)
+        if change == "weights":
+            with torch.no_grad():
+                for weight in pipe.unet.parameters():
+                    weight.mul_(0.8)
+        return draw(pipe, **({"cross_attention_kwargs": {"scale": 0.2}} if change == "scale of the call" else {}))
+
+    with nasa.steer(pipe, "dog", SCALE):
+        draw(pipe)
+        found = second()
+    with nasa.steer(pipe, "dog", SCALE):
+        change = "nothing" if change != "scale of the call" else change
+        assert torch.equal(second(), found)
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen-image", "wan"])  # diffusers gives the others' calls no name
+@pytest.mark.parametrize("steps", [{0, 1}, {2, 3}], ids=["early", "late"])
+def test_a_cache_over_steps_keeps_steered_calls_apart(family, steps):
+    """One that never skips changes nothing; one that always does gives a step what the first of its kind had."""
+    pipe = TINY_PIPELINES[family]()
+    with nasa.steer(pipe, "dog on ice", SCALE, steps=steps):
+        uncached = draw(pipe, family)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
+    with nasa.steer(pipe, "dog on ice", SCALE, steps=steps):
+        torch.testing.assert_close(draw(pipe, family), uncached, atol=1e-5, rtol=1e-5)
+    pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    skipping = draw(pipe, family)
+    with nasa.steer(pipe, "dog on ice", SCALE, steps=steps):
+        assert not torch.equal(draw(pipe, family), skipping)
+    assert torch.equal(draw(pipe, family), skipping)
+
+
+def test_a_cache_that_counts_calls_wants_every_step():
+    pipe = TINY_PIPELINES["flux"]()
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+    )
+    pipe.transformer.enable_cache(config)
+    message = "steps: got .* with PyramidAttentionBroadcastConfig on; expected None"
+    with pytest.raises(ValueError, match=message), nasa.steer(pipe, "dog", SCALE, steps={0}):
+        pass
+
+
+@pytest.mark.parametrize("family", TINY_PIPELINES)
+def test_weights_kept_in_eight_bits(family):
+    pipe = TINY_PIPELINES[family]()
+    (model,) = denoisers(pipe)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    plain = draw(pipe, family, num_inference_steps=2)
+    with nasa.steer(pipe, "dog", 1e-6):
+        almost = draw(pipe, family, num_inference_steps=2)
+    with nasa.steer(pipe, "dog", SCALE):
+        steered = draw(pipe, family, num_inference_steps=2)
+    torch.testing.assert_close(almost, plain, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(steered, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        (
+            "stable-diffusion",
+            {"negative_prompt_2": "x"},
+            "negative_prompt_2: got 'x'; expected None, as StableDiffusionP",
+        ),
+        ("sdxl", {"negative_prompt_3": "x"}, "negative_prompt_3: got 'x'; expected None, as StableDiffusionXLP"),
+        ("sdxl", {"negative_prompt": None, "negative_prompt_2": "x"}, "negative_prompt: got None beside"),
+    ],
+)
+def test_a_negative_without_an_encoder_is_refused(family, options, message):
+    pipe = TINY_PIPELINES[family]()
+    with pytest.raises(ValueError, match=message), nasa.steer(pipe, **{"negative_prompt": "dog", **options}):
+        pass
