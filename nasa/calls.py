@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
+from torch import Tensor
 
 from nasa.conditional import DenoiserCall
 
@@ -20,12 +21,15 @@ class PipelineCalls:
     """Follows the calls of one pipeline.
 
     `encoded` is told of the first call of the pipeline's encoder in each call of the pipeline, before it is made: some
-    encoders leave an adapter scaled.
+    encoders leave an adapter scaled. `any_caller` says that other pipelines may call the denoiser as well.
     """
 
-    def __init__(self, pipe: Any, encoded: Callable[[inspect.BoundArguments], None]) -> None:
-        self.pipe = pipe
+    def __init__(
+        self, pipe: Any, encoded: Callable[[inspect.BoundArguments], None], *, any_caller: bool = False
+    ) -> None:
+        self.pipe, self.any_caller = pipe, any_caller
         self.step, self.calls_in_step = 0, 0
+        self._timestep: float | None = None
         self._encoded, self._guided, self._awaits_prompt = encoded, False, True
         self._scheduler: Any = None
         self._of_scheduler = ExitStack()
@@ -60,7 +64,7 @@ class PipelineCalls:
     def now(self, batch: int) -> DenoiserCall:
         """The call of the denoiser that is about to be made; one from outside the pipeline has no guidance."""
         if running_pipeline() is None:
-            return DenoiserCall(batch)
+            return DenoiserCall(batch, index=self.calls_in_step if self.any_caller else 0)
         own = getattr(self.pipe, "do_classifier_free_guidance", None)
         return DenoiserCall(
             batch,
@@ -84,12 +88,18 @@ class PipelineCalls:
         order = int(getattr(self.pipe.scheduler, "order", 1))
         return (self.step // order) % count in steps
 
+    def calling(self, timestep: Any) -> None:
+        """Outside a pipeline's call, and where the scheduler is not asked, another timestep is another step."""
+        if running_pipeline() is not None or (isinstance(timestep, Tensor) and timestep.is_meta):
+            return
+        value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+        if self._timestep is not None and value != self._timestep:
+            self._next_step()
+        self._timestep = value
+
     def called(self) -> None:
-        """Count a call of the denoiser; outside a pipeline's call each is a step of its own."""
         self._awaits_prompt = True
         self.calls_in_step += 1
-        if running_pipeline() is None:
-            self._next_step()
 
     def _begin(self, *_: Any) -> None:
         self._awaits_prompt = True
@@ -103,10 +113,10 @@ class PipelineCalls:
             self._encoded(call)
 
     def _first_step(self, *_: Any) -> None:
-        self.step = self.calls_in_step = 0
+        self.step, self.calls_in_step, self._timestep = 0, 0, None
 
     def _next_step(self, *_: Any) -> None:
-        self.step, self.calls_in_step = self.step + 1, 0
+        self.step, self.calls_in_step, self._timestep = self.step + 1, 0, None
 
 
 def encoder_name(pipe: Any) -> str:
@@ -114,14 +124,15 @@ def encoder_name(pipe: Any) -> str:
     return "encode_prompt" if hasattr(pipe, "encode_prompt") else "_encode_prompt"
 
 
-def running_pipeline() -> DiffusionPipeline | None:
+def running_pipeline() -> DiffusionPipeline | ModularPipeline | None:
     """Return the pipeline whose `__call__` is running in this thread, the innermost one.
 
     A pipeline says nowhere that it runs, and another one on the same denoiser would be steered by this one's rules.
     """
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "__call__" and isinstance(owner := frame.f_locals.get("self"), DiffusionPipeline):
+        owner = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+        if isinstance(owner, DiffusionPipeline | ModularPipeline):
             return owner
         frame = frame.f_back  # type: ignore[assignment]
     return None

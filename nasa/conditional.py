@@ -6,10 +6,11 @@ call in the same step. Where they stand is a convention of each pipeline, writte
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from torch import Tensor
 
 Rows = slice | Sequence[int]
@@ -142,6 +143,10 @@ def layout_of(pipe: Any, conditional: Conditional | None = None) -> Layout:
     """
     if conditional is not None:
         return _as_told(conditional)
+    if isinstance(pipe, ModularPipeline):
+        raise ValueError(
+            f"pipe: got {type(pipe).__name__}; expected one that is not modular. Make nasa.NasaGuidance its guider."
+        )
     if not isinstance(pipe, DiffusionPipeline):
         return every_row
     caller = next(cls for cls in type(pipe).__mro__ if "__call__" in vars(cls))
@@ -182,10 +187,14 @@ def split(rows: Rows, batch: int, device: torch.device) -> Split | None:
     """
     if not isinstance(rows, slice) and not all(0 <= row < batch for row in rows):
         raise ValueError(f"conditional: got rows {list(rows)}; expected rows of a batch of {batch}.")
-    chosen = list(range(batch))[rows] if isinstance(rows, slice) else sorted(set(rows))
-    if len(chosen) == batch:
-        return None
+    chosen = range(batch)[rows] if isinstance(rows, slice) else sorted(set(rows))
+    return None if len(chosen) == batch else _split(tuple(chosen), batch, device)
+
+
+@lru_cache(maxsize=64)
+def _split(chosen: tuple[int, ...], batch: int, device: torch.device) -> Split:
     others = [row for row in range(batch) if row not in chosen]
-    conditional, rest = torch.tensor(chosen, dtype=torch.long), torch.tensor(others, dtype=torch.long)
-    order = torch.cat([rest, conditional]).argsort()
-    return Split(conditional.to(device), rest.to(device), order.to(device))
+    with torch.inference_mode(False):  # it outlives the call
+        conditional, rest = (torch.tensor(part, dtype=torch.long, device="cpu") for part in (list(chosen), others))
+        order = torch.cat([rest, conditional]).argsort()
+        return Split(conditional.to(device), rest.to(device), order.to(device))

@@ -65,6 +65,7 @@ class NasaGuidance(BaseGuidance):
             method=self.method,
             negative_prompt_embeds=self._negative,
             negative_attention_mask=self._negative_mask,
+            conditional=slice(None),
         )
         self._block.__enter__()
 

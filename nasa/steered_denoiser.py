@@ -68,6 +68,8 @@ class SteeredDenoiser:
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = {**dict(zip(_parameters(type(_base(model)).forward), args, strict=False)), **kwargs}
         self._refuse_another_pipeline()
+        if self._steps is not None or self._calls.any_caller:
+            self._calls.calling(arguments["timestep"])
         self.steering.active = self._is_steered(arguments)
         self._calls.called()
         if self.steering.plain:
@@ -79,7 +81,7 @@ class SteeredDenoiser:
 
     def _refuse_another_pipeline(self) -> None:
         other = running_pipeline()
-        if other is not None and other is not self._calls.pipe:
+        if other is not None and other is not self._calls.pipe and not self._calls.any_caller:
             raise ValueError(
                 f"pipe: got a call of {type(other).__name__} while its denoiser is steered for another pipeline; "
                 f"expected calls of that {type(self._calls.pipe).__name__}. Open the block on the one that is called."
@@ -131,7 +133,7 @@ class SteeredDenoiser:
             offloaded.pre_forward(self.model)
         with scaled([self.model], adapter_scale):
             text = self._backbone.project(self.model, embeds)
-            for layer in self._attention:
+            for layer in filter(_is_cross_attention, self._attention):
                 here = next(layer.parameters()).device == text.device
                 layer.processor.negative_keys = layer.processor.keys(layer, text) if here else None
         self.steering.embeds_NTD, self.steering.mask_NT = text, self._negative.mask

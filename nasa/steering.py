@@ -76,7 +76,7 @@ def steer(
         pipe, backbone, texts, max_sequence_length, negative_prompt_embeds, negative_attention_mask
     )
     _check_negative(negative)
-    calls = PipelineCalls(pipe, negative.encode_as)
+    calls = PipelineCalls(pipe, negative.encode_as, any_caller=conditional is not None)
     new = _steering(backbone, reading)
     if isinstance(strength, float):  # plain: nothing to encode
         negative.texts = {}

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines import QwenImageAutoBlocks, StableDiffusionXLAutoBlocks
 
 import nasa
 from nasa.testing.pipelines import TINY_PIPELINES
@@ -59,3 +60,30 @@ def test_the_denoiser_is_left_as_it_was(modular, pipe):
     assert not torch.equal(guided(modular, scale=0.4), plain)
     assert all(pipe.unet.attn_processors[name] is processor for name, processor in before.items())
     assert torch.equal(steered(pipe, scale=0), plain)
+
+
+def test_padding_of_the_negatives_is_not_seen():
+    """Two negatives of unequal length come with a mask."""
+    pipe = TINY_PIPELINES["qwen-image"]()
+    modular = QwenImageAutoBlocks().init_pipeline()
+    parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    modular.update_components(**{name: getattr(pipe, name) for name in parts})
+    modular.set_progress_bar_config(disable=True)
+    modular.update_components(guider=nasa.NasaGuidance(scale=0.5))
+    prompts, negatives = ["a cat", "dog"], ["blurry", "on a table"]
+    call = {**CALL, "output_type": "pt"}
+    guided = modular(prompt=prompts, negative_prompt=negatives, generator=generator(), output="images", **call)
+    with nasa.steer(pipe, negatives, 0.5):
+        steered = pipe(prompts, generator=generator(), **call).images
+    assert torch.equal(guided, steered)
+
+
+def test_a_modular_pipeline_is_steered_by_its_guider_alone(modular, pipe):
+    """Its own guider may call the denoiser for the unconditional prediction too."""
+    message = "pipe: got StableDiffusionXLModularPipeline; .* Make nasa.NasaGuidance its guider"
+    with pytest.raises(ValueError, match=message), nasa.steer(modular, "dog"):
+        pass
+    modular.update_components(guider=ClassifierFreeGuidance())
+    wanted = r"pipe: got a call of StableDiffusionXLModularPipeline while"
+    with nasa.steer(pipe, "dog"), pytest.raises(ValueError, match=wanted):
+        modular(prompt="a photo", generator=generator(), output="images", **CALL)

@@ -110,6 +110,23 @@ def test_both_calls_of_a_step_are_of_that_step(stable_diffusion, monkeypatch, sc
     assert "step" not in vars(pipe.scheduler)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("by_scheduler", [True, False], ids=["scheduler", "own sampler"])
+def test_steps_of_a_loop_outside_the_pipeline(stable_diffusion, monkeypatch, by_scheduler):
+    """Two calls of the denoiser a step, as guidance makes them, twice over."""
+    pipe = stable_diffusion
+    latents, text = torch.randn(1, 4, 4, 4), torch.randn(1, 16, 16)
+    pipe.scheduler.set_timesteps(3)
+    steered = Steered(pipe, monkeypatch)
+    with nasa.steer(pipe, "dog", SCALE, steps={1}, conditional=lambda rows, call: slice(0 if call else rows)):
+        for timestep in [*pipe.scheduler.timesteps] * 2:
+            for _ in range(2):
+                output = pipe.unet(sample=latents, timestep=timestep, encoder_hidden_states=text)[0]
+            if by_scheduler:
+                pipe.scheduler.step(output, timestep, latents)
+    assert steered.calls == [False, False, True, False, False, False] * 2
+
+
 @pytest.mark.parametrize("steps", [{4}, range(5), {0, -1}], ids=str)
 def test_a_step_that_is_not_there_is_refused(family, pipe, steps):
     message = r"steps: got (4|-1); expected 0 to 3"
