@@ -17,7 +17,10 @@ def lora_scale(arguments: dict[str, Any]) -> float:
 
 def adapter_state(layers: Iterable[Any]) -> list[Any]:
     """What tells that the adapters of these layers are others, or count more or less, than before."""
-    return [(part.active_adapters, part.disable_adapters, dict(part.scaling)) for part in _adapters(layers)]
+    return [
+        (part.active_adapters, part.disable_adapters, tuple(part.merged_adapters), dict(part.scaling))
+        for part in _adapters(layers)
+    ]
 
 
 @contextmanager

@@ -237,7 +237,7 @@ def test_away_from_the_prompt_itself_is_nothing_whatever_the_call_says(name, opt
     if option == "clean_caption":  # a parser of HTML is not needed to tell one text from another
         for check in ("is_bs4_available", "is_ftfy_available"):
             monkeypatch.setattr(sys.modules[type(pipe).__module__], check, lambda: True)
-        monkeypatch.setattr(pipe, "_clean_caption", lambda text: text[::-1], raising=False)
+        monkeypatch.setattr(pipe, "_clean_caption", lambda text: text[1:], raising=False)
     value = TEXT_OPTIONS[option]
     second = {f"negative_{option}": value} if option in ("prompt_2", "prompt_3") else {}
     call = {**call, "prompt": "a cat", "guidance_scale": 1.0, "pag_scale": 0.0, option: value}

@@ -80,21 +80,17 @@ def test_a_call_after_a_cancelled_one_is_as_the_first(family, pipe, cancel):
         assert torch.equal(draw(pipe, family), first)
 
 
-def test_a_call_that_failed_before_its_first_step_is_forgotten(stable_diffusion, monkeypatch):
+def test_a_call_that_failed_before_its_first_step_is_forgotten(monkeypatch):
     """After its prompt was encoded: the next call's prompt is again the first text."""
-    pipe = stable_diffusion
-    wanted = draw_steered(pipe, guidance_scale=3.0)
+    pipe = TINY_PIPELINES["pixart"]()
+    with nasa.steer(pipe, "dog", SCALE):
+        wanted = draw(pipe, "pixart", guidance_scale=3.0)
     with nasa.steer(pipe, "dog", SCALE):
         with monkeypatch.context() as patch:
             patch.setattr(pipe, "prepare_latents", failed)
             with pytest.raises(RuntimeError, match="cancelled"):
-                draw(pipe, guidance_scale=0)
-        assert torch.equal(draw(pipe, guidance_scale=3.0), wanted)
-
-
-def draw_steered(pipe, **more):
-    with nasa.steer(pipe, "dog", SCALE):
-        return draw(pipe, **more)
+                draw(pipe, "pixart", guidance_scale=0)
+        assert torch.equal(draw(pipe, "pixart", guidance_scale=3.0), wanted)
 
 
 @pytest.mark.parametrize("scheduler", [diffusers.HeunDiscreteScheduler, diffusers.KDPM2DiscreteScheduler])
@@ -211,28 +207,48 @@ def test_keys_of_the_negative_are_computed_once_while_nothing_changes(stable_dif
     assert len(encoded) == 1 + 3
 
 
-@pytest.mark.parametrize("change", ["scale of the call", "set_adapters", "weights"])
-def test_keys_are_computed_again_where_the_layers_changed(stable_diffusion, change):
-    """In one block, a second call with other weights is what it is in a block of its own."""
-    pipe = stable_diffusion
+def set_adapters(model):
+    model.set_adapters("default", 0.3)
+
+
+def fuse(model):
+    model.fuse_lora(lora_scale=0.3)
+
+
+@torch.no_grad()
+def change_weights(model):
+    for weight in model.parameters():
+        weight.mul_(0.8)
+
+
+def with_adapter(family):
+    pipe = TINY_PIPELINES[family]()
+    (model,) = denoisers(pipe)
     torch.manual_seed(1)
-    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=16, target_modules=["to_k", "to_v"], init_lora_weights=False))
+    model.add_adapter(LoraConfig(r=2, lora_alpha=16, target_modules=["to_k", "to_v"], init_lora_weights=False))
+    return pipe, model
 
-    def second():
-        if change == "set_adapters":
-            pipe.unet.set_adapters("default", 0.3)
-        if change == "weights":
-            with torch.no_grad():
-                for weight in pipe.unet.parameters():
-                    weight.mul_(0.8)
-        return draw(pipe, **({"cross_attention_kwargs": {"scale": 0.2}} if change == "scale of the call" else {}))
 
+@pytest.mark.parametrize("change", [set_adapters, fuse, change_weights])
+def test_keys_are_computed_again_where_the_layers_changed(change):
+    """In one block, a second call with other weights is what it is in a block of its own."""
+    pipe, model = with_adapter("stable-diffusion")
     with nasa.steer(pipe, "dog", SCALE):
         draw(pipe)
-        found = second()
+        change(model)
+        found = draw(pipe)
     with nasa.steer(pipe, "dog", SCALE):
-        change = "nothing" if change != "scale of the call" else change
-        assert torch.equal(second(), found)
+        assert torch.equal(draw(pipe), found)
+
+
+def test_keys_are_computed_again_where_the_call_scales_its_adapters():
+    """Of a model whose text encoder knows no such scale, so that the text is the same."""
+    pipe, _ = with_adapter("wan")
+    drawn = []
+    with nasa.steer(pipe, "dog", SCALE):
+        drawn += [draw(pipe, "wan", attention_kwargs={"scale": scale}) for scale in (1.0, 0.2)]
+    with nasa.steer(pipe, "dog", SCALE):
+        assert torch.equal(draw(pipe, "wan", attention_kwargs={"scale": 0.2}), drawn[1])
 
 
 @pytest.mark.parametrize("family", ["flux", "qwen-image", "wan"])  # diffusers gives the others' calls no name
