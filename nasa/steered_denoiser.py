@@ -18,6 +18,7 @@ from nasa.joint import install_joint
 from nasa.lora import adapter_state, lora_scale, scaled
 from nasa.negative import NegativePrompt
 
+KEY_PARTS = ("to_k", "to_v", "to_kv", "norm_k", "norm_cross")  # of an attention layer
 _OPEN: WeakSet[nn.Module] = WeakSet()  # the denoisers of all open blocks
 
 
@@ -198,10 +199,17 @@ def _is_cross_attention(layer: nn.Module) -> bool:
     return isinstance(getattr(layer, "processor", None), SteeredAttnProcessor)
 
 
-def _state(layers: list[nn.Module]) -> list[Any]:
-    """What tells that the layers' weights or adapters are others than before."""
-    weights = [(id(weight), _version(weight)) for layer in layers for weight in layer.parameters()]
-    return [weights, adapter_state(layers)]
+def _state(layers: list[Any]) -> list[Any]:
+    """What tells that the weights or adapters that make a layer's keys are others than before."""
+    parts = [getattr(layer, name, None) for layer in layers for name in KEY_PARTS]
+    return [_state_of(part) for part in parts if part is not None]
+
+
+def _state_of(part: nn.Module) -> Any:
+    plain = next(part.children(), None) is None
+    weights = part._parameters.values() if plain else part.parameters()
+    versions = [(id(weight), _version(weight)) for weight in weights if weight is not None]
+    return versions if plain else (versions, adapter_state([part]))
 
 
 def _version(weight: Tensor) -> int:
