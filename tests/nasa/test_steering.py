@@ -3,7 +3,7 @@ import torch
 
 import nasa
 from nasa.attention import SteeredAttnProcessor
-from nasa.testing import tiny_stable_diffusion
+from nasa.testing import TINY_PIPELINES, tiny_stable_diffusion
 
 
 @pytest.fixture(scope="module")
@@ -93,4 +93,22 @@ def test_a_model_without_cross_attention_is_refused(pipe):
         pytest.raises(ValueError, match="Other: its denoiser NoneType cannot"),
         nasa.steer(Other(), negative_prompt="x"),
     ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        (
+            "stable-diffusion",
+            {"negative_prompt_2": "x"},
+            "negative_prompt_2: got 'x'; expected None, as StableDiffusionP",
+        ),
+        ("sdxl", {"negative_prompt_3": "x"}, "negative_prompt_3: got 'x'; expected None, as StableDiffusionXLP"),
+        ("sdxl", {"negative_prompt": None, "negative_prompt_2": "x"}, "negative_prompt: got None beside"),
+    ],
+)
+def test_a_negative_without_an_encoder_is_refused(family, options, message):
+    pipe = TINY_PIPELINES[family]()
+    with pytest.raises(ValueError, match=message), nasa.steer(pipe, **{"negative_prompt": "dog", **options}):
         pass

@@ -292,21 +292,3 @@ def test_weights_kept_in_eight_bits(family):
         steered = draw(pipe, family, num_inference_steps=2)
     torch.testing.assert_close(almost, plain, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(steered, plain, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("family", "options", "message"),
-    [
-        (
-            "stable-diffusion",
-            {"negative_prompt_2": "x"},
-            "negative_prompt_2: got 'x'; expected None, as StableDiffusionP",
-        ),
-        ("sdxl", {"negative_prompt_3": "x"}, "negative_prompt_3: got 'x'; expected None, as StableDiffusionXLP"),
-        ("sdxl", {"negative_prompt": None, "negative_prompt_2": "x"}, "negative_prompt: got None beside"),
-    ],
-)
-def test_a_negative_without_an_encoder_is_refused(family, options, message):
-    pipe = TINY_PIPELINES[family]()
-    with pytest.raises(ValueError, match=message), nasa.steer(pipe, **{"negative_prompt": "dog", **options}):
-        pass
