@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +154,15 @@ def _track(folder: Folder, summary: dict[str, Any], subject: Subject, tracking_u
 
 
 def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """The student's figures under names that MLflow can show."""
-    return {f"eval_{name}": metric["value"] for name, metric in summary["metrics"].items() if metric["images"]}
+    """Return the student's figures under names that MLflow can show; one that is no number is left out.
+
+    Ray Train ranks checkpoints by them, and a NaN would stand above every score.
+    """
+    return {
+        f"eval_{name}": metric["value"]
+        for name, metric in summary["metrics"].items()
+        if metric["images"] and math.isfinite(metric["value"])
+    }
 
 
 def distilled_student(student_folder: Folder) -> Sampler:

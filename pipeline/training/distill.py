@@ -222,7 +222,7 @@ def _chosen(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict[str, Any]]
     assert result.checkpoint is not None
     assert result.metrics is not None
     name, sign = f"eval_{recipe.promotion.metric}", 1 if recipe.promotion.higher_is_better else -1
-    scored = [each for each in result.best_checkpoints or [] if name in each[1]]
+    scored = [each for each in result.best_checkpoints or [] if math.isfinite(each[1].get(name, math.nan))]
     if recipe.evaluation.keep == "latest" or not scored:
         return result.checkpoint, result.metrics
     return max(scored, key=lambda each: sign * each[1][name])

@@ -1,0 +1,37 @@
+"""The many-step teacher, held against a denoiser that is never wrong."""
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+from nasa.testing.pipelines import tiny_pixart
+from pipeline import models
+from pipeline.evaluation.sampling import Sampler, Way, noise_of
+
+
+class Oracle(torch.nn.Module):
+    """The eps of a world with one image."""
+
+    def __init__(self, x0, alphas_cumprod):
+        super().__init__()
+        self.x0, self.alphas_cumprod = x0, alphas_cumprod
+
+    def forward(self, latents, timestep_B, _):
+        abar = self.alphas_cumprod[timestep_B.long()].reshape(-1, 1, 1, 1)
+        return (latents - abar.sqrt() * self.x0) / (1 - abar).sqrt()
+
+
+@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_latents_are_not_clipped_whatever_scheduler_the_teacher_has(tmp_path, scheduler):
+    """PixArt's has no `clip_sample`, and DDIM made of such a configuration would clip latents to -1..1."""
+    pipe = tiny_pixart()
+    pipe.scheduler = scheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", num_train_timesteps=1000)
+    pipe.save_pretrained(tmp_path / "teacher")
+    model = models.load(tmp_path / "teacher")
+    sampler = Sampler(model)
+    x0 = 1.5 * torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(5))
+    assert x0.abs().max() > 2
+    sampler.denoiser = Oracle(x0, model.pipe.scheduler.alphas_cumprod)
+    noise, embeds = noise_of([1], model.latent_shape), model.encode(["a cat"])
+    found = sampler._many_steps(Way("steps", 3.0, 25), noise, embeds, model.encode([""]))
+    torch.testing.assert_close(found, x0, atol=0.02, rtol=0)

@@ -1,0 +1,35 @@
+"""The driver's choices at the end of a run."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.evaluation.evaluate import flat_metrics
+from pipeline.recipe import parse
+from pipeline.training.distill import _chosen
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "higher", "best"),
+    [
+        ([0.1, 0.4, 0.2], True, 1),
+        ([0.3, 0.1, 0.2], False, 1),
+        ([NAN, 0.1, 0.2], True, 2),
+        ([0.1, NAN, 0.2], False, 0),
+        ([0.1, None, float("inf")], True, 0),
+        ([NAN, NAN, NAN], True, "last"),
+    ],
+)
+def test_the_best_checkpoint_is_one_whose_score_is_a_number(scores, higher, best):
+    recipe = parse("", ['evaluation.keep="best"', f"promotion.higher_is_better={str(higher).lower()}"])
+    name = f"eval_{recipe.promotion.metric}"
+    kept = [(index, {} if score is None else {name: score}) for index, score in enumerate(scores)]
+    result = SimpleNamespace(checkpoint="last", metrics={"step": 9}, best_checkpoints=kept)
+    assert _chosen(recipe, result)[0] == best
+
+
+def test_a_figure_that_is_no_number_does_not_reach_the_ranking_of_checkpoints():
+    metrics = {"a": {"value": NAN, "images": 3}, "b": {"value": 0.5, "images": 3}, "c": {"value": 0.0, "images": 0}}
+    assert flat_metrics({"metrics": metrics}) == {"eval_b": 0.5}
