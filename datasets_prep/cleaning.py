@@ -1,72 +1,127 @@
-"""Prompts as people left them, to prompts as a text encoder should see them: one function a habit, all pure."""
+"""Prompts as people left them, to prompts as a text encoder should see them: one rule a habit, all pure functions.
+
+A rule changes a text only where it finds the syntax that it is about. Any other text comes back word for word, with
+one space wherever there was space of any kind.
+"""
 
 import html
 import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import ftfy
-import nh3
 
-_URL = re.compile(r"<?\b(?:https?://|www\.)[^\s<>]+>?", re.IGNORECASE)
-_DASH = "(?:--|\u2014|\u2013)"
-_PARAMETER = re.compile(rf"(?:^|(?<=\s)){_DASH}(?P<name>[a-zA-Z]+)(?P<value>\s+-?[\d.][\d.:,/x%]*(?=\s|$))?")
-_WORD_PARAMETER = re.compile(
-    rf"(?:^|(?<=\s)){_DASH}(?:style|sref|cref|profile|p|personalize)\s+[\w:/.-]+(?=\s|$)", re.IGNORECASE
-)
-_AVOIDED = re.compile(rf"(?:^|(?<=\s)){_DASH}no\s+(?P<terms>.*?)(?=\s{_DASH}[a-zA-Z]|$)", re.IGNORECASE)
-_WEIGHT = re.compile(r"::\s*-?\d*\.?\d*")
-_CHOICE = re.compile(r"\{([^{}]*)\}")
-_SUFFIX = re.compile(r"\s*-\s*(?:Variations|Upscaled|Image #\d|Remix|Zoom Out|Pan|@\S+).*$", re.IGNORECASE)
-_INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffd]"
-)
+from datasets_prep import midjourney
+
 _SPACE = re.compile(r"\s+")
-_EDGES = " \t\n,;:|*_-\"'`"
-_PARAMETERS = """
-ar aspect c chaos cref cw creative exp fast hd ihd iw n niji ow p personalize profile q quality raw relax repeat r s
-sameseed seed sref stop style stylize sv sw test testp tile turbo uplight upbeta v version vibe video w weird
+_LINE_END = str.maketrans(dict.fromkeys("\t\n\v\f\r\x1c\x1d\x1e\x1f\u2028\u2029", " "))
+_NEXT_LINE = re.compile(r"(?<![\xc2-\xdf])(?<![\xe0-\xef][\x80-\xbf])\x85(?![\x80-\xbf])")  # no byte of mojibake
+_INVISIBLE = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffd]"
+    r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"  # joiners that join neither letters nor emoji
+)
+_REPAIR = ftfy.TextFixerConfig(
+    unescape_html=False, uncurl_quotes=False, fix_character_width=False, fix_latin_ligatures=False, explain=False
+)
+_INLINE = "a abbr b big cite code del em font i ins kbd mark q s small span strike strong sub sup tt u var"
+_BLOCK = """
+article aside blockquote body br center dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr
+html iframe img input li link meta nav noscript ol option p pre section select table tbody td tfoot th thead tr ul wbr
 """
-PARAMETERS = frozenset(_PARAMETERS.split())
-
-
-def clean(text: str) -> str:
-    """Midjourney's syntax, HTML, broken encodings and stray space removed. Cleaning twice changes nothing more."""
-    return collapse(without_midjourney(without_html(normalised(text))))
-
-
-def normalised(text: str) -> str:
-    """Unicode in its composed form (NFC), with mojibake repaired and without characters that cannot be seen."""
-    if not text.isascii() or "\x1b" in text:  # of others there is nothing to repair
-        text = ftfy.fix_text(text, uncurl_quotes=False, unescape_html=False)
-    return _INVISIBLE.sub("", text)
+_ATTRIBUTES = r"(?:\s[^<>]*)?/?"
+_IN_WORDS = re.compile(rf"</?(?:{'|'.join(_INLINE.split())}){_ATTRIBUTES}>", re.IGNORECASE)
+_BETWEEN_WORDS = re.compile(
+    rf"<(script|style)\b[^<>]*>.*?</\1\s*>|<!--.*?-->|<!doctype\b[^<>]*>|</?(?:{'|'.join(_BLOCK.split())}){_ATTRIBUTES}>",
+    re.IGNORECASE | re.DOTALL,
+)
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")
+_EDGES = " \t\n,;:|*_-\"'`"
 
 
 def without_html(text: str) -> str:
-    """The text of a fragment of HTML: no tags, no comments, no scripts, entities as the characters they name."""
+    """The text of a fragment of HTML: no tags, comments and scripts, entities as the characters they name.
+
+    What stands in angle brackets and is no element of HTML, such as the token `<sks>`, is text.
+    """
     if "<" in text:
-        text = nh3.clean(_URL.sub(" ", text), tags=set(), attributes={})
-    return html.unescape(text) if "&" in text else text
+        text = _IN_WORDS.sub("", _BETWEEN_WORDS.sub(" ", text))
+    return _ENTITY.sub(lambda found: html.unescape(found[0]), text) if "&" in text else text
 
 
-def without_midjourney(text: str) -> str:
-    """No parameters (`--ar 3:2`), weights (`::0.5`), addresses of images; of `{a, b}` the first."""
-    text = _URL.sub(" ", text)
-    while (chosen := _CHOICE.sub(lambda found: found[1].split(",")[0], text)) != text:
-        text = chosen
-    if any(dash in text for dash in "-\u2014\u2013"):
-        text = _WORD_PARAMETER.sub(" ", _AVOIDED.sub(" ", text))
-        text = _SUFFIX.sub("", _PARAMETER.sub(_drop_parameter, text))
-    return _WEIGHT.sub(" ", text).replace("**", " ")
+def normalised(text: str) -> str:
+    """Unicode in its composed form (NFC), with mojibake repaired and without characters that cannot be seen.
+
+    Of zero-width joiners those stay that stand between letters of other scripts than ours or within an emoji.
+    """
+    if text.isascii() and text.isprintable():  # there is nothing to repair
+        return text
+    text = _NEXT_LINE.sub(" ", text.translate(_LINE_END))
+    if not text.isascii() or "\x1b" in text:
+        text = ftfy.fix_text(text, _REPAIR)
+    return _INVISIBLE.sub("", text)
 
 
-def _drop_parameter(found: re.Match[str]) -> str:
-    return " " if found["name"].lower() in PARAMETERS else found[0]
+def one_space(text: str) -> str:
+    """One space for line ends, tabs and space of any kind and length; none at the ends."""
+    return _SPACE.sub(" ", text).strip()
+
+
+SYNTAX: Mapping[str, Callable[[str], str]] = MappingProxyType(
+    {
+        "HTML": without_html,
+        "/imagine prompt:": midjourney.without_command,
+        "Discord's caption": midjourney.without_caption,
+        "address": midjourney.without_addresses,
+        "<lora:name:1>": midjourney.without_networks,
+        "(words:1.2)": midjourney.without_emphasis,
+        "{a, b}": midjourney.without_choices,
+        "--no": midjourney.without_avoided,
+        "--parameter": midjourney.without_parameters,
+        "::weight": midjourney.without_weights,
+    }
+)
+"""Rules that remove what is no text, by what they remove, in the order in which they are applied."""
+CHARACTERS = "broken or invisible characters"
+SPACE = "line ends and repeated space"
+RULES = (CHARACTERS, *SYNTAX, SPACE)
+Change = tuple[str, str, str]
+
+
+def clean(text: str) -> str:
+    """The text after all rules."""
+    return cleaned(text)[0]
+
+
+def cleaned(text: str) -> tuple[str, list[Change]]:
+    """The text after all rules, and the changes: which rule, the text before it, the text after it."""
+    changes: list[Change] = []
+    whole = normalised(text)
+    if whole != text and (whole := one_space(whole)) != one_space(text):
+        changes.append((CHARACTERS, text, whole))
+    result = whole
+    for name, rule in SYNTAX.items():
+        after = rule(result)
+        if after != result:
+            changes.append((name, result, after))
+            result = after
+    if result is not whole:
+        return tidied(result), changes
+    result = one_space(whole)
+    if not changes and result != text.strip():
+        changes.append((SPACE, text, result))
+    return result, changes
+
+
+def tidied(text: str) -> str:
+    """What a rule left behind of the space and the separators around what it removed, tidied."""
+    text = re.sub(r"\s+([,;.])(?=\s|$)", r"\1", one_space(normalised(text)))
+    text = re.sub(r"([,;])(?:\s*[,;])+", r"\1", text).strip(" ,;:|")
+    return re.sub(r"^[-\u2013\u2014]\s+|\s+[-\u2013\u2014]$|\s+(?=[\"\u201d)]$)", "", text)
 
 
 def negatives_of(text: str) -> list[str]:
     """What a Midjourney prompt was to avoid: the terms of its `--no`."""
-    found = _AVOIDED.search(text)
-    terms = found["terms"].split(",") if found else []
-    return [term for term in map(collapse, terms) if term]
+    return [term for term in map(collapse, midjourney.avoided(text).split(",")) if term]
 
 
 def collapse(text: str) -> str:

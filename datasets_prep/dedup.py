@@ -11,17 +11,32 @@ from hashlib import blake2b
 from itertools import pairwise
 
 import numpy as np
+import regex
 import rensa
 
 BANDS, ROWS = 20, 6
 _SEED = 1
-_WORD = re.compile(r"\w+")
+_ASCII_WORD = re.compile(r"[a-z0-9#%&+<=>@$]+")
+_JOINERS = r"\u200c\u200d"
+_TAGS = r"\U000e0020-\U000e007f"  # of the flags of England, Scotland and Wales
+_WORD = regex.compile(
+    rf"[\p{{So}}\p{{EMod}}][\p{{So}}\p{{EMod}}\p{{M}}{_JOINERS}{_TAGS}]*"
+    rf"|[\p{{L}}\p{{M}}\p{{N}}\p{{Sc}}\p{{Sm}}\p{{Co}}\p{{Cn}}#%&@{_JOINERS}--|~]+",
+    regex.V1,
+)
+_PRESENTATION = re.compile("[\ufe0e\ufe0f]")  # as text or as a picture
 _MIX = np.array([pow(0x9E3779B97F4A7C15, power + 1, 2**64) | 1 for power in range(ROWS)], dtype=np.uint64)
 
 
 def normal_form(text: str) -> str:
-    """What two texts must share to be the same: their words, in lower case."""
-    return " ".join(_WORD.findall(text.casefold()))
+    """What two texts must share to be the same: their words and symbols, in lower case.
+
+    A word is letters with the marks that belong to them, digits, and signs that tell words apart (`C++`, `C#`, `50%`);
+    an emoji is a word. Space, punctuation and separators (`|`, `~`) part words. A text without any stands for itself.
+    """
+    lower = text.lower()
+    words = _ASCII_WORD.findall(lower) if text.isascii() else _WORD.findall(_PRESENTATION.sub("", lower))
+    return " ".join(words) or " ".join(lower.split())
 
 
 def shingles(normal: str) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """Words that filters look for. Whole words, in lower case, with digits that stand for letters read as letters."""
 
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterator, Sequence
 
 EXPLICIT = frozenset(
     """
@@ -32,9 +33,19 @@ MINORS = frozenset(
     """.split()  # noqa: SIM905
 )
 BLOCKED = frozenset(["loli", "lolis", "lolicon", "shota", "shotas", "shotacon", "jailbait", "pedophile", "pedophilia"])
+_TERMS = EXPLICIT | SUGGESTIVE | MINORS | BLOCKED
+_LONGEST = max(map(len, _TERMS))
 
-_READ_AS = str.maketrans("0134578@$", "oieastbas")
+_DISGUISES = "0134578@$"
+_READ_AS = (str.maketrans(_DISGUISES, "oieastbas"), str.maketrans(_DISGUISES, "oleastbas"))  # 1 is an i or an l
 _WORD = re.compile(r"[^\W\d_]+")
+_TOKEN = re.compile(r"[^\W_@$]*[\d@$][\w@$]*")
+_APART = r"(?:[\s._*/|,~+-]{1,3})"
+_LETTER = r"(?:[^\W_]|[@$])"
+_ALONE = r"(?![^\W_]|[@$'\u2019])"
+_SPELLED = re.compile(
+    rf"(?<![^\W_])(?<![@$'\u2019]){_LETTER}(?:(?:{_APART}{_LETTER}{_ALONE}){{2,}}|(?:'{_LETTER}(?![^\W_]|[@$])){{2,}})"
+)
 _YOUNG = re.compile(
     r"\b(?:little|young|small|tiny|school|underage|under age)[\s-]+(?:girl|boy|daughter|son|sister|brother)s?\b"
 )
@@ -44,11 +55,44 @@ ADULT = 18  # years
 
 def words(text: str) -> frozenset[str]:
     """The words of a text, those in disguise (`nud3`, `n u d e`) too."""
-    folded = text.casefold()
-    found = _WORD.findall(folded)
-    letters = "".join(word for word in found if len(word) == 1)
-    disguised = _WORD.findall(folded.translate(_READ_AS)) if any(c in folded for c in "0134578@$") else []
-    return frozenset([*found, *disguised, letters])
+    folded = _folded(text)
+    found = set(_WORD.findall(folded))
+    if any(c in folded for c in _DISGUISES):
+        found.update(_disguised(folded))
+    if spelled := _SPELLED.findall(folded):
+        found.update(_spelled(spelled))
+    return frozenset(found)
+
+
+def _folded(text: str) -> str:
+    """In lower case, without accents, fullwidth letters as plain ones."""
+    if text.isascii():
+        return text.lower()
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
+def _disguised(folded: str) -> Iterator[str]:
+    """Readings of the tokens that have digits or signs for some of their letters, but not for all."""
+    for token in _TOKEN.findall(folded):
+        if any(c.isalpha() for c in token):
+            for table in _READ_AS:
+                yield from _WORD.findall(token.translate(table))
+
+
+def _spelled(runs: Sequence[str]) -> Iterator[str]:
+    """The terms within runs of single letters. Only neighbours are joined, and never across a word.
+
+    Of the letters half or more must be letters: `n u d 3`, not the sizes `a 5 5`. The same one again and again, as in
+    a game of noughts and crosses, spells nothing.
+    """
+    for run in runs:
+        letters = [c for c in run if c.isalnum() or c in "@$"]
+        for first in range(len(letters)):
+            for last in range(first + 3, min(len(letters), first + _LONGEST) + 1):
+                part = "".join(letters[first:last])
+                if 2 * sum(c.isalpha() for c in part) >= len(part) and len(set(part)) > 1:
+                    yield from (read for table in _READ_AS if (read := part.translate(table)) in _TERMS)
 
 
 def explicit(text: str) -> bool:
@@ -57,14 +101,26 @@ def explicit(text: str) -> bool:
 
 def sexual_about_minors(text: str) -> bool:
     """A sexual term and one for a minor in one prompt, or a term that is both. It would rather block too much."""
+    return bool(evidence(text))
+
+
+def evidence(text: str) -> tuple[str, ...]:
+    """The terms for which a prompt is blocked as sexual about minors: a sexual one and one for a minor, or one of both.
+
+    Empty where it is not.
+    """
     found = words(text)
-    if not BLOCKED.isdisjoint(found):
-        return True
-    if EXPLICIT.isdisjoint(found) and SUGGESTIVE.isdisjoint(found):
-        return False
-    folded = text.casefold()
-    return not MINORS.isdisjoint(found) or bool(_YOUNG.search(folded)) or any(age < ADULT for age in _ages(folded))
+    if both := BLOCKED & found:
+        return (min(both),)
+    sexual = (EXPLICIT | SUGGESTIVE) & found
+    minor = sexual and _minor(found, text)
+    return (min(sexual), minor) if minor else ()
 
 
-def _ages(folded: str) -> Iterable[int]:
-    return (int(found[1] or found[2]) for found in _AGE.finditer(folded))
+def _minor(found: frozenset[str], text: str) -> str:
+    folded = _folded(text)
+    if named := MINORS & found:
+        return min(named)
+    if young := _YOUNG.search(folded):
+        return young[0]
+    return next((each[0] for each in _AGE.finditer(folded) if int(each[1] or each[2]) < ADULT), "")

@@ -1,0 +1,120 @@
+"""What prompt tools write beside the text: Midjourney's and AUTOMATIC1111's syntax, only in the form they define.
+
+Midjourney: https://docs.midjourney.com/hc/en-us/articles/32859204029709-Parameter-List. A parameter is a whole token
+(`--ar 3:2`), the dash of which an editor may have turned into another one; anything else is text and is kept.
+"""
+
+import re
+from collections.abc import Iterable
+
+_DASH = "(?:--|\u2014|\u2013)"
+_START = r"(?:^|(?<=\s))"
+_END = r"(?=[\s,.;)\"']|$)"
+_NUMBER = r"-?\d*\.?\d+(?:,\d{3})*%?"
+_RATIO = r"\d+(?:\.\d+)?[:/x]\d+(?:\.\d+)?"
+_NUMERIC = """
+ar aspect bs c chaos creative cw exp fps hd ihd iw n niji ow q quality r repeat s sameseed seed stop stylize sv sw
+testp upbeta v version video vibe w weird
+"""
+_WORDED = "cref dref end motion oref p personalize profile sref start style"
+_FLAGS = "beta draft fast loop public raw relax stealth test tile turbo upanime uplight upbeat"
+_KEYWORDS = "raw|cute|scenic|expressive|original|random|low|high|loop"
+PARAMETERS = tuple(f"{_NUMERIC} {_WORDED} {_FLAGS}".split())
+
+
+def _any(names: Iterable[str]) -> str:
+    return "|".join(sorted(names, key=len, reverse=True))
+
+
+_VALUE = rf"(?:{_KEYWORDS}|https?://\S+|[\w.:/-]*\d[\w.:/-]*)"
+_LAST = rf"(?=\s*(?:$|{_DASH}[a-zA-Z]))"  # the end, or another parameter
+_WITH_NUMBER = rf"{_DASH}(?:{_any(_NUMERIC.split())})\s*(?:{_RATIO}|{_NUMBER}){_END}"
+_WITH_WORD = rf"{_DASH}(?:{_any(_WORDED.split())})(?:(?:\s+{_VALUE}{_END})+|\s+[\w:/.-]+{_LAST})"
+_BARE = rf"(?:--(?:{_any(PARAMETERS)}){_END}|{_DASH}(?:{_any(PARAMETERS)}){_LAST})"
+_PARAMETER = re.compile(f"{_START}(?:{_WITH_NUMBER}|{_WITH_WORD}|{_BARE})", re.IGNORECASE)
+_IDIOMS = "one|longer|matter|doubt|wonder|sooner|less"  # of a sentence with a dash in it: "--no one knew"
+_AVOIDED = re.compile(
+    rf"{_START}{_DASH}no(?=\s|$)(?!\s+(?:{_IDIOMS})\b)\s*(?P<terms>.*?)(?=\s{_DASH}[a-zA-Z]|$)", re.IGNORECASE | re.DOTALL
+)
+_COMMAND = re.compile(r"^\s*/imagine(?:\s+prompt)?(?:\s*:|(?=\s)|$)\s*", re.IGNORECASE)
+_URL = re.compile(r"<?\bhttps?://[^\s<>]*[^\s<>,;.!?)\]}\"']>?", re.IGNORECASE)
+_WEIGHT = re.compile(rf"(?:(?<=[^\s:])::(?:\s*{_NUMBER})?|(?<=\s)::\s?{_NUMBER})(?=[\s,.;]|$)")
+_CHOICE = re.compile(r"(?<!\\)\{([^{}]*(?<!\\),[^{}]*)\}")
+_OPTION_END = re.compile(r"(?<!\\),")
+_MENTION = r"<?@[^\s*]+"
+_ACTION = r"(?:Variations|Upscaled|Remix|Remaster|Zoom Out|Pan(?: (?:Left|Right|Up|Down))?|Image #\d)(?: \([^()]*\))?"
+_SPEED = r"\((?:fast|relaxed|turbo|metered)\b[^()]*\)"
+_CREDIT = rf"(?:\s+-\s+(?:{_ACTION}(?: by)? {_MENTION}(?:\s*\([^()]*\))*|{_MENTION}\s*{_SPEED}))\s*$"
+_CAPTION = re.compile(_CREDIT)
+_BOLD = re.compile(rf"^\s*\*\*(?P<prompt>(?:(?!\*\*).)+)\*\*(?:\s*$|{_CREDIT})", re.DOTALL)
+_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>", re.IGNORECASE)
+_EMPHASIS = re.compile(
+    r"(?<!\\)\(((?:[^()\\:]|\\.|:(?![\d.]+\s*\)))*?(?:[^\d\s\\():]|\\.))\s*:(?:\d*\.\d+|\d)\s*\)"
+)
+
+
+def without_command(text: str) -> str:
+    """Remove Discord's `/imagine prompt:`."""
+    return _COMMAND.sub("", text) if "/" in text else text
+
+
+def without_caption(text: str) -> str:
+    """Remove what Midjourney's bot adds to a prompt: bold type, and ` - Upscaled by @name (fast)`."""
+    if "**" in text and (bold := _BOLD.match(text)):
+        return bold["prompt"]
+    return _CAPTION.sub("", text) if " - " in text else text
+
+
+def without_addresses(text: str) -> str:
+    """Remove addresses of images."""
+    return _URL.sub(" ", text) if "://" in text else text
+
+
+def without_choices(text: str) -> str:
+    """Replace `{a, b}`, of which Midjourney makes a prompt each, by its first option."""
+    if "{" in text:
+        while (chosen := _CHOICE.sub(_first_option, text)) != text:
+            text = chosen
+    return text
+
+
+def _first_option(found: re.Match[str]) -> str:
+    return _OPTION_END.split(found[1])[0].replace("\\,", ",")
+
+
+def without_avoided(text: str) -> str:
+    """Remove `--no` with its terms."""
+    return _AVOIDED.sub(" ", text) if _has_dash(text) else text
+
+
+def without_parameters(text: str) -> str:
+    """Remove the parameters (`--ar 3:2`) other than `--no`."""
+    return _PARAMETER.sub(" ", text) if _has_dash(text) else text
+
+
+def without_weights(text: str) -> str:
+    """Remove the weights of a prompt's parts (`a fox::2 in snow::0.5`)."""
+    return _WEIGHT.sub(" ", text) if "::" in text else text
+
+
+def without_networks(text: str) -> str:
+    """Remove the names of weights to load (`<lora:name:0.8>`)."""
+    return _NETWORK.sub(" ", text) if "<" in text else text
+
+
+def without_emphasis(text: str) -> str:
+    """Replace `(words:1.2)` by its words."""
+    if ":" in text and "(" in text:
+        while (plain := _EMPHASIS.sub(r"\1", text)) != text:
+            text = plain
+    return text
+
+
+def _has_dash(text: str) -> bool:
+    return "--" in text or "\u2014" in text or "\u2013" in text
+
+
+def avoided(text: str) -> str:
+    """Return the terms of `--no`, as they were written."""
+    found = _AVOIDED.search(text)
+    return found["terms"] if found else ""
