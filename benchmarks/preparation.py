@@ -193,7 +193,7 @@ def peer(data: Path, rows: int) -> None:
     frame = pd.concat([frames[0]["prompt"], laion_rows["TEXT"]], ignore_index=True).dropna().to_frame("prompt")
     frame["prompt"] = frame["prompt"].apply(clean)
     detect = filters._detector()
-    frame = frame[frame["prompt"].apply(lambda text: bool(text) and detect(text)["lang"] == "en")]
+    frame = frame[frame["prompt"].apply(lambda text: bool(text) and detect(text)[0]["lang"] == "en")]
     frame["normal"] = frame["prompt"].apply(dedup.normal_form)
     frame = frame.drop_duplicates("normal")
     lsh, kept = MinHashLSH(threshold=0.8, num_perm=120), 0

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader
 
-from datasets_prep.chunk import SCORE_EDGES, TOKEN_EDGES
+from datasets_prep.account import SCORE_EDGES, TOKEN_EDGES
 from datasets_prep.negatives import terms
 
 SHOWN = 10
@@ -18,7 +18,7 @@ Bars = list[tuple[str, int, float]]
 
 
 def page(recipe: str, sources: Mapping[str, Mapping[str, Any]], negative_prompts: pa.Table) -> str:
-    """`sources` are those of the manifest. Every text is escaped."""
+    """`sources` are those of the manifest, with the texts that were `blocked` beside. Every text is escaped."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     count = negative_prompts.num_rows
     shown = [*range(min(SHOWN, count)), *range(max(SHOWN, count - SHOWN), count)]

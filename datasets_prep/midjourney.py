@@ -34,7 +34,8 @@ _BARE = rf"(?:--(?:{_any(PARAMETERS)}){_END}|{_DASH}(?:{_any(PARAMETERS)}){_LAST
 _PARAMETER = re.compile(f"{_START}(?:{_WITH_NUMBER}|{_WITH_WORD}|{_BARE})", re.IGNORECASE)
 _IDIOMS = "one|longer|matter|doubt|wonder|sooner|less"  # of a sentence with a dash in it: "--no one knew"
 _AVOIDED = re.compile(
-    rf"{_START}{_DASH}no(?=\s|$)(?!\s+(?:{_IDIOMS})\b)\s*(?P<terms>.*?)(?=\s{_DASH}[a-zA-Z]|$)", re.IGNORECASE | re.DOTALL
+    rf"{_START}{_DASH}no(?=\s|$)(?!\s+(?:{_IDIOMS})\b)\s*(?P<terms>.*?)(?=\s{_DASH}[a-zA-Z]|$)",
+    re.IGNORECASE | re.DOTALL,
 )
 _COMMAND = re.compile(r"^\s*/imagine(?:\s+prompt)?(?:\s*:|(?=\s)|$)\s*", re.IGNORECASE)
 _URL = re.compile(r"<?\bhttps?://[^\s<>]*[^\s<>,;.!?)\]}\"']>?", re.IGNORECASE)

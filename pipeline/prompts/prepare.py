@@ -178,6 +178,8 @@ def _finish(recipe: Recipe, made: Prepared, fingerprint: str) -> dict[str, Any]:
     }
     negative_prompts = pq.read_table(io.BytesIO(made.folder.read(NEGATIVES)))
     made.folder.write(CARD, card.page(recipe.name, sources, negative_prompts).encode())
+    for source in sources.values():
+        del source["blocked"]  # these texts stand in the card alone
     manifest.write(
         made.folder,
         "prepare",
