@@ -1,9 +1,12 @@
 """What every reader gives: the schema of raw prompts, and rows that stand for what could not be read."""
 
+import csv
 import io
+import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -32,8 +35,13 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Names in the wild, in lower case, by what they hold."""
 
 MOST_BYTES = 100_000  # of one prompt: twenty times the longest that anyone typed
+MOST_RECORD = 2**24  # bytes of one JSON value, or of one field of a CSV: what is larger is not held
+BUFFER = 2**18
+TOO_LONG = f"prompt of more than {MOST_BYTES} bytes"
 _STORE_FAILED = (FileNotFoundError, PermissionError, ConnectionError, TimeoutError)
-UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error, tarfile.TarError, pa.ArrowException)
+UNREADABLE = (
+    OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, tarfile.TarError, csv.Error, pa.ArrowException
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,9 @@ class File:
     column: str = ""
 
     def stream(self) -> BinaryIO:
-        opened: BinaryIO = io.BufferedReader(self.filesystem.open_input_stream(self.path, compression=None))
+        opened: BinaryIO = io.BufferedReader(
+            self.filesystem.open_input_stream(self.path, compression=None), BUFFER
+        )
         return opened
 
 
@@ -53,6 +63,74 @@ def table_of(columns: dict[str, Any], count: int) -> pa.Table:
     """Of `SCHEMA`; what is not given is null."""
     arrays = [columns[field.name] if field.name in columns else pa.nulls(count) for field in SCHEMA]
     return pa.table(arrays, names=SCHEMA.names).cast(SCHEMA)
+
+
+def of_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A lone surrogate, which JSON may hold, is no text that can be stored; nor is a prompt of no end."""
+    columns: dict[str, Any] = {field.name: [row.get(field.name) for row in rows] for field in SCHEMA}
+    for number, (text, negative) in enumerate(zip(columns["text"], columns["negative"], strict=True)):
+        if problem := _problem(text, negative):
+            columns["text"][number] = columns["negative"][number] = None
+            columns["problem"][number] = problem
+    return table_of({name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}, len(rows))
+
+
+def _problem(text: str | None, negative: str | None) -> str | None:
+    try:
+        size = len((text or "").encode())
+        (negative or "").encode()
+    except UnicodeEncodeError:
+        return "not UTF-8"
+    return TOO_LONG if size > MOST_BYTES else None
+
+
+def in_tables(found: Iterable[Mapping[str, Any]], rows: int) -> Iterator[pa.Table]:
+    """Rows in tables of so many. What was found before an error is given before it is raised."""
+    held: list[Mapping[str, Any]] = []
+    try:
+        for row in found:
+            held.append(row)
+            if len(held) == rows:
+                yield of_rows(held)
+                held = []
+    except UNREADABLE:
+        if held:
+            yield of_rows(held)
+        raise
+    if held:
+        yield of_rows(held)
+
+
+def row_of(value: Any, column: str) -> dict[str, Any]:
+    """The row that an object of JSON is."""
+    if not isinstance(value, dict):
+        return {"problem": "not an object"}
+    own = {name.lower(): item for name, item in value.items()}
+    row: dict[str, Any] = {}
+    for target, names in COLUMNS.items():
+        row[target] = next((own[name] for name in names if name in own), None)
+    row["text"] = inner(value, column) if column else row["text"]
+    if not isinstance(row["text"], str):
+        return {"problem": "no prompt" if row["text"] is None else "the prompt is no text"}
+    row["negative"] = row["negative"] if isinstance(row["negative"], str) else None
+    for score in SCORES:
+        row[score] = number_of(row[score]) if isinstance(row[score], int | float) else None
+    return row
+
+
+def inner(value: Any, column: str) -> Any:
+    """What a column with dots names within an object; a key with dots in it names itself."""
+    if isinstance(value, dict) and column in value:
+        return value[column]
+    name, _, rest = column.partition(".")
+    return inner(value.get(name), rest) if rest and isinstance(value, dict) else None
+
+
+def number_of(value: Any) -> float | None:
+    """None where it is no number."""
+    with suppress(TypeError, ValueError, OverflowError):
+        return float(value)
+    return None
 
 
 def refused(count: int, problem: str, rows: int) -> Iterator[pa.Table]:

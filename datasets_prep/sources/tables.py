@@ -1,38 +1,43 @@
-"""Tables: Parquet, CSV, and the Arrow shards of a Hugging Face dataset."""
+"""Tables in binary: Parquet, and Arrow's streams and files, such as the shards of a Hugging Face dataset."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from datasets_prep.sources.columns import columns_of, no_column
 from datasets_prep.sources.rows import (
-    COLUMNS,
     MOST_BYTES,
     SCHEMA,
     SCORES,
+    TOO_LONG,
     UNREADABLE,
-    File,
+    number_of,
     problem_of,
     refused,
     table_of,
 )
 
 ROWS_A_BYTE = 1000  # at most: a column of one value again and again takes almost nothing
+_ARROW_FILE = b"ARROW1\0\0"  # before what is a stream, but for the footer after it
 
 
-def read_parquet(file: File, rows: int) -> Iterator[pa.Table]:
-    """A row group that cannot be read is refused with all its rows; the others are not."""
-    with file.filesystem.open_input_file(file.path) as opened, pq.ParquetFile(opened) as parquet:
-        names = _names(parquet.schema_arrow.names, file.column)
+def read_parquet(opened: Any, rows: int, column: str) -> Iterator[pa.Table]:
+    """A row group that cannot be read is refused with all its rows; the others are not. `opened` can be sought."""
+    with pq.ParquetFile(opened) as parquet:
+        schema, size = parquet.schema_arrow, _size(opened)
+        names = _columns(schema, column)
         if "text" not in names:
-            count = _believed(parquet.metadata.num_rows, opened.size())
-            yield from refused(count, _no_column(file, parquet.schema_arrow.names), rows)
+            count = _believed(parquet.metadata.num_rows, size)
+            yield from refused(count, no_column(column, _paths(schema)), rows)
             return
         for group in range(parquet.num_row_groups):
-            left = _believed(parquet.metadata.row_group(group).num_rows, opened.size())
+            left = _believed(parquet.metadata.row_group(group).num_rows, size)
             try:
                 for batch in parquet.iter_batches(rows, [group], list(names.values())):
                     yield _of_columns(pa.Table.from_batches([batch]), names)
@@ -41,106 +46,107 @@ def read_parquet(file: File, rows: int) -> Iterator[pa.Table]:
                 yield from refused(left, f"row group {group}: {problem_of(error)}", rows)
 
 
+def read_parquet_stream(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
+    """Of a stream, such as a compressed file's: by way of a temporary file, since its footer is read first."""
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(stream, copy)
+        copy.seek(0)
+        yield from read_parquet(copy, rows, column)
+
+
+def _size(opened: Any) -> int:
+    place = opened.tell()
+    size = int(opened.seek(0, 2))
+    opened.seek(place)
+    return size
+
+
 def _believed(rows: int, size: int) -> int:
     """What a footer says, unless a file of so many bytes cannot have so many rows: a damaged one may say anything."""
     return rows if 0 < rows <= ROWS_A_BYTE * size else 1
 
 
-def read_csv(file: File, rows: int) -> Iterator[pa.Table]:
-    bad: list[str] = []
-
-    def refuse(row: Any) -> str:
-        bad.append(f"{row.actual_columns} fields where {row.expected_columns} were expected")
-        return "skip"
-
-    separator = "\t" if file.path.lower().endswith(".tsv") else ","
-    parse = pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse)
-    with file.filesystem.open_input_stream(file.path) as head:
-        header = pyarrow.csv.open_csv(head, parse_options=parse).schema.names
-    names = _names(header, file.column)
-    if "text" not in names:
-        yield from refused(1, _no_column(file, header), rows)
-        return
-    bad.clear()
-    convert = pyarrow.csv.ConvertOptions(
-        include_columns=list(names.values()),
-        column_types=dict.fromkeys(names.values(), pa.binary()),
-    )
-    with file.filesystem.open_input_stream(file.path) as stream:
-        for batch in pyarrow.csv.open_csv(stream, parse_options=parse, convert_options=convert):
-            table = pa.Table.from_batches([batch])
-            for first in range(0, table.num_rows, rows):
-                yield _of_columns(table.slice(first, rows), names)
-            for problem in bad:
-                yield from refused(1, problem, rows)
-            bad.clear()
-
-
-def read_arrow(file: File, rows: int) -> Iterator[pa.Table]:
-    """A shard of a Hugging Face dataset as `save_to_disk` leaves it: Arrow's stream format."""
-    with file.filesystem.open_input_file(file.path) as stream, pa.ipc.open_stream(stream) as batches:
-        names = _names(batches.schema.names, file.column)
+def read_arrow(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
+    """Arrow's stream format, as `save_to_disk` leaves it, and its file format, which is a stream with a footer."""
+    is_file = stream.peek(len(_ARROW_FILE)).startswith(_ARROW_FILE)  # type: ignore[attr-defined]
+    stream.read(len(_ARROW_FILE) if is_file else 0)
+    with pa.ipc.open_stream(stream) as batches:
+        names = _columns(batches.schema, column)
         if "text" not in names:
-            yield from refused(1, _no_column(file, batches.schema.names), rows)
+            yield from refused(1, no_column(column, _paths(batches.schema)), rows)
             return
         for batch in batches:
             batch.validate(full=True)  # Arrow trusts a stream's offsets, and reads outside of it where they are wrong
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, rows):
                 yield _of_columns(table.slice(first, rows), names)
-        if stream.tell() < stream.size():
+        if not is_file and stream.read(1):
             yield from refused(1, "file: data after the end of its stream", rows)
 
 
-def _names(columns: list[str], chosen: str) -> dict[str, str]:
-    """What a file's columns are called, by what they hold."""
-    by_lower = {name.lower(): name for name in reversed(columns)}
-    found = {
-        target: by_lower[name] for target, names in COLUMNS.items() for name in reversed(names) if name in by_lower
-    }
-    if chosen:
-        found.pop("text", None)
-        if chosen in columns:
-            found["text"] = chosen
+def _columns(schema: pa.Schema, chosen: str) -> dict[str, str]:
+    """As of any table; the chosen one may be a field of a nested column, by its name with dots."""
+    found = columns_of(schema.names, chosen)
+    if chosen and "text" not in found and chosen in _paths(schema):
+        found["text"] = chosen
     return found
 
 
-def _no_column(file: File, names: list[str]) -> str:
-    wanted = repr(file.column) if file.column else " or ".join(COLUMNS["text"])
-    return f"file: no column {wanted}; it has {', '.join(names)[:200]}"
+def _paths(schema: pa.Schema) -> list[str]:
+    """The names of all columns, those within others with dots."""
+    return [path for field in schema for path in _paths_below(field, "")]
+
+
+def _paths_below(field: pa.Field, above: str) -> Iterator[str]:
+    path = f"{above}{field.name}"
+    yield path
+    if pa.types.is_struct(field.type):
+        for inner in field.type:
+            yield from _paths_below(inner, f"{path}.")
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    """A column by its own name, or a field of a nested one."""
+    first, *rest = [name] if name in table.column_names else name.split(".")
+    values = table[first].combine_chunks()
+    return pc.struct_field(values, rest) if rest else values
 
 
 def _of_columns(table: pa.Table, names: dict[str, str]) -> pa.Table:
     columns: dict[str, Any] = {}
     for target, name in names.items():
-        values = table[name].combine_chunks()
+        values = _column(table, name)
         if target in SCORES:
             columns[target] = _numbers(values)
         else:
             columns[target] = _texts(values)
     text = columns["text"].to_pylist()
-    problems = [_problem(value, raw) for value, raw in zip(text, table[names["text"]], strict=True)]
+    problems = _problems(text, _column(table, names["text"]))
     columns["text"] = pa.array([None if bad else value for value, bad in zip(text, problems, strict=True)], pa.string())
     return table_of({**columns, "problem": pa.array(problems, SCHEMA.field("problem").type)}, table.num_rows)
 
 
-def _problem(text: str | None, raw: Any) -> str | None:
-    if text is None:
-        return "not UTF-8" if raw.is_valid and not pa.types.is_nested(raw.type) else "no prompt"
-    return f"prompt of more than {MOST_BYTES} bytes" if len(text) > MOST_BYTES else None
+def _problems(texts: list[str | None], raw: pa.Array) -> list[str | None]:
+    """What is wrong with each; `raw` is what the texts were made of."""
+    there = raw.is_valid().to_pylist()
+    nested = pa.types.is_nested(raw.type)
+    return [
+        (TOO_LONG if _is_long(text) else None)
+        if text is not None
+        else ("not UTF-8" if valid and not nested else "no prompt")
+        for text, valid in zip(texts, there, strict=True)
+    ]
+
+
+def _is_long(text: str) -> bool:
+    return len(text) > MOST_BYTES or (4 * len(text) > MOST_BYTES and len(text.encode()) > MOST_BYTES)
 
 
 def _numbers(values: pa.Array) -> pa.Array:
     """Null where there is no number."""
     with suppress(pa.ArrowException):
         return values.cast(pa.float32())
-    return pa.array([_number(value.as_py()) for value in values], pa.float32())
-
-
-def _number(value: Any) -> float | None:
-    with suppress(TypeError, ValueError):
-        return float(value)
-    return None
+    return pa.array([number_of(value.as_py()) for value in values], pa.float32())
 
 
 def _texts(values: pa.Array) -> pa.Array:

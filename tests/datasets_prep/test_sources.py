@@ -19,7 +19,7 @@ LINES = [
     (json.dumps({"prompt": 3}), "the prompt is no text"),
     (json.dumps({"prompt": "\ud800"}), "not UTF-8"),
     (json.dumps([1]), "not an object"),
-    (json.dumps({"prompt": "y" * 10_000_000}), "line of more than 100000 bytes"),
+    (json.dumps({"prompt": "y" * 10_000_000}), "line of more than 1600000 bytes"),
     (json.dumps({"prompt": "last", "punsafe": 0.25}), None),
 ]
 BODY = "\n".join(line for line, _ in LINES).encode() + b"\n\n\xff\n"
@@ -74,7 +74,7 @@ def test_a_truncated_archive_gives_what_is_before_its_end(tmp_path, name):
 def test_plain_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\n two \n\xff\n")
     assert [(row["text"], row["problem"]) for row in rows(tmp_path / "a.txt")] == [
-        ("one", None), ("two", None), (None, "not UTF-8"),
+        ("one", None), ("", None), ("two", None), (None, "not UTF-8"),
     ]  # fmt: skip
 
 

@@ -1,0 +1,126 @@
+"""What a stream is: by its first bytes and its structure; where these leave it open, by its name."""
+
+import json
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from datasets_prep.sources.delimited import DELIMITERS
+from datasets_prep.sources.rows import COLUMNS, row_of
+from datasets_prep.sources.unpack import HEAD
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+ENDINGS: Mapping[str, str] = MappingProxyType(
+    {
+        ".tar.gz": "tar", ".tgz": "tar", ".tar": "tar", ".tbz2": "tar", ".txz": "tar", ".gz": "", ".bz2": "", ".xz": "",
+        ".zst": "", ".lz4": "", ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet",
+        ".csv": "csv", ".tsv": "csv", ".arrow": "arrow", ".feather": "arrow", ".txt": "text",
+    }
+)  # fmt: skip
+"""Of names, with the kind that each promises; empty where that is open."""
+
+_NO_PROMPTS: Mapping[bytes, str] = MappingProxyType(
+    {
+        b"PK\x03\x04": "a zip archive; unpack it",
+        b"\x93NUMPY": "an array of numpy, which may hold a pickle",
+        b"version https://git-lfs": "a pointer of Git LFS in place of the file; run `git lfs pull`",
+        b"SQLite format 3\0": "an SQLite database; export the table as CSV",
+        b"FEA1": "Feather version 1; write it again as Parquet",
+        b"\x7fELF": "a program",
+        b"%PDF": "a PDF",
+    }
+)
+_MEDIA = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"\0\0\0\x18ftyp", b"\0\0\0\x20ftyp")
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_PAGE = re.compile(rb"\s*(?:<!doctype html|<html)", re.IGNORECASE)
+_BEGINS_OBJECT = re.compile(r'\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
+_BEGINS_LIST = re.compile(r'\[\s*(?:\{\s*"|")')
+_NAME = re.compile(r'"?[A-Za-z_][\w.-]*"?')
+
+
+def named_kind(path: str) -> str | None:
+    """The kind that a file's name promises; empty where that is open, None where it is of no known format."""
+    name = path.lower()
+    while name.endswith(COMPRESSED):
+        found = next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "")
+        if found:
+            return found
+        name = name.rpartition(".")[0]
+        if not any(name.endswith(ending) for ending in ENDINGS):
+            return ""
+    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), None)
+
+
+def kind_of(head: bytes, named: str, column: str) -> str:
+    """One of the kinds of `ENDINGS`, "document" for JSON that is no object a line, or "no " and what it is."""
+    if _PICKLE.match(head):
+        return "no prompts: a pickle, which runs the code that is in it when it is read"
+    for magic, what in _NO_PROMPTS.items():
+        if head.startswith(magic):
+            return f"no prompts: {what}"
+    if head.startswith((b"PAR1", b"PARE")):
+        return "parquet"
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    if head[257:262] == b"ustar" or (named == "tar" and head):
+        return "tar"
+    if _PAGE.match(head):
+        return "no prompts: a web page, such as of an error when it was fetched"
+    if head.startswith(_MEDIA):
+        return "no prompts: an image or a video"
+    return _kind_of_text(head, named, column)
+
+
+def _kind_of_text(head: bytes, named: str, column: str) -> str:
+    if not head or b"\0" in head[:512]:
+        return named or ("text" if not head else "no prompts: of no known format")
+    text, whole = head.decode("utf-8", "replace").lstrip(), len(head) < HEAD
+    if text[:1] in ("{", "[") and (found := _kind_of_json(text, whole, named, column)):
+        return found
+    if named == "csv" or (named != "text" and _is_header(text.partition("\n")[0], column)):
+        return "csv"
+    return named or "text"
+
+
+def _kind_of_json(text: str, whole: bool, named: str, column: str) -> str:
+    """Empty where it is none, or where its first line is damaged."""
+    line, _, rest = text.partition("\n")
+    complete = bool(rest) or whole
+    try:
+        first = json.loads(line) if complete else None
+    except (ValueError, RecursionError):
+        first = None
+    if isinstance(first, dict) and "problem" not in row_of(first, column):
+        return "json"
+    if first is not None and rest.strip():
+        return "json" if named == "json" or (isinstance(first, dict) and named != "text") else ""
+    if first is not None or (_is_json(text) if whole else _begins(text)):
+        return "document"
+    return ""
+
+
+def _begins(text: str) -> bool:
+    return bool(_BEGINS_OBJECT.match(text) or _BEGINS_LIST.match(text))
+
+
+def _is_json(text: str) -> bool:
+    """Whether all of it is values of JSON, one after another."""
+    decoder, at = json.JSONDecoder(), 0
+    try:
+        while at < len(text):
+            _, end = decoder.raw_decode(text, at)
+            at = end + len(text[end:]) - len(text[end:].lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_header(line: str, column: str) -> bool:
+    """Whether a line is names of columns, two or more, of which one is for prompts."""
+    wanted: Any = (column,) if column else COLUMNS["text"]
+    for delimiter in DELIMITERS:
+        names = [name.strip() for name in line.split(delimiter)]
+        if len(names) > 1 and all(map(_NAME.fullmatch, names)):
+            return any(name.strip('"').lower() in [each.lower() for each in wanted] for name in names)
+    return False
