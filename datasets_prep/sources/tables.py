@@ -75,6 +75,8 @@ def read_arrow(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
         if "text" not in names:
             yield from refused(1, no_column(column, _paths(batches.schema)), rows)
             return
+        if not stream.peek(1):  # type: ignore[attr-defined]
+            yield from refused(1, "file: cut after its schema", rows)
         for batch in batches:
             batch.validate(full=True)  # Arrow trusts a stream's offsets, and reads outside of it where they are wrong
             table = pa.Table.from_batches([batch])

@@ -16,6 +16,7 @@ from datasets_prep.sources.rows import UNREADABLE
 HEAD = 2**16  # bytes that are looked at to tell what a stream is
 LAYERS = 4
 BUFFER = 2**18
+PART = 2**13  # at a time, since what is read together with the end of a cut file is lost with it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def with_head(raw: BinaryIO, size: int = HEAD) -> tuple[bytes, BinaryIO]:
 
 def _some(raw: Any, size: int) -> bytes:
     """At least a byte, unless it is the end: as much as there is without waiting for all."""
+    size = min(size, PART)
     part: bytes = raw.read1(size) if hasattr(raw, "read1") else raw.read(size)
     return part
 
