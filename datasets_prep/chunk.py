@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
 )
 """`row` is the prompt's place in its file, `key` and the bands are of `dedup`."""
 
+
 def process(raw: pa.Table, first_row: int, filters: Filters, count_tokens: CountTokens) -> tuple[pa.Table, Account]:
     """Clean, filter and sign a table of `sources.SCHEMA`, whose first row is `first_row` of its file."""
     account = Account(raw.num_rows)

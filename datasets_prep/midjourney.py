@@ -49,9 +49,7 @@ _CREDIT = rf"(?:\s+-\s+(?:{_ACTION}(?: by)? {_MENTION}(?:\s*\([^()]*\))*|{_MENTI
 _CAPTION = re.compile(_CREDIT)
 _BOLD = re.compile(rf"^\s*\*\*(?P<prompt>(?:(?!\*\*).)+)\*\*(?:\s*$|{_CREDIT})", re.DOTALL)
 _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>", re.IGNORECASE)
-_EMPHASIS = re.compile(
-    r"(?<!\\)\(((?:[^()\\:]|\\.|:(?![\d.]+\s*\)))*?(?:[^\d\s\\():]|\\.))\s*:(?:\d*\.\d+|\d)\s*\)"
-)
+_EMPHASIS = re.compile(r"(?<!\\)\(((?:[^()\\:]|\\.|:(?![\d.]+\s*\)))*?(?:[^\d\s\\():]|\\.))\s*:(?:\d*\.\d+|\d)\s*\)")
 
 
 def without_command(text: str) -> str:

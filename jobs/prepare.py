@@ -15,7 +15,7 @@ def run(options: argparse.Namespace) -> None:
     from pipeline.prompts.prepare import prepare
 
     folder = shared.folder_of(options, "prompts")
-    record = prepare(shared.recipe_of(options), folder, options.address)
+    record = prepare(shared.recipe_of(options), folder, options.address, print)
     for name, source in record["sources"].items():
         for reason, count in sorted(source["removed"].items(), key=lambda item: -item[1]):
             print(f"{name}: {count} of {source['rows']} removed: {reason}")

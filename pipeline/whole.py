@@ -23,7 +23,7 @@ def run_all(
     """Returns what registering said: model, version, alias, decision."""
     with ray_session(address) if address else nullcontext():
         say("prepare")
-        prepare(recipe, run / "prompts", address)
+        prepare(recipe, run / "prompts", address, say)
         say("distill")
         distill(recipe, run / "prompts", run / "distilled", tracking_uri, address)
         say("evaluate")

@@ -53,9 +53,7 @@ class File:
     column: str = ""
 
     def stream(self) -> BinaryIO:
-        opened: BinaryIO = io.BufferedReader(
-            self.filesystem.open_input_stream(self.path, compression=None), BUFFER
-        )
+        opened: BinaryIO = io.BufferedReader(self.filesystem.open_input_stream(self.path, compression=None), BUFFER)
         return opened
 
 

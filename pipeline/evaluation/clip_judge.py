@@ -4,6 +4,7 @@ It errs, so that it is calibrated on labelled images first, and a share that it 
 """
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from datasets_prep.sources import decoded
 from pipeline.errors import UserError
 from pipeline.evaluation.clip_features import ClipFeatures
 from pipeline.evaluation.scorers.clip import prepare
@@ -112,16 +114,15 @@ def _removed(removed: np.ndarray, selected: np.ndarray, sensitivity: np.ndarray,
 
 
 def read_labels(table: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:
-    """Files and labels from a CSV with the columns file,label; files lie beside it.
+    """Files and labels from a CSV with the columns file,label; files lie beside it. A byte order mark is no text.
 
     Raises:
         UserError: where a column, a file or a class is not known, with the line.
     """
     try:
-        with table.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            rows, columns = list(reader), reader.fieldnames
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(decoded(table.read_bytes()), newline=""))
+        rows, columns = list(reader), reader.fieldnames
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{table}: cannot be read: {error}; allowed: a CSV with the columns file,label") from None
     if columns != COLUMNS:
         raise UserError(f"{table}: has the columns {columns}; allowed: {COLUMNS}")

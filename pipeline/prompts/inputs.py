@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from itertools import groupby
 from pathlib import PurePosixPath
 
 from pyarrow import fs
@@ -70,9 +70,9 @@ def _files(name: str, source: Source, field: str) -> list[Input]:
     except OSError as error:
         raise UserError(f"{field}: {source.path!r} cannot be listed: {str(error).splitlines()[0]}") from None
     if "*" in place.path:
-        entries = [entry for entry in entries if fnmatch(entry.path, place.path)]
+        entries = [entry for entry in entries if _pattern(place.path).fullmatch(entry.path) and not _is_cache(entry)]
     elif info.type == fs.FileType.Directory:
-        entries = _kept(entries)
+        entries = _kept(entries, place.filesystem)
     found = [entry for entry in entries if entry.is_file]
     if not found:
         raise UserError(
@@ -91,15 +91,50 @@ def _files(name: str, source: Source, field: str) -> list[Input]:
     ]
 
 
-def _kept(entries: list[fs.FileInfo]) -> list[fs.FileInfo]:
-    """Of a folder, what can be read, or is refused by name: of a Hugging Face dataset its shards alone."""
-    files = [
+def _pattern(path: str) -> re.Pattern[str]:
+    """Only `*` stands for others than itself: any characters, a / too."""
+    return re.compile(".*".join(map(re.escape, path.split("*"))), re.DOTALL)
+
+
+def _is_cache(entry: fs.FileInfo) -> bool:
+    """Whether it is what `datasets` keeps of a computation beside a dataset's own shards."""
+    return bool(re.fullmatch(r"cache-\w+\.arrow", entry.base_name))
+
+
+def _kept(entries: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.FileInfo]:
+    """Of a folder, what can be read, or is refused by name."""
+    files = [entry for entry in entries if entry.is_file and not entry.base_name.startswith((".", "_"))]
+    files.sort(key=_folder)
+    return [entry for _, own in groupby(files, _folder) for entry in _of_folder(list(own), filesystem)]
+
+
+def _folder(entry: fs.FileInfo) -> str:
+    return str(entry.path).rpartition("/")[0]
+
+
+def _of_folder(files: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.FileInfo]:
+    """Of a Hugging Face dataset its shards; of img2dataset's output its archives, not the copies beside them."""
+    state = next((entry for entry in files if entry.base_name == "state.json"), None)
+    if state and (shards := _shards(state, filesystem)):
+        return [entry for entry in files if entry.base_name in shards]
+    readable = [
         entry
-        for entry in entries
-        if entry.is_file
-        and entry.base_name.lower().endswith((*READERS, *PICKLES))
+        for entry in files
+        if entry.base_name.lower().endswith((*READERS, *PICKLES))
         and entry.base_name not in _SIDE_FILES
-        and not entry.base_name.startswith((".", "_"))
+        and not _is_cache(entry)
     ]
-    arrow = [entry for entry in files if entry.base_name.endswith(".arrow")]
-    return arrow or files
+    if arrow := [entry for entry in readable if entry.base_name.endswith(".arrow")]:
+        return arrow
+    stems = {entry.base_name.removesuffix(".tar") for entry in files if entry.base_name.endswith(".tar")}
+    copies = {f"{stem}{ending}" for stem in stems for ending in (".parquet", "_stats.json")}
+    return [entry for entry in readable if entry.base_name not in copies]
+
+
+def _shards(state: fs.FileInfo, filesystem: fs.FileSystem) -> set[str]:
+    """The files that a dataset's `state.json` lists; none where it is not of `datasets`."""
+    try:
+        with filesystem.open_input_stream(state.path) as stream:
+            return {file["filename"] for file in json.loads(stream.read())["_data_files"]}
+    except (ValueError, KeyError, TypeError):
+        return set()

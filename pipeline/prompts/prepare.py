@@ -1,11 +1,9 @@
 """From sources of prompts to the shards that training reads, and the negative-prompt corpus."""
 
-import hashlib
 import io
-import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +20,7 @@ from pipeline.hub import is_hub_id, local_folder
 from pipeline.prompts import assemble, clean, inputs
 from pipeline.prompts.assemble import SCHEMA
 from pipeline.prompts.inputs import Input
+from pipeline.prompts.request import more_files, request_of
 from pipeline.recipe import EMBEDDED, Prompts, Recipe, Source, dump
 from pipeline.storage import Folder
 
@@ -31,11 +30,12 @@ CLEANED = "cleaned"  # the folder of what each input file gave
 
 @dataclass
 class Prepared:
-    """What is written so far: the files for the manifest, and an account of each source."""
+    """What is written so far: the files for the manifest, and of each source an account."""
 
     folder: Folder
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     accounts: dict[str, Account] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)  # of a source, the first in it
 
     def write(self, name: str, table: pa.Table, **more: Any) -> None:
         buffer = io.BytesIO()
@@ -50,24 +50,33 @@ class Prepared:
         }
 
 
-def prepare(recipe: Recipe, folder: Folder, address: str | None = None) -> dict[str, Any]:
+def prepare(
+    recipe: Recipe, folder: Folder, address: str | None = None, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """Write `shard-SOURCE-NNNNN.parquet`, `negatives.parquet`, `card.html` and the manifest; returns the manifest.
 
     What the folder was already made from, in the same way, is not made again; of one file more, that one is cleaned.
+
+    Raises:
+        UserError: where the folder holds prompts of other sources, or prepared in another way.
     """
     found = [] if recipe.prompts.embedded else inputs.find(_placed(recipe.prompts))
     observed = _negative_files(recipe.prompts)
-    fingerprint = _fingerprint(recipe, [each for _, files in found for each in files], observed)
-    if folder.has(manifest.NAME) and manifest.read(folder, "prepare").get("fingerprint") == fingerprint:
-        return manifest.read(folder, "prepare")
+    asked = request_of(recipe, [each for _, files in found for each in files], observed)
+    if folder.has(manifest.NAME):
+        record = manifest.read(folder, "prepare")
+        more = more_files(folder, record, asked)
+        if not more:
+            return record
+        say(f"{folder.uri}: {more} files more than it was prepared from: they are cleaned, and its shards written anew")
     made = Prepared(folder)
     if recipe.prompts.embedded:
         _embedded(recipe, made)
     else:
         _own(recipe, found, made, address)
-    _check_enough(recipe, made)
+    _check_enough(made)
     _negatives(recipe, observed, made)
-    return _finish(recipe, made, fingerprint)
+    return _finish(recipe, made, asked)
 
 
 def _placed(prompts: Prompts) -> list[Source]:
@@ -77,11 +86,6 @@ def _placed(prompts: Prompts) -> list[Source]:
 def _negative_files(prompts: Prompts) -> list[Input]:
     path = prompts.negatives and prompts.place(prompts.negatives)
     return inputs.find((Source(path),), "prompts.negatives")[0][1] if path else []
-
-
-def _fingerprint(recipe: Recipe, files: list[Input], observed: list[Input]) -> str:
-    told = [clean.VERSION, recipe.seed, asdict(recipe.prompts), *map(asdict, files), *map(asdict, observed)]
-    return hashlib.sha256(json.dumps([*told, recipe.teacher, recipe.revision]).encode()).hexdigest()
 
 
 def _embedded(recipe: Recipe, made: Prepared) -> None:
@@ -101,18 +105,25 @@ def _own(recipe: Recipe, found: list[tuple[str, list[Input]]], made: Prepared, a
     cleaned = clean.clean([each for _, files in found for each in files], how, made.folder / CLEANED, address)
     made.accounts.update({name: Account() for name, _ in found})
     for file in cleaned:
-        if options.on_unreadable == "stop" and file.account.removed["unreadable"]:
-            problem = file.account.samples["unreadable"][0]
-            raise UserError(
-                f"{file.input.uri}: {file.account.removed['unreadable']} unreadable, such as {problem}; "
-                'allowed: none, or prompts.on_unreadable = "skip"'
-            )
+        if problem := _first_problem(file):
+            if options.on_unreadable == "stop":
+                raise UserError(
+                    f"{file.input.uri}: {file.account.removed['unreadable']} unreadable, such as {problem}; "
+                    'allowed: none, or prompts.on_unreadable = "skip"'
+                )
+            made.problems.setdefault(file.input.source, f"{file.input.uri}: {problem}")
         made.accounts[file.input.source].add(file.account)
     corpus = assemble.Corpus(cleaned)
     kept = assemble.deduplicate(corpus, options.near_duplicates, made.accounts)
     assemble.measure(corpus, kept, made.accounts)
     for name, _ in found:
         assemble.write_shards(corpus, kept, name, options.rows_per_shard, made.write)
+
+
+def _first_problem(file: clean.Cleaned) -> str:
+    """What was wrong with the first row that could not be read, and which that is; empty where there is none."""
+    first = file.account.first_unreadable
+    return f"row {first[0]}: {first[1]}" if first else ""
 
 
 def _tokenizer(recipe: Recipe) -> str:
@@ -137,11 +148,12 @@ def _tokenizer(recipe: Recipe) -> str:
     return text
 
 
-def _check_enough(recipe: Recipe, made: Prepared) -> None:
+def _check_enough(made: Prepared) -> None:
     for source, account in made.accounts.items():
         if not account.kept:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in account.removed.most_common()) or "no rows"
-            raise UserError(f"prompts.sources: {source!r} has no prompt left ({reasons}); allowed: one or more")
+            first = f"; the first unreadable is {made.problems[source]}" if source in made.problems else ""
+            raise UserError(f"prompts.sources: {source!r} has no prompt left ({reasons}); allowed: one or more{first}")
 
 
 def _negatives(recipe: Recipe, observed: list[Input], made: Prepared) -> None:
@@ -160,7 +172,7 @@ def _observed(files: list[Input]) -> Iterator[str]:
             yield from (text for text in table[own].drop_null().to_pylist() if text.strip())
 
 
-def _finish(recipe: Recipe, made: Prepared, fingerprint: str) -> dict[str, Any]:
+def _finish(recipe: Recipe, made: Prepared, asked: dict[str, Any]) -> dict[str, Any]:
     names = list(made.accounts)
     rows = {name: sum(file["rows"] for file in made.files.values() if file.get("source") == name) for name in names}
     assert all(account.kept == rows[name] for name, account in made.accounts.items())
@@ -184,7 +196,7 @@ def _finish(recipe: Recipe, made: Prepared, fingerprint: str) -> dict[str, Any]:
         made.folder,
         "prepare",
         recipe=dump(recipe),
-        fingerprint=fingerprint,
+        request=asked,
         files=made.files,
         sources=sources,
         **counts,

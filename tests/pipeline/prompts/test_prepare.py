@@ -105,7 +105,7 @@ def test_near_duplicates(folder, tmp_path):
     record = prepare(own(tmp_path, content, "prompts.near_duplicates=0.7"), folder)
     assert texts(folder) == [text, "a tree"]
     assert record["sources"]["own"]["samples"]["near duplicate"] == [text.replace("heavy", "light")]
-    record = prepare(own(tmp_path, content, "prompts.near_duplicates=0"), folder)
+    record = prepare(own(tmp_path, content, "prompts.near_duplicates=0"), Folder.of(tmp_path / "all"))
     assert record["prompts"] == 3
 
 
@@ -132,11 +132,52 @@ def test_a_second_preparation_does_nothing_and_another_file_costs_only_itself(fo
     assert prepare(recipe, folder) == first
     assert times == {name: (tmp_path / "prompts" / name).stat().st_mtime_ns for name in folder.names()}
     (tmp_path / "in" / "2.txt").write_text("two\n")
-    assert prepare(recipe, folder)["prompts"] == 51
+    said = []
+    assert prepare(recipe, folder, say=said.append)["prompts"] == 51
     assert len(cleaned) == 2
-    (tmp_path / "in" / "1.txt").write_text("one\n")
-    assert prepare(recipe, folder)["prompts"] == 2
+    assert "1 files more" in said[0]
     assert set(folder.names()) == {*check(folder)["files"], CARD, manifest.NAME}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["prompts.near_duplicates=0.5"], "prompts.near_duplicates: got 0.5; expected 0.8, as in "),
+        (["seed=3"], "seed: got 3; expected 0, as in "),
+        (["prompts.filters.language=en"], "prompts.filters: got {'language': 'en', "),
+        (["prompts.sources=[{path='shapes'}]"], "prompts.sources: got 'shapes'; expected '"),
+        ("one\nother\n", "prompts.sources: got 1 of 1 files changed or gone, such as '.*in/1.txt'; expected them unch"),
+        ("", "prompts.sources: got 1 of 1 files changed or gone"),
+    ],
+)
+def test_a_finished_folder_is_not_prepared_from_something_else(folder, tmp_path, change, message):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.txt").write_text("one\n")
+    prepare(of(tmp_path / "in"), folder)
+    before = {name: folder.read(name) for name in folder.names()}
+    if isinstance(change, str):
+        (tmp_path / "in" / "1.txt").unlink()
+        (tmp_path / "in" / ("1.txt" if change else "2.txt")).write_text(change or "one\n")
+    with pytest.raises(UserError, match=message) as refused:
+        prepare(of(tmp_path / "in", overrides=[] if isinstance(change, str) else change), folder)
+    assert f"{folder.uri}, which holds 1 prompts of in. Pass another --run, or remove " in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert before == {name: folder.read(name) for name in folder.names()}
+
+
+def test_a_folder_whose_manifest_was_removed_is_prepared_again_from_what_was_cleaned(folder, tmp_path, monkeypatch):
+    prepare(own(tmp_path, b"a fox\na dog\n"), folder)
+    folder.remove(manifest.NAME)
+    monkeypatch.setattr(clean, "clean_chunk", None)
+    assert prepare(of(tmp_path / "own.txt", overrides=["seed=1"]), folder)["prompts"] == 2
+
+
+def test_a_manifest_of_an_older_version_is_compared_by_its_recipe(folder):
+    record = prepare(parse("", SMALL), folder)
+    folder.write(manifest.NAME, json.dumps({k: v for k, v in record.items() if k != "request"}).encode())
+    assert "request" not in prepare(parse("", SMALL), folder)
+    with pytest.raises(UserError, match=r"prompts.count: got 7; expected 70, as in "):
+        prepare(parse("", [*SMALL, "prompts.count=7"]), folder)
 
 
 @pytest.mark.parametrize(
