@@ -8,7 +8,7 @@ import pyarrow as pa
 from datasets_prep.account import Account
 from datasets_prep.cleaning import cleaned
 from datasets_prep.dedup import BANDS, band_keys, exact_keys, normal_form
-from datasets_prep.filters import FILTERS, MINORS, CountTokens, Filters
+from datasets_prep.filters import FILTERS, FIRST_BY_TOKENS, MINORS, CountTokens, Filters
 from datasets_prep.terms import evidence
 
 __all__ = ["BAND_COLUMNS", "SCHEMA", "Account", "process"]
@@ -31,8 +31,9 @@ def process(raw: pa.Table, first_row: int, filters: Filters, count_tokens: Count
     """Clean, filter and sign a table of `sources.SCHEMA`, whose first row is `first_row` of its file."""
     account = Account(raw.num_rows)
     table = _readable(raw, first_row, account)
-    table = table.append_column("tokens", pa.array(count_tokens(table["prompt"].to_pylist()), pa.int32()))
     for reason, removes in FILTERS.items():
+        if reason == FIRST_BY_TOKENS:
+            table = table.append_column("tokens", pa.array(count_tokens(table["prompt"].to_pylist()), pa.int32()))
         if table.num_rows:
             table = _without(table, reason, removes(table, filters), account)
     account.measure(table)

@@ -63,7 +63,7 @@ def normalised(text: str) -> str:
 
 def one_space(text: str) -> str:
     """One space for line ends, tabs and space of any kind and length; none at the ends."""
-    return _SPACE.sub(" ", text).strip()
+    return " ".join(text.split())
 
 
 SYNTAX: Mapping[str, Callable[[str], str]] = MappingProxyType(

@@ -136,3 +136,5 @@ FILTERS: Mapping[str, Callable[[pa.Table, Filters], Removed]] = MappingProxyType
     }
 )
 """In the order in which they are asked: each sees what those before it kept."""
+FIRST_BY_TOKENS = "too few tokens"
+"""From here on the filters need the column `tokens`, the costliest of all: it is counted of what is left by then."""

@@ -56,11 +56,11 @@ ADULT = 18  # years
 def words(text: str) -> frozenset[str]:
     """The words of a text, those in disguise (`nud3`, `n u d e`) too."""
     folded = _folded(text)
-    found = set(_WORD.findall(folded))
+    found = _WORD.findall(folded)
     if any(c in folded for c in _DISGUISES):
-        found.update(_disguised(folded))
-    if spelled := _SPELLED.findall(folded):
-        found.update(_spelled(spelled))
+        found += _disguised(folded)
+    if sum(len(word) == 1 for word in found) > 1:
+        found += _spelled(_SPELLED.findall(folded))
     return frozenset(found)
 
 
