@@ -1,0 +1,56 @@
+"""What cleaning and the block on minors do to a text that needs neither: plain sentences, of which each change is shown.
+
+    python -m benchmarks.cleaning tests/data/english/wordnet.txt.gz
+    python -m benchmarks.cleaning my-captions.csv --shown 20
+
+The file may be of any format that `prepare` reads.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from pyarrow import fs
+
+from datasets_prep.cleaning import SYNTAX, cleaned
+from datasets_prep.sources import File, read
+from datasets_prep.terms import evidence
+
+
+def texts_of(file: Path) -> list[str]:
+    tables = read(File(fs.LocalFileSystem(), str(file.absolute())), 10_000)
+    return [text for table in tables for text in table["text"].drop_null().to_pylist() if text]
+
+
+def changes(texts: list[str]) -> list[tuple[str, str, str]]:
+    """Of the rules that remove syntax: the rule, the text before it, the text after it."""
+    return [change for text in texts for change in cleaned(text)[1] if change[0] in SYNTAX]
+
+
+def blocked(texts: list[str]) -> list[tuple[str, str]]:
+    """The terms for which each is blocked, and the text."""
+    return [(" + ".join(found), text) for text in texts if (found := evidence(text))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--shown", type=int, default=0, help="number of changed texts, and of blocked ones, to print")
+    options = parser.parse_args()
+    texts = texts_of(options.file)
+    changed, out = changes(texts), blocked(texts)
+    print(f"{len(texts):,} texts")
+    print(f"changed by a rule for syntax: {len(changed)} ({100 * len(changed) / len(texts):.3f} %)")
+    for rule, count in Counter(rule for rule, _, _ in changed).most_common():
+        print(f"  {rule}: {count}")
+    print(f"blocked as sexual about minors: {len(out)} ({100 * len(out) / len(texts):.3f} %)")
+    for terms, count in Counter(terms for terms, _ in out).most_common():
+        print(f"  {terms}: {count}")
+    for rule, before, after in changed[: options.shown]:
+        print(f"{rule}: {before!r} -> {after!r}")
+    for terms, text in out[: options.shown]:
+        print(f"{terms}: {text!r}")
+
+
+if __name__ == "__main__":
+    main()
