@@ -1,8 +1,10 @@
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_prep.cleaning import clean, negatives_of
+from datasets_prep.cleaning import RULES, clean, cleaned, negatives_of
 
 CASES = [
     ("https://s.mj.run/abc a red fox:: 2 in the snow::0.5 --ar 3:2 --v 5 --q 2", "a red fox in the snow"),
@@ -21,12 +23,102 @@ CASES = [
     ("e\u0301", "\u00e9"),
     ("two\n lines\t here", "two lines here"),
     ("--ar 3:2", ""),
-]
+    ("/imagine prompt: a red fox --ar 3:2", "a red fox"),
+    ("/imagine a red fox", "a red fox"),
+    ("(masterpiece:1.2), ((best quality:1.1), detailed:1.3), a cat <lora:style_v2:0.8>",
+     "masterpiece, best quality, detailed, a cat"),
+    ("naruto (series \\(anime\\):1.2)", "naruto series \\(anime\\)"),
+    ("a fox \u2014ar 16:9 \u2013v 5 \u2014tile", "a fox"),
+    ("a fox --AR 16:9 --S 1,000 --HD", "a fox"),
+    ("a fox --ar16:9 --v5.2 --q .5", "a fox"),
+    ("a cat --v 5, oil on canvas", "a cat, oil on canvas"),
+    ("a cat --sref random --p a1b2c --profile xyz", "a cat"),
+    ("a cat --no", "a cat"),
+    ('"a cat --ar 3:2"', '"a cat"'),
+    ('"Hello" on a sign --v 5', '"Hello" on a sign'),
+    ("{a\\, b, c} d", "a, b d"),
+    ("cat:: dog::-.5", "cat dog"),
+    ("**a castle** - Upscaled (Subtle) by @bob (fast)", "a castle"),
+    ("a castle --v 4 - Image #2 <@123>", "a castle"),
+    ("one<br>two <p>three</p>", "one two three"),
+    ("red\rblue\x0bgreen\x0cgrey\x1dpink\u2028white\u2029black\x85brown",
+     "red blue green grey pink white black brown"),
+    ("\u00c3\x85ngstr\u00c3\u00b6m", "\u00c5ngstr\u00f6m"),
+    ("red&nbsp;fox&#8203; &#13;den", "red fox den"),
+]  # fmt: skip
+
+PLAIN = """
+a cozy wood-paneled library with a fireplace, oil painting
+a wide angle shot - panoramic view of the Alps
+Peter-Pan flying over London - Pan
+a - Variations on a theme by Bach
+2015 Ford Mustang - Image #2
+well known --unknown thing
+he stopped --no one knew why
+the house \u2014style matters more than size
+an evening \u2013 fast cars
+std::vector code, C++ :: C#
+(Genesis 1:3), at (10:30), a model (scale 1:2.5), ratio (16:9)
+a {curly} brace, {a|b}
+2**8 and 3**2, *star*
+the token <sks> dog in <style>, oil
+5 < 6 and 7 > 3, I <3 you, a <- b
+R&B poster, rock &copy band, AT&T
+"Hello" on a sign
+'tis the season:
+a word_with_underscores, `code` and a trailing -
+- a list
+imagine prompt: a cat, and /imagine in the middle
+www.example.org on a shirt
+\u732b\uff01\u300c\uff21\uff22\u300d\u3001\ufb01ne
+\U0001f469\u200d\U0001f680 \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645
+""".strip().splitlines()
 
 
 @pytest.mark.parametrize(("raw", "expected"), CASES)
 def test_what_is_no_prompt_is_removed(raw, expected):
     assert clean(raw) == expected
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_plain_text_is_kept_word_for_word(text):
+    assert cleaned(text) == (text, [])
+
+
+WORDS = """
+ar aspect no style v5 tile fast Pan Upscaled Variations Image prompt wood-paneled T-shirt Spider-Man 1950's C++ C# R&B
+50% #1 $5 16:9 3:2 (16:9) (10:30) 5 < > <3 {one} a_b x--y std::vector [::2] fox:den (aside) `code` *star* e.g.
+rock'n'roll 2**8 @home
+"""
+LETTERS = st.text(
+    st.characters(categories=["Ll", "Lu", "Lo"], max_codepoint=0x2FFF, exclude_characters="\xaa\xba").filter(
+        lambda c: not 0x80 <= ord(c) < 0x250 or c in "\xe9\xfc\xf1\xdf\u0142"
+    ),
+    min_size=1,
+    max_size=8,
+)
+BETWEEN = st.sampled_from(
+    [" ", " ", " ", ", ", "; ", ": ", " - ", " \u2014 ", "\u2014", "/", ". ", "! ", "\n", "\t ", " & "]
+)
+"""Of letters other than ASCII's few Latin ones: what looks like mojibake is repaired."""
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(st.tuples(st.sampled_from(WORDS.split()) | LETTERS, BETWEEN), min_size=1, max_size=12), st.booleans())
+def test_text_without_syntax_comes_back_as_it_was(parts, quoted):
+    text = unicodedata.normalize("NFC", "".join(word + between for word, between in parts))
+    text = f'"{text.strip()}"' if quoted else text
+    assert clean(text) == " ".join(text.split())
+
+
+def test_each_rule_is_told_with_what_it_changed():
+    text, changes = cleaned("<b>a  fox</b> --ar 3:2 --no dogs")
+    assert text == "a fox"
+    assert [rule for rule, _, _ in changes] == ["HTML", "--no", "--parameter"]
+    assert changes[1][1:] == ("a  fox --ar 3:2 --no dogs", "a  fox --ar 3:2  ")
+    assert [rule for rule, _, _ in cleaned("a\u200b\n fox")[1]] == ["broken or invisible characters"]
+    assert [rule for rule, _, _ in cleaned("a\n fox")[1]] == ["line ends and repeated space"]
+    assert {rule for rule, _, _ in cleaned(CASES[0][0])[1]} < set(RULES)
 
 
 @settings(deadline=None, max_examples=300)
