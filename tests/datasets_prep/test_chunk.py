@@ -96,6 +96,62 @@ def test_sexual_terms_about_minors_are_blocked_whatever_the_filters(text, blocke
     assert not account.samples.get("sexual terms about minors")
 
 
+def test_what_is_blocked_about_minors_is_told_apart_from_the_samples():
+    texts = ["a naked child", "a kid in lingerie", "the naked child", "a child with a kite"]
+    _, account = process(raw(texts), 0, Filters(), words)
+    record = account.to_dict()
+    assert record["blocked_terms"] == {"naked + child": 2, "lingerie + kid": 1}
+    assert sorted(record["blocked"]) == [
+        ["lingerie + kid", "a kid in lingerie"],
+        ["naked + child", "a naked child"],
+        ["naked + child", "the naked child"],
+    ]
+    assert not any(record["samples"].values())
+
+
+def test_what_cleaning_changed_is_counted_and_shown():
+    long = "word " * 100
+    _, account = process(
+        raw([f"{long}--ar 3:2", "a fox --ar 3:2 --no dog", "<i>a</i> dog", "a cat"]), 0, Filters(), words
+    )
+    assert account.changed == {"--parameter": 2, "--no": 1, "HTML": 1}
+    assert account.changes["HTML"] == [["<i>a</i> dog", "a dog"]]
+    assert account.changes["--no"] == [["a fox --ar 3:2 --no dog", "a fox --ar 3:2  "]]
+    shown = dict(account.changes["--parameter"])
+    assert {before[0] for before in shown} == {"a", "\u2026"}
+    assert all("--ar 3:2" in before and "--ar" not in after for before, after in shown.items())
+    assert all(len(text) < 210 for pair in shown.items() for text in pair)
+
+
+def test_the_first_unreadable_row_is_kept():
+    kinds = RAW.field("problem").type
+    first = process(raw(["a", None], problem=pa.array([None, "not JSON"], kinds)), 10, Filters(), words)[1]
+    second = process(raw([None], problem=pa.array(["no prompt"], kinds)), 7, Filters(), words)[1]
+    first.add(second)
+    assert first.first_unreadable == [7, "no prompt"]
+
+
+ENGLISH = """castle at sunset\nzen garden\na man with a hat\nart deco lobby\ncat\nPokemon card, Pikachu
+graffiti on a brick wall, Banksy\nart nouveau poster, Alphonse Mucha style\na price war""".splitlines()
+OTHERS = """ein roter Fuchs im Schnee auf dem Berg\nein Haus am See bei Nacht
+une femme en robe rouge marche sous la pluie dans une rue de Paris
+un zorro rojo en la nieve del bosque al atardecer\nuna volpe rossa nella neve al tramonto
+\u0440\u044b\u0436\u0430\u044f \u043b\u0438\u0441\u0430 \u043d\u0430 \u0441\u043d\u0435\u0433\u0443
+\u4e00\u53ea\u7ea2\u8272\u7684\u72d0\u72f8\u5728\u96ea\u5730\u91cc\u5954\u8dd1
+\u96ea\u306e\u4e2d\u306e\u8d64\u3044\u72d0""".splitlines()
+
+
+def test_short_english_is_no_other_language_and_another_language_is():
+    found, _ = removed([*ENGLISH, *OTHERS], Filters(language="en"))
+    assert found == list(range(len(ENGLISH), len(ENGLISH) + len(OTHERS)))
+
+
+def test_tokens_are_counted_of_what_the_scores_left():
+    counted = []
+    process(raw(TEXTS, punsafe=SCORES), 0, Filters(), lambda texts: counted.extend(texts) or words(texts))
+    assert counted == [TEXTS[0], TEXTS[2]]
+
+
 def test_refused_and_empty_rows_are_counted_by_their_place():
     table = raw(["--ar 3:2", None, "a  tree "], problem=pa.array([None, "not JSON", None], RAW.field("problem").type))
     kept, account = process(table, 100, Filters(), words)

@@ -1,0 +1,339 @@
+"""A file is read as what it is, whatever its name says: what people have, and what it is refused for."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import pickle
+import tarfile
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from datasets_prep.sources import File, decoded, read
+
+TEXTS = ["a red fox, in the snow", 'a "lighthouse" at dusk', "two boats\non a lake", "caf\u00e9 \U0001f431"]
+FLAT = [text.replace("\n", " ") for text in TEXTS]
+OBJECTS = [{"url": f"https://example.org/{i}.jpg", "prompt": text, "width": 512} for i, text in enumerate(TEXTS)]
+
+
+def rows(path, column="", size=3):
+    tables = list(read(File(fs.LocalFileSystem(), str(path), column), size))
+    assert all(table.num_rows <= size for table in tables)
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def texts(path, column=""):
+    found = rows(path, column)
+    assert not [row["problem"] for row in found if row["problem"]]
+    return [row["text"] for row in found]
+
+
+def problems(path, column=""):
+    return [row["problem"] for row in rows(path, column) if row["problem"]]
+
+
+def as_csv(delimiter=",", line_end="\r\n"):
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, list(OBJECTS[0]), delimiter=delimiter, lineterminator=line_end)
+    writer.writeheader()
+    writer.writerows(OBJECTS)
+    return out.getvalue().encode()
+
+
+def as_lines():
+    return "".join(json.dumps(each) + "\n" for each in OBJECTS).encode()
+
+
+def as_parquet():
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(OBJECTS), sink)
+    return sink.getvalue()
+
+
+def as_arrow(new=pa.ipc.new_stream):
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(OBJECTS)
+    with new(sink, table.schema) as out:
+        out.write_table(table)
+    return sink.getvalue()
+
+
+def as_arrow_file():
+    return as_arrow(pa.ipc.new_file)
+
+
+def as_list():
+    return json.dumps(OBJECTS, indent=2).encode()
+
+
+def as_tar():
+    return tar({"data/prompts.jsonl": as_lines()})
+
+
+def tar(files):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def zstd(content):
+    out = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(out, "zstd") as stream:
+        stream.write(content)
+    return out.getvalue().to_pybytes()
+
+
+FORMATS = {
+    "csv": as_csv,
+    "tsv": lambda: as_csv("\t"),
+    "jsonl": as_lines,
+    "json": as_list,
+    "parquet": as_parquet,
+    "arrow": as_arrow,
+    "feather": as_arrow_file,
+    "tar": as_tar,
+}
+PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("packed", PACKED)
+def test_each_format_in_each_compression(tmp_path, ending, packed):
+    path = tmp_path / f"prompts.{ending}{packed}"
+    path.write_bytes(PACKED[packed](FORMATS[ending]()))
+    assert texts(path) == TEXTS
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("name", ["wrong.parquet", "wrong.json", "wrong.csv", "wrong.gz"])
+def test_the_content_counts_and_not_the_name(tmp_path, ending, name):
+    (tmp_path / name).write_bytes(FORMATS[ending]())
+    assert texts(tmp_path / name) == TEXTS
+
+
+def test_twice_compressed(tmp_path):
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(bz2.compress(as_csv())))
+    assert texts(tmp_path / "a.csv.gz") == TEXTS
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "txt", "csv.gz"])
+def test_a_byte_order_mark_tells_the_encoding(tmp_path, ending, encoding):
+    kind, _, packed = ending.partition(".")
+    content = FORMATS[kind]() if kind != "txt" else "\r\n".join(FLAT).encode()
+    text = ("\ufeff" if encoding == "utf-16-be" else "") + content.decode()
+    (tmp_path / f"a.{ending}").write_bytes(PACKED[f".{packed}" if packed else ""](text.encode(encoding)))
+    assert texts(tmp_path / f"a.{ending}") == (FLAT if kind == "txt" else TEXTS)
+    assert decoded(text.encode(encoding)) == content.decode()
+
+
+def test_a_cut_utf_16_file_gives_what_is_before_its_end(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\ntwo\nthr".encode("utf-16")[:-1])
+    assert [(row["text"], row["problem"]) for row in rows(tmp_path / "a.txt")][:2] == [("one", None), ("two", None)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_any_system(tmp_path, end):
+    (tmp_path / "a.txt").write_bytes(end.join(FLAT).encode())
+    assert texts(tmp_path / "a.txt") == FLAT
+    (tmp_path / "a.csv").write_bytes(as_csv(line_end=end).replace(b"boats\non", b"boats on"))
+    assert texts(tmp_path / "a.csv") == FLAT
+
+
+DOCUMENTS = {
+    "list of objects": (OBJECTS, ""),
+    "list of texts": (TEXTS, ""),
+    "list within an object": ({"info": {"n": 4}, "images": [{"id": 1}], "annotations": OBJECTS}, ""),
+    "texts within an object": ({"version": 1, "prompts": TEXTS}, ""),
+    "columns": ({"width": [512] * 4, "prompt": TEXTS}, ""),
+    "objects by name": ({f"{i}.png": {"p": text} for i, text in enumerate(TEXTS)}, "p"),
+    "wrapped rows": ({"rows": [{"row_idx": 0, "row": each} for each in OBJECTS]}, "row.prompt"),
+    "column within the list": ({"data": OBJECTS}, "data.prompt"),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("indent", [None, 4])
+def test_json_that_is_no_object_a_line(tmp_path, name, indent):
+    value, column = DOCUMENTS[name]
+    (tmp_path / "a.json").write_text(json.dumps(value, indent=indent))
+    assert texts(tmp_path / "a.json", column) == TEXTS
+
+
+def test_indented_objects_one_after_another(tmp_path):
+    (tmp_path / "a.json").write_text("\n".join(json.dumps(each, indent=2) for each in OBJECTS))
+    assert texts(tmp_path / "a.json") == TEXTS
+    (tmp_path / "one.json").write_text(json.dumps(OBJECTS[0], indent=2))
+    assert texts(tmp_path / "one.json") == TEXTS[:1]
+
+
+def test_a_long_list_streams_and_an_error_in_it_says_where(tmp_path):
+    many = [{"prompt": f"number {i}", "filler": "x" * 100} for i in range(20_000)]
+    whole = json.dumps(many)
+    (tmp_path / "a.json").write_text(whole)
+    assert texts(tmp_path / "a.json") == [each["prompt"] for each in many]
+    cut = whole[: whole.index("number 15000") - 5]
+    (tmp_path / "a.json").write_text(cut)
+    found = rows(tmp_path / "a.json")
+    assert [row["text"] for row in found[:-1]] == [f"number {i}" for i in range(15_000)]
+    assert found[-1]["problem"].startswith("file: not JSON from here on: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"images": [{"id": 1}], "n": 3}, "no prompt; it has images, n"),
+        ([], "file: an empty list"),
+        ([{"x": 1}], "no prompt"),
+        ([3], "not an object"),
+    ],
+)
+def test_json_without_prompts_says_what_it_has(tmp_path, value, problem):
+    (tmp_path / "a.json").write_text(json.dumps(value, indent=1))
+    assert problems(tmp_path / "a.json") == [problem]
+
+
+def image_samples(indent=None, ending="txt"):
+    files = {}
+    for i, text in enumerate(TEXTS):
+        files[f"0000/{i:09d}.jpg"] = b"\xff\xd8\xff\xe0" + bytes(2_000_000 if i == 1 else 99)
+        meta = {"caption": text, "url": "u", "key": f"{i}", "status": "success", "punsafe": 0.25}
+        files[f"0000/{i:09d}.json"] = json.dumps(meta, indent=indent).encode()
+        files[f"0000/{i:09d}.{ending}"] = text.encode()
+    return files
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+@pytest.mark.parametrize("without", ["", "json", "txt", "jpg"])
+@pytest.mark.parametrize("name", ["00000.tar", "00000.tar.gz"])
+def test_img2dataset_s_archives(tmp_path, indent, without, name):
+    files = {own: content for own, content in image_samples(indent).items() if not own.endswith(without or "?")}
+    (tmp_path / name).write_bytes(PACKED[".gz" if name.endswith("gz") else ""](tar(files)))
+    assert texts(tmp_path / name) == TEXTS
+    if without != "json":
+        assert texts(tmp_path / name, "caption") == TEXTS
+        assert {row["punsafe"] for row in rows(tmp_path / name)} == {0.25}
+
+
+def test_an_image_without_a_caption_is_a_row_that_says_so(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar({"1.jpg": b"x", "1.cls": b"3", "2.jpg": b"x", "2.txt": b"two"}))
+    found = rows(tmp_path / "a.tar")
+    assert [row["text"] for row in found] == [None, "two"]
+    assert found[0]["problem"] == "no caption beside jpg; there is jpg"
+
+
+def test_an_archive_of_files_of_prompts(tmp_path):
+    files = {
+        "._a.txt": b"junk",
+        "readme.md": b"no",
+        "a.txt": b"one\ntwo",
+        "b/c.csv": as_csv(),
+        "d.parquet": as_parquet(),
+    }
+    (tmp_path / "a.tar").write_bytes(tar(files))
+    assert texts(tmp_path / "a.tar") == ["one", "two", *TEXTS, *TEXTS]
+
+
+NESTED = [{"img_path": "x", "Task2": {"Caption": text, "Style": ["a"]}} for text in TEXTS] + [{"img_path": "y"}]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "arrow"])
+def test_a_nested_column_in_each_format(tmp_path, ending):
+    table, path = pa.Table.from_pylist(NESTED), tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path)
+    elif ending == "arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+            out.write_table(table)
+    else:
+        path.write_text("\n".join(map(json.dumps, NESTED)) if ending == "jsonl" else json.dumps(NESTED))
+    found = rows(path, "Task2.Caption")
+    assert [row["text"] for row in found] == [*TEXTS, None]
+    assert found[-1]["problem"] == "no prompt"
+    assert "it has img_path" in problems(path, "Task3")[0] or ending.startswith("json")
+
+
+def test_a_column_whose_own_name_has_a_dot(tmp_path):
+    pq.write_table(pa.table({"a.b": TEXTS}), tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet", "a.b") == TEXTS
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"a.b": text}) for text in TEXTS))
+    assert texts(tmp_path / "a.jsonl", "a.b") == TEXTS
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
+def test_a_csv_by_its_own_delimiter(tmp_path, delimiter):
+    (tmp_path / "a.csv").write_bytes(as_csv(delimiter))
+    assert texts(tmp_path / "a.csv") == TEXTS
+    (tmp_path / "b.csv").write_bytes(f"sep={delimiter}\r\n".encode() + as_csv(delimiter))
+    assert texts(tmp_path / "b.csv") == TEXTS
+
+
+def test_a_quoted_line_end_wherever_a_block_ends(tmp_path):
+    """Of a few megabytes, so that a reader by blocks of 2^16 to 2^20 bytes ends one within each of them."""
+    wanted = [f"{i} red\r\nblue fox " + "x" * (1500 + i % 97) for i in range(2000)]
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([["id", "prompt"], *enumerate(wanted)])
+    (tmp_path / "a.csv").write_bytes(out.getvalue().encode())
+    assert texts(tmp_path / "a.csv") == wanted
+
+
+def test_a_field_that_is_larger_than_any_block(tmp_path):
+    (tmp_path / "a.csv").write_text(f'id,prompt\n1,"{"y" * 3_000_000}"\n2,next\n3,"{"z" * 20_000_000}"\n4,last\n')
+    found = rows(tmp_path / "a.csv")
+    assert [row["text"] for row in found if row["text"]] == ["next", "last"]
+    assert found[0]["problem"] == "prompt of more than 100000 bytes"
+    assert len([row for row in found if row["problem"]]) == 2
+
+
+def test_a_quote_that_is_not_closed_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text('id,prompt\n1,one\n2,"two\n3,three\n')
+    assert problems(tmp_path / "a.csv") == ["a quote that is not closed, in a row of 2 lines"]
+    (tmp_path / "b.csv").write_text('prompt\n"Hello" on a sign\n"two\nlines, quoted"\n"open, and\na last, one\n')
+    assert texts(tmp_path / "b.csv") == ['"Hello" on a sign', "two\nlines, quoted", '"open, and', "a last, one"]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (pickle.dumps(TEXTS), "a pickle, which runs the code"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "an image or a video"),
+        (b"\x93NUMPY\x01\0v\0{'descr'", "an array of numpy"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv", "a.txt", "a.gz"])
+def test_what_holds_no_prompts_is_named(tmp_path, content, what, name):
+    (tmp_path / name).write_bytes(content)
+    (problem,) = problems(tmp_path / name)
+    assert problem.startswith(f"file: no prompts: {what}")
+
+
+def test_a_zip_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.csv", "w") as archive:
+        archive.writestr("a.csv", as_csv())
+    assert problems(tmp_path / "a.csv") == ["file: no prompts: a zip archive; unpack it"]
+
+
+LINES = [*FLAT, "", "   ", "{red, blue} car", '"all quoted"', "a,b;c|d\te", "--ar 3:2", "x" * 100_001, "it's, \\n"]
+
+
+def test_the_same_lines_are_the_same_rows_in_each_format(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(LINES) + "\n")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": line}) + "\n" for line in LINES))
+    with (tmp_path / "a.csv").open("w", newline="") as out:
+        csv.writer(out).writerows([["prompt"], *([line] for line in LINES)])
+    (tmp_path / "b.csv").write_text("\n".join(["prompt", *LINES]) + "\n")
+    whole = [[(row["text"] or "").strip() for row in rows(tmp_path / name)] for name in ("a.txt", "a.jsonl", "a.csv")]
+    assert whole[0] == whole[1] == whole[2] == [line.strip() if len(line) <= 100_000 else "" for line in LINES]
+    assert [text.strip('"') for text in whole[0]] == [(row["text"] or "").strip() for row in rows(tmp_path / "b.csv")]
