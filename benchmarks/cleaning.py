@@ -1,4 +1,4 @@
-"""What cleaning and the block on minors do to a text that needs neither: plain sentences, of which each change is shown.
+"""What cleaning and the block on minors do to texts that need neither, such as plain sentences; each can be shown.
 
     python -m benchmarks.cleaning tests/data/english/wordnet.txt.gz
     python -m benchmarks.cleaning my-captions.csv --shown 20

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from datasets_prep.filters import MINORS
+from datasets_prep.terms import evidence
 
 SAMPLES = 8
 COUNTS = ("removed", "changed", "blocked_terms")
@@ -28,7 +29,7 @@ class Account:
         removed, samples: rows and texts by the reason for which they were removed.
         changed, changes: texts by the rule of cleaning that changed them, and samples: before, after.
         blocked_terms, blocked: of the block on sexual terms about minors, how often each pair of terms was the reason,
-            and samples: the terms, the text. `samples` has none of them: they are for a reviewer alone.
+            and samples: the terms, the text. They are for a reviewer alone: no other sample would be blocked.
         first_unreadable: the first row of a file that could not be read, and why.
         tokens, scores: the distributions of what was kept.
     """
@@ -51,20 +52,19 @@ class Account:
     def remove(self, reason: str, texts: Sequence[str]) -> None:
         if len(texts):
             self.removed[reason] += len(texts)
-            shown = [] if reason == MINORS else texts
-            self.samples[reason] = _fewest_texts([*self.samples.get(reason, []), *shown])
+            self.samples[reason] = _fewest_texts([*self.samples.get(reason, []), *texts])
 
     def change(self, rule: str, pairs: Sequence[tuple[str, str]]) -> None:
         """Count texts that a rule changed, from what they were before to what they were after."""
         if pairs:
             self.changed[rule] += len(pairs)
-            self.changes[rule] = _fewest([*self.changes.get(rule, []), *map(_excerpts, pairs)])
+            self.changes[rule] = _fewest_changes([*self.changes.get(rule, []), *map(_excerpts, pairs)])
 
     def block(self, reasons: Iterable[tuple[tuple[str, ...], str]]) -> None:
         """Note the terms for which texts were blocked as sexual about minors."""
-        pairs = [[" + ".join(found), text[:SHOWN]] for found, text in reasons]
+        pairs = [(" + ".join(found), text[:SHOWN]) for found, text in reasons]
         self.blocked_terms.update(terms for terms, _ in pairs)
-        self.blocked = _fewest([*self.blocked, *pairs])
+        self.blocked = [[*pair] for pair in _ordered([*self.blocked, *pairs])[:SAMPLES]]
 
     def refuse(self, problems: Sequence[str], rows: Sequence[int]) -> None:
         """Count rows that could not be read."""
@@ -80,8 +80,8 @@ class Account:
         for reason, texts in other.samples.items():
             self.samples[reason] = _fewest_texts([*self.samples.get(reason, []), *texts])
         for rule, pairs in other.changes.items():
-            self.changes[rule] = _fewest([*self.changes.get(rule, []), *pairs])
-        self.blocked = _fewest([*self.blocked, *other.blocked])
+            self.changes[rule] = _fewest_changes([*self.changes.get(rule, []), *pairs])
+        self.blocked = [[*pair] for pair in _ordered([*self.blocked, *other.blocked])[:SAMPLES]]
         firsts = [each for each in (self.first_unreadable, other.first_unreadable) if each]
         self.first_unreadable = min(firsts, default=[])
         self.tokens = [a + b for a, b in zip(self.tokens, other.tokens, strict=True)]
@@ -107,14 +107,21 @@ def _hash(text: str) -> bytes:
 
 
 def _fewest_texts(texts: Sequence[str]) -> list[str]:
-    """Some of the texts, the same of any order: those with the lowest hashes."""
-    return sorted({text[:SHOWN] for text in texts}, key=_hash)[:SAMPLES]
+    """Some of the texts, the same of any order: those with the lowest hashes, none that would be blocked."""
+    ordered = sorted({text[:SHOWN] for text in texts}, key=_hash)
+    return list(islice((text for text in ordered if not evidence(text)), SAMPLES))
 
 
-def _fewest(pairs: Iterable[Sequence[str]]) -> list[list[str]]:
-    """As of texts, by the second of each pair."""
+def _fewest_changes(pairs: Iterable[Sequence[str]]) -> list[list[str]]:
+    """As of texts."""
+    ordered = _ordered(pairs)
+    return list(islice(([*pair] for pair in ordered if not any(map(evidence, pair))), SAMPLES))
+
+
+def _ordered(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+    """Distinct pairs, by the hash of the second of each."""
     distinct = {(first, second) for first, second in pairs}
-    return [list(pair) for pair in sorted(distinct, key=lambda pair: (_hash(pair[1]), pair))[:SAMPLES]]
+    return sorted(distinct, key=lambda pair: (_hash(pair[1]), pair))
 
 
 def _excerpts(pair: Sequence[str]) -> list[str]:

@@ -73,6 +73,13 @@ def test_labels_are_read_with_the_files_beside_them(tmp_path):
     assert read_labels(write(tmp_path, "file,label\na.png,red\n"), list(TEXTS)) == [(tmp_path / "a.png", "red")]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path, encoding):
+    table = write(tmp_path, "")
+    table.write_bytes(("\ufeff" * (encoding == "utf-16-le") + "file,label\r\na.png,red\r\n").encode(encoding))
+    assert read_labels(table, list(TEXTS)) == [(tmp_path / "a.png", "red")]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -240,6 +240,44 @@ def test_the_card_shows_what_was_removed_and_escapes_it(folder, tmp_path):
     assert "to below" in page
 
 
+def test_what_is_blocked_can_be_reviewed_in_the_card_alone(folder, tmp_path):
+    lines = ["a sexy <u>kid</u> --ar 3:2", "a naked child", "a boy's blue bicycle, children's book --ar 3:2"]
+    record = prepare(own(tmp_path, "\n".join(lines).encode()), folder)
+    assert texts(folder) == ["a boy's blue bicycle, children's book"]
+    page, source = folder.read(CARD).decode(), record["sources"]["own"]
+    assert source["blocked_terms"] == {"sexy + kid": 1, "naked + child": 1}
+    for text, terms in (("a sexy kid", "[sexy + kid]"), ("a naked child", "[naked + child]")):
+        assert f"{terms} {text}" in page
+        assert text not in json.dumps(record)
+    assert "--parameter: 2 (66.67 %)" in page
+    assert "children&#39;s book --ar 3:2</del>" in page
+    assert source["changed"] == {"HTML": 1, "--parameter": 2}
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
+def test_the_same_lines_give_the_same_counts_in_each_format(folder, tmp_path, ending):
+    lines = ['"Hello", she said', "", "a, b, c", "--ar 3:2", "a naked child", "A, b; c!", " x ", "y" * 100_001]
+    rows = {
+        "txt": lines,
+        "csv": ["prompt", *(json.dumps(line).replace('\\"', '""') for line in lines)],
+        "jsonl": [json.dumps({"prompt": line}) for line in lines],
+    }
+    record = prepare(own(tmp_path, "\n".join(rows[ending]).encode() + b"\n", name=f"own.{ending}"), folder)
+    source = record["sources"]["own"]
+    assert texts(folder) == ['"Hello", she said', "a, b, c", "x"]
+    assert source["rows"] == 8
+    assert source["removed"] == {
+        "empty": 2, "sexual terms about minors": 1, "exact duplicate": 1, "unreadable": 1
+    }  # fmt: skip
+
+
+def test_the_first_unreadable_row_is_named_with_its_file(folder, tmp_path):
+    for number, content in enumerate((b"", b'{"x": 1}\nbroken\n', b"broken\n")):
+        (tmp_path / f"{number}.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"\(unreadable: 3\); .* first unreadable is /.*/1.jsonl: row 0: no prompt$"):
+        prepare(of(tmp_path / "*.jsonl"), folder)
+
+
 def test_prompts_are_cleaned_the_same_on_ray(ray_cluster, folder, tmp_path, monkeypatch):
     for number, count in enumerate((7, 0, 25)):
         lines = [json.dumps({"prompt": f"file {number} line {i} --v 5"}) for i in range(count)]
