@@ -35,7 +35,7 @@ def of_manifest(content: bytes) -> None:
 
 
 def of_lines(content: bytes) -> None:
-    for ending in ("jsonl", "csv", "txt"):
+    for ending in ("jsonl", "csv", "txt", "gz", "tar"):
         _rows(PLACE / f"prompts.{ending}", content)
 
 

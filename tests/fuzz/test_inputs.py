@@ -1,7 +1,11 @@
 """Whatever people or machines put into a file: a result, or one line. No traceback, no hang, no lost file."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
+import tarfile
 from itertools import islice
 
 import pyarrow as pa
@@ -149,10 +153,75 @@ LINES = st.lists(st.text(max_size=60) | JSON.map(json.dumps), max_size=8)
 @example(['{"prompt": 1}', '{"prompt": null}', "[]", '{"prompt": "a cat"'], "jsonl")
 @example(["prompt,x", '"a', "b,c,d"], "csv")
 def test_any_lines_as_prompts(tmp_path, lines, kind):
-    """Every line is a row: a prompt, or what is wrong with it."""
-    rows = _read(tmp_path / f"prompts.{kind}", "\n".join(lines).encode("utf-8", "surrogatepass"))
-    if kind in ("txt", "jsonl"):
-        assert len(rows) >= sum(bool(line.strip()) for line in "\n".join(lines).split("\n"))
+    """Every line is a row: a prompt, or what is wrong with it; unless all lines are JSON of another form."""
+    content = "\n".join(lines)
+    rows = _read(tmp_path / f"prompts.{kind}", content.encode("utf-8", "surrogatepass"))
+    if kind in ("txt", "jsonl") and content.strip()[:1] not in ("[", "{"):
+        assert len(rows) >= sum(bool(line.strip()) for line in content.split("\n"))
+
+
+def _packed(content, layers):
+    for layer in layers:
+        content = layer(content)
+    return content
+
+
+def _tar(content):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name in ("1.jpg", "1.txt", "1.json", "2.json", "prompts.jsonl", "prompts.csv", "all.parquet"):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+NAMES = ["jsonl", "json", "csv", "txt", "gz", "parquet", "arrow", "tar", "tar.gz", "csv.zst", "xz"]
+MAGIC = [
+    b"\x1f\x8b\x08",
+    b"BZh9",
+    b"\xfd7zXZ\0",
+    b"\x28\xb5\x2f\xfd",
+    b"\x04\x22\x4d\x18",
+    b"\xff\xfe",
+    b"\xfe\xff",
+    b"\xff\xfe\0\0",
+]
+MAGIC += [
+    b"PAR1",
+    b"ARROW1\0\0",
+    b"\xff\xff\xff\xff",
+    b"PK\x03\x04",
+    b"\x80\x04",
+    b"[",
+    b'{"prompt":',
+    b'"',
+    b"sep=,\n",
+    b"prompt,x\n",
+]
+LAYERS = [gzip.compress, bz2.compress, lzma.compress, _tar]
+
+
+@settings(QUICK, max_examples=250)
+@given(
+    st.sampled_from(NAMES),
+    st.sampled_from(MAGIC) | st.just(b""),
+    st.binary(max_size=300)
+    | LINES.map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
+    | JSON.map(lambda value: json.dumps(value, indent=1).encode()),
+    st.lists(st.sampled_from(LAYERS), max_size=2),
+    st.data(),
+)
+def test_any_content_under_any_name(tmp_path, name, magic, content, layers, data):
+    """What it is told for may be wrong, cut or damaged: rows, or what is wrong."""
+    whole = _packed(magic + content, layers)
+    if data.draw(st.booleans()):
+        whole = whole[: data.draw(st.integers(0, len(whole)))]
+    if whole and data.draw(st.booleans()):
+        place = data.draw(st.integers(0, len(whole) - 1))
+        whole = whole[:place] + bytes([data.draw(st.integers(0, 255))]) + whole[place + 1 :]
+    for row in _read(tmp_path / f"prompts.{name}", whole):
+        assert (row["text"] is None) == bool(row["problem"])
 
 
 @settings(QUICK, max_examples=200)
