@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow as pa
 
-from datasets_prep.cleaning import collapse
+from datasets_prep.cleaning import one_space
 
 PAIRS_SCHEMA = pa.schema([("index", pa.int64()), ("prompt", pa.string()), ("negative_prompt", pa.string())])
 STYLED_SCHEMA = pa.schema([("style", pa.string()), ("index", pa.int64()), ("prompt", pa.string())])
@@ -46,7 +46,7 @@ def sample_pairs(pairs: Iterable[tuple[str | None, str | None]], count: int, see
     Raises:
         ValueError: where there are fewer.
     """
-    whole = sorted({(collapse(a), collapse(b)) for a, b in pairs if a and b and a.strip() and b.strip()})
+    whole = sorted({(one_space(a), one_space(b)) for a, b in pairs if a and b and a.strip() and b.strip()})
     if len(whole) < count:
         raise ValueError(f"{len(whole)} distinct pairs are fewer than the {count} asked for")
     chosen = np.random.default_rng((seed, 40)).permutation(len(whole))[:count]

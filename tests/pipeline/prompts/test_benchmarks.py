@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datasets_prep.evaluation import sample_pairs
 from jobs.__main__ import main
 from pipeline import manifest
 from pipeline.storage import Folder
@@ -87,3 +88,10 @@ def test_too_few_pairs_are_one_line(tmp_path, negopt, capsys):
 def test_a_file_that_is_not_there_is_named_once(tmp_path, capsys):
     assert main(["prepare-benchmarks", "--run", str(tmp_path / "run"), "--negopt", str(tmp_path / "gone.parquet")]) == 2
     assert capsys.readouterr().err.count("--negopt") == 1
+
+
+def test_a_pair_is_kept_word_for_word():
+    pairs = [('"Hello" on a\n sign,', "'tis --ugly")]
+    assert sample_pairs(pairs, 1, 0).to_pylist() == [
+        {"index": 0, "prompt": '"Hello" on a sign,', "negative_prompt": "'tis --ugly"}
+    ]
