@@ -58,7 +58,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     if options.teacher:
         overrides += [f"teacher={options.teacher!r}", f"name={_model_name(options.teacher)!r}"]
     if options.prompts:
-        sources = ", ".join(f"{{path = {json.dumps(path)}}}" for path in options.prompts)
+        sources = ", ".join(f"{{path = {json.dumps(path, ensure_ascii=False)}}}" for path in options.prompts)
         overrides.append(f"prompts.sources=[{sources}]")
     for name in ("cron", "timezone"):
         if getattr(options, name, None):

@@ -55,6 +55,7 @@ a - Variations on a theme by Bach
 2015 Ford Mustang - Image #2
 well known --unknown thing
 he stopped --no one knew why
+all is quiet--no wind--stop 5 seconds, hot\u2014fast 3
 the house \u2014style matters more than size
 an evening \u2013 fast cars
 std::vector code, C++ :: C#
@@ -88,7 +89,7 @@ def test_plain_text_is_kept_word_for_word(text):
 WORDS = """
 ar aspect no style v5 tile fast Pan Upscaled Variations Image prompt wood-paneled T-shirt Spider-Man 1950's C++ C# R&B
 50% #1 $5 16:9 3:2 (16:9) (10:30) 5 < > <3 {one} a_b x--y std::vector [::2] fox:den (aside) `code` *star* e.g.
-rock'n'roll 2**8 @home
+rock'n'roll 2**8 @home hot--fast
 """
 LETTERS = st.text(
     st.characters(categories=["Ll", "Lu", "Lo"], max_codepoint=0x2FFF, exclude_characters="\xaa\xba").filter(

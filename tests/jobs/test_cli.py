@@ -47,6 +47,15 @@ def test_prepare_says_what_it_made(tmp_path, capsys):
     assert (tmp_path / "prompts" / "manifest.json").is_file()
 
 
+def test_prompts_in_a_path_of_any_characters(tmp_path, capsys):
+    folder = tmp_path / "caf\u00e9 \U0001f98a [1] #2?"
+    folder.mkdir()
+    (folder / 'a "fox".txt').write_text("a red fox\n")
+    own = ["--set", "prompts.negative_count=50", "--set", "train.batch_size=1"]
+    assert main(["prepare", "--run", str(folder / "run"), "--prompts", str(folder / 'a "fox".txt'), *own]) == 0
+    assert capsys.readouterr().out.startswith("prepared 1 prompts in 1 shards")
+
+
 def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
