@@ -14,7 +14,7 @@ _NUMBER = r"-?\d*\.?\d+(?:,\d{3})*%?"
 _RATIO = r"\d+(?:\.\d+)?[:/x]\d+(?:\.\d+)?"
 _NUMERIC = """
 ar aspect bs c chaos creative cw exp fps hd ihd iw n niji ow q quality r repeat s sameseed seed stop stylize sv sw
-testp upbeta v version video vibe w weird
+testp upbeta v version video vibe w weird zoom
 """
 _WORDED = "cref dref end motion oref p personalize profile sref start style"
 _FLAGS = "beta draft fast loop public raw relax stealth test tile turbo upanime uplight upbeat"

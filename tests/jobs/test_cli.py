@@ -51,7 +51,7 @@ def test_prompts_in_a_path_of_any_characters(tmp_path, capsys):
     folder = tmp_path / "caf\u00e9 \U0001f98a [1] #2?"
     folder.mkdir()
     (folder / 'a "fox".txt').write_text("a red fox\n")
-    own = ["--set", "prompts.negative_count=50", "--set", "train.batch_size=1"]
+    own = ["--set", "prompts.negative_count=50", "--set", "train.batch_size=8"]
     assert main(["prepare", "--run", str(folder / "run"), "--prompts", str(folder / 'a "fox".txt'), *own]) == 0
     assert capsys.readouterr().out.startswith("prepared 1 prompts in 1 shards")
 
