@@ -109,10 +109,7 @@ def _recoded(encoding: str) -> Callable[[BinaryIO], BinaryIO]:
         decoder = codecs.getincrementaldecoder(encoding)("surrogatepass" if "16" in encoding else "replace")
 
         def part(content: bytes) -> bytes:
-            try:
-                return decoder.decode(content, final=not content).encode("utf-8", "surrogatepass")
-            except UnicodeDecodeError:
-                return b"\xff"  # as of a cut file, of which half a character is the end
+            return decoder.decode(content, final=not content).encode("utf-8", "surrogatepass")
 
         return io.BufferedReader(_Converted(stream, part), BUFFER)
 

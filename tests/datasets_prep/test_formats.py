@@ -139,7 +139,19 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, ending, encoding):
 
 def test_a_cut_utf_16_file_gives_what_is_before_its_end(tmp_path):
     (tmp_path / "a.txt").write_bytes("one\ntwo\nthr".encode("utf-16")[:-1])
-    assert [(row["text"], row["problem"]) for row in rows(tmp_path / "a.txt")][:2] == [("one", None), ("two", None)]
+    found = rows(tmp_path / "a.txt")
+    assert [(row["text"], row["problem"]) for row in found[:2]] == [("one", None), ("two", None)]
+    assert found[-1]["problem"].startswith("file: ")
+
+
+def test_a_table_cut_anywhere_says_so(tmp_path):
+    """Also where its schema ends, after which there might have been no rows."""
+    whole = as_arrow()
+    for end in range(0, len(whole), 4):
+        (tmp_path / "a.arrow").write_bytes(whole[:end])
+        found = rows(tmp_path / "a.arrow")
+        assert found, end
+        assert len(found) == len(TEXTS) or found[-1]["problem"].startswith("file: ")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
