@@ -166,8 +166,19 @@ def _steerable_class(model: Any) -> type[SteerableDenoiser]:
 
 
 def diffusion_of(pipe: Any, device: torch.device | str = "cpu", *, start_timestep: int = -1) -> Diffusion:
-    config = pipe.scheduler.config
-    return Diffusion(pipe.scheduler.alphas_cumprod.float().to(device), str(config.prediction_type), start_timestep)
+    """Read the forward process from a pipeline's scheduler.
+
+    Raises:
+        ValueError: for a scheduler of another process, such as flow matching, or a start that is not allowed.
+    """
+    scheduler = pipe.scheduler
+    if not hasattr(scheduler, "alphas_cumprod") or not hasattr(scheduler.config, "prediction_type"):
+        raise ValueError(
+            f"scheduler: got {type(scheduler).__name__}; expected one with alphas_cumprod and a prediction_type, "
+            "such as DDIMScheduler."
+        )
+    prediction_type = str(scheduler.config.prediction_type)
+    return Diffusion(scheduler.alphas_cumprod.float().to(device), prediction_type, start_timestep)
 
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
@@ -180,5 +191,6 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """Images [B, 3, H, W] in about -1..1 from scaled latents; the gradient flows through."""
-    images: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    images: Tensor = vae.decode(latents / vae.config.scaling_factor + shift, return_dict=False)[0]
     return images

@@ -155,7 +155,8 @@ def load(
     try:
         diffusion = diffusion_of(pipe, device, start_timestep=start_timestep)
     except ValueError as error:
-        raise UserError(f"method.{error}") from None
+        field = "teacher." if str(error).startswith("scheduler") else "method."
+        raise UserError(f"{field}{error}") from None
     model = TextToImage(folder, pipe, diffusion, fixed or {})
     for part in model.parts():
         part.requires_grad_(False).eval().to(device)

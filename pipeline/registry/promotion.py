@@ -64,6 +64,8 @@ def compare(
     for scores, whose in ((new, "this student"), (old, "the champion")):
         if not scores.images.get(metric):
             return Comparison(metric, problem=f"the evaluation of {whose} has no {metric}")
+        if not math.isfinite(scores.metrics[metric].get("value", 0.0)):
+            return Comparison(metric, problem=f"the {metric} of {whose} is no number on some image")
     if new.metrics[metric].get("options") != old.metrics[metric].get("options"):
         return Comparison(metric, problem=f"the champion's {metric} is of another version or other options")
     ours, theirs = new.images[metric], old.images[metric]

@@ -89,6 +89,16 @@ def test_what_cannot_be_compared_is_not_promoted_and_says_why(new, old, why):
     assert why in decision.verdict
 
 
+@pytest.mark.parametrize("whose", ["new", "old"])
+def test_a_score_that_is_no_number_on_some_image_is_not_compared(whose):
+    """The images that are left may be the easy ones."""
+    pair = {"new": scores(quality=0.1), "old": scores(quality=0.0)}
+    pair[whose].metrics["quality"]["value"] = float("nan")
+    decision = decide(RULE, pair["new"], pair["old"], "2")
+    assert not decision.promoted
+    assert "is no number on some image" in decision.verdict
+
+
 def test_a_guard_that_cannot_be_compared_does_not_pass():
     rule = Promotion("quality", guards=(Guard("kept"),))
     decision = decide(rule, scores(quality=0.1), scores(quality=0.0, kept=0.0), "2")

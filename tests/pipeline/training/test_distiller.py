@@ -179,13 +179,16 @@ def autocast_as_on_cuda(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": plain(device))
 
 
+@pytest.mark.parametrize(
+    "own", [[], ["train.gradient_checkpointing=true"], [*STUDENT_LORA, "train.micro_batch=4"], ["train.zero_stage=1"]]
+)
 def test_deepspeed_on_cuda_computes_in_bfloat16_as_the_plain_engine_does(
-    tiny_teacher, one_process, autocast_as_on_cuda
+    tiny_teacher, one_process, autocast_as_on_cuda, own
 ):
     """DeepSpeed turns autocast off around its module where CUDA's is on: the module has to enter it itself."""
     more = ['train.precision="bfloat16"', "method.lora_guidance=false", "student.learning_rate=1e-3"]
     clip = Clip.load("shapes")
-    more += ["train.clip_weight=1.0", "train.clip_margin=2.0"]
+    more += ["train.clip_weight=1.0", "train.clip_margin=2.0", *own]
     plain, sharded = (
         make(tiny_teacher, *more, clip=clip),
         make(tiny_teacher, *more, make=engines.deepspeed_engine, clip=clip),

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from pipeline import recipe
 from pipeline.errors import UserError
@@ -25,3 +26,13 @@ def test_an_epsilon_teacher_without_signal_at_its_end_is_refused(tiny_teacher, t
     with pytest.raises(UserError, match=r"^method.start_timestep: got -1, where alpha is 0; an epsilon model"):
         preflight._check_models(recipe.parse(""), folder, None)
     preflight._check_models(recipe.parse("", ["method.start_timestep=900"]), folder, None)
+
+
+def test_a_teacher_of_another_process_is_refused(tiny_teacher, tmp_path):
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    index = folder / "model_index.json"
+    listed = json.loads(index.read_text()) | {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    index.write_text(json.dumps(listed))
+    with pytest.raises(UserError, match=r"^teacher.scheduler: got FlowMatchEulerDiscreteScheduler; expected one with"):
+        preflight._check_models(recipe.parse(""), folder, None)
