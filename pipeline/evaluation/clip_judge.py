@@ -71,6 +71,7 @@ def calibrate(found: Sequence[str], labels: Sequence[str], classes: Sequence[str
 def corrected_share(observed: float, sensitivity: float, specificity: float) -> float:
     """The share that truly shows a class where the judge counts `observed` (Rogan and Gladen 1978), in 0..1.
 
+    It holds for images that the judge did not choose; for those that it did, see `removed_share`.
     (observed + specificity - 1) / (sensitivity + specificity - 1); not a number of a judge no better than chance.
     """
     informed = sensitivity + specificity - 1
