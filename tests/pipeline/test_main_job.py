@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -315,7 +316,16 @@ def test_a_killed_process_ends_on_the_same_weights(run, tmp_path, tiny_teacher, 
     assert main(arguments("prepare", killed)) == 0
     slow = {**os.environ, "PYTHONPATH": str(ROOT)}
     listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test in the background would ignore it
-    process = subprocess.Popen(command_line(killed), env=slow, cwd=ROOT, start_new_session=True, preexec_fn=listening)
+    log = tmp_path / "log"
+    process = subprocess.Popen(
+        command_line(killed),
+        env=slow,
+        cwd=ROOT,
+        start_new_session=True,
+        preexec_fn=listening,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+    )
     checkpoints = Path(killed["folder"]) / "distilled/train"
     deadline = time.monotonic() + 600
     while not list(checkpoints.glob("checkpoint_*/state.json")):
@@ -329,7 +339,16 @@ def test_a_killed_process_ends_on_the_same_weights(run, tmp_path, tiny_teacher, 
     code = process.wait(timeout=600)
     assert code == {"worker": 0, "driver": -signal.SIGKILL, "Ctrl-C": 130}[victim]
     if victim != "worker":
-        assert subprocess.run(command_line(killed), env=slow, cwd=ROOT, timeout=600, check=False).returncode == 0
+        done = subprocess.run(
+            command_line(killed), env=slow, cwd=ROOT, timeout=600, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0
+        assert "continuing from the checkpoint at step " in done.stdout
+    if victim == "Ctrl-C":
+        assert "stopping after this step and its checkpoint" in log.read_text()
+        done_before = [int(each) for each in re.findall(r"distil: (\d+) of 6", log.read_text())]
+        first = int(re.search(r"checkpoint at step (\d+) of 6", done.stdout)[1])
+        assert first >= max(done_before), "a step that was done is done again"
     expected = student_weights(run)
     assert all(torch.equal(expected[name], value) for name, value in student_weights(killed).items())
 

@@ -96,3 +96,18 @@ def test_a_run_that_is_not_there_is_a_mistake_and_a_store_that_fails_is_none(tra
     monkeypatch.setattr(tracking.MlflowClient, "get_run", fail)
     with pytest.raises(PassingError):
         tracking.require_run(uri, tracker.run_id)
+
+
+def test_a_run_that_continues_writes_no_step_twice(tmp_path):
+    uri = f"sqlite:///{tmp_path}/ml.db"
+    run = tracking.create_run(uri, "run", {})
+    first, second = tracking.Tracker(uri, run), tracking.Tracker(uri, run)
+    for step in (10, 20):
+        first.metrics({"loss": step}, step, step)
+    first.flush()
+    second.skip_written("loss")
+    for step in (20, 30):
+        second.metrics({"loss": step, "own": 1.0}, step, 100 + step)
+    second.flush()
+    history = tracking.client(uri).get_metric_history(run, "loss")
+    assert [(metric.step, metric.timestamp) for metric in history] == [(10, 10), (20, 20), (30, 130)]
