@@ -39,6 +39,7 @@ _FAMILIES = {
     "PixArtAlphaPipeline": _Family("transformer", PixArtTransformer2DModel, predicted_image),
 }
 _PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+STUDENT_FILE = "student.json"
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # a student neither needs nor keeps them
 
 diffusers_logging.disable_progress_bar()
@@ -216,14 +217,32 @@ def save_student(teacher: Path, weights: dict[str, Tensor], target: Path, *, sta
     """
     family = _family(teacher)
     early = start_timestep != -1 and family.denoiser == "unet"
-    return save_denoiser(teacher, weights, target, LCMScheduler.from_config if early else family.one_step)
+    scheduler = LCMScheduler.from_config if early else family.one_step
+    return save_denoiser(teacher, weights, target, scheduler, {"start_timestep": start_timestep})
 
 
-def save_denoiser(folder: Path, weights: dict[str, Tensor], target: Path, scheduler: Any = None) -> str:
-    """Write a pipeline's folder with other weights of its denoiser; returns the new folder's hash."""
+def save_denoiser(
+    folder: Path,
+    weights: dict[str, Tensor],
+    target: Path,
+    scheduler: Any = None,
+    record: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a pipeline's folder with other weights of its denoiser; return the new folder's hash.
+
+    `record` is what diffusers' own files do not hold, by default what `folder` has of it.
+    """
     pipe = load_pipeline(folder)
     getattr(pipe, _family(folder).denoiser).load_state_dict(weights)
     if scheduler:
         pipe.scheduler = scheduler(pipe.scheduler.config)
     pipe.save_pretrained(target)
+    if held := student_record(folder) if record is None else record:
+        (target / STUDENT_FILE).write_text(json.dumps(dict(held), indent=2) + "\n")
     return manifest.folder_hash(target)
+
+
+def student_record(folder: Path) -> dict[str, Any]:
+    """Return what `save_student` wrote beside diffusers' own files; empty for any other folder."""
+    file = folder / STUDENT_FILE
+    return dict(json.loads(file.read_text())) if file.is_file() else {}

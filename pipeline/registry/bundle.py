@@ -28,7 +28,7 @@ SIGNATURE = ModelSignature(
     inputs=Schema(
         [
             ColSpec("string", "prompt"),
-            ColSpec("string", "negative_prompt", required=False),
+            ColSpec(AnyType(), "negative_prompt", required=False),  # an empty column of a CSV is one of numbers
             ColSpec(AnyType(), "seed", required=False),  # MLflow takes no missing value of a "long"
             ColSpec(AnyType(), "scale", required=False),  # and no whole number for a "double"
         ]
@@ -85,7 +85,7 @@ def options(recipe: Recipe, student: Path) -> dict[str, object]:
     kind = json.loads((student / "model_index.json").read_text())["_class_name"]
     if kind == "PixArtAlphaPipeline":
         found["use_resolution_binning"] = False
-    elif recipe.method.start_timestep != -1:
+    if recipe.method.start_timestep != -1:
         found["timesteps"] = [recipe.method.start_timestep]
     return found
 

@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.storage import Folder
 
 MEANINGS = {  # of a student's parts: what its output stands for, from where, in which latents and of which text
+    ".": ("start_timestep",),
     "scheduler": (
         *("_class_name", "prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end"),
         *("trained_betas", "rescale_betas_zero_snr", "original_inference_steps"),
@@ -56,13 +57,18 @@ def require_same_output(first: Path, second_folder: Path, second: str) -> None:
         for name in names:
             if mine.get(name) != theirs.get(name):
                 raise UserError(
-                    f"second: {second!r} has {part}.{name} = {theirs.get(name)!r}; the first has {mine.get(name)!r}. "
+                    f"second: {second!r} has {_named(part, name)} = {theirs.get(name)!r}; "
+                    f"the first has {mine.get(name)!r}. "
                     "Merge students that predict the same thing from the same start."
                 )
 
 
+def _named(part: str, name: str) -> str:
+    return name if part == "." else f"{part}.{name}"
+
+
 def _configuration(folder: Path) -> dict[str, Any]:
-    for name in ("scheduler_config.json", "config.json"):
+    for name in ("scheduler_config.json", "config.json", models.STUDENT_FILE):
         if (folder / name).is_file():
             return dict(json.loads((folder / name).read_text()))
     return {}

@@ -51,6 +51,7 @@ def test_mistakes_are_one_line_and_write_nothing(tiny_teacher, other, tmp_path, 
     [
         ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "scheduler.prediction_type = 'v_pred"),
         ("scheduler/scheduler_config.json", {"beta_end": 0.5}, "scheduler.beta_end = 0.5"),
+        ("student.json", {"start_timestep": 400}, "start_timestep = 400"),
         ("vae/config.json", {"scaling_factor": 0.5}, "vae.scaling_factor = 0.5"),
         ("text_encoder/config.json", {"hidden_size": 8}, "text_encoder.hidden_size = 8"),
     ],
@@ -60,7 +61,7 @@ def test_students_that_predict_something_else_are_refused(
 ):
     """Their weights have the same names and shapes, so that a mean of them would be made without a word."""
     file = other / part
-    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.is_file() else {}) | changed))
     out = tmp_path / "merged"
     assert main(["merge", str(tiny_teacher), str(other), "--out", str(out)]) == 2
     error = capsys.readouterr().err
