@@ -50,6 +50,8 @@ PAIRS = (
     Pair("a photo of a white shape", "ring", "shape", "ring", (("colour", "white"),)),
 )  # fmt: skip
 
+KNOWN_IN_A_ROW = 3000  # draws of held-out prompts after which none is left
+
 
 def sample_prompts(count: int, seed: int) -> Iterator[str]:
     """Captions of random training scenes."""
@@ -70,10 +72,19 @@ def sample_negatives(count: int, seed: int) -> Iterator[str]:
 
 
 def held_out_prompts(count: int, seed: int) -> list[tuple[str, Scene]]:
-    """Distinct full prompts of held-out scenes."""
+    """Return distinct full prompts of held-out scenes.
+
+    Raises:
+        ValueError: where there are not so many of them.
+    """
     rng = np.random.default_rng((seed, 12))
     chosen: dict[str, Scene] = {}
+    known = 0  # draws in a row that gave nothing new
     while len(chosen) < count:
         scene = sample_scene(rng, held_out=True)
-        chosen.setdefault(full_prompt(scene, position=rng.random() < 0.7), scene)
+        text = full_prompt(scene, position=rng.random() < 0.7)
+        known = known + 1 if text in chosen else 0
+        chosen.setdefault(text, scene)
+        if known > KNOWN_IN_A_ROW:
+            raise ValueError(f"got {count}; expected at most {len(chosen)}: the world of shapes has no more prompts.")
     return list(chosen.items())

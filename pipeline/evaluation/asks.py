@@ -129,7 +129,10 @@ def ways(options: Evaluation) -> list[Way]:
 def _sets(recipe: Recipe, prompts: Folder) -> list[list[Ask]]:
     options = recipe.evaluation
     if recipe.teacher == EMBEDDED:
-        scenes = held_out_prompts(options.prompts, options.seed)
+        try:
+            scenes = held_out_prompts(options.prompts, options.seed)
+        except ValueError as error:
+            raise UserError(f"evaluation.prompts: {error}") from None
         return [
             [
                 Ask(HELD_OUT, i, text, BAD_PHOTO, options.seed + i, tuple((n, getattr(scene, n)) for n in JUDGED))

@@ -5,7 +5,6 @@ lease and the history in the schedule's folder say whether there is anything to 
 """
 
 import json
-import os
 import re
 import signal
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 from pipeline import cron
 from pipeline.errors import PassingError, UserError
+from pipeline.interrupts import at_once, interrupt_at_once
 from pipeline.recipe import Recipe
 from pipeline.registry import versions
 from pipeline.schedules import history
@@ -53,7 +53,7 @@ def run_tick(
         return f"{name}: {why}"
     _heed_interrupts()
     try:
-        with Lease(home, f"tick {name}", lease_seconds, on_lost=_interrupt) as lease:
+        with Lease(home, f"tick {name}", lease_seconds, on_lost=interrupt_at_once) as lease:
             _write_down_deaths(past, name, recipe, clock())
             if why := _nothing_to_do(past, name, recipe, clock(), asked=tick is not None):
                 return f"{name}: {why}"
@@ -93,13 +93,9 @@ def _nothing_to_do(past: History, name: str, recipe: Recipe, now: datetime, *, a
 
 def _heed_interrupts() -> None:
     """A shell's background processes ignore them; here they end a job whose lease is lost."""
+    at_once.clear()
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _interrupt() -> None:
-    """As Ctrl-C does: `_thread.interrupt_main` would not wake what sleeps."""
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _write_down_deaths(past: History, name: str, recipe: Recipe, now: datetime) -> None:

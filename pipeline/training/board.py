@@ -26,7 +26,7 @@ class _Board:
     def __init__(self) -> None:
         self.step, self.text, self.messages = 0, "starting the workers", list[str]()
         self.why, self.mistake = "", ""
-        self.stopping = False
+        self.stopping = self.stored = False
 
     def post(self, step: int, text: str) -> None:
         self.step, self.text = step, text
@@ -44,6 +44,17 @@ class _Board:
 
     def stop_requested(self) -> bool:
         return self.stopping
+
+    def has_steps(self) -> bool:
+        """Whether a step was done since the workers started: before that there is nothing to store."""
+        return self.step > 0
+
+    def set_stored(self) -> None:
+        """The checkpoint of a training that was asked to stop is stored."""
+        self.stored = True
+
+    def is_stored(self) -> bool:
+        return self.stored
 
     def refuse(self, mistake: str) -> None:
         """A user's mistake that a worker found: starting it again would find it again."""

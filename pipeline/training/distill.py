@@ -190,7 +190,7 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
     )
     try:
         return trainer.fit()
-    except SystemExit:  # Ray Train's answer to a second Ctrl-C, after it has stopped the workers
+    except SystemExit:  # Ray Train's answer to SIGINT, after it has stopped the workers
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise TrainingError(

@@ -75,7 +75,9 @@ def _run(setup: Setup, board: Any) -> None:
     try:
         diverged = _train(distiller, prompts, first, progress)
     except StopRequestedError:
+        stored()  # waits until the checkpoint that was just reported is
         progress.close()
+        progress.stopped()
         return
     if diverged:
         progress.stop(diverged)

@@ -50,6 +50,11 @@ class Progress:
         self._stop_requested = self.board.stop_requested.remote()
         return answer
 
+    def stopped(self) -> None:
+        """Tell the driver that the checkpoint of a training that it stopped is stored."""
+        if self._tracker is not None:
+            ray.get(self.board.set_stored.remote())
+
     def say(self, message: str) -> None:
         if self._tracker is not None:
             self.board.say.remote(message)

@@ -354,6 +354,27 @@ def test_a_killed_process_ends_on_the_same_weights(run, tmp_path, tiny_teacher, 
 
 
 @pytest.mark.slow
+def test_an_evaluation_beside_the_training_does_not_hold_up_ctrl_c(tmp_path):
+    """Ray Train waits for validations that run; this one would take many minutes, and is begun again."""
+    sets = ["train.steps=400", "train.checkpoint_every=2", "train.batch_size=4", "train.workers=1", "prompts.count=200"]
+    sets += ["prompts.negative_draws=50", "evaluation.every=1", "evaluation.exclusion_seeds=30000"]
+    own = ["--run", str(tmp_path / "run"), *(part for each in sets for part in ("--set", each))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert main(["prepare", *own]) == 0
+    line = [sys.executable, "-m", "jobs", "distill", *own, "--tracking-uri", f"sqlite:///{tmp_path}/ml.db"]
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(line, env=environment, cwd=ROOT, start_new_session=True, preexec_fn=listening)
+    images = tmp_path / "run/distilled/versions"
+    deadline = time.monotonic() + 600
+    while not list(images.glob("*/evaluation/images/*")):
+        assert process.poll() is None, "ended before an evaluation began"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+
+
+@pytest.mark.slow
 def test_a_run_whose_list_of_checkpoints_is_cut_short_goes_on_from_a_checkpoint(run, tmp_path, capfd):
     """As a kill or a full disk may leave it: Ray Train alone would not start again."""
     damaged = {**run, "folder": tmp_path / "run"}

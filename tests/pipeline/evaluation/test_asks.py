@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline import recipe
+from pipeline.errors import UserError
 from pipeline.evaluation import asks
 from pipeline.prompts import prepared
 from pipeline.storage import Folder
@@ -14,3 +15,10 @@ def test_as_many_of_one_s_own_prompts_as_were_asked_for(tmp_path, monkeypatch, c
     options = recipe.parse("", ['teacher="mine"', f"evaluation.prompts={count}", "evaluation.teacher_prompts=0"])
     batches = [piece for piece in asks.pieces(options, Folder.of(tmp_path)) if piece.system.name == asks.STUDENT]
     assert sum(len(batch.asks) for batch in batches) == min(count, 30)
+
+
+def test_more_prompts_than_the_world_of_shapes_has_is_one_line(tmp_path):
+    """It was an endless search."""
+    options = recipe.parse("", ["evaluation.prompts=20000"])
+    with pytest.raises(UserError, match=r"^evaluation.prompts: got 20000; expected at most \d+: "):
+        asks.pieces(options, Folder.of(tmp_path))
