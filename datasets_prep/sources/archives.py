@@ -1,15 +1,16 @@
 """Tar archives, read as they stream: files of prompts, and WebDataset's samples, such as img2dataset writes them.
 
 A sample is files that follow one another and whose names differ in the ending alone: an image or another medium, and
-its caption as text, its metadata as JSON, or both.
+its caption as text, its metadata as JSON, or both. WebDataset ends a sample's name at its first dot, so that
+`1.seg.png` belongs to `1.jpg`; many names have dots of their own (`sdxl1.0_0001.png`). Both are read: a longer name is
+a sample by itself where it has a caption, and belongs to the shorter one where it has not.
 """
 
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
-from typing import Any, BinaryIO
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -18,13 +19,23 @@ from datasets_prep.sources.sniff import named_kind
 from datasets_prep.sources.unpack import with_head
 
 SMALL = 2**20  # bytes of what may belong to a sample; a larger file is one of prompts
+MOST_MEMBERS, MOST_HELD = 2**12, 2**24  # of names that are one up to the first dot: members, and bytes of their content
 CAPTIONS = ("txt", "text", "caption", "cap")
 MEDIA = """
 jpg jpeg png webp gif bmp tif tiff avif heic jxl mp4 webm mov avi mkv mp3 wav flac npy npz pt pth safetensors
 """
 _MEDIA = tuple(MEDIA.split())
 Reader = Callable[[str, BinaryIO, int], Iterator[pa.Table]]
-Member = tuple[str, str, bytes, BinaryIO | None]  # name, what stands before its first dot, content, or the stream of it
+
+
+class Member(NamedTuple):
+    """A file of an archive. `stem` is its name without its ending, `family` its name up to the first dot."""
+
+    name: str
+    stem: str
+    family: str
+    content: bytes
+    stream: BinaryIO | None
 
 
 def read_tar(stream: BinaryIO, rows: int, column: str, read: Reader) -> Iterator[pa.Table]:
@@ -54,20 +65,62 @@ def _in_tables(found: Iterable[dict[str, Any] | pa.Table], rows: int) -> Iterato
 
 
 def _found(archive: tarfile.TarFile, rows: int, column: str, read: Reader) -> Iterator[dict[str, Any] | pa.Table]:
-    for _, group in groupby(_members(archive), key=lambda member: member[1]):
-        small: list[Member] = []
-        for member in group:
-            if member[3] is None:
-                small.append(member)
+    for found in _families(archive, rows, read):
+        if isinstance(found, pa.Table):
+            yield found
+            continue
+        for sample in _samples(found):
+            if _is_sample(sample):
+                yield from _captions(sample, column)
             else:
-                yield from read(member[0], member[3], rows)
-        if _is_sample(small):
-            yield _sample(small, column)
-        else:
-            for name, _, content, _ in small:
-                if named_kind(name) is not None:
-                    for table in read(name, io.BytesIO(content), rows):
-                        yield from table.to_pylist()
+                for member in sample:
+                    if named_kind(member.name) is not None:
+                        for table in read(member.name, io.BytesIO(member.content), rows):
+                            yield from table.to_pylist()
+
+
+def _families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterator[list[Member] | pa.Table]:
+    """Neighbours of one family, as many as can be held; what is large, as it was read. An error comes last."""
+    held: dict[str, Member] = {}
+    size, last = 0, None
+    try:
+        for member in _members(archive):
+            if member.stream is not None:
+                yield from read(member.name, member.stream, rows)
+                continue
+            is_full = (len(held) >= MOST_MEMBERS or size >= MOST_HELD) and last and member.stem != last.stem
+            if last and (is_full or member.family != last.family or member.name in held):
+                yield list(held.values())
+                held, size = {}, 0
+            held[member.name] = last = member
+            size += len(member.content)
+    except UNREADABLE:
+        if held:
+            yield list(held.values())
+        raise
+    if held:
+        yield list(held.values())
+
+
+def _samples(family: Sequence[Member]) -> Iterator[list[Member]]:
+    """By stems; what has no caption joins the shortest stem that its own continues after a dot, beside a medium."""
+    by_stem: dict[str, list[Member]] = {}
+    for member in family:
+        by_stem.setdefault(member.stem, []).append(member)
+    joined: dict[str, list[str]] = {}
+    for stem, own in by_stem.items():
+        joined.setdefault(stem if _is_captioned(own) else _shortest(stem, by_stem), []).append(stem)
+    for stems in joined.values():
+        parts = [by_stem[stem] for stem in stems]
+        together = [member for part in parts for member in part]
+        yield from [together] if _has_medium(together) else parts
+
+
+def _shortest(stem: str, stems: Container[str]) -> str:
+    folder, slash, base = stem.rpartition("/")
+    parts = base.split(".")
+    shorter = (f"{folder}{slash}{'.'.join(parts[:count])}" for count in range(1, len(parts)))
+    return next((each for each in shorter if each in stems), stem)
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[Member]:
@@ -76,28 +129,50 @@ def _members(archive: tarfile.TarFile) -> Iterator[Member]:
         folder, _, base = member.name.rpartition("/")
         if not member.isfile() or base.startswith("."):
             continue
-        stem = f"{folder}/{base.partition('.')[0]}"
+        stem, family = f"{folder}/{base.rpartition('.')[0]}", f"{folder}/{base.partition('.')[0]}"
         if _ending(base) in _MEDIA:
-            yield member.name, stem, b"", None
+            yield Member(member.name, stem, family, b"", None)
         elif named_kind(base) is not None or _ending(base) in CAPTIONS:
             opened: Any = archive.extractfile(member)
             content, stream = with_head(opened, SMALL)
-            whole = len(content) == member.size
-            yield member.name, stem, content if whole else b"", None if whole else stream
+            is_whole = len(content) == member.size
+            yield Member(member.name, stem, family, content if is_whole else b"", None if is_whole else stream)
 
 
 def _ending(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
+def _has_medium(group: Sequence[Member]) -> bool:
+    return any(_ending(member.name) in _MEDIA for member in group)
+
+
 def _is_sample(group: Sequence[Member]) -> bool:
-    endings = {_ending(name) for name, *_ in group}
-    return not endings.isdisjoint(_MEDIA) or ("json" in endings and not endings.isdisjoint(CAPTIONS))
+    endings = {_ending(member.name) for member in group}
+    return _has_medium(group) or ("json" in endings and not endings.isdisjoint(CAPTIONS))
+
+
+def _is_captioned(group: Sequence[Member]) -> bool:
+    return _is_sample(group) and any(_ending(member.name) in (*CAPTIONS, "json") for member in group)
+
+
+def _captions(sample: Sequence[Member], column: str) -> Iterator[dict[str, Any]]:
+    """A row; where there are several captions (`1.en.txt`, `1.de.txt`) and no column is chosen, one for each."""
+    captions = [member for member in sample if _ending(member.name) in CAPTIONS]
+    by_stem: dict[str, list[Member]] = {}
+    for caption in captions:
+        by_stem.setdefault(caption.stem, []).append(caption)
+    if column or len(by_stem) < 2:
+        yield _sample(sample, column)
+        return
+    others = [member for member in sample if _ending(member.name) not in CAPTIONS]
+    for own in by_stem.values():
+        yield _sample([*others, *own], column)
 
 
 def _sample(group: Sequence[Member], column: str) -> dict[str, Any]:
     """The caption's own file comes before the metadata, unless a column is chosen."""
-    content = {_ending(name): content for name, _, content, _ in group}
+    content = {_ending(member.name): member.content for member in sorted(group, key=lambda each: -len(each.stem))}
     value: dict[str, Any] = {}
     try:
         if "json" in content:
@@ -112,5 +187,5 @@ def _sample(group: Sequence[Member], column: str) -> dict[str, Any]:
         return {"problem": "not JSON"}
     row = row_of(value, column)
     if row.get("problem") == "no prompt":
-        return {"problem": f"no caption beside {_ending(group[0][0])}; there is {', '.join(content)}"}
+        return {"problem": f"no caption beside {_ending(group[0].name)}; there is {', '.join(content)}"}
     return row

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from datasets_prep.sources import File, decoded, read
+from datasets_prep.sources import File, archives, decoded, read
 
 TEXTS = ["a red fox, in the snow", 'a "lighthouse" at dusk', "two boats\non a lake", "caf\u00e9 \U0001f431"]
 FLAT = [text.replace("\n", " ") for text in TEXTS]
@@ -242,6 +242,60 @@ def test_an_image_without_a_caption_is_a_row_that_says_so(tmp_path):
     found = rows(tmp_path / "a.tar")
     assert [row["text"] for row in found] == [None, "two"]
     assert found[0]["problem"] == "no caption beside jpg; there is jpg"
+
+
+def captioned(stem, text, **more):
+    return {f"{stem}.png": b"x", f"{stem}.txt": text.encode(), **more}
+
+
+def test_samples_whose_names_have_dots_are_told_apart(tmp_path, monkeypatch):
+    files = {}
+    for i in range(100):
+        files |= captioned(f"out/sdxl1.0_{i:04d}", f"caption {i}")
+    (tmp_path / "a.tar").write_bytes(tar(files))
+    wanted = [f"caption {i}" for i in range(100)]
+    assert texts(tmp_path / "a.tar") == wanted
+    for most in ("MOST_MEMBERS", "MOST_HELD"):
+        monkeypatch.setattr(archives, most, 7)
+        assert texts(tmp_path / "a.tar") == wanted
+    (tmp_path / "cut.tar").write_bytes(tar(files)[: 2 * 512 * 150])
+    found = rows(tmp_path / "cut.tar")
+    assert [row["text"] for row in found if row["text"]] == wanted[:75]
+
+
+@pytest.mark.parametrize("order", [sorted, lambda names: sorted(names, reverse=True)])
+def test_the_parts_of_a_sample_of_webdataset_are_one(tmp_path, order):
+    files = {}
+    for i, text in enumerate(FLAT):
+        files |= captioned(f"{i:06d}", text, **{f"{i:06d}.{part}.png": b"x" for part in ("depth", "seg", "zone")})
+        files |= {f"{i:06d}.meta.json": b'{"punsafe": 0.25}'}
+    (tmp_path / "a.tar").write_bytes(tar({name: files[name] for name in order(files)}))
+    assert sorted(texts(tmp_path / "a.tar")) == sorted(FLAT)
+    assert {row["punsafe"] for row in rows(tmp_path / "a.tar")} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"1.jpg": b"", "1.de.txt": b"Fuchs", "1.en.txt": b"fox"}, ["Fuchs", "fox"]),
+        ({"1.jpg": b"", "1.jpg.txt": b"one", "2.jpg": b"", "2.jpg.txt": b"two"}, ["one", "two"]),
+        (captioned("v1", "a") | captioned("v1.5", "b") | {"v1.5.seg.png": b""}, ["a", "b"]),
+        ({"p.txt": b"a\nb", "p.v2.txt": b"c", "p.v3.jsonl": b'{"prompt": "d"}'}, ["a", "b", "c", "d"]),
+        ({"v1.5_1.png": b"", "v1.5_2.png": b""}, [None, None]),
+    ],
+)
+def test_no_caption_of_an_archive_is_lost(tmp_path, files, found):
+    (tmp_path / "a.tar").write_bytes(tar(files))
+    assert [row["text"] for row in rows(tmp_path / "a.tar")] == found
+    assert all(row["text"] or row["problem"] for row in rows(tmp_path / "a.tar"))
+
+
+def test_a_name_that_comes_again_begins_another_sample(tmp_path):
+    out = io.BytesIO()
+    for content in (captioned("1", "one"), captioned("1", "two")):
+        out.write(tar(content)[: 4 * 512])
+    (tmp_path / "a.tar").write_bytes(out.getvalue() + bytes(1024))
+    assert texts(tmp_path / "a.tar") == ["one", "two"]
 
 
 def test_an_archive_of_files_of_prompts(tmp_path):
