@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.storage import Folder
 
 NAME = "manifest.json"
+RUN_FILE = "run.json"  # in the folder of a distillation that was begun
 WORDS = {str: "a text", int: "a whole number", dict: "an object"}
 MADE_BY = {"benchmarks": "prepare-benchmarks", "student": "distill"}  # kinds that are not named as their command
 FIELDS: dict[str, dict[str, type]] = {  # what other steps read of each kind

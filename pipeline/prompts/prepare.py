@@ -55,7 +55,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Write `shard-SOURCE-NNNNN.parquet`, `negatives.parquet`, `card.html` and the manifest; returns the manifest.
 
-    What the folder was already made from, in the same way, is not made again; of one file more, that one is cleaned.
+    What the folder was already made from, in the same way, is not made again; of one file more, that one is cleaned,
+    unless a distillation was begun on what there is, which would refuse any other prompts.
 
     Raises:
         UserError: where the folder holds prompts of other sources, or prepared in another way.
@@ -68,6 +69,12 @@ def prepare(
         more = more_files(folder, record, asked)
         if not more:
             return record
+        if _is_in_use(folder):
+            say(
+                f"{folder.uri}: {more} files more than it was prepared from are not in it, as a distillation was begun "
+                "on it. Pass another --run to take them."
+            )
+            return record
         say(f"{folder.uri}: {more} files more than it was prepared from: they are cleaned, and its shards written anew")
     made = Prepared(folder)
     if recipe.prompts.embedded:
@@ -77,6 +84,11 @@ def prepare(
     _check_enough(made)
     _negatives(recipe, observed, made)
     return _finish(recipe, made, asked)
+
+
+def _is_in_use(folder: Folder) -> bool:
+    """Whether the run that this folder belongs to has begun its distillation."""
+    return (folder.parent / "distilled").has(manifest.RUN_FILE)
 
 
 def _placed(prompts: Prompts) -> list[Source]:

@@ -39,7 +39,6 @@ from pipeline.training.restore import tidy
 from pipeline.training.validation import RETRIES, Validation, validate
 from pipeline.training.worker import train_loop
 
-RUN_FILE = "run.json"
 FAILURE_FILE = "failure.txt"
 TRAIN_NAME = "train"
 
@@ -61,7 +60,7 @@ def distill(
     if folder.has(manifest.NAME):
         return _finished(recipe, prompt_folder, folder)
     record, teacher, init = preflight.check(recipe, prompt_folder, folder)
-    if not folder.has(RUN_FILE):  # a run that goes on writes to MLflow when it can
+    if not folder.has(manifest.RUN_FILE):  # a run that goes on writes to MLflow when it can
         tracking.require(tracking_uri)
     ready_deepspeed()
     with ray_session(address):
@@ -130,8 +129,8 @@ def _finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> dict[str
 
 def _mlflow_run(recipe: Recipe, record: dict[str, Any], folder: Folder, tracking_uri: str) -> str:
     """Return the MLflow run of this folder: the one it began with, or a new one."""
-    if folder.has(RUN_FILE):
-        saved, state = json.loads(folder.read(RUN_FILE)), identity.BEGUN
+    if folder.has(manifest.RUN_FILE):
+        saved, state = json.loads(folder.read(manifest.RUN_FILE)), identity.BEGUN
         identity.require_same_run(folder, saved["recipe"], recipe, state)
         identity.require_same_prompts(folder, saved.get("prompts"), record["files"], state)
         return str(saved["mlflow_run"])
@@ -139,7 +138,7 @@ def _mlflow_run(recipe: Recipe, record: dict[str, Any], folder: Folder, tracking
     shown = {name: masked(value) if isinstance(value, str) else value for name, value in values.items()}
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, shown)
     begun = {"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"]}
-    folder.write(RUN_FILE, json.dumps(begun).encode())
+    folder.write(manifest.RUN_FILE, json.dumps(begun).encode())
     return mlflow_run
 
 

@@ -139,6 +139,24 @@ def test_a_second_preparation_does_nothing_and_another_file_costs_only_itself(fo
     assert set(folder.names()) == {*check(folder)["files"], CARD, manifest.NAME}
 
 
+def test_prompts_that_a_distillation_was_begun_on_stay_as_they_are(folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.txt").write_text("one\n")
+    record = prepare(of(tmp_path / "in"), folder)
+    before = {name: folder.read(name) for name in folder.names()}
+    (folder.parent / "distilled").write(manifest.RUN_FILE, b"{}")
+    for number, count in ((2, 1), (3, 2)):
+        (tmp_path / "in" / f"{number}.txt").write_text(f"{number}\n")
+        said = []
+        assert prepare(of(tmp_path / "in"), folder, say=said.append) == record
+        (line,) = said
+        assert f"{count} files more than it was prepared from are not in it" in line
+        assert "Pass another --run to take them." in line
+        assert before == {name: folder.read(name) for name in folder.names()}
+    with pytest.raises(UserError, match="seed: got 3"):
+        prepare(of(tmp_path / "in", overrides=["seed=3"]), folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
