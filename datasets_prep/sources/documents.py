@@ -5,15 +5,18 @@ It is parsed as it streams: what is held is one element of a list.
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.rows import COLUMNS, MOST_RECORD, in_tables, row_of
+from datasets_prep.sources.rows import COLUMNS, MOST_RECORD, in_tables, row_of, row_or_text
 
 CHUNK = 2**18
+AHEAD = 2**8  # characters that are looked at before they are parsed
 _TEXTS = frozenset([*COLUMNS["text"], *(f"{name}s" for name in COLUMNS["text"])])
+_INDEXED = re.compile(r'\{\s*"\d+"\s*:')  # a column of pandas' `to_json`: an object of values by their index
 _SPACE = " \t\r\n"
 _decoder = json.JSONDecoder()
 
@@ -53,6 +56,13 @@ class _Values:
         found = self.next() == character
         self.at += found
         return found
+
+    def matches(self, pattern: re.Pattern[str]) -> bool:
+        """Whether what comes next does, of which a few characters must tell."""
+        self.next()
+        while len(self.text) - self.at < AHEAD and self._more():
+            pass
+        return bool(pattern.match(self.text, self.at))
 
     def value(self) -> Any:
         """Raises ValueError where it is none, or too long to be held."""
@@ -99,12 +109,11 @@ def _rows(values: _Values, column: str) -> Iterator[dict[str, Any]]:
     try:
         while first := values.next():
             if first == "[":
-                yield from _or_none((_row(item, column) for item in values.elements()), "an empty list")
+                yield from _or_none((row_or_text(item, column) for item in values.elements()), "an empty list")
             elif first == "{":
                 yield from _of_object(values, column)
             else:
-                values.value()
-                yield {"problem": "not an object"}
+                yield row_or_text(values.value(), column)
     except ValueError as error:
         yield {"problem": f"file: not JSON from here on: {error}"}
 
@@ -118,10 +127,6 @@ def _or_none(rows: Iterator[dict[str, Any]], what: str) -> Iterator[dict[str, An
         yield {"problem": f"file: {what}"}
 
 
-def _row(item: Any, column: str) -> dict[str, Any]:
-    return {"text": item} if isinstance(item, str) and not column else row_of(item, column)
-
-
 def _of_object(values: _Values, column: str) -> Iterator[dict[str, Any]]:
     """Its lists of prompts, or its objects where they are all; else the object itself is the row."""
     own: dict[str, Any] = {}
@@ -131,6 +136,12 @@ def _of_object(values: _Values, column: str) -> Iterator[dict[str, Any]]:
             for row in _of_list(values, key, column.removeprefix(f"{key}.")):
                 found = True
                 yield row
+            own[key] = None
+            continue
+        if (key == column if column else key.lower() in _TEXTS) and not found and values.matches(_INDEXED):
+            for _ in values.members():
+                found = True
+                yield row_of({"prompt": values.value()}, "")
             own[key] = None
             continue
         value = values.value()

@@ -1,4 +1,4 @@
-"""Text, a prompt a line, and JSON, an object a line."""
+"""Text, a prompt a line, and JSON, an object or a text a line."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.rows import MOST_BYTES, in_tables, row_of
+from datasets_prep.sources.rows import MOST_BYTES, in_tables, row_or_text
 
 MOST_JSON_BYTES = 16 * MOST_BYTES  # of a line: an object may hold more than its prompt
 
@@ -45,7 +45,7 @@ def _json_row(line: bytes | None, column: str) -> dict[str, Any]:
     if line is None:
         return {"problem": f"line of more than {MOST_JSON_BYTES} bytes"}
     try:
-        return row_of(json.loads(line.decode("utf-8-sig")), column)
+        return row_or_text(json.loads(line.decode("utf-8-sig")), column)
     except UnicodeDecodeError:
         return {"problem": "not UTF-8"}
     except (ValueError, RecursionError):

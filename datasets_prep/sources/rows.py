@@ -116,6 +116,11 @@ def row_of(value: Any, column: str) -> dict[str, Any]:
     return row
 
 
+def row_or_text(value: Any, column: str) -> dict[str, Any]:
+    """The row that a value of JSON is: a text is a prompt, unless a column is chosen."""
+    return {"text": value} if isinstance(value, str) and not column else row_of(value, column)
+
+
 def inner(value: Any, column: str) -> Any:
     """What a column with dots names within an object; a key with dots in it names itself."""
     if isinstance(value, dict) and column in value:

@@ -35,7 +35,7 @@ _MEDIA = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"\0\0\0\x18ftyp", b"\0
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _PAGE = re.compile(rb"\s*(?:<!doctype html|<html)", re.IGNORECASE)
 _BEGINS_OBJECT = re.compile(r'\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
-_BEGINS_LIST = re.compile(r'\[\s*(?:\{\s*"|")')
+_BEGINS_LIST = re.compile(r'\[\s*(?P<element>\{\s*"|")')
 _NAME = re.compile(r'"?[A-Za-z_][\w.-]*"?')
 
 
@@ -84,7 +84,7 @@ def _kind_of_text(head: bytes, named: str, column: str) -> str:
 
 
 def _kind_of_json(text: str, whole: bool, named: str, column: str) -> str:
-    """Empty where it is none, or where its first line is damaged."""
+    """Empty where it is none. Lines are told from one document also where either is damaged or cut."""
     line, _, rest = text.partition("\n")
     complete = bool(rest) or whole
     try:
@@ -95,13 +95,26 @@ def _kind_of_json(text: str, whole: bool, named: str, column: str) -> str:
         return "json"
     if first is not None and rest.strip():
         return "json" if named == "json" or (isinstance(first, dict) and named != "text") else ""
-    if first is not None or (_is_json(text) if whole else _begins(text)):
+    if first is not None or (whole and _is_json(text)) or (_begins(text, whole) and not _is_lines(rest)):
         return "document"
     return ""
 
 
-def _begins(text: str) -> bool:
-    return bool(_BEGINS_OBJECT.match(text) or _BEGINS_LIST.match(text))
+def _begins(text: str, whole: bool) -> bool:
+    """Whether it begins as an object or a list of JSON does; of a list, with all of its first element."""
+    if not (listed := _BEGINS_LIST.match(text)):
+        return bool(_BEGINS_OBJECT.match(text))
+    try:
+        _, end = json.JSONDecoder().raw_decode(text, listed.start("element"))
+    except (ValueError, RecursionError):
+        return not whole
+    return text[end:].lstrip()[:1] in ("", ",", "]")
+
+
+def _is_lines(text: str) -> bool:
+    """Whether more of its lines are objects than elements of a list, which have a comma after them."""
+    objects = [line.strip() for line in text.split("\n") if line.lstrip().startswith("{")]
+    return sum(map(_is_json, objects)) > sum(line.endswith(",") and _is_json(line[:-1]) for line in objects)
 
 
 def _is_json(text: str) -> bool:

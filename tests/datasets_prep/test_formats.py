@@ -168,6 +168,8 @@ DOCUMENTS = {
     "list within an object": ({"info": {"n": 4}, "images": [{"id": 1}], "annotations": OBJECTS}, ""),
     "texts within an object": ({"version": 1, "prompts": TEXTS}, ""),
     "columns": ({"width": [512] * 4, "prompt": TEXTS}, ""),
+    "columns of pandas": ({"id": {"0": 7, "1": 8}, "prompt": {str(i): text for i, text in enumerate(TEXTS)}}, ""),
+    "a column of pandas": ({"x": {"0": "no"}, "p": {str(i): text for i, text in enumerate(TEXTS)}, "z": {"0": 1}}, "p"),
     "objects by name": ({f"{i}.png": {"p": text} for i, text in enumerate(TEXTS)}, "p"),
     "wrapped rows": ({"rows": [{"row_idx": 0, "row": each} for each in OBJECTS]}, "row.prompt"),
     "column within the list": ({"data": OBJECTS}, "data.prompt"),
@@ -187,6 +189,58 @@ def test_indented_objects_one_after_another(tmp_path):
     assert texts(tmp_path / "a.json") == TEXTS
     (tmp_path / "one.json").write_text(json.dumps(OBJECTS[0], indent=2))
     assert texts(tmp_path / "one.json") == TEXTS[:1]
+
+
+@pytest.mark.parametrize("filler", ["", "x" * 3000])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt", "a.csv"])
+def test_a_cut_list_gives_what_is_before_its_end(tmp_path, name, filler):
+    """Below and above what is looked at to tell what a file is."""
+    many = [{"prompt": f"number {i}", "filler": filler} for i in range(50)]
+    lines = "[\n" + ",\n".join(map(json.dumps, many)) + "\n"
+    for cut, whole in (
+        (lines, 50), (json.dumps(many)[:-20], 49), (json.dumps(many, indent=2)[:-20], 49),
+        (json.dumps({"prompts": many})[:-21], 49), (json.dumps({"prompts": many}, indent=1)[:-21], 49),
+        (json.dumps([each["prompt"] for each in many])[:-4], 49),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(cut)
+        found = rows(tmp_path / name)
+        assert [row["text"] for row in found] == [*(f"number {i}" for i in range(whole)), None]
+        assert found[-1]["problem"].startswith("file: not JSON from here on: ")
+
+
+def test_a_comma_after_the_last_element_is_none_too_many(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(OBJECTS)[:-1] + ",]")
+    assert texts(tmp_path / "a.json") == TEXTS
+
+
+@pytest.mark.parametrize("first", ['{"prompt": "a', '{"prompt": "a"', '["a", "b'])
+@pytest.mark.parametrize("count", [5, 5000])
+def test_a_damaged_first_line_is_one_row(tmp_path, first, count):
+    lines = [json.dumps({"prompt": f"number {i}"}) for i in range(count)]
+    (tmp_path / "a.jsonl").write_text("\n".join([first, *lines]))
+    assert [row["problem"] for row in rows(tmp_path / "a.jsonl")] == ["not JSON"] + [None] * count
+
+
+def test_texts_a_line_of_json(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(text) + "\n" for text in TEXTS) + "3\n")
+    assert [row["text"] for row in rows(tmp_path / "a.jsonl")] == [*TEXTS, None]
+    assert problems(tmp_path / "a.jsonl", "x") == ["not an object"] * 5
+
+
+def test_a_column_of_pandas_streams_and_its_other_values_are_refused(tmp_path):
+    values = {str(i): f"number {i}" for i in range(20_000)} | {"20000": None, "20001": 3}
+    (tmp_path / "a.json").write_text(json.dumps({"prompt": values}))
+    found = rows(tmp_path / "a.json")
+    assert [row["text"] for row in found[:-2]] == [f"number {i}" for i in range(20_000)]
+    assert [row["problem"] for row in found[-2:]] == ["no prompt", "the prompt is no text"]
+    (tmp_path / "a.json").write_text(json.dumps({"prompt": {"en": "a cat", "de": "eine Katze"}}))
+    assert problems(tmp_path / "a.json") == ["no prompt; it has prompt"]
+
+
+@pytest.mark.parametrize("line", ['["Hello" on a sign]', '{"Hello", "world"} on a sign', '["open'])
+def test_text_that_begins_as_json_does_is_text(tmp_path, line):
+    (tmp_path / "a.txt").write_text(f"{line}\na cat\n")
+    assert texts(tmp_path / "a.txt") == [line, "a cat"]
 
 
 def test_a_long_list_streams_and_an_error_in_it_says_where(tmp_path):
