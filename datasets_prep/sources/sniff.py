@@ -26,12 +26,12 @@ _NO_PROMPTS: Mapping[bytes, str] = MappingProxyType(
         b"\x93NUMPY": "an array of numpy, which may hold a pickle",
         b"version https://git-lfs": "a pointer of Git LFS in place of the file; run `git lfs pull`",
         b"SQLite format 3\0": "an SQLite database; export the table as CSV",
-        b"FEA1": "Feather version 1; write it again as Parquet",
         b"\x7fELF": "a program",
-        b"%PDF": "a PDF",
+        b"%PDF-": "a PDF",
     }
 )
-_MEDIA = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"\0\0\0\x18ftyp", b"\0\0\0\x20ftyp")
+_MEDIA = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF.{4}(?:WAVE|WEBP|AVI )|\0\0\0[\x18\x20]ftyp", re.DOTALL)
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _PAGE = re.compile(rb"\s*(?:<!doctype html|<html)", re.IGNORECASE)
 _BEGINS_OBJECT = re.compile(r'\{\s*"(?:[^"\\\n]|\\.)*"\s*:')
@@ -59,15 +59,18 @@ def kind_of(head: bytes, named: str, column: str) -> str:
     for magic, what in _NO_PROMPTS.items():
         if head.startswith(magic):
             return f"no prompts: {what}"
-    if head.startswith((b"PAR1", b"PARE")):
+    is_binary = _CONTROL.search(head) is not None
+    if head.startswith((b"PAR1", b"PARE")) and (is_binary or named == "parquet"):
         return "parquet"
-    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+    if head.startswith(b"FEA1") and is_binary:
+        return "no prompts: Feather version 1; write it again as Parquet"
+    if head.startswith((b"ARROW1\0", b"\xff\xff\xff\xff")):
         return "arrow"
     if head[257:262] == b"ustar" or (named == "tar" and head):
         return "tar"
     if _PAGE.match(head):
         return "no prompts: a web page, such as of an error when it was fetched"
-    if head.startswith(_MEDIA):
+    if _MEDIA.match(head):
         return "no prompts: an image or a video"
     return _kind_of_text(head, named, column)
 

@@ -5,6 +5,7 @@ import codecs
 import gzip
 import io
 import lzma
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -35,11 +36,15 @@ def unpacked(raw: BinaryIO) -> Unpacked:
     """The stream without its compression and byte order mark, as UTF-8 where it is text in another Unicode encoding."""
     for layer in range(LAYERS + 1):
         head, stream = with_head(raw)
-        opened = next((each for magic, each in _LAYERS if head.startswith(magic)), None)
+        opened = next((each for magic, each in _LAYERS if _begins(head, magic)), None)
         if opened is None or layer == LAYERS:
             break
         raw = opened(stream)
     return Unpacked(head, _with_line_feeds(head, stream), as_is=layer == 0)
+
+
+def _begins(head: bytes, magic: bytes | re.Pattern[bytes]) -> bool:
+    return head.startswith(magic) if isinstance(magic, bytes) else magic.match(head) is not None
 
 
 def with_head(raw: BinaryIO, size: int = HEAD) -> tuple[bytes, BinaryIO]:
@@ -132,9 +137,9 @@ def _arrow_codec(name: str) -> Callable[[BinaryIO], BinaryIO]:
     return lambda stream: io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, "r"), name), BUFFER)
 
 
-_LAYERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+_LAYERS: tuple[tuple[bytes | re.Pattern[bytes], Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
-    (b"BZh", bz2.open),
+    (re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), bz2.open),
     (b"\xfd7zXZ\0", lzma.open),
     (b"\x28\xb5\x2f\xfd", _arrow_codec("zstd")),
     (b"\x04\x22\x4d\x18", _arrow_codec("lz4")),
@@ -144,7 +149,7 @@ _LAYERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (codecs.BOM_UTF16_LE, _recoded("utf-16")),
     (codecs.BOM_UTF16_BE, _recoded("utf-16")),
 )
-"""The first bytes of each; the longer of two that begin alike first."""
+"""The first bytes of each, all of them where a part might be a word; the longer of two that begin alike first."""
 
 
 def decoded(content: bytes) -> str:

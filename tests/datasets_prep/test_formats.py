@@ -439,6 +439,28 @@ def test_what_holds_no_prompts_is_named(tmp_path, content, what, name):
     assert problem.startswith(f"file: no prompts: {what}")
 
 
+WORDS = ["BZh is no word", "BZh9 in a row", "RIFF raff, a wave", "GIF8 cat", "PAR1 golf course", "PARE an apple",
+         "FEA1 test", "ARROW1 in a target", "%PDF icon"]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", WORDS)
+@pytest.mark.parametrize("name", ["a.txt", "a.gz"])
+def test_text_that_begins_as_another_format_does_is_text(tmp_path, first, name):
+    (tmp_path / name).write_text(f"{first}\na cat\n")
+    assert texts(tmp_path / name) == [first, "a cat"]
+
+
+@pytest.mark.parametrize("begin", [b"GIF87a", b"GIF89a", b"RIFF\x0a\x10\0\0WEBPVP8 ", b"RIFF\x0a\x10\0\0WAVEfmt "])
+def test_media_are_named(tmp_path, begin):
+    (tmp_path / "a.txt").write_bytes(begin + bytes(100))
+    assert problems(tmp_path / "a.txt") == ["file: no prompts: an image or a video"]
+
+
+def test_an_empty_bzip2_has_no_rows(tmp_path):
+    (tmp_path / "a.txt.bz2").write_bytes(bz2.compress(b""))
+    assert rows(tmp_path / "a.txt.bz2") == []
+
+
 def test_a_zip_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.csv", "w") as archive:
         archive.writestr("a.csv", as_csv())
