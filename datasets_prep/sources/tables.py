@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -77,13 +77,21 @@ def read_arrow(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
             return
         if not stream.peek(1):  # type: ignore[attr-defined]
             yield from refused(1, "file: cut after its schema", rows)
-        for batch in batches:
+        for batch in _believable(batches):
             batch.validate(full=True)  # Arrow trusts a stream's offsets, and reads outside of it where they are wrong
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, rows):
                 yield _of_columns(table.slice(first, rows), names)
         if not is_file and stream.read(1):
             yield from refused(1, "file: data after the end of its stream", rows)
+
+
+def _believable(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """A damaged stream may say that a batch is larger than any memory: that is the file's fault, not the machine's."""
+    try:
+        yield from batches
+    except MemoryError:
+        raise pa.ArrowInvalid("a batch that is larger than the memory") from None
 
 
 def _columns(schema: pa.Schema, chosen: str) -> dict[str, str]:

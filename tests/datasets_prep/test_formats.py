@@ -154,6 +154,18 @@ def test_a_table_cut_anywhere_says_so(tmp_path):
         assert len(found) == len(TEXTS) or found[-1]["problem"].startswith("file: ")
 
 
+def test_a_batch_that_says_it_is_larger_than_any_memory(tmp_path):
+    """The length of a batch's body is a number of eight bytes in its message."""
+    whole = bytearray(as_arrow())
+    with pa.ipc.open_stream(bytes(whole)) as found:
+        schema = found.schema.serialize().size
+    body = pa.ipc.read_message(pa.BufferReader(bytes(whole[schema:]))).body.size
+    at = whole.index(body.to_bytes(8, "little"), schema)
+    whole[at + 6] = 1
+    (tmp_path / "a.arrow").write_bytes(whole)
+    assert problems(tmp_path / "a.arrow") == ["file: a batch that is larger than the memory"]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_line_ends_of_any_system(tmp_path, end):
     (tmp_path / "a.txt").write_bytes(end.join(FLAT).encode())
