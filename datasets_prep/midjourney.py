@@ -1,7 +1,8 @@
 """What prompt tools write beside the text: Midjourney's and AUTOMATIC1111's syntax, only in the form they define.
 
 Midjourney: https://docs.midjourney.com/hc/en-us/articles/32859204029709-Parameter-List. A parameter is a whole token
-(`--ar 3:2`), the dash of which an editor may have turned into another one; anything else is text and is kept.
+(`--ar 3:2`), the dash of which an editor may have turned into another one; anything else is text and is kept. Without a
+space before it, it must have a value and end the text, or be a ratio, and without a value it must end the text.
 """
 
 import re
@@ -9,11 +10,12 @@ from collections.abc import Iterable
 
 _DASH = "(?:--|\u2014|\u2013)"
 _START = r"(?:^|(?<=\s))"
-_END = r"(?=[\s,.;)\"']|$)"
+_END = rf"(?=[\s,.;)\]\"']|$|{_DASH}[a-zA-Z])"
+_IS = r"\s*=?\s*"
 _NUMBER = r"-?\d*\.?\d+(?:,\d{3})*%?"
 _RATIO = r"\d+(?:\.\d+)?[:/x]\d+(?:\.\d+)?"
 _NUMERIC = """
-ar aspect bs c chaos creative cw exp fps hd ihd iw n niji ow q quality r repeat s sameseed seed stop stylize sv sw
+ar aspect bs c chaos creative cw exp fps h hd ihd iw n niji ow q quality r repeat s sameseed seed stop stylize sv sw
 testp upbeta v version video vibe w weird zoom
 """
 _WORDED = "cref dref end motion oref p personalize profile sref start style"
@@ -27,19 +29,38 @@ def _any(names: Iterable[str]) -> str:
 
 
 _VALUE = rf"(?:{_KEYWORDS}|https?://\S+|[\w.:/-]*\d[\w.:/-]*)"
-_LAST = rf"(?=\s*(?:$|{_DASH}[a-zA-Z]))"  # the end, or another parameter
-_WITH_NUMBER = rf"{_DASH}(?:{_any(_NUMERIC.split())})\s*(?:{_RATIO}|{_NUMBER}){_END}"
-_WITH_WORD = rf"{_DASH}(?:{_any(_WORDED.split())})(?:(?:\s+{_VALUE}{_END})+|\s+[\w:/.-]+{_LAST})"
-_BARE = rf"(?:--(?:{_any(PARAMETERS)}){_END}|{_DASH}(?:{_any(PARAMETERS)}){_LAST})"
-_PARAMETER = re.compile(f"{_START}(?:{_WITH_NUMBER}|{_WITH_WORD}|{_BARE})", re.IGNORECASE)
-_IDIOMS = "one|longer|matter|doubt|wonder|sooner|less"  # of a sentence with a dash in it: "--no one knew"
+_LAST = rf"(?=[\s,.;)\]\"']*(?:$|{_DASH}(?:no|{_any(PARAMETERS)})\b))"  # nothing but parameters, to the end
+_NUMBERED = _any(_NUMERIC.split())
+_WITH_NUMBER = rf"{_DASH}(?:{_NUMBERED}){_IS}(?:{_RATIO}|{_NUMBER}){_END}"
+_NAMED = _any(_WORDED.split())
+_WITH_WORD = rf"(?:{_DASH}(?:{_NAMED})(?:(?:=|\s+){_VALUE}{_END})+|--(?:{_NAMED})\s+[\w:/.-]+{_LAST})"
+_VALUED = f"(?:{_WITH_NUMBER}|{_WITH_WORD})"
+_BARE = rf"{_DASH}(?:{_any(PARAMETERS)}){_LAST}"
+_ATTACHED = (
+    rf"(?<=[^\W\d_]|[,;.)\]])(?:{_DASH}(?:ar|aspect){_IS}{_RATIO}{_END}|--(?:{_NUMBERED}){_IS}{_NUMBER}{_END}{_LAST})"
+)
+_BRACKETED = rf"(?:\((?:\s*{_VALUED})+\s*\)|\[(?:\s*{_VALUED})+\s*\])"
+_PARAMETER = re.compile(
+    rf"{_BRACKETED}|(?:{_START}(?:{_VALUED}|{_BARE})|{_ATTACHED})(?:\s*{_VALUED}|\s*{_BARE})*", re.IGNORECASE
+)
+_CERTAIN = re.compile(rf"{_START}{_VALUED}|{_ATTACHED}", re.IGNORECASE)
 _AVOIDED = re.compile(
-    rf"{_START}{_DASH}no(?=\s|$)(?!\s+(?:{_IDIOMS})\b)\s*(?P<terms>.*?)(?=\s{_DASH}[a-zA-Z]|$)",
+    rf"(?:{_START}|(?<=\d)(?P<attached>))(?P<dash>{_DASH})no(?=\s|$)\s*(?P<terms>.*?)"
+    rf"(?=\s{_DASH}[a-zA-Z]|{_DASH}(?:{_NUMBERED}){_IS}\d|$)",
     re.IGNORECASE | re.DOTALL,
 )
+_IDIOM = re.compile(  # of a sentence with a dash in it: "--no one knew", "--no surprise"
+    r"(?:(?:one|longer|matter|doubt|wonder|sooner|less)\b"
+    r"|(?:and|but|or|not|he|she|it|they|we|i|you)\b"
+    r"|(?:big deal|chance|excuses?|exceptions?|hard feelings|idea|joke|kidding|more|need|problem|pun intended"
+    r"|questions?(?: asked)?|reason|surprises?|thanks?(?: you)?|trouble|turning back|use|way|worries)\W*$)",
+    re.IGNORECASE,
+)
+_MOST_WORDS = 4  # of a term, where nothing else says that it is one
 _COMMAND = re.compile(r"^\s*/imagine(?:\s+prompt)?(?:\s*:|(?=\s)|$)\s*", re.IGNORECASE)
 _URL = re.compile(r"<?\bhttps?://[^\s<>]*[^\s<>,;.!?)\]}\"']>?", re.IGNORECASE)
-_WEIGHT = re.compile(rf"(?:(?<=[^\s:])::(?:\s*{_NUMBER})?|(?<=\s)::\s?{_NUMBER})(?=[\s,.;]|$)")
+_GLUED = r"(?<=\s)::\d*\.?\d+(?=[^\W\d_])|(?<=[^\s:])::\d*\.\d+(?=[^\W\d_])"  # to the next word
+_WEIGHT = re.compile(rf"(?:(?<=[^\s:])::(?:\s*{_NUMBER})?|(?<=\s)::\s?{_NUMBER})(?!\.\d)(?=[\s,.;]|$)|{_GLUED}")
 _CHOICE = re.compile(r"(?<!\\)\{([^{}]*(?<!\\),[^{}]*)\}")
 _OPTION_END = re.compile(r"(?<!\\),")
 _MENTION = r"<?@[^\s*]+"
@@ -49,7 +70,9 @@ _CREDIT = rf"(?:\s+-\s+(?:{_ACTION}(?: by)? {_MENTION}(?:\s*\([^()]*\))*|{_MENTI
 _CAPTION = re.compile(_CREDIT)
 _BOLD = re.compile(rf"^\s*\*\*(?P<prompt>(?:(?!\*\*).)+)\*\*(?:\s*$|{_CREDIT})", re.DOTALL)
 _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>", re.IGNORECASE)
-_EMPHASIS = re.compile(r"(?<!\\)\(((?:[^()\\:]|\\.|:(?![\d.]+\s*\)))*?(?:[^\d\s\\():]|\\.))\s*:(?:\d*\.\d+|\d)\s*\)")
+_EMPHASIS = re.compile(
+    r"(?<!\\)\(((?:[^()\\:]|\\.|:(?!\s*[\d.])|(?<=\d):(?=\d)(?![\d.]+\s*\)))*?(?:[^\d\s\\():]|\\.))\s*:(?:\d*\.\d+|\d)\s*\)"
+)
 
 
 def without_command(text: str) -> str:
@@ -83,7 +106,24 @@ def _first_option(found: re.Match[str]) -> str:
 
 def without_avoided(text: str) -> str:
     """Remove `--no` with its terms."""
-    return _AVOIDED.sub(" ", text) if _has_dash(text) else text
+    if not _has_dash(text):
+        return text
+    is_prompt = _CERTAIN.search(text) is not None
+    return _AVOIDED.sub(lambda found: " " if _is_list(found, is_prompt) else found[0], text)
+
+
+def _is_list(found: re.Match[str], is_prompt: bool) -> bool:
+    """Whether terms follow and not the rest of a sentence; `is_prompt` where another parameter says it."""
+    terms = [term.split() for term in found["terms"].split(",")]
+    if _IDIOM.match(found["terms"]):
+        return False
+    if is_prompt:
+        return True
+    if found["attached"] is not None:
+        return False
+    if found["dash"] != "--":
+        return len(terms) > 1 and all(len(term) == 1 for term in terms)
+    return all(len(term) <= _MOST_WORDS for term in terms)
 
 
 def without_parameters(text: str) -> str:
@@ -115,5 +155,5 @@ def _has_dash(text: str) -> bool:
 
 def avoided(text: str) -> str:
     """Return the terms of `--no`, as they were written."""
-    found = _AVOIDED.search(text)
-    return found["terms"] if found else ""
+    is_prompt = _CERTAIN.search(text) is not None
+    return next((found["terms"] for found in _AVOIDED.finditer(text) if _is_list(found, is_prompt)), "")

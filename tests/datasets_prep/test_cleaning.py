@@ -44,6 +44,28 @@ CASES = [
     ("red\rblue\x0bgreen\x0cgrey\x1dpink\u2028white\u2029black\x85brown",
      "red blue green grey pink white black brown"),
     ("\u00c3\x85ngstr\u00c3\u00b6m", "\u00c5ngstr\u00f6m"),
+    ("photo --ar 3:2--v 5", "photo"),
+    ("photo --ar 3:2--v 5--style raw--tile", "photo"),
+    ("photo \u2014ar 16:9\u2014v 5", "photo"),
+    ("cat ::1.5dog", "cat dog"),
+    ("cat::1.5dog::.5", "cat dog"),
+    ("cat ::1.5 dog", "cat dog"),
+    ("portrait--ar 3:2", "portrait"),
+    ("portrait\u2014ar 3:2, oil", "portrait, oil"),
+    ("portrait,--ar 2:3", "portrait"),
+    ("portrait--v 5 --q 2", "portrait"),
+    ("a fox --ar=16:9 --v=5 --style=raw", "a fox"),
+    ("photo (--ar 3:2)", "photo"),
+    ("photo [--ar 3:2 --v 5], oil", "photo, oil"),
+    ("a fox --w 512 --h 768", "a fox"),
+    ("a street --no people, text--ar 1:1", "a street"),
+    ("a street --no people", "a street"),
+    ("a street--ar 16:9--no people", "a street"),
+    ("a street --no people walking in the far background --ar 1:1", "a street"),
+    ("a fox \u2014no dogs \u2014ar 16:9", "a fox"),
+    ("a fox \u2014no dogs, cats", "a fox"),
+    ('"a fox --fast --tile"', '"a fox"'),
+    ("(a photo of 16:9 size:1.2) by day", "a photo of 16:9 size by day"),
     ("red&nbsp;fox&#8203; &#13;den", "red fox den"),
 ]  # fmt: skip
 
@@ -55,6 +77,16 @@ a - Variations on a theme by Bach
 2015 Ford Mustang - Image #2
 well known --unknown thing
 he stopped --no one knew why
+she said \u2014no and left the room in tears
+she said --no and left the room in tears
+she said \u2014no thanks
+he lost his keys --no surprise
+in 1990--no people
+two modes --fast and slow
+he ran --raw, wild, free
+odds (Federer:1.5, Nadal:2.8)
+hot--v 5 seconds, wide--ar of light, the room\u2014s 5
+call ns::2d code and a::b
 all is quiet--no wind--stop 5 seconds, hot\u2014fast 3
 the house \u2014style matters more than size
 an evening \u2013 fast cars
