@@ -29,7 +29,8 @@ MINORS = frozenset(
     """
     child children childlike kid kids minor minors underage preteen preteens teen teens teenage teenager teenagers
     adolescent adolescents prepubescent pubescent toddler toddlers infant infants baby babies newborn juvenile
-    schoolgirl schoolgirls schoolboy schoolboys kindergartner preschooler tween tweens lolita youngster
+    schoolgirl schoolgirls schoolboy schoolboys schoolchild schoolchildren schoolkid schoolkids highschooler
+    highschoolers preteenager preteenagers underaged kindergartner preschooler tween tweens lolita youngster
     """.split()  # noqa: SIM905
 )
 BLOCKED = frozenset(["loli", "lolis", "lolicon", "shota", "shotas", "shotacon", "jailbait", "pedophile", "pedophilia"])
@@ -47,9 +48,30 @@ _SPELLED = re.compile(
     rf"(?<![^\W_])(?<![@$'\u2019]){_LETTER}(?:(?:{_APART}{_LETTER}{_ALONE}){{2,}}|(?:'{_LETTER}(?![^\W_]|[@$])){{2,}})"
 )
 _YOUNG = re.compile(
-    r"\b(?:little|young|small|tiny|school|underage|under age)[\s-]+(?:girl|boy|daughter|son|sister|brother)s?\b"
+    r"\b(?:(?:little|young|small|tiny|(?:(?:high|middle|grade|elementary|primary|junior)[\s-]?)?school(?:[\s-]aged?)?)"
+    r"[\s-]+(?:girl|boy|daughter|son|sister|brother)s?|(?:high|middle|grade|elementary|primary)[\s-]?school[\s-]+"
+    r"(?:student|pupil)s?|(?:high|middle|grade)[\s-]?schoolers?|under[\s-]aged?|(?:under|below)[\s-](?:18|eighteen)"
+    r"|\d{1,2}[\s-]*months?[\s-]+olds?)\b"
 )
-_AGE = re.compile(r"\b(?:(\d{1,2})\s*-?\s*(?:years?|yrs?|yo|y/o)\b|aged?\s+(\d{1,2})\b)")
+_TEENS = "thirteen fourteen fifteen sixteen seventeen"
+_NUMBER = "|".join(f"one two three four five six seven eight nine ten eleven twelve {_TEENS}".split())
+_TENS = "(?:(?P<tens>twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)[\\s-]+)?"
+_YO = r"y\.?\s?/?o"
+_NO_AGE = (
+    r"(?!\s+(?:ago|later)\b|[\s-]+old[\s-]+(?:whiske?y|scotch|bourbon|malt|wine|rum|cheddar|cheese)\s*(?:[,.;]|$))"
+)
+_AGE = re.compile(
+    rf"\b(?:(?P<digits>\d{{1,2}})\s*-?\s*(?:years?|yrs?|{_YO})\b{_NO_AGE}"
+    r"|(?:aged?(?:\s*[:=]\s*|\s+(?:of\s+)?)|(?:girl|boy|daughter|son)s?\s+of\s+)(?P<aged>\d{1,2})\b"
+    rf"|{_TENS}(?:{_NUMBER})[\s-]+(?:(?:years?|yrs?)[\s-]+(?:olds?|of\s+age)|{_YO})\b{_NO_AGE}"
+    rf"|(?:aged|age\s+of|(?:girl|boy|daughter|son)s?\s+of)\s+(?:{_NUMBER})\b(?!['\u2019]))"
+)
+_HARMLESS = re.compile(
+    r"\b(?:(?:chicken|duck|turkey)\s+breasts?|dick\s+(?:van\s+dyke|tracy)|moby[\s-]dick|philip\s+k\.?\s+dick"
+    r"|sex\s+education\s+(?:class|curriculum|infographic|pamphlet|poster|textbook)"
+    r"|baby[\s-](?:blue|pink)\s+(?=(?:bra|bikini|swimsuit|lingerie|underwear)\b))"
+)
+"""Phrases that are neither sexual nor of a minor, by the words in them alone. They count beside an explicit term."""
 ADULT = 18  # years
 
 
@@ -112,6 +134,8 @@ def evidence(text: str) -> tuple[str, ...]:
     found = words(text)
     if both := BLOCKED & found:
         return (min(both),)
+    if EXPLICIT.isdisjoint(found) and (plain := _HARMLESS.sub("thing ", _folded(text))) != _folded(text):
+        found = words(plain)
     sexual = (EXPLICIT | SUGGESTIVE) & found
     minor = sexual and _minor(found, text)
     return (min(sexual), minor) if minor else ()
@@ -123,4 +147,10 @@ def _minor(found: frozenset[str], text: str) -> str:
         return min(named)
     if young := _YOUNG.search(folded):
         return young[0]
-    return next((each[0] for each in _AGE.finditer(folded) if int(each[1] or each[2]) < ADULT), "")
+    return next((each[0] for each in _AGE.finditer(folded) if _is_below_adult(each)), "")
+
+
+def _is_below_adult(age: re.Match[str]) -> bool:
+    """A number that is written as a word is, unless tens are before it."""
+    digits = age["digits"] or age["aged"]
+    return int(digits) < ADULT if digits else not age["tens"]

@@ -15,6 +15,33 @@ INNOCENT = [
 ]  # fmt: skip
 
 
+YOUNG = [
+    "a nude ten-year-old", "nude 8 y.o. boy", "nude under-age girl", "nude under aged boy", "nude highschool girl",
+    "nude high-school girl", "nude middle school student", "nude highschooler", "nude high schooler", "nude under 18",
+    "naked six year olds", "nude sixteen years old", "nude eleven y.o.", "sexy 14 y o girl", "nude girl (8 y.o)",
+    "nude girl of fifteen", "nude boy of 9", "nude, aged seven", "nude, at the age of seven", "nude girl, age: 9",
+    "nude twelve years of age", "a nude 9-month-old", "nude school aged girl", "naked twelve yr old",
+    "naked baby blue eyes", "chicken breast, a naked baby", "3 year old wine, sexy 3 year old", "naked 15 year old whisky drinker",
+    "naked 15 years old",
+]  # fmt: skip
+GROWN = [
+    "a nude thirty-one year old", "a nude twenty-one-year-old", "nude 21 y.o. woman", "sexy woman aged 35",
+    "nude painting, 15 years ago", "3 year old whisky, topless car", "a 12-year-old-scotch, a sexy ad",
+    "baby chicken breast recipe for kids", "Dick Van Dyke with children", "Moby Dick, a children's book",
+    "sex education class for teens infographic", "a baby blue bra", "the sexy girl of one's dreams",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", YOUNG)
+def test_an_age_or_a_school_is_of_a_minor(text):
+    assert sexual_about_minors(text)
+
+
+@pytest.mark.parametrize("text", GROWN)
+def test_other_ages_and_names_are_not(text):
+    assert evidence(text) == ()
+
+
 @pytest.mark.parametrize("text", SPELLED)
 def test_a_term_in_disguise_is_a_term(text):
     assert sexual_about_minors(text)
