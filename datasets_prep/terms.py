@@ -57,9 +57,8 @@ _TEENS = "thirteen fourteen fifteen sixteen seventeen"
 _NUMBER = "|".join(f"one two three four five six seven eight nine ten eleven twelve {_TEENS}".split())
 _TENS = "(?:(?P<tens>twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)[\\s-]+)?"
 _YO = r"y\.?\s?/?o"
-_NO_AGE = (
-    r"(?!\s+(?:ago|later)\b|[\s-]+old[\s-]+(?:whiske?y|scotch|bourbon|malt|wine|rum|cheddar|cheese)\s*(?:[,.;]|$))"
-)
+_DRINK = "(?:whiske?y|scotch|bourbon|malt|wine|rum|cheddar|cheese)"
+_NO_AGE = rf"(?!\s+(?:ago|later)\b|[\s-]+old[\s-]+{_DRINK}\s*(?:[,.;]|$))"
 _AGE = re.compile(
     rf"\b(?:(?P<digits>\d{{1,2}})\s*-?\s*(?:years?|yrs?|{_YO})\b{_NO_AGE}"
     r"|(?:aged?(?:\s*[:=]\s*|\s+(?:of\s+)?)|(?:girl|boy|daughter|son)s?\s+of\s+)(?P<aged>\d{1,2})\b"

@@ -28,7 +28,7 @@ IN_PROCESS = 16 * 2**20  # bytes of input that are not worth a cluster's start
 READING = 0.1  # of a core, the other part of which cleans
 CORES_A_READER = 8  # whom it keeps busy
 ACCOUNT = "account.json"
-VERSION = 2  # raised when cleaning gives other prompts
+VERSION = 3  # raised when cleaning gives other prompts
 
 
 @dataclass(frozen=True)
