@@ -264,10 +264,11 @@ class Promotion:
     """When a registered student takes the champion's place.
 
     On the prompts and seeds that both were evaluated on, its gain in `metric` is above `margin` by a paired bootstrap
-    interval, and no guard is broken. `confidence` is that of `decisions` comparisons together, a year of weekly ones:
-    each interval has the confidence 1 - (1 - confidence) / decisions (Bonferroni), so that a schedule whose students
-    are all equally good replaces its champion by chance in at most (1 - confidence) / 2 of such series. A guard's
-    interval has `confidence` itself.
+    interval, and no guard is broken. `confidence` is that of `decisions` comparisons together, a year of weekly ones
+    (checkpoints that are evaluated while training goes on are compared too, and count): each interval has the
+    confidence 1 - (1 - confidence) / decisions (Bonferroni), so that a schedule whose students are all equally good
+    replaces its champion by chance in at most (1 - confidence) / 2 of such series. A guard's interval has
+    `confidence` itself.
     """
 
     metric: str = checked("clean_and_right", NAME)

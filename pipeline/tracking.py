@@ -129,14 +129,19 @@ class Tracker:
 
     def metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
         entries = [Metric(name, float(value), timestamp_ms, step) for name, value in values.items()]
-        self._later(lambda: step > self._written and self._client.log_batch(self.run_id, metrics=entries))
 
-    def skip_written(self, name: str) -> None:
-        """Write no step again that the metric `name` has: a run that continues computes some steps twice."""
+        def write() -> None:
+            if step > self._written:
+                self._client.log_batch(self.run_id, metrics=entries)
+
+        self._later(write)
+
+    def skip_written(self, name: str, value: float) -> None:
+        """Write no step again at which the metric `name` has this value: a run that continues computes some twice."""
 
         def read() -> None:
-            steps = [metric.step for metric in self._client.get_metric_history(self.run_id, name)]
-            self._written = max(steps, default=-1)
+            written = self._client.get_metric_history(self.run_id, name)
+            self._written = max((metric.step for metric in written if metric.value == value), default=-1)
 
         self._later(read)
 

@@ -1,7 +1,7 @@
 """Intervals for shares and for differences between two systems on the same prompts and seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 Z95 = 1.959963984540054
 DRAWS = 2000  # of a bootstrap, and at once
+LEAST_IN_STRATUM = 5  # of either side
 
 
 @dataclass(frozen=True)
@@ -55,29 +56,105 @@ def clustered_bootstrap(
     confidence: float = 0.95,
     draws: int | None = None,
     seed: int = 0,
+    stratum: Callable[[Any], Any] = lambda key: None,
 ) -> dict[str, float]:
     """Return mean(a) - mean(b) with its percentile bootstrap interval, (1 - confidence) / 2 on each side.
+
+    With a `stratum` of each key the difference is taken within strata, and weighted as Mantel and Haenszel do, by
+    n_a n_b / (n_a + n_b); strata with fewer than `LEAST_IN_STRATUM` of either are left out. It is not a number where
+    none is left.
 
     What is drawn again are the keys of either, each with the values that it has: keys that both have are pairs, so
     that what makes an image hard for both counts once. Where all keys are shared this is the paired bootstrap. There
     are 2,000 `draws`, or more where the confidence is so high that fewer than 20 would lie beyond each end.
     """
-    keys = sorted(a.keys() | b.keys())
-    values = [np.array([each.get(key, 0.0) for key in keys], dtype=np.float64) for each in (a, b)]
-    present = [np.array([key in each for key in keys], dtype=np.float64) for each in (a, b)]
     rng = np.random.default_rng(seed)
     draws = draws or max(DRAWS, math.ceil(40 / (1 - confidence)))
-    found = []
-    for first in range(0, draws, DRAWS):
-        drawn = rng.integers(0, len(keys), (min(DRAWS, draws - first), len(keys)))
-        with np.errstate(invalid="ignore"):  # a draw without any of one side's
-            means = [
-                own[drawn].sum(axis=1) / there[drawn].sum(axis=1) for own, there in zip(values, present, strict=True)
-            ]
-        found.append(means[0] - means[1])
-    low, high = np.nanpercentile(np.concatenate(found), [50 - 50 * confidence, 50 + 50 * confidence])
-    difference = values[0].sum() / present[0].sum() - values[1].sum() / present[1].sum()
+    groups: dict[Any, list[Any]] = {}
+    for key in sorted(a.keys() | b.keys()):
+        groups.setdefault(stratum(key), []).append(key)
+    strata = [_Stratum.of(keys, a, b) for keys in groups.values()]
+    if len(strata) > 1:
+        strata = [each for each in strata if each.fewest >= LEAST_IN_STRATUM]
+    weight = sum(each.weight for each in strata)
+    if not weight:
+        return {"difference": math.nan, "low": math.nan, "high": math.nan}
+    found = np.concatenate(
+        [
+            sum(each.weight * each.drawn(rng, min(DRAWS, draws - first)) for each in strata) / weight
+            for first in range(0, draws, DRAWS)
+        ]
+    )
+    low, high = np.nanpercentile(found, [50 - 50 * confidence, 50 + 50 * confidence])
+    difference = sum(each.weight * each.difference for each in strata) / weight
     return {"difference": float(difference), "low": float(low), "high": float(high)}
+
+
+@dataclass(frozen=True)
+class _Stratum:
+    """Keys of either side, with each side's values and which keys it has; [2, N]."""
+
+    values: np.ndarray
+    present: np.ndarray
+
+    @staticmethod
+    def of(keys: Sequence[Any], a: Mapping[Any, float], b: Mapping[Any, float]) -> "_Stratum":
+        return _Stratum(
+            np.array([[each.get(key, 0.0) for key in keys] for each in (a, b)], dtype=np.float64),
+            np.array([[key in each for key in keys] for each in (a, b)], dtype=np.float64),
+        )
+
+    @property
+    def fewest(self) -> float:
+        return float(self.present.sum(axis=1).min())
+
+    @property
+    def weight(self) -> float:
+        own, other = self.present.sum(axis=1)
+        return float(own * other / (own + other))
+
+    @property
+    def difference(self) -> float:
+        own, other = self.values.sum(axis=1) / self.present.sum(axis=1)
+        return float(own - other)
+
+    def drawn(self, rng: np.random.Generator, draws: int) -> np.ndarray:
+        """Return the difference in each of so many draws of the keys; not a number in one without either side."""
+        count = self.values.shape[1]
+        keys = rng.integers(0, count, (draws, count))
+        with np.errstate(invalid="ignore"):
+            own, other = (
+                values[keys].sum(axis=1) / there[keys].sum(axis=1)
+                for values, there in zip(self.values, self.present, strict=True)
+            )
+        return own - other
+
+
+def discordant_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float]:
+    """Return the interval of mean(a) - mean(b) for pairs of zeros and ones, by the exact sign test.
+
+    Of the pairs that differ, Clopper and Pearson's interval of the share where a is 1 (McNemar's test, exactly); how
+    many differ is taken as given. Where few do, a bootstrap's interval is too narrow.
+    """
+    better = sum(one > other for one, other in zip(a, b, strict=True))
+    worse = sum(one < other for one, other in zip(a, b, strict=True))
+    if not better + worse:
+        return 0.0, 0.0
+    tail = (1 - confidence) / 2
+    low, high = _least_share(better, better + worse, tail), 1 - _least_share(worse, better + worse, tail)
+    return tuple((2 * share - 1) * (better + worse) / len(a) for share in (low, high))  # type: ignore[return-value]
+
+
+def _least_share(hits: int, total: int, tail: float) -> float:
+    """Return the share at which so many hits or more have the chance `tail`: Clopper and Pearson's lower end."""
+    counts = np.arange(hits, total + 1)
+    ways = np.array([math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts])
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        share = (low + high) / 2
+        chance = np.exp(ways + counts * math.log(share) + (total - counts) * math.log1p(-share)).sum() if hits else 1.0
+        low, high = (share, high) if chance < tail else (low, share)
+    return low if hits else 0.0
 
 
 def mean(values: Sequence[float]) -> dict[str, float]:

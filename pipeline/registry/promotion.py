@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.evaluation.asks import EXCLUDED
-from pipeline.evaluation.statistics import clustered_bootstrap
+from pipeline.evaluation.statistics import clustered_bootstrap, discordant_interval, paired_bootstrap
 from pipeline.recipe import Guard, Promotion
 from pipeline.registry.scores import Image, Scores
 
@@ -59,7 +59,9 @@ def compare(
     """Compare on the same images: new minus old where higher is better, else old minus new.
 
     A metric of exclusion is over the images of a student that show what the negative names, and two students show it
-    on other seeds: its means over each one's own images are compared (`statistics.clustered_bootstrap`).
+    on other seeds: its means over each one's own images are compared, prompt by prompt, since some pairs are harder
+    than others (`statistics.clustered_bootstrap`). Of zeros and ones the wider of the bootstrap's and the exact sign
+    test's intervals counts.
     """
     for scores, whose in ((new, "this student"), (old, "the champion")):
         if not scores.images.get(metric):
@@ -69,7 +71,8 @@ def compare(
     if new.metrics[metric].get("options") != old.metrics[metric].get("options"):
         return Comparison(metric, problem=f"the champion's {metric} is of another version or other options")
     ours, theirs = new.images[metric], old.images[metric]
-    if not _is_selected(ours) or not _is_selected(theirs):
+    selected = _is_selected(ours) and _is_selected(theirs)
+    if not selected:
         shared = ours.keys() & theirs.keys()
         if not shared:
             return Comparison(metric, problem=f"the champion's {metric} is of other prompts or seeds")
@@ -78,8 +81,17 @@ def compare(
     if fewest < least_images:
         return Comparison(metric, problem=f"{metric} is over {fewest} images; at least {least_images} are needed")
     better, worse = (ours, theirs) if higher_is_better else (theirs, ours)
-    found = clustered_bootstrap(better, worse, confidence=confidence)
-    return Comparison(metric, found["difference"], found["low"], found["high"], fewest)
+    if selected:
+        found = clustered_bootstrap(better, worse, confidence=confidence, stratum=lambda image: image[1])
+    else:
+        found = paired_bootstrap(list(better.values()), list(worse.values()), confidence=confidence)
+    if math.isnan(found["difference"]):
+        return Comparison(metric, problem=f"{metric} is of no prompt that both evaluations have images of")
+    low, high = found["low"], found["high"]
+    if not selected and {*better.values(), *worse.values()} <= {0.0, 1.0}:
+        exact = discordant_interval(list(better.values()), list(worse.values()), confidence)
+        low, high = min(low, exact[0]), max(high, exact[1])
+    return Comparison(metric, found["difference"], low, high, fewest)
 
 
 def _is_selected(images: Mapping[Image, float]) -> bool:

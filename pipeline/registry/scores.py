@@ -5,12 +5,13 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.evaluation.asks import EXCLUDED
 from pipeline.storage import Folder
 
 SUMMARY, ROWS = "summary.json", "scores.parquet"
@@ -55,16 +56,31 @@ class Scores:
 def _images(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[Image, float]]:
     """Return of each metric, which is of a system, its value of each image.
 
-    A value is the mean over the rows of the same set, prompt and seed, which differ in their negative prompt.
+    A value is the mean over the rows of the same set, prompt and seed, which differ in their negative prompt. Of
+    exclusion, prompts with several negatives are told apart by them: each is a question of its own.
     """
-    table = pq.read_table(io.BytesIO(content))
+    rows = pq.read_table(io.BytesIO(content)).to_pylist()
     found: dict[str, dict[Image, list[float]]] = {metric: defaultdict(list) for metric in systems}
-    for row in table.to_pylist():
-        for metric in systems:
-            value = row.get(metric)
-            if row["system"] == systems[metric] and value is not None and not math.isnan(value):
-                found[metric][row["set"], row["prompt"], row["seed"]].append(value)
+    for metric in systems:
+        own = [row for row in rows if row["system"] == systems[metric] and _is_number(row.get(metric))]
+        several = _with_several_negatives(own)
+        for row in own:
+            told = f"{row['prompt']} MINUS {row['negative_prompt']}" if row["prompt"] in several else row["prompt"]
+            found[metric][row["set"], told, row["seed"]].append(row[metric])
     return {
         metric: {image: sum(values) / len(values) for image, values in images.items()}
         for metric, images in found.items()
     }
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _with_several_negatives(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the prompts of exclusion that stand beside more than one negative prompt."""
+    negatives: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["set"] == EXCLUDED:
+            negatives[row["prompt"]].add(row["negative_prompt"])
+    return {prompt for prompt, own in negatives.items() if len(own) > 1}

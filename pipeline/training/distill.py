@@ -66,7 +66,7 @@ def distill(
     with ray_session(address):
         for ask in _asks(recipe):
             room.require_room(ask, recipe.train.wait_minutes, address)
-        mlflow_run = _mlflow_run(recipe, record, folder, tracking_uri)
+        mlflow_run = _mlflow_run(recipe, record, teacher, folder, tracking_uri)
         fixed = _fixed(recipe, str(teacher), prompt_folder)
         setup = Setup(
             dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, fixed
@@ -127,17 +127,19 @@ def _finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> dict[str
     return record
 
 
-def _mlflow_run(recipe: Recipe, record: dict[str, Any], folder: Folder, tracking_uri: str) -> str:
+def _mlflow_run(recipe: Recipe, record: dict[str, Any], teacher: Path, folder: Folder, tracking_uri: str) -> str:
     """Return the MLflow run of this folder: the one it began with, or a new one."""
+    sha256 = manifest.folder_hash(teacher)
     if folder.has(manifest.RUN_FILE):
         saved, state = json.loads(folder.read(manifest.RUN_FILE)), identity.BEGUN
         identity.require_same_run(folder, saved["recipe"], recipe, state)
         identity.require_same_prompts(folder, saved.get("prompts"), record["files"], state)
+        identity.require_same_teacher(folder, saved["teacher_sha256"], sha256, recipe.teacher)
         return str(saved["mlflow_run"])
     values = identity.flatten(asdict(recipe))
     shown = {name: masked(value) if isinstance(value, str) else value for name, value in values.items()}
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, shown)
-    begun = {"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"]}
+    begun = {"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"], "teacher_sha256": sha256}
     folder.write(manifest.RUN_FILE, json.dumps(begun).encode())
     return mlflow_run
 

@@ -17,6 +17,7 @@ PLACEMENT = (  # fields of `train` that say where a run is computed, and not wha
     *("workers", "min_workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
     *("wait_minutes", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "max_failures"),
     *("encoders", "cpus_per_encoder", "gpus_per_encoder"),
+    *("on_divergence", "roll_backs", "explosion", "least_variation"),
 )
 
 
@@ -78,7 +79,14 @@ def _what_is_learned(recipe: Recipe) -> Recipe:
         recipe,
         prompts=prompts,
         train=replace(recipe.train, **where),
-        evaluation=Evaluation(),
-        promotion=Promotion(),
+        evaluation=Evaluation(keep=recipe.evaluation.keep),
+        promotion=_choice(recipe),
         schedule=Schedule(),
     )
+
+
+def _choice(recipe: Recipe) -> Promotion:
+    """Return what chooses the run's student among its checkpoints; nothing where the last one is it."""
+    if recipe.evaluation.keep == "latest":
+        return Promotion()
+    return Promotion(metric=recipe.promotion.metric, higher_is_better=recipe.promotion.higher_is_better)

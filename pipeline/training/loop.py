@@ -71,7 +71,7 @@ def _run(setup: Setup, board: Any) -> None:
     prompts = PromptStream(Folder.of(setup.prompts_uri), setup.prompts, options.seed, options.train.batch_size, places)
     first = restore(distiller, ray.train.get_checkpoint(), board)
     tracker = Tracker(setup.tracking_uri, setup.mlflow_run) if distiller.rank == 0 else None
-    progress = Progress(tracker, board, options, first)
+    progress = Progress(tracker, board, options, first, distiller.attempt)
     try:
         diverged = _train(distiller, prompts, first, progress)
     except StopRequestedError:
@@ -96,6 +96,7 @@ def _train(distiller: Distiller, prompts: PromptStream, first: int, progress: Pr
         first = restore(distiller, stored(), board, attempt=distiller.attempt)
         if not first:
             break
+        progress.begin(distiller.attempt)
         progress.say(f"{diverged}; back to step {first}, with other random numbers")
         diverged = _steps(distiller, prompts, first, progress)
     return diverged

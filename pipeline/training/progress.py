@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.training.distiller import Distiller
 
 EVERY = 10  # steps between two writes to MLflow
-WITNESS = "loss_student"  # the metric whose last step in MLflow says how far a run was written
 RATE_STEPS = 20  # the latest steps, over which images/s is taken
 SHEET_PROMPTS = ("a photo of a shape", "a photo of a star", "a photo of a red shape", "a photo of a ring")
 SHEET_IMAGES = 8
@@ -31,16 +30,22 @@ FIXED_TEXTS = ("", SHEET_NEGATIVE, *SHEET_PROMPTS)
 class Progress:
     """Rank 0's side: posts to the bar and to MLflow; on other ranks the methods do nothing."""
 
-    def __init__(self, tracker: Tracker | None, board: Any, recipe: Recipe, first: int) -> None:
+    def __init__(self, tracker: Tracker | None, board: Any, recipe: Recipe, first: int, attempt: int = 0) -> None:
         self._tracker, self.board, self._recipe = tracker, board, recipe
         self._stop_requested: Any = None  # rank 0's question, answered while a step is computed
         self._times = deque([time.monotonic()], maxlen=RATE_STEPS + 1)
         self._waits: deque[float] = deque(maxlen=RATE_STEPS)
         if tracker:
             tracker.watch_machine()
+        self.begin(attempt)
         if tracker and first:
-            tracker.skip_written(WITNESS)
             board.say.remote(f"continuing from the checkpoint at step {first} of {recipe.train.steps}")
+
+    def begin(self, attempt: int) -> None:
+        """Write metrics of this attempt from where it was written; one that was rolled back stays beside it."""
+        self._attempt = attempt
+        if self._tracker is not None:
+            self._tracker.skip_written("attempt", float(attempt))
 
     def stop_requested(self) -> bool:
         """Tell whether the driver was interrupted; on other ranks never. The answer may be a step late."""
@@ -87,6 +92,7 @@ class Progress:
                 "images_per_second": rate,
                 "data_wait_share": sum(self._waits) / (self._times[-1] - self._times[0]),
                 "memory_gib": peak_memory() / 2**30,
+                "attempt": float(self._attempt),
             }
             self._tracker.metrics({**metrics, **own}, step + 1, int(time.time() * 1000))
 

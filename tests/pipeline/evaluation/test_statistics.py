@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluation.statistics import Z95, Share, paired_bootstrap, share
+from pipeline.evaluation.statistics import Z95, Share, clustered_bootstrap, discordant_interval, paired_bootstrap, share
 
 
 def test_a_hundred_of_a_hundred_means_at_least_96_3_percent():
@@ -49,3 +49,27 @@ def test_the_bootstrap_keeps_pairs_together():
     interval = paired_bootstrap(b + 1, b)
     assert interval == pytest.approx({"difference": 1, "low": 1, "high": 1})
     assert paired_bootstrap(b, b + 1)["difference"] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(7, 0), (0, 7), (12, 5), (40, 30)])
+@pytest.mark.parametrize("confidence", [0.95, 0.999])
+def test_the_exact_interval_of_pairs_is_clopper_and_pearson_s(better, worse, confidence):
+    """By scipy's Beta quantiles, an independent way to the same ends."""
+    beta = pytest.importorskip("scipy.stats").beta
+    pairs = 100
+    a = [1.0] * better + [0.0] * worse + [1.0] * (pairs - better - worse)
+    b = [0.0] * better + [1.0] * worse + [1.0] * (pairs - better - worse)
+    low, high = discordant_interval(a, b, confidence)
+    tail, total = (1 - confidence) / 2, better + worse
+    expected_low = beta.ppf(tail, better, worse + 1) if better else 0.0
+    expected_high = beta.ppf(1 - tail, better + 1, worse) if worse else 1.0
+    assert low == pytest.approx((2 * expected_low - 1) * total / pairs, abs=1e-9)
+    assert high == pytest.approx((2 * expected_high - 1) * total / pairs, abs=1e-9)
+
+
+def test_a_stratified_difference_is_that_within_its_strata():
+    """All of `a` is right where it is easy and `b` where it is hard; within each they are the same."""
+    a = {("easy", i): 1.0 for i in range(80)} | {("hard", i): 0.0 for i in range(20)}
+    b = {("easy", i): 1.0 for i in range(20)} | {("hard", i): 0.0 for i in range(80)}
+    assert clustered_bootstrap(a, b)["difference"] == pytest.approx(0.6)
+    assert clustered_bootstrap(a, b, stratum=lambda key: key[0])["difference"] == 0.0

@@ -130,6 +130,39 @@ def test_students_that_show_the_attribute_on_other_seeds_are_compared(theirs, ke
     assert decision.comparisons[1].images == 200
 
 
+def pairs_of(easy, hard, seed):
+    """A student's own images of two pairs, of which one is harder to keep: 99 and 60 % kept by every student."""
+    rng = np.random.default_rng(seed)
+    own = {("exclusion", "easy", i): float(rng.random() < 0.99) for i in range(easy)}
+    own |= {("exclusion", "hard", i): float(rng.random() < 0.6) for i in range(hard)}
+    quality = scores(quality=0.1 * (seed == 1))
+    metrics = {"kept": {"value": 0.8, "images": len(own), "options": {}}}
+    return Scores(quality.metrics | metrics, quality.images | {"kept": own}, "")
+
+
+def test_students_that_show_other_pairs_are_compared_pair_by_pair():
+    """Of the same skill, and one shows the easy pair more often: over all images it would seem 20 points worse."""
+    found = compare("kept", pairs_of(60, 340, 1), pairs_of(340, 60, 0), 0.95)
+    assert found.low < 0 < found.high
+    assert abs(found.gain) < 0.08
+
+
+def test_students_without_a_pair_in_common_are_not_compared():
+    found = compare("kept", pairs_of(100, 0, 1), pairs_of(0, 100, 0), 0.95)
+    assert "is of no prompt that both evaluations have images of" in found.problem
+
+
+def test_few_pairs_that_differ_are_judged_by_the_exact_sign_test():
+    """Seven of thirty, all in favour: p = 0.0078 on one side, and a bootstrap at 99.9 % says better all the same."""
+    images = [("set", f"prompt {i}", i) for i in range(30)]
+    metrics = {"quality": {"options": {}}}
+    new = Scores(metrics, {"quality": dict.fromkeys(images, 1.0)}, "")
+    old = Scores(metrics, {"quality": {image: float(i >= 7) for i, image in enumerate(images)}}, "")
+    year, single = Promotion("quality"), Promotion("quality", decisions=1)
+    assert not decide(year, new, old, "1").promoted
+    assert decide(single, new, old, "1").promoted
+
+
 def test_a_guard_needs_images_enough_to_exclude_a_loss():
     few = with_exclusion(0.1, range(29), 1.0)
     decision = decide(GUARDED, few, with_exclusion(0.0, range(200), 1.0), "1")
@@ -153,8 +186,8 @@ def test_a_series_of_equally_good_students_keeps_its_champion():
     for decisions in (1, 10):
         rule = Promotion("quality", decisions=decisions)
         false[decisions] = np.mean([promotes_by_chance(rule, rng) for _ in range(60)])
-    assert false[1] > 0.1  # each comparison at 95 %, as if it were the only one
-    assert false[10] <= 0.05
+    assert false[1] > 0.05  # each comparison at 95 %, as if it were the only one
+    assert false[10] <= 0.05 < 2 * false[1]
 
 
 def promotes_by_chance(rule, rng):
