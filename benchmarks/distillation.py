@@ -1,7 +1,7 @@
 """Time and memory of one step against SwiftBrush's algorithm written plainly, interleaved, on one model.
 
-    python benchmarks/distillation.py                      # the world of shapes, batch 16, on the CPU
-    python benchmarks/distillation.py --check              # first, that both have the same losses for ten steps
+    python -m benchmarks.distillation                      # the world of shapes, batch 16, on the CPU
+    python -m benchmarks.distillation --check              # first, that both have the same losses for ten steps
 
 The baseline is `swiftbrush.py`. Ratios are of images/s to its, the median over rounds, each in a new random order.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from swiftbrush import SwiftBrush
 
+from benchmarks.swiftbrush import SwiftBrush
 from nasa.backbone import steerable
 from nasa.distillation import Draws, Texts, draw
 from pipeline import models, recipe

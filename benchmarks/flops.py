@@ -1,6 +1,6 @@
 """Arithmetic of one denoiser call at true size, counted by torch on the meta device: no weights, no memory, no GPU.
 
-    python benchmarks/flops.py
+    python -m benchmarks.flops
 
 One image (or video) a call; text encoders and the decoder left out. The extra is over the plain call: classifier-free
 guidance, NAG and NASA with K- and V- computed in each call, and NASA with them computed once for a `with` block.

@@ -1,6 +1,6 @@
 """Pictures of one student for docs/gallery.md: the same noise under rising scales, and away from bad quality.
 
-python benchmarks/gallery.py runs/full/distilled
+python -m benchmarks.gallery runs/full/distilled
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The two readings of eq. 8 in joint attention, on a small rectified-flow transformer of the world of shapes.
 
-    python benchmarks/joint_attention.py --work runs/joint      # trains it first, then measures; both can be continued
+    python -m benchmarks.joint_attention --work runs/joint      # trains it first, then measures; both can be continued
 
 The transformer is Stable Diffusion 3's at small width, with the embedded teacher's autoencoder and text encoder.
 Writes docs/data/joint_attention.json and docs/images/joint_attention.png; without --work, draws them again.

@@ -1,9 +1,9 @@
 """Time and memory of preparing prompts, and the same in plain pandas.
 
     pip install wordfreq datasketch pandas          # words by their frequency; the peer
-    python benchmarks/preparation.py make --rows 3300000 --data /tmp/corpus
-    python benchmarks/preparation.py run --data /tmp/corpus
-    python benchmarks/preparation.py peer --data /tmp/corpus --rows 50000
+    python -m benchmarks.preparation make --rows 3300000 --data /tmp/corpus
+    python -m benchmarks.preparation run --data /tmp/corpus
+    python -m benchmarks.preparation peer --data /tmp/corpus --rows 50000
 
 The corpus is made up: 1.3 parts of JourneyDB's JSON lines (gzip) and 2 of LAION's Parquet, of English words by their
 frequency, with lengths drawn as in WORDS, one file for 100,000 prompts. Of JourneyDB's rows half have parameters, a

@@ -1,7 +1,7 @@
 """Prompts a second into one training worker, beside what pyarrow alone reads, and the time to the first batch.
 
-    python benchmarks/preparation.py run --data /tmp/corpus --keep /tmp/prepared
-    python benchmarks/prompt_stream.py --prompts /tmp/prepared/prompts
+    python -m benchmarks.preparation run --data /tmp/corpus --keep /tmp/prepared
+    python -m benchmarks.prompt_stream --prompts /tmp/prepared/prompts
 
 The stream shuffles, checks every shard's hash, and takes a worker's part of each batch; pyarrow reads the same columns
 of the same shards in their order, into batches as large. Both in alternating rounds; without a text encoder.

@@ -1,6 +1,6 @@
 """Ways to apply a negative prompt to the same one-step students and seeds: what each removes and what it keeps.
 
-    python benchmarks/rules.py runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled
+    python -m benchmarks.rules runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled
 
 Writes docs/data/rules.json and docs/images/rules.png.
 """

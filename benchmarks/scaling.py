@@ -1,7 +1,7 @@
 """How a step's time grows with the workers, and what it would be on a cluster.
 
-    python benchmarks/scaling.py                     # 1, 2 and 4 workers on this machine, the same work for each
-    python benchmarks/scaling.py --extrapolate sd21  # to 64 GPUs, from arithmetic, gradient bytes and link speeds
+    python -m benchmarks.scaling                     # 1, 2 and 4 workers on this machine, the same work for each
+    python -m benchmarks.scaling --extrapolate sd21  # to 64 GPUs, from arithmetic, gradient bytes and link speeds
 
 Each number of workers runs twice in each round: as one distributed training, and as so many trainings that know nothing
 of each other. Both load the machine alike, so what the first takes more is communication and waiting for the slowest.

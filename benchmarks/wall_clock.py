@@ -1,7 +1,7 @@
 """Time of one denoiser call: plain, with CFG, with NAG and with NASA, interleaved, as ratios to plain.
 
-    python benchmarks/wall_clock.py                                # a quarter-width SDXL-like UNet on the CPU
-    python benchmarks/wall_clock.py --width 320 --device cuda --dtype float16
+    python -m benchmarks.wall_clock                                # a quarter-width SDXL-like UNet on the CPU
+    python -m benchmarks.wall_clock --width 320 --device cuda --dtype float16
 
 Each round times every way once, in a new random order; the ratio is of a way to plain within a round, and the table
 gives its median with the middle half of the rounds.
