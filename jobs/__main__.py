@@ -1,7 +1,8 @@
-"""`python -m jobs <command>`: prepare, distill, evaluate, register and more; `--help` lists them."""
+"""`python -m jobs <command>`: prepare, distill, evaluate, register and more; without a command it lists them."""
 
 import argparse
 import sys
+from types import ModuleType
 
 from jobs import (
     ablate,
@@ -30,29 +31,54 @@ from pipeline.environment import require_locked
 from pipeline.errors import TrainingError, UserError, again
 from pipeline.secrets import masked
 
-COMMANDS = (
-    *(submit, status, logs, stop, list_jobs, schedule, scheduler, tick, run, manifest),
-    *(prepare, prepare_benchmarks, distill, evaluate, compare, evaluate_video, register, models),
-    *(merge, ablate, train_shapes),
-)
+GROUPS = {
+    "one run": (prepare, distill, evaluate, register, run),
+    "students": (compare, models, merge, prepare_benchmarks, evaluate_video, ablate, train_shapes),
+    "jobs on a Ray cluster": (submit, status, logs, stop, list_jobs),
+    "schedules and Kubernetes": (schedule, scheduler, tick, manifest),
+}
+USAGE_ERROR = 2
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Of the whole command tree."""
-    parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2].replace("_", "-")
-        subparser = subparsers.add_parser(name, help=module.__doc__, description=module.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs",
+        description="Distil, evaluate and register one-step text-to-image students.",
+        epilog=f"{_listing()}\n\n`python -m jobs COMMAND --help` lists the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", help="one of the list below")
+    for module in (module for group in GROUPS.values() for module in group):
+        subparser = subparsers.add_parser(_name(module), description=module.__doc__)
         module.add_arguments(subparser)
         subparser.set_defaults(run_command=module.run)
     return parser
 
 
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2].replace("_", "-")
+
+
+def _listing() -> str:
+    """The commands by group, a line each."""
+    width = max(len(_name(module)) for group in GROUPS.values() for module in group)
+    parts = []
+    for title, group in GROUPS.items():
+        parts.append(f"{title}:")
+        parts += [f"  {_name(module):<{width}}  {module.__doc__}" for module in group]
+        parts.append("")
+    return "\n".join(parts[:-1])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run; a failure is one line. Exit code 2 for a user's mistake, 1 for failed training, 130 for Ctrl-C,
     and of what was submitted its own."""
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE_ERROR
     try:
         require_locked()
         code = options.run_command(options)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import main
+from jobs.__main__ import GROUPS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +62,22 @@ def test_help_lists_the_commands(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(command in text for command in ("prepare", "distill", "evaluate", "register", "train-shapes"))
+
+
+def test_without_a_command_all_of_them_are_listed_by_group(capsys):
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    for title, group in GROUPS.items():
+        assert f"{title}:" in lines
+        for module in group:
+            name = module.__name__.rpartition(".")[2].replace("_", "-")
+            (line,) = (line for line in lines if line.split()[:1] == [name])
+            assert line.endswith(module.__doc__)
+    modules = {path.stem for path in (ROOT / "jobs").glob("*.py") if "def run(" in path.read_text()}
+    listed = {module.__name__.rpartition(".")[2] for group in GROUPS.values() for module in group}
+    assert listed == modules, "every command is in a group"
 
 
 def test_help_and_lists_wait_for_no_model_library():
