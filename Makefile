@@ -46,11 +46,13 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# torch goes first: DeepSpeed's source distribution asks for it while it is built.
+# torch goes first: DeepSpeed's source distribution asks for it while it is built. The library goes in last, so that `import nasa`
+# works from any folder; the other packages are found from the root of the checkout alone.
 $(VENV)/installed: requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools wheel
 	DS_IGNORE_CUDA_DETECTION=1 DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 # The lock holds names and versions alone, so that it is the same on every platform; atheris has wheels for Linux only.
