@@ -116,10 +116,11 @@ def compare(made: dict[str, Any], prompts: list[str], rounds: int) -> None:
             if number >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
     base = np.array(seconds["baseline"])
+    print("| step | images/s | ratio |\n|---|---|---|")
     for name, own in seconds.items():
         low, middle, high = np.percentile(base / np.array(own), (25, 50, 75))
         rate = len(prompts) / np.median(own)
-        print(f"{name:<10}{rate:>8.1f} images/s   {middle:.2f} x ({low:.2f} to {high:.2f})")
+        print(f"| {name} | {rate:.1f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ One image (or video) a call; text encoders and the decoder left out. The extra i
 guidance, NAG and NASA with K- and V- computed in each call, and NASA with them computed once for a `with` block.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -34,9 +35,12 @@ class System:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="NAME", help="systems whose name begins so (default: all)")
+    chosen = [system for system in SYSTEMS if system.name.startswith(parser.parse_args().only)]
     print("| system | plain, GFLOP | CFG | NAG | NASA | NASA, K- and V- reused |")
     print("|---|---|---|---|---|---|")
-    for system in SYSTEMS:
+    for system in chosen:
         with torch.device("meta"):
             row = extras(system)
         shares = " | ".join(f"{row[way]:+.2%}" for way in ("cfg", "nag", "nasa", "nasa reused"))

@@ -3,7 +3,8 @@
     python -m benchmarks.joint_attention --work runs/joint      # trains it first, then measures; both can be continued
 
 The transformer is Stable Diffusion 3's at small width, with the embedded teacher's autoencoder and text encoder.
-Writes docs/data/joint_attention.json and docs/images/joint_attention.png; without --work, draws them again.
+Writes docs/data/joint_attention.json and docs/images/joint_attention.png, and prints the table;
+without --work, from the data that is there.
 """
 
 import argparse
@@ -40,14 +41,16 @@ SCALES = {
     "cfg": (1.5, 2.0, 3.0, 5.0),
 }
 NAMES = {"text": 'reading "text"', "joint": 'reading "joint"', "cfg": "CFG, two passes"}
-SEEDS = range(9_100_000, 9_100_192)
+FIRST_SEED, SEEDS, PROMPTS = 9_100_000, 192, 512
 DATA, IMAGE = Path("docs/data/joint_attention.json"), Path("docs/images/joint_attention.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="where the transformer is trained; none draws the data again")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of training")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of training")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="images of each pair of prompt and negative")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out prompts for the accuracy")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.work:
@@ -55,8 +58,11 @@ def main() -> None:
         options.work.mkdir(parents=True, exist_ok=True)
         sampler = FlowSampler(train(options.work, options.steps))
         DATA.parent.mkdir(parents=True, exist_ok=True)
-        DATA.write_text(json.dumps({"training_steps": options.steps, **measure(sampler)}, indent=1) + "\n")
-    draw(json.loads(DATA.read_text()))
+        measured = measure(sampler, options.seeds, options.prompts)
+        DATA.write_text(json.dumps({"training_steps": options.steps, **measured}, indent=1) + "\n")
+    data = json.loads(DATA.read_text())
+    print(table(data))
+    draw(data)
 
 
 def build_transformer() -> SD3Transformer2DModel:
@@ -146,11 +152,11 @@ class FlowSampler:
         return decode(self.teacher.vae, latents)
 
 
-def measure(sampler: FlowSampler) -> dict[str, Any]:
+def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> dict[str, Any]:
     """What the plain model can, on held-out prompts; and each reading over its scales, on seeds that show the thing."""
     judge = AttributeJudge.load()
-    prompts = held_out_prompts(512, 7)
-    found = judge.attributes(sampler.images(Way(), [text for text, _ in prompts], range(512)))
+    prompts = held_out_prompts(count, 7)
+    found = judge.attributes(sampler.images(Way(), [text for text, _ in prompts], range(count)))
     accuracy = {
         name: float(
             np.mean([shown[name] == getattr(scene, name) for shown, (_, scene) in zip(found, prompts, strict=True)])
@@ -158,12 +164,22 @@ def measure(sampler: FlowSampler) -> dict[str, Any]:
         for name in JUDGED
     }
     ways = [Way(kind, scale) for kind, scales in SCALES.items() for scale in scales]
-    collected = trials(sampler, judge, ways, SEEDS, calibration=False)
+    collected = trials(sampler, judge, ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
     return {
         "accuracy": accuracy,
         "plain": shares(collected, Way()),
         "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
     }
+
+
+def table(data: dict[str, Any]) -> str:
+    """Markdown: what each way removes and keeps at each scale."""
+    lines = ["| way | scale | removed, % | prompted attributes kept, % | clean, % |", "|---|---|---|---|---|"]
+    lines.append(f"| no negative | | 0 | 100 | {100 * data['plain']['clean']:.0f} |")
+    for row in data["rows"]:
+        cells = " | ".join(f"{100 * row[key]:.0f}" for key in ("removed", "kept", "clean"))
+        lines.append(f"| {NAMES[row['way']]} | {row['scale']:g} | {cells} |")
+    return "\n".join(lines)
 
 
 def draw(data: dict[str, Any]) -> None:

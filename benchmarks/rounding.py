@@ -17,11 +17,12 @@ IMAGE_RMS = 0.9  # of scaled latents
 
 
 def main() -> None:
-    print(f"{'schedule':<18}{'start':>6}{'1 / alpha':>11}{'rms error of x0':>17}  (x0 itself: {IMAGE_RMS})")
+    error = f"rms error that rounding eps to bfloat16 puts on x0 (x0: {IMAGE_RMS})"
+    print(f"| schedule | start | 1 / alpha | {error} |\n|---|---|---|---|")
     for name, start in STARTS:
         alphas_cumprod = DDIMScheduler(**SCHEDULES[name]).alphas_cumprod
-        alpha, error = rounding_error(alphas_cumprod, start)
-        print(f"{name:<18}{start:>6}{1 / alpha:>11.1f}{error:>17.4f}")
+        alpha, found = rounding_error(alphas_cumprod, start)
+        print(f"| {name} | {start} | {1 / alpha:.1f} | {found:.3f} |")
 
 
 def rounding_error(alphas_cumprod: torch.Tensor, start: int) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.rules runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled
 
-Writes docs/data/rules.json and docs/images/rules.png.
+Writes docs/data/rules.json and docs/images/rules.png, and prints the means as a table; without a folder, from the data
+that is there.
 """
 
 import argparse
@@ -29,7 +30,7 @@ SCALES = {
 }
 NAMES = {"nasa": "NASA", "nag": "NAG", "vsf": "VSF", "cfg": "CFG (output space)"}
 MARKERS = {"nasa": "o", "nag": "s", "vsf": "^", "cfg": "D"}
-SEEDS = range(9_000_000, 9_000_192)
+FIRST_SEED, SEEDS = 9_000_000, 192
 DATA, IMAGE = Path("docs/data/rules.json"), Path("docs/images/rules.png")
 
 
@@ -38,19 +39,23 @@ def main() -> None:
     parser.add_argument(
         "distilled", nargs="*", type=Path, help="folders of distilled students; none draws the data again"
     )
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="images of each pair of prompt and negative")
     options = parser.parse_args()
     if options.distilled:
         DATA.parent.mkdir(parents=True, exist_ok=True)
-        DATA.write_text(json.dumps([measure(folder) for folder in options.distilled], indent=1) + "\n")
-    draw(json.loads(DATA.read_text()))
+        measured = [measure(folder, options.seeds) for folder in options.distilled]
+        DATA.write_text(json.dumps(measured, indent=1) + "\n")
+    students = json.loads(DATA.read_text())
+    print(table(students))
+    draw(students)
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, seeds: int = SEEDS) -> dict[str, Any]:
     """Shares of each way over the seeds whose plain image shows what the negative names."""
     record = manifest.read(Folder.of(folder), "distill")
     recipe, student = parse(record["recipe"]), distilled_student(Folder.of(folder))
     ways = [Way(kind, scale) for kind, scales in SCALES.items() for scale in scales]
-    collected = trials(student, AttributeJudge.load(), ways, SEEDS, calibration=False)
+    collected = trials(student, AttributeJudge.load(), ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
     return {
         "student": record["student_sha256"],
         "recipe": recipe.name,
@@ -58,6 +63,22 @@ def measure(folder: Path) -> dict[str, Any]:
         "plain": shares(collected, Way()),
         "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
     }
+
+
+def table(students: list[dict[str, Any]]) -> str:
+    """Markdown: the mean over the students of each way, with the lowest and the highest."""
+    lines = ["| method | scale | removed, % | prompted attributes kept, % | clean, % |", "|---|---|---|---|---|"]
+    clean = [student["plain"]["clean"] for student in students]
+    lines.append(f"| none | | 0 | 100 | {_spread(clean)} |")
+    for rows in zip(*(student["rows"] for student in students), strict=True):
+        name = rows[0]["way"].upper()
+        cells = (_spread([row[key] for row in rows]) for key in ("removed", "kept", "clean"))
+        lines.append(f"| {name} | {rows[0]['scale']:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(shares: list[float]) -> str:
+    return f"{100 * float(np.mean(shares)):.0f} ({100 * min(shares):.0f} to {100 * max(shares):.0f})"
 
 
 def draw(students: list[dict[str, Any]]) -> None:

@@ -34,10 +34,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     options = parser.parse_args()
     ratios = measure(options)
-    print(f"{'way':<6}{'ratio to plain':>16}{'middle half':>20}")
+    print("| way | ratio to plain |\n|---|---|")
     for way in WAYS[1:]:
         low, middle, high = np.percentile(ratios[way], (25, 50, 75))
-        print(f"{way:<6}{middle:>16.3f}{f'{low:.3f} to {high:.3f}':>20}")
+        print(f"| {way} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[float]]:
