@@ -21,7 +21,7 @@ from nasa.backbone import steerable
 from nasa.distillation import Draws, Texts, draw
 from pipeline import models, recipe
 from pipeline.ablation import runs
-from pipeline.training import distiller
+from pipeline.training import distiller, engines
 from pipeline.training.distiller import Distiller
 
 WARM_UP = 2
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--check", action="store_true", help="compare the losses of ten steps instead")
     parser.add_argument("--rows", nargs="*", default=["plain", "shared", "compiled", "both", "bfloat16"])
+    parser.add_argument("--compiler", default="inductor", help="torch.compile's backend; `eager` traces alone")
     parser.add_argument("--memory", help="print the peak memory of this row alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -76,8 +77,8 @@ def main() -> None:
         "plain": lambda: runs.fresh(options),
         "bfloat16": lambda: runs.fresh(recipe.parse(recipe.dump(options), ['train.precision="bfloat16"'])),
         "shared": lambda: runs.fresh(recipe.parse(recipe.dump(options), [SHARED])),
-        "both": lambda: runs.fresh(recipe.parse(recipe.dump(options), [SHARED, "train.compile=true"])),
-        "compiled": lambda: runs.fresh(recipe.parse(recipe.dump(options), ["train.compile=true"])),
+        "both": lambda: compiled(recipe.parse(recipe.dump(options), [SHARED]), arguments.compiler),
+        "compiled": lambda: compiled(options, arguments.compiler),
     }
     prompts = [f"a photo of a {colour} star" for colour in ("red", "blue", "green", "white")] * (arguments.batch // 4)
     if arguments.check:
@@ -86,6 +87,12 @@ def main() -> None:
         memory(make[arguments.memory], prompts)
     else:
         compare({name: make[name]() for name in ("baseline", *arguments.rows)}, prompts, arguments.rounds)
+
+
+def compiled(options: recipe.Recipe, backend: str) -> Distiller:
+    made = runs.fresh(options)
+    engines.compile_denoisers(made.engines.student.module, made.engines.teachers, backend)
+    return made
 
 
 def check(make: dict[str, Callable[[], Any]], prompts: list[str]) -> None:

@@ -80,8 +80,17 @@ class SteerableDenoiser(nn.Module):
         """The denoiser's output, [B, C, H, W], steered by eqs. 7-9 where the negative prompt `away` is given."""
         with self._precision(latents.device.type):
             seen = None if away is None else Embeds(self._as_layers_see(away.states), away.mask)
-            with negative(self.steering, seen, scale):
+            with negative(self.steering, seen, self._as_input(scale, latents.device)):
                 return self._denoise(latents, timestep_B, prompt)
+
+    def _as_input(self, scale: Scale, device: torch.device) -> Scale:
+        """A compiled denoiser is given a tensor: a number is a constant to `torch.compile`, and another one another
+        program. 0 stays a number, which is plain.
+        """
+        compiled = getattr(self.model, "_compiled_call_impl", None) is not None
+        if not compiled or isinstance(scale, Tensor) or scale == 0:
+            return scale
+        return torch.full((1,), scale, device=device)
 
     def _precision(self, device_type: str) -> AbstractContextManager[Any]:
         """Leave the caller's autocast alone where no `compute_dtype` was asked for."""

@@ -125,13 +125,21 @@ def build(
         student.enable_gradient_checkpointing()
         teachers.enable_gradient_checkpointing()
     if recipe.train.compile:
-        student.model.compile()
-        teachers.model.compile()
+        compile_denoisers(student, teachers)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     return Engines(
         student=make(recipe, student, trained, recipe.student.learning_rate, workers),
         lora_teacher=make(recipe, teachers, lora_parameters(teachers), recipe.lora_teacher.learning_rate, workers),
     )
+
+
+def compile_denoisers(student: Any, teachers: Any, backend: Any = "inductor") -> None:
+    """Compile both denoisers by `torch.compile`, each with graphs of its own: they are of one class, which has a limit.
+
+    Three graphs are expected: the student's, the teachers' without gradient and the LoRA teacher's with it.
+    """
+    for part in (student, teachers):
+        part.model.compile(backend=backend, isolate_recompiles=True)
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype:

@@ -216,3 +216,32 @@ def test_the_clip_loss_fades_to_nothing_and_does_not_turn(tiny_teacher):
     losses = [distiller.step(step, PROMPTS)["loss_clip"] for step in (0, 2, 4, 6)]
     assert losses[0] > losses[1] > 0
     assert losses[2:] == [0.0, 0.0]
+
+
+def counting_compiler(made):
+    def compiler(graph, _):
+        made.append(graph)
+        return graph.forward
+
+    return compiler
+
+
+@pytest.mark.parametrize(("overrides", "graphs"), [([], 3), (["method.lora_shares_pass=true"], 4)])
+def test_a_compiled_step_makes_its_graphs_once(tiny_teacher, overrides, graphs):
+    """At most the student's, the teachers' without gradient and with it, and in a shared pass one without gradient of
+    half the batch. Another scale of the negative prompt, a new random number in each step, makes no other graph.
+    """
+    torch._dynamo.reset()
+    plain, compiled = make(tiny_teacher, *overrides), make(tiny_teacher, *overrides)
+    made = []
+    engines.compile_denoisers(compiled.engines.student.module, compiled.engines.teachers, counting_compiler(made))
+    found = [compiled.step(0, PROMPTS)]
+    first = len(made)
+    assert 3 <= first <= graphs
+    found += [compiled.step(step, PROMPTS) for step in range(1, 4)]
+    assert len({metrics["scale"] for metrics in found}) == 4
+    assert len(made) == first
+    for one, other in zip(found, steps(plain, 4), strict=True):
+        assert one["loss_student"] == pytest.approx(other["loss_student"], rel=1e-5)
+        assert one["loss_lora_teacher"] == pytest.approx(other["loss_lora_teacher"], rel=1e-5)
+    assert_same(compiled, plain)
