@@ -1,0 +1,395 @@
+"""Every command and Python snippet of README.md and docs/*.md runs as it stands there, at its smallest size.
+
+`RUN` says what makes a command small, `NOT_RUN` in words why one is not run; a command in neither fails. They run in a
+copy of the checkout, on one tiny run of `make demo`. `test_docs.py` parses the commands of `jobs`;
+`pipeline/cluster/test_docs_run.py` runs docs/cluster.md and docs/runbook.md on a cluster.
+"""
+
+import dataclasses
+import gzip
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from datasets_prep.evaluation import HPSV2_STYLES
+from nasa.testing import TINY_PIPELINES
+from pipeline import recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+STARTS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:time )?(?:python[\d.]*|make|pip|ray|mlflow|kubectl|helm|docker|free|du) ")
+COMPLAINTS = re.compile(
+    r"Traceback \(most recent call last\)|recompile_limit|recompile limit|torch\._dynamo hit|Graph break"
+    r"|(?:User|Runtime|Resource)Warning"
+)
+TIMEOUT = 900
+CPU = "--set train.workers=1 --set train.steps=2 --set train.batch_size=4 --set prompts.negative_count=50"
+OWN = f"{CPU} --set evaluation.prompts=2 --set evaluation.teacher_prompts=0 --set evaluation.scales=[0.5]"
+PAPER = f"--recipe shapes --teacher teacher {OWN}"
+ABLATE = "--seeds 1 --steps 1 --warm-up-steps 1 --set train.batch_size=4 --set evaluation.prompts=16"
+DEMO = {
+    "train.steps": 4, "train.workers": 1, "train.batch_size": 4, "prompts.count": 200, "prompts.negative_draws": 100,
+    "evaluation.prompts": 8, "evaluation.teacher_prompts": 2, "evaluation.exclusion_seeds": 24,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """`more` is appended, `instead` replaced; `after` are documented commands that come first.
+
+    With `exact` every row that is printed stands on the page. `says` is in what is printed, `code` the exit code.
+    """
+
+    more: str = ""
+    instead: dict[str, str] = dataclasses.field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    exact: bool = False
+    table: bool = False
+    says: str = ""
+    code: int = 0
+
+
+MINE = "python -m jobs {} --teacher FOLDER --prompts my_prompts.txt --run runs/mine"
+SD21 = "python -m jobs {} --recipe sd21 --prompts prompts.txt --run runs/sd21"
+CORPUS = {"/tmp/corpus": "corpus", "/tmp/prepared": "prepared"}
+PREPARE_CORPUS = "python -m benchmarks.preparation run --data /tmp/corpus --keep /tmp/prepared"
+RUN = {
+    "python -m jobs": Small(code=2, says="jobs on a Ray cluster:"),
+    "python -m jobs <command>": Small("--help", {"<command>": "distill"}),
+    "python -m benchmarks.NAME": Small("--help", {"NAME": "costs"}),
+    **{f"python -m jobs {name}": Small("--help") for name in ("ablate", "models download", "tick")},
+    "make demo": Small(),
+    "make demo RECIPE=shapes-full": Small(),
+    "make demo RECIPE=shapes-full RUN=runs/full": Small(),
+    "time make demo": Small(),
+    MINE.format("prepare"): Small(OWN, {"FOLDER": "teacher"}),
+    MINE.format("distill"): Small(OWN, {"FOLDER": "teacher"}, (MINE.format("prepare"),)),
+    "python -m jobs evaluate --run runs/mine": Small(after=(MINE.format("distill"),)),
+    "python -m jobs register --run runs/mine": Small(
+        after=("python -m jobs evaluate --run runs/mine",), says="challenger"
+    ),
+    "python -m jobs models promote --name NAME --version 1": Small(
+        instead={"NAME": "nasa-teacher"}, after=("python -m jobs register --run runs/mine",), says="is version 1"
+    ),
+    "python -m jobs run --set train.steps=50 --run runs/short": Small("--recipe tiny.toml --set train.steps=2"),
+    'python -m jobs schedule add weekly --recipe shapes-full --cron "0 3 * * SUN" --timezone Europe/Berlin --store '
+    "s3://BUCKET/schedules --tracking-uri http://MLFLOW:5000": Small(instead={"s3://BUCKET": "."}),
+    "OMP_NUM_THREADS=1 python -m jobs ablate --steps 400 --seeds 4 --set evaluation.prompts=512 --docs docs": Small(
+        ABLATE
+    ),
+    "python -m benchmarks.rules runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled": Small(
+        "--seeds 12", {f"runs/seed{number}": "runs/demo" for number in range(3)}
+    ),
+    "python -m benchmarks.costs": Small(exact=True),
+    "python -m jobs distill --recipe NAME --dry-run": Small(instead={"NAME": "sd15"}, says="GPU hours"),
+    SD21.format("prepare"): Small(PAPER),
+    f"{SD21.format('distill')} --dry-run": Small(says="not ready: prompts, teacher"),
+    SD21.format("distill"): Small(PAPER, after=(SD21.format("prepare"),)),
+    "python -m benchmarks.rounding": Small(exact=True, table=True),
+    "python -m benchmarks.distillation --check": Small("--batch 4", says="largest relative difference"),
+    "OMP_NUM_THREADS=1 python -m benchmarks.distillation --threads 1 --rounds 15 --rows plain shared compiled both": (
+        Small("--batch 4 --rounds 3 --compiler eager", table=True)
+    ),
+    "python -m benchmarks.distillation --threads 1 --memory baseline": Small("--batch 4", says="MiB"),
+    "python -m benchmarks.gpu --device cpu --sizes tiny --batch 2 --out gpu.json": Small(says="steer tiny"),
+    "python -m benchmarks.gpu_step --size tiny --device cpu --batch 4 --no-bfloat16 --rows ours shared": Small(
+        "--rounds 1 --out step.json", says="denoiser_share"
+    ),
+    "python -m jobs merge FIRST SECOND --out FOLDER": Small(
+        instead={"FIRST": "runs/demo/distilled/student", "SECOND": "runs/demo/distilled/student-raw"}
+    ),
+    "python -m jobs evaluate --run runs/demo": Small(),
+    "python -m jobs compare runs/demo runs/other": Small(instead={"runs/other": "runs/demo"}),
+    "python -m jobs prepare-benchmarks --run runs/sd21 --hpsv2 FOLDER --negopt FILE": Small(
+        "--pairs 20", {"FOLDER": "HPDv2/benchmark", "FILE": "negopt.parquet"}
+    ),
+    "python -m jobs prepare-benchmarks --negopt negopt.parquet --hpsv2 HPDv2/benchmark --run runs/sd21": Small(
+        "--pairs 20"
+    ),
+    "python -m benchmarks.flops": Small('--only "Stable Diffusion 1.5"', exact=True),
+    "OMP_NUM_THREADS=1 python -m benchmarks.wall_clock --width 320 --side 32 --rounds 7": Small(
+        "--width 16 --side 8 --rounds 1"
+    ),
+    "python -m benchmarks.wall_clock --side 32 --rounds 40": Small("--width 16 --side 8 --rounds 1"),
+    "python -m benchmarks.gallery runs/full/distilled": Small("--seeds 16", {"runs/full": "runs/demo"}),
+    "python -m jobs manifest RayJob --recipe sd21 --run s3://BUCKET/runs/first --image REGISTRY/nasa-distill:latest "
+    "--gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts --set evaluation.benchmarks=s3://BUCKET/benchmarks "
+    "> rayjob.yaml": Small(),
+    "python -m jobs manifest RayCronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
+    "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
+    'evaluation.benchmarks=s3://BUCKET/benchmarks --gpus-per-node 4 --cron "0 3 * * SUN" --timezone Europe/Berlin '
+    "> raycronjob.yaml": Small(),
+    "python -m jobs manifest RayCluster --recipe sd21 --run s3://BUCKET/runs/first --image "
+    "REGISTRY/nasa-distill:latest --gpus-per-node 4 > raycluster.yaml": Small(),
+    "python -m jobs manifest CronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
+    "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
+    'evaluation.benchmarks=s3://BUCKET/benchmarks --cron "0 3 * * SUN" --timezone Europe/Berlin '
+    "> cronjob.yaml": Small(),
+    "python -m benchmarks.joint_attention --work runs/joint --threads 1": Small("--steps 2 --seeds 16 --prompts 16"),
+    "python -m jobs prepare --recipe sd21 --prompts journeydb/train_anno_realease_repath.jsonl.tgz --prompts "
+    '"laion/*.parquet" --run runs/sd21': Small("--teacher teacher --run runs/sources --set prompts.negative_count=50"),
+    PREPARE_CORPUS: Small(instead=CORPUS, says="a second time: 0."),
+    "python -m benchmarks.prompt_stream --prompts /tmp/prepared/prompts": Small(
+        "--rounds 1", CORPUS, (PREPARE_CORPUS,), says="the stream"
+    ),
+    "python -m jobs register --run runs/demo": Small(says="nasa-shapes"),
+    "python -m jobs models": Small(says="nasa-shapes"),
+    "python -m jobs models promote --name nasa-shapes --version 1": Small(says="is version 1"),
+    "python -m jobs models rollback --name nasa-shapes": Small(code=2, says="has no champion before it"),
+    "python -m jobs models download --name nasa-shapes --out champion": Small(says="champion/student"),
+    "python -m jobs distill --run runs/demo": Small("--recipe tiny.toml", says="already distilled"),
+    "python -m benchmarks.chaos --table --results docs/data/chaos.jsonl": Small(exact=True),
+    "OMP_NUM_THREADS=1 python -m benchmarks.scaling --steps 10 --rounds 3": Small(
+        "--workers 2 --images 2 --steps 1 --rounds 1"
+    ),
+    "python -m benchmarks.scaling --extrapolate sd21": Small(exact=True),
+}
+NOT_RUN = {  # by how the command begins
+    "make test": "the tests themselves",
+    "make test-slow": "the tests themselves",
+    "make chaos": "an hour of kills; tests/test_chaos.py tests its parts",
+    "make ui": "a server, which runs until it is ended",
+    "make gpu": "a GPU",
+    "make gpu-wheels": "a network: it downloads wheels",
+    "make lint": "CI runs it",
+    "time make test": "the tests themselves",
+    "free -m": "no command of ours",
+    "du -sh": "no command of ours",
+    "source .venv/bin/activate": "the environment is there",
+    "python3.11 -m venv": "a network: it installs",
+    ".venv/bin/pip install": "a network: it installs",
+    "pip install .": "tests/test_wheel.py builds the wheel and imports it",
+    "pip install": "a network: it installs",
+    "mlflow server": "PostgreSQL and S3; runs until it is ended",
+    "export": "sets a variable",
+    **dict.fromkeys(
+        [f"python -m jobs {name}" for name in ("submit", "list", "status", "logs", "stop", "schedule", "tick")],
+        "a Ray cluster; tests/pipeline/cluster/test_docs_run.py has one",
+    ),
+    "python -m jobs models rollback --name nasa-sd21": "a cluster's registry; as above",
+    "python -m jobs train-shapes": "80 minutes; tests/pipeline/test_shapes_fit.py tests its training",
+    "python -m benchmarks.gpu_step --size sd21": "a GPU",
+    "python -m benchmarks.hpsv2 --golden": "HPSv2's weights, 4 GB",
+    "OMP_NUM_THREADS=1 python -m benchmarks.hpsv2": "a checkpoint of HPSv2's size, 4 GB",
+    "OMP_NUM_THREADS=1 peer/bin/python": "hpsv2x in an environment of its own",
+    "python -m jobs evaluate-video": "VBench's weights; tests/pipeline/evaluation has it at small width",
+    "python -m benchmarks.preparation make": "wordfreq, which the environment does not have",
+    "python -m benchmarks.preparation peer": "datasketch and pandas, which are not in the lock",
+    **dict.fromkeys(("kubectl", "helm", "docker", "sed"), "a Kubernetes cluster, or a registry of images"),
+    "ray": "a cluster",
+}
+
+
+def blocks(page):
+    """Of a page the commands of each code block, and within lines; what follows; and whether it is a block."""
+    text = page.read_text()
+    for found in FENCE.finditer(text):
+        if not found[1]:
+            lines = found[2].replace("\\\n", " ").splitlines()
+            yield [command(line) for line in lines if line.strip()], follows(text, found), True
+    prose = FENCE.sub(lambda block: re.sub(r"[^\n]", " ", block[0]), text)
+    for found in re.finditer(r"`([^`]+)`", prose):
+        if STARTS.match(found[1]):
+            yield [command(found[1])], follows(text, found), False
+
+
+def follows(text, found):
+    """What stands between a command and the next block or heading."""
+    return re.split(r"^(?:```|##+ )", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def command(line):
+    return " ".join(re.sub(r"\s+#.*", "", line).split())
+
+
+def table(text):
+    """The header and the rows of the first table whose columns have names."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    split = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    return next(((head, split) for head in split if all(head)), ([], [])) if lines else ([], [])
+
+
+FOUND = {}  # command: its page; whether a table that follows is its own; what follows
+for _page in PAGES:
+    for _lines, _after, _block in blocks(_page):
+        for _line in _lines:
+            if _line not in FOUND or _block:
+                FOUND[_line] = (_page.name, _block and len(_lines) == 1, _after)
+
+
+def reason(line):
+    """Why a command is not run."""
+    starts = [key for key in NOT_RUN if line == key or line.startswith(f"{key} ")]
+    return NOT_RUN[max(starts, key=len)] if starts else ""
+
+
+def environment(python=sys.executable):
+    own = {"PATH": f"{Path(python).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    return {**{key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}, **own}
+
+
+def shell(text, folder, python=sys.executable):
+    return subprocess.run(
+        ["bash", "-c", text], cwd=folder, env=environment(python), capture_output=True, text=True, timeout=TIMEOUT
+    )
+
+
+def write_inputs(folder, teacher):
+    """The files that the pages name, with few rows."""
+    shutil.copytree(teacher, folder / "teacher")
+    colours = ("red", "blue", "green", "golden", "silver", "purple", "brown", "white")
+    animals = ("fox", "owl", "horse", "whale", "beetle", "crane", "salmon", "tiger")
+    every = itertools.product(colours, animals, ("harbour", "forest", "kitchen", "desert"))
+    texts = [
+        f"A {colour} {animal} waits in the {place} beside number {n}" for n, (colour, animal, place) in enumerate(every)
+    ]
+    for name in ("prompts.txt", "my_prompts.txt"):
+        (folder / name).write_text("\n".join(texts[:60]))
+    rows = "".join(json.dumps({"prompt": text}) + "\n" for text in texts[:128])
+    for name in ("journeydb", "laion", "corpus/journeydb", "corpus/laion", "HPDv2/benchmark"):
+        (folder / name).mkdir(parents=True)
+    with gzip.open(folder / "corpus/journeydb/train_anno_000.jsonl.gz", "wt") as file:
+        file.write(rows)
+    (folder / "rows.jsonl").write_text(rows)
+    with tarfile.open(folder / "journeydb/train_anno_realease_repath.jsonl.tgz", "w:gz") as archive:
+        archive.add(folder / "rows.jsonl", "rows.jsonl")
+    columns = {"TEXT": texts[128:], **{name: [0.1] * 128 for name in ("punsafe", "pwatermark")}}
+    for name in ("laion/part-00000.parquet", "corpus/laion/part-00000.parquet"):
+        pq.write_table(pa.table({**columns, "AESTHETIC_SCORE": [6.0] * 128}), folder / name)
+    pq.write_table(pa.table({"prompt": texts[:60], "negative_prompt": texts[60:120]}), folder / "negopt.parquet")
+    for style in HPSV2_STYLES:
+        (folder / "HPDv2/benchmark" / f"{style}.json").write_text(json.dumps([style] * 800))
+    sets = [f"{name}={value}" for name, value in DEMO.items()]
+    (folder / "tiny.toml").write_text(recipe.dump(recipe.load("shapes", sets)))
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory, tiny_teacher):
+    """A copy of the checkout in which `make demo` has run, small; the environment is not installed again."""
+    folder = tmp_path_factory.mktemp("checkout") / "nasa-distill"
+    left_out = shutil.ignore_patterns(".git", ".venv", "runs", "build", "__pycache__", ".*_cache", "*.egg-info")
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    write_inputs(folder, tiny_teacher)
+    done = shell(f"make demo VENV={sys.prefix} -o {sys.prefix}/installed RECIPE=tiny.toml", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, {"make demo": done}
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory, checkout):
+    """Another folder with the same `runs`, and a Python into which the Makefile's own line installed the library."""
+    folder, venv = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("venv")
+    (folder / "runs").symlink_to(checkout[0] / "runs")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    site = next(venv.glob("lib/python*/site-packages"))
+    (site / "shared.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")) + "\n")
+    (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if line.endswith(" -e ."))
+    python = venv / "bin/python"
+    done = shell(line.strip().replace("$(BIN)/pip", f"{python} -m pip"), checkout[0], python)
+    assert done.returncode == 0, done.stderr
+    frozen = shell(f"{python} -m pip freeze --exclude-editable", folder, python).stdout
+    assert "nasa" not in frozen, "`make lock` leaves it out"
+    return folder, python
+
+
+def perform(line, checkout):
+    """Run a documented command and what comes before it, once in a session."""
+    folder, done = checkout
+    if line.removeprefix("time ").startswith("make demo"):
+        return done["make demo"]
+    if line not in done:
+        small = RUN[line]
+        for before in small.after:
+            assert perform(before, checkout).returncode == 0, before
+        own, into, file = line.partition(" > ")
+        for word, ours in small.instead.items():
+            own = own.replace(word, ours)
+        done[line] = shell(f"{own} {small.more}{into}{file}", folder)
+    return done[line]
+
+
+def test_every_command_is_run_or_has_a_reason():
+    assert len(FOUND) > 80
+    neither = [line for line in FOUND if line not in RUN and not reason(line)]
+    assert not neither, neither
+    gone = [line for line in RUN if line not in FOUND]
+    assert not gone, f"no page has them any more: {gone}"
+    unused = [key for key in NOT_RUN if not any(line == key or line.startswith(f"{key} ") for line in FOUND)]
+    assert not unused, unused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", RUN, ids=[f"{FOUND.get(line, '?')[0]}: {line[:70]}" for line in RUN])
+def test_a_documented_command(line, checkout):
+    small, (_, alone, after) = RUN[line], FOUND[line]
+    done = perform(line, checkout)
+    said = done.stdout + done.stderr
+    assert done.returncode == small.code, said
+    assert not (found := COMPLAINTS.search(said)), f"{found and found[0]}\n{said}"
+    assert small.says in said
+    (head, rows), (shown, on_page) = table(done.stdout), table(after)
+    if shown and (alone or small.table):
+        assert head, f"the page shows a table of {shown}, the command printed none:\n{said}"
+    if head and shown and (alone or small.table or small.exact):
+        assert head == shown[: len(head)], "columns; the page may add some that explain"
+    if small.exact:
+        written = [row[: len(head)] for row in on_page]
+        assert not [row for row in rows if row not in written and set("".join(row)) - set("-")]
+    if " > " in line:
+        assert list(yaml.safe_load_all((checkout[0] / line.partition(" > ")[2]).read_text()))
+
+
+SNIPPETS = {  # page and number of the snippet: what comes before it, what stands in place of what, what is looked at
+    ("README.md", 0): ("", {}, "assert image.size == (64, 64)"),
+    ("negative-prompts.md", 0): ("", {'"..."': '"sdxl"', '.to("cuda")': ""}, "assert image.size"),
+    ("negative-prompts.md", 1): (
+        "from nasa.testing import TINY_PIPELINES\npipe = TINY_PIPELINES['wan']()",
+        {},
+        "assert video.isfinite().all()",
+    ),
+    ("negative-prompts.md", 2): (
+        "import nasa\nfrom nasa.testing import TINY_PIPELINES, draw_tiny\npipe = TINY_PIPELINES['stable-diffusion']()",
+        {'pipe("a photo")': 'draw_tiny(pipe, "a photo")'},
+        "",
+    ),
+    ("registry.md", 0): ("", {}, "assert images[0][:4] == b'\\x89PNG'"),
+    ("registry.md", 1): ("", {}, "assert image.size == (64, 64)"),
+}
+WRITTEN = {
+    (page.name, number): code
+    for page in PAGES
+    for number, code in enumerate(text for name, text in FENCE.findall(page.read_text()) if name == "python")
+}
+
+
+def test_every_snippet_is_run():
+    assert WRITTEN.keys() == SNIPPETS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", SNIPPETS, ids=[f"{page} {number}" for page, number in SNIPPETS])
+def test_a_snippet_runs_from_another_folder(key, elsewhere):
+    folder, python = elsewhere
+    before, instead, after = SNIPPETS[key]
+    code = WRITTEN[key]
+    if key == ("negative-prompts.md", 0) and not (folder / "sdxl").exists():
+        TINY_PIPELINES["sdxl"]().save_pretrained(folder / "sdxl")
+    for word, ours in instead.items():
+        assert word in code
+        code = code.replace(word, ours)
+    (folder / "snippet.py").write_text(f"{before}\n{code}\n{after}\n")
+    done = shell("python snippet.py", folder, python)
+    assert done.returncode == 0, done.stderr
+    assert not COMPLAINTS.search(done.stderr), done.stderr
