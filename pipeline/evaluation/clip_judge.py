@@ -86,8 +86,12 @@ def removed_share(removed: Share, selected: Share, sensitivity: Share, specifici
     The judge chose the seeds: `selected` are its positives among all plain images, and some of them show nothing. Their
     share that truly shows the attribute is PPV = sensitivity x prevalence / positives; of the new images the true share
     follows from the judge's count by Rogan and Gladen's formula, as it judges them afresh. Removed is 1 - share / PPV:
-    0 where nothing changed, however often the judge errs. The interval is over 10,000 draws of all four shares from
-    their Beta posteriors (Jeffreys' prior), the same in each call.
+    0 where nothing changed, however often the judge errs.
+
+    A judge may also err on the new image as it erred on the plain one, since both come from the same noise: those that
+    it wrongly chose then stay "there", and removed is (1 - counted) / (PPV specificity). The truth lies between; the
+    interval spans both, each over 10,000 draws of all four shares from their Beta posteriors (Jeffreys' prior), the
+    same in each call. `value` is of fresh errors, `persistent` of those that stay.
     """
     rng = np.random.default_rng(0)
     drawn = [
@@ -95,23 +99,28 @@ def removed_share(removed: Share, selected: Share, sensitivity: Share, specifici
         for each in (removed, selected, sensitivity, specificity)
     ]
     values = _removed(*drawn)
-    values = values[np.isfinite(values)]
-    point = float(_removed(*(np.array(each.value) for each in (removed, selected, sensitivity, specificity))))
-    if not len(values) or not math.isfinite(point):
-        return {"value": math.nan, "low": 0.0, "high": 1.0}
-    low, high = (float(end) for end in np.percentile(values, [2.5, 97.5]))
-    return {"value": point, "low": min(low, point), "high": max(high, point)}
+    values = values[:, np.isfinite(values).all(axis=0)]
+    points = _removed(*(np.array([each.value]) for each in (removed, selected, sensitivity, specificity)))[:, 0]
+    if not values.size or not np.isfinite(points).all():
+        return {"value": math.nan, "persistent": math.nan, "low": 0.0, "high": 1.0}
+    ends = np.concatenate([np.percentile(values, [2.5, 97.5], axis=1).ravel(), points])
+    fresh, persistent = (float(point) for point in points)
+    return {"value": fresh, "persistent": persistent, "low": float(ends.min()), "high": float(ends.max())}
 
 
 def _removed(removed: np.ndarray, selected: np.ndarray, sensitivity: np.ndarray, specificity: np.ndarray) -> np.ndarray:
-    """Return 1 - share / PPV, clipped to 0..1; not a number of a judge no better than chance."""
+    """Return the share removed by fresh errors and by persistent ones, [2, N], clipped to 0..1.
+
+    It is not a number of a judge no better than chance.
+    """
     informed = sensitivity + specificity - 1
     with np.errstate(divide="ignore", invalid="ignore"):
         informed = np.where(informed > 0, informed, np.nan)
         prevalence = np.clip((selected + specificity - 1) / informed, 0, 1)
         ppv = np.clip(sensitivity * prevalence / selected, 0, 1)
         still = np.clip((1 - removed + specificity - 1) / informed, 0, 1)
-        return np.clip(1 - still / np.where(ppv > 0, ppv, np.nan), 0, 1)
+        ppv = np.where(ppv > 0, ppv, np.nan)
+        return np.clip([1 - still / ppv, removed / (ppv * specificity)], 0, 1)
 
 
 def read_labels(table: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:

@@ -40,8 +40,8 @@ class Normalization:
             (PROCESSOR, ("image_processor",)),
             (OPEN_CLIP, ("preprocess_cfg",)),
         ):
-            if (folder / name).is_file():
-                return _parse(folder / name, keys, field)
+            if (folder / name).is_file() and (found := _parse(folder / name, keys, field)):
+                return found
         return Normalization()
 
     def from_unit(self, pixels: Tensor) -> Tensor:
@@ -57,10 +57,13 @@ class Normalization:
         return (images + shift) / factor
 
 
-def _parse(file: Path, keys: tuple[str, ...], field: str) -> Normalization:
+def _parse(file: Path, keys: tuple[str, ...], field: str) -> Normalization | None:
+    """Read a file's mean and deviation; None where it has no section for images."""
     try:
         values: Any = json.loads(file.read_text(encoding="utf-8"))
         for key in keys:
+            if key not in values:
+                return None
             values = values[key]
         if values.get("do_normalize") is False:
             return Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -36,6 +36,7 @@ from pipeline.storage import Folder
 
 IMAGES, SCORES = "images", "scores"
 ATTEMPTS = 4
+VERSION = 2  # of a piece's rows: raised when they have other columns, so that older files are not read
 Row = dict[str, Any]
 
 
@@ -139,7 +140,8 @@ class Studio:
         """Over all that its images follow from; of exclusion the judge chooses the seeds."""
         model = piece.system.model if isinstance(piece, Batch) else "student"
         judge = {} if isinstance(piece, Batch) else self.judge[1].options
-        return _hash([dict(self.setup.models)[model], self.recipe.method.start_timestep, asdict(piece), judge])
+        start = self.recipe.method.start_timestep
+        return _hash([VERSION, dict(self.setup.models)[model], start, asdict(piece), judge])
 
 
 def student_of(teacher: Sampler, folder: Folder) -> Sampler:

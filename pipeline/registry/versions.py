@@ -87,18 +87,29 @@ def promote(tracking_uri: str, name: str, version: str) -> dict[str, str]:
     with tracking.reached(tracking_uri) as client:
         store.require_model(client, name)
         current = store.aliases(client, name).get(CHAMPION)
-        _make_champion(client, name, current, version, "version", "promoted by hand", "replaced by hand by")
+        _make_champion(client, name, current, version, "version", "promoted by hand", "replaced by hand by", anew=True)
         return {"model": name, "from": current or "", "to": version}
 
 
 def _make_champion(
-    client: MlflowClient, name: str, current: str | None, target: str, field: str, how: str, fate: str
+    client: MlflowClient,
+    name: str,
+    current: str | None,
+    target: str,
+    field: str,
+    how: str,
+    fate: str,
+    *,
+    anew: bool = False,
 ) -> None:
-    """Move the alias, and write down on both versions how it came about; the newest other one is the challenger."""
+    """Move the alias, and write down on both versions how it came about; the newest other one is the challenger.
+
+    A champion `anew` goes back to the one that it replaces; one of before to the one that it replaced then.
+    """
     found = store.version_of(client, name, target, field)
     if target == current:
         raise UserError(f"{field}: version {target} of {name} is the champion already")
-    if current and not found.tags.get(STATE, "").startswith(CHAMPION):
+    if current and (anew or not found.tags.get(STATE, "").startswith(CHAMPION)):
         store.tag(client, name, target, **{PREVIOUS: current})
     day = pages.today()
     if current:
@@ -115,6 +126,8 @@ def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
     current = store.aliases(client, name).get(CHALLENGER)
     if others and others[0] != current:
         client.set_registered_model_alias(name, CHALLENGER, others[0])
+        if current and current != champion:
+            pages.restate(client, name, current, f"{CHALLENGER} until {pages.today()}, replaced by version {others[0]}")
     elif not others and current:
         client.delete_registered_model_alias(name, CHALLENGER)
 

@@ -131,6 +131,21 @@ def test_a_judge_that_chose_the_seeds_itself_is_corrected_for_it(prevalence, sen
         assert counted.value > 0.1, "what is counted without a correction"
 
 
+@pytest.mark.parametrize("removed", [0.1, 0.5, 1.0])
+def test_a_judge_that_errs_again_on_the_same_noise_is_within_the_interval(removed):
+    """What it wrongly saw in the plain image it sees in the new one, unless what was there is gone."""
+    rng, images = np.random.default_rng(1), 200_000
+    truth = rng.random(images) < 0.4
+    found = rng.random(images)
+    plain = np.where(truth, found < 0.9, found >= 0.9)
+    gone = truth & (rng.random(images) < removed)
+    after = np.where(gone, rng.random(images) >= 0.9, plain)
+    labels = Share(900, 1000)
+    estimate = removed_share(share((~after[plain]).tolist()), share(plain.tolist()), labels, labels)
+    assert estimate["persistent"] == pytest.approx(removed, abs=0.03)
+    assert estimate["low"] - 0.01 <= removed <= estimate["high"] + 0.01
+
+
 def test_few_labelled_images_make_a_wide_interval():
     few, many = (
         removed_share(
