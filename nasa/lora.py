@@ -1,10 +1,11 @@
-"""LoRA adapters that a pipeline's call scales: by how much, and as they were afterwards."""
+"""LoRA adapters that a pipeline's call scales, and whether a module's weights and adapters are what they were."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
 ATTENTION_OPTIONS = ("cross_attention_kwargs", "attention_kwargs", "joint_attention_kwargs")
 
@@ -21,6 +22,18 @@ def adapter_state(layers: Iterable[Any]) -> list[Any]:
         (part.active_adapters, part.disable_adapters, tuple(part.merged_adapters), dict(part.scaling))
         for part in _adapters(layers)
     ]
+
+
+def module_state(part: nn.Module) -> Any:
+    """What tells that a module's weights or adapters are others than before. Writing through `.data` is not noticed."""
+    plain = next(part.children(), None) is None
+    weights = part._parameters.values() if plain else part.parameters()
+    versions = [(id(weight), _version(weight)) for weight in weights if weight is not None]
+    return versions if plain else (versions, adapter_state([part]))
+
+
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasa.backbones import Backbone
 from nasa.calls import encoder_name
-from nasa.lora import scaled
+from nasa.lora import module_state, scaled
 
 ONCE = ("num_images_per_prompt", "num_videos_per_prompt")  # the negative is repeated where the batch is known
 Prompts = str | Sequence[str] | None
@@ -20,8 +20,8 @@ Prompts = str | Sequence[str] | None
 class NegativePrompt:
     """A negative given as texts, or as embeddings and their mask.
 
-    Texts are encoded once a call of the pipeline, and not again while its options stay the same. `version` counts the
-    encodings, so that what was computed from one can be told from what belongs to the next.
+    Texts are encoded once a call of the pipeline, and not again while its options and its encoders stay the same.
+    `version` counts the encodings, so that what was computed from one can be told from what belongs to the next.
     """
 
     pipe: Any
@@ -32,6 +32,7 @@ class NegativePrompt:
     mask: Tensor | None = None
     version: int = 0
     _options: dict[str, Any] | None = None
+    _encoders: list[Any] = field(default_factory=list)
 
     @property
     def given(self) -> bool:
@@ -42,14 +43,15 @@ class NegativePrompt:
         if not self.texts:
             return
         options = self._changed(call)
-        if self._options is not None and _same(self._options, options):
+        encoders = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+        state = [module_state(encoder) for encoder in encoders if isinstance(encoder, nn.Module)]
+        if self._options is not None and state == self._encoders and _same(self._options, options):
             return
         changed = inspect.BoundArguments(call.signature, options)
         encode = getattr(self.pipe, encoder_name(self.pipe))
-        encoders = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
         with torch.no_grad(), scaled(encoder for encoder in encoders if encoder is not None):
             self._set(*self.backbone.text_of(encode(*changed.args, **changed.kwargs)))
-        self._options = options
+        self._options, self._encoders = options, state
 
     def encode_by_default(self) -> None:
         """Encode the texts where the denoiser is called without a call of its pipeline."""

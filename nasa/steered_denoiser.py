@@ -15,7 +15,7 @@ from nasa.backbones import Backbone
 from nasa.calls import PipelineCalls, running_pipeline
 from nasa.conditional import Layout, Split, split
 from nasa.joint import install_joint
-from nasa.lora import adapter_state, lora_scale, scaled
+from nasa.lora import lora_scale, module_state, scaled
 from nasa.negative import NegativePrompt
 
 KEY_PARTS = ("to_k", "to_v", "to_kv", "norm_k", "norm_cross")  # of an attention layer
@@ -202,15 +202,4 @@ def _is_cross_attention(layer: nn.Module) -> bool:
 def _state(layers: list[Any]) -> list[Any]:
     """What tells that the weights or adapters that make a layer's keys are others than before."""
     parts = [getattr(layer, name, None) for layer in layers for name in KEY_PARTS]
-    return [_state_of(part) for part in parts if part is not None]
-
-
-def _state_of(part: nn.Module) -> Any:
-    plain = next(part.children(), None) is None
-    weights = part._parameters.values() if plain else part.parameters()
-    versions = [(id(weight), _version(weight)) for weight in weights if weight is not None]
-    return versions if plain else (versions, adapter_state([part]))
-
-
-def _version(weight: Tensor) -> int:
-    return 0 if weight.is_inference() else weight._version
+    return [module_state(part) for part in parts if part is not None]

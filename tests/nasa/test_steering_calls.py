@@ -207,6 +207,22 @@ def test_keys_of_the_negative_are_computed_once_while_nothing_changes(stable_dif
     assert len(encoded) == 1 + 3
 
 
+@pytest.mark.parametrize("family", ["stable-diffusion", "flux"])
+def test_the_negative_is_encoded_again_when_a_text_encoder_changes(family):
+    """As by a textual inversion or a LoRA that is loaded while a block is open."""
+    pipe = TINY_PIPELINES[family]()
+    with nasa.steer(pipe, "dog", SCALE):
+        draw(pipe, family)
+        with torch.no_grad():
+            for encoder in filter(None, (pipe.text_encoder, getattr(pipe, "text_encoder_2", None))):
+                for weight in encoder.parameters():
+                    weight.mul_(1.5)
+        found = draw(pipe, family)
+    with nasa.steer(pipe, "dog", SCALE):
+        expected = draw(pipe, family)
+    assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+
+
 def set_adapters(model):
     model.set_adapters("default", 0.3)
 
