@@ -143,6 +143,10 @@ RUN = {
     "python -m benchmarks.joint_attention --work runs/joint --threads 1": Small("--steps 2 --seeds 16 --prompts 16"),
     "python -m jobs prepare --recipe sd21 --prompts journeydb/train_anno_realease_repath.jsonl.tgz --prompts "
     '"laion/*.parquet" --run runs/sd21': Small("--teacher teacher --run runs/sources --set prompts.negative_count=50"),
+    "python -m benchmarks.cleaning FILE --shown 20": Small(instead={"FILE": "prompts.txt"}),
+    "python -m benchmarks.cleaning tests/data/english/wordnet.txt.gz": Small(
+        instead={"tests/data/english/wordnet.txt.gz": "prompts.txt"}
+    ),
     PREPARE_CORPUS: Small(instead=CORPUS, says="a second time: 0."),
     "python -m benchmarks.prompt_stream --prompts /tmp/prepared/prompts": Small(
         "--rounds 1", CORPUS, (PREPARE_CORPUS,), says="the stream"
