@@ -144,9 +144,7 @@ RUN = {
     "python -m jobs prepare --recipe sd21 --prompts journeydb/train_anno_realease_repath.jsonl.tgz --prompts "
     '"laion/*.parquet" --run runs/sd21': Small("--teacher teacher --run runs/sources --set prompts.negative_count=50"),
     "python -m benchmarks.cleaning FILE --shown 20": Small(instead={"FILE": "prompts.txt"}),
-    "python -m benchmarks.cleaning tests/data/english/wordnet.txt.gz": Small(
-        instead={"tests/data/english/wordnet.txt.gz": "prompts.txt"}
-    ),
+    "python -m benchmarks.cleaning tests/data/english/wordnet.txt.gz": Small(says="42,730"),
     PREPARE_CORPUS: Small(instead=CORPUS, says="a second time: 0."),
     "python -m benchmarks.prompt_stream --prompts /tmp/prepared/prompts": Small(
         "--rounds 1", CORPUS, (PREPARE_CORPUS,), says="the stream"
