@@ -55,7 +55,7 @@ def distill(
     Raises:
         UserError: where the folder holds a run of another recipe, teacher or prompts, or something is missing.
         TrainingError: where training diverged, or failed too often.
-        KeyboardInterrupt: after a checkpoint of the step at which Ctrl-C was pressed.
+        KeyboardInterrupt: after a checkpoint of the step at which Ctrl-C was pressed, or after the last one.
     """
     if folder.has(manifest.NAME):
         return _finished(recipe, prompt_folder, folder)
@@ -88,7 +88,10 @@ def distill(
             f"training diverged: {diverged}; allowed: a lower student.learning_rate, or "
             'train.on_divergence = "roll_back"'
         )
-    return _finish(recipe, folder, record, teacher, setup, result)
+    record = _finish(recipe, folder, record, teacher, setup, result)
+    if interrupted:  # during the last steps: the student is whole, and what would follow is not begun
+        raise KeyboardInterrupt
+    return record
 
 
 def _asks(recipe: Recipe) -> list[room.Ask]:
@@ -134,7 +137,7 @@ def _mlflow_run(recipe: Recipe, record: dict[str, Any], teacher: Path, folder: F
         saved, state = json.loads(folder.read(manifest.RUN_FILE)), identity.BEGUN
         identity.require_same_run(folder, saved["recipe"], recipe, state)
         identity.require_same_prompts(folder, saved.get("prompts"), record["files"], state)
-        identity.require_same_teacher(folder, saved["teacher_sha256"], sha256, recipe.teacher)
+        identity.require_same_teacher(folder, saved.get("teacher_sha256", sha256), sha256, recipe.teacher)
         return str(saved["mlflow_run"])
     values = identity.flatten(asdict(recipe))
     shown = {name: masked(value) if isinstance(value, str) else value for name, value in values.items()}

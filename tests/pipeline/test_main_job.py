@@ -343,9 +343,11 @@ def test_a_killed_process_ends_on_the_same_weights(run, tmp_path, tiny_teacher, 
             command_line(killed), env=slow, cwd=ROOT, timeout=600, check=False, capture_output=True, text=True
         )
         assert done.returncode == 0
-        assert "continuing from the checkpoint at step " in done.stdout
+        finished = victim == "Ctrl-C" and done.stdout.startswith("already distilled")  # six steps may be faster
+        assert finished or "continuing from the checkpoint at step " in done.stdout
     if victim == "Ctrl-C":
         assert "stopping after this step and its checkpoint" in log.read_text()
+    if victim == "Ctrl-C" and not finished:
         done_before = [int(each) for each in re.findall(r"distil: (\d+) of 6", log.read_text())]
         first = int(re.search(r"checkpoint at step (\d+) of 6", done.stdout)[1])
         assert first >= max(done_before), "a step that was done is done again"
