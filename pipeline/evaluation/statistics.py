@@ -46,7 +46,8 @@ def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, draws: int | None = None, seed: int = 0
 ) -> dict[str, float]:
     """Return the mean of a - b over pairs with its percentile bootstrap interval, (1 - confidence) / 2 on each side."""
-    return clustered_bootstrap(dict(enumerate(a)), dict(enumerate(b)), confidence=confidence, draws=draws, seed=seed)
+    found = clustered_bootstrap(dict(enumerate(a)), dict(enumerate(b)), confidence=confidence, draws=draws, seed=seed)
+    return {name: found[name] for name in ("difference", "low", "high")}
 
 
 def clustered_bootstrap(
@@ -62,7 +63,7 @@ def clustered_bootstrap(
 
     With a `stratum` of each key the difference is taken within strata, and weighted as Mantel and Haenszel do, by
     n_a n_b / (n_a + n_b); strata with fewer than `LEAST_IN_STRATUM` of either are left out. It is not a number where
-    none is left.
+    none is left. `fewest` is how many values the side with fewer has in the strata that count.
 
     What is drawn again are the keys of either, each with the values that it has: keys that both have are pairs, so
     that what makes an image hard for both counts once. Where all keys are shared this is the paired bootstrap. There
@@ -78,7 +79,7 @@ def clustered_bootstrap(
         strata = [each for each in strata if each.fewest >= LEAST_IN_STRATUM]
     weight = sum(each.weight for each in strata)
     if not weight:
-        return {"difference": math.nan, "low": math.nan, "high": math.nan}
+        return {"difference": math.nan, "low": math.nan, "high": math.nan, "fewest": 0.0}
     found = np.concatenate(
         [
             sum(each.weight * each.drawn(rng, min(DRAWS, draws - first)) for each in strata) / weight
@@ -87,7 +88,8 @@ def clustered_bootstrap(
     )
     low, high = np.nanpercentile(found, [50 - 50 * confidence, 50 + 50 * confidence])
     difference = sum(each.weight * each.difference for each in strata) / weight
-    return {"difference": float(difference), "low": float(low), "high": float(high)}
+    fewest = sum(each.present.sum(axis=1) for each in strata).min()
+    return {"difference": float(difference), "low": float(low), "high": float(high), "fewest": float(fewest)}
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,9 @@ def discordant_interval(a: Sequence[float], b: Sequence[float], confidence: floa
     if not better + worse:
         return 0.0, 0.0
     tail = (1 - confidence) / 2
-    low, high = _least_share(better, better + worse, tail), 1 - _least_share(worse, better + worse, tail)
-    return tuple((2 * share - 1) * (better + worse) / len(a) for share in (low, high))  # type: ignore[return-value]
+    differing = better + worse
+    low, high = _least_share(better, differing, tail), 1 - _least_share(worse, differing, tail)
+    return (2 * low - 1) * differing / len(a), (2 * high - 1) * differing / len(a)
 
 
 def _least_share(hits: int, total: int, tail: float) -> float:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.evaluation.asks import EXCLUDED
-from pipeline.evaluation.statistics import clustered_bootstrap, discordant_interval, paired_bootstrap
+from pipeline.evaluation.statistics import clustered_bootstrap, discordant_interval
 from pipeline.recipe import Guard, Promotion
 from pipeline.registry.scores import Image, Scores
 
@@ -77,16 +77,13 @@ def compare(
         if not shared:
             return Comparison(metric, problem=f"the champion's {metric} is of other prompts or seeds")
         ours, theirs = ({image: values[image] for image in sorted(shared)} for values in (ours, theirs))
-    fewest = min(len(ours), len(theirs))
-    if fewest < least_images:
-        return Comparison(metric, problem=f"{metric} is over {fewest} images; at least {least_images} are needed")
     better, worse = (ours, theirs) if higher_is_better else (theirs, ours)
-    if selected:
-        found = clustered_bootstrap(better, worse, confidence=confidence, stratum=lambda image: image[1])
-    else:
-        found = paired_bootstrap(list(better.values()), list(worse.values()), confidence=confidence)
+    stratum = (lambda image: image[1]) if selected else (lambda image: None)
+    found = clustered_bootstrap(better, worse, confidence=confidence, stratum=stratum)
     if math.isnan(found["difference"]):
         return Comparison(metric, problem=f"{metric} is of no prompt that both evaluations have images of")
+    if (fewest := int(found["fewest"])) < least_images:
+        return Comparison(metric, problem=f"{metric} is over {fewest} images; at least {least_images} are needed")
     low, high = found["low"], found["high"]
     if not selected and {*better.values(), *worse.values()} <= {0.0, 1.0}:
         exact = discordant_interval(list(better.values()), list(worse.values()), confidence)

@@ -27,7 +27,7 @@ def require_same_run(folder: Folder, saved_recipe: str, recipe: Recipe, state: s
     Raises:
         UserError: naming the first field that differs, both values, and what to do.
     """
-    saved, asked = (flatten(asdict(_what_is_learned(each))) for each in (parse(saved_recipe), recipe))
+    saved, asked = (flatten(asdict(_what_is_learned(each, state))) for each in (parse(saved_recipe), recipe))
     for name, value in sorted(asked.items(), key=lambda item: item[0] == "name"):  # a name follows from the rest
         if saved.get(name) != value:
             raise UserError(
@@ -70,8 +70,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def _what_is_learned(recipe: Recipe) -> Recipe:
-    """Return the recipe with what a run may be continued with another of set to its default."""
+def _what_is_learned(recipe: Recipe, state: str) -> Recipe:
+    """Return the recipe with what a run may be continued with another of set to its default.
+
+    Of a finished one what chose its student among the checkpoints counts too.
+    """
+    chose = recipe if state == FINISHED and recipe.evaluation.keep == "best" else Recipe()
     defaults = Train()
     where = {name: getattr(defaults, name) for name in PLACEMENT}
     prompts = replace(Prompts(), avoid_contradictions=recipe.prompts.avoid_contradictions)  # the rest: by their files
@@ -79,14 +83,7 @@ def _what_is_learned(recipe: Recipe) -> Recipe:
         recipe,
         prompts=prompts,
         train=replace(recipe.train, **where),
-        evaluation=Evaluation(keep=recipe.evaluation.keep),
-        promotion=_choice(recipe),
+        evaluation=Evaluation(keep=chose.evaluation.keep),
+        promotion=Promotion(metric=chose.promotion.metric, higher_is_better=chose.promotion.higher_is_better),
         schedule=Schedule(),
     )
-
-
-def _choice(recipe: Recipe) -> Promotion:
-    """Return what chooses the run's student among its checkpoints; nothing where the last one is it."""
-    if recipe.evaluation.keep == "latest":
-        return Promotion()
-    return Promotion(metric=recipe.promotion.metric, higher_is_better=recipe.promotion.higher_is_better)

@@ -65,8 +65,8 @@ class InterruptibleTrainer(TorchTrainer):
 
         It waits for the evaluations beside the training, which are begun again when the run goes on.
         """
-        while not ray.get(self._board.is_stored.remote()):
-            if self._ended.wait(POLL_SECONDS):
+        while not self._ended.wait(POLL_SECONDS):
+            if ray.get(self._board.is_stored.remote()):
+                if not self._ended.wait(GRACE_SECONDS):
+                    os.kill(os.getpid(), signal.SIGINT)
                 return
-        if not self._ended.wait(GRACE_SECONDS):
-            os.kill(os.getpid(), signal.SIGINT)

@@ -152,6 +152,12 @@ def test_students_without_a_pair_in_common_are_not_compared():
     assert "is of no prompt that both evaluations have images of" in found.problem
 
 
+def test_images_of_pairs_that_are_left_out_are_not_counted():
+    """Twenty-five of the one pair that both show: all 125 and 425 images would have been enough."""
+    rare = compare("kept", pairs_of(100, 25, 1), pairs_of(2, 423, 0), 0.95)
+    assert rare.problem == "kept is over 25 images; at least 30 are needed"
+
+
 def test_few_pairs_that_differ_are_judged_by_the_exact_sign_test():
     """Seven of thirty, all in favour: p = 0.0078 on one side, and a bootstrap at 99.9 % says better all the same."""
     images = [("set", f"prompt {i}", i) for i in range(30)]

@@ -1,0 +1,32 @@
+"""Which recipes are the same run, before and after its end."""
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.recipe import dump, parse
+from pipeline.storage import Folder
+from pipeline.training.identity import BEGUN, FINISHED, require_same_run
+
+BEST = 'evaluation.keep="best"'
+
+
+@pytest.mark.parametrize(
+    ("state", "held", "asked", "field"),
+    [
+        (BEGUN, [], ["train.workers=4", 'train.on_divergence="roll_back"', "evaluation.every=2"], None),
+        (FINISHED, [], ["train.workers=4", "promotion.margin=0.1", 'promotion.metric="clip_positive"'], None),
+        (BEGUN, [], [BEST], None),
+        (FINISHED, [], [BEST], "evaluation.keep: got 'best'"),
+        (FINISHED, [BEST], [BEST, 'promotion.metric="clip_positive"'], "promotion.metric: got 'clip_positive'"),
+        (BEGUN, [], ["train.steps=7"], "train.steps: got 7"),
+        (BEGUN, [], ["name=other", "seed=7"], "seed: got 7"),
+        (BEGUN, [], ["name=other"], "name: got 'other'"),
+    ],
+)
+def test_what_a_run_may_be_asked_again_with(tmp_path, state, held, asked, field):
+    folder, saved, recipe = Folder.of(tmp_path), dump(parse("", held)), parse("", asked)
+    if field is None:
+        require_same_run(folder, saved, recipe, state)
+        return
+    with pytest.raises(UserError, match=f"^{field}; .* holds {state} with "):
+        require_same_run(folder, saved, recipe, state)
