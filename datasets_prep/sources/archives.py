@@ -9,12 +9,12 @@ a sample by itself where it has a caption, and belongs to the shorter one where 
 import io
 import json
 import tarfile
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from datasets_prep.sources.rows import UNREADABLE, of_rows, row_of
+from datasets_prep.sources.rows import UNREADABLE, in_tables, row_of
 from datasets_prep.sources.sniff import named_kind
 from datasets_prep.sources.unpack import with_head
 
@@ -41,27 +41,7 @@ class Member(NamedTuple):
 def read_tar(stream: BinaryIO, rows: int, column: str, read: Reader) -> Iterator[pa.Table]:
     """`read` reads a file of prompts by its name. Other files are passed over, unless they belong to a sample."""
     with tarfile.open(fileobj=stream, mode="r|") as archive:
-        yield from _in_tables(_found(archive, rows, column, read), rows)
-
-
-def _in_tables(found: Iterable[dict[str, Any] | pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Single rows put together, in order. What was found before an error is given before it is raised."""
-    held: list[dict[str, Any]] = []
-    try:
-        for each in found:
-            if isinstance(each, dict):
-                held.append(each)
-            if held and (len(held) == rows or not isinstance(each, dict)):
-                yield of_rows(held)
-                held = []
-            if not isinstance(each, dict):
-                yield each
-    except UNREADABLE:
-        if held:
-            yield of_rows(held)
-        raise
-    if held:
-        yield of_rows(held)
+        yield from in_tables(_found(archive, rows, column, read), rows)
 
 
 def _found(archive: tarfile.TarFile, rows: int, column: str, read: Reader) -> Iterator[dict[str, Any] | pa.Table]:

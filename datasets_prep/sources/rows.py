@@ -82,15 +82,22 @@ def _problem(text: str | None, negative: str | None) -> str | None:
     return TOO_LONG if size > MOST_BYTES else None
 
 
-def in_tables(found: Iterable[Mapping[str, Any]], rows: int) -> Iterator[pa.Table]:
-    """Rows in tables of so many. What was found before an error is given before it is raised."""
+def in_tables(found: Iterable[Mapping[str, Any] | pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Put single rows together in tables of so many; tables among them are given as they are, in order.
+
+    What was found before an error is given before it is raised.
+    """
     held: list[Mapping[str, Any]] = []
     try:
-        for row in found:
-            held.append(row)
-            if len(held) == rows:
+        for each in found:
+            whole = isinstance(each, pa.Table)
+            if not whole:
+                held.append(each)
+            if held and (whole or len(held) == rows):
                 yield of_rows(held)
                 held = []
+            if whole:
+                yield each
     except UNREADABLE:
         if held:
             yield of_rows(held)
