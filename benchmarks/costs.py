@@ -37,7 +37,7 @@ def main() -> None:
 def row(name: str, node: dict[str, Any]) -> str:
     """One node's GPUs are all workers, with the recipe's own batch over them."""
     workers = node["gpus"]
-    own = recipe.load(name, [f"train.workers={workers}", f'train.gpu="{node["gpu"]}"'])
+    own = recipe.load(name, [f"train.num_workers={workers}", f'train.gpu="{node["gpu"]}"'])
     seconds = estimate(own).step_seconds(GPUS[node["gpu"]].flops[own.train.precision])
     hours = seconds * own.train.steps / 3600
     nodes = math.ceil(workers / node["gpus"])

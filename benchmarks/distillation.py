@@ -40,7 +40,7 @@ class Baseline:
             like.model.diffusion,
             options.method,
             (options.student.learning_rate, options.lora_teacher.learning_rate),
-            options.train.gradient_clip,
+            options.train.max_grad_norm,
         )
         like.engines, like.ema = None, {}  # its models are used, its optimizers and its moving average are not
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--memory", help="print the peak memory of this row alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    sets = ["train.workers=1", f"train.batch_size={arguments.batch}", "train.clip_weight=0"]
+    sets = ["train.num_workers=1", f"train.batch_size={arguments.batch}", "train.clip_weight=0"]
     options = recipe.load("shapes", sets)
     make: dict[str, Callable[[], Any]] = {
         "baseline": lambda: Baseline(options, runs.fresh(options)),

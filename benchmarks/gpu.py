@@ -166,7 +166,7 @@ def write_estimates() -> None:
 
     found = {}
     for size in ("sd15", "sd21", "pixart"):
-        sets = ["train.workers=1", f"train.batch_size={BATCH[size]}", "train.clip_weight=0", "train.encoders=1"]
+        sets = ["train.num_workers=1", f"train.batch_size={BATCH[size]}", "train.clip_weight=0", "train.num_encoders=1"]
         memory = dict(estimate(load(size, sets)).memory)
         memory.pop("its moving average")  # the row has none
         found[size] = round(sum(memory.values()) / GIB, 2)

@@ -30,7 +30,7 @@ BATCH = 64
 def consumed() -> float:
     """Images a second that an H100 trains SD2.1 with, at the utilisation that `--dry-run` assumes."""
     options = recipe.load("sd21", ["train.gpu=H100", 'train.clip_decoder=""', "train.clip_weight=0"])
-    images = options.train.batch_size // options.train.workers
+    images = options.train.batch_size // options.train.num_workers
     return images / estimate(options).step_seconds(GPUS["H100"].flops[options.train.precision])
 
 

@@ -37,7 +37,7 @@ NETWORKS = {"100 Gbit/s": 12.5e9, "400 Gbit/s": 50e9, "1600 Gbit/s": 200e9}  # b
 
 
 def settings(workers: int, images: int) -> Recipe:
-    sets = [f"train.workers={workers}", f"train.batch_size={workers * images}", "train.clip_weight=0"]
+    sets = [f"train.num_workers={workers}", f"train.batch_size={workers * images}", "train.clip_weight=0"]
     return recipe.load("shapes", sets)
 
 
@@ -106,7 +106,7 @@ def ring_seconds(size: float, gpus: int, link: float, network: float) -> float:
 
 def extrapolate(name: str, gpu: str) -> None:
     options = recipe.load(name, [f"train.gpu={gpu}"])
-    images = options.train.batch_size // options.train.workers
+    images = options.train.batch_size // options.train.num_workers
     per_image = estimate(options).flops / images
     peak = GPUS[gpu].flops[options.train.precision]
     size = 4.0 * sum(p.numel() for p in denoiser_of(options).parameters())

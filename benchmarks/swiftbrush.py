@@ -29,11 +29,11 @@ class SwiftBrush:
         diffusion: Diffusion,
         method: Method,
         rates: Sequence[float],
-        gradient_clip: float = 1.0,
+        max_grad_norm: float = 1.0,
     ) -> None:
         self.student, self.teacher, self.lora_teacher = student, teacher, lora_teacher
         self.abar, self.predicts_v = diffusion.alphas_cumprod, diffusion.prediction_type == "v_prediction"
-        self.method, self.gradient_clip = method, gradient_clip
+        self.method, self.max_grad_norm = method, max_grad_norm
         trained = ([p for p in student.parameters() if p.requires_grad], lora_parameters(lora_teacher))
         self.optimizers = [
             torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.999), weight_decay=0.0)
@@ -86,5 +86,5 @@ class SwiftBrush:
     def _update(self, which: int, loss: Tensor, model: Any) -> None:
         self.optimizers[which].zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.gradient_clip)
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.max_grad_norm)
         self.optimizers[which].step()

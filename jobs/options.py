@@ -11,8 +11,8 @@ from pipeline.recipe import Recipe, load
 from pipeline.storage import Folder
 
 OWN_MATERIAL = (  # for a teacher of one's own: no CLIP and no judge of the world of shapes, and pictures to look at
-    *('train.clip_model=""', "train.clip_weight=0", 'promotion.metric="hpsv2"', "promotion.guards=[]"),
-    "evaluation.prompts=16",
+    *('train.clip_model=""', "train.clip_weight=0", 'promotion.metric="hpsv2"', "promotion.guardrails=[]"),
+    "evaluation.num_prompts=16",
 )
 
 

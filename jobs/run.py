@@ -14,11 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     recipe = shared.recipe_of(options)
+    from pipeline.main_job import run_pipeline
     from pipeline.storage import Folder
-    from pipeline.whole import run_all
 
     run = Folder.of(options.run)
-    outcome = run_all(
+    outcome = run_pipeline(
         recipe, run, shared.tracking_of(options), options.address, say=lambda step: print(step, flush=True)
     )
     what = outcome["alias"] or "a version without an alias"

@@ -14,11 +14,19 @@ class UserError(ValueError):
     """A mistake in a recipe, a folder or a file: the field, the value and what is allowed."""
 
 
-class PassingError(UserError):
+def invalid(field: str, got: object, expected: str, remedy: str = "") -> UserError:
+    """Return the error of a value that is not accepted: `FIELD: got VALUE; expected CONSTRAINT.` and what to do.
+
+    `expected` is a noun phrase, `remedy` an imperative sentence with its full stop.
+    """
+    return UserError(f"{field}: got {got!r}; expected {expected}." + (f" {remedy}" if remedy else ""))
+
+
+class TransientError(UserError):
     """What is away or taken now: MLflow, the hub, room in a cluster. It may be a mistake; later it may be there."""
 
 
-class StoreError(PassingError):
+class StorageError(TransientError):
     """A folder, a bucket or MLflow that cannot be read or written now."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PassingError, UserError
+from pipeline.errors import TransientError, UserError
 from pipeline.storage import Folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,7 +39,7 @@ def local_folder(place: str, field: str, revision: str = "main", wanted: Sequenc
             snapshot_download(place, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(VARIANTS))
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise (UserError if _is_mistake(error) else PassingError)(
+        raise (UserError if _is_mistake(error) else TransientError)(
             f"{field}: {place!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}; "
             "allowed: a folder, s3://, or a hub id whose terms the HF_TOKEN has accepted"
         ) from None
@@ -56,7 +56,7 @@ def on_hub(place: str, revision: str, *, missing: str) -> str:
         pass
     try:
         found = hub_info(place, revision)
-    except PassingError as error:
+    except TransientError as error:
         return f"{missing}: {error}"
     return f"{place} at {found.sha}, to be fetched from the hub"
 
@@ -65,7 +65,7 @@ def hub_info(place: str, revision: str) -> Any:
     """Ask the hub about a model, for at most `HUB_SECONDS`.
 
     Raises:
-        PassingError: where it does not answer, or knows no such model.
+        TransientError: where it does not answer, or knows no such model.
     """
     from huggingface_hub import model_info
 
@@ -73,7 +73,7 @@ def hub_info(place: str, revision: str) -> Any:
         return model_info(place, revision=revision, timeout=HUB_SECONDS)
     except Exception as error:  # of whatever HTTP library the hub's client uses
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PassingError(f"{place} at {revision} cannot be had from the hub: {line}") from None
+        raise TransientError(f"{place} at {revision} cannot be had from the hub: {line}") from None
 
 
 def _is_mistake(error: Exception) -> bool:

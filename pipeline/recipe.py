@@ -24,7 +24,7 @@ from pipeline.config import (
     checked,
 )
 from pipeline.cron import FIELDS, is_cron, is_zone
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.secrets import masked
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -123,64 +123,64 @@ class Student:
     learning_rate: float = checked(1e-4, POSITIVE)
     ema_decay: float = checked(0.99, SHARE)
     lora_rank: int = checked(0, NOT_NEGATIVE)
-    lora_scaling: int = checked(512, POSITIVE)
-    lora_targets: tuple[str, ...] = checked(("to_q", "to_k", "to_v", "to_out.0"), NAMES)
+    lora_alpha: int = checked(512, POSITIVE)
+    lora_target_modules: tuple[str, ...] = checked(("to_q", "to_k", "to_v", "to_out.0"), NAMES)
 
 
 @dataclass(frozen=True)
 class LoraTeacher:
     learning_rate: float = checked(1e-3, POSITIVE)
     rank: int = checked(64, POSITIVE)
-    scaling: int = checked(128, POSITIVE)
-    targets: tuple[str, ...] = checked(("to_q", "to_v"), NAMES)
+    lora_alpha: int = checked(128, POSITIVE)
+    target_modules: tuple[str, ...] = checked(("to_q", "to_v"), NAMES)
 
 
 @dataclass(frozen=True)
 class Train:
     """With `min_workers` above 0 training goes on with as few while machines are missing, and grows again.
 
-    A cluster has `wait_minutes` to make room for the workers.
+    A cluster has `resource_timeout_minutes` to make room for the workers.
 
-    `batch_size` is of a step, over all workers; a worker takes at most `micro_batch` at once, or all of its (0).
+    `batch_size` is of a step, over all workers; a worker takes at most `micro_batch_size` at once, or all of its (0).
 
     With `encoders` above 0 so many processes a worker encode the texts, and the workers load no text encoder.
 
     "bfloat16" computes in it where that is safe and keeps the trained weights in float32. The CLIP loss looks at
     `clip_images` of a step's images, over all workers. `clip_decoder` is a tiny
-    autoencoder (AutoencoderTiny) for the CLIP loss in place of the teacher's. `explosion` and `least_variation` are
-    `pipeline.training.guard`'s; rolling back goes on from the latest checkpoint with other random numbers, `roll_backs`
-    times.
+    autoencoder (AutoencoderTiny) for the CLIP loss in place of the teacher's. `max_grad_norm_ratio` and
+    `min_image_std_ratio` are `pipeline.training.divergence`'s; a rollback continues from the latest checkpoint with
+    other random numbers, at most `max_rollbacks` times.
     """
 
     steps: int = checked(300, POSITIVE)
     batch_size: int = checked(96, POSITIVE)
-    micro_batch: int = checked(0, NOT_NEGATIVE)
+    micro_batch_size: int = checked(0, NOT_NEGATIVE)
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     compile: bool = False
-    workers: int = checked(2, POSITIVE)
+    num_workers: int = checked(2, POSITIVE)
     min_workers: int = checked(0, NOT_NEGATIVE)
     cpus_per_worker: float = checked(0.5, POSITIVE)
     gpus_per_worker: float = checked(0.0, NOT_NEGATIVE)
     gpu: str = checked("A100-40GB", (lambda value: value in GPUS, ", ".join(GPUS)))
-    wait_minutes: float = checked(10.0, NOT_NEGATIVE)
-    encoders: int = checked(0, NOT_NEGATIVE)
+    resource_timeout_minutes: float = checked(10.0, NOT_NEGATIVE)
+    num_encoders: int = checked(0, NOT_NEGATIVE)
     cpus_per_encoder: float = checked(1.0, POSITIVE)
     gpus_per_encoder: float = checked(0.0, NOT_NEGATIVE)
     zero_stage: int = checked(2, (lambda value: value in (1, 2), "1 or 2"))
-    gradient_clip: float = checked(1.0, POSITIVE)
+    max_grad_norm: float = checked(1.0, POSITIVE)
     clip_model: str = EMBEDDED
     clip_decoder: str = ""
     clip_images: int = checked(16, POSITIVE)
     clip_weight: float = checked(0.1, NOT_NEGATIVE)
     clip_margin: float = checked(0.37, POSITIVE)
-    checkpoint_every: int = checked(100, POSITIVE)
-    keep_checkpoints: int = checked(2, POSITIVE)
+    checkpoint_every_n_steps: int = checked(100, POSITIVE)
+    num_to_keep: int = checked(2, POSITIVE)
     max_failures: int = checked(3, NOT_NEGATIVE)
-    on_divergence: Literal["stop", "roll_back"] = "stop"
-    roll_backs: int = checked(3, NOT_NEGATIVE)
-    explosion: float = checked(1000.0, POSITIVE)
-    least_variation: float = checked(0.01, SHARE)
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    max_rollbacks: int = checked(3, NOT_NEGATIVE)
+    max_grad_norm_ratio: float = checked(1000.0, POSITIVE)
+    min_image_std_ratio: float = checked(0.01, SHARE)
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,9 @@ class Evaluation:
     `promotion`.
     """
 
-    prompts: int = checked(512, POSITIVE)
+    num_prompts: int = checked(512, POSITIVE)
     benchmarks: str = ""
-    sets: tuple[str, ...] = checked((), (lambda value: set(value) <= SETS, ", ".join(sorted(SETS))))
+    prompt_sets: tuple[str, ...] = checked((), (lambda value: set(value) <= SETS, ", ".join(sorted(SETS))))
     metrics: tuple[Metric, ...] = ()
     scales: tuple[float, ...] = checked((0.25, 0.5, 0.75, 1.0), POSITIVES)
     cfg_scale: float = checked(2.0, POSITIVE)
@@ -234,28 +234,28 @@ class Evaluation:
     teacher_steps: int = checked(25, POSITIVE)
     teacher_guidance: float = checked(3.0, POSITIVE)
     exclusion_seeds: int = checked(384, POSITIVE)
-    judge: str = ""
-    judge_architecture: str = "ViT-L-14-quickgelu"
+    clip_judge: str = ""
+    clip_judge_architecture: str = "ViT-L-14-quickgelu"
     calibration: str = ""
     seed: int = checked(1234, NOT_NEGATIVE)
-    batch: int = checked(64, POSITIVE)
-    processes: int = checked(2, POSITIVE)
+    batch_size: int = checked(64, POSITIVE)
+    num_processes: int = checked(2, POSITIVE)
     cpus_per_process: float = checked(1.0, POSITIVE)
     gpus_per_process: float = checked(0.0, NOT_NEGATIVE)
-    every: int = checked(0, NOT_NEGATIVE)
-    keep: Literal["latest", "best"] = "latest"
+    every_n_checkpoints: int = checked(0, NOT_NEGATIVE)
+    student_selection: Literal["latest", "best"] = "latest"
 
 
 @dataclass(frozen=True)
-class Guard:
-    """A metric that must not get worse: the interval of its difference shows no loss greater than `most_loss`.
+class GuardrailMetric:
+    """A metric that must not get worse: its interval shows no regression greater than `max_regression`.
 
-    It needs at least 3 / `most_loss` images that both students have: with fewer, no loss at all would still leave a
-    greater one possible (the rule of three).
+    It needs at least 3 / `max_regression` images that both students have: with fewer, no observed regression would
+    still leave a greater one possible (the rule of three).
     """
 
     metric: str = checked("", NAME)
-    most_loss: float = checked(0.0, NOT_NEGATIVE)
+    max_regression: float = checked(0.0, NOT_NEGATIVE)
     higher_is_better: bool = True
 
 
@@ -276,7 +276,7 @@ class Promotion:
     margin: float = checked(0.0, NOT_NEGATIVE)
     confidence: float = checked(0.95, (lambda value: 0.5 <= value < 1, "0.5 to below 1"))
     decisions: int = checked(52, (lambda value: 1 <= value <= 1000, "1 to 1000"))
-    guards: tuple[Guard, ...] = ()
+    guardrails: tuple[GuardrailMetric, ...] = ()
 
     @property
     def decision_confidence(self) -> float:
@@ -292,7 +292,7 @@ class Schedule:
         cron: minute, hour, day, month, weekday; where it is empty it recurs when it is told to.
         timezone: of those, by its IANA name.
         retries: of a failed one, each `retry_minutes` after the failure.
-        late_hours: what was due longer ago is left out.
+        max_lateness_hours: what was due longer ago is left out.
         warm_start: the student begins with the champion's weights, where there is one, or with the teacher's.
     """
 
@@ -300,7 +300,7 @@ class Schedule:
     timezone: str = checked("UTC", (is_zone, "an IANA name, such as Europe/Berlin"))
     retries: int = checked(2, NOT_NEGATIVE)
     retry_minutes: float = checked(10.0, (lambda value: 0 <= value <= 1440, "0 to 1440"))
-    late_hours: float = checked(24.0, (lambda value: 0 < value <= 8784, "above 0, 8784 (a year) at most"))
+    max_lateness_hours: float = checked(24.0, (lambda value: 0 < value <= 8784, "above 0, 8784 (a year) at most"))
     warm_start: Literal["champion", "teacher"] = "champion"
 
 
@@ -322,9 +322,9 @@ class Recipe:
     schedule: Schedule = Schedule()
 
     def passes(self, workers: int) -> int:
-        """In how many passes each of so many workers takes its part of a step: as few as `micro_batch` allows."""
+        """In how many passes each of so many workers takes its part of a step: as few as `micro_batch_size` allows."""
         largest = -(-self.train.batch_size // workers)
-        most = self.train.micro_batch or largest
+        most = self.train.micro_batch_size or largest
         return min(-(-largest // most), self.train.batch_size // workers)
 
     def places(self, rank: int, workers: int) -> range:
@@ -358,10 +358,8 @@ def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") ->
     _check_secrets(recipe)
     _check_batch(recipe.train)
     _check_sources(recipe.prompts)
-    if recipe.train.encoders and recipe.method.negative_per == "batch":
-        raise UserError(
-            f'train.encoders: {recipe.train.encoders} is not allowed with method.negative_per = "batch"; allowed: 0'
-        )
+    if recipe.train.num_encoders and recipe.method.negative_per == "batch":
+        raise invalid("train.num_encoders", recipe.train.num_encoders, 'none with method.negative_per = "batch"')
     return recipe
 
 
@@ -374,14 +372,10 @@ def _check_secrets(recipe: Recipe) -> None:
 
 def _check_batch(train: Train) -> None:
     """Every worker has an image, and elastic workers a range."""
-    if train.batch_size < train.workers:
-        raise UserError(
-            f"train.batch_size: {train.batch_size} is not allowed; allowed: at least one a worker, {train.workers}"
-        )
-    if train.min_workers > train.workers:
-        raise UserError(
-            f"train.min_workers: {train.min_workers} is not allowed; allowed: up to train.workers, {train.workers}"
-        )
+    if train.batch_size < train.num_workers:
+        raise invalid("train.batch_size", train.batch_size, f"at least one image per worker, {train.num_workers}")
+    if train.min_workers > train.num_workers:
+        raise invalid("train.min_workers", train.min_workers, f"at most train.num_workers, {train.num_workers}")
 
 
 def _check_sources(prompts: Prompts) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 from pyarrow import fs
 
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import StorageError, UserError
 
 ATTEMPTS = 12
 S3 = re.compile(r"s3://[^/\s]+")
 
 
-class _PatientS3(fs.S3FileSystem):
+class RetryingS3(fs.S3FileSystem):
     """It asks as often in every process: pyarrow's own forgets the retries where it is pickled, as for Ray Train's."""
 
     def __init__(self, endpoint: str | None) -> None:
@@ -64,7 +64,7 @@ class Folder:
     def filesystem(self) -> fs.FileSystem:
         if self.is_local:
             return fs.LocalFileSystem()
-        return _PatientS3(os.environ.get("AWS_ENDPOINT_URL"))
+        return RetryingS3(os.environ.get("AWS_ENDPOINT_URL"))
 
     def __truediv__(self, name: str) -> "Folder":
         return Folder(f"{self.uri}/{name}")
@@ -169,7 +169,7 @@ class Folder:
         except OSError as error:
             if done == "read" and isinstance(error, FileNotFoundError):
                 raise UserError(f"{place}: no such {'file' if name else 'folder'}") from None
-            raise StoreError(f"{place}: cannot be {done}: {error.strerror or first_line(error)}") from error
+            raise StorageError(f"{place}: cannot be {done}: {error.strerror or first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipeline import ROOT
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import StorageError, UserError
 from pipeline.secrets import masked
 from pipeline.storage import first_line
 
@@ -61,11 +61,11 @@ def reached(uri: str) -> Iterator[MlflowClient]:
     try:
         own = client(uri)
     except (MlflowException, OSError) as error:
-        raise StoreError(f"tracking-uri: {uri}: {first_line(error)}") from error
+        raise StorageError(f"tracking-uri: {uri}: {first_line(error)}") from error
     try:
         yield own
     except MlflowException as error:
-        raise StoreError(f"tracking-uri: {uri}: {first_line(error)}") from error
+        raise StorageError(f"tracking-uri: {uri}: {first_line(error)}") from error
 
 
 def _reach(uri: str) -> None:
@@ -74,7 +74,7 @@ def _reach(uri: str) -> None:
     except urllib.error.HTTPError:
         return  # it answers: what is wrong, MLflow will say
     except (OSError, ValueError) as error:
-        raise StoreError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
+        raise StorageError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
 
 
 def require(uri: str) -> None:

@@ -130,12 +130,12 @@ def test_what_a_manifest_starts_is_a_command_that_there_is(kind):
 @pytest.mark.parametrize(
     ("sets", "gpus_per_node", "nodes", "gpus"),
     [
-        (["evaluation.every=0"], 1, 4, "1"),
-        (["evaluation.every=0"], 4, 1, "4"),
+        (["evaluation.every_n_checkpoints=0"], 1, 4, "1"),
+        (["evaluation.every_n_checkpoints=0"], 4, 1, "4"),
         ([], 1, 5, "1"),
         ([], 4, 2, "4"),
         ([], 3, 2, "3"),
-        (["train.workers=16"], 8, 3, "8"),
+        (["train.num_workers=16"], 8, 3, "8"),
     ],
 )
 def test_the_cluster_holds_the_recipe_s_workers_and_who_evaluates_meanwhile(capsys, sets, gpus_per_node, nodes, gpus):

@@ -35,14 +35,15 @@ COMPLAINTS = re.compile(
     r"|(?:User|Runtime|Resource)Warning"
 )
 TIMEOUT = 900
-CPU = "--set train.workers=1 --set train.steps=2 --set train.batch_size=4 --set prompts.negative_count=50"
-OWN = f"{CPU} --set evaluation.prompts=2 --set evaluation.teacher_prompts=0 --set evaluation.scales=[0.5]"
+CPU = "--set train.num_workers=1 --set train.steps=2 --set train.batch_size=4 --set prompts.negative_count=50"
+OWN = f"{CPU} --set evaluation.num_prompts=2 --set evaluation.teacher_prompts=0 --set evaluation.scales=[0.5]"
 PAPER = f"--recipe shapes --teacher teacher {OWN}"
-ABLATE = "--seeds 1 --steps 1 --warm-up-steps 1 --set train.batch_size=4 --set evaluation.prompts=16 "
+ABLATE = "--seeds 1 --steps 1 --warm-up-steps 1 --set train.batch_size=4 --set evaluation.num_prompts=16 "
 ABLATE += "--set evaluation.exclusion_seeds=24"
 DEMO = {
-    "train.steps": 4, "train.workers": 1, "train.batch_size": 4, "prompts.count": 200, "prompts.negative_draws": 100,
-    "evaluation.prompts": 8, "evaluation.teacher_prompts": 2, "evaluation.exclusion_seeds": 24,
+    "train.steps": 4, "train.num_workers": 1, "train.batch_size": 4, "prompts.count": 200,
+    "prompts.negative_draws": 100,
+    "evaluation.num_prompts": 8, "evaluation.teacher_prompts": 2, "evaluation.exclusion_seeds": 24,
 }  # fmt: skip
 
 
@@ -89,7 +90,7 @@ RUN = {
     SHORT: Small("--recipe tiny.toml --set train.steps=2"),
     'python -m jobs schedule add weekly --recipe shapes-full --cron "0 3 * * SUN" --timezone Europe/Berlin --store '
     "s3://BUCKET/schedules --tracking-uri http://MLFLOW:5000": Small(instead={"s3://BUCKET": "."}),
-    "OMP_NUM_THREADS=1 python -m jobs ablate --steps 400 --seeds 4 --set evaluation.prompts=512 --docs docs": Small(
+    "OMP_NUM_THREADS=1 python -m jobs ablate --steps 400 --seeds 4 --set evaluation.num_prompts=512 --docs docs": Small(
         ABLATE
     ),
     "python -m benchmarks.rules runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled": Small(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SCRIPTS = Path(sys.executable).parent
-STARTS_SECONDS = 120
+GRACE_SECONDS = 120
 Process = subprocess.Popen[bytes]
 
 
@@ -55,7 +55,7 @@ class Nodes:
         before = self._joined()
         for _ in range(3):
             process = self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
-            deadline = time.monotonic() + STARTS_SECONDS
+            deadline = time.monotonic() + GRACE_SECONDS
             while process.poll() is None and time.monotonic() < deadline:
                 if self._joined() - before:
                     return process
@@ -95,7 +95,7 @@ class Nodes:
 
     def _await(self) -> None:
         """Until the job server answers, whatever it says."""
-        for _ in range(STARTS_SECONDS):
+        for _ in range(GRACE_SECONDS):
             assert self.processes[0].poll() is None, "Ray's head did not start"
             try:
                 urllib.request.urlopen(f"{self.url}/api/version", timeout=5).close()
@@ -104,7 +104,7 @@ class Nodes:
                 return
             except OSError:
                 time.sleep(1)
-        raise TimeoutError(f"Ray did not start in {STARTS_SECONDS} s")
+        raise TimeoutError(f"Ray did not start in {GRACE_SECONDS} s")
 
 
 def free_ports(count: int) -> list[int]:
@@ -117,7 +117,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def await_port(port: int, seconds: float = STARTS_SECONDS) -> None:
+def await_port(port: int, seconds: float = GRACE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:

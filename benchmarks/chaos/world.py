@@ -24,13 +24,13 @@ from pipeline.storage import Folder
 STEPS = 16
 SETS = {
     "train.steps": STEPS,
-    "train.checkpoint_every": 4,
+    "train.checkpoint_every_n_steps": 4,
     "train.batch_size": 4,
     "train.clip_weight": 0,
     "train.max_failures": 20,
-    "train.keep_checkpoints": 3,
+    "train.num_to_keep": 3,
     "lora_teacher.rank": 4,
-    "evaluation.prompts": 4,
+    "evaluation.num_prompts": 4,
     "evaluation.teacher_prompts": 0,
     "evaluation.scales": "[0.5]",
     "promotion.metric": '"clip_positive"',

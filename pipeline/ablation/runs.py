@@ -174,7 +174,7 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
     And over seeds that show the attribute, what a negative prompt removes and keeps.
     """
     evaluation, attributes = options.evaluation, AttributeJudge.load()
-    prompts = held_out_prompts(evaluation.prompts, evaluation.seed)
+    prompts = held_out_prompts(evaluation.num_prompts, evaluation.seed)
     texts, seeds = [text for text, _ in prompts], range(evaluation.seed, evaluation.seed + len(prompts))
     row: dict[str, Any] = {}
     for name, way in (("plain", Way()), ("nasa_i", NASA_I)):

@@ -12,9 +12,9 @@ from typing import Any
 import ray
 import yaml
 
-from pipeline import room
 from pipeline.errors import UserError
 from pipeline.recipe import RECIPES, Recipe, Train
+from pipeline.resources import training_request
 from pipeline.secrets import masked, shows_secret
 
 KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
@@ -179,10 +179,10 @@ def _cluster_spec(recipe: Recipe, place: Place) -> dict[str, Any]:
 def nodes_of(recipe: Recipe, gpus_per_node: int) -> int:
     """How many pods hold all workers at once and, where checkpoints are evaluated meanwhile, who does that."""
     train, evaluation = recipe.train, recipe.evaluation
-    gpus = train.workers * _each(train).get("GPU", 0)
-    if evaluation.every:
-        gpus += evaluation.processes * evaluation.gpus_per_process
-    return math.ceil(max(train.workers / _workers_on_a_node(train, gpus_per_node), gpus / gpus_per_node))
+    gpus = train.num_workers * _each(train).get("GPU", 0)
+    if evaluation.every_n_checkpoints:
+        gpus += evaluation.num_processes * evaluation.gpus_per_process
+    return math.ceil(max(train.num_workers / _workers_on_a_node(train, gpus_per_node), gpus / gpus_per_node))
 
 
 def _workers_on_a_node(train: Train, gpus_per_node: int) -> int:
@@ -192,7 +192,7 @@ def _workers_on_a_node(train: Train, gpus_per_node: int) -> int:
 
 def _each(train: Train) -> dict[str, float]:
     """A worker with its encoders."""
-    return room.of_training(train).each
+    return training_request(train).per_process
 
 
 def _pod(name: str, resources: dict[str, str], place: Place, more: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _submitter(recipe: Recipe, place: Place) -> dict[str, Any]:
         "schedule": recipe.schedule.cron,
         "timeZone": recipe.schedule.timezone,
         "concurrencyPolicy": "Forbid",
-        "startingDeadlineSeconds": int(min(recipe.schedule.late_hours, 24) * 3600),
+        "startingDeadlineSeconds": int(min(recipe.schedule.max_lateness_hours, 24) * 3600),
         "successfulJobsHistoryLimit": 3,
         "failedJobsHistoryLimit": 3,
         "jobTemplate": {"spec": {"backoffLimit": recipe.schedule.retries, "template": {"spec": pod}}},

@@ -92,7 +92,7 @@ def pieces(recipe: Recipe, prompts: Folder) -> list[Piece]:
     for system in systems(recipe):
         for asks in sets:
             own = asks[: options.teacher_prompts] if system.few else asks
-            found += [Batch(system, tuple(part)) for part in _parts(own, options.batch)]
+            found += [Batch(system, tuple(part)) for part in _parts(own, options.batch_size)]
     return found + list(_exclusion(recipe))
 
 
@@ -130,21 +130,21 @@ def _sets(recipe: Recipe, prompts: Folder) -> list[list[Ask]]:
     options = recipe.evaluation
     if recipe.teacher == EMBEDDED:
         try:
-            scenes = held_out_prompts(options.prompts, options.seed)
+            scenes = held_out_prompts(options.num_prompts, options.seed)
         except ValueError as error:
-            raise UserError(f"evaluation.prompts: {error}") from None
+            raise UserError(f"evaluation.num_prompts: {error}") from None
         return [
             [
                 Ask(HELD_OUT, i, text, BAD_PHOTO, options.seed + i, tuple((n, getattr(scene, n)) for n in JUDGED))
                 for i, (text, scene) in enumerate(scenes)
             ]
         ]
-    if not options.sets:
-        texts = prepared.first_prompts(prompts)[: options.prompts]
+    if not options.prompt_sets:
+        texts = prepared.first_prompts(prompts)[: options.num_prompts]
         return [[Ask(OWN, i, text, NEGATIVE_PROMPTS["hpsv2"], options.seed + i) for i, text in enumerate(texts)]]
     benchmarks = Folder.of(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
     manifest.read(benchmarks, "benchmarks")
-    prepared_sets = [name for name in options.sets if name != "exclusion"]
+    prepared_sets = [name for name in options.prompt_sets if name != "exclusion"]
     return [asks for name in prepared_sets for asks in _benchmark(name, benchmarks, options)]
 
 
@@ -152,12 +152,12 @@ def _benchmark(name: str, benchmarks: Folder, options: Evaluation) -> Iterator[l
     """A prepared set's asks, style by style."""
     if not benchmarks.has(TABLE_OF[name]):
         raise UserError(
-            f"evaluation.sets: {name!r} is not among the prompts of {benchmarks.uri}; "
+            f"evaluation.prompt_sets: {name!r} is not among the prompts of {benchmarks.uri}; "
             f"prepare it with `python -m jobs prepare-benchmarks --{name}`, or leave it out"
         )
     rows = pq.read_table(io.BytesIO(benchmarks.read(TABLE_OF[name]))).to_pylist()
     for style in dict.fromkeys(row.get("style") for row in rows):
-        own = [row for row in rows if row.get("style") == style][: options.prompts]
+        own = [row for row in rows if row.get("style") == style][: options.num_prompts]
         yield [
             Ask(
                 f"{name}/{style}" if style else name,
@@ -173,7 +173,7 @@ def _benchmark(name: str, benchmarks: Folder, options: Evaluation) -> Iterator[l
 def pairs_of(recipe: Recipe) -> tuple[Pair, ...]:
     if recipe.teacher == EMBEDDED:
         return SHAPES_PAIRS
-    return pairs.PAIRS if "exclusion" in recipe.evaluation.sets else ()
+    return pairs.PAIRS if "exclusion" in recipe.evaluation.prompt_sets else ()
 
 
 def _exclusion(recipe: Recipe) -> Iterator[Exclusion]:
@@ -188,7 +188,7 @@ def _exclusion(recipe: Recipe) -> Iterator[Exclusion]:
         (range(split, last), ways(options), False),
     ):
         for pair in own_pairs:
-            for part in _parts(seeds, options.batch):
+            for part in _parts(seeds, options.batch_size):
                 yield Exclusion(pair, tuple(own), tuple(part), calibration)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import manifest, models, room, tracking
+from pipeline import manifest, models, tracking
 from pipeline.errors import UserError
 from pipeline.evaluation import asks, exclusion, figures, pairs, panel
 from pipeline.evaluation.pictures import Pictures
@@ -20,6 +20,7 @@ from pipeline.evaluation.report import write_report
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.studio import Setup, student_of, work
 from pipeline.recipe import Recipe, dump, parse
+from pipeline.resources import evaluation_request, wait_for_resources
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 
@@ -79,7 +80,7 @@ def evaluate_student(
     setup = _setup(subject, recipe, prompt_folder, folder)
     with ray_session(address):
         if not patient:
-            room.require_room(room.of_evaluation(recipe.evaluation), recipe.train.wait_minutes, address)
+            wait_for_resources(evaluation_request(recipe.evaluation), recipe.train.resource_timeout_minutes, address)
         rows, scorers = work(setup, count, recipe.evaluation)
     figures.judge(rows)
     summary = figures.summarise(recipe, rows, scorers)

@@ -16,7 +16,7 @@ from pipeline.evaluation.clip_judge import Calibration, ClipJudge, calibrate, re
 from pipeline.evaluation.sheet import to_pixels
 from pipeline.recipe import Evaluation
 
-FIELD = "evaluation.judge"
+FIELD = "evaluation.clip_judge"
 QUESTIONS: Mapping[str, Mapping[str, str]] = {
     "subject": {
         "person": "a photo of a person",
@@ -44,7 +44,7 @@ class ClipAttributes:
 
     @staticmethod
     def load(options: Evaluation, device: str) -> "ClipAttributes":
-        features, record = clip_features.load(options.judge, options.judge_architecture, FIELD, device)
+        features, record = clip_features.load(options.clip_judge, options.clip_judge_architecture, FIELD, device)
         return ClipAttributes(features, {"judge": "CLIP, zero-shot", **record})
 
     def attributes(self, images: Tensor) -> list[dict[str, str]]:
@@ -77,6 +77,6 @@ class ClipAttributes:
 
 def check(options: Evaluation) -> None:
     """Raises a UserError where the judge or its labelled images are not there; computes nothing."""
-    clip_features.check(options.judge, options.judge_architecture, FIELD)
+    clip_features.check(options.clip_judge, options.clip_judge_architecture, FIELD)
     if options.calibration:
         read_labels(Path(options.calibration), list(QUESTION_OF))

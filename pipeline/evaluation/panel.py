@@ -17,7 +17,7 @@ def require(recipe: Recipe) -> None:
         raise UserError(f"evaluation.metrics: {', '.join(kinds)} is not allowed; allowed: each kind once")
     for metric in options.metrics:
         check(metric)
-    if "exclusion" in options.sets and recipe.teacher != EMBEDDED:
+    if "exclusion" in options.prompt_sets and recipe.teacher != EMBEDDED:
         pairs.check(options)
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from ray.exceptions import RayActorError
 from ray.util.annotations import RayDeprecationWarning
 
-from pipeline import mistakes, models
+from pipeline import models
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.asks import EXCLUDED, Batch, Exclusion, Piece, pieces
 from pipeline.evaluation.panel import judge_of, scorers_of
@@ -32,6 +32,7 @@ from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.scorers import Scorer
 from pipeline.evaluation.sheet import to_pixels
 from pipeline.recipe import Evaluation, parse
+from pipeline.remote_errors import iter_rows
 from pipeline.storage import Folder
 
 IMAGES, SCORES = "images", "scores"
@@ -173,11 +174,11 @@ def _work(setup: Setup, count: int, options: Evaluation) -> tuple[list[Row], dic
             batch_size=1,
             num_cpus=options.cpus_per_process,
             num_gpus=options.gpus_per_process,
-            concurrency=min(options.processes, count),
+            concurrency=min(options.num_processes, count),
             max_restarts=0,  # with more Ray says, at each start, that a restart may fail; `work` begins again
         )
     stream.context.execution_options.preserve_order = True
-    done = [json.loads(piece["rows"]) for piece in mistakes.rows(stream)]
+    done = [json.loads(piece["rows"]) for piece in iter_rows(stream)]
     scorers = {column: found for _, own in done for column, found in own.items()}
     return [row for rows, _ in done for row in rows], scorers
 

@@ -23,7 +23,7 @@ from PIL import Image
 import nasa
 from datasets_prep.evaluation import NEGATIVE_PROMPTS
 from nasa.causal import FRAMES_PER_BLOCK, generate_video
-from pipeline import config, manifest, mistakes, models, room
+from pipeline import config, manifest, models, resources
 from pipeline.config import NOT_NEGATIVE, POSITIVE, checked
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
@@ -31,6 +31,8 @@ from pipeline.evaluation.report import render
 from pipeline.evaluation.statistics import mean, paired_bootstrap
 from pipeline.hub import local_folder
 from pipeline.recipe import Metric
+from pipeline.remote_errors import iter_rows
+from pipeline.resources import ResourceRequest, ray_resources, wait_for_resources
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 
@@ -68,7 +70,7 @@ class Videos:
     processes: int = checked(1, POSITIVE)
     cpus_per_process: float = checked(1.0, POSITIVE)
     gpus_per_process: float = checked(0.0, NOT_NEGATIVE)
-    wait_minutes: float = checked(room.WAIT_MINUTES, NOT_NEGATIVE)
+    resource_timeout_minutes: float = checked(resources.TIMEOUT_MINUTES, NOT_NEGATIVE)
 
     @property
     def steered(self) -> str:
@@ -79,9 +81,9 @@ def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | Non
     """Write the videos, `scores.parquet`, `summary.json` and `report.html`; a second call goes on where one stopped."""
     options: Videos = config.read(Videos, "", overrides, "--set")
     model, prompts = _checked(options)
-    ask = room.Ask("", "process", 1, room.each(options.cpus_per_process, options.gpus_per_process))
+    request = ResourceRequest("", "process", 1, ray_resources(options.cpus_per_process, options.gpus_per_process))
     with ray_session(address):
-        room.require_room(ask, options.wait_minutes, address)
+        wait_for_resources(request, options.resource_timeout_minutes, address)
         rows = _work(options, model, prompts, folder)
     summary = _summary(options, rows)
     buffer = io.BytesIO()
@@ -205,7 +207,7 @@ def _work(options: Videos, model: str, prompts: Sequence[str], folder: Folder) -
         concurrency=min(options.processes, len(items)),
     )
     stream.context.execution_options.preserve_order = True
-    return [json.loads(row["row"]) for row in mistakes.rows(stream)]
+    return [json.loads(row["row"]) for row in iter_rows(stream)]
 
 
 def _summary(options: Videos, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from datasets_prep.chunk import BAND_COLUMNS as BANDS
 from datasets_prep.chunk import Account, process
 from datasets_prep.filters import CountTokens, Filters
 from datasets_prep.sources import SCHEMA, read
-from pipeline import room
 from pipeline.errors import UserError
 from pipeline.prompts.inputs import Input
+from pipeline.remote_errors import iter_rows
+from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, ray_resources, wait_for_resources
 from pipeline.storage import Folder, first_line
 
 ROWS_PER_CHUNK = 10_000
@@ -156,7 +157,6 @@ def _on_ray(missing: Sequence[Input], how: How, folder: Folder, address: str | N
     """
     import ray.data
 
-    from pipeline import mistakes
     from pipeline.session import ray_session
 
     def read_chunks(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -169,8 +169,8 @@ def _on_ray(missing: Sequence[Input], how: How, folder: Folder, address: str | N
         return {name: [value] for name, value in clean_chunk(message, how, folder).items()}
 
     with ray_session(address, least_cpus=1):
-        room.require_room(room.Ask("", "task", 1, room.each(1, 0)), room.WAIT_MINUTES, address)
+        wait_for_resources(ResourceRequest("", "task", 1, ray_resources(1, 0)), TIMEOUT_MINUTES, address)
         readers = max(1, int(ray.cluster_resources().get("CPU", 1) / CORES_A_READER))
         files = ray.data.from_items(list(range(len(missing))), override_num_blocks=len(missing))
         read_ = files.map_batches(read_chunks, batch_size=1, num_cpus=READING, concurrency=readers)
-        yield from mistakes.rows(read_.map_batches(clean_one, batch_size=1, num_cpus=1 - READING))
+        yield from iter_rows(read_.map_batches(clean_one, batch_size=1, num_cpus=1 - READING))

@@ -14,8 +14,8 @@ import pyarrow as pa
 import ray.data
 
 from datasets_prep.order import Order, Piece
-from pipeline import mistakes
 from pipeline.prompts import prepared
+from pipeline.remote_errors import iter_batches
 from pipeline.storage import Folder
 
 PIECE = 65_536  # positions that one task reads
@@ -83,7 +83,7 @@ class PromptStream:
                 concurrency=encoders.processes,
             )
         stream.context.execution_options.preserve_order = True
-        for batch in mistakes.batches(stream, len(self.places)):
+        for batch in iter_batches(stream, len(self.places)):
             encoded = {name: batch[name] for name in ("states", "mask") if name in batch}
             yield Batch(batch["prompt"].tolist(), encoded)
 

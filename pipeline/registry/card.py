@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.errors import PassingError
+from pipeline.errors import TransientError
 from pipeline.hub import hub_info, is_hub_id
 from pipeline.recipe import EMBEDDED, Recipe
 from pipeline.registry.candidate import Candidate
@@ -72,6 +72,6 @@ def _on_hub(teacher: str, revision: str) -> str:
     """Read it from the hub's metadata, if the hub answers."""
     try:
         found = hub_info(teacher, revision).card_data
-    except PassingError:
+    except TransientError:
         return UNKNOWN
     return str(getattr(found, "license", None) or UNKNOWN)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.evaluation.asks import EXCLUDED
 from pipeline.evaluation.statistics import clustered_bootstrap, discordant_interval
-from pipeline.recipe import Guard, Promotion
+from pipeline.recipe import GuardrailMetric, Promotion
 from pipeline.registry.scores import Image, Scores
 
 LEAST_IMAGES = 30  # of each student: fewer say nothing
@@ -108,7 +108,7 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
             higher_is_better=guard.higher_is_better,
             least_images=_least_images(guard),
         )
-        for guard in rule.guards
+        for guard in rule.guardrails
     )
     failed = _failed(rule, main, guards)
     if not failed:
@@ -123,9 +123,9 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     return Decision(not failed, verdict, rule, against, (main, *guards))
 
 
-def _least_images(guard: Guard) -> int:
+def _least_images(guard: GuardrailMetric) -> int:
     """Return how many images without a loss exclude a greater one than allowed: the rule of three."""
-    return max(LEAST_IMAGES, math.ceil(3 / guard.most_loss)) if guard.most_loss else LEAST_IMAGES
+    return max(LEAST_IMAGES, math.ceil(3 / guard.max_regression)) if guard.max_regression else LEAST_IMAGES
 
 
 def _sure(rule: Promotion) -> str:
@@ -137,11 +137,11 @@ def _failed(rule: Promotion, main: Comparison, guards: tuple[Comparison, ...]) -
     """The first reason against it; empty where there is none."""
     if main.low is None or main.low <= rule.margin:
         return main.problem or f"not above {rule.margin:g}, {_sure(rule)}"
-    for guard, found in zip(rule.guards, guards, strict=True):
+    for guard, found in zip(rule.guardrails, guards, strict=True):
         if found.problem:
             return f"better, but {found.problem}"
-        if found.low is None or found.low < -guard.most_loss:
-            return f"better, but {found.metric} {found.short} may lose more than {guard.most_loss:g}"
+        if found.low is None or found.low < -guard.max_regression:
+            return f"better, but {found.metric} {found.short} may lose more than {guard.max_regression:g}"
     return ""
 
 

@@ -41,7 +41,7 @@ def due(schedule: Schedule, past: History, now: datetime, fate: Callable[[Tick],
 
 def _in_time(schedule: Schedule, name: str, now: datetime, last: Tick | None) -> Due:
     """A new time by the clock: begun, unless an earlier one is not over, or it is too late."""
-    hours = schedule.recipe.schedule.late_hours
+    hours = schedule.recipe.schedule.max_lateness_hours
     if last and _is_open(schedule, last):
         goes_on = "still ran" if last.state == RUNNING else "is tried again"
         return Due(name, record=Tick(name, SKIPPED, f"tick {last.tick} {goes_on}"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import StorageError, UserError
 from pipeline.storage import ATTEMPTS, Folder, first_line
 
 SECONDS = 60.0  # without a beat, and the holder is gone
@@ -63,7 +63,7 @@ class Lease:
         self._done.set()
         self._thread.join()
         if not self.lost:
-            with suppress(StoreError):  # it ends without a beat too
+            with suppress(StorageError):  # it ends without a beat too
                 self.store.swap(self.version, FREE)
 
     def _watch(self, content: dict[str, Any], version: Any) -> tuple[dict[str, Any], Any]:
@@ -141,7 +141,7 @@ class _LocalStore:
         except FileNotFoundError:
             return None, None
         except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror}") from error
+            raise StorageError(f"{self.path}: {error.strerror}") from error
         return _parsed(found, str(self.path)), found
 
     def swap(self, version: Any, content: dict[str, Any], hasty: bool = False) -> Any:
@@ -158,7 +158,7 @@ class _LocalStore:
                 os.replace(partial, self.path)
                 return written
         except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror}") from error
+            raise StorageError(f"{self.path}: {error.strerror}") from error
 
 
 class _ObjectStore:
@@ -199,7 +199,7 @@ class _ObjectStore:
             status = told.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status in (404, 409, 412) and told["Error"]["Code"] != "NoSuchBucket":
                 return None
-            raise StoreError(f"s3://{'/'.join(self.where.values())}: {first_line(error)}") from error
+            raise StorageError(f"s3://{'/'.join(self.where.values())}: {first_line(error)}") from error
 
 
 def store_of(folder: Folder, name: str, seconds: float = SECONDS) -> _LocalStore | _ObjectStore:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cron
-from pipeline.errors import PassingError, UserError
+from pipeline.errors import TransientError, UserError
 from pipeline.interrupts import at_once, interrupt_at_once
+from pipeline.main_job import run_pipeline
 from pipeline.recipe import Recipe
 from pipeline.registry import versions
 from pipeline.schedules import history
@@ -25,7 +26,6 @@ from pipeline.schedules.history import DONE, FAILED, FINAL, REFUSED, RUNNING, SK
 from pipeline.schedules.lease import SECONDS, BusyError, Lease
 from pipeline.secrets import masked
 from pipeline.storage import Folder, first_line
-from pipeline.whole import run_all
 
 Job = Callable[[Recipe, Folder], dict[str, Any]]
 
@@ -59,7 +59,7 @@ def run_tick(
                 return f"{name}: {why}"
             if name != due:
                 _leave_out(past, due, f"tick {name} goes on")
-            own = job or (lambda recipe, run: run_all(recipe, run, tracking_uri, address, say=print))
+            own = job or (lambda recipe, run: run_pipeline(recipe, run, tracking_uri, address, say=print))
             return _attempt(recipe, past, name, tracking_uri, clock, own, lease)
     except BusyError as busy:
         if str(busy) == f"tick {due}":
@@ -86,8 +86,9 @@ def _nothing_to_do(past: History, name: str, recipe: Recipe, now: datetime, *, a
     if newest and newest.tick > name and not asked:
         return f"is over: {newest.tick} was begun after it"
     late = now - cron.of_stamp(name)
-    if record is None and not asked and late > timedelta(hours=recipe.schedule.late_hours):
-        return f"is {late.total_seconds() / 3600:.1f} hours late; schedule.late_hours is {recipe.schedule.late_hours:g}"
+    if record is None and not asked and late > timedelta(hours=recipe.schedule.max_lateness_hours):
+        hours = recipe.schedule.max_lateness_hours
+        return f"is {late.total_seconds() / 3600:.1f} hours late; schedule.max_lateness_hours is {hours:g}"
     return ""
 
 
@@ -127,7 +128,7 @@ def _attempt(
         record = past.write(replace(record, started_from=source))
         outcome = job(_with_start(recipe, past.home, source), past.home / "runs" / name)
     except BaseException as error:
-        mistake = isinstance(error, UserError) and not isinstance(error, PassingError)
+        mistake = isinstance(error, UserError) and not isinstance(error, TransientError)
         why = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
         if not lease.lost:
             past.write(record.ended(REFUSED if mistake else FAILED, clock(), masked(why)))

@@ -99,7 +99,7 @@ def judge_figures(judge: classifier.AttributeClassifier, vae: AutoencoderKL) -> 
 def teacher_figures(folder: Path, judge: classifier.AttributeClassifier) -> dict[str, float]:
     """Share of right attributes on held-out prompts, in as many steps and with as much guidance as an evaluation."""
     options = Evaluation()
-    prompts = held_out_prompts(options.prompts, options.seed)
+    prompts = held_out_prompts(options.num_prompts, options.seed)
     way = Way("steps", options.teacher_guidance, options.teacher_steps)
     seeds = range(options.seed, options.seed + len(prompts))
     images = Sampler(models.load(folder)).images(way, [text for text, _ in prompts], seeds)

@@ -42,17 +42,21 @@ class Budget:
 def budget(recipe: Recipe, found: Estimate) -> Budget:
     """Count what the run takes; hours are arithmetic at an assumed share of the GPU's peak."""
     train, options = recipe.train, recipe.evaluation
-    evaluations = train.steps // (options.every * train.checkpoint_every) if options.every else 0
+    evaluations = (
+        train.steps // (options.every_n_checkpoints * train.checkpoint_every_n_steps)
+        if options.every_n_checkpoints
+        else 0
+    )
     gpu = GPUS[train.gpu] if train.gpus_per_worker else None
     training = evaluation = None
     if gpu:
         peak = gpu.flops[train.precision]
         training = found.step_seconds(peak) * train.steps / 3600
         one = _evaluation_flops(recipe, found) / (UTILISATION * gpu.flops["float32"]) / 3600
-        evaluation = one * evaluations / max(1, options.processes)
+        evaluation = one * evaluations / max(1, options.num_processes)
     return Budget(
-        training_gpus=train.workers * (train.gpus_per_worker + train.encoders * train.gpus_per_encoder),
-        evaluation_gpus=options.processes * options.gpus_per_process if options.every else 0.0,
+        training_gpus=train.num_workers * (train.gpus_per_worker + train.num_encoders * train.gpus_per_encoder),
+        evaluation_gpus=options.num_processes * options.gpus_per_process if options.every_n_checkpoints else 0.0,
         training_hours=training,
         evaluation_hours=evaluation,
         evaluations=evaluations,
@@ -66,11 +70,11 @@ def _evaluation_flops(recipe: Recipe, found: Estimate) -> float:
     options = recipe.evaluation
     ways = 1 + len(options.scales) + 2  # plain, NASA at each scale, guidance with its two passes
     images = 0.0
-    for name in options.sets or ("own",):
+    for name in options.prompt_sets or ("own",):
         if name == "exclusion":
             images += len(EXCLUSION_PAIRS) * options.exclusion_seeds * ways
         else:
-            images += options.prompts * (len(HPSV2_STYLES) if name == "hpsv2" else 1) * ways
+            images += options.num_prompts * (len(HPSV2_STYLES) if name == "hpsv2" else 1) * ways
     return images * found.forward_flops
 
 
@@ -80,12 +84,12 @@ def _disk(recipe: Recipe, found: Estimate) -> float:
     frozen = 2.0 if recipe.train.precision == "bfloat16" else 4.0
     checkpoint = 4.0 * every + 12.0 * trained + frozen * every + 16.0 * found.lora_parameters + 8.0 * trained
     student = 4.0 * (every + VAE_PARAMETERS + TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0))
-    return checkpoint * (recipe.train.keep_checkpoints + 1) + 2 * student
+    return checkpoint * (recipe.train.num_to_keep + 1) + 2 * student
 
 
 def _host_memory(recipe: Recipe, found: Estimate) -> float:
     """Count a worker's peak while it loads: teacher and student in float32, with the teacher's other parts."""
-    text = 0 if recipe.train.encoders else TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0)
+    text = 0 if recipe.train.num_encoders else TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0)
     return PROCESS_BYTES + 4.0 * (2 * found.parameters + text + VAE_PARAMETERS)
 
 
@@ -109,7 +113,7 @@ def describe(recipe: Recipe, prompts: Folder) -> str:
 def _hours(recipe: Recipe, found: Estimate, whole: Budget) -> Iterator[str]:
     train = recipe.train
     if whole.training_hours is None:
-        yield f"  {train.workers} workers on CPUs; {train.steps:,} steps"
+        yield f"  {train.num_workers} workers on CPUs; {train.steps:,} steps"
         return
     gpu = GPUS[train.gpu]
     seconds = found.step_seconds(gpu.flops[train.precision])
@@ -152,9 +156,9 @@ def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
     options = recipe.evaluation
     for metric in options.metrics:
         yield f"weights of {metric.kind}", _model(metric.weights, "main", lambda own=metric: _file(own.weights))
-    if options.sets and recipe.teacher != EMBEDDED:
+    if options.prompt_sets and recipe.teacher != EMBEDDED:
         own = Folder.of(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
-        yield "benchmarks", _state(lambda: f"{', '.join(options.sets)} in {_complete(own, 'benchmarks').uri}")
+        yield "benchmarks", _state(lambda: f"{', '.join(options.prompt_sets)} in {_complete(own, 'benchmarks').uri}")
 
 
 def _complete(folder: Folder, kind: str) -> Folder:

@@ -19,9 +19,9 @@ ADAM = {"betas": (0.9, 0.999), "weight_decay": 0.0}
 class EngineOptions:
     """Images of a pass, passes of a step, the norm that gradients are clipped to, and ZeRO's stage."""
 
-    micro_batch: int
+    micro_batch_size: int
     accumulation: int
-    gradient_clip: float
+    max_grad_norm: float
     zero_stage: int
 
 
@@ -71,9 +71,9 @@ def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: 
         model=model,
         optimizer=torch.optim.AdamW(parameters, lr=learning_rate, **ADAM),
         config={
-            "train_micro_batch_size_per_gpu": options.micro_batch,
+            "train_micro_batch_size_per_gpu": options.micro_batch_size,
             "gradient_accumulation_steps": options.accumulation,
-            "gradient_clipping": options.gradient_clip,
+            "gradient_clipping": options.max_grad_norm,
             "zero_optimization": {
                 "stage": options.zero_stage,
                 "reduce_bucket_size": reduce_bucket_elements(sum(parameter.numel() for parameter in parameters)),

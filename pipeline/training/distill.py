@@ -19,11 +19,13 @@ from ray.train import (
     ValidationConfig,
 )
 
-from pipeline import manifest, mistakes, models, room, tracking
-from pipeline.errors import StoreError, TrainingError, UserError, again
+from pipeline import manifest, models, tracking
+from pipeline.errors import StorageError, TrainingError, UserError, again
 from pipeline.hub import is_hub_id
 from pipeline.prompts.encode import encode_fixed, encoding_of
 from pipeline.recipe import Recipe, Train, dump
+from pipeline.remote_errors import unwrap_remote_errors
+from pipeline.resources import ResourceRequest, evaluation_request, training_request, wait_for_resources
 from pipeline.secrets import masked
 from pipeline.session import ray_session
 from pipeline.storage import Folder
@@ -64,15 +66,15 @@ def distill(
         tracking.require(tracking_uri)
     ready_deepspeed()
     with ray_session(address):
-        for ask in _asks(recipe):
-            room.require_room(ask, recipe.train.wait_minutes, address)
+        for ask in _resource_requests(recipe):
+            wait_for_resources(ask, recipe.train.resource_timeout_minutes, address)
         mlflow_run = _mlflow_run(recipe, record, teacher, folder, tracking_uri)
         fixed = _fixed(recipe, str(teacher), prompt_folder)
         setup = Setup(
             dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, fixed
         )
         with progress_bar(recipe.train.steps) as board:
-            validation = _validation(recipe, setup, folder, board) if recipe.evaluation.every else None
+            validation = _validation(recipe, setup, folder, board) if recipe.evaluation.every_n_checkpoints else None
             try:
                 result = _fit(recipe, {**asdict(setup), "board": board}, folder, validation)
             except TrainingError:
@@ -86,7 +88,7 @@ def distill(
         tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
         raise TrainingError(
             f"training diverged: {diverged}; allowed: a lower student.learning_rate, or "
-            'train.on_divergence = "roll_back"'
+            'train.on_divergence = "rollback"'
         )
     record = _finish(recipe, folder, record, teacher, setup, result)
     if interrupted:  # during the last steps: the student is whole, and what would follow is not begun
@@ -94,10 +96,10 @@ def distill(
     return record
 
 
-def _asks(recipe: Recipe) -> list[room.Ask]:
+def _resource_requests(recipe: Recipe) -> list[ResourceRequest]:
     """An evaluation beside the training may wait until it has ended: there need not be room for both at once."""
-    training, evaluation = room.of_training(recipe.train), room.of_evaluation(recipe.evaluation)
-    return [training, evaluation] if recipe.evaluation.every else [training]
+    training, evaluation = training_request(recipe.train), evaluation_request(recipe.evaluation)
+    return [training, evaluation] if recipe.evaluation.every_n_checkpoints else [training]
 
 
 def _say_refusal(board: Any) -> None:
@@ -109,10 +111,10 @@ def _say_refusal(board: Any) -> None:
 def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
     """What the workers need encoded whatever their prompts, where they have no text encoder."""
     options = recipe.train
-    if not options.encoders:
+    if not options.num_encoders:
         return b""
     encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_fixed)
-    with mistakes.told():
+    with unwrap_remote_errors():
         content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), FIXED_TEXTS))
     return content
 
@@ -176,7 +178,7 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
         train_loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=(train.min_workers, train.workers) if train.min_workers else train.workers,
+            num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
             use_gpu=train.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
@@ -206,16 +208,16 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
 def _patience(train: Train) -> int:
     """In minutes: how long a run waits, in all, for machines that were lost. Ray Train counts each as a failure of its
     controller's, and would allow any number."""
-    return math.ceil(train.wait_minutes) * (train.max_failures + 1)
+    return math.ceil(train.resource_timeout_minutes) * (train.max_failures + 1)
 
 
 def _kept(recipe: Recipe) -> CheckpointConfig:
     """The newest checkpoints, or the best of those that were evaluated beside the newest one."""
     rule = recipe.promotion
-    if recipe.evaluation.keep == "latest":
-        return CheckpointConfig(num_to_keep=recipe.train.keep_checkpoints)
+    if recipe.evaluation.student_selection == "latest":
+        return CheckpointConfig(num_to_keep=recipe.train.num_to_keep)
     return CheckpointConfig(
-        num_to_keep=recipe.train.keep_checkpoints,
+        num_to_keep=recipe.train.num_to_keep,
         checkpoint_score_attribute=f"eval_{rule.metric}",
         checkpoint_score_order="max" if rule.higher_is_better else "min",
     )
@@ -227,7 +229,7 @@ def _chosen(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict[str, Any]]
     assert result.metrics is not None
     name, sign = f"eval_{recipe.promotion.metric}", 1 if recipe.promotion.higher_is_better else -1
     scored = [each for each in result.best_checkpoints or [] if math.isfinite(each[1].get(name, math.nan))]
-    if recipe.evaluation.keep == "latest" or not scored:
+    if recipe.evaluation.student_selection == "latest" or not scored:
         return result.checkpoint, result.metrics
     return max(scored, key=lambda each: sign * each[1][name])
 
@@ -235,7 +237,7 @@ def _chosen(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict[str, Any]]
 def _cause(error: TrainingFailedError, train: Train) -> str:
     """The last line of the first failed worker's traceback, or of the controller's."""
     if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
-        return f"no room for {room.of_training(train)} in {_patience(train)} minutes"
+        return f"the cluster had no resources for {training_request(train)} in {_patience(train)} minutes"
     workers = getattr(error, "worker_failures", {})
     text = str(workers[min(workers)]) if workers else str(error)
     return text.strip().splitlines()[-1]
@@ -245,7 +247,7 @@ def _kept_traceback(folder: Folder, error: TrainingFailedError) -> str:
     """Where the whole of it is. A full disk or a store that is away may be what stopped training."""
     try:
         folder.write(FAILURE_FILE, masked(str(error)).encode())
-    except StoreError as lost:
+    except StorageError as lost:
         return f"the traceback is lost: {lost}"
     return f"the traceback is in {folder.uri}/{FAILURE_FILE}"
 

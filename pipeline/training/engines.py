@@ -57,9 +57,9 @@ def deepspeed_engine(
 ) -> Any:
     passes = recipe.passes(workers)
     options = EngineOptions(
-        micro_batch=-(-recipe.train.batch_size // (workers * passes)),
+        micro_batch_size=-(-recipe.train.batch_size // (workers * passes)),
         accumulation=passes,
-        gradient_clip=recipe.train.gradient_clip,
+        max_grad_norm=recipe.train.max_grad_norm,
         zero_stage=recipe.train.zero_stage,
     )
     return initialize(model, parameters, learning_rate, options)
@@ -74,7 +74,7 @@ class PlainEngine:
         self.module = model
         self._parameters = parameters
         self._optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True, **ADAM)
-        self._accumulation, self._clip = recipe.passes(workers), recipe.train.gradient_clip
+        self._accumulation, self._clip = recipe.passes(workers), recipe.train.max_grad_norm
         self._passes, self._norm = 0, 0.0
 
     def __call__(self, *inputs: Any) -> Any:
@@ -115,8 +115,8 @@ def build(
     add_lora(
         teacher.denoiser,
         rank=recipe.lora_teacher.rank,
-        scaling=recipe.lora_teacher.scaling,
-        targets=recipe.lora_teacher.targets,
+        scaling=recipe.lora_teacher.lora_alpha,
+        targets=recipe.lora_teacher.target_modules,
     )
     for parameter in lora_parameters(teacher.denoiser):
         parameter.data = parameter.data.float()
@@ -151,7 +151,7 @@ def add_student_lora(recipe: Recipe, model: Any) -> None:
     """Where the recipe trains adapters alone."""
     options = recipe.student
     if options.lora_rank:
-        add_lora(model, rank=options.lora_rank, scaling=options.lora_scaling, targets=options.lora_targets)
+        add_lora(model, rank=options.lora_rank, scaling=options.lora_alpha, targets=options.lora_target_modules)
 
 
 def check_workers(device: torch.device) -> None:

@@ -63,8 +63,8 @@ def denoiser_of(recipe: Recipe) -> Any:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """For each of `train.workers` GPUs. ZeRO shares optimizer states (stage 1) and gradients too (stage 2)."""
-    options, workers = recipe.train, recipe.train.workers
+    """For each of `train.num_workers` GPUs. ZeRO shares optimizer states (stage 1) and gradients too (stage 2)."""
+    options, workers = recipe.train, recipe.train.num_workers
     passes = recipe.passes(workers)
     micro = -(-options.batch_size // (workers * passes))
     reduced = options.precision == "bfloat16"
@@ -73,8 +73,8 @@ def estimate(recipe: Recipe) -> Estimate:
         add_lora(
             model,
             rank=recipe.student.lora_rank,
-            scaling=recipe.student.lora_scaling,
-            targets=recipe.student.lora_targets,
+            scaling=recipe.student.lora_alpha,
+            targets=recipe.student.lora_target_modules,
         )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
@@ -92,7 +92,7 @@ def estimate(recipe: Recipe) -> Estimate:
         "its moving average": 4.0 * trained,
         "teacher": (2.0 if reduced else 4.0) * every,
         "text encoder": (2.0 if reduced else 4.0)
-        * (0 if options.encoders else TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0)),
+        * (0 if options.num_encoders else TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0)),
         "LoRA teacher, all of it": 4.0 * lora * (2 + 3 * shared) + 4.0 * reduce_bucket_elements(lora),
         "activations of a pass": activations,
         "CLIP loss": decoder_activations,
@@ -180,8 +180,8 @@ def _lora_parameters(recipe: Recipe) -> int:
         add_lora(
             model,
             rank=recipe.lora_teacher.rank,
-            scaling=recipe.lora_teacher.scaling,
-            targets=recipe.lora_teacher.targets,
+            scaling=recipe.lora_teacher.lora_alpha,
+            targets=recipe.lora_teacher.target_modules,
         )
     return sum(p.numel() for p in lora_parameters(model))
 
@@ -219,6 +219,6 @@ def require_fit(recipe: Recipe) -> None:
     has, needs = GPUS[recipe.train.gpu].memory, estimate(recipe).total
     if needs > has:
         raise UserError(
-            f"train.micro_batch: a worker needs about {needs / GIB:.0f} GiB, and a {recipe.train.gpu} has "
-            f"{has / GIB:.0f}; allowed: a smaller micro_batch, gradient_checkpointing = true, or another train.gpu"
+            f"train.micro_batch_size: a worker needs about {needs / GIB:.0f} GiB, and a {recipe.train.gpu} has "
+            f"{has / GIB:.0f}; allowed: a smaller micro_batch_size, gradient_checkpointing = true, or another train.gpu"
         )

@@ -16,14 +16,14 @@ class DivergedError(Exception):
 
 @dataclass
 class Guard:
-    """Sees the figures of every step, the same on all processes, so that all come to the same end.
+    """Detects NaN or inf metrics, exploding gradients and mode collapse, identically on every rank.
 
-    `explosion` is how many times the median of the latest gradient norms is too many; `least_variation` is how much
-    of its first value the images' variation may fall to.
+    `max_grad_norm_ratio` bounds a gradient norm relative to the median of the latest ones, `min_image_std_ratio` the
+    standard deviation of the images relative to that of the first step.
     """
 
-    explosion: float
-    least_variation: float
+    max_grad_norm_ratio: float
+    min_image_std_ratio: float
     _norms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     _first_variation: float | None = None
 
@@ -33,16 +33,16 @@ class Guard:
             if not math.isfinite(value):
                 raise DivergedError(f"step {step + 1}: {name} is {value}")
         norm, variation = metrics["gradient_norm_student"], metrics["image_variation"]
-        if len(self._norms) >= ENOUGH and norm > self.explosion * median(self._norms):
+        if len(self._norms) >= ENOUGH and norm > self.max_grad_norm_ratio * median(self._norms):
             raise DivergedError(
-                f"step {step + 1}: gradient_norm_student is {norm:.3g}, more than {self.explosion:g} times its median "
-                f"{median(self._norms):.3g}"
+                f"step {step + 1}: gradient_norm_student is {norm:.3g}, more than {self.max_grad_norm_ratio:g} times "
+                f"its median {median(self._norms):.3g}"
             )
         self._norms.append(norm)
         if self._first_variation is None:
             self._first_variation = variation
-        if variation < self.least_variation * self._first_variation:
+        if variation < self.min_image_std_ratio * self._first_variation:
             raise DivergedError(
-                f"step {step + 1}: image_variation is {variation:.3g}, less than {self.least_variation:.0%} of its "
+                f"step {step + 1}: image_variation is {variation:.3g}, less than {self.min_image_std_ratio:.0%} of its "
                 f"first {self._first_variation:.3g}: the images are all alike"
             )

@@ -14,10 +14,17 @@ _FURTHER = "; to train its student further, start another --run with --set stude
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 PLACEMENT = (  # fields of `train` that say where a run is computed, and not what it learns
-    *("workers", "min_workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
-    *("wait_minutes", "gradient_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "max_failures"),
-    *("encoders", "cpus_per_encoder", "gpus_per_encoder"),
-    *("on_divergence", "roll_backs", "explosion", "least_variation"),
+    *("num_workers", "min_workers", "micro_batch_size", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
+    *(
+        "resource_timeout_minutes",
+        "gradient_checkpointing",
+        "compile",
+        "checkpoint_every_n_steps",
+        "num_to_keep",
+        "max_failures",
+    ),
+    *("num_encoders", "cpus_per_encoder", "gpus_per_encoder"),
+    *("on_divergence", "max_rollbacks", "max_grad_norm_ratio", "min_image_std_ratio"),
 )
 
 
@@ -75,7 +82,7 @@ def _what_is_learned(recipe: Recipe, state: str) -> Recipe:
 
     Of a finished one what chose its student among the checkpoints counts too.
     """
-    chose = recipe if state == FINISHED and recipe.evaluation.keep == "best" else Recipe()
+    chose = recipe if state == FINISHED and recipe.evaluation.student_selection == "best" else Recipe()
     defaults = Train()
     where = {name: getattr(defaults, name) for name in PLACEMENT}
     prompts = replace(Prompts(), avoid_contradictions=recipe.prompts.avoid_contradictions)  # the rest: by their files
@@ -83,7 +90,7 @@ def _what_is_learned(recipe: Recipe, state: str) -> Recipe:
         recipe,
         prompts=prompts,
         train=replace(recipe.train, **where),
-        evaluation=Evaluation(keep=chose.evaluation.keep),
+        evaluation=Evaluation(student_selection=chose.evaluation.student_selection),
         promotion=Promotion(metric=chose.promotion.metric, higher_is_better=chose.promotion.higher_is_better),
         schedule=Schedule(),
     )

@@ -12,7 +12,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipeline import models, recipe
 from pipeline.environment import require_locked
-from pipeline.errors import PassingError, UserError
+from pipeline.errors import TransientError, UserError
 from pipeline.evaluation.judges import Clip, load_decoder
 from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
 from pipeline.prompts.negatives import NegativeSampler
@@ -55,7 +55,7 @@ def train(config: dict[str, Any]) -> None:
         return
     try:
         _run(Setup(**config), board)
-    except PassingError:
+    except TransientError:
         raise
     except UserError as error:
         ray.get(board.refuse.remote(str(error)))
@@ -81,7 +81,7 @@ def _run(setup: Setup, board: Any) -> None:
         return
     if diverged:
         progress.stop(diverged)
-    elif options.evaluation.every:
+    elif options.evaluation.every_n_checkpoints:
         progress.note("evaluating the last checkpoints")
     progress.close()
 
@@ -91,7 +91,7 @@ def _train(distiller: Distiller, prompts: PromptStream, first: int, progress: Pr
     options = distiller.recipe
     board = progress.board
     diverged = _steps(distiller, prompts, first, progress)
-    while diverged and options.train.on_divergence == "roll_back" and distiller.attempt < options.train.roll_backs:
+    while diverged and options.train.on_divergence == "rollback" and distiller.attempt < options.train.max_rollbacks:
         distiller.attempt += 1
         first = restore(distiller, stored(), board, attempt=distiller.attempt)
         if not first:
@@ -110,7 +110,7 @@ def _steps(distiller: Distiller, prompts: PromptStream, first: int, progress: Pr
     """
     options = distiller.recipe.train
     encoders = _encoders(distiller, prompts.folder.uri)
-    guard = Guard(options.explosion, options.least_variation)
+    guard = Guard(options.max_grad_norm_ratio, options.min_image_std_ratio)
     stream = prompts.batches(first, options.steps, encoders)
     for step in range(first, options.steps):
         waited = time.monotonic()
@@ -126,7 +126,7 @@ def _steps(distiller: Distiller, prompts: PromptStream, first: int, progress: Pr
             return str(error)
         done = step + 1
         stopping = distiller.any_process(progress.stop_requested())
-        if stopping or done % options.checkpoint_every == 0 or done == options.steps:
+        if stopping or done % options.checkpoint_every_n_steps == 0 or done == options.steps:
             progress.sheet(distiller, done)
             _checkpoint(distiller, done, metrics)
         if stopping and done < options.steps:
@@ -138,10 +138,10 @@ def _steps(distiller: Distiller, prompts: PromptStream, first: int, progress: Pr
 def _encoders(distiller: Distiller, prompts_uri: str) -> Encoders | None:
     """The recipe's, for the negatives that this attempt draws."""
     options = distiller.recipe.train
-    if not options.encoders:
+    if not options.num_encoders:
         return None
     encoding = encoding_of(distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed)
-    return Encoders(options.encoders, options.cpus_per_encoder, options.gpus_per_encoder, Encoder, encoding)
+    return Encoders(options.num_encoders, options.cpus_per_encoder, options.gpus_per_encoder, Encoder, encoding)
 
 
 def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:

@@ -33,7 +33,7 @@ def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[dict[s
         clip_folder(recipe.train.clip_model)
         if recipe.train.clip_decoder:
             decoder_folder(recipe.train.clip_decoder)
-    if recipe.evaluation.every:
+    if recipe.evaluation.every_n_checkpoints:
         evaluate.require(recipe, prompt_folder)
     check_store(folder)
     return record, teacher, init
@@ -68,8 +68,8 @@ def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
     denoiser = models.load(teacher, start_timestep=recipe.method.start_timestep).denoiser
     layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for field, targets in (
-        ("lora_teacher.targets", recipe.lora_teacher.targets),
-        ("student.lora_targets", recipe.student.lora_targets if recipe.student.lora_rank else ()),
+        ("lora_teacher.target_modules", recipe.lora_teacher.target_modules),
+        ("student.lora_target_modules", recipe.student.lora_target_modules if recipe.student.lora_rank else ()),
     ):
         for target in targets:
             if not any(name.endswith(f".{target}") for name in layers):

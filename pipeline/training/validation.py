@@ -42,9 +42,9 @@ class Validation:
 def is_due(recipe: Recipe, step: int) -> bool:
     """Whether the checkpoint after so many steps is evaluated. The last one, unless others may be better, is not: it
     is the run's student, which `evaluate` and `register` are for."""
-    every = recipe.evaluation.every * recipe.train.checkpoint_every
+    every = recipe.evaluation.every_n_checkpoints * recipe.train.checkpoint_every_n_steps
     last = step == recipe.train.steps
-    return bool(every) and (recipe.evaluation.keep == "best" if last else step % every == 0)
+    return bool(every) and (recipe.evaluation.student_selection == "best" if last else step % every == 0)
 
 
 def validate(checkpoint: Checkpoint, told: Validation, board: Any) -> dict[str, float]:

@@ -34,7 +34,19 @@ JSON = st.recursive(
     max_leaves=12,
 )
 FIELDS = ["name", "seed", "teacher", "prompts", "method", "student", "train", "evaluation", "promotion", "schedule"]
-BELOW = ["steps", "sources", "path", "workers", "metrics", "kind", "cron", "timezone", "scales", "filters", "guards"]
+BELOW = [
+    "steps",
+    "sources",
+    "path",
+    "num_workers",
+    "metrics",
+    "kind",
+    "cron",
+    "timezone",
+    "scales",
+    "filters",
+    "guardrails",
+]
 
 
 def one_line(call):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from jobs.__main__ import main
 from pipeline import manifest
-from pipeline.errors import StoreError
+from pipeline.errors import StorageError
 from pipeline.models import load_pipeline
 from pipeline.storage import Folder
 from pipeline.training.restore import LIST
@@ -30,10 +30,10 @@ from pipeline.training.restore import LIST
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "train.steps=6",
-    "train.checkpoint_every=2",
+    "train.checkpoint_every_n_steps=2",
     "train.batch_size=4",
     "lora_teacher.rank=4",
-    "lora_teacher.scaling=8",
+    "lora_teacher.lora_alpha=8",
 ]
 
 
@@ -196,7 +196,10 @@ def test_a_finished_run_of_another_teacher_or_prompts_is_named(run, tmp_path, ti
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lora_teacher.targets=['to_q', 'to_x']", "lora_teacher.targets: 'to_x' is no layer of the teacher"),
+        (
+            "lora_teacher.target_modules=['to_q', 'to_x']",
+            "lora_teacher.target_modules: 'to_x' is no layer of the teacher",
+        ),
         ("prompts.count=7", "prompts.count: 7 here, but `prepare` was given 24000"),
         ("prompts.near_duplicates=0.5", "prompts.near_duplicates: 0.5 here, but `prepare` was given 0.8"),
     ],
@@ -214,7 +217,7 @@ def test_what_does_not_fit_the_prepared_run_is_refused(run, tmp_path, tiny_teach
     [
         (["train.gpus_per_worker=1"], "train.gpus_per_worker: 2 workers x 1 ask for 2 GPUs, and there are 0"),
         (
-            ["evaluation.every=1", "evaluation.gpus_per_process=1"],
+            ["evaluation.every_n_checkpoints=1", "evaluation.gpus_per_process=1"],
             "evaluation.gpus_per_process: 1 process x 1 ask for 1 GPUs, and there are 0",
         ),
     ],
@@ -230,7 +233,7 @@ def test_a_machine_without_the_gpus_is_said_before_anything_begins(run, tmp_path
 def test_an_evaluation_that_cannot_be_is_said_before_training(run, tmp_path, tiny_teacher, capsys):
     other = new_run(tmp_path, tiny_teacher) | {"prompts": run["prompts"]}
     assert main(arguments("prepare", other)) == 0
-    sets = ["evaluation.every=1", "evaluation.metrics=[{kind='hpsv2', weights='/no/where'}]"]
+    sets = ["evaluation.every_n_checkpoints=1", "evaluation.metrics=[{kind='hpsv2', weights='/no/where'}]"]
     assert main(arguments("distill", other, *(part for override in sets for part in ("--set", override)))) == 2
     assert "evaluation.metrics.weights: '/no/where' is not there" in capsys.readouterr().err
     assert not (Path(other["folder"]) / "distilled").exists()
@@ -243,9 +246,9 @@ def test_a_training_that_diverges_is_one_line(tmp_path, tiny_teacher, capsys, ra
     assert main(arguments("prepare", wild)) == 0
     sets = [
         "student.learning_rate=1e30",
-        "train.checkpoint_every=1",
-        'train.on_divergence="roll_back"',
-        "train.roll_backs=1",
+        "train.checkpoint_every_n_steps=1",
+        'train.on_divergence="rollback"',
+        "train.max_rollbacks=1",
     ]
     capsys.readouterr()
     assert main(arguments("distill", wild, *(part for override in sets for part in ("--set", override)))) == 1
@@ -261,7 +264,7 @@ def test_machines_that_do_not_come_back_are_not_waited_for_without_end(run, tmp_
     waits = []
 
     def fit(trainer):
-        """Ray Train asks its policy after each minute without room."""
+        """Ray Train asks its policy after each minute without resources."""
         error = ControllerError(WorkerGroupStartupTimeoutError(2))
         policy = DefaultFailurePolicy(trainer.run_config.failure_config)
         while policy.make_decision(error) is FailureDecision.RETRY:
@@ -271,9 +274,12 @@ def test_machines_that_do_not_come_back_are_not_waited_for_without_end(run, tmp_
     monkeypatch.setattr(TorchTrainer, "fit", fit)
     other = {**run, "folder": tmp_path / "run"}
     shutil.copytree(Path(run["folder"]) / "prompts", tmp_path / "run/prompts")
-    sets = ("--set", "train.wait_minutes=5", "--set", "train.max_failures=1")
+    sets = ("--set", "train.resource_timeout_minutes=5", "--set", "train.max_failures=1")
     assert main(arguments("distill", other, *sets)) == 1
-    assert "error: training stopped: no room for 2 workers with 0.5 CPU each in 10 minutes; " in capsys.readouterr().err
+    assert (
+        "error: training stopped: the cluster had no resources for 2 workers with 0.5 CPU each in 10 minutes; "
+        in capsys.readouterr().err
+    )
     assert len(waits) == 10
 
 
@@ -294,7 +300,7 @@ def test_training_that_failed_is_one_line(tmp_path, tiny_teacher, capsys, monkey
 
     def full(folder, name, content, write=Folder.write):
         if name == "failure.txt":
-            raise StoreError(f"{folder.uri}/{name}: cannot be written: No space left on device")
+            raise StorageError(f"{folder.uri}/{name}: cannot be written: No space left on device")
         write(folder, name, content)
 
     monkeypatch.setattr(Folder, "write", full)
@@ -358,8 +364,14 @@ def test_a_killed_process_ends_on_the_same_weights(run, tmp_path, tiny_teacher, 
 @pytest.mark.slow
 def test_an_evaluation_beside_the_training_does_not_hold_up_ctrl_c(tmp_path):
     """Ray Train waits for validations that run; this one would take many minutes, and is begun again."""
-    sets = ["train.steps=400", "train.checkpoint_every=2", "train.batch_size=4", "train.workers=1", "prompts.count=200"]
-    sets += ["prompts.negative_draws=50", "evaluation.every=1", "evaluation.exclusion_seeds=30000"]
+    sets = [
+        "train.steps=400",
+        "train.checkpoint_every_n_steps=2",
+        "train.batch_size=4",
+        "train.num_workers=1",
+        "prompts.count=200",
+    ]
+    sets += ["prompts.negative_draws=50", "evaluation.every_n_checkpoints=1", "evaluation.exclusion_seeds=30000"]
     own = ["--run", str(tmp_path / "run"), *(part for each in sets for part in ("--set", each))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert main(["prepare", *own]) == 0

@@ -23,22 +23,24 @@ def test_overrides_of_every_type(tmp_path):
             "train.cpus_per_worker=2",
             "prompts.avoid_contradictions=false",
             "method.guidance_range=[1, 2.5]",
-            'lora_teacher.targets=["to_k"]',
+            'lora_teacher.target_modules=["to_k"]',
         ],
     )
     assert (loaded.seed, loaded.teacher, loaded.train.clip_model) == (7, "/some/folder", "")
     assert loaded.train.cpus_per_worker == 2.0
     assert loaded.prompts.avoid_contradictions is False
     assert loaded.method.guidance_range == (1.0, 2.5)
-    assert loaded.lora_teacher.targets == ("to_k",)
+    assert loaded.lora_teacher.target_modules == ("to_k",)
     own = tmp_path / "own.toml"
     own.write_text(recipe.dump(loaded))
     assert recipe.load(str(own)) == loaded
 
 
-@pytest.mark.parametrize(("micro_batch", "expected"), [(0, 1), (1, 6), (2, 3), (4, 2), (5, 2), (6, 1)])
-def test_a_step_s_images_are_shared_by_workers_and_passes(micro_batch, expected):
-    parsed = recipe.parse("", ["train.batch_size=24", "train.workers=4", f"train.micro_batch={micro_batch}"])
+@pytest.mark.parametrize(("micro_batch_size", "expected"), [(0, 1), (1, 6), (2, 3), (4, 2), (5, 2), (6, 1)])
+def test_a_step_s_images_are_shared_by_workers_and_passes(micro_batch_size, expected):
+    parsed = recipe.parse(
+        "", ["train.batch_size=24", "train.num_workers=4", f"train.micro_batch_size={micro_batch_size}"]
+    )
     assert parsed.passes(4) == expected
 
 
@@ -62,7 +64,7 @@ def test_a_step_s_images_are_shared_by_workers_and_passes(micro_batch, expected)
         ("method.null_text_probability=1.5", "method.null_text_probability: 1.5 is not allowed; allowed: 0 to 1"),
         ("evaluation.scales=[0.5, 0]", "evaluation.scales: [0.5, 0] is not allowed; allowed: "),
         ("evaluation.scales=[]", "evaluation.scales: [] is not allowed; allowed: "),
-        ("lora_teacher.targets=[]", "lora_teacher.targets: [] is not allowed; allowed: "),
+        ("lora_teacher.target_modules=[]", "lora_teacher.target_modules: [] is not allowed; allowed: "),
         ("train.speed=1", "train.speed: no such field; allowed: steps, batch_size"),
         ("sped.up=1", "sped: no such field; allowed: name, seed, teacher"),
         ("train=5", "train: 5 is not allowed; it is a section with fields"),

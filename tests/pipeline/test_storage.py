@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.chaos.faults import Faults
 from pipeline import storage
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import StorageError, UserError
 from pipeline.storage import Folder
 
 
@@ -140,6 +140,6 @@ def test_a_store_that_does_not_serve_is_one_line(bucket, tmp_path, monkeypatch, 
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     monkeypatch.setattr(storage, "ATTEMPTS", 1)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=rf"^{bucket}/run(/a)?: cannot be \w+: [^\n]+$"):
+    with pytest.raises(StorageError, match=rf"^{bucket}/run(/a)?: cannot be \w+: [^\n]+$"):
         OPERATIONS[operation](Folder.of(f"{bucket}/run"), tmp_path)
     server.stop()

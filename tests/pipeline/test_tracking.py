@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from pipeline import tracking
-from pipeline.errors import PassingError, StoreError, UserError
+from pipeline.errors import StorageError, TransientError, UserError
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_the_machine_s_own_figures_are_in_the_run(tracker, monkeypatch):
     ],
 )
 def test_a_store_that_is_not_there_is_one_line_at_once(uri, message):
-    with pytest.raises(StoreError, match=message) as refused:
+    with pytest.raises(StorageError, match=message) as refused:
         tracking.create_run(uri, "run", {})
     assert "\n" not in str(refused.value)
-    with pytest.raises(StoreError):
+    with pytest.raises(StorageError):
         tracking.require(uri)
 
 
@@ -88,13 +88,13 @@ def test_a_run_that_is_not_there_is_a_mistake_and_a_store_that_fails_is_none(tra
     tracking.require_run(uri, tracker.run_id)
     with pytest.raises(UserError, match="has no run") as refused:
         tracking.require_run(uri, "0" * 32)
-    assert not isinstance(refused.value, PassingError)
+    assert not isinstance(refused.value, TransientError)
 
     def fail(*_):
         raise MlflowException("503", error_code=TEMPORARILY_UNAVAILABLE)
 
     monkeypatch.setattr(tracking.MlflowClient, "get_run", fail)
-    with pytest.raises(PassingError):
+    with pytest.raises(TransientError):
         tracking.require_run(uri, tracker.run_id)
 
 

@@ -11,8 +11,14 @@ from pipeline.ablation import runs
 from pipeline.ablation.report import BEGIN, END, table, write
 from pipeline.ablation.runs import VARIANTS, Plan, contrast, summarise
 
-TINY = ["train.workers=1", "train.batch_size=2", "prompts.count=20", "prompts.negative_draws=20", "train.clip_images=1"]
-TINY += ["evaluation.prompts=6", "evaluation.exclusion_seeds=6"]
+TINY = [
+    "train.num_workers=1",
+    "train.batch_size=2",
+    "prompts.count=20",
+    "prompts.negative_draws=20",
+    "train.clip_images=1",
+]
+TINY += ["evaluation.num_prompts=6", "evaluation.exclusion_seeds=6"]
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ path = "journeydb/*.txt"
 
 [train]
 steps = 2
-checkpoint_every = 1
+checkpoint_every_n_steps = 1
 batch_size = 4
 clip_weight = 0.0
 
@@ -36,7 +36,7 @@ clip_weight = 0.0
 rank = 2
 
 [evaluation]
-prompts = 2
+num_prompts = 2
 teacher_prompts = 0
 scales = [0.5]
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.cluster.scheduler import Scheduler, job_id
-from pipeline.errors import StoreError
+from pipeline.errors import StorageError
 from pipeline.recipe import load
 from pipeline.schedules.history import DIED, FAILED, History, Tick, iso
 from pipeline.schedules.lease import Lease, Watch
@@ -329,7 +329,7 @@ def test_a_store_that_is_away_is_said_once_and_the_scheduler_lives(world, monkey
     scheduler, listed = Scheduler(world.schedules, world.cluster, world.said.append), Folder.names
 
     def away(folder):
-        raise StoreError(f"{folder.uri}: cannot be listed: 503")
+        raise StorageError(f"{folder.uri}: cannot be listed: 503")
 
     monkeypatch.setattr(Folder, "names", away)
     for later in (0, 1, 2):

@@ -39,15 +39,15 @@ def sets(benchmarks, tiny_teacher):
     return [
         f"teacher={str(tiny_teacher)!r}",
         f"evaluation.benchmarks='{benchmarks / 'sets'}'",
-        'evaluation.sets=["hpsv2", "exclusion"]',
+        'evaluation.prompt_sets=["hpsv2", "exclusion"]',
         f"evaluation.metrics=[{{kind='clip', weights='{WEIGHTS / 'clip'}'}}]",
-        f"evaluation.judge='{WEIGHTS / 'clip'}'",
+        f"evaluation.clip_judge='{WEIGHTS / 'clip'}'",
         f"evaluation.calibration='{benchmarks / 'labels.csv'}'",
-        f"evaluation.prompts={PROMPTS}",
+        f"evaluation.num_prompts={PROMPTS}",
         f"evaluation.exclusion_seeds={SEEDS}",
         "evaluation.scales=[0.5]",
         "evaluation.teacher_prompts=0",
-        "evaluation.batch=4",
+        "evaluation.batch_size=4",
         "evaluation.cpus_per_process=0.5",
     ]
 
@@ -119,13 +119,13 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluation.judge='/no/where'", "evaluation.judge: '/no/where' is not there"),
+        ("evaluation.clip_judge='/no/where'", "evaluation.clip_judge: '/no/where' is not there"),
         ("evaluation.calibration='/no/where'", "/no/where: cannot be read"),
         ("evaluation.metrics=[{kind='hpsv2', weights='/no/where'}]", "evaluation.metrics.weights: '/no/where'"),
         ("evaluation.metrics=[{kind='clip'}, {kind='clip'}]", "evaluation.metrics: clip, clip is not allowed"),
-        ('evaluation.sets=["negopt"]', "evaluation.sets: 'negopt' is not among the prompts"),
+        ('evaluation.prompt_sets=["negopt"]', "evaluation.prompt_sets: 'negopt' is not among the prompts"),
         ("evaluation.benchmarks='/no/where'", "/no/where: no complete benchmarks here"),
-        ("evaluation.gpus_per_process=9", "evaluation.gpus_per_process: 1 process x 9 ask for 9 GPUs"),
+        ("evaluation.gpus_per_process=9", "evaluation.gpus_per_process: 1 process x 9 GPU requested"),
     ],
 )
 def test_what_is_missing_is_said_before_any_image_is_made(evaluated, sets, tmp_path, tiny_teacher, override, message):

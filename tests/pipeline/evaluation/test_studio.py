@@ -25,7 +25,7 @@ class Checksum:
 @pytest.fixture
 def recipe(tiny_teacher):
     sets = [f"teacher={str(tiny_teacher)!r}", "evaluation.scales=[0.5]", "evaluation.teacher_steps=2"]
-    return parse("", [*sets, "evaluation.teacher_prompts=2", "evaluation.batch=3", "evaluation.seed=5"])
+    return parse("", [*sets, "evaluation.teacher_prompts=2", "evaluation.batch_size=3", "evaluation.seed=5"])
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pipeline.training.distiller import Distiller
 from pipeline.training.progress import FIXED_TEXTS
 
 BATCH = 4
-SETS = ["train.workers=1", f"train.batch_size={BATCH}", "train.encoders=1"]
+SETS = ["train.num_workers=1", f"train.batch_size={BATCH}", "train.num_encoders=1"]
 SETS += ["lora_teacher.rank=2", "prompts.count=64", "prompts.negative_draws=40"]
 
 
@@ -51,7 +51,7 @@ def distiller(own, folder, fixed):
 
 @pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
-    own = options(teacher, f"train.micro_batch={BATCH // passes}")
+    own = options(teacher, f"train.micro_batch_size={BATCH // passes}")
     encoding = encode.encoding_of(own, str(teacher), folder.uri, own.seed)
     fixed = encode.fixed_of(FIXED_TEXTS, encode.encode_fixed(encoding, FIXED_TEXTS), "cpu")
     apart, within = distiller(own, folder, fixed), distiller(own, folder, {})
@@ -77,5 +77,5 @@ def test_bfloat16_arrives_bit_for_bit():
 
 
 def test_a_negative_for_the_batch_needs_the_workers_own_encoder():
-    with pytest.raises(UserError, match=r'train.encoders: 1 is not allowed with method.negative_per = "batch"'):
-        recipe.parse("", ["train.encoders=1", "method.negative_per=batch"])
+    with pytest.raises(UserError, match=r'train.num_encoders: got 1; expected none with method.negative_per = "batch"'):
+        recipe.parse("", ["train.num_encoders=1", "method.negative_per=batch"])

@@ -14,8 +14,8 @@ from pipeline.tracking import client as mlflow_client
 NAME = "nasa-shapes"
 SETS = [
     *("schedule.cron='0 3 * * SUN'", "schedule.warm_start='teacher'", "prompts.count=4000"),
-    *("evaluation.prompts=128", "evaluation.scales=[0.5]", "evaluation.exclusion_seeds=384"),
-    *("evaluation.teacher_prompts=0", "train.workers=1"),
+    *("evaluation.num_prompts=128", "evaluation.scales=[0.5]", "evaluation.exclusion_seeds=384"),
+    *("evaluation.teacher_prompts=0", "train.num_workers=1"),
 ]
 
 
@@ -25,7 +25,7 @@ def test_a_worse_student_is_challenger_and_a_better_one_champion_also_after_a_ro
     uri = f"sqlite:///{tmp_path}/ml.db"
     client = mlflow_client(uri)
     shipped = recipe.load("shapes", SETS)
-    assert shipped.promotion.guards, "the shipped rule has a guard"
+    assert shipped.promotion.guardrails, "the shipped rule has a guard"
 
     def generation(number, steps, seed):
         own = dataclasses.replace(shipped, seed=seed, train=dataclasses.replace(shipped.train, steps=steps))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.recipe import Guard, Promotion
+from pipeline.recipe import GuardrailMetric, Promotion
 from pipeline.registry.promotion import compare, decide, first
 from pipeline.registry.scores import Scores
 
@@ -59,7 +59,7 @@ def test_more_confidence_is_a_wider_interval():
     [(0.0, True), (0.01, True), (0.0199, False), (0.05, False)],
 )
 def test_a_guard_s_interval_shows_no_loss_above_its_limit(loss, promoted):
-    rule = Promotion("quality", guards=(Guard("kept", most_loss=0.02),))
+    rule = Promotion("quality", guardrails=(GuardrailMetric("kept", max_regression=0.02),))
     decision = decide(rule, scores(quality=0.1, kept=-loss), scores(quality=0.0, kept=0.0), "1")
     assert decision.promoted is promoted
     assert ("kept kept" in decision.verdict) == promoted
@@ -67,7 +67,7 @@ def test_a_guard_s_interval_shows_no_loss_above_its_limit(loss, promoted):
 
 
 def test_a_guard_where_lower_is_better():
-    rule = Promotion("quality", guards=(Guard("error", most_loss=0.02, higher_is_better=False),))
+    rule = Promotion("quality", guardrails=(GuardrailMetric("error", max_regression=0.02, higher_is_better=False),))
     old = scores(quality=0.0, error=0.0)
     assert decide(rule, scores(quality=0.1, error=-0.1), old, "1").promoted
     assert not decide(rule, scores(quality=0.1, error=0.1), old, "1").promoted
@@ -100,7 +100,7 @@ def test_a_score_that_is_no_number_on_some_image_is_not_compared(whose):
 
 
 def test_a_guard_that_cannot_be_compared_does_not_pass():
-    rule = Promotion("quality", guards=(Guard("kept"),))
+    rule = Promotion("quality", guardrails=(GuardrailMetric("kept"),))
     decision = decide(rule, scores(quality=0.1), scores(quality=0.0, kept=0.0), "2")
     assert not decision.promoted
     assert "better, but the evaluation of this student has no kept" in decision.verdict
@@ -114,7 +114,7 @@ def with_exclusion(quality, seeds, kept):
     return Scores(own.metrics | metrics, own.images | {"kept": images}, own.sha256)
 
 
-GUARDED = Promotion("quality", guards=(Guard("kept", most_loss=0.1),))
+GUARDED = Promotion("quality", guardrails=(GuardrailMetric("kept", max_regression=0.1),))
 
 
 @pytest.mark.parametrize("theirs", [range(200), range(150, 350), range(200, 400)])

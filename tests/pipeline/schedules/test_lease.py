@@ -8,7 +8,7 @@ import time
 import pytest
 
 from benchmarks.chaos.faults import Faults
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import StorageError, UserError
 from pipeline.schedules import lease
 from pipeline.schedules.lease import BusyError, Lease, store_of
 from pipeline.storage import Folder
@@ -87,11 +87,11 @@ def test_a_store_that_is_away_for_a_moment_does_not_end_it(tmp_path, monkeypatch
     told = threading.Event()
     with Lease(Folder.of(tmp_path), "first", SECONDS, on_lost=told.set) as held:
         swap = held.store.swap
-        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(StoreError("503")))
+        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(StorageError("503")))
         time.sleep(SECONDS / 2)
         monkeypatch.setattr(held.store, "swap", swap)
         assert not told.wait(SECONDS)
-        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(StoreError("503")))
+        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(StorageError("503")))
         assert told.wait(2 * SECONDS), "away for too long, and another may have it"
 
 
@@ -129,7 +129,7 @@ def test_a_bucket_that_does_not_serve_is_one_line(failing, monkeypatch, how, mes
     monkeypatch.setattr(lease, "ATTEMPTS", 1)
     failing.how, failing.fails = how, lambda number, path: True
     with (
-        pytest.raises(StoreError, match=f"^s3://.*weekly/lease.json: .*{message}"),
+        pytest.raises(StorageError, match=f"^s3://.*weekly/lease.json: .*{message}"),
         Lease(failing.folder, "first", SECONDS),
     ):
         pass
@@ -143,7 +143,7 @@ def test_a_bucket_that_does_not_answer_ends_the_beats_in_time(failing, delay):
             failing.how, failing.delay, failing.fails = "slow", delay, lambda number, path: True
         else:
             failing.stop()
-        with pytest.raises(StoreError, match=r"^s3://.*weekly/lease\.json: "):
+        with pytest.raises(StorageError, match=r"^s3://.*weekly/lease\.json: "):
             store_of(failing.folder, "lease.json", SECONDS).read(hasty=True)
         assert told.wait(3 * SECONDS)
         assert held.lost
@@ -158,13 +158,16 @@ def test_a_holder_whose_beats_end_by_a_fault_of_ours_is_told(tmp_path, monkeypat
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3_server):
-    with pytest.raises(StoreError, match="NoSuchBucket"), Lease(Folder.of("s3://gone/weekly"), "first", SECONDS):
+    with pytest.raises(StorageError, match="NoSuchBucket"), Lease(Folder.of("s3://gone/weekly"), "first", SECONDS):
         pass
 
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"file/lease\.json: "), Lease(Folder.of(tmp_path / "file"), "first", SECONDS):
+    with (
+        pytest.raises(StorageError, match=r"file/lease\.json: "),
+        Lease(Folder.of(tmp_path / "file"), "first", SECONDS),
+    ):
         pass
 
 

@@ -85,7 +85,10 @@ def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
         (["add", "weekly", "--cron", "0 3 * *"], "schedule.cron: '0 3 * *' is not allowed; allowed: five fields"),
         (["add", "weekly", "--cron", "0 3 * * *", "--timezone", "Mars"], "schedule.timezone: 'Mars' is not allowed"),
         (["add", "weekly", "--cron", "0 0 */29 2 SUN#5"], "schedule.cron: '0 0 */29 2 SUN#5' is not allowed"),
-        (["add", "weekly", "--cron", "0 3 * * *", "--set", "schedule.late_hours=1e300"], "schedule.late_hours: 1e+300"),
+        (
+            ["add", "weekly", "--cron", "0 3 * * *", "--set", "schedule.max_lateness_hours=1e300"],
+            "schedule.max_lateness_hours: 1e+300",
+        ),
         (
             ["add", "weekly", "--cron", "0 3 * * *", "--set", "schedule.retry_minutes=inf"],
             "schedule.retry_minutes: inf",

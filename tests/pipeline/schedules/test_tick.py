@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import cron
-from pipeline.errors import PassingError, StoreError, TrainingError, UserError
+from pipeline.errors import StorageError, TrainingError, TransientError, UserError
 from pipeline.recipe import load
 from pipeline.registry import versions
 from pipeline.schedules import tick as ticks
@@ -76,7 +76,7 @@ def test_all_ticks_that_were_missed_are_one(tick, past):
 def test_what_is_too_late_is_left_out(tick, recipe, past):
     work = Work()
     monthly = load("shapes", ["schedule.cron='0 3 1 * *'"])
-    assert tick(work, recipe=monthly) == "20261101T0300Z: is 585.0 hours late; schedule.late_hours is 24"
+    assert tick(work, recipe=monthly) == "20261101T0300Z: is 585.0 hours late; schedule.max_lateness_hours is 24"
     assert not work.runs
     assert not past.names()
 
@@ -93,8 +93,8 @@ def test_a_failure_is_written_down_and_tried_again_as_often_as_the_recipe_says(t
 
 
 def test_a_store_that_was_away_is_no_mistake(tick, past):
-    work = Work(StoreError("s3://runs: cannot be read: 503"))
-    with pytest.raises(StoreError):
+    work = Work(StorageError("s3://runs: cannot be read: 503"))
+    with pytest.raises(StorageError):
         tick(work)
     assert past.read(TICK).attempts[0].error == "s3://runs: cannot be read: 503"
     assert "version 1" in tick(work)
@@ -203,18 +203,18 @@ def test_who_lost_the_lease_leaves_the_record_to_who_has_it(tick, past, tmp_path
 
 
 def test_what_passes_is_tried_again_and_what_is_written_down_shows_no_secret(tick, past):
-    with pytest.raises(PassingError):
-        tick(Work(PassingError("tracking-uri: http://me:hush@mlflow does not answer")))
+    with pytest.raises(TransientError):
+        tick(Work(TransientError("tracking-uri: http://me:hush@mlflow does not answer")))
     record = past.read(TICK)
     assert (record.state, record.why) == ("failed", "tracking-uri: http://me:***@mlflow does not answer")
 
 
 def test_an_outage_before_the_job_is_an_attempt_too(tick, past, monkeypatch):
     def away(uri, name):
-        raise PassingError("MLflow is away")
+        raise TransientError("MLflow is away")
 
     monkeypatch.setattr(versions, "champion", away)
-    with pytest.raises(PassingError):
+    with pytest.raises(TransientError):
         tick(Work(), recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
     assert past.read(TICK).attempts[0].error == "MLflow is away"
 

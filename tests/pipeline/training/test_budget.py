@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pipeline import hub
-from pipeline.errors import PassingError
+from pipeline.errors import TransientError
 from pipeline.prompts.prepare import prepare
 from pipeline.recipe import load
 from pipeline.storage import Folder
@@ -22,7 +22,7 @@ def paper():
 @pytest.fixture
 def no_hub(monkeypatch):
     def away(place, revision):
-        raise PassingError(f"{place} at {revision} cannot be had from the hub: no network")
+        raise TransientError(f"{place} at {revision} cannot be had from the hub: no network")
 
     monkeypatch.setattr(hub, "hub_info", away)
 
@@ -36,7 +36,7 @@ def test_the_budget_is_of_all_gpus_and_of_the_evaluations(paper):
     assert whole.evaluation_hours == pytest.approx(8 * seconds / 3600)
     assert whole.gpu_hours == pytest.approx(4 * whole.training_hours + whole.evaluation_hours)
     assert 80e9 < whole.disk < 130e9  # four checkpoints of about 22 GB and two students
-    without = load("sd21", ["evaluation.every=0", "train.encoders=1", "train.gpus_per_encoder=0.5"])
+    without = load("sd21", ["evaluation.every_n_checkpoints=0", "train.num_encoders=1", "train.gpus_per_encoder=0.5"])
     fewer = budget(without, found)
     assert (fewer.training_gpus, fewer.evaluation_gpus, fewer.evaluations) == (6, 0, 0)
     assert fewer.host_memory < whole.host_memory, "the workers load no text encoder"

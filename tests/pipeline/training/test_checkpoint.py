@@ -25,7 +25,7 @@ def distiller(teacher, rank, world_size, stage):
     options = recipe.parse(
         "",
         [
-            f"train.workers={world_size}",
+            f"train.num_workers={world_size}",
             f"train.zero_stage={stage}",
             "train.batch_size=4",
             "train.clip_images=3",

@@ -23,7 +23,7 @@ NAN = float("nan")
     ],
 )
 def test_the_best_checkpoint_is_one_whose_score_is_a_number(scores, higher, best):
-    recipe = parse("", ['evaluation.keep="best"', f"promotion.higher_is_better={str(higher).lower()}"])
+    recipe = parse("", ['evaluation.student_selection="best"', f"promotion.higher_is_better={str(higher).lower()}"])
     name = f"eval_{recipe.promotion.metric}"
     kept = [(index, {} if score is None else {name: score}) for index, score in enumerate(scores)]
     result = SimpleNamespace(checkpoint="last", metrics={"step": 9}, best_checkpoints=kept)

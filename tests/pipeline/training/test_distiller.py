@@ -20,13 +20,13 @@ from pipeline.training.export import whole_weights
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house", "car", "hat", "pen", "cup")]
 TOLERANCE = 2e-5
 SMALL = [
-    "train.workers=1",
+    "train.num_workers=1",
     "train.batch_size=8",
     "train.clip_weight=0",  # on where a test gives a `clip`
     "lora_teacher.rank=2",
-    "lora_teacher.scaling=4",
+    "lora_teacher.lora_alpha=4",
 ]
-STUDENT_LORA = ["student.lora_rank=2", "student.lora_scaling=8", "student.learning_rate=1e-2"]
+STUDENT_LORA = ["student.lora_rank=2", "student.lora_alpha=8", "student.learning_rate=1e-2"]
 
 
 @pytest.fixture(scope="module", params=["stable-diffusion", "pixart"])
@@ -55,12 +55,12 @@ def assert_same(a, b, tolerance=TOLERANCE):
         torch.testing.assert_close(value, b.student_weights()[name], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("micro_batch", "clip_images"), [(1, 3), (3, 3), (3, 8), (4, 3)])
-def test_passes_add_up_to_the_whole_batch(teacher, micro_batch, clip_images):
+@pytest.mark.parametrize(("micro_batch_size", "clip_images"), [(1, 3), (3, 3), (3, 8), (4, 3)])
+def test_passes_add_up_to_the_whole_batch(teacher, micro_batch_size, clip_images):
     clip = Clip.load("shapes")
     more = ["train.clip_weight=1.0", f"train.clip_images={clip_images}", "train.clip_margin=2.0"]
     whole = make(teacher, *more, clip=clip)
-    parts = make(teacher, *more, f"train.micro_batch={micro_batch}", clip=clip)
+    parts = make(teacher, *more, f"train.micro_batch_size={micro_batch_size}", clip=clip)
     for expected, actual in zip(steps(whole, 2), steps(parts, 2), strict=True):
         for name in ("loss_student", "loss_clip", "loss_lora_teacher", "gradient_norm_student"):
             assert actual[name] == pytest.approx(expected[name], rel=1e-3), name
@@ -76,7 +76,7 @@ def test_processes_share_the_images_of_one(teacher, processes, clip_images):
     more = ["train.clip_weight=1.0", f"train.clip_images={clip_images}", "train.clip_margin=2.0"]
     (alone,) = steps(make(teacher, *more, clip=clip), 1)
     parts = [
-        make(teacher, *more, "train.micro_batch=2", rank=rank, world_size=processes, clip=clip)
+        make(teacher, *more, "train.micro_batch_size=2", rank=rank, world_size=processes, clip=clip)
         for rank in range(processes)
     ]
     places = [part.recipe.places(part.rank, processes) for part in parts]
@@ -100,10 +100,10 @@ def one_process(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("stage", "micro_batch", "shared"), [(1, 0, "false"), (2, 0, "false"), (2, 4, "false"), (2, 4, "true")]
+    ("stage", "micro_batch_size", "shared"), [(1, 0, "false"), (2, 0, "false"), (2, 4, "false"), (2, 4, "true")]
 )
-def test_deepspeed_does_what_the_plain_engine_does(tiny_teacher, one_process, stage, micro_batch, shared):
-    more = [f"train.zero_stage={stage}", f"train.micro_batch={micro_batch}", "student.learning_rate=1e-3"]
+def test_deepspeed_does_what_the_plain_engine_does(tiny_teacher, one_process, stage, micro_batch_size, shared):
+    more = [f"train.zero_stage={stage}", f"train.micro_batch_size={micro_batch_size}", "student.learning_rate=1e-3"]
     more.append(f"method.lora_shares_pass={shared}")
     plain, sharded = make(tiny_teacher, *more), make(tiny_teacher, *more, make=engines.deepspeed_engine)
     for expected, actual in zip(steps(plain, 3), steps(sharded, 3), strict=True):
@@ -180,7 +180,8 @@ def autocast_as_on_cuda(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "own", [[], ["train.gradient_checkpointing=true"], [*STUDENT_LORA, "train.micro_batch=4"], ["train.zero_stage=1"]]
+    "own",
+    [[], ["train.gradient_checkpointing=true"], [*STUDENT_LORA, "train.micro_batch_size=4"], ["train.zero_stage=1"]],
 )
 def test_deepspeed_on_cuda_computes_in_bfloat16_as_the_plain_engine_does(
     tiny_teacher, one_process, autocast_as_on_cuda, own

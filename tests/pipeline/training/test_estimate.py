@@ -40,20 +40,22 @@ def test_table_6_fits_its_gpus(paper, found):
 def test_less_is_less(paper, found):
     checkpointed, one, small = (
         estimate(replace(paper, train=replace(paper.train, **change)))
-        for change in ({"gradient_checkpointing": True}, {"workers": 1}, {"micro_batch": 4})
+        for change in ({"gradient_checkpointing": True}, {"num_workers": 1}, {"micro_batch_size": 4})
     )
     kept = "activations of a pass"
     assert checkpointed.memory[kept] < 0.25 * found.memory[kept]
     assert checkpointed.flops > found.flops
     assert one.memory["its optimizer states"] == pytest.approx(4 * found.memory["its optimizer states"])
     assert small.passes > found.passes
-    assert small.memory[kept] == pytest.approx(found.memory[kept] * 4 / paper.train.micro_batch, rel=0.02)
+    assert small.memory[kept] == pytest.approx(found.memory[kept] * 4 / paper.train.micro_batch_size, rel=0.02)
     assert small.flops == pytest.approx(found.flops)
 
 
 def test_a_recipe_that_does_not_fit_is_refused():
-    large = parse(recipe.dump(load("sd21")), ["train.workers=1", "train.micro_batch=64"])
-    with pytest.raises(UserError, match=r"train.micro_batch: a worker needs about \d+ GiB, and a A100-40GB has 40"):
+    large = parse(recipe.dump(load("sd21")), ["train.num_workers=1", "train.micro_batch_size=64"])
+    with pytest.raises(
+        UserError, match=r"train.micro_batch_size: a worker needs about \d+ GiB, and a A100-40GB has 40"
+    ):
         require_fit(large)
     require_fit(replace(large, train=replace(large.train, gpus_per_worker=0.0)))
 

@@ -7,16 +7,21 @@ from pipeline.recipe import dump, parse
 from pipeline.storage import Folder
 from pipeline.training.identity import BEGUN, FINISHED, require_same_run
 
-BEST = 'evaluation.keep="best"'
+BEST = 'evaluation.student_selection="best"'
 
 
 @pytest.mark.parametrize(
     ("state", "held", "asked", "field"),
     [
-        (BEGUN, [], ["train.workers=4", 'train.on_divergence="roll_back"', "evaluation.every=2"], None),
-        (FINISHED, [], ["train.workers=4", "promotion.margin=0.1", 'promotion.metric="clip_positive"'], None),
+        (
+            BEGUN,
+            [],
+            ["train.num_workers=4", 'train.on_divergence="rollback"', "evaluation.every_n_checkpoints=2"],
+            None,
+        ),
+        (FINISHED, [], ["train.num_workers=4", "promotion.margin=0.1", 'promotion.metric="clip_positive"'], None),
         (BEGUN, [], [BEST], None),
-        (FINISHED, [], [BEST], "evaluation.keep: got 'best'"),
+        (FINISHED, [], [BEST], "evaluation.student_selection: got 'best'"),
         (FINISHED, [BEST], [BEST, 'promotion.metric="clip_positive"'], "promotion.metric: got 'clip_positive'"),
         (BEGUN, [], ["train.steps=7"], "train.steps: got 7"),
         (BEGUN, [], ["name=other", "seed=7"], "seed: got 7"),

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import StorageError, UserError
 from pipeline.training import loop
 
 
@@ -29,7 +29,7 @@ class Method:
 
 
 @pytest.mark.parametrize(
-    ("error", "attempts"), [(UserError("a shard has changed"), 1), (StoreError("s3://x: cannot be read: 503"), 3)]
+    ("error", "attempts"), [(UserError("a shard has changed"), 1), (StorageError("s3://x: cannot be read: 503"), 3)]
 )
 def test_a_mistake_is_not_tried_again_and_a_store_that_was_away_is(monkeypatch, error, attempts):
     board, made = Board(), []

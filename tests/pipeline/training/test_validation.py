@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[3]
 FEW = [
     "prompts.count=40",
     "prompts.negative_draws=20",
-    "evaluation.every=1",
-    "evaluation.prompts=4",
+    "evaluation.every_n_checkpoints=1",
+    "evaluation.num_prompts=4",
     "evaluation.exclusion_seeds=9",
     "evaluation.teacher_prompts=2",
     "evaluation.teacher_steps=2",
@@ -44,7 +44,13 @@ FEW = [
 )
 def test_which_checkpoints_are_evaluated(every, keep, due):
     recipe = parse(
-        "", ["train.steps=30", "train.checkpoint_every=10", f"evaluation.every={every}", f"evaluation.keep={keep}"]
+        "",
+        [
+            "train.steps=30",
+            "train.checkpoint_every_n_steps=10",
+            f"evaluation.every_n_checkpoints={every}",
+            f"evaluation.student_selection={keep}",
+        ],
     )
     assert [step for step in (10, 20, 30) if is_due(recipe, step)] == due
 
@@ -113,7 +119,14 @@ def test_a_checkpoint_is_evaluated_and_registered_once(ray_cluster, tmp_path, to
 
 
 def arguments(command, folder, *sets):
-    own = [*FEW, "train.steps=30", "train.checkpoint_every=10", "train.batch_size=4", 'evaluation.keep="best"', *sets]
+    own = [
+        *FEW,
+        "train.steps=30",
+        "train.checkpoint_every_n_steps=10",
+        "train.batch_size=4",
+        'evaluation.student_selection="best"',
+        *sets,
+    ]
     sets = [part for override in own for part in ("--set", override)] if command != "register" else []
     tracking_uri = [] if command == "prepare" else ["--tracking-uri", f"sqlite:///{folder}/ml.db"]
     return [command, "--run", str(folder), *sets, *tracking_uri]

@@ -1,10 +1,10 @@
-"""What is wrong in a process of Ray's, told in this one."""
+"""A UserError of a Ray task or actor reaches the driver as itself."""
 
 import pytest
 
-from pipeline import mistakes
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import StorageError, UserError
 from pipeline.prompts.encode import Encoder, Encoding
+from pipeline.remote_errors import iter_batches, iter_rows
 
 
 class Wrong:
@@ -22,9 +22,9 @@ class Wrong:
 @pytest.mark.parametrize(
     ("error", "actor", "read"),
     [
-        (UserError("count: 0"), False, mistakes.rows),
-        (StoreError("s3://b: 503\nlater"), True, lambda dataset: mistakes.batches(dataset, 1)),
-        (ZeroDivisionError(), False, mistakes.rows),
+        (UserError("count: 0"), False, iter_rows),
+        (StorageError("s3://b: 503\nlater"), True, lambda dataset: iter_batches(dataset, 1)),
+        (ZeroDivisionError(), False, iter_rows),
     ],
     ids=["task", "actor", "another error"],
 )
@@ -45,4 +45,4 @@ def test_what_an_encoder_does_not_find_is_told(ray_cluster, tmp_path):
     prompts = ray_cluster.data.from_items([{"prompt": "a cat", "position": 0}])
     encoded = prompts.map_batches(Encoder, fn_constructor_args=(nowhere,), batch_size=1, num_cpus=0.25, concurrency=1)
     with pytest.raises(UserError, match=f"^{tmp_path}/negatives.parquet: no such file$"):
-        list(mistakes.rows(encoded))
+        list(iter_rows(encoded))

@@ -13,7 +13,7 @@ from pipeline.storage import Folder
 from pipeline.training.distill import distill
 
 
-def run_all(
+def run_pipeline(
     recipe: Recipe,
     run: Folder,
     tracking_uri: str,

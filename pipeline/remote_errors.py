@@ -1,4 +1,4 @@
-"""What a process of Ray's found wrong, told as if it had been found here."""
+"""User errors of Ray tasks and actors, raised in the driver as if they had occurred there."""
 
 import logging
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # it asks f
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """A UserError of a task is raised as it was there; Ray's own has a traceback for its message."""
+def unwrap_remote_errors() -> Iterator[None]:
+    """Raise the UserError of a failed task instead of RayTaskError, whose message is a traceback."""
     try:
         yield
     except RayTaskError as error:
@@ -25,19 +25,15 @@ def told() -> Iterator[None]:
         raise type(error.cause)(str(error.cause).partition(RETRIES)[0]) from None
 
 
-def rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Of a dataset, one by one.
-
-    Raises:
-        UserError: as what the dataset is made by raised it.
-    """
+def iter_rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset; a UserError of the tasks that make them is raised as it is."""
     dataset.context.raise_original_map_exception = True
-    with told():
+    with unwrap_remote_errors():
         yield from dataset.iter_rows()
 
 
-def batches(dataset: ray.data.Dataset, size: int) -> Iterator[dict[str, Any]]:
-    """The same, `size` rows at a time, as numpy arrays."""
+def iter_batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Yield batches of `batch_size` rows as numpy arrays; errors as in `iter_rows`."""
     dataset.context.raise_original_map_exception = True
-    with told():
-        yield from dataset.iter_batches(batch_size=size, batch_format="numpy")
+    with unwrap_remote_errors():
+        yield from dataset.iter_batches(batch_size=batch_size, batch_format="numpy")
