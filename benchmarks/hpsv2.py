@@ -36,7 +36,7 @@ def main() -> None:
         parser.error("--golden: no image; allowed: WEIGHTS IMAGE")
     if arguments.golden:
         sys.exit(not golden(arguments.weights, arguments.image, arguments.device))
-    metric = Metric("hpsv2", arguments.weights, version=arguments.version, jpeg_quality=0)
+    metric = Metric(weights=arguments.weights, version=arguments.version, jpeg_quality=0)
     cost(metric, arguments.images, arguments.device)
 
 
@@ -44,7 +44,7 @@ def golden(weights: str, file: Path, device: str) -> bool:
     """Whether the known score is had with one of the two resizes."""
     close = False
     for antialias in (False, True):
-        metric = Metric("hpsv2", weights, version="v2.0", antialias=antialias, jpeg_quality=0)
+        metric = Metric(weights=weights, version="v2.0", antialias=antialias, jpeg_quality=0)
         scorers.check(metric)
         (score,) = scorers.load(metric, device)([PIL.Image.open(file)], [PROMPT], [None])["hpsv2"]
         close |= abs(score - GOLDEN) < TOLERANCE

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow.dataset
 
 from pipeline import recipe
+from pipeline.gpus import GPUS
 from pipeline.prompts import prepared
 from pipeline.prompts.stream import PromptStream
-from pipeline.recipe import GPUS
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training.estimate import UTILISATION, estimate

@@ -21,7 +21,8 @@ import torch.multiprocessing
 
 from pipeline import models, recipe
 from pipeline.ablation import runs
-from pipeline.recipe import GPUS, Recipe
+from pipeline.gpus import GPUS
+from pipeline.recipe import Recipe
 from pipeline.training import distiller, engines
 from pipeline.training.estimate import UTILISATION, denoiser_of, estimate
 

@@ -24,13 +24,15 @@ class Filters:
     """An empty or zero value turns a filter off; scores filter rows that have one.
 
     Attributes:
-        language: a code such as "en". Removed is what is another language with at least `language_confidence`; of
-            short ASCII texts only what is hardly the asked one.
-        min_aesthetic: LAION's aesthetic score, about 1 to 10.
-        max_pwatermark: probability of a watermark; LAION's own filter is 0.8.
-        max_punsafe: probability of unsafe content; LAION's own filter is 0.5.
+        language: code such as "en"; prompts in another language are removed.
+        language_confidence: confidence from which a prompt counts as another language. A short ASCII text is removed
+            only if the requested language is improbable.
+        min_aesthetic: smallest aesthetic score, about 1 to 10.
+        max_pwatermark: greatest probability of a watermark; LAION's own filter is 0.8.
+        max_punsafe: greatest probability of unsafe content; LAION's own filter is 0.5.
         remove_nsfw: whether prompts with sexual terms are removed. Those about minors always are.
-        min_tokens, max_tokens: length by the text encoder's tokenizer, its start and end included.
+        min_tokens: fewest tokens of the text encoder's tokenizer, start and end included.
+        max_tokens: most tokens, likewise.
     """
 
     language: str = ""
@@ -46,11 +48,11 @@ class Filters:
         for name in ("language_confidence", "max_pwatermark", "max_punsafe"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise ValueError(f"{name}: {value!r} is not allowed; allowed: 0 to 1")
+                raise ValueError(f"{name}: got {value!r}; expected 0 to 1.")
         for name in ("min_aesthetic", "min_tokens", "max_tokens"):
             value = getattr(self, name)
             if value < 0:
-                raise ValueError(f"{name}: {value!r} is not allowed; allowed: 0 or more")
+                raise ValueError(f"{name}: got {value!r}; expected 0 or more.")
         if 0 < self.max_tokens < self.min_tokens:
             raise ValueError(
                 f"min_tokens: {self.min_tokens} is not allowed; allowed: up to max_tokens, {self.max_tokens}"

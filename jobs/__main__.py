@@ -27,9 +27,9 @@ from jobs import (
     train_shapes,
 )
 from jobs import list as list_jobs
-from pipeline.environment import require_locked
 from pipeline.errors import TrainingError, UserError, again
-from pipeline.secrets import masked
+from pipeline.lockfile import check_versions
+from pipeline.redaction import redact
 
 GROUPS = {
     "one run": (prepare, distill, evaluate, register, run),
@@ -80,13 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return USAGE_ERROR
     try:
-        require_locked()
+        check_versions()
         code = options.run_command(options)
     except UserError as error:
-        print(f"error: {masked(str(error))}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     except TrainingError as error:
-        print(f"error: {masked(str(error))}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {again()} to continue", file=sys.stderr)

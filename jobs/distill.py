@@ -20,13 +20,13 @@ def run(options: argparse.Namespace) -> None:
     folder = shared.folder_of(options, "distilled")
     if options.dry_run:
         from pipeline.recipe import dump
-        from pipeline.secrets import masked
+        from pipeline.redaction import redact
         from pipeline.training.budget import describe
 
         prompts = shared.folder_of(options, "prompts")
         print(dump(recipe))
         print(f"reads   {prompts.uri}, teacher {recipe.teacher} at {recipe.revision}")
-        print(f"writes  {folder.uri}, MLflow at {masked(shared.tracking_of(options))}")
+        print(f"writes  {folder.uri}, MLflow at {redact(shared.tracking_of(options))}")
         print(describe(recipe, prompts))
         return
     from pipeline import manifest

@@ -68,7 +68,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 def require_shared_prompts(recipe: Recipe) -> None:
     """Refuse sources of this machine alone."""
-    if paths := recipe.prompts.of_one_machine:
+    if paths := recipe.prompts.node_local_paths:
         raise UserError(
             f"prompts.sources: {paths[0]!r} is of this machine; allowed: s3://, a path that every node has, or "
             "--set prompts.root=s3://BUCKET/FOLDER"

@@ -83,11 +83,11 @@ def _require_shared(action: argparse.Action, value: str | None) -> None:
 
 
 def variables_of(options: argparse.Namespace) -> dict[str, str]:
-    """Of `--env NAME=VALUE` and `--any-versions`."""
-    from pipeline.environment import PINNED
+    """Of `--env NAME=VALUE` and `--ignore-lock`."""
+    from pipeline.lockfile import PINNED
 
     pairs = [entry.partition("=") for entry in options.env]
     for name, separator, _ in pairs:
         if not separator or not name.isidentifier():
             raise UserError(f"--env: {name!r} is not allowed; allowed: NAME=VALUE")
-    return {name: value for name, _, value in pairs} | ({PINNED: ""} if options.any_versions else {})
+    return {name: value for name, _, value in pairs} | ({PINNED: ""} if options.ignore_lock else {})

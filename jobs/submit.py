@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         own.add_argument("--attempt", type=int, default=0, metavar="N", help="another try of a job that ended (from 1)")
         own.add_argument("--retry", action="store_true", help="the next attempt of one that failed or was stopped")
         own.add_argument("--in-image", action="store_true", help="the cluster's image has the code: send none")
-        own.add_argument("--any-versions", action="store_true", help="whatever the lock says")
+        own.add_argument("--ignore-lock", action="store_true", help="whatever the lock says")
         own.add_argument("--no-wait", action="store_true", help="do not follow the job")
         own.add_argument(
             "--env", action="append", default=[], metavar="NAME=VALUE", help="an environment variable; no secret"

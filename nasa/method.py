@@ -38,8 +38,14 @@ class Method:
     negative_per: Literal["image", "batch"] = "image"
 
     def __post_init__(self) -> None:
+        for name in ("guidance_range", "scale_range"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f"{name}: got {[low, high]}; expected two numbers, 0 <= low <= high.")
+        if not 0 <= self.null_text_probability <= 1:
+            raise ValueError(f"null_text_probability: got {self.null_text_probability}; expected 0 to 1.")
         if self.lora_shares_pass and (self.negative_on_lora_teacher or not self.lora_guidance):
             raise ValueError(
-                "lora_shares_pass: true is not allowed; "
-                "allowed: with lora_guidance, and without negative_on_lora_teacher"
+                "lora_shares_pass: got True; expected False unless lora_guidance is True and negative_on_lora_teacher "
+                "is False."
             )

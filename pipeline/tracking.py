@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipeline import ROOT
 from pipeline.errors import StorageError, UserError
-from pipeline.secrets import masked
+from pipeline.redaction import redact
 from pipeline.storage import first_line
 
 EXPERIMENT = "nasa-distill"
@@ -176,7 +176,7 @@ class Tracker:
             time.sleep(0.02)
         lost = self._lost + self._waiting.unfinished_tasks
         if lost:
-            warnings.warn(f"MLflow at {masked(self._client.tracking_uri)}: {lost} writes are lost", stacklevel=2)
+            warnings.warn(f"MLflow at {redact(self._client.tracking_uri)}: {lost} writes are lost", stacklevel=2)
 
     def _later(self, write: Callable[[], object]) -> None:
         try:

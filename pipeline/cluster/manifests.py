@@ -14,8 +14,8 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.recipe import RECIPES, Recipe, Train
+from pipeline.redaction import contains_secret, redact
 from pipeline.resources import training_request
-from pipeline.secrets import masked, shows_secret
 
 KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
 RECURRING = ("RayCronJob", "CronJob")
@@ -77,8 +77,8 @@ def _check(kind: str, recipe: Recipe, place: Place) -> None:
             f"--tracking-uri: {place.tracking_uri!r} is not allowed; allowed: a server's http:// or https:// address"
         )
     for text in (place.tracking_uri, place.run, place.image, *place.sets):
-        if shows_secret(text):
-            raise UserError(f"manifest: it would hold the secret in {masked(text)!r}; allowed: the Secret {SECRET!r}")
+        if contains_secret(text):
+            raise UserError(f"manifest: it would hold the secret in {redact(text)!r}; allowed: the Secret {SECRET!r}")
     if kind in RECURRING and not recipe.schedule.cron:
         raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN'")
     most = math.ceil(max(_each(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))

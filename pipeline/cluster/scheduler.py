@@ -20,12 +20,12 @@ from pipeline.cluster.follow import ENDED, STOPPED
 from pipeline.cluster.package import pack
 from pipeline.cluster.submit import settings
 from pipeline.errors import UserError
+from pipeline.redaction import redact
 from pipeline.schedules import history
 from pipeline.schedules.due import Due, Fate, due
 from pipeline.schedules.history import FAILED, History, Tick
 from pipeline.schedules.lease import Watch
 from pipeline.schedules.store import Schedule, Schedules
-from pipeline.secrets import masked
 from pipeline.session import submitted_environment
 from pipeline.storage import first_line
 
@@ -37,7 +37,7 @@ class Scheduler:
 
     def __init__(self, schedules: Schedules, client: Any, say: Callable[[str], None] = print) -> None:
         self.schedules, self.client = schedules, client
-        self.say: Callable[[str], None] = lambda line: say(masked(line))
+        self.say: Callable[[str], None] = lambda line: say(redact(line))
         self.told: dict[str, str] = {}
         self.watches: dict[str, Watch] = {}
         self._packed = TemporaryDirectory()  # as long as the scheduler lives

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import environment, manifest
+from pipeline import lockfile, manifest
 from pipeline.cluster.follow import FAILED, STOPPED
 from pipeline.cluster.package import RECIPE_FILE, pack
 from pipeline.errors import UserError
-from pipeline.secrets import is_secret, masked, shows_secret
+from pipeline.redaction import contains_secret, is_secret, redact
 
 SETTINGS = (  # that go along; none of them is a secret
     *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -99,11 +99,11 @@ def known(client: Any, submission_id: str) -> Any:
 def settings(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """Environment variables for the job. The dashboard shows them: none may be a secret."""
     own = {name: here[name] for name in SETTINGS if here.get(name)}
-    chosen = {manifest.CODE: manifest.code_version(), environment.PINNED: "1", **own, **given}
+    chosen = {manifest.CODE: manifest.code_version(), lockfile.PINNED: "1", **own, **given}
     for name, value in chosen.items():
         if is_secret(name):
             raise UserError(f"--env: {name} looks like a secret, and a job's variables can be read; {OWN_SECRETS}")
-        if shows_secret(value):
+        if contains_secret(value):
             raise UserError(f"{name}: a password in it could be read in the cluster; {OWN_SECRETS}")
     return chosen
 
@@ -111,8 +111,8 @@ def settings(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str
 def _require_public(job: Job) -> None:
     """The dashboard shows the command, and whoever reaches the cluster can read what was packed."""
     for text in (*job.arguments, *(job.recipe_toml or "").splitlines()):
-        if shows_secret(text):
-            raise UserError(f"submit: the secret in {masked(text)!r} could be read in the cluster; {OWN_SECRETS}")
+        if contains_secret(text):
+            raise UserError(f"submit: the secret in {redact(text)!r} could be read in the cluster; {OWN_SECRETS}")
 
 
 def with_attempt(client: Any, job: Job, attempt: int, retry: bool) -> Job:

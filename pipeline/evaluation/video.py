@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,16 +22,16 @@ from PIL import Image
 import nasa
 from datasets_prep.evaluation import NEGATIVE_PROMPTS
 from nasa.causal import FRAMES_PER_BLOCK, generate_video
-from pipeline import config, manifest, models, resources
-from pipeline.config import NOT_NEGATIVE, POSITIVE, checked
+from pipeline import manifest, models
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
 from pipeline.evaluation.report import render
 from pipeline.evaluation.statistics import mean, paired_bootstrap
 from pipeline.hub import local_folder
-from pipeline.recipe import Metric
+from pipeline.recipe import Metric, parse_section
+from pipeline.recipe.section import NonNegative, NonNegativeInt, Positive, PositiveInt, Section
 from pipeline.remote_errors import iter_rows
-from pipeline.resources import ResourceRequest, ray_resources, wait_for_resources
+from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, ray_resources, wait_for_resources
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 
@@ -42,8 +41,7 @@ CLIP_SECONDS = 2
 WIDTH = 256  # of a video in the report, in pixels
 
 
-@dataclass(frozen=True)
-class Videos:
+class Videos(Section):
     """What is made and scored.
 
     Attributes:
@@ -58,19 +56,19 @@ class Videos:
     revision: str = "main"
     prompts: str = ""
     negative: str = NEGATIVE_PROMPTS["causvid"]
-    scale: float = checked(0.5, POSITIVE)
+    scale: Positive = 0.5
     metrics: tuple[Metric, ...] = ()
-    seed: int = checked(0, NOT_NEGATIVE)
-    fps: int = checked(16, POSITIVE)
-    num_frames: int = checked(81, POSITIVE)
-    height: int = checked(480, POSITIVE)
-    width: int = checked(832, POSITIVE)
-    frames_per_block: int = checked(FRAMES_PER_BLOCK, POSITIVE)
-    max_sequence_length: int = checked(512, POSITIVE)
-    processes: int = checked(1, POSITIVE)
-    cpus_per_process: float = checked(1.0, POSITIVE)
-    gpus_per_process: float = checked(0.0, NOT_NEGATIVE)
-    resource_timeout_minutes: float = checked(resources.TIMEOUT_MINUTES, NOT_NEGATIVE)
+    seed: NonNegativeInt = 0
+    fps: PositiveInt = 16
+    num_frames: PositiveInt = 81
+    height: PositiveInt = 480
+    width: PositiveInt = 832
+    frames_per_block: PositiveInt = FRAMES_PER_BLOCK
+    max_sequence_length: PositiveInt = 512
+    processes: PositiveInt = 1
+    cpus_per_process: Positive = 1.0
+    gpus_per_process: NonNegative = 0.0
+    resource_timeout_minutes: NonNegative = TIMEOUT_MINUTES
 
     @property
     def steered(self) -> str:
@@ -79,7 +77,7 @@ class Videos:
 
 def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | None = None) -> dict[str, Any]:
     """Write the videos, `scores.parquet`, `summary.json` and `report.html`; a second call goes on where one stopped."""
-    options: Videos = config.read(Videos, "", overrides, "--set")
+    options: Videos = parse_section(Videos, overrides)
     model, prompts = _checked(options)
     request = ResourceRequest("", "process", 1, ray_resources(options.cpus_per_process, options.gpus_per_process))
     with ray_session(address):
@@ -91,7 +89,7 @@ def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | Non
     folder.write("scores.parquet", buffer.getvalue())
     folder.write("summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     folder.write("report.html", _report(options, summary, rows, folder).encode())
-    manifest.write(folder, "evaluate-video", options=asdict(options), prompts=len(prompts))
+    manifest.write(folder, "evaluate-video", options=options.values(), prompts=len(prompts))
     return summary
 
 
@@ -131,7 +129,7 @@ class VideoStudio:
         return {"row": np.array(rows, dtype=object)}
 
     def row(self, ask: dict[str, Any]) -> dict[str, Any]:
-        made_of = {**asdict(self.options), **ask}
+        made_of = {**self.options.values(), **ask}
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
         if not self.folder.has(f"{key}.json"):
             frames = self._frames(ask)

@@ -42,7 +42,7 @@ def _named(option: str, value: str, make: Callable[..., pa.Table], *arguments: A
 
 
 def _pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
-    for _, found in inputs.find((Source(files),), "--negopt"):
+    for _, found in inputs.find((Source(path=files),), "--negopt"):
         for each in found:
             for table in read(each.file(), ROWS_PER_CHUNK):
                 yield from zip(table["text"].to_pylist(), table["negative"].to_pylist(), strict=True)

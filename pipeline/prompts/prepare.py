@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -61,7 +61,7 @@ def prepare(
     Raises:
         UserError: where the folder holds prompts of other sources, or prepared in another way.
     """
-    found = [] if recipe.prompts.embedded else inputs.find(_placed(recipe.prompts))
+    found = [] if recipe.prompts.is_bundled else inputs.find(_placed(recipe.prompts))
     observed = _negative_files(recipe.prompts)
     asked = request_of(recipe, [each for _, files in found for each in files], observed)
     if folder.has(manifest.NAME):
@@ -77,7 +77,7 @@ def prepare(
             return record
         say(f"{folder.uri}: {more} files more than it was prepared from: they are cleaned, and its shards written anew")
     made = Prepared(folder)
-    if recipe.prompts.embedded:
+    if recipe.prompts.is_bundled:
         _embedded(recipe, made)
     else:
         _own(recipe, found, made, address)
@@ -92,12 +92,12 @@ def _is_in_use(folder: Folder) -> bool:
 
 
 def _placed(prompts: Prompts) -> list[Source]:
-    return [replace(source, path=prompts.place(source.path)) for source in prompts.sources]
+    return [source.model_copy(update={"path": prompts.resolve(source.path)}) for source in prompts.sources]
 
 
 def _negative_files(prompts: Prompts) -> list[Input]:
-    path = prompts.negatives and prompts.place(prompts.negatives)
-    return inputs.find((Source(path),), "prompts.negatives")[0][1] if path else []
+    path = prompts.negatives and prompts.resolve(prompts.negatives)
+    return inputs.find((Source(path=path),), "prompts.negatives")[0][1] if path else []
 
 
 def _embedded(recipe: Recipe, made: Prepared) -> None:
@@ -169,7 +169,7 @@ def _check_enough(made: Prepared) -> None:
 
 
 def _negatives(recipe: Recipe, observed: list[Input], made: Prepared) -> None:
-    if recipe.prompts.embedded:
+    if recipe.prompts.is_bundled:
         table = negatives.corpus(world.sample_negatives(recipe.prompts.negative_draws, recipe.seed))
     else:
         table = negatives.build(recipe.prompts.negative_count, recipe.seed, Counter(_observed(observed)))

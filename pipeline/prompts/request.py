@@ -17,7 +17,7 @@ INDEPENDENT = ("avoid_contradictions",)  # settings of prompts that only trainin
 def request_of(recipe: Recipe, files: Sequence[Input], negatives: Sequence[Input]) -> dict[str, Any]:
     """All that the prepared prompts depend on: settings by their names in a recipe, and files as they were found."""
     return {
-        "cleaning": 0 if recipe.prompts.embedded else clean.VERSION,
+        "cleaning": 0 if recipe.prompts.is_bundled else clean.VERSION,
         "settings": _settings(recipe),
         "files": [asdict(each) for each in files],
         "negative_files": [asdict(each) for each in negatives],
@@ -26,9 +26,9 @@ def request_of(recipe: Recipe, files: Sequence[Input], negatives: Sequence[Input
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """In the types that JSON has."""
-    own = {f"prompts.{name}": value for name, value in asdict(recipe.prompts).items() if name not in INDEPENDENT}
+    own = {f"prompts.{name}": value for name, value in recipe.prompts.values().items() if name not in INDEPENDENT}
     own["prompts.sources"] = [dict(source) for source in own["prompts.sources"]]
-    teacher = {} if recipe.prompts.embedded else {"teacher": recipe.teacher, "revision": recipe.revision}
+    teacher = {} if recipe.prompts.is_bundled else {"teacher": recipe.teacher, "revision": recipe.revision}
     return {**own, "seed": recipe.seed, **teacher}
 
 
@@ -77,4 +77,4 @@ def _short(value: Any) -> str:
 def _of_an_older_version(record: Mapping[str, Any]) -> dict[str, Any]:
     """Of a manifest without a request: what its recipe says, and no files."""
     recipe = parse(record["recipe"])
-    return request_of(recipe, [], []) | {"cleaning": 0 if recipe.prompts.embedded else 1}
+    return request_of(recipe, [], []) | {"cleaning": 0 if recipe.prompts.is_bundled else 1}

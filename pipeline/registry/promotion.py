@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from pipeline.evaluation.asks import EXCLUDED
 from pipeline.evaluation.statistics import clustered_bootstrap, discordant_interval
@@ -43,8 +45,10 @@ class Decision:
     against: str
     comparisons: tuple[Comparison, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def as_json(self) -> dict[str, Any]:
+        """Return the decision as JSON values."""
+        values: dict[str, Any] = to_jsonable_python(self)
+        return values
 
 
 def compare(

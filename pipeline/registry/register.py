@@ -159,7 +159,7 @@ def _write_down(client: MlflowClient, entry: _Entry, number: str, decision: Deci
     """As an artifact, as tags, and on the version's page; before the alias moves."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / bundle.DECISION
-        record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.as_dict()}
+        record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.as_json()}
         file.write_text(json.dumps(record, indent=2) + "\n")
         client.log_artifact(entry.candidate.mlflow_run, str(file), entry.candidate.place)
     store.tag(client, entry.name, number, **{WHY: decision.verdict, PREVIOUS: decision.against})

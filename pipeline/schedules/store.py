@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, dump, parse
+from pipeline.redaction import contains_secret, redact
 from pipeline.schedules.history import iso, of_iso
-from pipeline.secrets import masked, shows_secret
 from pipeline.storage import Folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -48,9 +48,9 @@ class Schedules:
             raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN'")
         told = dump(recipe)
         for text in (tracking_uri, *told.splitlines()):
-            if shows_secret(text):
+            if contains_secret(text):
                 raise UserError(
-                    f"schedule: the secret in {masked(text)!r} would be stored; allowed: in the nodes' own environment"
+                    f"schedule: the secret in {redact(text)!r} would be stored; allowed: in the nodes' own environment"
                 )
         return self._write(Schedule(name, told, tracking_uri, iso(now or datetime.now(UTC))))
 

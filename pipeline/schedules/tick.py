@@ -20,11 +20,11 @@ from pipeline.errors import TransientError, UserError
 from pipeline.interrupts import at_once, interrupt_at_once
 from pipeline.main_job import run_pipeline
 from pipeline.recipe import Recipe
+from pipeline.redaction import redact
 from pipeline.registry import versions
 from pipeline.schedules import history
 from pipeline.schedules.history import DONE, FAILED, FINAL, REFUSED, RUNNING, SKIPPED, History, Tick
 from pipeline.schedules.lease import SECONDS, BusyError, Lease
-from pipeline.secrets import masked
 from pipeline.storage import Folder, first_line
 
 Job = Callable[[Recipe, Folder], dict[str, Any]]
@@ -131,7 +131,7 @@ def _attempt(
         mistake = isinstance(error, UserError) and not isinstance(error, TransientError)
         why = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
         if not lease.lost:
-            past.write(record.ended(REFUSED if mistake else FAILED, clock(), masked(why)))
+            past.write(record.ended(REFUSED if mistake else FAILED, clock(), redact(why)))
         raise
     if not lease.lost:
         past.write(record.ended(DONE, clock(), outcome=outcome))
@@ -179,4 +179,5 @@ def _key(source: str) -> str:
 def _with_start(recipe: Recipe, home: Folder, source: str) -> Recipe:
     if source == TEACHER:
         return recipe
-    return replace(recipe, student=replace(recipe.student, init=_champion(home, source).uri))
+    student = recipe.student.model_copy(update={"init": _champion(home, source).uri})
+    return recipe.model_copy(update={"student": student})

@@ -9,9 +9,10 @@ from nasa.architectures import TEXT_ENCODER_PARAMETERS
 from pipeline import manifest, models
 from pipeline.errors import UserError
 from pipeline.evaluation.judges import clip_folder, decoder_folder
+from pipeline.gpus import GPUS
 from pipeline.hub import is_hub_id, on_hub
 from pipeline.prompts import prepared
-from pipeline.recipe import EMBEDDED, GPUS, Recipe
+from pipeline.recipe import EMBEDDED, Recipe
 from pipeline.storage import Folder
 from pipeline.training.estimate import GIB, UTILISATION, Estimate, estimate
 

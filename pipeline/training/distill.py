@@ -24,9 +24,9 @@ from pipeline.errors import StorageError, TrainingError, UserError, again
 from pipeline.hub import is_hub_id
 from pipeline.prompts.encode import encode_fixed, encoding_of
 from pipeline.recipe import Recipe, Train, dump
+from pipeline.redaction import redact
 from pipeline.remote_errors import unwrap_remote_errors
 from pipeline.resources import ResourceRequest, evaluation_request, training_request, wait_for_resources
-from pipeline.secrets import masked
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training import identity, preflight
@@ -141,8 +141,8 @@ def _mlflow_run(recipe: Recipe, record: dict[str, Any], teacher: Path, folder: F
         identity.require_same_prompts(folder, saved.get("prompts"), record["files"], state)
         identity.require_same_teacher(folder, saved.get("teacher_sha256", sha256), sha256, recipe.teacher)
         return str(saved["mlflow_run"])
-    values = identity.flatten(asdict(recipe))
-    shown = {name: masked(value) if isinstance(value, str) else value for name, value in values.items()}
+    values = identity.flatten(recipe.values())
+    shown = {name: redact(value) if isinstance(value, str) else value for name, value in values.items()}
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, shown)
     begun = {"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"], "teacher_sha256": sha256}
     folder.write(manifest.RUN_FILE, json.dumps(begun).encode())
@@ -246,7 +246,7 @@ def _cause(error: TrainingFailedError, train: Train) -> str:
 def _kept_traceback(folder: Folder, error: TrainingFailedError) -> str:
     """Where the whole of it is. A full disk or a store that is away may be what stopped training."""
     try:
-        folder.write(FAILURE_FILE, masked(str(error)).encode())
+        folder.write(FAILURE_FILE, redact(str(error)).encode())
     except StorageError as lost:
         return f"the traceback is lost: {lost}"
     return f"the traceback is in {folder.uri}/{FAILURE_FILE}"

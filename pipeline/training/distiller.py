@@ -45,7 +45,7 @@ class Distiller:
     def __post_init__(self) -> None:
         self.ema = {name: value.clone() for name, value in self.student_weights().items()}
         self.null = self.model.encode([""])
-        self._passes = self.recipe.passes(self.world_size)
+        self._passes = self.recipe.gradient_accumulation_steps(self.world_size)
 
     def step(self, step: int, prompts: Sequence[str], encoded: Embeds | None = None) -> dict[str, float]:
         """One update of the student, and one of the LoRA teacher on the same images, for this process's `prompts`.
@@ -54,7 +54,7 @@ class Distiller:
         Every random number is a function of the seed, the step and an image's place in the global batch, so that a
         restart draws the same, and so does another number of processes. The figures are means over all processes.
         """
-        places = self.recipe.places(self.rank, self.world_size)
+        places = self.recipe.batch_slice(self.rank, self.world_size)
         assert len(prompts) == len(places)
         texts = self._encoder(step, prompts, encoded)
         shared = torch.Generator().manual_seed(mix(self.seed, step))
@@ -88,7 +88,7 @@ class Distiller:
         count = len(prompts)
         if encoded is not None:
             return lambda part: Texts(encoded[:count][part], encoded[count:][part], self.null)
-        places = self.recipe.places(self.rank, self.world_size)
+        places = self.recipe.batch_slice(self.rank, self.world_size)
         one = self.recipe.method.negative_per == "batch"
         negatives = self.negatives.draw(prompts, self.seed, step, places, one=one)
 
@@ -147,7 +147,7 @@ class Distiller:
         """
         train = self.recipe.train
         weight = train.clip_weight * max(0.0, 1 - step / train.steps)
-        places = self.recipe.places(self.rank, self.world_size)[first : first + len(prompts)]
+        places = self.recipe.batch_slice(self.rank, self.world_size)[first : first + len(prompts)]
         chosen = [index for index, place in enumerate(places) if self.recipe.has_clip_loss(place)]
         if self.clip is None or not weight or not chosen:
             return 0.0

@@ -55,7 +55,7 @@ class Engines:
 def deepspeed_engine(
     recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
 ) -> Any:
-    passes = recipe.passes(workers)
+    passes = recipe.gradient_accumulation_steps(workers)
     options = EngineOptions(
         micro_batch_size=-(-recipe.train.batch_size // (workers * passes)),
         accumulation=passes,
@@ -74,7 +74,7 @@ class PlainEngine:
         self.module = model
         self._parameters = parameters
         self._optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True, **ADAM)
-        self._accumulation, self._clip = recipe.passes(workers), recipe.train.max_grad_norm
+        self._accumulation, self._clip = recipe.gradient_accumulation_steps(workers), recipe.train.max_grad_norm
         self._passes, self._norm = 0, 0.0
 
     def __call__(self, *inputs: Any) -> Any:

@@ -20,8 +20,9 @@ from nasa.meta_autocast import observed_weight_casts
 from nasa.teachers import add_lora, lora_parameters
 from pipeline import models
 from pipeline.errors import UserError
+from pipeline.gpus import GPUS
 from pipeline.hub import is_hub_id
-from pipeline.recipe import GPUS, Recipe
+from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_engine import reduce_bucket_elements
 
 UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
@@ -65,7 +66,7 @@ def denoiser_of(recipe: Recipe) -> Any:
 def estimate(recipe: Recipe) -> Estimate:
     """For each of `train.num_workers` GPUs. ZeRO shares optimizer states (stage 1) and gradients too (stage 2)."""
     options, workers = recipe.train, recipe.train.num_workers
-    passes = recipe.passes(workers)
+    passes = recipe.gradient_accumulation_steps(workers)
     micro = -(-options.batch_size // (workers * passes))
     reduced = options.precision == "bfloat16"
     model = denoiser_of(recipe).requires_grad_(True)

@@ -2,7 +2,6 @@
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.errors import UserError
@@ -34,7 +33,7 @@ def require_same_run(folder: Folder, saved_recipe: str, recipe: Recipe, state: s
     Raises:
         UserError: naming the first field that differs, both values, and what to do.
     """
-    saved, asked = (flatten(asdict(_what_is_learned(each, state))) for each in (parse(saved_recipe), recipe))
+    saved, asked = (flatten(_what_is_learned(each, state).values()) for each in (parse(saved_recipe), recipe))
     for name, value in sorted(asked.items(), key=lambda item: item[0] == "name"):  # a name follows from the rest
         if saved.get(name) != value:
             raise UserError(
@@ -83,14 +82,15 @@ def _what_is_learned(recipe: Recipe, state: str) -> Recipe:
     Of a finished one what chose its student among the checkpoints counts too.
     """
     chose = recipe if state == FINISHED and recipe.evaluation.student_selection == "best" else Recipe()
-    defaults = Train()
-    where = {name: getattr(defaults, name) for name in PLACEMENT}
-    prompts = replace(Prompts(), avoid_contradictions=recipe.prompts.avoid_contradictions)  # the rest: by their files
-    return replace(
-        recipe,
-        prompts=prompts,
-        train=replace(recipe.train, **where),
-        evaluation=Evaluation(student_selection=chose.evaluation.student_selection),
-        promotion=Promotion(metric=chose.promotion.metric, higher_is_better=chose.promotion.higher_is_better),
-        schedule=Schedule(),
+    placement = {name: Train.model_fields[name].default for name in PLACEMENT}
+    prompts = Prompts(avoid_contradictions=recipe.prompts.avoid_contradictions)  # the rest: by their files
+    promotion = Promotion(metric=chose.promotion.metric, higher_is_better=chose.promotion.higher_is_better)
+    return recipe.model_copy(
+        update={
+            "prompts": prompts,
+            "train": recipe.train.model_copy(update=placement),
+            "evaluation": Evaluation(student_selection=chose.evaluation.student_selection),
+            "promotion": promotion,
+            "schedule": Schedule(),
+        }
     )

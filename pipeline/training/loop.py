@@ -11,9 +11,9 @@ import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipeline import models, recipe
-from pipeline.environment import require_locked
 from pipeline.errors import TransientError, UserError
 from pipeline.evaluation.judges import Clip, load_decoder
+from pipeline.lockfile import check_versions
 from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.prompts.stream import Encoders, PromptStream
@@ -64,10 +64,10 @@ def train(config: dict[str, Any]) -> None:
 
 def _run(setup: Setup, board: Any) -> None:
     """From the latest checkpoint or from the start, to the recipe's last step."""
-    require_locked()
+    check_versions()
     options = recipe.parse(setup.recipe_toml)
     distiller = _distiller(setup, options)
-    places = options.places(distiller.rank, distiller.world_size)
+    places = options.batch_slice(distiller.rank, distiller.world_size)
     prompts = PromptStream(Folder.of(setup.prompts_uri), setup.prompts, options.seed, options.train.batch_size, places)
     first = restore(distiller, ray.train.get_checkpoint(), board)
     tracker = Tracker(setup.tracking_uri, setup.mlflow_run) if distiller.rank == 0 else None

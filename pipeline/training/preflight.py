@@ -1,7 +1,6 @@
 """What must hold before a distillation begins, checked by its driver."""
 
 import uuid
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,8 @@ def check_store(folder: Folder) -> None:
 
 def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
     """They are the recipe's."""
-    given = asdict(parse(record["recipe"]).prompts)
-    for name, value in asdict(recipe.prompts).items():
+    given = parse(record["recipe"]).prompts.values()
+    for name, value in recipe.prompts.values().items():
         if name != "avoid_contradictions" and given[name] != value:
             raise UserError(
                 f"prompts.{name}: {value!r} here, but `prepare` was given {given[name]!r}; "

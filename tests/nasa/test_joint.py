@@ -58,7 +58,7 @@ def rotary(*counts):
     return every.cos(), every.sin()
 
 
-def masked(mask):
+def redact(mask):
     return {} if mask is None else {"encoder_hidden_states_mask": mask}
 
 
@@ -129,7 +129,7 @@ def test_padding_of_either_text_is_not_seen(padded):
         count = both["positive"].shape[1]
         steering = JointSteering(embeds_NTD=both["negative"], scale=ALPHA, positive_tokens=count)
         attn.set_processor(JointSteeredProcessor(plain, steering))
-        outputs.append(run(attn, "qwen-image", image, torch.cat(list(both.values()), dim=1), **masked(mask)))
+        outputs.append(run(attn, "qwen-image", image, torch.cat(list(both.values()), dim=1), **redact(mask)))
     (image_alone, texts_alone), (image_padded, texts_padded) = outputs
     torch.testing.assert_close(image_padded, image_alone, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(texts_padded[:, torch.cat(masks)], texts_alone, atol=TOLERANCE, rtol=0)

@@ -37,39 +37,52 @@ def test_overrides_of_every_type(tmp_path):
 
 
 @pytest.mark.parametrize(("micro_batch_size", "expected"), [(0, 1), (1, 6), (2, 3), (4, 2), (5, 2), (6, 1)])
-def test_a_step_s_images_are_shared_by_workers_and_passes(micro_batch_size, expected):
+def test_gradient_accumulation_takes_the_fewest_passes_that_the_micro_batch_size_allows(micro_batch_size, expected):
     parsed = recipe.parse(
         "", ["train.batch_size=24", "train.num_workers=4", f"train.micro_batch_size={micro_batch_size}"]
     )
-    assert parsed.passes(4) == expected
+    assert parsed.gradient_accumulation_steps(4) == expected
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.batch_size=-1", "train.batch_size: -1 is not allowed; allowed: a number above 0"),
-        ("train.steps=0", "train.steps: 0 is not allowed; allowed: a number above 0"),
-        ("train.steps=1.5", "train.steps: 1.5 is not allowed; allowed: a whole number"),
-        ("train.steps=many", "train.steps: 'many' is not allowed; allowed: a whole number"),
-        ("train.steps=true", "train.steps: True is not allowed; allowed: a whole number"),
-        ("train.clip_weight=true", "train.clip_weight: True is not allowed; allowed: a number"),
-        ("train.clip_weight=nan", "train.clip_weight: nan is not allowed; allowed: 0 or more"),
-        ("train.zero_stage=3", "train.zero_stage: 3 is not allowed; allowed: 1 or 2"),
-        ("student.ema_decay=1.0", "student.ema_decay: 1.0 is not allowed; allowed: at least 0 and below 1"),
-        ("prompts.avoid_contradictions=1", "prompts.avoid_contradictions: 1 is not allowed; allowed: true or false"),
-        ("teacher=3", "teacher: 3 is not allowed; allowed: a text"),
-        ("method.scale_range=[1, 0]", "method.scale_range: [1, 0] is not allowed; allowed: two numbers, 0 <= low"),
-        ("method.scale_range=[1]", "method.scale_range: [1] is not allowed; allowed: a list of"),
-        ("method.scale_range=1", "method.scale_range: 1 is not allowed; allowed: a list of"),
-        ("method.null_text_probability=1.5", "method.null_text_probability: 1.5 is not allowed; allowed: 0 to 1"),
-        ("evaluation.scales=[0.5, 0]", "evaluation.scales: [0.5, 0] is not allowed; allowed: "),
-        ("evaluation.scales=[]", "evaluation.scales: [] is not allowed; allowed: "),
-        ("lora_teacher.target_modules=[]", "lora_teacher.target_modules: [] is not allowed; allowed: "),
-        ("train.speed=1", "train.speed: no such field; allowed: steps, batch_size"),
-        ("sped.up=1", "sped: no such field; allowed: name, seed, teacher"),
-        ("train=5", "train: 5 is not allowed; it is a section with fields"),
-        ("seed.more=1", "--set: 'seed.more' is no field of a recipe"),
-        ("train.steps", "--set: 'train.steps' has no value; allowed: section.field=value"),
+        ("train.batch_size=-1", "train.batch_size: got -1; expected a number above 0."),
+        ("train.batch_size=1", "train.batch_size: got 1; expected at least one image per worker, 2."),
+        ("train.min_workers=3", "train.min_workers: got 3; expected at most train.num_workers, 2."),
+        ("train.steps=0", "train.steps: got 0; expected a number above 0."),
+        ("train.steps=1.5", "train.steps: got 1.5; expected a whole number."),
+        ("train.steps=many", "train.steps: got 'many'; expected a whole number."),
+        ("train.steps=true", "train.steps: got True; expected a whole number."),
+        ("train.clip_weight=true", "train.clip_weight: got True; expected a number."),
+        ("train.clip_weight=nan", "train.clip_weight: got nan; expected a finite number."),
+        ("train.clip_weight=1979-05-27", "train.clip_weight: got '1979-05-27'; expected a number."),
+        ("train.zero_stage=3", "train.zero_stage: got 3; expected 1 or 2."),
+        ("train.gpu=P100", "train.gpu: got 'P100'; expected A100-40GB, A100-80GB, H100, H200."),
+        ("student.ema_decay=1.0", "student.ema_decay: got 1.0; expected a number below 1."),
+        ("prompts.avoid_contradictions=1", "prompts.avoid_contradictions: got 1; expected true or false."),
+        ("prompts.sources=[]", "prompts.sources: got []; expected at least one entry."),
+        ("prompts.sources=[{path='shapes'}, {path='a'}]", 'prompts.sources: got "shapes" beside others; expected'),
+        ("prompts.filters.min_tokens=-1", "prompts.filters.min_tokens: got -1; expected 0 or more."),
+        ("teacher=3", "teacher: got 3; expected a string."),
+        ("name=''", "name: got ''; expected a name that matches ^[A-Za-z0-9]"),
+        ("method.scale_range=[1, 0]", "method.scale_range: got [1.0, 0.0]; expected two numbers, 0 <= low <= high."),
+        ("method.scale_range=[1]", "method.scale_range: got [1]; expected a list of another length."),
+        ("method.scale_range=1", "method.scale_range: got 1; expected a list."),
+        ("method.speed=1", "method.speed: got 1; expected one of the fields negative_on_student, "),
+        ("method.null_text_probability=1.5", "method.null_text_probability: got 1.5; expected 0 to 1."),
+        ("evaluation.scales=[0.5, 0]", "evaluation.scales[1]: got 0; expected a number above 0."),
+        ("evaluation.scales=[]", "evaluation.scales: got []; expected at least one entry."),
+        ("evaluation.metrics=[{kid=1}]", "evaluation.metrics[0].kid: got 1; expected one of the fields kind, weights"),
+        ("promotion.guardrails=[{}]", "promotion.guardrails[0].metric: got {}; expected a value."),
+        ("promotion.confidence=1", "promotion.confidence: got 1; expected a number below 1."),
+        ("schedule.cron=daily", "schedule.cron: got 'daily'; expected five fields: minute hour"),
+        ("lora_teacher.target_modules=[]", "lora_teacher.target_modules: got []; expected at least one entry."),
+        ("train.speed=1", "train.speed: got 1; expected one of the fields steps, batch_size"),
+        ("sped.up=1", "sped: got {'up': 1}; expected one of the fields name, seed, teacher"),
+        ("train=5", "train: got 5; expected a section with fields."),
+        ("seed.more=1", "--set: got 'seed.more'; expected a field of a recipe."),
+        ("train.steps", "--set: got 'train.steps'; expected section.field=value."),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(override, message):
@@ -80,7 +93,7 @@ def test_a_wrong_value_is_one_line_that_names_it(override, message):
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(UserError, match=f"recipe: 'nope' is not known; allowed: {', '.join(NAMES)}, or the path"):
+    with pytest.raises(UserError, match=f"recipe: got 'nope'; expected one of {', '.join(NAMES)}, or the path"):
         recipe.load("nope")
 
 
@@ -106,5 +119,34 @@ def test_a_malformed_file_is_named(tmp_path, content, message):
 )
 def test_sources_are_below_their_root_unless_they_stand_for_themselves(root, path, placed):
     prompts = recipe.parse("", [f"prompts.sources=[{{path='{path}'}}]", f"prompts.root='{root}'"]).prompts
-    assert prompts.place(path) == placed
-    assert prompts.of_one_machine == ([placed] if placed == "laion/*.parquet" else [])
+    assert prompts.resolve(path) == placed
+    assert prompts.node_local_paths == ([placed] if placed == "laion/*.parquet" else [])
+
+
+def test_a_recipe_inherits_what_it_does_not_say(tmp_path):
+    (tmp_path / "mine.toml").write_text('base = "sd21"\nname = "mine"\n[train]\nsteps = 5\n')
+    (tmp_path / "hers.toml").write_text('base = "mine.toml"\nname = "hers"\n[evaluation]\nscales = [2.0]\n')
+    paper, loaded = recipe.load("sd21"), recipe.load(str(tmp_path / "hers.toml"))
+    assert (loaded.name, loaded.train.steps, loaded.evaluation.scales) == ("hers", 5, (2.0,))
+    assert loaded.train.batch_size == paper.train.batch_size
+    assert loaded.prompts == paper.prompts
+
+
+def test_a_recipe_that_is_its_own_base_is_refused(tmp_path):
+    (tmp_path / "mine.toml").write_text('base = "mine.toml"\n')
+    with pytest.raises(
+        UserError, match=r"base: got 'mine.toml'; expected a recipe's name or .toml file, at most 8 deep"
+    ):
+        recipe.load(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "pixart"])
+def test_the_recipes_of_the_paper_are_what_table_6_says(name):
+    loaded = recipe.load(name)
+    steps, batch, guidance = {"sd15": (60000, 64, 4.0), "sd21": (40000, 64, 4.0), "pixart": (50000, 32, 3.0)}[name]
+    assert (loaded.train.steps, loaded.train.batch_size, loaded.method.guidance_range) == (
+        steps,
+        batch,
+        (0.5, guidance),
+    )
+    assert (loaded.student.learning_rate, loaded.lora_teacher.rank, loaded.train.num_workers) == (1e-6, 64, 4)

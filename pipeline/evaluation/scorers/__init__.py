@@ -1,11 +1,11 @@
 """Metrics of images, each to its authors' definition: `check` before any image is made, then `load`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import invalid
 from pipeline.evaluation.scorers import aesthetic, clip, hpsv2, imaging
 from pipeline.evaluation.scorers.base import Metric, Scorer
 
@@ -33,11 +33,10 @@ SCORERS = {
 def check(metric: Metric) -> None:
     """Raises a UserError where the metric cannot be computed. Reads names and shapes of weights, and no images."""
     reads = COMMON + SCORERS[metric.kind].reads
-    for one in fields(metric):
-        value = getattr(metric, one.name)
-        if one.name not in reads and value != one.default:
-            raise UserError(
-                f"evaluation.metrics.{one.name}: {value!r} is of no use to {metric.kind!r}; allowed: {', '.join(reads)}"
+    for name in sorted(metric.model_fields_set - set(reads)):
+        if (value := getattr(metric, name)) != Metric.model_fields[name].default:
+            raise invalid(
+                f"evaluation.metrics.{name}", value, f"one of the fields that {metric.kind!r} reads: {', '.join(reads)}"
             )
     SCORERS[metric.kind].check(metric)
 

@@ -11,8 +11,8 @@ from pipeline.cluster import follow as following
 from pipeline.cluster import submit as submitting
 from pipeline.cluster.follow import Printer, exit_code, follow
 from pipeline.cluster.submit import Job, settings, submit, with_attempt
-from pipeline.environment import PINNED
 from pipeline.errors import UserError
+from pipeline.lockfile import PINNED
 
 JOB = Job("distill", ("--run", "s3://b/run"), "name = 'sd21'", name="sd21")
 
@@ -113,8 +113,8 @@ def test_settings_go_along_and_secrets_do_not():
     assert "PATH" not in sent
 
 
-@pytest.mark.parametrize(("words", "held"), [([], "1"), (["--any-versions"], "")])
-def test_a_job_is_held_to_the_lock_unless_any_versions_will_do(words, held):
+@pytest.mark.parametrize(("words", "held"), [([], "1"), (["--ignore-lock"], "")])
+def test_a_job_is_held_to_the_lock_unless_ignore_lock_will_do(words, held):
     options = make_parser().parse_args(["submit", "prepare", "--run", "/run", *words])
     assert settings({}, variables_of(options))[PINNED] == held
 

@@ -78,7 +78,7 @@ def test_the_loss_sees_the_pixels_of_transformers_own_processor(folder, processo
 
 
 def test_a_metric_sees_them_too_and_records_what_is_not_openai_s(folder, processor, images):
-    scorer = load(Metric("clip", str(folder), prefix=""))
+    scorer = load(Metric(kind="clip", weights=str(folder), prefix=""))
     texts = ["a cat", "a dog"]
     expected = (reference(folder, processor, images) * scorer.features.of_texts(texts)).sum(-1)
     found = scorer(images, texts, [None, None])["clip_positive"]

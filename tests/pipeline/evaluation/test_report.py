@@ -61,7 +61,7 @@ def evaluated(request, tmp_path):
     folder.write("images/all.parquet", buffer.getvalue())
     rows = [{**row, "images": "all"} for row in rows]
     figures.judge(rows)
-    recipe = Recipe(name=ATTACK)
+    recipe = Recipe().model_copy(update={"name": ATTACK})
     summary = figures.summarise(recipe, rows, {"clip": {"version": 3}})
     return recipe, summary, rows, Pictures(folder, rows)
 

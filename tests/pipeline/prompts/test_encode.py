@@ -77,5 +77,5 @@ def test_bfloat16_arrives_bit_for_bit():
 
 
 def test_a_negative_for_the_batch_needs_the_workers_own_encoder():
-    with pytest.raises(UserError, match=r'train.num_encoders: got 1; expected none with method.negative_per = "batch"'):
+    with pytest.raises(UserError, match=r'train.num_encoders: got 1; expected 0 with method.negative_per = "batch"'):
         recipe.parse("", ["train.num_encoders=1", "method.negative_per=batch"])

@@ -10,7 +10,7 @@ from pipeline.recipe import Source
 
 
 def names(path):
-    ((_, found),) = find((Source(str(path), name="x"),))
+    ((_, found),) = find((Source(path=str(path), name="x"),))
     return [each.uri.rpartition("/")[2] for each in found]
 
 

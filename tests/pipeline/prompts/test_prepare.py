@@ -345,10 +345,13 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(folder, tmp_path):
         ("[{path='*.pkl'}]", "a pickle runs the code that is in it"),
         ("[{path='a.txt'}, {path='./a.txt'}]", "the name 'a' twice is not allowed; allowed: a `name` for each"),
         ("[{path='a.txt', name='../up'}]", "the name '../up' is not allowed"),
-        ("[{path='a.txt', name='x'}, {path='shapes'}]", '"shapes" beside others is not allowed'),
-        ("[]", "prompts.sources: \\[\\] is not allowed; allowed: one or more sections"),
-        ("[{path='a.txt', weight=-1}]", r"prompts.sources\[0\].weight: -1 is not allowed; allowed: 0 or more"),
-        ("[{paht='a.txt'}]", r"prompts.sources\[0\].paht: no such field; allowed: path, name, column, weight"),
+        ("[{path='a.txt', name='x'}, {path='shapes'}]", 'sources: got "shapes" beside others; expected it alone'),
+        ("[]", "prompts.sources: got \\[\\]; expected at least one entry"),
+        ("[{path='a.txt', weight=-1}]", r"prompts.sources\[0\].weight: got -1; expected a number at least 0"),
+        (
+            "[{paht='a.txt'}]",
+            r"prompts.sources\[0\].paht: got 'a.txt'; expected one of the fields path, name, column, weight",
+        ),
     ],
 )
 def test_sources_that_cannot_be(folder, tmp_path, monkeypatch, sources, message):

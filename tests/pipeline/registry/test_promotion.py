@@ -9,7 +9,7 @@ from pipeline.registry.scores import Scores
 
 IMAGES = 200
 NOISE = np.random.default_rng(0).normal(0, 0.05, IMAGES)
-RULE = Promotion("quality", margin=0.02)
+RULE = Promotion(metric="quality", margin=0.02)
 
 
 def scores(options=None, first=0, **shifts):
@@ -42,7 +42,7 @@ def test_the_whole_interval_must_be_above_the_margin(shift, promoted, says):
 
 @pytest.mark.parametrize(("shift", "promoted"), [(-0.05, True), (0.05, False)])
 def test_of_a_metric_where_lower_is_better_a_fall_is_a_gain(shift, promoted):
-    rule = Promotion("error", higher_is_better=False)
+    rule = Promotion(metric="error", higher_is_better=False)
     decision = decide(rule, scores(error=shift), scores(error=0.0), "1")
     assert decision.promoted is promoted
     assert decision.comparisons[0].gain == pytest.approx(-shift, abs=0.002)
@@ -59,7 +59,7 @@ def test_more_confidence_is_a_wider_interval():
     [(0.0, True), (0.01, True), (0.0199, False), (0.05, False)],
 )
 def test_a_guard_s_interval_shows_no_loss_above_its_limit(loss, promoted):
-    rule = Promotion("quality", guardrails=(GuardrailMetric("kept", max_regression=0.02),))
+    rule = Promotion(metric="quality", guardrails=(GuardrailMetric(metric="kept", max_regression=0.02),))
     decision = decide(rule, scores(quality=0.1, kept=-loss), scores(quality=0.0, kept=0.0), "1")
     assert decision.promoted is promoted
     assert ("kept kept" in decision.verdict) == promoted
@@ -67,7 +67,9 @@ def test_a_guard_s_interval_shows_no_loss_above_its_limit(loss, promoted):
 
 
 def test_a_guard_where_lower_is_better():
-    rule = Promotion("quality", guardrails=(GuardrailMetric("error", max_regression=0.02, higher_is_better=False),))
+    rule = Promotion(
+        metric="quality", guardrails=(GuardrailMetric(metric="error", max_regression=0.02, higher_is_better=False),)
+    )
     old = scores(quality=0.0, error=0.0)
     assert decide(rule, scores(quality=0.1, error=-0.1), old, "1").promoted
     assert not decide(rule, scores(quality=0.1, error=0.1), old, "1").promoted
@@ -100,7 +102,7 @@ def test_a_score_that_is_no_number_on_some_image_is_not_compared(whose):
 
 
 def test_a_guard_that_cannot_be_compared_does_not_pass():
-    rule = Promotion("quality", guardrails=(GuardrailMetric("kept"),))
+    rule = Promotion(metric="quality", guardrails=(GuardrailMetric(metric="kept"),))
     decision = decide(rule, scores(quality=0.1), scores(quality=0.0, kept=0.0), "2")
     assert not decision.promoted
     assert "better, but the evaluation of this student has no kept" in decision.verdict
@@ -114,7 +116,7 @@ def with_exclusion(quality, seeds, kept):
     return Scores(own.metrics | metrics, own.images | {"kept": images}, own.sha256)
 
 
-GUARDED = Promotion("quality", guardrails=(GuardrailMetric("kept", max_regression=0.1),))
+GUARDED = Promotion(metric="quality", guardrails=(GuardrailMetric(metric="kept", max_regression=0.1),))
 
 
 @pytest.mark.parametrize("theirs", [range(200), range(150, 350), range(200, 400)])
@@ -164,7 +166,7 @@ def test_few_pairs_that_differ_are_judged_by_the_exact_sign_test():
     metrics = {"quality": {"options": {}}}
     new = Scores(metrics, {"quality": dict.fromkeys(images, 1.0)}, "")
     old = Scores(metrics, {"quality": {image: float(i >= 7) for i, image in enumerate(images)}}, "")
-    year, single = Promotion("quality"), Promotion("quality", decisions=1)
+    year, single = Promotion(metric="quality"), Promotion(metric="quality", decisions=1)
     assert not decide(year, new, old, "1").promoted
     assert decide(single, new, old, "1").promoted
 
@@ -190,7 +192,7 @@ def test_a_series_of_equally_good_students_keeps_its_champion():
     rng = np.random.default_rng(5)
     false = {}
     for decisions in (1, 10):
-        rule = Promotion("quality", decisions=decisions)
+        rule = Promotion(metric="quality", decisions=decisions)
         false[decisions] = np.mean([promotes_by_chance(rule, rng) for _ in range(60)])
     assert false[1] > 0.05  # each comparison at 95 %, as if it were the only one
     assert false[10] <= 0.05 < 2 * false[1]

@@ -79,7 +79,7 @@ def test_processes_share_the_images_of_one(teacher, processes, clip_images):
         make(teacher, *more, "train.micro_batch_size=2", rank=rank, world_size=processes, clip=clip)
         for rank in range(processes)
     ]
-    places = [part.recipe.places(part.rank, processes) for part in parts]
+    places = [part.recipe.batch_slice(part.rank, processes) for part in parts]
     assert [place for own in places for place in own] == list(range(8))
     shares = [steps(part, 1, [PROMPTS[i] for i in own])[0] for part, own in zip(parts, places, strict=True)]
     assert shares[0]["loss_student"] != shares[1]["loss_student"]

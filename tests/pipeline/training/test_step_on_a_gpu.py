@@ -29,7 +29,7 @@ def test_a_step_of_the_recipe(name):
     cast_frozen(teacher_model, dtype, keep=output_layer(teacher_model))
     options = recipe.lora_teacher
     with META:
-        add_lora(teacher_model, rank=options.rank, scaling=options.scaling, targets=options.targets)
+        add_lora(teacher_model, rank=options.rank, scaling=options.lora_alpha, targets=options.target_modules)
     for parameter in lora_parameters(teacher_model):
         parameter.data = parameter.data.float()
     student, teachers = steerable(student_model.requires_grad_(True), dtype), steerable(teacher_model, dtype)

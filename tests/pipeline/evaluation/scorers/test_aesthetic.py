@@ -25,7 +25,7 @@ def head(tmp_path):
 def test_scores_are_vbench_s(checkpoint, head):
     expected = RECORDED["aesthetic"]
     assert np.std(list(expected.values())) > 1000 * TOLERANCE
-    metric = Metric("aesthetic", checkpoint(RECORDED["config"]), head=head, batch_size=3)
+    metric = Metric(kind="aesthetic", weights=checkpoint(RECORDED["config"]), head=head, batch_size=3)
     scorers.check(metric)
     scorer, images = scorers.load(metric), [image(name) for name in expected]
     found = scorer(images, [""] * len(images), [None] * len(images))
@@ -44,9 +44,9 @@ def test_scores_are_vbench_s(checkpoint, head):
 def test_a_head_that_does_not_fit_is_one_line(checkpoint, tmp_path, tensors, message):
     torch.save(tensors, tmp_path / "head.pth")
     with pytest.raises(UserError, match=f"^evaluation.metrics.head: .*{message}"):
-        scorers.check(Metric("aesthetic", checkpoint(RECORDED["config"]), head=str(tmp_path / "head.pth")))
+        scorers.check(Metric(kind="aesthetic", weights=checkpoint(RECORDED["config"]), head=str(tmp_path / "head.pth")))
 
 
 def test_no_head_is_one_line(checkpoint):
     with pytest.raises(UserError, match=r"^evaluation.metrics.head: '' names no weights; allowed: .*linear\.pth"):
-        scorers.check(Metric("aesthetic", checkpoint(RECORDED["config"])))
+        scorers.check(Metric(kind="aesthetic", weights=checkpoint(RECORDED["config"])))

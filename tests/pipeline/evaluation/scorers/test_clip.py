@@ -23,7 +23,9 @@ TOLERANCE = 1e-6  # of a cosine
 @pytest.mark.parametrize("architecture", RECORDED)
 def test_cosines_are_open_clip_s(checkpoint, architecture):
     rows = RECORDED[architecture]["scores"]
-    metric = Metric("clip", checkpoint(RECORDED[architecture]["config"]), architecture, batch_size=3)
+    metric = Metric(
+        kind="clip", weights=checkpoint(RECORDED[architecture]["config"]), architecture=architecture, batch_size=3
+    )
     scorers.check(metric)
     scorer, images = scorers.load(metric), [image(name) for name in SIZES]
     for name, prompt in PROMPTS.items():
@@ -37,14 +39,14 @@ def test_cosines_are_open_clip_s(checkpoint, architecture):
 
 def test_the_default_is_vit_g_14_with_the_paper_s_prefix(checkpoint):
     file = checkpoint(RECORDED["ViT-g-14"]["config"])
-    options = scorers.load(Metric("clip", file)).options
+    options = scorers.load(Metric(kind="clip", weights=file)).options
     assert options["architecture"] == "ViT-g-14"
     assert options["prefix"] == "A photo depicts "
 
 
 def test_a_folder_in_transformers_layout_is_scored_with_its_own_tokenizer():
     prompts, images = ["a red circle", "a blue square"], [image("exact"), image("grey")]
-    metric = Metric("clip", str(WEIGHTS / "clip"), prefix="")
+    metric = Metric(kind="clip", weights=str(WEIGHTS / "clip"), prefix="")
     scorers.check(metric)
     scorer = scorers.load(metric)
     found = scorer(images, prompts, prompts[::-1])
@@ -76,4 +78,4 @@ def test_another_folder_is_one_line(tmp_path, change, message):
     folder = shutil.copytree(WEIGHTS / "clip", tmp_path / "clip")
     change(folder)
     with pytest.raises(UserError, match=f"^evaluation.metrics.weights: .*{message}"):
-        scorers.check(Metric("clip", str(folder)))
+        scorers.check(Metric(kind="clip", weights=str(folder)))

@@ -22,7 +22,7 @@ def compare(recorded, file):
     """Scores all rows of each setting at once, in batches that do not divide them."""
     for setting in dict.fromkeys((row["antialias"], row["jpeg_quality"]) for row in recorded["scores"]):
         rows = [row for row in recorded["scores"] if (row["antialias"], row["jpeg_quality"]) == setting]
-        metric = Metric("hpsv2", file, antialias=setting[0], jpeg_quality=setting[1], batch_size=5)
+        metric = Metric(kind="hpsv2", weights=file, antialias=setting[0], jpeg_quality=setting[1], batch_size=5)
         scorers.check(metric)
         images, prompts = [image(row["image"]) for row in rows], [PROMPTS[row["prompt"]] for row in rows]
         scores = scorers.load(metric)(images, prompts, [None] * len(rows))["hpsv2"]
@@ -41,7 +41,7 @@ def test_scores_are_those_of_the_authors_code_at_true_size(tmp_path):
 
 
 def test_the_record_says_what_the_number_depends_on(checkpoint):
-    options = scorers.load(Metric("hpsv2", checkpoint(SMALL["config"]), antialias=False)).options
+    options = scorers.load(Metric(kind="hpsv2", weights=checkpoint(SMALL["config"]), antialias=False)).options
     assert json.loads(json.dumps(options)) == options
     assert {key: options[key] for key in ("version", "antialias", "jpeg_quality", "architecture", "scale")} == {
         "version": "v2.1",
@@ -54,7 +54,7 @@ def test_the_record_says_what_the_number_depends_on(checkpoint):
 
 
 def test_a_prompt_s_features_are_computed_once(checkpoint):
-    scorer = scorers.load(Metric("hpsv2", checkpoint(SMALL["config"])))
+    scorer = scorers.load(Metric(kind="hpsv2", weights=checkpoint(SMALL["config"])))
     calls = []
     scorer.features.model.text_model.register_forward_pre_hook(
         lambda module, given, named: calls.append(len(named["input_ids"])), with_kwargs=True
@@ -83,13 +83,15 @@ def test_the_summary_is_the_benchmark_s():
 def test_a_folder_s_file_is_that_of_the_version(tmp_path, version):
     save(clip_layout(SMALL["config"]), tmp_path / hpsv2.FILES[version])
     other = {"v2.0": "v2.1", "v2.1": "v2.0"}[version]
-    scorers.check(Metric("hpsv2", str(tmp_path), version=version))
+    scorers.check(Metric(kind="hpsv2", weights=str(tmp_path), version=version))
     with pytest.raises(UserError, match=re.escape(hpsv2.FILES[other])):
-        scorers.check(Metric("hpsv2", str(tmp_path), version=other))
+        scorers.check(Metric(kind="hpsv2", weights=str(tmp_path), version=other))
     with pytest.raises(UserError, match=f"^evaluation.metrics.weights: .* is not of version {other}; allowed: "):
-        scorers.check(Metric("hpsv2", str(tmp_path / hpsv2.FILES[version]), version=other))
+        scorers.check(Metric(kind="hpsv2", weights=str(tmp_path / hpsv2.FILES[version]), version=other))
 
 
 def test_a_field_of_another_metric_is_one_line():
-    with pytest.raises(UserError, match=r"^evaluation.metrics.prefix: 'x' is of no use to 'hpsv2'; allowed: kind, "):
-        scorers.check(Metric("hpsv2", "weights.pt", prefix="x"))
+    with pytest.raises(
+        UserError, match=r"^evaluation.metrics.prefix: got 'x'; expected one of the fields that 'hpsv2' reads: kind, "
+    ):
+        scorers.check(Metric(kind="hpsv2", weights="weights.pt", prefix="x"))

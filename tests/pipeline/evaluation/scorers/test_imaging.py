@@ -31,7 +31,7 @@ def musiq(file, change=lambda table: None):
 def test_scores_are_vbench_s(tmp_path):
     expected = RECORDED["imaging"]
     assert np.std(list(expected.values())) > 100 * TOLERANCE
-    metric = Metric("imaging", musiq(tmp_path / "musiq.pth"))
+    metric = Metric(kind="imaging", weights=musiq(tmp_path / "musiq.pth"))
     scorers.check(metric)
     scorer, images = scorers.load(metric), [image(name) for name in expected]
     found = scorer(images, [""] * len(images), [None] * len(images))
@@ -62,4 +62,4 @@ def test_the_layout_is_the_published_one_by_default():
 )
 def test_other_weights_are_one_line(tmp_path, change, message):
     with pytest.raises(UserError, match=f"^evaluation.metrics.weights: .*{message}"):
-        scorers.check(Metric("imaging", musiq(tmp_path / "musiq.pth", change)))
+        scorers.check(Metric(kind="imaging", weights=musiq(tmp_path / "musiq.pth", change)))

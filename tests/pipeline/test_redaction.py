@@ -1,7 +1,7 @@
 import pytest
 
 from jobs.__main__ import main
-from pipeline.secrets import is_secret, masked
+from pipeline.redaction import is_secret, redact
 
 SECRET = "hush-hush-hush"
 
@@ -28,7 +28,7 @@ SECRET = "hush-hush-hush"
     ],
 )
 def test_what_is_masked_and_what_is_left(text, expected):
-    assert masked(text, {"AWS_SECRET_ACCESS_KEY": SECRET, "HF_TOKEN": "short", "PATH": "photo of a cat"}) == expected
+    assert redact(text, {"AWS_SECRET_ACCESS_KEY": SECRET, "HF_TOKEN": "short", "PATH": "photo of a cat"}) == expected
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from importlib import metadata
 import pytest
 
 from jobs.__main__ import main
-from pipeline import environment
+from pipeline import lockfile
 
 TORCH = metadata.version("torch").partition("+")[0]
 
@@ -13,7 +13,7 @@ def lock(tmp_path, monkeypatch):
     def write(*lines):
         (tmp_path / "requirements.lock").write_text("\n".join(lines))
 
-    monkeypatch.setattr(environment, "LOCK", tmp_path / "requirements.lock")
+    monkeypatch.setattr(lockfile, "LOCK", tmp_path / "requirements.lock")
     return write
 
 
@@ -27,12 +27,12 @@ def lock(tmp_path, monkeypatch):
 )
 def test_what_is_installed_is_compared_with_the_lock(lock, lines, wrong):
     lock(*lines)
-    assert environment.differences(environment.LOCK) == wrong
+    assert lockfile.differences(lockfile.LOCK) == wrong
 
 
 def test_a_submitted_job_on_other_versions_is_one_line(lock, tmp_path, monkeypatch, capsys):
     lock("numpy==0.1", "ray==0.1", "torch==0.1", "pillow==0.1")
-    monkeypatch.setenv(environment.PINNED, "1")
+    monkeypatch.setenv(lockfile.PINNED, "1")
     assert main(["prepare", "--run", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
     assert f"numpy is {metadata.version('numpy')}, not 0.1" in err
@@ -43,7 +43,7 @@ def test_a_submitted_job_on_other_versions_is_one_line(lock, tmp_path, monkeypat
 
 def test_a_command_at_home_is_not_held_to_the_lock(lock, monkeypatch):
     lock("numpy==0.1")
-    monkeypatch.delenv(environment.PINNED, raising=False)
-    environment.require_locked()
-    monkeypatch.setenv(environment.PINNED, "")  # as --any-versions leaves it
-    environment.require_locked()
+    monkeypatch.delenv(lockfile.PINNED, raising=False)
+    lockfile.check_versions()
+    monkeypatch.setenv(lockfile.PINNED, "")  # as --ignore-lock leaves it
+    lockfile.check_versions()

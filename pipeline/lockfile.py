@@ -13,13 +13,13 @@ PINNED = "NASA_DISTILL_PINNED"  # in the environment of a submitted job's proces
 SHOWN = 3
 
 
-def require_locked() -> None:
+def check_versions() -> None:
     """Raises a UserError in a process of a submitted job whose machine has other versions than the lock."""
     if os.environ.get(PINNED) and (wrong := differences(LOCK)):
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise UserError(
             f"environment: on this machine {', '.join(wrong[:SHOWN])}{more}; allowed: what {LOCK.name} pins, "
-            "installed on every node, or `submit --any-versions`"
+            "installed on every node, or `submit --ignore-lock`"
         )
 
 

@@ -26,7 +26,7 @@ def is_secret(name: str) -> bool:
     return name.upper() not in NOT_SECRET and bool(NAME.search(name.upper()))
 
 
-def masked(text: str, environment: Mapping[str, str] | None = None) -> str:
+def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     """The text with every secret of the environment, and those that stand in addresses, replaced by ***."""
     own = os.environ if environment is None else environment
     values = {value for name, value in own.items() if is_secret(name) and len(value) >= SHORTEST}
@@ -39,6 +39,6 @@ def masked(text: str, environment: Mapping[str, str] | None = None) -> str:
     return text
 
 
-def shows_secret(text: str) -> bool:
-    """Whether `masked` hides something of it."""
-    return masked(text) != text
+def contains_secret(text: str) -> bool:
+    """Whether `redact` hides something of it."""
+    return redact(text) != text

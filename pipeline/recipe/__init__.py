@@ -1,0 +1,36 @@
+"""Recipes: one frozen, validated recipe describes one run. TOML files, inheritance and `--set` overrides."""
+
+from pipeline.recipe.loading import RECIPES, dump, load, parse, parse_section
+from pipeline.recipe.schema import (
+    BUNDLED,
+    Evaluation,
+    GuardrailMetric,
+    Metric,
+    Promotion,
+    Prompts,
+    Recipe,
+    Schedule,
+    Source,
+    Train,
+)
+
+EMBEDDED = BUNDLED
+
+__all__ = [
+    "BUNDLED",
+    "EMBEDDED",
+    "RECIPES",
+    "Evaluation",
+    "GuardrailMetric",
+    "Metric",
+    "Promotion",
+    "Prompts",
+    "Recipe",
+    "Schedule",
+    "Source",
+    "Train",
+    "dump",
+    "load",
+    "parse",
+    "parse_section",
+]
