@@ -350,7 +350,7 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(folder, tmp_path):
         ("[{path='a.txt', weight=-1}]", r"prompts.sources\[0\].weight: got -1; expected a number at least 0"),
         (
             "[{paht='a.txt'}]",
-            r"prompts.sources\[0\].paht: got 'a.txt'; expected one of the fields path, name, column, weight",
+            r"prompts.sources\[0\].paht: got 'a.txt'; expected one of the fields path, name",
         ),
     ],
 )

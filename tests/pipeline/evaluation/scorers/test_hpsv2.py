@@ -92,6 +92,6 @@ def test_a_folder_s_file_is_that_of_the_version(tmp_path, version):
 
 def test_a_field_of_another_metric_is_one_line():
     with pytest.raises(
-        UserError, match=r"^evaluation.metrics.prefix: got 'x'; expected one of the fields that 'hpsv2' reads: kind, "
+        UserError, match=r"^evaluation.metrics.prefix: got 'x'; expected one of the fields that 'hpsv2' reads"
     ):
         scorers.check(Metric(kind="hpsv2", weights="weights.pt", prefix="x"))
