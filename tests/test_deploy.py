@@ -169,7 +169,7 @@ def test_names_are_kubernetes_own_and_who_evaluates_has_a_gpu(capsys, sets, name
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RayJob", "--recipe", "mine.toml", "--run", "s3://b/r"], "recipe: 'mine.toml' is not known"),
+        (["RayJob", "--recipe", "mine.toml", "--run", "s3://b/r"], "recipe: got 'mine.toml'; expected one of"),
         (
             ["RayJob", "--recipe", "sd21", "--run", "s3://b/r"],
             "prompts.sources: 'journeydb/*.jsonl*' is of this machine",

@@ -102,6 +102,7 @@ RUN = {
     f"{SD21.format('distill')} --dry-run": Small(says="not ready: "),
     SD21.format("distill"): Small(PAPER, after=(SD21.format("prepare"),)),
     "python -m benchmarks.rounding": Small(exact=True, table=True),
+    "python -m pipeline.recipe.reference": Small(exact=True),
     "python -m benchmarks.distillation --check": Small("--batch 4", says="largest relative difference"),
     "OMP_NUM_THREADS=1 python -m benchmarks.distillation --threads 1 --rounds 15 --rows plain shared compiled both": (
         Small("--batch 4 --rounds 3 --compiler eager", table=True)
@@ -173,6 +174,7 @@ NOT_RUN = {  # by how the command begins
     "free -m": "no command of ours",
     "du -sh": "no command of ours",
     "source .venv/bin/activate": "the environment is there",
+    "python -m jobs distill --recipe mine.toml": "a recipe of the reader's; tests/pipeline/test_recipe.py inherits",
     "python3.11 -m venv": "a network: it installs",
     ".venv/bin/pip install": "a network: it installs",
     "pip install .": "tests/test_wheel.py builds the wheel and imports it",

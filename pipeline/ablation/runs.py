@@ -122,7 +122,7 @@ def warm_up(plan: Plan) -> None:
         return
     torch.set_num_threads(plan.threads)
     method = VARIANTS[0].method(plan.base.method)
-    distiller = _train(replace(plan.base, method=method), plan.warm_up_steps, 0)
+    distiller = _train(plan.base.model_copy(update={"method": method}), plan.warm_up_steps, 0)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(distiller.student_weights(), folder / "student.safetensors")
     save_file(_lora(distiller), folder / "lora_teacher.safetensors")
@@ -132,7 +132,7 @@ def warm_up(plan: Plan) -> None:
 def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
     """Train a variant from the warm start and judge it; the row of one run."""
     torch.set_num_threads(plan.threads)
-    options = replace(plan.base, seed=seed, method=variant.method(plan.base.method))
+    options = plan.base.model_copy(update={"seed": seed, "method": variant.method(plan.base.method)})
     distiller = _train(options, plan.steps, plan.warm_up_steps, Path(plan.folder) / WARM_UP)
     student = distiller.engines.student.module.model
     student.load_state_dict(distiller.ema, strict=False)

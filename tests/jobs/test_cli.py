@@ -19,13 +19,13 @@ def _tracking_elsewhere(monkeypatch, tmp_path):
     [
         (
             ["prepare", "--recipe", "nope"],
-            "recipe: 'nope' is not known; allowed: gpu-smoke, pixart, sd15, sd21, shapes",
+            "recipe: got 'nope'; expected one of gpu-smoke, pixart, sd15, sd21, shapes",
         ),
         (
             ["distill", "--recipe", "nope"],
-            "recipe: 'nope' is not known; allowed: gpu-smoke, pixart, sd15, sd21, shapes",
+            "recipe: got 'nope'; expected one of gpu-smoke, pixart, sd15, sd21, shapes",
         ),
-        (["prepare", "--set", "train.batch_size=-1"], "train.batch_size: -1 is not allowed; allowed: a number above 0"),
+        (["prepare", "--set", "train.batch_size=-1"], "train.batch_size: got -1; expected a number above 0"),
         (["prepare", "--prompts", "gone.txt"], "prompts.sources: 'gone.txt': no such file"),
         (["evaluate"], "no complete distill here (no manifest.json); run `python -m jobs distill` first"),
     ],

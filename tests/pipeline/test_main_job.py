@@ -215,10 +215,10 @@ def test_what_does_not_fit_the_prepared_run_is_refused(run, tmp_path, tiny_teach
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train.gpus_per_worker=1"], "train.gpus_per_worker: 2 workers x 1 ask for 2 GPUs, and there are 0"),
+        (["train.gpus_per_worker=1"], "train.gpus_per_worker: 2 workers x 1 GPU requested, 0 available"),
         (
             ["evaluation.every_n_checkpoints=1", "evaluation.gpus_per_process=1"],
-            "evaluation.gpus_per_process: 1 process x 1 ask for 1 GPUs, and there are 0",
+            "evaluation.gpus_per_process: 1 process x 1 GPU requested, 0 available",
         ),
     ],
 )

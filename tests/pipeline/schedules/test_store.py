@@ -82,16 +82,16 @@ def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
     [
         (["add"], "--name: is needed here"),
         (["add", "weekly"], "schedule.cron: is empty; allowed: --cron"),
-        (["add", "weekly", "--cron", "0 3 * *"], "schedule.cron: '0 3 * *' is not allowed; allowed: five fields"),
-        (["add", "weekly", "--cron", "0 3 * * *", "--timezone", "Mars"], "schedule.timezone: 'Mars' is not allowed"),
-        (["add", "weekly", "--cron", "0 0 */29 2 SUN#5"], "schedule.cron: '0 0 */29 2 SUN#5' is not allowed"),
+        (["add", "weekly", "--cron", "0 3 * *"], "schedule.cron: got '0 3 * *'; expected five fields"),
+        (["add", "weekly", "--cron", "0 3 * * *", "--timezone", "Mars"], "schedule.timezone: got 'Mars'; expected an IANA name"),
+        (["add", "weekly", "--cron", "0 0 */29 2 SUN#5"], "schedule.cron: got '0 0 */29 2 SUN#5'; expected five fields"),
         (
             ["add", "weekly", "--cron", "0 3 * * *", "--set", "schedule.max_lateness_hours=1e300"],
-            "schedule.max_lateness_hours: 1e+300",
+            "schedule.max_lateness_hours: got 1e+300",
         ),
         (
             ["add", "weekly", "--cron", "0 3 * * *", "--set", "schedule.retry_minutes=inf"],
-            "schedule.retry_minutes: inf",
+            "schedule.retry_minutes: got inf",
         ),
         (["pause", "nothing"], "name: 'nothing' is no schedule; allowed: none yet"),
     ],
