@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("distilled", help="the folder of a distilled student")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds to search for what a negative names")
     options = parser.parse_args()
-    student = distilled_student(Folder.of(options.distilled))
+    student = distilled_student(Folder.from_uri(options.distilled))
     scales(student, options.seeds).save(IMAGES / "scales.png")
     quality(student).save(IMAGES / "quality.png")
 

@@ -119,7 +119,7 @@ def run(data: Path, keep: str) -> None:
     from pipeline.storage import Folder
 
     out = Path(keep or tempfile.mkdtemp())
-    recipe, folder = recipe_of(data), Folder.of(out / "prompts")
+    recipe, folder = recipe_of(data), Folder.from_uri(out / "prompts")
     with memory() as peak:
         record, seconds = timed(lambda: prepare(recipe, folder))
     rows = sum(source["rows"] for source in record["sources"].values())

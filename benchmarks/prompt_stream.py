@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    folder = Folder.of(arguments.prompts)
+    folder = Folder.from_uri(arguments.prompts)
     record = prepared.check(folder)
     steps = record["epoch"] // BATCH
     with ray_session():

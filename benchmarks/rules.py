@@ -52,8 +52,8 @@ def main() -> None:
 
 def measure(folder: Path, seeds: int = SEEDS) -> dict[str, Any]:
     """Shares of each way over the seeds whose plain image shows what the negative names."""
-    record = manifest.read(Folder.of(folder), "distill")
-    recipe, student = parse(record["recipe"]), distilled_student(Folder.of(folder))
+    record = manifest.read(Folder.from_uri(folder), "distill")
+    recipe, student = parse(record["recipe"]), distilled_student(Folder.from_uri(folder))
     ways = [Way(kind, scale) for kind, scales in SCALES.items() for scale in scales]
     collected = trials(student, AttributeJudge.load(), ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
     return {

@@ -10,24 +10,24 @@ from jobs import (
     distill,
     evaluate,
     evaluate_video,
+    k8s_manifest,
     logs,
-    manifest,
     merge,
     models,
     prepare,
     prepare_benchmarks,
     register,
     run,
+    run_scheduled,
     schedule,
     scheduler,
     status,
     stop,
     submit,
-    tick,
     train_shapes,
 )
 from jobs import list as list_jobs
-from pipeline.errors import TrainingError, UserError, again
+from pipeline.errors import TrainingError, UserError, resume_hint
 from pipeline.lockfile import check_versions
 from pipeline.redaction import redact
 
@@ -35,7 +35,7 @@ GROUPS = {
     "one run": (prepare, distill, evaluate, register, run),
     "students": (compare, models, merge, prepare_benchmarks, evaluate_video, ablate, train_shapes),
     "jobs on a Ray cluster": (submit, status, logs, stop, list_jobs),
-    "schedules and Kubernetes": (schedule, scheduler, tick, manifest),
+    "schedules and Kubernetes": (schedule, scheduler, run_scheduled, k8s_manifest),
 }
 USAGE_ERROR = 2
 
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {redact(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted; {again()} to continue", file=sys.stderr)
+        print(f"interrupted; {resume_hint()} to continue", file=sys.stderr)
         return 130
     return int(code or 0)
 

@@ -16,8 +16,10 @@ def run(options: argparse.Namespace) -> None:
 
     one, other = PurePosixPath(options.run), PurePosixPath(options.other)
     names = (one.name, other.name) if one.name != other.name else (str(one), str(other))
-    folder = Folder.of(options.out) if options.out else Folder.of(options.run) / f"beside-{other.name}"
-    found = compare(Folder.of(options.run) / "evaluation", Folder.of(options.other) / "evaluation", names, folder)
+    folder = Folder.from_uri(options.out) if options.out else Folder.from_uri(options.run) / f"beside-{other.name}"
+    found = compare(
+        Folder.from_uri(options.run) / "evaluation", Folder.from_uri(options.other) / "evaluation", names, folder
+    )
     for row in found["metrics"]:
         interval = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" if row["pairs"] else ""
         print(f"{row['metric']:<20}{interval:<32}{row['sentence']}")

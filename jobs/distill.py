@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the recipe, what it reads and writes, and what it will take"
     )
-    parser.add_argument("--address", metavar="ADDRESS", help="a Ray cluster (default: a local one for this run)")
+    shared.add_ray_address(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         from pipeline.recipe import dump
         from pipeline.redaction import redact
-        from pipeline.training.budget import describe
+        from pipeline.training.dry_run import describe
 
         prompts = shared.folder_of(options, "prompts")
         print(dump(recipe))
@@ -32,7 +32,9 @@ def run(options: argparse.Namespace) -> None:
     from pipeline import manifest
     from pipeline.training.distill import distill
 
-    finished = folder.has(manifest.NAME)
-    record = distill(recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options), options.address)
+    finished = folder.exists(manifest.NAME)
+    record = distill(
+        recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options), options.ray_address
+    )
     said = "already distilled" if finished else "distilled"
     print(f"{said}: {record['metrics']['step']} steps, student {record['student_sha256'][:12]}: {folder.uri}/student")

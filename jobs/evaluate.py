@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_run(parser)
     shared.add_overrides(parser)
     shared.add_tracking(parser)
-    parser.add_argument("--address", metavar="ADDRESS", help="a Ray cluster (default: a local one)")
+    shared.add_ray_address(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
         folder,
         shared.tracking_of(options),
         options.overrides,
-        options.address,
+        options.ray_address,
     )
     print(table(summary))
     print(f"report: {folder.uri}/report.html\ncontact sheet: {folder.uri}/contact_sheet.png")

@@ -6,12 +6,12 @@ from jobs import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_cluster(parser)
+    shared.add_job_server(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from pipeline.cluster.client import cluster_at
     from pipeline.cluster.listing import rows
 
-    with cluster_at(options.address) as client:
+    with cluster_at(options.job_server) as client:
         print(shared.table(rows(client), "no jobs yet; `python -m jobs submit` sends one"))

@@ -8,7 +8,7 @@ from jobs import submit
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_job(parser)
-    shared.add_cluster(parser)
+    shared.add_job_server(parser)
     parser.add_argument("--follow", action="store_true", help="until it ends; the exit code is the job's then")
 
 
@@ -16,7 +16,7 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.cluster.client import cluster_at
     from pipeline.cluster.listing import details_of
 
-    with cluster_at(options.address) as client:
+    with cluster_at(options.job_server) as client:
         details = details_of(client, options.job)
         if options.follow:
             return submit.followed(client, details.submission_id)

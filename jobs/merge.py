@@ -14,5 +14,5 @@ def run(options: argparse.Namespace) -> None:
     from pipeline.storage import Folder
     from pipeline.training.merge import merge
 
-    folder_hash = merge(options.first, options.second, options.weight, Folder.of(options.out))
+    folder_hash = merge(options.first, options.second, options.weight, Folder.from_uri(options.out))
     print(f"merged, student {folder_hash[:12]}: {options.out}")

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Folder
 
@@ -85,11 +85,17 @@ def shared_tracking(given: str | None) -> str:
     return uri
 
 
-def add_cluster(parser: argparse.ArgumentParser) -> None:
+def add_ray_address(parser: argparse.ArgumentParser) -> None:
+    """Add the address of a Ray cluster, whose driver the command then is."""
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="Ray cluster to join (default: start a local one)")
+
+
+def add_job_server(parser: argparse.ArgumentParser) -> None:
+    """Add the URL of a Ray cluster's job server, to which jobs are submitted."""
     parser.add_argument(
-        "--address",
+        "--job-server",
         metavar="URL",
-        help="of the cluster's job server (default: RAY_API_SERVER_ADDRESS, or port 8265 of this machine)",
+        help="URL of the Ray job server (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)",
     )
 
 
@@ -99,12 +105,12 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def tick_of(text: str | None) -> str | None:
-    """A tick's name, or none."""
+def parse_scheduled_time(text: str | None) -> str | None:
+    """Return the scheduled time of `--scheduled-time`, checked, or None."""
     from pipeline import cron
 
     if text is not None and not cron.is_stamp(text):
-        raise UserError(f"--tick: {text!r} is not allowed; allowed: a UTC time such as 20261129T0300Z")
+        raise invalid("--scheduled-time", text, "a UTC time such as 20261129T0300Z")
     return text
 
 
@@ -118,7 +124,7 @@ def _model_name(teacher: str) -> str:
 
 
 def folder_of(options: argparse.Namespace, part: str) -> Folder:
-    return Folder.of(options.run) / part
+    return Folder.from_uri(options.run) / part
 
 
 def table(rows: list[dict[str, str]], empty: str) -> str:

@@ -8,14 +8,14 @@ from jobs import options as shared
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_run(parser)
     shared.add_recipe(parser)
-    parser.add_argument("--address", metavar="ADDRESS", help="a Ray cluster (default: this machine)")
+    shared.add_ray_address(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from pipeline.prompts.prepare import prepare
 
     folder = shared.folder_of(options, "prompts")
-    record = prepare(shared.recipe_of(options), folder, options.address, print)
+    record = prepare(shared.recipe_of(options), folder, options.ray_address, print)
     for name, source in record["sources"].items():
         for reason, count in sorted(source["removed"].items(), key=lambda item: -item[1]):
             print(f"{name}: {count} of {source['rows']} removed: {reason}")

@@ -19,6 +19,6 @@ def run(options: argparse.Namespace) -> None:
         shared.folder_of(options, "registered"),
         shared.tracking_of(options),
     )
-    what = outcome["alias"] or "a version without an alias"
-    print(f"registered {outcome['model']} version {outcome['version']} as {what}: {outcome['decision']}")
+    alias = outcome.alias or "a version without an alias"
+    print(f"registered {outcome.model} version {outcome.version} as {alias}: {outcome.decision}")
     print("`python -m jobs models` lists the versions, `make ui` opens MLflow")

@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_run(parser)
     shared.add_recipe(parser)
     shared.add_tracking(parser)
-    parser.add_argument("--address", metavar="ADDRESS", help="a Ray cluster (default: a local one)")
+    shared.add_ray_address(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -17,10 +17,10 @@ def run(options: argparse.Namespace) -> None:
     from pipeline.main_job import run_pipeline
     from pipeline.storage import Folder
 
-    run = Folder.of(options.run)
+    run = Folder.from_uri(options.run)
     outcome = run_pipeline(
-        recipe, run, shared.tracking_of(options), options.address, say=lambda step: print(step, flush=True)
+        recipe, run, shared.tracking_of(options), options.ray_address, log=lambda step: print(step, flush=True)
     )
-    what = outcome["alias"] or "a version without an alias"
-    print(f"registered {outcome['model']} version {outcome['version']} as {what}: {outcome['decision']}")
+    alias = outcome.alias or "a version without an alias"
+    print(f"registered {outcome.model} version {outcome.version} as {alias}: {outcome.decision}")
     print(f"report: {run.uri}/evaluation/report.html")

@@ -19,30 +19,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pipeline.schedules import overview
-    from pipeline.schedules.store import Schedules
+    from pipeline.schedules.schedule_store import ScheduleStore
     from pipeline.storage import Folder
 
-    schedules = Schedules(Folder.of(options.store))
+    store = ScheduleStore(Folder.from_uri(options.store))
     if options.action == "list":
-        print(shared.table(overview.rows(schedules), "no schedules yet; `python -m jobs schedule add` makes one"))
+        print(shared.table(overview.schedule_rows(store), "no schedules yet; `python -m jobs schedule add` makes one"))
         return
     name = shared.required(options, "name")
     if options.action == "history":
-        print(shared.table(overview.past(schedules, name), "nothing was due yet"))
+        print(shared.table(overview.history_rows(store, name), "nothing was due yet"))
     elif options.action == "add":
         recipe, tracking = shared.recipe_of(options), shared.tracking_of(options)
-        if not schedules.store.is_local:
+        if not store.folder.is_local:
             shared.require_shared_prompts(recipe)
             tracking = shared.shared_tracking(options.tracking_uri)
-        schedules.add(name, recipe, tracking)
-        print(f"{name}: next {overview.next_time(schedules.read(name))}; `python -m jobs scheduler` submits it")
+        store.add(name, recipe, tracking)
+        print(f"{name}: next {overview.next_time(store.read(name))}; `python -m jobs scheduler` submits it")
     elif options.action == "run-now":
-        tick = overview.run_now(schedules, name)
-        paused = " once, though the schedule is paused" if schedules.read(name).paused else ""
-        print(f"{name}: {tick} runs{paused}; `python -m jobs scheduler` submits it")
+        scheduled_time = overview.run_now(store, name)
+        paused = " once, though the schedule is paused" if store.read(name).paused else ""
+        print(f"{name}: {scheduled_time} runs{paused}; `python -m jobs scheduler` submits it")
     elif options.action == "remove":
-        schedules.remove(name)
-        print(f"{name}: removed; its runs and history are in {schedules.home(name).uri}")
+        store.remove(name)
+        print(f"{name}: removed; its runs and history are in {store.home(name).uri}")
     else:
-        found = schedules.pause(name, options.action == "pause")
-        print(f"{name}: {'paused' if found.paused else f'next {overview.next_time(found)}'}")
+        schedule = store.pause(name, options.action == "pause")
+        print(f"{name}: {'paused' if schedule.paused else f'next {overview.next_time(schedule)}'}")

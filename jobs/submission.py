@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from jobs import options as shared
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 FOLDERS = ("run", "runs", "out", "store")
 OF_RECIPE = ("recipe", "teacher", "prompts", "overrides", "cron", "timezone")  # options that the resolved recipe holds
 ONCE = "once"  # of what does not recur
-CLUSTER = "ADDRESS"  # the metavar of a Ray cluster's address
 
 
 def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Job":
@@ -35,30 +34,30 @@ def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Jo
         value = getattr(options, dest)
         if dest in FOLDERS:
             _require_shared(action, value)
-        if dest == "address" or (sent and dest in OF_RECIPE):
+        if dest in ("ray_address", "job_server") or (sent and dest in OF_RECIPE):
             continue
         arguments += _again(action, shared.shared_tracking(value) if dest == "tracking_uri" else value)
-    if "address" in actions and actions["address"].metavar == CLUSTER:  # a job server's is found by the job itself
-        arguments += ["--address", "auto"]
+    if "ray_address" in actions:
+        arguments += ["--ray-address", "auto"]
     return Job(
         command,
         tuple(arguments),
         dump(recipe) if recipe and sent else None,
         name=recipe.name if recipe else "",
-        tick=_due(options, recipe) if command == "tick" else ONCE,
+        scheduled_time=_scheduled_time(options, recipe) if command == "run-scheduled" else ONCE,
         in_image=options.in_image,
     )
 
 
-def _due(options: argparse.Namespace, recipe: Recipe | None) -> str:
-    """Of `tick`: each time that is due is a job of its own."""
-    if options.tick or recipe is None:
-        return shared.tick_of(options.tick) or shared.required(options, "tick")
+def _scheduled_time(options: argparse.Namespace, recipe: Recipe | None) -> str:
+    """Return the scheduled time of `run-scheduled`: each is a job of its own."""
+    if options.scheduled_time or recipe is None:
+        return shared.parse_scheduled_time(options.scheduled_time) or shared.required(options, "scheduled_time")
     from pipeline import cron
 
     when = recipe.schedule
     if not when.cron:
-        raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN', or --tick")
+        raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN', or --scheduled-time.")
     return cron.stamp(cron.latest(when.cron, when.timezone, datetime.now(UTC)))
 
 

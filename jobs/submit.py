@@ -4,19 +4,29 @@ import argparse
 import sys
 from typing import Any
 
-from jobs import distill, evaluate, evaluate_video, prepare, prepare_benchmarks, register, scheduler, submission, tick
+from jobs import (
+    distill,
+    evaluate,
+    evaluate_video,
+    prepare,
+    prepare_benchmarks,
+    register,
+    run_scheduled,
+    scheduler,
+    submission,
+)
 from jobs import options as shared
-from jobs import run as whole
+from jobs import run as run_command
 
 COMMANDS = {
-    "run": whole,
+    "run": run_command,
     "prepare": prepare,
     "prepare-benchmarks": prepare_benchmarks,
     "distill": distill,
     "evaluate": evaluate,
     "evaluate-video": evaluate_video,
     "register": register,
-    "tick": tick,
+    "run-scheduled": run_scheduled,
     "scheduler": scheduler,
 }
 
@@ -29,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, module in COMMANDS.items():
         own = commands.add_parser(name, help=module.__doc__, description=module.__doc__, conflict_handler="resolve")
         module.add_arguments(own)
-        shared.add_cluster(own)
+        shared.add_job_server(own)
         own.add_argument("--attempt", type=int, default=0, metavar="N", help="another try of a job that ended (from 1)")
         own.add_argument("--retry", action="store_true", help="the next attempt of one that failed or was stopped")
         own.add_argument("--in-image", action="store_true", help="the cluster's image has the code: send none")
@@ -45,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.cluster.submit import submit, with_attempt
 
     job = submission.job_of(options, options.submitted, COMMANDS[options.submitted])
-    with cluster_at(options.address) as client:
+    with cluster_at(options.job_server) as client:
         job = with_attempt(client, job, options.attempt, options.retry)
         sent = submit(client, job, submission.variables_of(options))
         print(f"submitted {job.id}" if sent else already(client, job.id), flush=True)

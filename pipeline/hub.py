@@ -29,7 +29,7 @@ def local_folder(place: str, field: str, revision: str = "main", wanted: Sequenc
     Of the hub's files those that fit `wanted`.
     """
     if not is_hub_id(place):
-        folder = Folder.of(place)
+        folder = Folder.from_uri(place)
         return Path(folder.path) if folder.is_local else _copied(folder)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -84,7 +84,7 @@ def _is_mistake(error: Exception) -> bool:
 
 def _copied(folder: Folder) -> Path:
     """Of S3: on this machine, made once for all its processes, and anew where a file of the folder has changed."""
-    files = folder.listing()
+    files = folder.walk()
     told = "\0".join([folder.uri, *(f"{file.path} {file.size} {file.mtime_ns}" for file in files)])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill"
     target = cache / hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -1,12 +1,12 @@
-"""The whole main job on one folder: prepare, distill, evaluate, register; each step goes on where it was."""
+"""The main job on one folder: prepare, distill, evaluate, register; each step resumes where it was."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.prompts.prepare import prepare
 from pipeline.recipe import Recipe
+from pipeline.registry.outcome import RegisteredVersion
 from pipeline.registry.register import register_run
 from pipeline.session import ray_session
 from pipeline.storage import Folder
@@ -17,16 +17,16 @@ def run_pipeline(
     recipe: Recipe,
     run: Folder,
     tracking_uri: str,
-    address: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Returns what registering said: model, version, alias, decision."""
-    with ray_session(address) if address else nullcontext():
-        say("prepare")
-        prepare(recipe, run / "prompts", address, say)
-        say("distill")
-        distill(recipe, run / "prompts", run / "distilled", tracking_uri, address)
-        say("evaluate")
-        evaluate(run / "distilled", run / "prompts", run / "evaluation", tracking_uri, address=address)
-        say("register")
+    ray_address: str | None = None,
+    log: Callable[[str], None] = lambda text: None,
+) -> RegisteredVersion:
+    """Run every step and return the registered version."""
+    with ray_session(ray_address) if ray_address else nullcontext():
+        log("prepare")
+        prepare(recipe, run / "prompts", ray_address, log)
+        log("distill")
+        distill(recipe, run / "prompts", run / "distilled", tracking_uri, ray_address)
+        log("evaluate")
+        evaluate(run / "distilled", run / "prompts", run / "evaluation", tracking_uri, address=ray_address)
+        log("register")
         return register_run(run / "distilled", run / "evaluation", run / "registered", tracking_uri)

@@ -1,6 +1,5 @@
 """`manifest.json`: what a folder was made from, by which code, with which recipe, and what is in it."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -37,7 +36,7 @@ def read(folder: Folder, kind: str) -> dict[str, Any]:
     Raises:
         UserError: where there is none, or one of another kind, with the command that makes one.
     """
-    if not folder.has(NAME):
+    if not folder.exists(NAME):
         command = MADE_BY.get(kind, kind)
         raise UserError(f"{folder.uri}: no complete {kind} here (no {NAME}); run `python -m jobs {command}` first")
     try:
@@ -59,18 +58,6 @@ def require(record: Any, fields: Mapping[str, type], where: str) -> None:
         value = record.get(name)
         if type(value) is not kind:
             raise UserError(f"{where}: {name}: {value!r} is not allowed; allowed: {WORDS[kind]}")
-
-
-def file_hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files below a local folder."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file_hash(file.read_bytes()).encode())
-    return digest.hexdigest()
 
 
 def code_version() -> str:

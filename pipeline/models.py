@@ -17,8 +17,8 @@ from nasa.backbone import Diffusion, diffusion_of
 from nasa.backbones import BACKBONES, backbone_of
 from nasa.embeds import Embeds, cat
 from nasa.presets import last_timestep, predicted_image
-from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.hashing import sha256_of_folder
 from pipeline.hub import local_folder
 from pipeline.recipe import EMBEDDED
 
@@ -239,7 +239,7 @@ def save_denoiser(
     pipe.save_pretrained(target)
     if held := student_record(folder) if record is None else record:
         (target / STUDENT_FILE).write_text(json.dumps(dict(held), indent=2) + "\n")
-    return manifest.folder_hash(target)
+    return sha256_of_folder(target)
 
 
 def student_record(folder: Path) -> dict[str, Any]:

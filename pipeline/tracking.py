@@ -22,9 +22,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipeline import ROOT
-from pipeline.errors import StorageError, UserError
+from pipeline.errors import StorageError, UserError, first_line
 from pipeline.redaction import redact
-from pipeline.storage import first_line
 
 EXPERIMENT = "nasa-distill"
 BUFFERED = 1000  # writes that wait for a store that is away

@@ -241,7 +241,7 @@ def page_commands(start):
 def test_the_page_s_manifests_are_made_checked_and_applied(capsys):
     """What `kubectl` is given is there: a file that a command before it has printed, or one of the repository."""
     made = {}
-    for words in page_commands("python -m jobs manifest"):
+    for words in page_commands("python -m jobs k8s-manifest"):
         assert main(words[3 : words.index(">")]) == 0, words
         document = yaml.safe_load(capsys.readouterr().out)
         check(document)

@@ -73,7 +73,7 @@ RUN = {
     "python -m jobs": Small(code=2, says="jobs on a Ray cluster:"),
     "python -m jobs <command>": Small("--help", {"<command>": "distill"}),
     "python -m benchmarks.NAME": Small("--help", {"NAME": "costs"}),
-    **{f"python -m jobs {name}": Small("--help") for name in ("ablate", "models download", "tick")},
+    **{f"python -m jobs {name}": Small("--help") for name in ("ablate", "models download", "run-scheduled")},
     "make demo": Small(),
     "make demo RECIPE=shapes-full": Small(),
     "make demo RECIPE=shapes-full RUN=runs/full": Small(),
@@ -129,16 +129,17 @@ RUN = {
     ),
     "python -m benchmarks.wall_clock --side 32 --rounds 40": Small("--width 16 --side 8 --rounds 1"),
     "python -m benchmarks.gallery runs/full/distilled": Small("--seeds 16", {"runs/full": "runs/demo"}),
-    "python -m jobs manifest RayJob --recipe sd21 --run s3://BUCKET/runs/first --image REGISTRY/nasa-distill:latest "
-    "--gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts --set evaluation.benchmarks=s3://BUCKET/benchmarks "
+    "python -m jobs k8s-manifest RayJob --recipe sd21 --run s3://BUCKET/runs/first "
+    "--image REGISTRY/nasa-distill:latest --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts "
+    "--set evaluation.benchmarks=s3://BUCKET/benchmarks "
     "> rayjob.yaml": Small(),
-    "python -m jobs manifest RayCronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
+    "python -m jobs k8s-manifest RayCronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
     "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
     'evaluation.benchmarks=s3://BUCKET/benchmarks --gpus-per-node 4 --cron "0 3 * * SUN" --timezone Europe/Berlin '
     "> raycronjob.yaml": Small(),
-    "python -m jobs manifest RayCluster --recipe sd21 --run s3://BUCKET/runs/first --image "
+    "python -m jobs k8s-manifest RayCluster --recipe sd21 --run s3://BUCKET/runs/first --image "
     "REGISTRY/nasa-distill:latest --gpus-per-node 4 > raycluster.yaml": Small(),
-    "python -m jobs manifest CronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
+    "python -m jobs k8s-manifest CronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
     "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
     'evaluation.benchmarks=s3://BUCKET/benchmarks --cron "0 3 * * SUN" --timezone Europe/Berlin '
     "> cronjob.yaml": Small(),
@@ -174,7 +175,7 @@ NOT_RUN = {  # by how the command begins
     "free -m": "no command of ours",
     "du -sh": "no command of ours",
     "source .venv/bin/activate": "the environment is there",
-    "python -m jobs distill --recipe mine.toml": "a recipe of the reader's; tests/pipeline/test_recipe.py inherits",
+    "python -m jobs distill --recipe mine.toml": "the reader's recipe; tests/pipeline/test_recipe.py inherits",
     "python3.11 -m venv": "a network: it installs",
     ".venv/bin/pip install": "a network: it installs",
     "pip install .": "tests/test_wheel.py builds the wheel and imports it",
@@ -182,7 +183,10 @@ NOT_RUN = {  # by how the command begins
     "mlflow server": "PostgreSQL and S3; runs until it is ended",
     "export": "sets a variable",
     **dict.fromkeys(
-        [f"python -m jobs {name}" for name in ("submit", "list", "status", "logs", "stop", "schedule", "tick")],
+        [
+            f"python -m jobs {name}"
+            for name in ("submit", "list", "status", "logs", "stop", "schedule", "run-scheduled")
+        ],
         "a Ray cluster; tests/pipeline/cluster/test_docs_run.py has one",
     ),
     "python -m jobs models rollback --name nasa-sd21": "a cluster's registry; as above",

@@ -38,7 +38,7 @@ def node(world: World) -> list[str]:
         used = cluster.add(2)
         run = world.new_run()
         run.sets |= {"train.cpus_per_worker": 0.8}
-        process = world.begin(run.command("distill", "--address", cluster.address))
+        process = world.begin(run.command("distill", "--ray-address", cluster.address))
         for _ in _fresh(world, process, cluster, "RayTrainWorker"):
             spare, when = cluster.add(2), world.moment(world.took / 2)
             if process.poll() is not None:
@@ -60,7 +60,7 @@ def node_without_spare(world: World) -> list[str]:
         lost, _ = cluster.add(1), cluster.add(1)
         run = world.new_run()
         run.sets |= {"train.cpus_per_worker": 0.8, "train.min_workers": 1}
-        process = world.begin(run.command("distill", "--address", cluster.address))
+        process = world.begin(run.command("distill", "--ray-address", cluster.address))
         wait_for(lambda: run.checkpoints, "a checkpoint", process)
         when = world.moment(3)
         cluster.kill(lost)
@@ -93,7 +93,7 @@ def head(world: World) -> list[str]:
 def evaluator(world: World) -> list[str]:
     """An actor that evaluates is killed; the evaluation has every image, once."""
     run, notes = world.evaluated(), []
-    command, expected = run.command("evaluate", "--address", world.nodes.address), _scores(run)
+    command, expected = run.command("evaluate", "--ray-address", world.nodes.address), _scores(run)
     for _ in range(world.times):
         (run.folder / "evaluation").rename(run.folder / f"evaluation-{time.monotonic_ns()}")
         process = world.begin(command)

@@ -17,41 +17,41 @@ def scheduler(world: World) -> list[str]:
     store = run.folder / "schedules"
     world.finish(_add(run, "often", "0 0 1 1 *"))
     world.finish([sys.executable, "-m", "jobs", "schedule", "run-now", "often", "--store", str(store)])
-    command = [sys.executable, "-m", "jobs", "scheduler", "--store", str(store), "--address", world.nodes.url]
+    command = [sys.executable, "-m", "jobs", "scheduler", "--store", str(store), "--job-server", world.nodes.url]
     killed_again_and_again(world, command, 15, notes)
     last = world.begin(command)
     try:
-        wait_for(lambda: _over(store / "often/ticks"), "a tick")
+        wait_for(lambda: _over(store / "often/history"), "a tick")
     finally:
         kill(last.pid)
         last.wait()
-    _done_once(world, run, store / "often/ticks")
+    _done_once(world, run, store / "often/history")
     return notes
 
 
 def clock_jumps(world: World) -> list[str]:
     """The scheduler's clock, which is injected, jumps forwards, and back and forwards again: one run, one version."""
     from pipeline.cluster.client import connect
-    from pipeline.cluster.scheduler import Scheduler
-    from pipeline.schedules.store import Schedules
+    from pipeline.schedules.schedule_store import ScheduleStore
+    from pipeline.schedules.scheduler import Scheduler
     from pipeline.storage import Folder
 
     run, now = world.new_run(), datetime.now(UTC)
-    store, ticks = run.folder / "schedules", run.folder / "schedules/often/ticks"
+    store, ticks = run.folder / "schedules", run.folder / "schedules/often/history"
     world.finish(_add(run, "often", f"{(now.minute + 30) % 60} * * * *"))
     submitted: list[str] = []
-    scheduler = Scheduler(Schedules(Folder.of(store)), connect(world.nodes.url), say=submitted.append)
-    scheduler.look(now)
+    scheduler = Scheduler(ScheduleStore(Folder.from_uri(store)), connect(world.nodes.url), log=submitted.append)
+    scheduler.poll(now)
     assert not submitted, submitted
     jumps = [ahead := timedelta(hours=world.random.uniform(2, 200))]
-    scheduler.look(now + ahead)
+    scheduler.poll(now + ahead)
     wait_for(lambda: list(ticks.glob("*.json")), "a tick")
     while not _over(ticks):
         jumps.append(world.random.choice([ahead, timedelta(hours=world.random.uniform(-100, 0.4))]))
-        scheduler.look(now + jumps[-1])
+        scheduler.poll(now + jumps[-1])
         time.sleep(10)
     for jump in (-ahead, timedelta(0), ahead):
-        scheduler.look(now + jump)
+        scheduler.poll(now + jump)
     assert len(submitted) == 1, submitted
     _done_once(world, run, ticks)
     return [f"{jump.total_seconds() / 3600:+.0f} h" for jump in jumps]

@@ -59,7 +59,7 @@ class Run:
     @property
     def student(self) -> str:
         """The hash of its weights."""
-        return str(manifest.read(Folder.of(self.place) / "distilled", "distill")["student_sha256"])
+        return str(manifest.read(Folder.from_uri(self.place) / "distilled", "distill")["student_sha256"])
 
     def versions(self) -> int:
         """Of models, in its registry."""
@@ -134,17 +134,17 @@ class World:
         run = Run(folder, place, self.prompts, self.teacher, f"sqlite:///{folder}/ml.db")
         folder.mkdir()
         if self.prepared:
-            (Folder.of(place) / "prompts").upload(Path(self.prepared.path))
+            (Folder.from_uri(place) / "prompts").upload(Path(self.prepared.path))
             return run
         self.finish(run.command("prepare"))
-        self.prepared = Folder.of(folder / "prompts")
+        self.prepared = Folder.from_uri(folder / "prompts")
         return run
 
     def evaluated(self) -> Run:
         """Distilled and evaluated, undisturbed."""
         run = self.new_run()
         self.finish(self.distill(run))
-        self.finish(run.command("evaluate", "--address", self.nodes.address))
+        self.finish(run.command("evaluate", "--ray-address", self.nodes.address))
         return run
 
     def begin(self, command: list[str]) -> "Job":
@@ -154,7 +154,7 @@ class World:
         self.begin(command).ends_with(0)
 
     def distill(self, run: Run, *more: str) -> list[str]:
-        return run.command("distill", "--address", self.nodes.address, *more)
+        return run.command("distill", "--ray-address", self.nodes.address, *more)
 
     def moment(self, longest: float | None = None) -> float:
         """A random time within an undisturbed run."""

@@ -91,7 +91,7 @@ class Plan:
 
 def ablate(plan: Plan, seeds: Sequence[int], processes: int) -> list[dict[str, Any]]:
     """Run what is missing; returns a row a run, those of finished runs read from their files."""
-    folder = Folder.of(plan.folder)
+    folder = Folder.from_uri(plan.folder)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         pool.submit(warm_up, plan).result()
@@ -110,8 +110,8 @@ def _file(variant: Variant, seed: int) -> str:
 
 
 def _finished(plan: Plan, variant: Variant, seed: int) -> dict[str, Any] | None:
-    folder, file = Folder.of(plan.folder), _file(variant, seed)
-    row = json.loads(folder.read(file)) if folder.has(file) else None
+    folder, file = Folder.from_uri(plan.folder), _file(variant, seed)
+    row = json.loads(folder.read(file)) if folder.exists(file) else None
     return row if row and row["plan"] == plan.identity else None
 
 

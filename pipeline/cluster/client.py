@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
@@ -16,6 +16,22 @@ DEFAULT = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 10
 REQUEST_FAILED = "Request failed"  # how Ray's client begins what the server refused
 TOKEN_FILE = Path("~/.ray/auth_token")
+
+
+class JobClient(Protocol):
+    """The part of `ray.job_submission.JobSubmissionClient` that this project uses."""
+
+    def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: Any, metadata: dict[str, str]) -> str:
+        """Submit a job; return its submission id."""
+
+    def list_jobs(self) -> list[Any]:
+        """Return the details of all jobs."""
+
+    def get_job_info(self, job_id: str) -> Any:
+        """Return the details of a job."""
+
+    def stop_job(self, job_id: str) -> bool:
+        """Stop a job; tell whether it was running."""
 
 
 def connect(address: str | None = None) -> Any:
@@ -47,11 +63,11 @@ def connect(address: str | None = None) -> Any:
     except AuthenticationError:
         raise UserError(_token_line(address, token)) from None
     except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--address: {address!r} is no Ray job server: {_line(error)}; allowed: {DEFAULT}") from None
+        raise UserError(f"--job-server: {address!r} is no Ray job server: {_line(error)}; allowed: {DEFAULT}") from None
     server = getattr(client, "_server_ray_version", None) or found
     if server != ray.__version__:
         raise UserError(
-            f"--address: the cluster at {address} runs Ray {server}, here is {ray.__version__}; allowed: the same"
+            f"--job-server: the cluster at {address} runs Ray {server}, here is {ray.__version__}; allowed: the same"
         )
     return client
 
@@ -71,7 +87,7 @@ def cluster_at(address: str | None = None) -> Iterator[Any]:
         if isinstance(error, RuntimeError) and not str(error).startswith(REQUEST_FAILED):
             raise
         raise UserError(
-            f"--address: the cluster at {client.get_address()} stopped answering: {_line(error)}; "
+            f"--job-server: the cluster at {client.get_address()} stopped answering: {_line(error)}; "
             "run the same command again when it is back"
         ) from None
 
@@ -90,9 +106,9 @@ def _url(address: str) -> str:
     given = address if "://" in address else f"http://{address}"
     parts = urlsplit(given)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.hostname == "auto":
-        raise UserError(f"--address: {address!r} is not allowed; allowed: the job server's URL, such as {DEFAULT}")
+        raise UserError(f"--job-server: {address!r} is not allowed; allowed: the job server's URL, such as {DEFAULT}")
     if parts.password:
-        raise UserError("--address: a password in it would be logged; allowed: the token of the cluster instead")
+        raise UserError("--job-server: a password in it would be logged; allowed: the token of the cluster instead")
     return given.rstrip("/")
 
 
@@ -104,7 +120,7 @@ def _reach(address: str) -> None:
         return  # it answers: what is wrong, Ray's client will say
     except (OSError, ValueError, HTTPException) as error:
         raise UserError(
-            f"--address: no Ray cluster answers at {address} ({_line(error)}); "
+            f"--job-server: no Ray cluster answers at {address} ({_line(error)}); "
             "allowed: the job server of a running one; port 8265 of its head may have to be forwarded"
         ) from None
 

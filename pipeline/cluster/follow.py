@@ -72,7 +72,7 @@ async def _tail(client: Any, submission_id: str, printer: Printer) -> None:
 def _still_away(since: float, error: BaseException) -> float:
     now = time.monotonic()
     if since and now - since > AWAY_SECONDS:
-        raise UserError(f"--address: the cluster stopped answering: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--job-server: the cluster stopped answering: {str(error).splitlines()[0]}") from None
     return since or now
 
 

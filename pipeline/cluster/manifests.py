@@ -106,7 +106,7 @@ def _job(recipe: Recipe, place: Place) -> dict[str, Any]:
 
 
 def _cron_job(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """KubeRay starts every time that was missed at once, and overlaps: `tick` does what is due, once."""
+    """KubeRay starts every time that was missed at once, and overlaps: `run-scheduled` does what is due, once."""
     options = recipe.schedule
     spec = {
         "schedule": options.cron,
@@ -119,12 +119,12 @@ def _cron_job(recipe: Recipe, place: Place) -> dict[str, Any]:
 
 def _tick(recipe: Recipe, place: Place) -> list[str]:
     when = ["--cron", recipe.schedule.cron, "--timezone", recipe.schedule.timezone]
-    return ["python", "-m", "jobs", "tick", "--runs", place.run, *when, *_options(place)]
+    return ["python", "-m", "jobs", "run-scheduled", "--runs", place.run, *when, *_options(place)]
 
 
 def _options(place: Place) -> list[str]:
     sets = [word for one in place.sets for word in ("--set", one)]
-    return ["--recipe", place.recipe, *sets, "--address", "auto", "--tracking-uri", place.tracking_uri]
+    return ["--recipe", place.recipe, *sets, "--ray-address", "auto", "--tracking-uri", place.tracking_uri]
 
 
 def _job_spec(words: list[str], recipe: Recipe, place: Place) -> dict[str, Any]:

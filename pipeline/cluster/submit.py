@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import lockfile, manifest
 from pipeline.cluster.follow import FAILED, STOPPED
 from pipeline.cluster.package import RECIPE_FILE, pack
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.redaction import contains_secret, is_secret, redact
 
 SETTINGS = (  # that go along; none of them is a secret
@@ -27,36 +27,44 @@ SENDS, PAUSE_SECONDS = 5, 2.0
 
 @dataclass(frozen=True)
 class Job:
-    """`arguments` are of the command as it runs on the cluster; `recipe_toml`, if it has one, goes along as a file.
+    """A command to run on a Ray cluster.
 
-    `tick` is the time that a recurring job is due at. `attempt` counts from 1. `in_image`: the cluster has the code.
+    Attributes:
+        command: of `python -m jobs`.
+        arguments: its arguments on the cluster.
+        recipe_toml: the recipe, which is sent as a file.
+        name: the recipe's name.
+        scheduled_time: of a recurring job; "once" otherwise.
+        attempt: counted from 1.
+        in_image: whether the cluster's image contains the code, so that none is sent.
     """
 
     command: str
     arguments: tuple[str, ...]
     recipe_toml: str | None = None
     name: str = ""
-    tick: str = "once"
+    scheduled_time: str = "once"
     attempt: int = 1
     in_image: bool = False
 
     @property
     def id(self) -> str:
-        """The same for the same work: Ray refuses a second job of it."""
-        told = "\0".join((self.command, self.recipe_toml or "", *self.arguments))
-        short = hashlib.sha256(told.encode()).hexdigest()[:10]
+        """The submission id: the same for the same work, so that Ray rejects a duplicate."""
+        content = "\0".join((self.command, self.recipe_toml or "", *self.arguments))
+        short = hashlib.sha256(content.encode()).hexdigest()[:10]
         words = re.sub(r"[^A-Za-z0-9]+", "-", f"{self.command}-{self.name}").strip("-")
-        when = re.sub(r"[^A-Za-z0-9]", "", self.tick)
+        when = re.sub(r"[^A-Za-z0-9]", "", self.scheduled_time)
         return f"{words}-{short}-{when}-{self.attempt}"
 
     @property
     def entrypoint(self) -> str:
+        """The shell command that the job runs."""
         recipe = () if self.recipe_toml is None else ("--recipe", RECIPE_FILE)
         return shlex.join(("python", "-m", "jobs", self.command, *recipe, *self.arguments))
 
 
 def submit(client: Any, job: Job, given: Mapping[str, str] | None = None) -> bool:
-    """Send it, unless the cluster has it; returns whether it was sent now."""
+    """Submit a job unless the cluster has it; return whether it was submitted now."""
     _require_public(job)
     if known(client, job.id):
         return False
@@ -66,12 +74,17 @@ def submit(client: Any, job: Job, given: Mapping[str, str] | None = None) -> boo
         if not job.in_image:
             pack(Path(folder), job.recipe_toml)
         runtime_env = {"env_vars": variables} | ({} if job.in_image else {"working_dir": folder})
-        metadata = {"command": job.command, "name": job.name, "tick": job.tick, "attempt": str(job.attempt)}
+        metadata = {
+            "command": job.command,
+            "name": job.name,
+            "scheduled_time": job.scheduled_time,
+            "attempt": str(job.attempt),
+        }
         return _send(client, job, runtime_env, metadata)
 
 
 def _send(client: Any, job: Job, runtime_env: dict[str, Any], metadata: dict[str, str]) -> bool:
-    """Ray's client tries once; the id makes it safe to try again."""
+    """Submit with retries, which Ray's client does not do; the submission id makes them safe."""
     import requests
 
     for left in reversed(range(SENDS)):
@@ -82,7 +95,7 @@ def _send(client: Any, job: Job, runtime_env: dict[str, Any], metadata: dict[str
             return True
         except requests.RequestException as error:
             if not left:
-                raise UserError(f"--address: the cluster stopped answering: {type(error).__name__}") from None
+                raise UserError(f"--job-server: the cluster stopped answering: {type(error).__name__}") from None
             time.sleep(PAUSE_SECONDS)
         except RuntimeError as error:
             if known(client, job.id):  # an earlier try, or another person's
@@ -92,12 +105,12 @@ def _send(client: Any, job: Job, runtime_env: dict[str, Any], metadata: dict[str
 
 
 def known(client: Any, submission_id: str) -> Any:
-    """The job's details, or None."""
+    """Return a job's details, or None."""
     return next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
 
 
 def settings(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables for the job. The dashboard shows them: none may be a secret."""
+    """Return the job's environment variables; the dashboard shows them, so a secret is an error."""
     own = {name: here[name] for name in SETTINGS if here.get(name)}
     chosen = {manifest.CODE: manifest.code_version(), lockfile.PINNED: "1", **own, **given}
     for name, value in chosen.items():
@@ -109,16 +122,16 @@ def settings(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str
 
 
 def _require_public(job: Job) -> None:
-    """The dashboard shows the command, and whoever reaches the cluster can read what was packed."""
+    """Refuse secrets in the command, which the dashboard shows, and in the recipe, which the cluster stores."""
     for text in (*job.arguments, *(job.recipe_toml or "").splitlines()):
         if contains_secret(text):
             raise UserError(f"submit: the secret in {redact(text)!r} could be read in the cluster; {OWN_SECRETS}")
 
 
 def with_attempt(client: Any, job: Job, attempt: int, retry: bool) -> Job:
-    """The attempt that is asked for; else the latest; with `retry`, where that failed or was stopped, the next."""
+    """Return the job with the requested attempt, else the latest one; with `retry`, the next if that one failed."""
     if attempt < 0:
-        raise UserError(f"--attempt: {attempt} is not allowed; allowed: 1 or more")
+        raise invalid("--attempt", attempt, "1 or more")
     stem = job.id.rpartition("-")[0]
     made = [(str(each.submission_id).rpartition("-"), each.status) for each in client.list_jobs()]
     attempts = {int(number): status for (own, _, number), status in made if own == stem and number.isdigit()}

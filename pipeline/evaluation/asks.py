@@ -142,7 +142,7 @@ def _sets(recipe: Recipe, prompts: Folder) -> list[list[Ask]]:
     if not options.prompt_sets:
         texts = prepared.first_prompts(prompts)[: options.num_prompts]
         return [[Ask(OWN, i, text, NEGATIVE_PROMPTS["hpsv2"], options.seed + i) for i, text in enumerate(texts)]]
-    benchmarks = Folder.of(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
+    benchmarks = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
     manifest.read(benchmarks, "benchmarks")
     prepared_sets = [name for name in options.prompt_sets if name != "exclusion"]
     return [asks for name in prepared_sets for asks in _benchmark(name, benchmarks, options)]
@@ -150,7 +150,7 @@ def _sets(recipe: Recipe, prompts: Folder) -> list[list[Ask]]:
 
 def _benchmark(name: str, benchmarks: Folder, options: Evaluation) -> Iterator[list[Ask]]:
     """A prepared set's asks, style by style."""
-    if not benchmarks.has(TABLE_OF[name]):
+    if not benchmarks.exists(TABLE_OF[name]):
         raise UserError(
             f"evaluation.prompt_sets: {name!r} is not among the prompts of {benchmarks.uri}; "
             f"prepare it with `python -m jobs prepare-benchmarks --{name}`, or leave it out"

@@ -74,7 +74,7 @@ def evaluate_student(
 ) -> dict[str, Any]:
     """Evaluate any student, a finished one's or a checkpoint's. Who is `patient` waits for room as long as it takes."""
     made_from = {"recipe": dump(recipe), "student_sha256": subject.student_sha256}
-    if folder.has(manifest.NAME) and manifest.read(folder, "evaluate").items() >= made_from.items():
+    if folder.exists(manifest.NAME) and manifest.read(folder, "evaluate").items() >= made_from.items():
         return dict(json.loads(folder.read(SUMMARY)))
     count = require(recipe, prompt_folder)
     setup = _setup(subject, recipe, prompt_folder, folder)

@@ -58,8 +58,8 @@ class Studio:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.recipe = setup, parse(setup.recipe_toml)
-        self.folder = Folder.of(setup.folder)
-        self.pieces = pieces(self.recipe, Folder.of(setup.prompts))
+        self.folder = Folder.from_uri(setup.folder)
+        self.pieces = pieces(self.recipe, Folder.from_uri(setup.prompts))
         self.options: dict[str, dict[str, Any]] = {}  # of each column that a scorer gave
         self.device = "cuda" if self.recipe.evaluation.gpus_per_process else "cpu"
 
@@ -85,7 +85,7 @@ class Studio:
     def _kept(self, name: str, place: str, make: Callable[[], list[Row]]) -> list[Row]:
         """The rows of this file, which is made where it is not there."""
         folder = self.folder / place
-        if folder.has(name):
+        if folder.exists(name):
             return list(pq.read_table(io.BytesIO(folder.read(name))).to_pylist())
         rows = make()
         buffer = io.BytesIO()
@@ -135,7 +135,7 @@ class Studio:
     @cached_property
     def _student(self) -> Sampler:
         """It shares all but the denoiser with its teacher."""
-        return student_of(self._teacher, Folder.of(self.setup.student))
+        return student_of(self._teacher, Folder.from_uri(self.setup.student))
 
     def _key(self, piece: Piece) -> str:
         """Over all that its images follow from; of exclusion the judge chooses the seeds."""

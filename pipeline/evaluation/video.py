@@ -102,7 +102,7 @@ def _checked(options: Videos) -> tuple[str, list[str]]:
         scorers.check(metric)
     if not options.prompts:
         raise UserError('prompts: "" is not allowed; allowed: a text file, one prompt a line')
-    file = Folder.of(options.prompts)
+    file = Folder.from_uri(options.prompts)
     try:
         lines = file.parent.read(file.uri.rpartition("/")[2]).decode().splitlines()
     except UnicodeDecodeError as error:
@@ -121,7 +121,7 @@ class VideoStudio:
     """An actor of Ray Data: makes a video, keeps it and its scores, and gives its row."""
 
     def __init__(self, options: Videos, model: str, folder: str) -> None:
-        self.options, self.model, self.folder = options, model, Folder.of(folder) / VIDEOS
+        self.options, self.model, self.folder = options, model, Folder.from_uri(folder) / VIDEOS
         self.device = "cuda" if options.gpus_per_process else "cpu"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class VideoStudio:
     def row(self, ask: dict[str, Any]) -> dict[str, Any]:
         made_of = {**self.options.values(), **ask}
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
-        if not self.folder.has(f"{key}.json"):
+        if not self.folder.exists(f"{key}.json"):
             frames = self._frames(ask)
             clips = clip_scores(frames, CLIP_SECONDS * self.options.fps, self.scorers)
             self.folder.write(f"{key}.webp", animated(frames, self.options.fps))

@@ -11,6 +11,7 @@ from datasets_prep import evaluation
 from datasets_prep.sources import read
 from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.hashing import sha256_of_bytes
 from pipeline.prompts import inputs
 from pipeline.prompts.clean import ROWS_PER_CHUNK
 from pipeline.recipe import Source
@@ -49,8 +50,8 @@ def _pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
 
 
 def _styles(place: str) -> dict[str, bytes]:
-    folder = Folder.of(place)
-    names = [name for name in folder.names() if name.removesuffix(".json") in evaluation.HPSV2_STYLES]
+    folder = Folder.from_uri(place)
+    names = [name for name in folder.list_files() if name.removesuffix(".json") in evaluation.HPSV2_STYLES]
     return {name.removesuffix(".json"): folder.read(name) for name in names}
 
 
@@ -59,4 +60,4 @@ def _write(folder: Folder, name: str, table: pa.Table) -> dict[str, Any]:
     pq.write_table(table, buffer)
     content = buffer.getvalue()
     folder.write(name, content)
-    return {"rows": table.num_rows, "bytes": len(content), "sha256": manifest.file_hash(content)}
+    return {"rows": table.num_rows, "bytes": len(content), "sha256": sha256_of_bytes(content)}

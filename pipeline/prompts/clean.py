@@ -18,11 +18,11 @@ from datasets_prep.chunk import BAND_COLUMNS as BANDS
 from datasets_prep.chunk import Account, process
 from datasets_prep.filters import CountTokens, Filters
 from datasets_prep.sources import SCHEMA, read
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.prompts.inputs import Input
 from pipeline.remote_errors import iter_rows
 from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, ray_resources, wait_for_resources
-from pipeline.storage import Folder, first_line
+from pipeline.storage import Folder
 
 ROWS_PER_CHUNK = 10_000
 IN_PROCESS = 16 * 2**20  # bytes of input that are not worth a cluster's start
@@ -57,7 +57,7 @@ class Cleaned:
 
 def clean(inputs: Sequence[Input], how: How, folder: Folder, address: str | None = None) -> list[Cleaned]:
     """Clean what is not cleaned yet; `folder` keeps a folder for each file."""
-    missing = [each for each in inputs if not (folder / each.key(how.text)).has(ACCOUNT)]
+    missing = [each for each in inputs if not (folder / each.key(how.text)).exists(ACCOUNT)]
     try:
         if missing:
             run = _in_process if sum(each.size for each in missing) < IN_PROCESS and not address else _on_ray

@@ -51,7 +51,7 @@ class Encoder:
     @cached_property
     def negatives(self) -> NegativeSampler:
         own = self.encoding
-        return NegativeSampler.read(Folder.of(own.prompts_uri), avoid_contradictions=own.avoid_contradictions)
+        return NegativeSampler.read(Folder.from_uri(own.prompts_uri), avoid_contradictions=own.avoid_contradictions)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Adds `states` [N, 2, T, D] and `mask` [N, 2, T], of each prompt and its negative."""

@@ -33,7 +33,7 @@ class Input:
         return self.uri.removeprefix("s3://")
 
     def file(self) -> File:
-        place = Folder.of(self.uri)
+        place = Folder.from_uri(self.uri)
         return File(place.filesystem, place.path, self.column)
 
     def key(self, how: str) -> str:
@@ -60,7 +60,7 @@ def _name(path: str) -> str:
 
 
 def _files(name: str, source: Source, field: str) -> list[Input]:
-    place = Folder.of(source.path)
+    place = Folder.from_uri(source.path)
     fixed = place.path.split("*")[0].rpartition("/")[0] if "*" in place.path else place.path
     try:
         info = place.filesystem.get_file_info(fixed)

@@ -16,6 +16,7 @@ from datasets_prep.shapes import prompts as world
 from datasets_prep.sources import read
 from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.hashing import sha256_of_bytes
 from pipeline.hub import is_hub_id, local_folder
 from pipeline.prompts import assemble, clean, inputs
 from pipeline.prompts.assemble import SCHEMA
@@ -45,7 +46,7 @@ class Prepared:
         self.files[name] = {
             "rows": table.num_rows,
             "bytes": len(content),
-            "sha256": manifest.file_hash(content),
+            "sha256": sha256_of_bytes(content),
             **more,
         }
 
@@ -64,7 +65,7 @@ def prepare(
     found = [] if recipe.prompts.is_bundled else inputs.find(_placed(recipe.prompts))
     observed = _negative_files(recipe.prompts)
     asked = request_of(recipe, [each for _, files in found for each in files], observed)
-    if folder.has(manifest.NAME):
+    if folder.exists(manifest.NAME):
         record = manifest.read(folder, "prepare")
         more = more_files(folder, record, asked)
         if not more:
@@ -88,7 +89,7 @@ def prepare(
 
 def _is_in_use(folder: Folder) -> bool:
     """Whether the run that this folder belongs to has begun its distillation."""
-    return (folder.parent / "distilled").has(manifest.RUN_FILE)
+    return (folder.parent / "distilled").exists(manifest.RUN_FILE)
 
 
 def _placed(prompts: Prompts) -> list[Source]:
@@ -219,6 +220,6 @@ def _finish(recipe: Recipe, made: Prepared, asked: dict[str, Any]) -> dict[str, 
 
 def _remove_others(made: Prepared) -> None:
     """Shards of an earlier preparation that this one has not."""
-    for name in made.folder.names():
+    for name in made.folder.list_files():
         if name.endswith(".parquet") and name not in made.files:
             made.folder.remove(name)

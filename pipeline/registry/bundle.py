@@ -13,8 +13,8 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
 import nasa
-from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.hashing import sha256_of_folder
 from pipeline.recipe import Recipe
 from pipeline.registry import card
 from pipeline.registry.candidate import Candidate
@@ -42,14 +42,14 @@ SCALE = 0.5  # alpha of a row that names none, where the evaluation chose none
 def build(candidate: Candidate, recipe: Recipe, scores: Scores, name: str, scratch: Path) -> Path:
     """Write the folder and return it; the student is checked to be the one that was evaluated."""
     student = candidate.student.local_copy(scratch / "copy")
-    if manifest.folder_hash(student) != candidate.student_sha256:
+    if sha256_of_folder(student) != candidate.student_sha256:
         raise UserError(f"{candidate.student.uri}: is not the student of its manifest; distil or export it again")
     folder = scratch / "version"
     _save_model(candidate, recipe, student, folder)
     shutil.copytree(student, folder / STUDENT)
     (folder / EVALUATION).mkdir()
     for file in FILES:
-        if candidate.evaluation.has(file):
+        if candidate.evaluation.exists(file):
             (folder / EVALUATION / file).write_bytes(candidate.evaluation.read(file))
     (folder / "recipe.toml").write_text(candidate.recipe, encoding="utf-8")
     page = card.render(candidate, recipe, scores, name, options(recipe, student))

@@ -55,14 +55,14 @@ def licence(teacher: str, revision: str = "main") -> str:
         return "Apache-2.0"
     if is_hub_id(teacher):
         return _on_hub(teacher, revision)
-    folder = Folder.of(teacher)
-    if folder.has("README.md"):
+    folder = Folder.from_uri(teacher)
+    if folder.exists("README.md"):
         front = FRONT_MATTER.match(folder.read("README.md").decode(errors="replace"))
         found = LICENCE_LINE.search(front[1]) if front else None
         if found:
             return found[1]
     for file in LICENCE_FILES:
-        if folder.has(file):
+        if folder.exists(file):
             lines = folder.read(file).decode(errors="replace").split("\n")
             return f"{next((line.strip() for line in lines if line.strip()), UNKNOWN)} (its {file})"
     return UNKNOWN

@@ -3,21 +3,21 @@
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow.tracking import MlflowClient
 
 from pipeline import manifest, tracking
 from pipeline.recipe import Recipe, parse
-from pipeline.registry import bundle, pages, store
+from pipeline.registry import bundle, descriptions, mlflow_registry
 from pipeline.registry.candidate import SHORT, Candidate
+from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
+from pipeline.registry.outcome import RegisteredVersion
 from pipeline.registry.promotion import Decision, decide, first
 from pipeline.registry.publish import publish
 from pipeline.registry.scores import Scores
-from pipeline.registry.store import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
 from pipeline.storage import Folder
 
 
@@ -34,29 +34,27 @@ class _Entry:
         return f"nasa-{self.recipe.name}"
 
 
-def register(candidate: Candidate, tracking_uri: str) -> dict[str, Any]:
-    """One version for one set of weights; returns its model, version, alias, uri and the decision.
+def register(candidate: Candidate, tracking_uri: str) -> RegisteredVersion:
+    """Register a student as one version per set of weights, assign its alias and return the version.
 
-    Called again with another evaluation it takes over the new scores, and a version that never was champion is
-    decided anew.
+    A second call with another evaluation updates the scores, and decides again about a version that was never champion.
     """
     entry = _Entry(candidate, parse(candidate.recipe), Scores.read(candidate.evaluation))
     with tracking.reached(tracking_uri) as client:
         tracking.require_run(tracking_uri, candidate.mlflow_run)
-        store.ensure_model(client, entry.name)
+        mlflow_registry.ensure_model(client, entry.name)
         number = _version(client, entry)
-        _settle(client, entry, number)
-        pages.refresh(client, entry.name)
-        return _outcome(client, entry.name, number)
+        _assign_alias(client, entry, number)
+        descriptions.refresh(client, entry.name)
+        return _registered_version(client, entry.name, number)
 
 
-def register_run(distilled: Folder, evaluated: Folder, folder: Folder, tracking_uri: str) -> dict[str, Any]:
-    """Register the student at the end of a run, and write down in `folder` what became of it."""
+def register_run(distilled: Folder, evaluated: Folder, folder: Folder, tracking_uri: str) -> RegisteredVersion:
+    """Register the student of a finished run, and record the result in `folder`."""
     candidate = Candidate.of_run(distilled, evaluated)
     outcome = register(candidate, tracking_uri)
-    manifest.write(
-        folder, "register", student_sha256=candidate.student_sha256, mlflow_run=candidate.mlflow_run, **outcome
-    )
+    lineage = {"student_sha256": candidate.student_sha256, "mlflow_run": candidate.mlflow_run}
+    manifest.write(folder, "register", **lineage, **asdict(outcome))
     return outcome
 
 
@@ -65,7 +63,7 @@ def _version(client: MlflowClient, entry: _Entry) -> str:
     number = _lowest(client, entry)
     if number is not None:
         tags = client.get_model_version(entry.name, number).tags
-        if tags.get(store.EVALUATION) == entry.scores.sha256:
+        if tags.get(mlflow_registry.EVALUATION) == entry.scores.sha256:
             return number
     with tempfile.TemporaryDirectory() as scratch:
         folder = bundle.build(entry.candidate, entry.recipe, entry.scores, entry.name, Path(scratch))
@@ -73,7 +71,7 @@ def _version(client: MlflowClient, entry: _Entry) -> str:
     if number is None:
         return _create(client, entry)
     _describe(client, entry, number, None)
-    store.tag(client, entry.name, number, **_tags(entry))
+    mlflow_registry.tag(client, entry.name, number, **_tags(entry))
     return number
 
 
@@ -92,8 +90,8 @@ def _create(client: MlflowClient, entry: _Entry) -> str:
 def _lowest(client: MlflowClient, entry: _Entry) -> str | None:
     same = [
         str(found.version)
-        for found in store.versions(client, entry.name)
-        if found.tags.get(store.STUDENT) == entry.candidate.student_sha256
+        for found in mlflow_registry.versions(client, entry.name)
+        if found.tags.get(mlflow_registry.STUDENT) == entry.candidate.student_sha256
     ]
     return same[-1] if same else None
 
@@ -103,9 +101,9 @@ def _tags(entry: _Entry) -> dict[str, str]:
     candidate = entry.candidate
     return {metric: entry.scores.short(metric) for metric in entry.scores.metrics} | {
         METRIC: entry.recipe.promotion.metric,
-        store.STEP: str(candidate.step),
-        store.STUDENT: candidate.student_sha256,
-        store.EVALUATION: entry.scores.sha256,
+        mlflow_registry.STEP: str(candidate.step),
+        mlflow_registry.STUDENT: candidate.student_sha256,
+        mlflow_registry.EVALUATION: entry.scores.sha256,
         "data_sha256": candidate.data_sha256,
         "recipe_sha256": hashlib.sha256(candidate.recipe.encode()).hexdigest(),
         "teacher": candidate.teacher,
@@ -114,27 +112,27 @@ def _tags(entry: _Entry) -> dict[str, str]:
     }
 
 
-def _settle(client: MlflowClient, entry: _Entry, number: str) -> None:
+def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
     """Decide what the version is, once for one pair of evaluations; a champion that was replaced stays so."""
     tags = client.get_model_version(entry.name, number).tags
-    champion = store.aliases(client, entry.name).get(CHAMPION)
+    champion = mlflow_registry.aliases(client, entry.name).get(CHAMPION)
     if number == champion:
-        _crown(client, entry.name, number)  # what an interrupted call had begun
+        _set_champion(client, entry.name, number)  # what an interrupted call had begun
     if number == champion or tags.get(STATE, "").startswith(CHAMPION):
         return
     made_of = f"evaluation {entry.scores.sha256[:SHORT]}"
     if champion is not None:
-        theirs = client.get_model_version(entry.name, champion).tags.get(store.EVALUATION, "")
+        theirs = client.get_model_version(entry.name, champion).tags.get(mlflow_registry.EVALUATION, "")
         made_of += f" against version {champion} with evaluation {theirs[:SHORT]}"
     if tags.get(DECIDED) == made_of:
         return
     decision = _decide(client, entry, champion)
-    _write_down(client, entry, number, decision, made_of)
+    _record_decision(client, entry, number, decision, made_of)
     if decision.promoted:
-        _crown(client, entry.name, number)
+        _set_champion(client, entry.name, number)
     else:
-        _challenge(client, entry.name, number)
-        store.tag(client, entry.name, number, **{DECIDED: made_of})
+        _set_challenger(client, entry.name, number)
+        mlflow_registry.tag(client, entry.name, number, **{DECIDED: made_of})
 
 
 def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decision:
@@ -147,60 +145,64 @@ def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decisi
 def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
     """A version's, of its own artifacts; none for one that was registered without an evaluation."""
     found = client.get_model_version(name, number)
-    if store.EVALUATION not in found.tags:
+    if mlflow_registry.EVALUATION not in found.tags:
         return Scores({}, {}, "")
     with tempfile.TemporaryDirectory() as scratch:
         place = f"{found.source}/{bundle.EVALUATION}"
         local = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=scratch)
-        return Scores.read(Folder.of(local))
+        return Scores.read(Folder.from_uri(local))
 
 
-def _write_down(client: MlflowClient, entry: _Entry, number: str, decision: Decision, made_of: str) -> None:
+def _record_decision(client: MlflowClient, entry: _Entry, number: str, decision: Decision, made_of: str) -> None:
     """As an artifact, as tags, and on the version's page; before the alias moves."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / bundle.DECISION
         record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.as_json()}
         file.write_text(json.dumps(record, indent=2) + "\n")
         client.log_artifact(entry.candidate.mlflow_run, str(file), entry.candidate.place)
-    store.tag(client, entry.name, number, **{WHY: decision.verdict, PREVIOUS: decision.against})
+    mlflow_registry.tag(client, entry.name, number, **{WHY: decision.verdict, PREVIOUS: decision.against})
     _describe(client, entry, number, decision)
 
 
 def _describe(client: MlflowClient, entry: _Entry, number: str, decision: Decision | None) -> None:
     tags = client.get_model_version(entry.name, number).tags
-    rest = pages.body(client, entry.candidate, entry.scores, decision)
-    pages.write_page(client, entry.name, number, tags.get(STATE, "new"), tags.get(WHY, ""), rest)
+    rest = descriptions.body(client, entry.candidate, entry.scores, decision)
+    descriptions.write_page(client, entry.name, number, tags.get(STATE, "new"), tags.get(WHY, ""), rest)
 
 
-def _crown(client: MlflowClient, name: str, number: str) -> None:
+def _set_champion(client: MlflowClient, name: str, number: str) -> None:
     """Make it the champion in the place of the one before; done again it changes nothing."""
     client.set_registered_model_alias(name, CHAMPION, number)
-    if store.aliases(client, name).get(CHALLENGER) == number:
+    if mlflow_registry.aliases(client, name).get(CHALLENGER) == number:
         client.delete_registered_model_alias(name, CHALLENGER)
     tags = client.get_model_version(name, number).tags
     before = tags.get(PREVIOUS)
-    since = f"{CHAMPION} since {pages.today()}"
+    since = f"{CHAMPION} since {descriptions.today()}"
     if before and client.get_model_version(name, before).tags.get(STATE, "").startswith(f"{CHAMPION} since"):
-        pages.restate(client, name, before, f"{CHAMPION} until {pages.today()}, replaced by version {number}")
+        descriptions.restate(
+            client, name, before, f"{CHAMPION} until {descriptions.today()}, replaced by version {number}"
+        )
     if not tags.get(STATE, "").startswith(CHAMPION):
-        pages.restate(client, name, number, since)
+        descriptions.restate(client, name, number, since)
 
 
-def _challenge(client: MlflowClient, name: str, number: str) -> None:
+def _set_challenger(client: MlflowClient, name: str, number: str) -> None:
     """Make it the challenger, the latest version that is not the champion; the one before says so first."""
-    before = store.aliases(client, name).get(CHALLENGER)
+    before = mlflow_registry.aliases(client, name).get(CHALLENGER)
     if before is not None and before != number:
-        pages.restate(client, name, before, f"{CHALLENGER} until {pages.today()}, replaced by version {number}")
+        descriptions.restate(
+            client, name, before, f"{CHALLENGER} until {descriptions.today()}, replaced by version {number}"
+        )
     client.set_registered_model_alias(name, CHALLENGER, number)
-    pages.restate(client, name, number, f"{CHALLENGER} since {pages.today()}")
+    descriptions.restate(client, name, number, f"{CHALLENGER} since {descriptions.today()}")
 
 
-def _outcome(client: MlflowClient, name: str, number: str) -> dict[str, Any]:
-    aliases = [alias for alias, version in store.aliases(client, name).items() if version == number]
-    return {
-        "model": name,
-        "version": int(number),
-        "alias": aliases[0] if aliases else "",
-        "uri": f"models:/{name}/{number}",
-        "decision": client.get_model_version(name, number).tags.get(WHY, ""),
-    }
+def _registered_version(client: MlflowClient, name: str, number: str) -> RegisteredVersion:
+    aliases = [alias for alias, version in mlflow_registry.aliases(client, name).items() if version == number]
+    return RegisteredVersion(
+        model=name,
+        version=int(number),
+        alias=aliases[0] if aliases else "",
+        uri=f"models:/{name}/{number}",
+        decision=client.get_model_version(name, number).tags.get(WHY, ""),
+    )

@@ -33,7 +33,7 @@ class Scores:
     @staticmethod
     def read(folder: Folder) -> "Scores":
         """The student's; an evaluation without a judge has none."""
-        texts = [folder.read(name) if folder.has(name) else b"" for name in (SUMMARY, ROWS)]
+        texts = [folder.read(name) if folder.exists(name) else b"" for name in (SUMMARY, ROWS)]
         summary = json.loads(texts[0])
         metrics = summary.get("metrics", {})
         systems = {name: metric.get("system", summary["student"]) for name, metric in metrics.items()}

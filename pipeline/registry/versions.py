@@ -8,34 +8,35 @@ from typing import Any
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from pipeline import manifest, tracking
+from pipeline import tracking
 from pipeline.errors import UserError
-from pipeline.registry import pages, store
+from pipeline.hashing import sha256_of_folder
+from pipeline.registry import descriptions, mlflow_registry
 from pipeline.registry.bundle import STUDENT
-from pipeline.registry.store import CHALLENGER, CHAMPION, PREVIOUS, STATE, WHY
+from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, PREVIOUS, STATE, WHY
 
 
 def listed(tracking_uri: str, name: str | None = None) -> list[dict[str, str]]:
     """Each version of each model, or of one, the newest first, with what tells it from the others."""
     with tracking.reached(tracking_uri) as client:
         if name is not None:
-            store.require_model(client, name)
-        return [row for model in ([name] if name else store.names(client)) for row in _rows(client, model)]
+            mlflow_registry.require_model(client, name)
+        return [row for model in ([name] if name else mlflow_registry.names(client)) for row in _rows(client, model)]
 
 
 def _rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
-    alias_of = {number: alias for alias, number in store.aliases(client, name).items()}
+    alias_of = {number: alias for alias, number in mlflow_registry.aliases(client, name).items()}
     return [
         {
             "model": name,
             "version": str(found.version),
             "alias": alias_of.get(str(found.version), ""),
-            "score": pages.score_of(found.tags),
-            "step": found.tags.get(store.STEP, ""),
+            "score": descriptions.score_of(found.tags),
+            "step": found.tags.get(mlflow_registry.STEP, ""),
             "created": time.strftime("%Y-%m-%d %H:%M", time.gmtime(found.creation_timestamp / 1000)),
             "why": _why(found.tags, str(found.version) in alias_of),
         }
-        for found in store.versions(client, name)
+        for found in mlflow_registry.versions(client, name)
     ]
 
 
@@ -53,10 +54,10 @@ class Champion:
 def champion(tracking_uri: str, name: str) -> Champion | None:
     """None where the model, or a champion of it, is not there yet."""
     with tracking.reached(tracking_uri) as client:
-        number = store.aliases(client, name).get(CHAMPION) if store.is_model(client, name) else None
+        number = mlflow_registry.aliases(client, name).get(CHAMPION) if mlflow_registry.is_model(client, name) else None
         if number is None:
             return None
-        return Champion(number, client.get_model_version(name, number).tags[store.STUDENT])
+        return Champion(number, client.get_model_version(name, number).tags[mlflow_registry.STUDENT])
 
 
 def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, str]:
@@ -65,8 +66,8 @@ def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, s
     It is written down before the alias moves, so that an interrupted call does the same when it is called again.
     """
     with tracking.reached(tracking_uri) as client:
-        store.require_model(client, name)
-        current = store.aliases(client, name).get(CHAMPION)
+        mlflow_registry.require_model(client, name)
+        current = mlflow_registry.aliases(client, name).get(CHAMPION)
         if current is None:
             raise UserError(
                 f"name: {name} has no champion to roll back from. Run `python -m jobs models promote --name {name} "
@@ -85,8 +86,8 @@ def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, s
 def promote(tracking_uri: str, name: str, version: str) -> dict[str, str]:
     """Make a version the champion by hand, whatever its scores say; return it and the champion before, if any."""
     with tracking.reached(tracking_uri) as client:
-        store.require_model(client, name)
-        current = store.aliases(client, name).get(CHAMPION)
+        mlflow_registry.require_model(client, name)
+        current = mlflow_registry.aliases(client, name).get(CHAMPION)
         _make_champion(client, name, current, version, "version", "promoted by hand", "replaced by hand by", anew=True)
         return {"model": name, "from": current or "", "to": version}
 
@@ -106,28 +107,30 @@ def _make_champion(
 
     A champion `anew` goes back to the one that it replaces; one of before to the one that it replaced then.
     """
-    found = store.version_of(client, name, target, field)
+    found = mlflow_registry.version_of(client, name, target, field)
     if target == current:
         raise UserError(f"{field}: version {target} of {name} is the champion already")
     if current and (anew or not found.tags.get(STATE, "").startswith(CHAMPION)):
-        store.tag(client, name, target, **{PREVIOUS: current})
-    day = pages.today()
+        mlflow_registry.tag(client, name, target, **{PREVIOUS: current})
+    day = descriptions.today()
     if current:
-        pages.restate(client, name, current, f"{CHAMPION} until {day}, {fate} version {target}")
-    pages.restate(client, name, target, f"{CHAMPION} since {day}, {how}")
+        descriptions.restate(client, name, current, f"{CHAMPION} until {day}, {fate} version {target}")
+    descriptions.restate(client, name, target, f"{CHAMPION} since {day}, {how}")
     client.set_registered_model_alias(name, CHAMPION, target)
     _restore_challenger(client, name, target)
-    pages.refresh(client, name)
+    descriptions.refresh(client, name)
 
 
 def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
     """Keep the challenger the newest version that is not the champion."""
-    others = [str(found.version) for found in store.versions(client, name) if str(found.version) != champion]
-    current = store.aliases(client, name).get(CHALLENGER)
+    others = [str(found.version) for found in mlflow_registry.versions(client, name) if str(found.version) != champion]
+    current = mlflow_registry.aliases(client, name).get(CHALLENGER)
     if others and others[0] != current:
         client.set_registered_model_alias(name, CHALLENGER, others[0])
         if current and current != champion:
-            pages.restate(client, name, current, f"{CHALLENGER} until {pages.today()}, replaced by version {others[0]}")
+            descriptions.restate(
+                client, name, current, f"{CHALLENGER} until {descriptions.today()}, replaced by version {others[0]}"
+            )
     elif not others and current:
         client.delete_registered_model_alias(name, CHALLENGER)
 
@@ -135,20 +138,20 @@ def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
 def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> dict[str, Any]:
     """A version's folder, the champion's where none is named; the student is checked against its checksum."""
     with tracking.reached(tracking_uri) as client:
-        store.require_model(client, name)
-        number = version or store.aliases(client, name).get(CHAMPION)
+        mlflow_registry.require_model(client, name)
+        number = version or mlflow_registry.aliases(client, name).get(CHAMPION)
         if number is None:
             raise UserError(f"name: {name} has no champion; allowed: --version NUMBER")
-        found = store.version_of(client, name, number, "version")
+        found = mlflow_registry.version_of(client, name, number, "version")
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"out: {folder} is not empty; allowed: an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         mlflow.artifacts.download_artifacts(artifact_uri=found.source, dst_path=str(folder.parent / folder.name))
-        return {"version": number, "folder": _checked(folder, found.tags.get(store.STUDENT, ""))}
+        return {"version": number, "folder": _checked(folder, found.tags.get(mlflow_registry.STUDENT, ""))}
 
 
 def _checked(folder: Path, expected: str) -> Path:
     (root,) = [found.parent for found in folder.rglob("MLmodel")]
-    if manifest.folder_hash(root / STUDENT) != expected:
+    if sha256_of_folder(root / STUDENT) != expected:
         raise UserError(f"{root / STUDENT}: is not what was registered (its checksum is another)")
     return root

@@ -1,72 +1,93 @@
-"""What a schedule has to be done now, by the clock and its history alone: nothing here waits, writes or submits."""
+"""What a schedule has to do now, from the clock and its history alone: nothing here waits, writes or submits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pipeline import cron
-from pipeline.schedules.history import FAILED, MISSED, RUNNING, SKIPPED, History, Tick
-from pipeline.schedules.store import Schedule
+from pipeline.schedules.history import FAILED, MISSED, RUNNING, SKIPPED, History, ScheduledRun
+from pipeline.schedules.schedule_store import StoredSchedule
 
 
 @dataclass(frozen=True)
-class Due:
-    """A tick to submit, as its so manieth attempt; or, with 0, a `record` to write in the place of the one `seen`."""
+class DueAction:
+    """Submit a scheduled time as attempt number `attempt`; or, with 0, replace the record `expected` by `record`."""
 
-    tick: str
+    scheduled_time: str
     attempt: int = 0
-    seen: Tick | None = None
-    record: Tick | None = None
+    expected: ScheduledRun | None = None
+    record: ScheduledRun | None = None
 
 
-Fate = tuple[str, str]  # a state and why
+@dataclass(frozen=True)
+class JobOutcome:
+    """How the job of a run ended."""
+
+    state: str
+    reason: str
 
 
-def due(schedule: Schedule, past: History, now: datetime, fate: Callable[[Tick], Fate | None]) -> Due | None:
-    """What is to be done now. `fate(tick)`: of one that is said to run what became of it; None while it runs."""
-    last = past.newest_begun(now)
-    if last and last.state == RUNNING and (ended := fate(last)):
-        return Due(last.tick, seen=last, record=last.ended(ended[0], now, ended[1]))
-    asked, clock = _asked(schedule), _by_clock(schedule, now)
-    if asked and not past.read(asked) and not (last and last.tick >= asked):
-        return Due(asked, 1)
-    if clock and not past.read(clock) and not (last and last.tick >= clock):
-        return _in_time(schedule, clock, now, last)
-    if last and last.state == FAILED and _is_open(schedule, last):
+def due(
+    schedule: StoredSchedule,
+    history: History,
+    now: datetime,
+    job_outcome: Callable[[ScheduledRun], JobOutcome | None],
+) -> DueAction | None:
+    """Return what is to be done now, or None.
+
+    `job_outcome` returns how the job of a run that is recorded as running ended, or None while it runs.
+    """
+    last = history.newest_started(now)
+    if last and last.state == RUNNING and (outcome := job_outcome(last)):
+        record = last.end_attempt(outcome.state, now, outcome.reason)
+        return DueAction(last.scheduled_time, expected=last, record=record)
+    requested, by_cron = _requested_time(schedule), _cron_time(schedule, now)
+    if requested and not history.read(requested) and not (last and last.scheduled_time >= requested):
+        return DueAction(requested, 1)
+    if by_cron and not history.read(by_cron) and not (last and last.scheduled_time >= by_cron):
+        return _start_or_skip(schedule, by_cron, now, last)
+    if last and last.state == FAILED and _is_unfinished(schedule, last):
         waited = now - datetime.fromisoformat(last.attempts[-1].ended)
         if waited >= timedelta(minutes=schedule.recipe.schedule.retry_minutes):
-            return Due(last.tick, len(last.attempts) + 1, seen=last)
+            return DueAction(last.scheduled_time, len(last.attempts) + 1, expected=last)
     return None
 
 
-def _in_time(schedule: Schedule, name: str, now: datetime, last: Tick | None) -> Due:
-    """A new time by the clock: begun, unless an earlier one is not over, or it is too late."""
+def _start_or_skip(
+    schedule: StoredSchedule, scheduled_time: str, now: datetime, last: ScheduledRun | None
+) -> DueAction:
+    """Start a new scheduled time, unless an earlier run is unfinished or it is too late."""
     hours = schedule.recipe.schedule.max_lateness_hours
-    if last and _is_open(schedule, last):
-        goes_on = "still ran" if last.state == RUNNING else "is tried again"
-        return Due(name, record=Tick(name, SKIPPED, f"tick {last.tick} {goes_on}"))
-    if now - cron.of_stamp(name) > timedelta(hours=hours):
-        return Due(name, record=Tick(name, MISSED, f"nothing ran for {hours:g} hours after it"))
-    return Due(name, 1)
+    if last and _is_unfinished(schedule, last):
+        why = "was still running" if last.state == RUNNING else "is being retried"
+        record = ScheduledRun(scheduled_time, SKIPPED, f"scheduled run {last.scheduled_time} {why}")
+        return DueAction(scheduled_time, record=record)
+    if now - cron.of_stamp(scheduled_time) > timedelta(hours=hours):
+        record = ScheduledRun(scheduled_time, MISSED, f"nothing ran within {hours:g} hours")
+        return DueAction(scheduled_time, record=record)
+    return DueAction(scheduled_time, 1)
 
 
-def _is_open(schedule: Schedule, last: Tick) -> bool:
-    """Whether it runs or is tried again; not while paused, nor one of before the schedule was added or resumed."""
+def _is_unfinished(schedule: StoredSchedule, last: ScheduledRun) -> bool:
+    """Tell whether a run is running or will be retried.
+
+    A failed run is not retried while the schedule is paused, nor if it is older than the schedule's last resumption.
+    """
     if last.state == RUNNING:
         return True
-    early = last.tick < cron.stamp(datetime.fromisoformat(schedule.added))
-    wanted = last.tick == _asked(schedule) or not (schedule.paused or early)
-    return wanted and last.left(schedule.recipe.schedule.retries)
+    too_old = last.scheduled_time < cron.stamp(datetime.fromisoformat(schedule.added_at))
+    wanted = last.scheduled_time == _requested_time(schedule) or not (schedule.paused or too_old)
+    return wanted and last.can_continue(schedule.recipe.schedule.retries)
 
 
-def _asked(schedule: Schedule) -> str | None:
-    return cron.stamp(datetime.fromisoformat(schedule.asked)) if schedule.asked else None
+def _requested_time(schedule: StoredSchedule) -> str | None:
+    return cron.stamp(datetime.fromisoformat(schedule.requested_at)) if schedule.requested_at else None
 
 
-def _by_clock(schedule: Schedule, now: datetime) -> str | None:
-    """The latest time that it was due at since it was added or resumed."""
+def _cron_time(schedule: StoredSchedule, now: datetime) -> str | None:
+    """Return the latest time since the schedule was added or resumed, or None."""
     if schedule.paused:
         return None
     options = schedule.recipe.schedule
     latest = cron.latest(options.cron, options.timezone, now)
-    return cron.stamp(latest) if latest > datetime.fromisoformat(schedule.added) else None
+    return cron.stamp(latest) if latest > datetime.fromisoformat(schedule.added_at) else None

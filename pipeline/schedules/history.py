@@ -1,132 +1,161 @@
-"""What became of each time that a schedule was due: `ticks/<tick>.json` in the schedule's folder."""
+"""The history of a schedule: one record per scheduled time, `history/<time>.json` in the schedule's folder."""
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from pipeline import cron
 from pipeline.errors import UserError
+from pipeline.records import STRICT
+from pipeline.registry.outcome import RegisteredVersion
 from pipeline.storage import Folder
 
-RUNNING, DONE, FAILED, REFUSED = "running", "done", "failed", "refused"
+RUNNING, DONE, FAILED, INVALID_CONFIG = "running", "done", "failed", "invalid_config"
 STOPPED, SKIPPED, MISSED = "stopped", "skipped", "missed"
-FINAL = (DONE, REFUSED, STOPPED, SKIPPED, MISSED)  # a failed one may be tried again
+FINAL = (DONE, INVALID_CONFIG, STOPPED, SKIPPED, MISSED)  # a failed run may be retried
 STATES = (RUNNING, FAILED, *FINAL)
-DIED = "its process ended without a word"
+DIED = "its process died"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Attempt:
-    """Times in ISO format, UTC."""
+    """One attempt of a scheduled run. Times are in ISO format, UTC."""
 
     started: str
     ended: str = ""
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Tick:
-    """`state` is one of this module's; `why` says what led to it. `outcome` is what `register` said."""
+@dataclass(frozen=True, config=STRICT)
+class ScheduledRun:
+    """What happened at one scheduled time.
 
-    tick: str
+    Attributes:
+        scheduled_time: UTC, such as 20261129T0300Z.
+        state: one of this module's states.
+        reason: what led to the state.
+        attempts: the attempts, oldest first; none for a run that was skipped or missed.
+        started_from: the weights that the student started from.
+        outcome: what registration returned.
+    """
+
+    scheduled_time: str
     state: str = RUNNING
-    why: str = ""
+    reason: str = ""
     attempts: tuple[Attempt, ...] = ()
     started_from: str = ""
-    outcome: dict[str, Any] = field(default_factory=dict)
+    outcome: RegisteredVersion | None = None
 
-    def left(self, retries: int) -> bool:
-        """Whether it is not over: it runs, or failed and may be tried again."""
+    def can_continue(self, retries: int) -> bool:
+        """Tell whether the run is unfinished: it is running, or it failed and may be retried."""
         return self.state not in FINAL and len(self.attempts) <= retries
 
-    def begun(self, now: datetime) -> "Tick":
-        """With one attempt more; one that never ended has died."""
-        earlier = tuple(replace(each, error=DIED) if not each.ended else each for each in self.attempts)
-        return replace(self, state=RUNNING, why="", attempts=(*earlier, Attempt(iso(now))))
+    def begin_attempt(self, now: datetime) -> "ScheduledRun":
+        """Return the record with one more attempt; an earlier one without an end has died."""
+        earlier = tuple(replace(attempt, error=DIED) if not attempt.ended else attempt for attempt in self.attempts)
+        return replace(self, state=RUNNING, reason="", attempts=(*earlier, Attempt(to_iso(now))))
 
-    def ended(self, state: str, now: datetime, error: str = "", **more: Any) -> "Tick":
-        last = replace(self.attempts[-1], ended=iso(now), error=error)
-        return replace(self, state=state, why=error, attempts=(*self.attempts[:-1], last), **more)
+    def end_attempt(
+        self, state: str, now: datetime, error: str = "", outcome: RegisteredVersion | None = None
+    ) -> "ScheduledRun":
+        """Return the record with its last attempt ended."""
+        last = replace(self.attempts[-1], ended=to_iso(now), error=error)
+        return replace(self, state=state, reason=error, attempts=(*self.attempts[:-1], last), outcome=outcome)
+
+
+_RECORD = TypeAdapter(ScheduledRun)
 
 
 @dataclass(frozen=True)
 class History:
-    """Of one schedule, in its folder."""
+    """The records of one schedule; `home` is the schedule's folder."""
 
     home: Folder
 
     @property
     def folder(self) -> Folder:
-        return self.home / "ticks"
+        """The folder of the records."""
+        return self.home / "history"
 
-    def read(self, tick: str) -> Tick | None:
-        name = f"{tick}.json"
-        if not self.folder.has(name):
+    def read(self, scheduled_time: str) -> ScheduledRun | None:
+        """Return the record of a scheduled time, or None.
+
+        Raises:
+            UserError: where the file holds something else.
+        """
+        name = f"{scheduled_time}.json"
+        if not self.folder.exists(name):
             return None
         try:
-            told = json.loads(self.folder.read(name))
-            return _checked(Tick(**{**told, "attempts": tuple(Attempt(**each) for each in told["attempts"])}))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{self.folder.uri}/{name}: is no record of a tick; allowed: one of this program's"
-            ) from None
+            run = _RECORD.validate_json(self.folder.read(name))
+            _check(run)
+            return run
+        except (ValidationError, ValueError):
+            raise UserError(f"{self.folder.uri}/{name}: got another file; expected the record of a run.") from None
 
-    def write(self, tick: Tick) -> Tick:
-        self.folder.write(f"{tick.tick}.json", (json.dumps(asdict(tick), indent=2) + "\n").encode())
-        return tick
+    def write(self, run: ScheduledRun) -> ScheduledRun:
+        """Write a record and return it."""
+        self.folder.write_json(f"{run.scheduled_time}.json", asdict(run))
+        return run
 
-    def names(self) -> list[str]:
-        """The oldest first."""
-        return [name.removesuffix(".json") for name in self.folder.names() if name.endswith(".json")]
+    def times(self) -> list[str]:
+        """Return the recorded scheduled times, oldest first."""
+        return [name.removesuffix(".json") for name in self.folder.list_files() if name.endswith(".json")]
 
-    def newest(self) -> Tick | None:
-        names = self.names()
-        return self.read(names[-1]) if names else None
+    def newest(self) -> ScheduledRun | None:
+        """Return the newest record, or None."""
+        times = self.times()
+        return self.read(times[-1]) if times else None
 
-    def newest_begun(self, now: datetime) -> Tick | None:
-        """The latest that was not left out. What is of a later time was begun by a clock that was wrong."""
-        for name in reversed(self.names()):
-            if name <= cron.stamp(now) and (tick := self.read(name)) and tick.attempts:
-                return tick
+    def newest_started(self, now: datetime) -> ScheduledRun | None:
+        """Return the newest run that was started; later times than `now` come from a clock that was wrong."""
+        for scheduled_time in reversed(self.times()):
+            if scheduled_time <= cron.stamp(now) and (run := self.read(scheduled_time)) and run.attempts:
+                return run
         return None
 
-    def replace(self, seen: Tick | None, tick: Tick) -> bool:
-        """Write it, unless the record is no longer the one that was seen."""
-        if self.read(tick.tick) != seen:
+    def replace(self, expected: ScheduledRun | None, run: ScheduledRun) -> bool:
+        """Write a record if the stored one is still the `expected` one; tell whether it was."""
+        if self.read(run.scheduled_time) != expected:
             return False
-        self.write(tick)
+        self.write(run)
         return True
 
-    def all(self) -> list[Tick]:
-        return [tick for name in self.names() if (tick := self.read(name))]
+    def all(self) -> list[ScheduledRun]:
+        """Return all records, oldest first."""
+        return [run for scheduled_time in self.times() if (run := self.read(scheduled_time))]
 
 
-def _checked(tick: Tick) -> Tick:
-    """Raises a ValueError where what was read is no record."""
-    for attempt in tick.attempts:
+def _check(run: ScheduledRun) -> None:
+    """Raise a ValueError where a record contradicts itself."""
+    for attempt in run.attempts:
         for time in (attempt.started, attempt.ended or attempt.started):
-            of_iso(time)
-    texts = (tick.tick, tick.why, tick.started_from, *(attempt.error for attempt in tick.attempts))
-    whole = tick.state in STATES and isinstance(tick.outcome, dict) and all(isinstance(text, str) for text in texts)
-    begun = bool(tick.attempts) or tick.state not in (RUNNING, FAILED)
-    ended = tick.state != FAILED or bool(tick.attempts and tick.attempts[-1].ended)
-    if not (whole and begun and ended and cron.is_stamp(tick.tick)):
-        raise ValueError("no record")
-    return tick
+            from_iso(time)
+    started = bool(run.attempts) or run.state not in (RUNNING, FAILED)
+    ended = run.state != FAILED or bool(run.attempts and run.attempts[-1].ended)
+    if not (run.state in STATES and started and ended and cron.is_stamp(run.scheduled_time)):
+        raise ValueError("not a record")
 
 
-def iso(when: datetime) -> str:
+def to_iso(when: datetime) -> str:
+    """Return a time in ISO format, UTC, in seconds."""
     return when.astimezone(UTC).isoformat(timespec="seconds")
 
 
-def of_iso(text: str) -> datetime:
-    """Raises a ValueError where it is none, or has no time zone."""
+def from_iso(text: str) -> datetime:
+    """Parse a time in ISO format.
+
+    Raises:
+        ValueError: where it is no time, or has no time zone.
+    """
     when = datetime.fromisoformat(text)
     if when.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone")
     return when
 
 
-def due_at(tick: Tick) -> datetime:
-    return cron.of_stamp(tick.tick)
+def scheduled_at(run: ScheduledRun) -> datetime:
+    """Return a run's scheduled time."""
+    return cron.of_stamp(run.scheduled_time)

@@ -1,214 +1,253 @@
-"""A lock in a folder, local or on S3, that ends with its holder.
+"""A lease in a folder, local or on S3, that expires when its holder stops sending heartbeats.
 
-The holder writes a new beat into it every few seconds. Whoever wants it watches for as long as a beat may stay out, by
-a clock of its own that cannot jump: if nothing changed the holder is gone, and the lock is taken over. Every write says
-which content it replaces, so that of two that want it one has it.
+The holder writes a heartbeat every few seconds. A process that wants the lease watches it for `ttl` seconds on a
+monotonic clock: if nothing changed, the holder is gone, and the lease is taken over. Every write is a compare-and-swap,
+so that one of two competing processes gets the lease.
 """
 
 import fcntl
 import json
-import os
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from pipeline.errors import StorageError, UserError
-from pipeline.storage import ATTEMPTS, Folder, first_line
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-SECONDS = 60.0  # without a beat, and the holder is gone
-FREE: dict[str, Any] = {"holder": "", "beat": 0}
+from pipeline import retry as retries
+from pipeline.errors import StorageError, UserError, first_line
+from pipeline.records import STRICT
+from pipeline.storage import Folder
+
+TTL_SECONDS = 60.0  # without a heartbeat after which the lease expires
+Version = Any  # of the stored lease: its bytes in a local file, an ETag on S3; None where there is none
+
+
+@dataclass(frozen=True, config=STRICT)
+class LeaseRecord:
+    """The stored lease: its holder (empty when it is free), a token of the holder's process, and its heartbeats."""
+
+    holder: str = ""
+    token: str = ""
+    heartbeat: int = 0
+
+
+FREE = LeaseRecord()
+_RECORD = TypeAdapter(LeaseRecord)
+
+
+class LeaseStore(Protocol):
+    """Where a lease is stored."""
+
+    def read(self, *, retry: bool = True) -> tuple[LeaseRecord | None, Version]:
+        """Return the record and its version."""
+
+    def compare_and_swap(self, version: Version, record: LeaseRecord, *, retry: bool = True) -> Version:
+        """Replace the record of this version; return the new version, or None if the stored one has changed."""
 
 
 class BusyError(RuntimeError):
-    """Another holder has the lease, as `str(error)` names it."""
+    """Another process holds the lease; `str(error)` names the holder."""
 
 
 class Lease:
-    """`with Lease(folder, "what I do"):`; raises BusyError where it is held.
+    """`with Lease(folder, "what I do"):`; raises BusyError if another process holds the lease.
 
-    `on_lost` is called, in another thread, where another has taken it over or the store was away for too long.
+    `on_lost` is called in another thread when another process has taken the lease over, or the store was unavailable
+    for too long. `lost` is True from then on.
     """
 
     def __init__(
         self,
         folder: Folder,
         holder: str,
-        seconds: float = SECONDS,
+        ttl: float = TTL_SECONDS,
         on_lost: Callable[[], None] = lambda: None,
         name: str = "lease.json",
     ) -> None:
-        self.store, self.holder, self.seconds, self.on_lost = store_of(folder, name, seconds), holder, seconds, on_lost
-        self.own, self.beat = uuid.uuid4().hex, 0
-        self.lost, self._done = False, threading.Event()
-        self._thread = threading.Thread(target=self._beats, daemon=True)
+        self.store, self.holder, self.ttl, self.on_lost = lease_store(folder, name, ttl), holder, ttl, on_lost
+        self.lost = False
+        self._token, self._heartbeat = uuid.uuid4().hex, 0
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def __enter__(self) -> "Lease":
-        content, version = self.store.read()
-        if content and content["holder"]:
-            content, version = self._watch(content, version)
-        self.version = self.store.swap(version, self._content()) or self._mine()
-        if self.version is None:
-            raise BusyError(str((self.store.read()[0] or FREE)["holder"] or "another"))
+        """Acquire the lease, waiting up to `ttl` seconds where its holder may be dead."""
+        record, version = self.store.read()
+        if record and record.holder:
+            record, version = self._wait_for_expiry(record, version)
+        self._version = self.store.compare_and_swap(version, self._record()) or self._own_version()
+        if self._version is None:
+            raise BusyError((self.store.read()[0] or FREE).holder or "another process")
         self._thread.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._done.set()
+        """Release the lease, unless it was lost."""
+        self._released.set()
         self._thread.join()
         if not self.lost:
-            with suppress(StorageError):  # it ends without a beat too
-                self.store.swap(self.version, FREE)
+            with suppress(StorageError):  # it expires without heartbeats too
+                self.store.compare_and_swap(self._version, FREE)
 
-    def _watch(self, content: dict[str, Any], version: Any) -> tuple[dict[str, Any], Any]:
-        """What is there when no beat has come for long enough."""
-        until = time.monotonic() + self.seconds
-        while time.monotonic() < until:
-            time.sleep(self.seconds / 20)
-            found, now = self.store.read()
-            if found and not found["holder"]:
-                return found, now
-            if now != version:
-                raise BusyError(str((found or content)["holder"]))
-        return content, version
+    def _wait_for_expiry(self, record: LeaseRecord, version: Version) -> tuple[LeaseRecord, Version]:
+        """Return the record and version that did not change for `ttl` seconds."""
+        deadline = time.monotonic() + self.ttl
+        while time.monotonic() < deadline:
+            time.sleep(self.ttl / 20)
+            found, found_version = self.store.read()
+            if found and not found.holder:
+                return found, found_version
+            if found_version != version:
+                raise BusyError((found or record).holder)
+        return record, version
 
-    def _content(self) -> dict[str, Any]:
-        return {"holder": self.holder, "id": self.own, "beat": self.beat}
+    def _record(self) -> LeaseRecord:
+        return LeaseRecord(self.holder, self._token, self._heartbeat)
 
-    def _beats(self) -> None:
-        """Whatever ends the beats before the holder has done tells it so."""
+    def _send_heartbeats(self) -> None:
+        """Send heartbeats until the lease is released; whatever ends them before that reports the lease as lost."""
         try:
-            self._until_lost_or_done()
+            self._until_lost_or_released()
         finally:
-            if not self._done.is_set():
+            if not self._released.is_set():
                 self.lost = True
                 self.on_lost()
 
-    def _until_lost_or_done(self) -> None:
-        """A store that is away for a while does not end the lease; one that has another's content does."""
-        since = time.monotonic()
-        while not self._done.wait(self.seconds / 6):
-            self.beat += 1
+    def _until_lost_or_released(self) -> None:
+        """Tolerate a store that is unavailable for a while; end when another process holds the lease."""
+        last_success = time.monotonic()
+        while not self._released.wait(self.ttl / 6):
+            self._heartbeat += 1
             try:
-                version = self.store.swap(self.version, self._content(), True) or self._mine(True)
+                version = self.store.compare_and_swap(self._version, self._record(), retry=False)
+                version = version or self._own_version(retry=False)
             except UserError:
-                if time.monotonic() - since < 0.7 * self.seconds:
+                if time.monotonic() - last_success < 0.7 * self.ttl:
                     continue
                 version = None
             if version is None:
                 return
-            self.version, since = version, time.monotonic()
+            self._version, last_success = version, time.monotonic()
 
-    def _mine(self, hasty: bool = False) -> Any:
-        """A write that was answered too late to know of it."""
-        content, version = self.store.read(hasty)
-        return version if content and content.get("id") == self.own else None
+    def _own_version(self, *, retry: bool = True) -> Version:
+        """Return the version of our own record, whose write succeeded though its response was lost; else None."""
+        record, version = self.store.read(retry=retry)
+        return version if record and record.token == self._token else None
 
 
-class Watch:
-    """Whether somebody has the lease, for one who does not want it: seen from one look to the next, without waiting."""
+class LeaseObserver:
+    """Tells whether a lease is held, without acquiring it or waiting: it compares one call with the next."""
 
-    def __init__(self, folder: Folder, seconds: float = SECONDS, name: str = "lease.json") -> None:
-        self.store, self.seconds = store_of(folder, name, seconds), seconds
-        self.version: Any = None
-        self.since = 0.0
+    def __init__(self, folder: Folder, ttl: float = TTL_SECONDS, name: str = "lease.json") -> None:
+        self.store, self.ttl = lease_store(folder, name, ttl), ttl
+        self._version: Version = None
+        self._changed_at = 0.0
 
     def is_held(self) -> bool:
-        """A holder without a beat for so many seconds is gone; one that is seen for the first time may be there."""
-        content, version = self.store.read()
-        if not content or not content["holder"]:
+        """Tell whether there was a heartbeat within `ttl` seconds; a holder seen for the first time counts as alive."""
+        record, version = self.store.read()
+        if not record or not record.holder:
             return False
-        if version != self.version:
-            self.version, self.since = version, time.monotonic()
-        return time.monotonic() - self.since < self.seconds
+        if version != self._version:
+            self._version, self._changed_at = version, time.monotonic()
+        return time.monotonic() - self._changed_at < self.ttl
 
 
 class _LocalStore:
-    """Compared and replaced under a lock of the file system's; a version is the content."""
+    """A file, compared and replaced under a file lock; its version is its content."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self, hasty: bool = False) -> tuple[dict[str, Any] | None, Any]:
+    def read(self, *, retry: bool = True) -> tuple[LeaseRecord | None, Version]:
         try:
-            found = self.path.read_bytes()
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return None, None
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
-        return _parsed(found, str(self.path)), found
+        return _parse(content, str(self.path)), content
 
-    def swap(self, version: Any, content: dict[str, Any], hasty: bool = False) -> Any:
-        """The new version, or None where it was not `version` any more."""
+    def compare_and_swap(self, version: Version, record: LeaseRecord, *, retry: bool = True) -> Version:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(f"{self.path}.lock", "w") as lock:
+            with Path(f"{self.path}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if self.read()[1] != version:
                     return None
-                written = json.dumps(content).encode()
+                content = _dump(record)
                 partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
-                partial.write_bytes(written)
-                os.replace(partial, self.path)
-                return written
+                partial.write_bytes(content)
+                partial.replace(self.path)
+                return content
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
 
 
 class _ObjectStore:
-    """By conditional writes; a version is the object's ETag.
+    """An S3 object, replaced by conditional writes; its version is its ETag.
 
-    A request is tried again for about two minutes; a hasty one once, and is over before a beat is missed.
+    A request is retried for about two minutes; with `retry=False` it is sent once, with a timeout below a heartbeat.
     """
 
-    def __init__(self, folder: Folder, name: str, seconds: float) -> None:
+    def __init__(self, folder: Folder, name: str, ttl: float) -> None:
         import boto3
         from botocore.config import Config
 
         bucket, _, prefix = folder.path.partition("/")
         self.where = {"Bucket": bucket, "Key": f"{prefix}/{name}".lstrip("/")}
-        soon = max(1.0, seconds / 20)
-        patient = Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, connect_timeout=10)
-        hasty = Config(retries={"total_max_attempts": 1}, connect_timeout=soon, read_timeout=soon)
-        self.clients = [boto3.client("s3", config=config) for config in (patient, hasty)]
+        timeout = max(1.0, ttl / 20)
+        once = Config(retries={"total_max_attempts": 1}, connect_timeout=timeout, read_timeout=timeout)
+        policy = {"mode": "standard", "total_max_attempts": retries.MAX_ATTEMPTS}
+        self.clients = {
+            True: boto3.client("s3", config=Config(retries=policy, connect_timeout=10)),
+            False: boto3.client("s3", config=once),
+        }
 
-    def read(self, hasty: bool = False) -> tuple[dict[str, Any] | None, Any]:
-        found = self._answer("get_object", hasty)
-        return (_parsed(found["Body"], self.where["Key"]), found["ETag"]) if found else (None, None)
+    def read(self, *, retry: bool = True) -> tuple[LeaseRecord | None, Version]:
+        response = self._request("get_object", retry)
+        return (_parse(response["Body"], self.where["Key"]), response["ETag"]) if response else (None, None)
 
-    def swap(self, version: Any, content: dict[str, Any], hasty: bool = False) -> Any:
+    def compare_and_swap(self, version: Version, record: LeaseRecord, *, retry: bool = True) -> Version:
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-        found = self._answer("put_object", hasty, Body=json.dumps(content).encode(), **condition)
-        return found["ETag"] if found else None
+        response = self._request("put_object", retry, Body=_dump(record), **condition)
+        return response["ETag"] if response else None
 
-    def _answer(self, method: str, hasty: bool, **request: Any) -> dict[str, Any] | None:
-        """None where the object is not there, or another than was said."""
+    def _request(self, method: str, retry: bool, **arguments: Any) -> dict[str, Any] | None:
+        """Return the response, or None where the object is missing or its condition failed."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            found = getattr(self.clients[hasty], method)(**self.where, **request)
-            return {**found, "Body": found["Body"].read()} if "Body" in found else dict(found)
+            response = getattr(self.clients[retry], method)(**self.where, **arguments)
+            return {**response, "Body": response["Body"].read()} if "Body" in response else dict(response)
         except (BotoCoreError, ClientError) as error:
-            told = getattr(error, "response", None) or {}  # a timeout has one that is None
-            status = told.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in (404, 409, 412) and told["Error"]["Code"] != "NoSuchBucket":
+            response = getattr(error, "response", None) or {}  # None for a timeout
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in (404, 409, 412) and response["Error"]["Code"] != "NoSuchBucket":
                 return None
             raise StorageError(f"s3://{'/'.join(self.where.values())}: {first_line(error)}") from error
 
 
-def store_of(folder: Folder, name: str, seconds: float = SECONDS) -> _LocalStore | _ObjectStore:
-    return _LocalStore(Path(folder.path) / name) if folder.is_local else _ObjectStore(folder, name, seconds)
+def lease_store(folder: Folder, name: str, ttl: float = TTL_SECONDS) -> LeaseStore:
+    """Return the store of a lease in a local or S3 folder."""
+    return _LocalStore(Path(folder.path) / name) if folder.is_local else _ObjectStore(folder, name, ttl)
 
 
-def _parsed(found: bytes, where: str) -> dict[str, Any]:
+def _dump(record: LeaseRecord) -> bytes:
+    return json.dumps(asdict(record)).encode()
+
+
+def _parse(content: bytes, where: str) -> LeaseRecord:
     try:
-        content = json.loads(found)
-        return {**content, "holder": str(content["holder"])}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{where}: is no lease; allowed: one that this program wrote, or none") from None
+        return _RECORD.validate_json(content)
+    except ValidationError:
+        raise UserError(f"{where}: got another file; expected a lease.") from None

@@ -1,70 +1,70 @@
-"""Schedules and what became of them, as a person reads them."""
+"""Schedules and their history as tables."""
 
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from pipeline import cron
-from pipeline.schedules.history import History, Tick, due_at
-from pipeline.schedules.store import Schedule, Schedules
+from pipeline.schedules.history import History, ScheduledRun, scheduled_at
+from pipeline.schedules.schedule_store import ScheduleStore, StoredSchedule
 
 
-def rows(schedules: Schedules) -> list[dict[str, str]]:
-    return [_row(schedules, schedules.read(name)) for name in schedules.names()]
+def schedule_rows(store: ScheduleStore) -> list[dict[str, str]]:
+    """Return one row per schedule."""
+    return [_schedule_row(store, store.read(name)) for name in store.names()]
 
 
-def past(schedules: Schedules, name: str) -> list[dict[str, str]]:
-    """Return a schedule's ticks, the oldest first; also of one that was removed, whose history is kept."""
-    past = History(schedules.home(name))
-    if not past.names():
-        schedules.read(name)
-    return [_past_row(tick) for tick in past.all()]
+def history_rows(store: ScheduleStore, name: str) -> list[dict[str, str]]:
+    """Return one row per scheduled time, oldest first; also of a removed schedule, whose history is kept."""
+    history = History(store.home(name))
+    if not history.times():
+        store.read(name)
+    return [_run_row(run) for run in history.all()]
 
 
-def next_time(schedule: Schedule, now: datetime | None = None) -> str:
-    """In the schedule's own time zone."""
+def next_time(schedule: StoredSchedule, now: datetime | None = None) -> str:
+    """Return the next scheduled time in the schedule's own time zone."""
     options = schedule.recipe.schedule
     when = cron.following(options.cron, options.timezone, now or datetime.now(UTC))[0]
     return f"{when.astimezone(ZoneInfo(options.timezone)):%a %Y-%m-%d %H:%M %Z}"
 
 
-def run_now(schedules: Schedules, name: str, now: datetime | None = None) -> str:
-    """Returns the tick: this minute or, where that has been due already, the next that has not."""
-    when, past = now or datetime.now(UTC), History(schedules.home(name))
-    newest = past.newest_begun(when + timedelta(days=1))  # a cluster's clock may be ahead of this one's
+def run_now(store: ScheduleStore, name: str, now: datetime | None = None) -> str:
+    """Request a run; return its scheduled time: this minute, or the next one without a record."""
+    when, history = now or datetime.now(UTC), History(store.home(name))
+    newest = history.newest_started(when + timedelta(days=1))  # a cluster's clock may be ahead of this one
     if newest:
-        when = max(when, due_at(newest) + timedelta(minutes=1))
-    while past.read(cron.stamp(when)):
+        when = max(when, scheduled_at(newest) + timedelta(minutes=1))
+    while history.read(cron.stamp(when)):
         when += timedelta(minutes=1)
-    schedules.ask(name, when)
+    store.request_run(name, when)
     return cron.stamp(when)
 
 
-def _row(schedules: Schedules, schedule: Schedule) -> dict[str, str]:
-    recipe, last = schedule.recipe, History(schedules.home(schedule.name)).newest()
+def _schedule_row(store: ScheduleStore, schedule: StoredSchedule) -> dict[str, str]:
+    recipe, last = schedule.recipe, History(store.home(schedule.name)).newest()
     return {
         "schedule": schedule.name,
         "recipe": recipe.name,
         "cron": recipe.schedule.cron,
         "zone": recipe.schedule.timezone,
         "next": "paused" if schedule.paused else next_time(schedule),
-        "last": f"{last.tick} {last.state}" if last else "",
-        "why": _why(last) if last else "",
+        "last": f"{last.scheduled_time} {last.state}" if last else "",
+        "reason": _reason(last) if last else "",
     }
 
 
-def _past_row(tick: Tick) -> dict[str, str]:
-    first, last = (tick.attempts[0], tick.attempts[-1]) if tick.attempts else (None, None)
+def _run_row(run: ScheduledRun) -> dict[str, str]:
+    first, last = (run.attempts[0], run.attempts[-1]) if run.attempts else (None, None)
     return {
-        "tick": tick.tick,
-        "state": tick.state,
-        "attempts": str(len(tick.attempts)),
+        "scheduled time": run.scheduled_time,
+        "state": run.state,
+        "attempts": str(len(run.attempts)),
         "started": first.started if first else "",
         "ended": last.ended if last else "",
-        "from": tick.started_from,
-        "why": _why(tick),
+        "started from": run.started_from,
+        "reason": _reason(run),
     }
 
 
-def _why(tick: Tick) -> str:
-    told = tick.outcome
-    return f"{told['model']} version {told['version']}: {told['decision']}" if told else tick.why
+def _reason(run: ScheduledRun) -> str:
+    return str(run.outcome) if run.outcome else run.reason

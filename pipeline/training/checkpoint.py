@@ -1,7 +1,7 @@
-"""All of a distillation's state in a folder: engines, moving average, step. It continues on any number of workers.
+"""Checkpoints: engines, EMA weights and step in one folder, restored on any number of workers.
 
-Where the number of workers or the ZeRO stage is another than at saving, DeepSpeed's universal format stands between.
-Random numbers need no state: they follow from the seed, the step and an image's place; the data cursor is the step.
+Another number of workers or another ZeRO stage goes through DeepSpeed's universal checkpoint format. Random numbers
+have no state: they follow from the seed, the step and an image's index in the batch. The data cursor is the step.
 """
 
 import json
@@ -20,33 +20,33 @@ from pipeline.training.distiller import Distiller
 
 EMA_FILE, RAW_FILE = "ema.safetensors", "raw.safetensors"
 STATE_FILE = "state.json"
-LISTS = "files-"  # and the rank: what each process wrote
-BLOCK = 2**22  # bytes
+FILE_LIST_PREFIX = "files-"  # followed by the rank: checksums of the files that it wrote
+BLOCK_BYTES = 2**22
 
 
 def save(distiller: Distiller, folder: Path, step: int) -> None:
-    """This process's part; the parts of all processes in one folder are the checkpoint."""
+    """Write this rank's part; the parts of all ranks in one folder make the checkpoint."""
     distiller.engines.save(folder)
     if distiller.rank == 0:
         save_file(distiller.ema, folder / EMA_FILE)
         save_file(distiller.student_weights(), folder / RAW_FILE)
         (folder / STATE_FILE).write_text(json.dumps({"step": step, "attempt": distiller.attempt, **_layout(distiller)}))
-    (folder / f"{LISTS}{distiller.rank}.json").write_text(json.dumps(_listed(folder)))
+    (folder / f"{FILE_LIST_PREFIX}{distiller.rank}.json").write_text(json.dumps(_checksums(folder)))
 
 
-def fault(folder: Path) -> str:
-    """What is wrong with a checkpoint: a part that is missing, cut short or changed; empty where it is whole."""
+def find_corruption(folder: Path) -> str:
+    """Return what is corrupt in a checkpoint, a missing, truncated or changed file; an empty string if it is intact."""
     try:
         workers = int(json.loads((folder / STATE_FILE).read_text())["workers"])
         if workers < 1:
-            return f"{STATE_FILE} is of {workers} processes"
+            return f"{STATE_FILE} names {workers} workers"
         for rank in range(workers):
-            listed = json.loads((folder / f"{LISTS}{rank}.json").read_text())
+            listed = json.loads((folder / f"{FILE_LIST_PREFIX}{rank}.json").read_text())
             if not listed or (rank == 0 and not {STATE_FILE, EMA_FILE, RAW_FILE} <= set(listed)):
-                return f"{LISTS}{rank}.json does not list all its process wrote"
-            for name, told in listed.items():
-                if _sum(folder / name) != told:
-                    return f"{name} is not as it was written"
+                return f"{FILE_LIST_PREFIX}{rank}.json does not list all files of its rank"
+            for name, expected in listed.items():
+                if _checksum(folder / name) != expected:
+                    return f"{name} does not match its checksum"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -54,8 +54,8 @@ def fault(folder: Path) -> str:
     return ""
 
 
-def require_plain(folder: Path) -> None:
-    """Refuse files of DeepSpeed's that are more than tensors and plain values: as pickles they could run code.
+def require_safe_pickles(folder: Path) -> None:
+    """Refuse DeepSpeed files that hold more than tensors and plain values: such pickles can run code.
 
     Raises:
         UserError: naming the file.
@@ -66,37 +66,39 @@ def require_plain(folder: Path) -> None:
 
     for path in folder.rglob("*"):
         if path.is_symlink():  # DeepSpeed would follow it, out of the folder
-            raise UserError(f"{path}: is a link, and is not followed; allowed: checkpoints that this program wrote")
+            raise UserError(
+                f"{path}: is a symbolic link, which is not followed. Use checkpoints that this program wrote."
+            )
     with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
         for file in sorted(folder.rglob("*.pt")):
             try:
                 torch.load(file, map_location="meta", weights_only=True, mmap=True)
             except Exception as error:  # a damaged or hostile file may raise anything
                 raise UserError(
-                    f"{file}: holds more than tensors and numbers, and is not loaded "
-                    f"({type(error).__name__}); allowed: checkpoints that this program wrote"
+                    f"{file}: holds more than tensors and numbers and is not loaded "
+                    f"({type(error).__name__}). Use checkpoints that this program wrote."
                 ) from None
 
 
-def _listed(folder: Path) -> dict[str, list[int]]:
-    """This process's files."""
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    """Return the checksums of this rank's files."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {file.relative_to(folder).as_posix(): _sum(file) for file in files}
+    return {file.relative_to(folder).as_posix(): _checksum(file) for file in files}
 
 
-def _sum(file: Path) -> list[int]:
-    """Size and CRC-32: against accidents, not against people."""
+def _checksum(file: Path) -> list[int]:
+    """Return size and CRC-32, which detect accidents, not manipulation."""
     total = size = 0
-    with open(file, "rb") as stream:
-        while part := stream.read(BLOCK):
+    with file.open("rb") as stream:
+        while part := stream.read(BLOCK_BYTES):
             total, size = zlib.crc32(part, total), size + len(part)
     return [size, total]
 
 
 def load(distiller: Distiller, folder: Path) -> int:
-    """Put the checkpoint's state into the process; returns the first step to do."""
+    """Restore the checkpoint's state; return the next step."""
     state = json.loads((folder / STATE_FILE).read_text())
-    require_plain(folder)
+    require_safe_pickles(folder)
     if _layout(distiller).items() <= state.items():
         distiller.engines.load(folder)
     else:
@@ -112,7 +114,7 @@ def _layout(distiller: Distiller) -> dict[str, Any]:
 
 
 def _load_universal(distiller: Distiller, folder: Path) -> None:
-    """Each process converts for itself: what it needs is then on its own disk, whatever the machines share."""
+    """Convert on every rank, so that the converted files are on its own disk without a shared file system."""
     with tempfile.TemporaryDirectory() as scratch:
         for name, _ in distiller.engines.named():
             _convert(folder / name, Path(scratch) / name)
@@ -124,4 +126,4 @@ def _convert(source: Path, target: Path) -> None:
     folders = ["--input_folder", str(source), "--output_folder", str(target)]
     done = subprocess.run([*command, *folders], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{source}: not to be converted for another number of workers: {done.stderr[-400:]}")
+        raise RuntimeError(f"{source}: could not be converted for another number of workers: {done.stderr[-400:]}")

@@ -1,8 +1,7 @@
-"""From prepared prompts to a one-step student: the driver of a distillation."""
+"""The driver of a distillation: from prepared prompts to a one-step student."""
 
 import json
 import math
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,26 @@ from ray.train import (
 )
 
 from pipeline import manifest, models, tracking
-from pipeline.errors import StorageError, TrainingError, UserError, again
+from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
+from pipeline.hashing import sha256_of_folder
 from pipeline.hub import is_hub_id
 from pipeline.prompts.encode import encode_fixed, encoding_of
 from pipeline.recipe import Recipe, Train, dump
 from pipeline.redaction import redact
 from pipeline.remote_errors import unwrap_remote_errors
-from pipeline.resources import ResourceRequest, evaluation_request, training_request, wait_for_resources
+from pipeline.resources import ResourceRequest, evaluation_request, ray_resources, training_request, wait_for_resources
 from pipeline.session import ray_session
 from pipeline.storage import Folder
-from pipeline.training import identity, preflight
-from pipeline.training.board import progress_bar
+from pipeline.training import preflight, run_identity
 from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
 from pipeline.training.deepspeed_engine import ready_deepspeed
 from pipeline.training.export import export
-from pipeline.training.interrupt import InterruptibleTrainer
-from pipeline.training.loop import Setup
+from pipeline.training.interruptible_trainer import InterruptibleTrainer
 from pipeline.training.progress import FIXED_TEXTS
-from pipeline.training.restore import tidy
-from pipeline.training.validation import RETRIES, Validation, validate
+from pipeline.training.progress_actor import progress_bar
+from pipeline.training.restore import remove_uncommitted_checkpoints
+from pipeline.training.train_loop_config import TrainLoopConfig
+from pipeline.training.validation import RETRIES, validate
 from pipeline.training.worker import train_loop
 
 FAILURE_FILE = "failure.txt"
@@ -48,68 +48,66 @@ TRAIN_NAME = "train"
 def distill(
     recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri: str, address: str | None = None
 ) -> dict[str, Any]:
-    """Train, or continue, and write the student's diffusers folder; returns the manifest.
+    """Train a student, or resume, and write its diffusers folder; return the manifest.
 
-    The run's identity is its folder: called again on the same folder it continues from the last
-    checkpoint, and a finished one is left as it is. Ray is started, or the cluster at `address` joined,
-    only when all that it is to work on has been checked.
+    The folder identifies the run: a second call resumes from the last checkpoint, and leaves a finished run as it is.
+    Ray is started, or the cluster at `address` joined, after all inputs are checked.
 
     Raises:
-        UserError: where the folder holds a run of another recipe, teacher or prompts, or something is missing.
-        TrainingError: where training diverged, or failed too often.
-        KeyboardInterrupt: after a checkpoint of the step at which Ctrl-C was pressed, or after the last one.
+        UserError: where the folder holds a run of another recipe, teacher or prompts, or an input is missing.
+        TrainingError: where training diverged, or failed more often than the recipe allows.
+        KeyboardInterrupt: on Ctrl-C, after the current step's checkpoint is stored.
     """
-    if folder.has(manifest.NAME):
+    if folder.exists(manifest.NAME):
         return _finished(recipe, prompt_folder, folder)
     record, teacher, init = preflight.check(recipe, prompt_folder, folder)
-    if not folder.has(manifest.RUN_FILE):  # a run that goes on writes to MLflow when it can
+    if not folder.exists(manifest.RUN_FILE):  # a resumed run writes to MLflow when it answers
         tracking.require(tracking_uri)
     ready_deepspeed()
     with ray_session(address):
-        for ask in _resource_requests(recipe):
-            wait_for_resources(ask, recipe.train.resource_timeout_minutes, address)
+        for request in _resource_requests(recipe):
+            wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
         mlflow_run = _mlflow_run(recipe, record, teacher, folder, tracking_uri)
         fixed = _fixed(recipe, str(teacher), prompt_folder)
-        setup = Setup(
-            dump(recipe), str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, fixed
+        config = TrainLoopConfig(
+            recipe, str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, fixed
         )
-        with progress_bar(recipe.train.steps) as board:
-            validation = _validation(recipe, setup, folder, board) if recipe.evaluation.every_n_checkpoints else None
+        with progress_bar(recipe.train.steps) as actor:
+            validation = _validation(config, folder, actor) if recipe.evaluation.every_n_checkpoints else None
             try:
-                result = _fit(recipe, {**asdict(setup), "board": board}, folder, validation)
+                result = _fit(config, actor, folder, validation)
             except TrainingError:
-                _say_refusal(board)
+                _raise_user_error(actor)
                 raise
-            _say_refusal(board)
-            diverged, interrupted = ray.get([board.why_stopped.remote(), board.stop_requested.remote()])
-    if interrupted and not diverged and result.metrics["step"] < recipe.train.steps:
+            _raise_user_error(actor)
+            divergence, interrupted = ray.get([actor.stop_reason.remote(), actor.stop_requested.remote()])
+    if interrupted and not divergence and result.metrics["step"] < recipe.train.steps:
         raise KeyboardInterrupt
-    if diverged:
+    if divergence:
         tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
         raise TrainingError(
-            f"training diverged: {diverged}; allowed: a lower student.learning_rate, or "
-            'train.on_divergence = "rollback"'
+            f'training diverged: {divergence}. Lower student.learning_rate, or set train.on_divergence = "rollback".'
         )
-    record = _finish(recipe, folder, record, teacher, setup, result)
-    if interrupted:  # during the last steps: the student is whole, and what would follow is not begun
+    record = _finish(config, folder, teacher, result)
+    if interrupted:  # during the last steps: the student is complete, and the next command is not started
         raise KeyboardInterrupt
     return record
 
 
 def _resource_requests(recipe: Recipe) -> list[ResourceRequest]:
-    """An evaluation beside the training may wait until it has ended: there need not be room for both at once."""
+    """Return the requests that must fit one after the other: an evaluation may wait until training has ended."""
     training, evaluation = training_request(recipe.train), evaluation_request(recipe.evaluation)
     return [training, evaluation] if recipe.evaluation.every_n_checkpoints else [training]
 
 
-def _say_refusal(board: Any) -> None:
-    """A mistake that only a worker could find, such as a shard that has changed."""
-    if mistake := ray.get(board.refused.remote()):
-        raise UserError(mistake) from None
+def _raise_user_error(actor: Any) -> None:
+    """Raise the UserError that a worker met, such as a shard that has changed."""
+    if message := ray.get(actor.user_error.remote()):
+        raise UserError(message) from None
 
 
 def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
-    """What the workers need encoded whatever their prompts, where they have no text encoder."""
+    """Return the encoded `FIXED_TEXTS` where the workers have no text encoder."""
     options = recipe.train
     if not options.num_encoders:
         return b""
@@ -121,27 +119,27 @@ def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
 
 def _finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> dict[str, Any]:
     """Return the manifest of a finished run, which must be the one that is asked for."""
-    record, state = manifest.read(folder, "distill"), identity.FINISHED
-    identity.require_same_run(folder, record["recipe"], recipe, state)
-    if prompt_folder.has(manifest.NAME):  # they may have been removed since
+    record, state = manifest.read(folder, "distill"), run_identity.FINISHED
+    run_identity.require_same_run(folder, record["recipe"], recipe, state)
+    if prompt_folder.exists(manifest.NAME):  # the prompts may have been deleted since
         prompts = manifest.read(prompt_folder, "prepare")["files"]
-        identity.require_same_prompts(folder, record["prompts"], prompts, state)
+        run_identity.require_same_prompts(folder, record["prompts"], prompts, state)
     if not is_hub_id(recipe.teacher):
-        found = manifest.folder_hash(models.teacher_folder(recipe.teacher, revision=recipe.revision))
-        identity.require_same_teacher(folder, record["teacher_sha256"], found, recipe.teacher)
+        found = sha256_of_folder(models.teacher_folder(recipe.teacher, revision=recipe.revision))
+        run_identity.require_same_teacher(folder, record["teacher_sha256"], found, recipe.teacher)
     return record
 
 
 def _mlflow_run(recipe: Recipe, record: dict[str, Any], teacher: Path, folder: Folder, tracking_uri: str) -> str:
     """Return the MLflow run of this folder: the one it began with, or a new one."""
-    sha256 = manifest.folder_hash(teacher)
-    if folder.has(manifest.RUN_FILE):
-        saved, state = json.loads(folder.read(manifest.RUN_FILE)), identity.BEGUN
-        identity.require_same_run(folder, saved["recipe"], recipe, state)
-        identity.require_same_prompts(folder, saved.get("prompts"), record["files"], state)
-        identity.require_same_teacher(folder, saved.get("teacher_sha256", sha256), sha256, recipe.teacher)
+    sha256 = sha256_of_folder(teacher)
+    if folder.exists(manifest.RUN_FILE):
+        saved, state = json.loads(folder.read(manifest.RUN_FILE)), run_identity.BEGUN
+        run_identity.require_same_run(folder, saved["recipe"], recipe, state)
+        run_identity.require_same_prompts(folder, saved.get("prompts"), record["files"], state)
+        run_identity.require_same_teacher(folder, saved.get("teacher_sha256", sha256), sha256, recipe.teacher)
         return str(saved["mlflow_run"])
-    values = identity.flatten(recipe.values())
+    values = run_identity.flatten(recipe.values())
     shown = {name: redact(value) if isinstance(value, str) else value for name, value in values.items()}
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, shown)
     begun = {"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"], "teacher_sha256": sha256}
@@ -149,38 +147,27 @@ def _mlflow_run(recipe: Recipe, record: dict[str, Any], teacher: Path, folder: F
     return mlflow_run
 
 
-def _validation(recipe: Recipe, setup: Setup, folder: Folder, board: Any) -> ValidationConfig:
-    """How Ray Train has checkpoints evaluated; the task itself waits for its actors and needs no core."""
-    told = Validation(
-        recipe_toml=setup.recipe_toml,
-        teacher=setup.teacher_folder,
-        teacher_sha256=manifest.folder_hash(Path(setup.teacher_folder)),
-        init=setup.init_folder,
-        prompts_uri=setup.prompts_uri,
-        prompts=setup.prompts,
-        folder=folder.uri,
-        tracking_uri=setup.tracking_uri,
-        mlflow_run=setup.mlflow_run,
-    )
+def _validation(config: TrainLoopConfig, folder: Folder, actor: Any) -> ValidationConfig:
+    """Return how Ray Train evaluates checkpoints; the task only waits for its actors and needs no CPU."""
+    sha256 = sha256_of_folder(Path(config.teacher_folder))
     return ValidationConfig(
-        partial(validate, told=told, board=board),
+        partial(validate, config=config, teacher_sha256=sha256, run_folder=folder, actor=actor),
         ray_remote_kwargs={"num_cpus": 0, "max_retries": RETRIES, "retry_exceptions": True},
     )
 
 
-def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: ValidationConfig | None = None) -> Result:
-    train = recipe.train
-    if tidy(folder / TRAIN_NAME):
-        print("the list of checkpoints was damaged; those that are whole are looked for", flush=True)
-    resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
+def _fit(config: TrainLoopConfig, actor: Any, folder: Folder, validation: ValidationConfig | None) -> Result:
+    train = config.recipe.train
+    if remove_uncommitted_checkpoints(folder / TRAIN_NAME):
+        print("Ray Train's checkpoint snapshot was corrupt; looking for intact checkpoints", flush=True)
     trainer = InterruptibleTrainer(
-        config["board"],
+        actor,
         train_loop,
-        train_loop_config=config,
+        train_loop_config={"config": config, "actor": actor},
         scaling_config=ScalingConfig(
             num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
             use_gpu=train.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=ray_resources(train.cpus_per_worker, train.gpus_per_worker),
         ),
         run_config=RunConfig(
             name=TRAIN_NAME,
@@ -188,9 +175,9 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
             storage_filesystem=folder.filesystem,
             failure_config=FailureConfig(
                 max_failures=train.max_failures,
-                controller_failure_limit=_patience(train),
+                controller_failure_limit=_max_startup_timeouts(train),
             ),
-            checkpoint_config=_kept(recipe),
+            checkpoint_config=_checkpoint_config(config.recipe),
         ),
         validation_config=validation,
     )
@@ -200,19 +187,21 @@ def _fit(recipe: Recipe, config: dict[str, Any], folder: Folder, validation: Val
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise TrainingError(
-            f"training stopped: {_cause(error, train)}; {_kept_traceback(folder, error)}; "
-            f"{again()} to continue from the last checkpoint"
+            f"training stopped: {_cause(error, train)}; {_save_traceback(folder, error)}; "
+            f"{resume_hint()} to continue from the last checkpoint"
         ) from error
 
 
-def _patience(train: Train) -> int:
-    """In minutes: how long a run waits, in all, for machines that were lost. Ray Train counts each as a failure of its
-    controller's, and would allow any number."""
+def _max_startup_timeouts(train: Train) -> int:
+    """Return the minutes that a run waits for lost nodes in all.
+
+    Ray Train counts each minute without resources as a failure of its controller, and by default allows any number.
+    """
     return math.ceil(train.resource_timeout_minutes) * (train.max_failures + 1)
 
 
-def _kept(recipe: Recipe) -> CheckpointConfig:
-    """The newest checkpoints, or the best of those that were evaluated beside the newest one."""
+def _checkpoint_config(recipe: Recipe) -> CheckpointConfig:
+    """Return which checkpoints are kept: the newest, or the best evaluated ones and the newest."""
     rule = recipe.promotion
     if recipe.evaluation.student_selection == "latest":
         return CheckpointConfig(num_to_keep=recipe.train.num_to_keep)
@@ -223,8 +212,8 @@ def _kept(recipe: Recipe) -> CheckpointConfig:
     )
 
 
-def _chosen(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict[str, Any]]:
-    """The checkpoint that becomes the run's student, and its figures."""
+def _select_checkpoint(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict[str, Any]]:
+    """Return the checkpoint that becomes the run's student, and its metrics."""
     assert result.checkpoint is not None
     assert result.metrics is not None
     name, sign = f"eval_{recipe.promotion.metric}", 1 if recipe.promotion.higher_is_better else -1
@@ -235,16 +224,16 @@ def _chosen(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict[str, Any]]
 
 
 def _cause(error: TrainingFailedError, train: Train) -> str:
-    """The last line of the first failed worker's traceback, or of the controller's."""
+    """Return the last line of the first failed worker's traceback, or of the controller's."""
     if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
-        return f"the cluster had no resources for {training_request(train)} in {_patience(train)} minutes"
+        return f"the cluster had no resources for {training_request(train)} in {_max_startup_timeouts(train)} minutes"
     workers = getattr(error, "worker_failures", {})
     text = str(workers[min(workers)]) if workers else str(error)
     return text.strip().splitlines()[-1]
 
 
-def _kept_traceback(folder: Folder, error: TrainingFailedError) -> str:
-    """Where the whole of it is. A full disk or a store that is away may be what stopped training."""
+def _save_traceback(folder: Folder, error: TrainingFailedError) -> str:
+    """Save the traceback and tell where; a full disk or a failed store may be what stopped training."""
     try:
         folder.write(FAILURE_FILE, redact(str(error)).encode())
     except StorageError as lost:
@@ -252,28 +241,26 @@ def _kept_traceback(folder: Folder, error: TrainingFailedError) -> str:
     return f"the traceback is in {folder.uri}/{FAILURE_FILE}"
 
 
-def _finish(
-    recipe: Recipe, folder: Folder, record: dict[str, Any], teacher: Path, setup: Setup, result: Result
-) -> dict[str, Any]:
-    """Export the moving average as a diffusers folder, the raw weights beside it, then write the manifest."""
-    chosen, figures = _chosen(recipe, result)
-    with chosen.as_directory() as checkpoint:
+def _finish(config: TrainLoopConfig, folder: Folder, teacher: Path, result: Result) -> dict[str, Any]:
+    """Export the EMA weights as a diffusers folder, the raw weights beside it, then write the manifest."""
+    recipe = config.recipe
+    selected, metrics = _select_checkpoint(recipe, result)
+    with selected.as_directory() as checkpoint:
         hashes = {
-            name: export(recipe, teacher, setup.init_folder, Path(checkpoint) / file, folder / name)
+            name: export(recipe, teacher, config.init_folder, Path(checkpoint) / file, folder / name)
             for name, file in (("student", EMA_FILE), ("student-raw", RAW_FILE))
         }
-    metrics = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-    tracking.Tracker(setup.tracking_uri, setup.mlflow_run).finish()
+    tracking.Tracker(config.tracking_uri, config.mlflow_run).finish()
     manifest.write(
         folder,
         "distill",
         recipe=dump(recipe),
         teacher=recipe.teacher,
-        teacher_sha256=manifest.folder_hash(teacher),
+        teacher_sha256=sha256_of_folder(teacher),
         student_sha256=hashes["student"],
         student_raw_sha256=hashes["student-raw"],
-        prompts=record["files"],
-        mlflow_run=setup.mlflow_run,
-        metrics=metrics,
+        prompts=config.prompts["files"],
+        mlflow_run=config.mlflow_run,
+        metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
     )
     return manifest.read(folder, "distill")

@@ -28,7 +28,7 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
     """
     if not 0 <= weight <= 1:
         raise UserError(f"--weight: {weight} is not allowed; allowed: 0 to 1")
-    if target.has("model_index.json"):
+    if target.exists("model_index.json"):
         raise UserError(f"--out: {target.uri} holds a model already; allowed: another folder")
     folders = [models.teacher_folder(place, field) for place, field in ((first, "first"), (second, "second"))]
     require_same_output(*folders, second)

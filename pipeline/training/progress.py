@@ -1,4 +1,4 @@
-"""What rank 0 tells of a run while it trains: the board's figures, metrics and contact sheets in MLflow."""
+"""Progress of a training run, reported by rank 0: the progress bar, metrics and images in MLflow."""
 
 import resource
 import time
@@ -18,8 +18,8 @@ from pipeline.tracking import Tracker
 if TYPE_CHECKING:
     from pipeline.training.distiller import Distiller
 
-EVERY = 10  # steps between two writes to MLflow
-RATE_STEPS = 20  # the latest steps, over which images/s is taken
+LOG_EVERY_N_STEPS = 10
+RATE_STEPS = 20  # recent steps that images/s is averaged over
 SHEET_PROMPTS = ("a photo of a shape", "a photo of a star", "a photo of a red shape", "a photo of a ring")
 SHEET_IMAGES = 8
 SHEET_SCALE = 0.5
@@ -27,74 +27,76 @@ SHEET_NEGATIVE = "low quality"
 FIXED_TEXTS = ("", SHEET_NEGATIVE, *SHEET_PROMPTS)
 
 
-class Progress:
-    """Rank 0's side: posts to the bar and to MLflow; on other ranks the methods do nothing."""
+class ProgressReporter:
+    """Reports rank 0's progress to the progress actor and to MLflow; on other ranks the methods do nothing."""
 
-    def __init__(self, tracker: Tracker | None, board: Any, recipe: Recipe, first: int, attempt: int = 0) -> None:
-        self._tracker, self.board, self._recipe = tracker, board, recipe
-        self._stop_requested: Any = None  # rank 0's question, answered while a step is computed
+    def __init__(self, tracker: Tracker | None, actor: Any, recipe: Recipe, first: int, attempt: int = 0) -> None:
+        self._tracker, self.actor, self._recipe = tracker, actor, recipe
+        self._stop_requested: Any = None  # an object reference, resolved while a step is computed
         self._times = deque([time.monotonic()], maxlen=RATE_STEPS + 1)
         self._waits: deque[float] = deque(maxlen=RATE_STEPS)
         if tracker:
             tracker.watch_machine()
-        self.begin(attempt)
+        self.begin_attempt(attempt)
         if tracker and first:
-            board.say.remote(f"continuing from the checkpoint at step {first} of {recipe.train.steps}")
+            actor.log.remote(f"continuing from the checkpoint at step {first} of {recipe.train.steps}")
 
-    def begin(self, attempt: int) -> None:
-        """Write metrics of this attempt from where it was written; one that was rolled back stays beside it."""
+    def begin_attempt(self, attempt: int) -> None:
+        """Log this attempt's metrics after those that are already written; a rolled-back attempt stays beside it."""
         self._attempt = attempt
         if self._tracker is not None:
             self._tracker.skip_written("attempt", float(attempt))
 
     def stop_requested(self) -> bool:
-        """Tell whether the driver was interrupted; on other ranks never. The answer may be a step late."""
+        """Tell whether the driver was interrupted; False on other ranks. The answer may be one step late."""
         if self._tracker is None:
             return False
         answer = self._stop_requested is not None and bool(ray.get(self._stop_requested))
-        self._stop_requested = self.board.stop_requested.remote()
+        self._stop_requested = self.actor.stop_requested.remote()
         return answer
 
-    def stopped(self) -> None:
-        """Tell the driver that the checkpoint of a training that it stopped is stored."""
+    def set_checkpoint_stored(self) -> None:
+        """Tell the driver that the checkpoint of an interrupted training is stored."""
         if self._tracker is not None:
-            ray.get(self.board.set_stored.remote())
+            ray.get(self.actor.set_checkpoint_stored.remote())
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
+        """Print a line in the driver."""
         if self._tracker is not None:
-            self.board.say.remote(message)
+            self.actor.log.remote(message)
 
-    def note(self, text: str) -> None:
-        """In the bar, after the last step."""
+    def set_status(self, status: str) -> None:
+        """Show a text beside the full progress bar."""
         if self._tracker is not None:
-            self.board.post.remote(self._recipe.train.steps, text)
+            self.actor.update.remote(self._recipe.train.steps, status)
 
-    def stop(self, why: str) -> None:
-        """Leave word for the driver."""
+    def set_stop_reason(self, reason: str) -> None:
+        """Tell the driver why training ended early."""
         if self._tracker is not None:
-            ray.get(self.board.stop.remote(why))
+            ray.get(self.actor.set_stop_reason.remote(reason))
 
     def close(self) -> None:
+        """Wait until everything is written to MLflow, for a limited time."""
         if self._tracker is not None:
             self._tracker.flush()
 
     def update(self, step: int, metrics: Mapping[str, float], waited: float) -> None:
-        """`waited` are the seconds that the step waited for its prompts."""
+        """Report a completed step; `waited` are the seconds that it waited for its prompts."""
         if self._tracker is None:
             return
         self._waits.append(waited)
         self._times.append(time.monotonic())
         rate = (len(self._times) - 1) * self._recipe.train.batch_size / (self._times[-1] - self._times[0])
         text = f"loss {metrics['loss_student']:.4f}, LoRA {metrics['loss_lora_teacher']:.4f}, {rate:.0f} images/s"
-        self.board.post.remote(step + 1, text)
-        if (step + 1) % EVERY == 0:
-            own = {
+        self.actor.update.remote(step + 1, text)
+        if (step + 1) % LOG_EVERY_N_STEPS == 0:
+            system = {
                 "images_per_second": rate,
                 "data_wait_share": sum(self._waits) / (self._times[-1] - self._times[0]),
                 "memory_gib": peak_memory() / 2**30,
                 "attempt": float(self._attempt),
             }
-            self._tracker.metrics({**metrics, **own}, step + 1, int(time.time() * 1000))
+            self._tracker.metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
 
     @torch.no_grad()
     def sheet(self, distiller: "Distiller", step: int) -> None:
@@ -115,7 +117,7 @@ class Progress:
 
 
 def peak_memory() -> int:
-    """Most bytes that this process has had: of its GPU, or of the machine."""
+    """Return the peak memory of this process in bytes: of its GPU, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Which checkpoint the processes go on from: the newest that is whole, and the same for all of them."""
+"""The checkpoint that all ranks resume from: the newest intact one."""
 
 import json
 from collections.abc import Iterator
@@ -17,91 +17,93 @@ from pipeline.training import checkpoint
 from pipeline.training.checkpoint import STATE_FILE
 from pipeline.training.distiller import Distiller
 
-PREFIX = "checkpoint_"  # of Ray Train's folders
-LIST = "checkpoint_manager_snapshot.json"  # Ray Train's own, of those that are kept
+PREFIX = "checkpoint_"  # of Ray Train's checkpoint folders
+SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints that it keeps
 
 
-def restore(distiller: Distiller, latest: Checkpoint | None, board: Any, *, attempt: int = 0) -> int:
-    """Load the newest whole checkpoint up to `latest`; returns the first step to do.
+def restore(distiller: Distiller, latest: Checkpoint | None, actor: Any, *, attempt: int = 0) -> int:
+    """Load the newest intact checkpoint up to `latest`; return the next step.
 
-    Without a `latest` Ray Train knows of none: what lies there all the same is taken, if it is whole, as the list of
-    them may be lost. `attempt` is at least that of now.
+    Without a `latest` Ray Train knows no checkpoint. An intact one in the run's storage is used all the same, since the
+    snapshot file may have been lost. `attempt` is a lower bound of the restored attempt.
 
     Raises:
-        UserError: where Ray Train knows of checkpoints and none is whole; to begin anew is a person's decision.
+        UserError: where Ray Train knows checkpoints and all are corrupt; starting over is the user's decision.
     """
-    faults = []
-    for each in _by_all(list(_backwards(latest) if latest else _found())):
-        with each.as_directory() as folder:
-            fault = _of_all(checkpoint.fault(Path(folder)))
-            if not fault:
-                first = checkpoint.load(distiller, Path(folder))
+    corrupt = []
+    for candidate in broadcast_checkpoints(list(_newest_first(latest) if latest else _checkpoints_in_storage())):
+        with candidate.as_directory() as folder:
+            reason = first_error_across_ranks(checkpoint.find_corruption(Path(folder)))
+            if not reason:
+                step = checkpoint.load(distiller, Path(folder))
                 distiller.attempt = max(distiller.attempt, attempt)
-                return first
-        faults.append(f"{each.path}: {fault}")
+                return step
+        corrupt.append(f"{candidate.path}: {reason}")
         if distiller.rank == 0:
-            board.say.remote(f"left out a checkpoint that is not whole: {faults[-1]}")
+            actor.log.remote(f"skipped a corrupt checkpoint: {corrupt[-1]}")
     if latest:
         raise UserError(
-            f"no checkpoint is whole: {'; '.join(faults)}; allowed: another --run, or this one's `distilled` removed"
+            f"every checkpoint is corrupt: {'; '.join(corrupt)}. "
+            "Use another --run, or delete this run's `distilled` folder."
         )
     return 0
 
 
-def stored() -> Checkpoint | None:
-    """The latest checkpoint, when all that are on their way have arrived."""
+def wait_for_latest() -> Checkpoint | None:
+    """Wait until reported checkpoints are committed; return the latest."""
     reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
     return reported[-1].checkpoint if reported else None
 
 
-def tidy(folder: Folder) -> bool:
-    """Before Ray Train looks into this folder: remove the checkpoints that its list does not name, as a full disk may
-    have cut them short, or the list, which is written in place, where it is damaged. Returns whether it was.
+def remove_uncommitted_checkpoints(folder: Folder) -> bool:
+    """Delete checkpoints missing from Ray Train's snapshot, which may be incomplete.
+
+    If the snapshot itself is corrupt, delete it instead and return True. Called before Ray Train reads the folder.
     """
-    if not folder.has(LIST):
+    if not folder.exists(SNAPSHOT_FILE):
         return False
     try:
-        named = set(_named(json.loads(folder.read(LIST))))
+        committed = set(_checkpoint_names(json.loads(folder.read(SNAPSHOT_FILE))))
     except ValueError:
-        folder.remove(LIST)
+        folder.remove(SNAPSHOT_FILE)
         return True
-    for name in folder.folders():
-        if name.startswith(PREFIX) and name not in named:
+    for name in folder.list_dirs():
+        if name.startswith(PREFIX) and name not in committed:
             (folder / name).delete()
     return False
 
 
-def _named(node: Any) -> Iterator[str]:
-    """The checkpoints in Ray Train's list, wherever they stand in it."""
+def _checkpoint_names(node: Any) -> Iterator[str]:
+    """Yield the checkpoint folders that Ray Train's snapshot names at any depth."""
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _named(value)
+        yield from _checkpoint_names(value)
     if isinstance(node, dict) and "checkpoint_dir_name" in node:
         yield str(node["checkpoint_dir_name"])
 
 
-def _backwards(latest: Checkpoint) -> Iterator[Checkpoint]:
-    """The latest, and those before it that are kept."""
+def _newest_first(latest: Checkpoint) -> Iterator[Checkpoint]:
+    """Yield the latest checkpoint, then the earlier ones that are kept."""
     yield latest
-    kept = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-    yield from (each.checkpoint for each in reversed(kept) if each.checkpoint.path != latest.path)
+    reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    yield from (each.checkpoint for each in reversed(reported) if each.checkpoint.path != latest.path)
 
 
-def _found() -> list[Checkpoint]:
-    """What lies in the run's storage, the newest first."""
+def _checkpoints_in_storage() -> list[Checkpoint]:
+    """Return the checkpoints in the run's storage, newest first."""
     storage = ray.train.get_context().get_storage()
-    filesystem, place = storage.storage_filesystem, storage.experiment_fs_path
+    filesystem, root = storage.storage_filesystem, storage.experiment_fs_path
     found = []
-    for entry in filesystem.get_file_info(fs.FileSelector(place, allow_not_found=True)):
+    for entry in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):
         if entry.base_name.startswith(PREFIX) and entry.type == fs.FileType.Directory:
-            with suppress(OSError, ValueError, KeyError, TypeError):  # not whole: it has no state
+            with suppress(OSError, ValueError, KeyError, TypeError):  # an incomplete checkpoint has no state file
                 with filesystem.open_input_stream(f"{entry.path}/{STATE_FILE}") as stream:
                     state = json.loads(stream.read())
                 found.append((int(state["attempt"]), int(state["step"]), str(entry.path)))
     return [Checkpoint(path, filesystem) for *_, path in sorted(found, reverse=True)]
 
 
-def _by_all(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """Those that rank 0 sees, in its order."""
+def broadcast_checkpoints(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """Return rank 0's checkpoints, in its order, on every rank."""
     if not dist.is_initialized():
         return checkpoints
     paths: list[Any] = [[each.path for each in checkpoints]]
@@ -110,10 +112,10 @@ def _by_all(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return [Checkpoint(path, filesystem) for path in paths[0]]
 
 
-def _of_all(fault: str) -> str:
-    """The first fault that any process has found: a damaged copy on one machine is nobody's start."""
+def first_error_across_ranks(error: str) -> str:
+    """Return the first rank's error, so that a copy that is corrupt on one node is used on none."""
     if not dist.is_initialized():
-        return fault
-    faults: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(faults, fault)
-    return next(filter(None, faults), "")
+        return error
+    errors: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    return next(filter(None, errors), "")

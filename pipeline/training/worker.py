@@ -1,9 +1,10 @@
-"""What Ray Train calls on each worker; of its own, so that the controller, which only names it, loads no torch."""
+"""The function that Ray Train calls on each worker; apart, so that the controller, which pickles it, loads no torch."""
 
 from typing import Any
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    from pipeline.training.loop import train
+    """Train; `config` holds the arguments of `train_loop.train`."""
+    from pipeline.training.train_loop import train
 
-    train(config)
+    train(**config)

@@ -31,7 +31,7 @@ def of_recipe(content: bytes) -> None:
 
 def of_manifest(content: bytes) -> None:
     (PLACE / manifest.NAME).write_bytes(content)
-    prepared.check(Folder.of(PLACE))
+    prepared.check(Folder.from_uri(PLACE))
 
 
 def of_lines(content: bytes) -> None:
@@ -47,7 +47,7 @@ def of_checkpoint(content: bytes) -> None:
     name, _, rest = content.partition(b"\0")
     (PLACE / "state.json").write_bytes(rest if name == b"s" else b'{"workers": 1}')
     (PLACE / "files-0.json").write_bytes(json.dumps({"x": [1, 2]}).encode() if name == b"s" else rest)
-    assert checkpoint.fault(PLACE)
+    assert checkpoint.find_corruption(PLACE)
 
 
 def _rows(file: Path, content: bytes) -> None:

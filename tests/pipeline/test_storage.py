@@ -13,8 +13,8 @@ from pipeline.storage import Folder
 @pytest.fixture(params=["local", "s3"])
 def folder(request, tmp_path):
     if request.param == "local":
-        return Folder.of(tmp_path / "run")
-    return Folder.of(request.getfixturevalue("bucket") + "/run/")
+        return Folder.from_uri(tmp_path / "run")
+    return Folder.from_uri(request.getfixturevalue("bucket") + "/run/")
 
 
 def make_tree(root, **files):
@@ -30,14 +30,14 @@ def tree(root):
 
 
 def test_what_is_written_is_read_back(folder):
-    assert not folder.has("a.txt")
+    assert not folder.exists("a.txt")
     folder.write("a.txt", b"one")
     folder.write("a.txt", b"two")
     (folder / "deep" / "er").write("b.txt", b"")
-    assert folder.has("a.txt")
+    assert folder.exists("a.txt")
     assert folder.read("a.txt") == b"two"
     assert (folder / "deep").read("er/b.txt") == b""
-    assert not folder.has("deep")
+    assert not folder.exists("deep")
 
 
 def test_a_missing_file_is_named(folder):
@@ -53,13 +53,13 @@ def test_an_uploaded_folder_comes_back(folder, tmp_path):
 
 def test_local_paths_become_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert Folder.of("runs/demo").uri == f"{tmp_path}/runs/demo"
-    assert Folder.of("~/runs").uri == f"{Path.home()}/runs"
-    assert Folder.of("runs").local_copy(tmp_path / "unused") == tmp_path / "runs"
+    assert Folder.from_uri("runs/demo").uri == f"{tmp_path}/runs/demo"
+    assert Folder.from_uri("~/runs").uri == f"{Path.home()}/runs"
+    assert Folder.from_uri("runs").local_copy(tmp_path / "unused") == tmp_path / "runs"
 
 
 def test_a_failed_local_write_leaves_the_old_content(tmp_path, monkeypatch):
-    folder = Folder.of(tmp_path)
+    folder = Folder.from_uri(tmp_path)
     folder.write("a.txt", b"old")
 
     def fail(*_):
@@ -76,11 +76,11 @@ def test_an_upload_replaces_the_folder_as_a_whole(folder, tmp_path):
     target.upload(make_tree(tmp_path / "old", kept="1", stale__part="1"))
     target.upload(make_tree(tmp_path / "new", kept="2"))
     assert target.read("kept") == b"2"
-    assert not target.has("stale/part")
+    assert not target.exists("stale/part")
 
 
 def test_a_failed_local_upload_leaves_the_old_content(tmp_path):
-    target = Folder.of(tmp_path / "target")
+    target = Folder.from_uri(tmp_path / "target")
     target.upload(make_tree(tmp_path / "first", a="1"))
     with pytest.raises(UserError, match="target: cannot be written"):
         target.upload(tmp_path / "gone")
@@ -90,30 +90,30 @@ def test_a_failed_local_upload_leaves_the_old_content(tmp_path):
 
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    folder = Folder.of(tmp_path / "file") / "prompts"
+    folder = Folder.from_uri(tmp_path / "file") / "prompts"
     with pytest.raises(UserError, match=r"prompts/a.txt: cannot be written"):
         folder.write("a.txt", b"")
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket):
     with pytest.raises(UserError, match=r"s3://elsewhere/run/a.txt: cannot be written"):
-        Folder.of("s3://elsewhere/run").write("a.txt", b"")
+        Folder.from_uri("s3://elsewhere/run").write("a.txt", b"")
 
 
 def test_a_missing_s3_folder_is_named(bucket, tmp_path):
     with pytest.raises(UserError, match="s3://runs/gone: no such folder"):
-        Folder.of(f"{bucket}/gone").local_copy(tmp_path)
+        Folder.from_uri(f"{bucket}/gone").local_copy(tmp_path)
 
 
 OPERATIONS = {
-    "has": lambda folder, _: folder.has("a"),
+    "has": lambda folder, _: folder.exists("a"),
     "size": lambda folder, _: folder.size("a"),
     "read": lambda folder, _: folder.read("a"),
     "write": lambda folder, _: folder.write("a", b"1"),
     "remove": lambda folder, _: folder.remove("a"),
     "delete": lambda folder, _: folder.delete(),
-    "names": lambda folder, _: folder.names(),
-    "listing": lambda folder, _: folder.listing(),
+    "list_files": lambda folder, _: folder.list_files(),
+    "walk": lambda folder, _: folder.walk(),
     "upload": lambda folder, scratch: folder.upload(scratch),
     "local_copy": lambda folder, scratch: folder.local_copy(scratch),
 }
@@ -123,8 +123,8 @@ def test_a_store_is_asked_as_often_from_another_process(bucket, monkeypatch):
     """Ray Train's controller and workers have a pickled file system."""
     server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setattr(storage, "ATTEMPTS", 5)
-    there = pickle.loads(pickle.dumps(Folder.of(f"{bucket}/run").filesystem))
+    monkeypatch.setattr(storage.retry, "MAX_ATTEMPTS", 5)
+    there = pickle.loads(pickle.dumps(Folder.from_uri(f"{bucket}/run").filesystem))
     server.how, server.fails = "503", lambda number, path: number < 5
     with there.open_output_stream("runs/run/list.json") as stream:
         stream.write(b"[]")
@@ -138,8 +138,8 @@ def test_a_store_that_does_not_serve_is_one_line(bucket, tmp_path, monkeypatch, 
     server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
     server.how, server.fails = how, lambda number, path: True
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(storage.retry, "MAX_ATTEMPTS", 1)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=rf"^{bucket}/run(/a)?: cannot be \w+: [^\n]+$"):
-        OPERATIONS[operation](Folder.of(f"{bucket}/run"), tmp_path)
+        OPERATIONS[operation](Folder.from_uri(f"{bucket}/run"), tmp_path)
     server.stop()

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pipeline import manifest
 from pipeline.evaluation.judges import AttributeJudge, Clip
 from pipeline.evaluation.sheet import from_pixels
+from pipeline.hashing import sha256_of_bytes, sha256_of_folder
 from pipeline.models import WEIGHTS
 from pipeline.recipe import EMBEDDED
 
@@ -19,7 +19,7 @@ class Attributes:
 
     def __init__(self) -> None:
         content = (WEIGHTS / "judge.safetensors").read_bytes()
-        self.options: dict[str, Any] = {"judge": "attributes", "weights": manifest.file_hash(content)}
+        self.options: dict[str, Any] = {"judge": "attributes", "weights": sha256_of_bytes(content)}
         self._judge = AttributeJudge.load()
 
     def __call__(
@@ -34,7 +34,7 @@ class ShapesClip:
     """`clip_positive` and `clip_negative`: the cosine of the image with either text, -1..1, by the embedded CLIP."""
 
     def __init__(self) -> None:
-        self.options: dict[str, Any] = {"clip": EMBEDDED, "weights": manifest.folder_hash(WEIGHTS / "clip")}
+        self.options: dict[str, Any] = {"clip": EMBEDDED, "weights": sha256_of_folder(WEIGHTS / "clip")}
         self._clip = Clip.load(EMBEDDED)
 
     def __call__(

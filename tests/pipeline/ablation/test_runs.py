@@ -52,7 +52,7 @@ def test_a_run_goes_on_from_the_warm_start_and_is_kept(plan):
     assert set(row["plain"]) | set(row["nasa_i"]) | set(row["removed"]) | set(row["kept"]) <= {0, 1}
     for other in VARIANTS:
         kept = {**row, "variant": other.name, "seed": 0}
-        runs.Folder.of(plan.folder).write(f"rows/{other.name}-0.json", json.dumps(kept).encode())
+        runs.Folder.from_uri(plan.folder).write(f"rows/{other.name}-0.json", json.dumps(kept).encode())
     rows = runs.ablate(plan, [0], processes=1)
     assert [row["variant"] for row in rows] == [variant.name for variant in VARIANTS]
     assert rows[0]["plain"] == row["plain"]

@@ -52,9 +52,11 @@ def test_a_cluster_that_is_lost_meanwhile_is_one_line(capsys, monkeypatch, comma
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     server = _Server(times, then)
     address = f"http://127.0.0.1:{server.server_address[1]}"
-    assert main([*command.split(), "--address", address]) == 2
+    assert main([*command.split(), "--job-server", address]) == 2
     said = capsys.readouterr().err
-    expected = "token: the cluster at" if then == "401" else f"--address: the cluster at {address} stopped answering: "
+    expected = (
+        "token: the cluster at" if then == "401" else f"--job-server: the cluster at {address} stopped answering: "
+    )
     assert said.startswith(f"error: {expected}"), said
     assert len(said.splitlines()) == 1, said
     server.shutdown()

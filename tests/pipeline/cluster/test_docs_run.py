@@ -60,9 +60,9 @@ REFUSES = {"models rollback": "has no champion"}  # one version, which nothing s
 @pytest.mark.slow
 def test_the_page_does_what_it_says(cluster_url, bucket, tiny_teacher, tmp_path, monkeypatch, capfd):
     texts = [f"a photo of {thing}" for thing in ("a cat", "a dog", "a tree", "a house")] * 5
-    Folder.of(f"{bucket}/prompts/journeydb").write("1.txt", "\n".join(texts).encode())
+    Folder.from_uri(f"{bucket}/prompts/journeydb").write("1.txt", "\n".join(texts).encode())
     for style in HPSV2_STYLES:
-        Folder.of(f"{bucket}/HPDv2/benchmark").write(f"{style}.json", json.dumps([style] * 800).encode())
+        Folder.from_uri(f"{bucket}/HPDv2/benchmark").write(f"{style}.json", json.dumps([style] * 800).encode())
     recipe = tmp_path / "sd21.toml"
     recipe.write_text(RECIPE.format(teacher=tiny_teacher))
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster_url)

@@ -20,7 +20,7 @@ def submit(client, cluster_url, monkeypatch, capfd):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
     def call(*arguments):
-        code = main([*arguments, "--address", cluster_url])
+        code = main([*arguments, "--job-server", cluster_url])
         return code, *capfd.readouterr()
 
     return call
@@ -72,11 +72,11 @@ def test_a_scheduler_that_is_a_job_submits_what_is_due_with_its_own_code(submit,
     assert main(["schedule", "run-now", "often", "--store", store]) == 0
     code, out, err = submit("submit", "scheduler", "--store", store, "--once")
     assert code == 0, out + err
-    (name,) = [word for word in out.split() if word.startswith("tick-often-")]
+    (name,) = [word for word in out.split() if word.startswith("scheduled-often-")]
     code, out, _ = submit("logs", name, "--follow")
     assert code == 2, "the mistake in the recipe is the job's"
     assert "'/gone.txt': no such file" in out
-    (tick,) = (tmp_path / "store/often/ticks").glob("*.json")
+    (tick,) = (tmp_path / "store/often/history").glob("*.json")
     assert json.loads(tick.read_text())["state"] == "refused"
 
 
@@ -113,7 +113,7 @@ def test_a_mistake_is_found_before_anything_is_sent(submit, client, monkeypatch,
 def test_another_token_is_one_line(cluster_url, tmp_path, token, message):
     environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_TOKEN": token}
     environment.pop("RAY_AUTH_MODE", None)
-    command = [sys.executable, "-m", "jobs", "list", "--address", cluster_url]
+    command = [sys.executable, "-m", "jobs", "list", "--job-server", cluster_url]
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: token: the cluster at")
@@ -132,7 +132,7 @@ def test_another_token_is_one_line(cluster_url, tmp_path, token, message):
     ],
 )
 def test_an_address_without_a_cluster_is_one_line(capfd, address, message):
-    assert main(["list", "--address", address]) == 2
+    assert main(["list", "--job-server", address]) == 2
     err = capfd.readouterr().err
     assert message in err
     assert "hush" not in err
@@ -145,7 +145,7 @@ def test_a_server_that_does_not_answer_is_one_line(capfd, monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        assert main(["list", "--address", f"127.0.0.1:{silent.getsockname()[1]}"]) == 2
+        assert main(["list", "--job-server", f"127.0.0.1:{silent.getsockname()[1]}"]) == 2
     err = capfd.readouterr().err
     assert "no Ray cluster answers at http://127.0.0.1:" in err
     assert err.count("\n") == 1

@@ -54,7 +54,7 @@ def test_the_id_follows_from_the_work_alone():
         Job("distill", ("--run", "s3://b/other"), "name = 'sd21'", name="sd21"),
         Job("distill", ("--run", "s3://b/run"), "name = 'sd21' # 2", name="sd21"),
         Job("distill", ("--run", "s3://b/run"), "name = 'sd21'", name="sd21", attempt=2),
-        Job("distill", ("--run", "s3://b/run"), "name = 'sd21'", name="sd21", tick="20261129T0300Z"),
+        Job("distill", ("--run", "s3://b/run"), "name = 'sd21'", name="sd21", scheduled_time="20261129T0300Z"),
     ]
     assert len({JOB.id, *(other.id for other in others)}) == 5
 

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from datasets_prep.evaluation import HPSV2_STYLES
-from pipeline import manifest, tracking
+from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.evaluate import Subject, evaluate_student
+from pipeline.hashing import sha256_of_folder
 from pipeline.models import WEIGHTS
 from pipeline.prompts.benchmarks import prepare_benchmarks
 from pipeline.recipe import parse
@@ -25,7 +26,7 @@ def benchmarks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmarks")
     for style in HPSV2_STYLES:
         (folder / f"{style}.json").write_text(json.dumps([f"{style} of thing {i}" for i in range(800)]))
-    prepare_benchmarks(Folder.of(folder / "sets"), None, str(folder), 10, 0)
+    prepare_benchmarks(Folder.from_uri(folder / "sets"), None, str(folder), 10, 0)
     with open(folder / "labels.csv", "w") as table:
         table.write("file,label\n")
         for number, label in enumerate(["male", "female", "cat", "dog"] * 2):
@@ -64,9 +65,9 @@ def evaluated(ray_cluster, tmp_path_factory, sets, tiny_teacher):
     recipe, run = parse("", sets), tracking.create_run(uri, "test", {})
     summaries = []
     for name, student in (("one", tiny_teacher), ("two", other)):
-        subject = Subject(Folder.of(student), manifest.folder_hash(student), "t", run, 3)
-        place = Folder.of(folder / name / "evaluation")
-        summaries.append(evaluate_student(subject, recipe, Folder.of(folder), place, uri))
+        subject = Subject(Folder.from_uri(student), sha256_of_folder(student), "t", run, 3)
+        place = Folder.from_uri(folder / name / "evaluation")
+        summaries.append(evaluate_student(subject, recipe, Folder.from_uri(folder), place, uri))
     return folder, summaries
 
 
@@ -97,8 +98,8 @@ def test_the_judge_of_exclusion_is_calibrated(evaluated):
 
 def test_two_students_are_compared_on_the_same_noise(evaluated):
     folder, _ = evaluated
-    own = [Folder.of(folder / name / "evaluation") for name in ("one", "two")]
-    found = compare(*own, ("one", "two"), Folder.of(folder / "both"))
+    own = [Folder.from_uri(folder / name / "evaluation") for name in ("one", "two")]
+    found = compare(*own, ("one", "two"), Folder.from_uri(folder / "both"))
     assert {row["metric"] for row in found["metrics"]} == {"clip_positive", "clip_negative"}
     for row in found["metrics"]:
         assert row["pairs"] == STYLES * PROMPTS
@@ -112,7 +113,7 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
         assert all([each["way"] for each in way["pictures"]] == ["one", "two"] for way in column["ways"])
         assert len({way["way"] for way in column["ways"]}) == len(column["ways"]) >= 3
     assert "exclusion" in evaluated[1][0] or len(data["columns"]) == STYLES * PROMPTS
-    same = compare(own[0], own[0], ("one", "one again"), Folder.of(folder / "same"))
+    same = compare(own[0], own[0], ("one", "one again"), Folder.from_uri(folder / "same"))
     assert {(row["difference"], row["verdict"]) for row in same["metrics"]} == {(0.0, "")}
 
 
@@ -130,9 +131,13 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
 )
 def test_what_is_missing_is_said_before_any_image_is_made(evaluated, sets, tmp_path, tiny_teacher, override, message):
     folder, _ = evaluated
-    subject = Subject(Folder.of(tiny_teacher), "s", "t", "run", 3)
+    subject = Subject(Folder.from_uri(tiny_teacher), "s", "t", "run", 3)
     with pytest.raises(UserError, match=message.replace("[", "\\[")):
         evaluate_student(
-            subject, parse("", [*sets, override]), Folder.of(folder), Folder.of(tmp_path / "out"), "sqlite:///none.db"
+            subject,
+            parse("", [*sets, override]),
+            Folder.from_uri(folder),
+            Folder.from_uri(tmp_path / "out"),
+            "sqlite:///none.db",
         )
     assert not (tmp_path / "out").exists()

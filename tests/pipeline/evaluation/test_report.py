@@ -55,7 +55,7 @@ def evaluated(request, tmp_path):
     """Recipe, summary, rows and pictures of an evaluation whose images are of one colour each."""
     rows = rows_of(request.param)
     made = [{**row, "image": png(5 * number)} for number, row in enumerate(rows)]
-    folder = Folder.of(tmp_path)
+    folder = Folder.from_uri(tmp_path)
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(made), buffer)
     folder.write("images/all.parquet", buffer.getvalue())
@@ -132,7 +132,7 @@ def test_a_contact_sheet_shows_every_image():
 
 def test_a_report_without_a_metric_has_no_empty_table_and_nothing_to_sort_by(tmp_path):
     rows = [{name: value for name, value in row.items() if name != "clip"} for row in rows_of(False)]
-    folder, buffer = Folder.of(tmp_path), io.BytesIO()
+    folder, buffer = Folder.from_uri(tmp_path), io.BytesIO()
     made = [{**row, "image": png(5 * number)} for number, row in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(made), buffer)
     folder.write("images/all.parquet", buffer.getvalue())

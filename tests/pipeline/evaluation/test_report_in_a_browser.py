@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A report of 3,200 images, as of HPSv2's benchmark."""
-    folder = Folder.of(tmp_path_factory.mktemp("report"))
+    folder = Folder.from_uri(tmp_path_factory.mktemp("report"))
     noise = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     images = [_png(np.roll(noise, turn)) for turn in range(48)]
     made = []

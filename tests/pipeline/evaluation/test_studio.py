@@ -53,7 +53,7 @@ def rows_of(recipe, folder, tiny_teacher, monkeypatch, scorers, pieces=None, stu
 
 
 def test_all_systems_make_each_ask_once(recipe, tmp_path, tiny_teacher, monkeypatch, made):
-    rows = rows_of(recipe, Folder.of(tmp_path), tiny_teacher, monkeypatch, [Checksum()])
+    rows = rows_of(recipe, Folder.from_uri(tmp_path), tiny_teacher, monkeypatch, [Checksum()])
     counts = {name: sum(row["system"] == name for row in rows) for name in dict.fromkeys(row["system"] for row in rows)}
     assert counts == {
         "student, 1 step": 4,
@@ -68,7 +68,7 @@ def test_all_systems_make_each_ask_once(recipe, tmp_path, tiny_teacher, monkeypa
 
 
 def test_a_stopped_one_goes_on(recipe, tmp_path, tiny_teacher, monkeypatch, made):
-    folder = Folder.of(tmp_path)
+    folder = Folder.from_uri(tmp_path)
     whole = rows_of(recipe, folder / "whole", tiny_teacher, monkeypatch, [Checksum()])
     rows_of(recipe, folder / "parts", tiny_teacher, monkeypatch, [Checksum()], pieces=3)
     made.clear()
@@ -79,7 +79,7 @@ def test_a_stopped_one_goes_on(recipe, tmp_path, tiny_teacher, monkeypatch, made
 
 
 def test_another_scorer_costs_only_itself(recipe, tmp_path, tiny_teacher, monkeypatch, made):
-    folder, first, second = Folder.of(tmp_path), Checksum(1), Checksum(2)
+    folder, first, second = Folder.from_uri(tmp_path), Checksum(1), Checksum(2)
     rows_of(recipe, folder, tiny_teacher, monkeypatch, [first])
     made.clear()
     rows = rows_of(recipe, folder, tiny_teacher, monkeypatch, [first, second])
@@ -88,7 +88,7 @@ def test_another_scorer_costs_only_itself(recipe, tmp_path, tiny_teacher, monkey
 
 
 def test_another_student_is_made_anew(recipe, tmp_path, tiny_teacher, monkeypatch, made):
-    folder = Folder.of(tmp_path)
+    folder = Folder.from_uri(tmp_path)
     rows_of(recipe, folder, tiny_teacher, monkeypatch, [])
     made.clear()
     rows_of(recipe, folder, tiny_teacher, monkeypatch, [], student="another")

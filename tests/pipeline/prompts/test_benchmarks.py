@@ -14,7 +14,7 @@ STYLES = ("anime", "concept-art", "paintings", "photo")
 
 
 def table(folder, name):
-    return pq.read_table(io.BytesIO((Folder.of(folder) / "benchmarks").read(name)))
+    return pq.read_table(io.BytesIO((Folder.from_uri(folder) / "benchmarks").read(name)))
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_all_three(tmp_path, negopt, hpsv2):
     styled = table(tmp_path / "run", "hpsv2.parquet")
     assert styled.num_rows == 3200
     assert styled.to_pylist()[800] == {"style": "concept-art", "index": 0, "prompt": "concept-art 0"}
-    record = manifest.read(Folder.of(tmp_path / "run/benchmarks"), "benchmarks")
+    record = manifest.read(Folder.from_uri(tmp_path / "run/benchmarks"), "benchmarks")
     assert {name: file["rows"] for name, file in record["files"].items()} == {
         "exclusion_pairs.parquet": 6, "negopt_pairs.parquet": 40, "hpsv2.parquet": 3200,
     }  # fmt: skip

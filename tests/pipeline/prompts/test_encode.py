@@ -34,8 +34,8 @@ def teacher(request, tiny_teacher, tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    prepare(recipe.parse("", SETS), Folder.of(tmp_path / "prompts"))
-    return Folder.of(tmp_path / "prompts")
+    prepare(recipe.parse("", SETS), Folder.from_uri(tmp_path / "prompts"))
+    return Folder.from_uri(tmp_path / "prompts")
 
 
 def options(teacher, *more):

@@ -20,7 +20,7 @@ OWN = ("prompts.negative_count=50", "train.batch_size=12")
 
 @pytest.fixture
 def folder(tmp_path):
-    return Folder.of(tmp_path / "prompts")
+    return Folder.from_uri(tmp_path / "prompts")
 
 
 def own(tmp_path, content, *overrides, name="own.txt"):
@@ -63,7 +63,7 @@ def test_the_embedded_prompts(folder):
 
 
 def test_the_same_recipe_gives_the_same_files(folder, tmp_path):
-    again, other = Folder.of(tmp_path / "again"), Folder.of(tmp_path / "other")
+    again, other = Folder.from_uri(tmp_path / "again"), Folder.from_uri(tmp_path / "other")
     for place, seed in ((folder, 0), (again, 0), (other, 1)):
         prepare(parse("", [*SMALL, f"seed={seed}"]), place)
     first, second, third = (check(place)["files"] for place in (folder, again, other))
@@ -105,7 +105,7 @@ def test_near_duplicates(folder, tmp_path):
     record = prepare(own(tmp_path, content, "prompts.near_duplicates=0.7"), folder)
     assert texts(folder) == [text, "a tree"]
     assert record["sources"]["own"]["samples"]["near duplicate"] == [text.replace("heavy", "light")]
-    record = prepare(own(tmp_path, content, "prompts.near_duplicates=0"), Folder.of(tmp_path / "all"))
+    record = prepare(own(tmp_path, content, "prompts.near_duplicates=0"), Folder.from_uri(tmp_path / "all"))
     assert record["prompts"] == 3
 
 
@@ -128,22 +128,22 @@ def test_a_second_preparation_does_nothing_and_another_file_costs_only_itself(fo
     )
     first = prepare(recipe, folder)
     assert len(cleaned) == 1
-    times = {name: (tmp_path / "prompts" / name).stat().st_mtime_ns for name in folder.names()}
+    times = {name: (tmp_path / "prompts" / name).stat().st_mtime_ns for name in folder.list_files()}
     assert prepare(recipe, folder) == first
-    assert times == {name: (tmp_path / "prompts" / name).stat().st_mtime_ns for name in folder.names()}
+    assert times == {name: (tmp_path / "prompts" / name).stat().st_mtime_ns for name in folder.list_files()}
     (tmp_path / "in" / "2.txt").write_text("two\n")
     said = []
     assert prepare(recipe, folder, say=said.append)["prompts"] == 51
     assert len(cleaned) == 2
     assert "1 files more" in said[0]
-    assert set(folder.names()) == {*check(folder)["files"], CARD, manifest.NAME}
+    assert set(folder.list_files()) == {*check(folder)["files"], CARD, manifest.NAME}
 
 
 def test_prompts_that_a_distillation_was_begun_on_stay_as_they_are(folder, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "1.txt").write_text("one\n")
     record = prepare(of(tmp_path / "in"), folder)
-    before = {name: folder.read(name) for name in folder.names()}
+    before = {name: folder.read(name) for name in folder.list_files()}
     (folder.parent / "distilled").write(manifest.RUN_FILE, b"{}")
     for number, count in ((2, 1), (3, 2)):
         (tmp_path / "in" / f"{number}.txt").write_text(f"{number}\n")
@@ -152,7 +152,7 @@ def test_prompts_that_a_distillation_was_begun_on_stay_as_they_are(folder, tmp_p
         (line,) = said
         assert f"{count} files more than it was prepared from are not in it" in line
         assert "Pass another --run to take them." in line
-        assert before == {name: folder.read(name) for name in folder.names()}
+        assert before == {name: folder.read(name) for name in folder.list_files()}
     with pytest.raises(UserError, match="seed: got 3"):
         prepare(of(tmp_path / "in", overrides=["seed=3"]), folder)
 
@@ -172,7 +172,7 @@ def test_a_finished_folder_is_not_prepared_from_something_else(folder, tmp_path,
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "1.txt").write_text("one\n")
     prepare(of(tmp_path / "in"), folder)
-    before = {name: folder.read(name) for name in folder.names()}
+    before = {name: folder.read(name) for name in folder.list_files()}
     if isinstance(change, str):
         (tmp_path / "in" / "1.txt").unlink()
         (tmp_path / "in" / ("1.txt" if change else "2.txt")).write_text(change or "one\n")
@@ -180,7 +180,7 @@ def test_a_finished_folder_is_not_prepared_from_something_else(folder, tmp_path,
         prepare(of(tmp_path / "in", overrides=[] if isinstance(change, str) else change), folder)
     assert f"{folder.uri}, which holds 1 prompts of in. Pass another --run, or remove " in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert before == {name: folder.read(name) for name in folder.names()}
+    assert before == {name: folder.read(name) for name in folder.list_files()}
 
 
 def test_a_folder_whose_manifest_was_removed_is_prepared_again_from_what_was_cleaned(folder, tmp_path, monkeypatch):
@@ -206,7 +206,7 @@ def test_negatives_that_cannot_be_read_are_named(folder, tmp_path, name, message
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
     with pytest.raises(UserError, match=message):
         prepare(own(tmp_path, b"a\n", f"prompts.negatives={str(tmp_path / name)!r}"), folder)
-    assert not folder.names()
+    assert not folder.list_files()
 
 
 def test_what_was_cleaned_before_an_interruption_is_kept(folder, tmp_path, monkeypatch):
@@ -223,7 +223,7 @@ def test_what_was_cleaned_before_an_interruption_is_kept(folder, tmp_path, monke
     monkeypatch.setattr(clean, "clean_chunk", third_fails)
     with pytest.raises(KeyboardInterrupt):
         prepare(recipe, folder)
-    assert not folder.has(manifest.NAME)
+    assert not folder.exists(manifest.NAME)
     assert prepare(recipe, folder)["prompts"] == 3
     assert len(calls) == 4
     assert len(set(calls)) == 3
@@ -304,7 +304,7 @@ def test_prompts_are_cleaned_the_same_on_ray(ray_cluster, folder, tmp_path, monk
     monkeypatch.setattr(clean, "ROWS_PER_CHUNK", 4)
     prepare(recipe, folder)
     monkeypatch.setattr(clean, "IN_PROCESS", 0)
-    other = Folder.of(tmp_path / "on-ray")
+    other = Folder.from_uri(tmp_path / "on-ray")
     prepare(recipe, other)
     first, second = check(folder), check(other)
     assert first["files"] == second["files"]
@@ -324,13 +324,13 @@ def test_prompts_are_cleaned_the_same_on_ray(ray_cluster, folder, tmp_path, monk
 def test_a_file_without_prompts_is_refused(folder, tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         prepare(own(tmp_path, content), folder)
-    assert not folder.has(manifest.NAME)
+    assert not folder.exists(manifest.NAME)
 
 
 def test_unreadable_rows_stop_where_the_recipe_says_so(folder, tmp_path):
     with pytest.raises(UserError, match=r"own.txt: 1 unreadable, such as row 1: not UTF-8; allowed: none, or"):
         prepare(own(tmp_path, b"good\n\xff\n", "prompts.on_unreadable=stop"), folder)
-    assert not folder.has(manifest.NAME)
+    assert not folder.exists(manifest.NAME)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_prompt(folder, tmp_path):
@@ -360,7 +360,7 @@ def test_sources_that_cannot_be(folder, tmp_path, monkeypatch, sources, message)
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
     with pytest.raises(UserError, match=message):
         prepare(parse("", [f"prompts.sources={sources}"]), folder)
-    assert not folder.has(manifest.NAME)
+    assert not folder.exists(manifest.NAME)
 
 
 def test_a_truncated_file_is_noticed(folder):

@@ -24,7 +24,7 @@ def prepared(tmp_path_factory):
     (place / "a.txt").write_text("".join(f"a number {i}\n" for i in range(A)))
     (place / "b.txt").write_text("".join(f"b number {i}\n" for i in range(B)))
     sources = f"[{{path = '{place}/a.txt'}}, {{path = '{place}/b.txt', weight = 2}}]"
-    folder = Folder.of(place / "prompts")
+    folder = Folder.from_uri(place / "prompts")
     options = ["prompts.rows_per_shard=8", "prompts.near_duplicates=0", "prompts.negative_count=20"]
     prepare(parse("", [f"prompts.sources={sources}", *options]), folder)
     return folder
@@ -81,7 +81,7 @@ original = shard
 
 
 def test_a_shard_that_changed_is_named_when_it_is_read(ray_cluster, tmp_path):
-    folder = Folder.of(tmp_path / "prompts")
+    folder = Folder.from_uri(tmp_path / "prompts")
     prepare(parse("", ["prompts.count=20", "prompts.negative_draws=5"]), folder)
     record, name = check(folder), "shard-shapes-00000.parquet"
     content = bytearray(folder.read(name))

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline import manifest, models, tracking
+from pipeline.hashing import sha256_of_folder
 from pipeline.recipe import dump, parse
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.register import register
@@ -88,11 +89,11 @@ def candidates(folder, uri, students, teacher):
         if run not in runs:
             runs[run] = tracking.create_run(uri, "tiny", {})
         values = {"clean_and_right": scores_about(mean), "exclusion_kept": scores_about(guard, 1)}
-        evaluation = Folder.of(folder / f"evaluation-{number}-{mean}-{guard}-{sorted(options.items())}")
+        evaluation = Folder.from_uri(folder / f"evaluation-{number}-{mean}-{guard}-{sorted(options.items())}")
         recipe = parse("", [f"name={name}", f"teacher={str(teacher)!r}", *sets])
         return Candidate(
-            student=Folder.of(students / str(number)),
-            student_sha256=manifest.folder_hash(students / str(number)),
+            student=Folder.from_uri(students / str(number)),
+            student_sha256=sha256_of_folder(students / str(number)),
             recipe=dump(recipe),
             teacher=str(teacher),
             teacher_sha256="7" * 64,

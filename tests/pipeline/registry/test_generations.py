@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from pipeline import recipe
-from pipeline.registry import store
+from pipeline.registry import mlflow_registry
 from pipeline.registry.versions import rollback
-from pipeline.schedules.tick import run_tick
+from pipeline.schedules.scheduled_run import run_scheduled
 from pipeline.storage import Folder
 from pipeline.tracking import client as mlflow_client
 
@@ -30,16 +30,16 @@ def test_a_worse_student_is_challenger_and_a_better_one_champion_also_after_a_ro
     def generation(number, steps, seed):
         own = dataclasses.replace(shipped, seed=seed, train=dataclasses.replace(shipped.train, steps=steps))
         tick = f"202611{number:02}T0300Z"
-        return run_tick(own, Folder.of(tmp_path / "schedule"), uri, tick=tick)
+        return run_scheduled(own, Folder.from_uri(tmp_path / "schedule"), uri, scheduled_time=tick)
 
     generation(1, 40, 0)
-    assert store.aliases(client, NAME) == {"champion": "1"}
+    assert mlflow_registry.aliases(client, NAME) == {"champion": "1"}
     generation(2, 5, 0)
-    assert store.aliases(client, NAME) == {"champion": "1", "challenger": "2"}
+    assert mlflow_registry.aliases(client, NAME) == {"champion": "1", "challenger": "2"}
     said = generation(3, 160, 0)
-    assert store.aliases(client, NAME) == {"champion": "3", "challenger": "2"}, said
+    assert mlflow_registry.aliases(client, NAME) == {"champion": "3", "challenger": "2"}, said
     assert "exclusion_kept kept" in said
     rollback(uri, NAME)
-    assert store.aliases(client, NAME) == {"champion": "1", "challenger": "3"}
+    assert mlflow_registry.aliases(client, NAME) == {"champion": "1", "challenger": "3"}
     said = generation(4, 161, 1)
-    assert store.aliases(client, NAME)["champion"] == "4", said
+    assert mlflow_registry.aliases(client, NAME)["champion"] == "4", said

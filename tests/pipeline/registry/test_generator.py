@@ -20,7 +20,7 @@ FULL = {"prompt": "a cat", "negative_prompt": "dog", "seed": 3, "scale": 0.5}
 def model(candidate, uri):
     outcome = register(candidate(0), uri)
     mlflow.set_tracking_uri(uri)
-    return mlflow.pyfunc.load_model(f"models:/{outcome['model']}@champion")
+    return mlflow.pyfunc.load_model(f"models:/{outcome.model}@champion")
 
 
 def answers(model, **ask):

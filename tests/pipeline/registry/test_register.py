@@ -16,9 +16,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from nasa import steer
-from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.registry import pages, register, store
+from pipeline.hashing import sha256_of_folder
+from pipeline.registry import descriptions, mlflow_registry, register
+from pipeline.registry.outcome import RegisteredVersion
 from pipeline.storage import Folder
 
 NAME = "nasa-tiny"
@@ -27,8 +28,11 @@ NAME = "nasa-tiny"
 def state(client):
     """All that a registry holds of the model, but for times."""
     return (
-        store.aliases(client, NAME),
-        [(found.version, found.tags, found.description, found.source) for found in store.versions(client, NAME)],
+        mlflow_registry.aliases(client, NAME),
+        [
+            (found.version, found.tags, found.description, found.source)
+            for found in mlflow_registry.versions(client, NAME)
+        ],
         client.get_registered_model(NAME).description,
     )
 
@@ -36,19 +40,14 @@ def state(client):
 def test_a_version_holds_the_student_its_lineage_and_its_scores(uri, client, candidate, tmp_path):
     first = candidate(0, mean=0.5)
     outcome = register.register(first, uri)
-    assert outcome == {
-        "model": NAME,
-        "version": 1,
-        "alias": "champion",
-        "uri": "models:/nasa-tiny/1",
-        "decision": "the first version with a score",
-    }
+    decision = "the first version with a score"
+    assert outcome == RegisteredVersion(NAME, 1, "champion", "models:/nasa-tiny/1", decision)
     tags = client.get_model_version(NAME, "1").tags
     assert tags["clean_and_right"].startswith("0.50")
     assert (tags["step"], tags["code"], tags["data_sha256"]) == ("100", "0.1.0+abc", first.data_sha256)
     assert client.get_model_version(NAME, "1").run_id == first.mlflow_run
     root = Path(mlflow.artifacts.download_artifacts("models:/nasa-tiny/1", dst_path=str(tmp_path / "down")))
-    assert manifest.folder_hash(root / "student") == first.student_sha256 == tags["student_sha256"]
+    assert sha256_of_folder(root / "student") == first.student_sha256 == tags["student_sha256"]
     assert (root / "recipe.toml").read_text() == first.recipe
     assert (root / "evaluation/scores.parquet").read_bytes() == first.evaluation.read("scores.parquet")
     assert not [file for file in root.rglob("*") if file.suffix in (".pkl", ".bin", ".pyc")]
@@ -57,8 +56,8 @@ def test_a_version_holds_the_student_its_lineage_and_its_scores(uri, client, can
 def test_several_students_of_a_run_lie_side_by_side(uri, client, candidate):
     for number in range(2):
         register.register(candidate(number), uri)
-    sources = [found.source for found in store.versions(client, NAME)]
-    hashes = [manifest.folder_hash(Path(source.removeprefix("file://")) / "student") for source in sources]
+    sources = [found.source for found in mlflow_registry.versions(client, NAME)]
+    hashes = [sha256_of_folder(Path(source.removeprefix("file://")) / "student") for source in sources]
     assert hashes == [candidate(1).student_sha256, candidate(0).student_sha256]
 
 
@@ -103,11 +102,11 @@ def interrupted_at(call, monkeypatch):
 def test_a_newer_challenger_takes_the_alias_of_the_one_before(uri, client, candidate):
     for number, mean in enumerate((0.5, 0.4, 0.3)):
         register.register(candidate(number, mean=mean), uri)
-    assert store.aliases(client, NAME) == {"champion": "1", "challenger": "3"}
-    states = [found.tags["state"] for found in store.versions(client, NAME)[:2]]
+    assert mlflow_registry.aliases(client, NAME) == {"champion": "1", "challenger": "3"}
+    states = [found.tags["state"] for found in mlflow_registry.versions(client, NAME)[:2]]
     assert states == [
-        f"challenger since {pages.today()}",
-        f"challenger until {pages.today()}, replaced by version 3",
+        f"challenger since {descriptions.today()}",
+        f"challenger until {descriptions.today()}, replaced by version 3",
     ]
 
 
@@ -131,8 +130,8 @@ def test_an_interruption_anywhere_and_a_second_call_end_in_the_same_state(uri, c
             interrupted_at(call, patch)
             with pytest.raises(KeyboardInterrupt):
                 register.register(other, uri)
-        named = store.aliases(client, NAME)
-        assert named["champion"] in {str(found.version) for found in store.versions(client, NAME)}
+        named = mlflow_registry.aliases(client, NAME)
+        assert named["champion"] in {str(found.version) for found in mlflow_registry.versions(client, NAME)}
         register.register(other, uri)
         assert state(client) == expected, f"interrupted at write {call} of {total}"
 
@@ -148,7 +147,7 @@ def test_an_upload_that_was_cut_off_is_completed(uri, client, candidate, monkeyp
         patch.setattr(register, "_create", cut)
         with pytest.raises(KeyboardInterrupt):
             register.register(first, uri)
-    assert store.versions(client, NAME) == []
+    assert mlflow_registry.versions(client, NAME) == []
     root = Path(client.get_run(first.mlflow_run).info.artifact_uri.removeprefix("file://")) / first.place
     weights = root / "student/unet/diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
@@ -166,11 +165,11 @@ def test_a_store_that_loses_what_it_was_given_is_refused(uri, client, candidate,
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", lambda *_: None)
     with pytest.raises(UserError, match="does not hold what was uploaded"):
         register.register(candidate(0), uri)
-    assert store.versions(client, NAME) == []
+    assert mlflow_registry.versions(client, NAME) == []
 
 
 def test_a_student_that_is_not_its_manifest_s_is_refused(uri, candidate, students):
-    other = replace(candidate(0), student=Folder.of(students / "1"))
+    other = replace(candidate(0), student=Folder.from_uri(students / "1"))
     with pytest.raises(UserError, match="is not the student of its manifest"):
         register.register(other, uri)
 
@@ -187,53 +186,52 @@ def test_two_that_register_the_same_student_at_once_make_one_version(uri, client
 
     register.register(first, uri)
     monkeypatch.setattr(register, "_lowest", both_see_nothing)
-    assert register.register(first, uri)["version"] == 1
-    assert [str(found.version) for found in store.versions(client, NAME)] == ["1"]
-    assert store.aliases(client, NAME) == {"champion": "1"}
+    assert register.register(first, uri).version == 1
+    assert [str(found.version) for found in mlflow_registry.versions(client, NAME)] == ["1"]
+    assert mlflow_registry.aliases(client, NAME) == {"champion": "1"}
 
 
 def test_another_evaluation_of_the_champion_lets_a_challenger_be_compared(uri, client, candidate):
     """Scored by another version of the metric there is no comparison; scored again by the same, there is."""
     register.register(candidate(0, mean=0.5), uri)
-    assert register.register(candidate(1, mean=0.7, options={"version": "2"}), uri) == {
-        "model": NAME,
-        "version": 2,
-        "alias": "challenger",
-        "uri": "models:/nasa-tiny/2",
-        "decision": "not comparable with version 1: the champion's clean_and_right is of another version or other "
-        "options",
-    }
-    assert register.register(candidate(0, mean=0.5, options={"version": "2"}), uri)["alias"] == "champion"
+    assert register.register(candidate(1, mean=0.7, options={"version": "2"}), uri) == RegisteredVersion(
+        NAME,
+        2,
+        "challenger",
+        "models:/nasa-tiny/2",
+        "not comparable with version 1: the champion's clean_and_right is of another version or other options",
+    )
+    assert register.register(candidate(0, mean=0.5, options={"version": "2"}), uri).alias == "champion"
     outcome = register.register(candidate(1, mean=0.7, options={"version": "2"}), uri)
-    assert (outcome["version"], outcome["alias"]) == (2, "champion")
-    assert store.aliases(client, NAME) == {"champion": "2"}
+    assert (outcome.version, outcome.alias) == (2, "champion")
+    assert mlflow_registry.aliases(client, NAME) == {"champion": "2"}
 
 
 def test_a_champion_that_was_replaced_stays_so_when_it_is_registered_again(uri, client, candidate):
     register.register(candidate(0, mean=0.5), uri)
     register.register(candidate(1, mean=0.6), uri)
-    assert register.register(candidate(0, mean=0.9), uri)["alias"] == ""
-    assert store.aliases(client, NAME) == {"champion": "2"}
+    assert register.register(candidate(0, mean=0.9), uri).alias == ""
+    assert mlflow_registry.aliases(client, NAME) == {"champion": "2"}
 
 
 def test_the_decision_is_written_down(uri, client, candidate):
     for number, mean in enumerate((0.5, 0.7, 0.6)):
         outcome = register.register(candidate(number, mean=mean), uri)
-    assert outcome["alias"] == "challenger"
-    found = {str(version.version): version for version in store.versions(client, NAME)}
-    assert found["1"].tags["state"] == f"champion until {pages.today()}, replaced by version 2"
-    assert found["2"].tags["state"] == f"champion since {pages.today()}"
+    assert outcome.alias == "challenger"
+    found = {str(version.version): version for version in mlflow_registry.versions(client, NAME)}
+    assert found["1"].tags["state"] == f"champion until {descriptions.today()}, replaced by version 2"
+    assert found["2"].tags["state"] == f"champion since {descriptions.today()}"
     assert found["2"].tags["previous_champion"] == "1"
-    assert found["2"].description.startswith(f"Champion since {pages.today()}: clean_and_right +0.2")
-    assert found["3"].tags["why"] == outcome["decision"]
+    assert found["2"].description.startswith(f"Champion since {descriptions.today()}: clean_and_right +0.2")
+    assert found["3"].tags["why"] == outcome.decision
     local = Path(found["3"].source.removeprefix("file://"))
     written = json.loads((local / "promotion.json").read_text())
-    assert (written["promoted"], written["against"], written["verdict"]) == (False, "2", outcome["decision"])
+    assert (written["promoted"], written["against"], written["verdict"]) == (False, "2", outcome.decision)
     assert written["rule"]["metric"] == "clean_and_right"
     assert written["comparisons"][0]["high"] < 0
     page = client.get_registered_model(NAME).description
     assert page.startswith(
-        f"**Champion: version 2**, clean_and_right 0.701 (0.651-0.751): champion since {pages.today()}. "
+        f"**Champion: version 2**, clean_and_right 0.701 (0.651-0.751): champion since {descriptions.today()}. "
     )
     assert "versions/2" in page
 

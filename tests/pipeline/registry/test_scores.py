@@ -14,7 +14,7 @@ ROW = {"system": "mine", "set": "a", "prompt": "p", "seed": 1, "quality": 0.5}
 def folder_of(tmp_path, rows, metrics):
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer)
-    folder = Folder.of(tmp_path)
+    folder = Folder.from_uri(tmp_path)
     folder.write("scores.parquet", buffer.getvalue())
     folder.write("summary.json", json.dumps({"student": "mine", "metrics": metrics}).encode())
     return folder
@@ -47,6 +47,6 @@ def test_other_scores_are_another_evaluation(tmp_path):
 
 
 def test_an_evaluation_without_a_judge_has_no_scores(tmp_path):
-    folder = Folder.of(tmp_path)
+    folder = Folder.from_uri(tmp_path)
     folder.write("summary.json", b'{"negative_prompt": "low quality"}')
     assert (Scores.read(folder).metrics, Scores.read(folder).images) == ({}, {})

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.chaos.faults import Faults
 from pipeline.errors import StorageError, UserError
 from pipeline.schedules import lease
-from pipeline.schedules.lease import BusyError, Lease, store_of
+from pipeline.schedules.lease import BusyError, Lease, LeaseRecord, lease_store
 from pipeline.storage import Folder
 
 SECONDS = 1.0
@@ -19,7 +19,9 @@ LONG = 6.0  # for what is held to the end however slow the machine is
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request, tmp_path):
-    return Folder.of(f"{request.getfixturevalue('bucket')}/weekly" if request.param == "s3" else tmp_path / "weekly")
+    return Folder.from_uri(
+        f"{request.getfixturevalue('bucket')}/weekly" if request.param == "s3" else tmp_path / "weekly"
+    )
 
 
 def test_one_at_a_time_and_free_after(folder):
@@ -52,7 +54,7 @@ def test_of_many_that_want_a_free_lease_one_has_it(folder):
 
 
 def _hold_forever(uri, held):
-    with Lease(Folder.of(uri), "a process", SECONDS):
+    with Lease(Folder.from_uri(uri), "a process", SECONDS):
         held.set()
         time.sleep(60)
 
@@ -63,20 +65,20 @@ def test_it_ends_with_its_holder(tmp_path):
     holder = context.Process(target=_hold_forever, args=(str(tmp_path), held))
     holder.start()
     assert held.wait(30)
-    with pytest.raises(BusyError, match="a process"), Lease(Folder.of(tmp_path), "another", SECONDS):
+    with pytest.raises(BusyError, match="a process"), Lease(Folder.from_uri(tmp_path), "another", SECONDS):
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
-    with Lease(Folder.of(tmp_path), "another", SECONDS):
+    with Lease(Folder.from_uri(tmp_path), "another", SECONDS):
         assert json.loads((tmp_path / "lease.json").read_text())["holder"] == "another"
 
 
 def test_a_holder_whose_lease_was_taken_is_told(folder):
     told = threading.Event()
     with Lease(folder, "first", SECONDS, on_lost=told.set) as held:
-        store = store_of(folder, "lease.json")
-        other = {"holder": "second", "id": "x", "beat": 1}
-        while not store.swap(store.read()[1], other):
+        store = lease_store(folder, "lease.json")
+        other = LeaseRecord("second", "x", 1)
+        while not store.compare_and_swap(store.read()[1], other):
             pass
         assert told.wait(5)
         assert held.lost
@@ -85,13 +87,13 @@ def test_a_holder_whose_lease_was_taken_is_told(folder):
 
 def test_a_store_that_is_away_for_a_moment_does_not_end_it(tmp_path, monkeypatch):
     told = threading.Event()
-    with Lease(Folder.of(tmp_path), "first", SECONDS, on_lost=told.set) as held:
-        swap = held.store.swap
-        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(StorageError("503")))
+    with Lease(Folder.from_uri(tmp_path), "first", SECONDS, on_lost=told.set) as held:
+        swap = held.store.compare_and_swap
+        monkeypatch.setattr(held.store, "compare_and_swap", lambda *_, **__: (_ for _ in ()).throw(StorageError("503")))
         time.sleep(SECONDS / 2)
-        monkeypatch.setattr(held.store, "swap", swap)
+        monkeypatch.setattr(held.store, "compare_and_swap", swap)
         assert not told.wait(SECONDS)
-        monkeypatch.setattr(held.store, "swap", lambda *_: (_ for _ in ()).throw(StorageError("503")))
+        monkeypatch.setattr(held.store, "compare_and_swap", lambda *_, **__: (_ for _ in ()).throw(StorageError("503")))
         assert told.wait(2 * SECONDS), "away for too long, and another may have it"
 
 
@@ -99,14 +101,14 @@ def test_a_store_that_is_away_for_a_moment_does_not_end_it(tmp_path, monkeypatch
 def failing(bucket, monkeypatch):
     """A bucket behind a proxy that answers as it is told."""
     server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
-    server.how, server.folder = "503", Folder.of(f"{bucket}/weekly")
+    server.how, server.folder = "503", Folder.from_uri(f"{bucket}/weekly")
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     yield server
     server.stop()
 
 
 def test_a_bucket_that_fails_for_a_moment_is_waited_for(failing, monkeypatch):
-    monkeypatch.setattr(lease, "ATTEMPTS", 3)
+    monkeypatch.setattr(lease.retries, "MAX_ATTEMPTS", 3)
     failing.fails = lambda number, path: number in (1, 2, 4)
     with Lease(failing.folder, "first", SECONDS):
         assert failing.requests >= 5
@@ -126,7 +128,7 @@ def test_a_beat_asks_once(failing):
 
 @pytest.mark.parametrize(("how", "message"), [("503", "SlowDown"), ("expired", "ExpiredToken")])
 def test_a_bucket_that_does_not_serve_is_one_line(failing, monkeypatch, how, message):
-    monkeypatch.setattr(lease, "ATTEMPTS", 1)
+    monkeypatch.setattr(lease.retries, "MAX_ATTEMPTS", 1)
     failing.how, failing.fails = how, lambda number, path: True
     with (
         pytest.raises(StorageError, match=f"^s3://.*weekly/lease.json: .*{message}"),
@@ -144,7 +146,7 @@ def test_a_bucket_that_does_not_answer_ends_the_beats_in_time(failing, delay):
         else:
             failing.stop()
         with pytest.raises(StorageError, match=r"^s3://.*weekly/lease\.json: "):
-            store_of(failing.folder, "lease.json", SECONDS).read(hasty=True)
+            lease_store(failing.folder, "lease.json", SECONDS).read(retry=False)
         assert told.wait(3 * SECONDS)
         assert held.lost
 
@@ -152,13 +154,16 @@ def test_a_bucket_that_does_not_answer_ends_the_beats_in_time(failing, delay):
 def test_a_holder_whose_beats_end_by_a_fault_of_ours_is_told(tmp_path, monkeypatch):
     told = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    with Lease(Folder.of(tmp_path), "first", SECONDS, on_lost=told.set) as held:
-        monkeypatch.setattr(held.store, "swap", lambda *_: 1 / 0)
+    with Lease(Folder.from_uri(tmp_path), "first", SECONDS, on_lost=told.set) as held:
+        monkeypatch.setattr(held.store, "compare_and_swap", lambda *_: 1 / 0)
         assert told.wait(SECONDS)
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3_server):
-    with pytest.raises(StorageError, match="NoSuchBucket"), Lease(Folder.of("s3://gone/weekly"), "first", SECONDS):
+    with (
+        pytest.raises(StorageError, match="NoSuchBucket"),
+        Lease(Folder.from_uri("s3://gone/weekly"), "first", SECONDS),
+    ):
         pass
 
 
@@ -166,12 +171,12 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(StorageError, match=r"file/lease\.json: "),
-        Lease(Folder.of(tmp_path / "file"), "first", SECONDS),
+        Lease(Folder.from_uri(tmp_path / "file"), "first", SECONDS),
     ):
         pass
 
 
 def test_what_is_no_lease_is_one_line(tmp_path):
     (tmp_path / "lease.json").write_text("[1, 2]")
-    with pytest.raises(UserError, match="is no lease"), Lease(Folder.of(tmp_path), "first", SECONDS):
+    with pytest.raises(UserError, match="expected a lease"), Lease(Folder.from_uri(tmp_path), "first", SECONDS):
         pass

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.evaluation.evaluate import flat_metrics
 from pipeline.recipe import parse
-from pipeline.training.distill import _chosen
+from pipeline.training.distill import _select_checkpoint
 
 NAN = float("nan")
 
@@ -27,7 +27,7 @@ def test_the_best_checkpoint_is_one_whose_score_is_a_number(scores, higher, best
     name = f"eval_{recipe.promotion.metric}"
     kept = [(index, {} if score is None else {name: score}) for index, score in enumerate(scores)]
     result = SimpleNamespace(checkpoint="last", metrics={"step": 9}, best_checkpoints=kept)
-    assert _chosen(recipe, result)[0] == best
+    assert _select_checkpoint(recipe, result)[0] == best
 
 
 def test_a_figure_that_is_no_number_does_not_reach_the_ranking_of_checkpoints():

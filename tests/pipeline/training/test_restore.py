@@ -14,22 +14,24 @@ from pipeline.training import restore
 def test_a_list_of_which_a_part_was_written_is_removed_and_no_checkpoint(tmp_path, text):
     (tmp_path / "checkpoint_1").mkdir()
     (tmp_path / restore.LIST).write_text(text)
-    assert restore.tidy(Folder.of(tmp_path))
+    assert restore.remove_uncommitted_checkpoints(Folder.from_uri(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
-    assert not restore.tidy(Folder.of(tmp_path)), "without a list all that lies there may be wanted"
+    assert not restore.remove_uncommitted_checkpoints(Folder.from_uri(tmp_path)), (
+        "without a list all that lies there may be wanted"
+    )
     assert (tmp_path / "checkpoint_1").exists()
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_what_the_list_does_not_name_is_removed(request, tmp_path, place):
-    folder = Folder.of(request.getfixturevalue("bucket") + "/train" if place == "s3" else tmp_path / "train")
+    folder = Folder.from_uri(request.getfixturevalue("bucket") + "/train" if place == "s3" else tmp_path / "train")
     kept, pending = {"checkpoint_dir_name": "checkpoint_1"}, {"checkpoint_dir_name": "checkpoint_2"}
     content = json.dumps({"checkpoint_results": [kept], "latest": None, "pending": [pending]})
     folder.write(restore.LIST, content.encode())
     for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", "versions"):
         (folder / name).write("state.json", b"{}")
-    assert not restore.tidy(folder)
-    assert folder.folders() == ["checkpoint_1", "checkpoint_2", "versions"]
+    assert not restore.remove_uncommitted_checkpoints(folder)
+    assert folder.list_dirs() == ["checkpoint_1", "checkpoint_2", "versions"]
     assert folder.read(restore.LIST).decode() == content
 
 

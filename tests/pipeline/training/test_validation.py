@@ -15,8 +15,9 @@ from ray.train import Checkpoint
 from safetensors.torch import save_file
 
 from jobs.__main__ import main
-from pipeline import manifest, models, tracking
+from pipeline import models, tracking
 from pipeline.evaluation import evaluate
+from pipeline.hashing import sha256_of_folder
 from pipeline.prompts.prepare import prepare
 from pipeline.prompts.prepared import check
 from pipeline.recipe import dump, parse
@@ -68,7 +69,7 @@ class Board:
 
 @pytest.fixture
 def told(tmp_path):
-    recipe, prompts = parse("", FEW), Folder.of(tmp_path / "prompts")
+    recipe, prompts = parse("", FEW), Folder.from_uri(tmp_path / "prompts")
     prepare(recipe, prompts)
     uri = f"sqlite:///{tmp_path}/ml.db"
     teacher = models.teacher_folder("shapes")
@@ -76,7 +77,7 @@ def told(tmp_path):
     return Validation(
         recipe_toml=dump(recipe),
         teacher=str(teacher),
-        teacher_sha256=manifest.folder_hash(teacher),
+        teacher_sha256=sha256_of_folder(teacher),
         init="",
         prompts_uri=prompts.uri,
         prompts=check(prompts),

@@ -5,8 +5,8 @@ import pytest
 from jobs.__main__ import main
 from pipeline.errors import UserError
 from pipeline.recipe import load
-from pipeline.schedules.history import History, Tick
-from pipeline.schedules.store import Schedules
+from pipeline.schedules.history import History, ScheduledRun
+from pipeline.schedules.schedule_store import ScheduleStore
 from pipeline.storage import Folder
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -14,7 +14,9 @@ NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 
 @pytest.fixture(params=["local", "s3"])
 def schedules(request, tmp_path):
-    return Schedules(Folder.of(request.getfixturevalue("bucket") if request.param == "s3" else tmp_path / "store"))
+    return ScheduleStore(
+        Folder.from_uri(request.getfixturevalue("bucket") if request.param == "s3" else tmp_path / "store")
+    )
 
 
 def test_a_schedule_is_kept_with_its_whole_recipe(schedules):
@@ -22,25 +24,29 @@ def test_a_schedule_is_kept_with_its_whole_recipe(schedules):
     schedules.add("weekly", recipe, "http://mlflow:5000", NOW)
     found = schedules.read("weekly")
     assert found.recipe == recipe
-    assert (found.tracking_uri, found.added, found.paused) == ("http://mlflow:5000", "2026-11-25T12:00:00+00:00", False)
+    assert (found.tracking_uri, found.added_at, found.paused) == (
+        "http://mlflow:5000",
+        "2026-11-25T12:00:00+00:00",
+        False,
+    )
     assert schedules.names() == ["weekly"]
 
 
 def test_removing_one_leaves_its_history(schedules):
     schedules.add("weekly", load("shapes", ["schedule.cron='0 3 * * SUN'"]), "sqlite://", NOW)
     past = History(schedules.home("weekly"))
-    past.write(Tick("20261122T0300Z", "done"))
+    past.write(ScheduledRun("20261122T0300Z", "done"))
     schedules.remove("weekly")
     assert schedules.names() == []
     assert past.read("20261122T0300Z").state == "done"
-    with pytest.raises(UserError, match="'weekly' is no schedule; allowed: none yet"):
+    with pytest.raises(UserError, match="name: got 'weekly'; expected a schedule: there is none yet"):
         schedules.read("weekly")
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 64, "a\n"])
 def test_a_name_cannot_leave_its_folder(tmp_path, name):
-    schedules = Schedules(Folder.of(tmp_path / "store"))
-    with pytest.raises(UserError, match="allowed: letters, digits"):
+    schedules = ScheduleStore(Folder.from_uri(tmp_path / "store"))
+    with pytest.raises(UserError, match="expected letters, digits"):
         schedules.add(name, load("shapes", ["schedule.cron='0 3 * * SUN'"]), "sqlite://")
     assert not (tmp_path / "store").exists()
 
@@ -69,22 +75,30 @@ def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
     schedule("pause", "weekly")
     assert " runs once, though the schedule is paused; `python" in schedule("run-now", "weekly")[1]
     assert schedule("history", "weekly")[1] == "nothing was due yet\n"
-    History(Folder.of(tmp_path / "store/weekly")).write(Tick("20261122T0300Z", "skipped", "another still ran"))
+    History(Folder.from_uri(tmp_path / "store/weekly")).write(
+        ScheduledRun("20261122T0300Z", "skipped", "another still ran")
+    )
     assert "20261122T0300Z skipped" in schedule("list")[1]
     assert "another still ran" in schedule("history", "weekly")[1]
     assert "its runs and history are in" in schedule("remove", "weekly")[1]
     assert "another still ran" in schedule("history", "weekly")[1], "of one that was removed"
-    assert "'nothing' is no schedule" in schedule("history", "nothing")[2]
+    assert "got 'nothing'; expected a schedule" in schedule("history", "nothing")[2]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["add"], "--name: is needed here"),
-        (["add", "weekly"], "schedule.cron: is empty; allowed: --cron"),
+        (["add", "weekly"], "schedule.cron: got ''; expected five fields. Pass --cron"),
         (["add", "weekly", "--cron", "0 3 * *"], "schedule.cron: got '0 3 * *'; expected five fields"),
-        (["add", "weekly", "--cron", "0 3 * * *", "--timezone", "Mars"], "schedule.timezone: got 'Mars'; expected an IANA name"),
-        (["add", "weekly", "--cron", "0 0 */29 2 SUN#5"], "schedule.cron: got '0 0 */29 2 SUN#5'; expected five fields"),
+        (
+            ["add", "weekly", "--cron", "0 3 * * *", "--timezone", "Mars"],
+            "schedule.timezone: got 'Mars'; expected an IANA name",
+        ),
+        (
+            ["add", "weekly", "--cron", "0 0 */29 2 SUN#5"],
+            "schedule.cron: got '0 0 */29 2 SUN#5'; expected five fields",
+        ),
         (
             ["add", "weekly", "--cron", "0 3 * * *", "--set", "schedule.max_lateness_hours=1e300"],
             "schedule.max_lateness_hours: got 1e+300",
@@ -93,7 +107,7 @@ def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
             ["add", "weekly", "--cron", "0 3 * * *", "--set", "schedule.retry_minutes=inf"],
             "schedule.retry_minutes: got inf",
         ),
-        (["pause", "nothing"], "name: 'nothing' is no schedule; allowed: none yet"),
+        (["pause", "nothing"], "name: got 'nothing'; expected a schedule: there is none yet"),
     ],
 )
 def test_a_mistake_is_one_line(schedule, tmp_path, arguments, message):
@@ -119,20 +133,20 @@ def test_a_second_of_the_same_name_is_refused(schedule):
     schedule("add", "weekly", "--cron", "0 3 * * *")
     code, _, err = schedule("add", "weekly", "--cron", "0 4 * * *")
     assert code == 2
-    assert "'weekly' is there already" in err
+    assert "got 'weekly'; expected a new name" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tick", "../../x"], "--tick: '../../x' is not allowed; allowed: a UTC time"),
-        (["--recipe", "shapes"], "schedule.cron: is empty; allowed: --cron"),
-        (["--runs", "s3://"], "'s3://' is not allowed; allowed: s3://BUCKET/FOLDER"),
-        (["--runs", "s3://b"], "is not allowed; allowed: s3://BUCKET/FOLDER"),
+        (["--scheduled-time", "../../x"], "--scheduled-time: got '../../x'; expected a UTC time"),
+        (["--recipe", "shapes"], "schedule.cron: got ''; expected five fields. Pass --cron"),
+        (["--runs", "s3://"], "got 's3://'; expected s3://BUCKET/FOLDER"),
+        (["--runs", "s3://b"], "expected s3://BUCKET/FOLDER"),
     ],
 )
 def test_a_mistake_in_a_tick_is_one_line(capsys, tmp_path, arguments, message):
-    assert main(["tick", "--runs", str(tmp_path), *arguments]) == 2
+    assert main(["run-scheduled", "--runs", str(tmp_path), *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1

@@ -8,8 +8,8 @@ import pytest
 from ray.train.torch import TorchTrainer
 
 from pipeline.interrupts import at_once
-from pipeline.training import interrupt
-from pipeline.training.interrupt import InterruptibleTrainer
+from pipeline.training import interruptible_trainer
+from pipeline.training.interruptible_trainer import InterruptibleTrainer
 
 
 class Method:
@@ -19,20 +19,20 @@ class Method:
         self.remote = call
 
 
-class Board:
+class Actor:
     def __init__(self, steps):
         self.asked, self.stored = False, False
         self.has_steps = Method(lambda: steps > 0)
-        self.is_stored = Method(lambda: self.stored)
+        self.checkpoint_stored = Method(lambda: self.stored)
         self.request_stop = Method(lambda: setattr(self, "asked", True))
 
 
 @pytest.fixture
 def fit(monkeypatch):
-    """`fit(board, while_training)` trains for as long as the function runs; returns how often Ray Train was told."""
-    monkeypatch.setattr(interrupt.ray, "get", lambda answer: answer)
-    monkeypatch.setattr(interrupt, "GRACE_SECONDS", 0.05)
-    monkeypatch.setattr(interrupt, "POLL_SECONDS", 0.01)
+    """`fit(actor, while_training)` trains for as long as the function runs; returns how often Ray Train was told."""
+    monkeypatch.setattr(interruptible_trainer.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(interruptible_trainer, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(interruptible_trainer, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(TorchTrainer, "__init__", lambda self: None)
     monkeypatch.setattr(at_once, "_flag", False)
     aborted = []
@@ -42,14 +42,14 @@ def fit(monkeypatch):
 
     monkeypatch.setattr(TorchTrainer, "_register_sigint_handler", own_handler)
 
-    def call(board, while_training):
+    def call(actor, while_training):
         def training(self):
             self._register_sigint_handler(None)
             while_training()
 
         monkeypatch.setattr(TorchTrainer, "fit", training)
         before = signal.getsignal(signal.SIGINT)
-        InterruptibleTrainer(board).fit()
+        InterruptibleTrainer(actor).fit()
         assert signal.getsignal(signal.SIGINT) is before, "what follows the training is interrupted as ever"
         return len(aborted)
 
@@ -62,30 +62,30 @@ def press():
 
 
 def test_the_workers_are_asked_first_and_a_second_press_ends_it(fit):
-    board = Board(steps=3)
-    assert fit(board, press) == 0
-    assert board.asked
-    assert fit(Board(steps=3), lambda: (press(), press())) == 1
+    actor = Actor(steps=3)
+    assert fit(actor, press) == 0
+    assert actor.asked
+    assert fit(Actor(steps=3), lambda: (press(), press())) == 1
 
 
 def test_before_the_first_step_and_without_the_lease_it_ends_at_once(fit):
-    board = Board(steps=0)
-    assert fit(board, press) == 1
-    assert not board.asked
+    actor = Actor(steps=0)
+    assert fit(actor, press) == 1
+    assert not actor.asked
     at_once.set()
-    board = Board(steps=3)
-    assert fit(board, press) == 2
-    assert not board.asked
+    actor = Actor(steps=3)
+    assert fit(actor, press) == 2
+    assert not actor.asked
 
 
 def test_what_runs_beside_the_training_is_not_waited_for_once_the_checkpoint_is_stored(fit):
-    board = Board(steps=3)
+    actor = Actor(steps=3)
 
     def training():
         press()
         time.sleep(0.1)
-        assert board.asked
-        board.stored = True
+        assert actor.asked
+        actor.stored = True
         time.sleep(0.3)
 
-    assert fit(board, training) == 1
+    assert fit(actor, training) == 1

@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 
-from pipeline.training import board
-from pipeline.training.board import _Board, _in_log
+from pipeline.training import progress_actor
+from pipeline.training.progress_actor import ProgressActor, _print_to_log
 
 
 @pytest.fixture
 def clock(monkeypatch):
     times = {"now": 1000.0}
-    monkeypatch.setattr(board.time, "monotonic", lambda: times["now"])
+    monkeypatch.setattr(progress_actor.time, "monotonic", lambda: times["now"])
     return times
 
 
@@ -24,7 +24,7 @@ def readings(clock, seconds_a_step, steps, until):
 
 
 def test_a_short_run_is_seen_to_move_and_nothing_is_said_twice(clock, capsys):
-    _in_log(20, readings(clock, 1, 20, 40))
+    _print_to_log(20, readings(clock, 1, 20, 40))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("distil: 0 of 20 steps, starting the workers")
     assert lines[1].startswith("distil: 1 of 20 steps")
@@ -34,7 +34,7 @@ def test_a_short_run_is_seen_to_move_and_nothing_is_said_twice(clock, capsys):
 
 
 def test_a_long_run_has_a_line_each_half_minute(clock, capsys):
-    _in_log(10_000, readings(clock, 1, 10_000, 1010))
+    _print_to_log(10_000, readings(clock, 1, 10_000, 1010))
     lines = capsys.readouterr().err.splitlines()
     assert 1000 / 31 < len(lines) < 1000 / 30 + 7
     steps = [int(line.split()[1]) for line in lines]
@@ -42,7 +42,7 @@ def test_a_long_run_has_a_line_each_half_minute(clock, capsys):
 
 
 def test_the_workers_are_told_of_an_interrupt():
-    actor = _Board()
+    actor = ProgressActor()
     assert not actor.stop_requested()
     actor.request_stop()
     assert actor.stop_requested()

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pipeline.training.guard import DivergedError, Guard
+from pipeline.training.divergence import DivergedError, DivergenceDetector
 
 
 def metrics(**changes):
@@ -11,7 +11,7 @@ def metrics(**changes):
 
 
 def seen(**changes):
-    guard = Guard(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
+    guard = DivergenceDetector(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
     for step in range(20):
         guard.check(step, metrics())
     guard.check(20, metrics(**changes))
@@ -37,6 +37,6 @@ def test_what_is_not_is_one_line(changes, message):
 
 
 def test_the_first_steps_may_be_wild():
-    guard = Guard(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
+    guard = DivergenceDetector(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
     for step, norm in enumerate((1.0, 5000.0, 2.0)):
         guard.check(step, metrics(gradient_norm_student=norm))

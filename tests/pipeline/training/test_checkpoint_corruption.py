@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import fault, require_plain
+from pipeline.training.checkpoint import find_corruption, require_safe_pickles
 
 WORKERS = 2
 
@@ -61,15 +61,15 @@ def written(parts, folder):
     return folder
 
 
-def test_a_whole_one_has_no_fault(whole):
-    assert fault(whole) == ""
+def test_a_whole_one_has_no_find_corruption(whole):
+    assert find_corruption(whole) == ""
 
 
 def test_every_file_is_missed(parts, whole):
     for name in parts:
         content = (whole / name).read_bytes()
         (whole / name).unlink()
-        assert "missing" in fault(whole), name
+        assert "missing" in find_corruption(whole), name
         (whole / name).write_bytes(content)
 
 
@@ -77,24 +77,24 @@ def test_every_file_that_is_cut_short_or_changed_is_seen(parts, whole):
     for name, content in parts.items():
         for damaged in (content[:-1], content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 255])):
             (whole / name).write_bytes(damaged)
-            assert fault(whole), (name, len(damaged))
+            assert find_corruption(whole), (name, len(damaged))
         (whole / name).write_bytes(content)
-    assert fault(whole) == ""
+    assert find_corruption(whole) == ""
 
 
 @pytest.mark.parametrize(
     ("name", "text"), [("files-0.json", "{}"), ("files-1.json", "{}"), ("files-0.json", '{"x": 1}')]
 )
-def test_a_list_that_lists_too_little_is_a_fault(whole, name, text):
+def test_a_list_that_lists_too_little_is_a_find_corruption(whole, name, text):
     (whole / name).write_text(text)
-    assert fault(whole) == f"{name} does not list all its process wrote"
+    assert find_corruption(whole) == f"{name} does not list all files of its rank"
 
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_one_of_no_process_is_none(whole, workers):
     """Otherwise no list would be asked for, and anything would be whole."""
     (whole / "state.json").write_text(json.dumps({"workers": workers, "step": 4}))
-    assert fault(whole) == f"state.json is of {workers} processes"
+    assert find_corruption(whole) == f"state.json names {workers} workers"
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,7 +106,7 @@ def test_no_bytes_of_a_list_or_a_state_end_in_a_traceback(parts, tmp_path_factor
         lambda value: json.dumps(value).encode()
     )
     (whole / name).write_bytes(data.draw(junk))
-    assert fault(whole)
+    assert find_corruption(whole)
 
 
 class Bomb:
@@ -127,7 +127,7 @@ def test_a_pickle_that_would_run_code_is_refused_unread(tmp_path, legacy):
         {"module": Bomb(f"touch {tmp_path}/ran"), "w": torch.ones(2)}, file, _use_new_zipfile_serialization=not legacy
     )
     with pytest.raises(UserError, match=r"mp_rank_00_model_states\.pt: holds more than tensors and numbers"):
-        require_plain(tmp_path)
+        require_safe_pickles(tmp_path)
     assert not (tmp_path / "ran").exists()
     torch.load(file, weights_only=False)
     assert (tmp_path / "ran").exists(), "it would have"
@@ -140,8 +140,8 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
         each.mkdir()
     torch.save({"module": Bomb(f"touch {tmp_path}/ran")}, elsewhere / "mp_rank_00_model_states.pt")
     (folder / "student").symlink_to(elsewhere)
-    with pytest.raises(UserError, match="student: is a link, and is not followed"):
-        require_plain(folder)
+    with pytest.raises(UserError, match="student: is a symbolic link, which is not followed"):
+        require_safe_pickles(folder)
     assert not (tmp_path / "ran").exists()
 
 
@@ -149,4 +149,4 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
 def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.pt: holds more than"):
-        require_plain(tmp_path)
+        require_safe_pickles(tmp_path)

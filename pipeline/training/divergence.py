@@ -1,4 +1,4 @@
-"""Notices a training that has gone wrong: a number that is none, gradients that explode, images that are all alike."""
+"""Detection of a diverged training: NaN or inf metrics, exploding gradients, mode collapse."""
 
 import math
 from collections import deque
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-REMEMBERED = 50  # gradient norms that the next one is compared with
-ENOUGH = 10  # of them, before anything is called an explosion
+WINDOW = 50  # recent gradient norms that the next one is compared with
+MIN_NORMS = 10  # norms before a gradient can count as exploding
 
 
 class DivergedError(Exception):
-    """One line: the step, the figure and what it should have been."""
+    """The training diverged: step, metric and bound."""
 
 
 @dataclass
-class Guard:
+class DivergenceDetector:
     """Detects NaN or inf metrics, exploding gradients and mode collapse, identically on every rank.
 
     `max_grad_norm_ratio` bounds a gradient norm relative to the median of the latest ones, `min_image_std_ratio` the
@@ -24,16 +24,20 @@ class Guard:
 
     max_grad_norm_ratio: float
     min_image_std_ratio: float
-    _norms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _norms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _first_variation: float | None = None
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raises: DivergedError."""
+        """Check the metrics of a step.
+
+        Raises:
+            DivergedError: where they show that the training diverged.
+        """
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise DivergedError(f"step {step + 1}: {name} is {value}")
         norm, variation = metrics["gradient_norm_student"], metrics["image_variation"]
-        if len(self._norms) >= ENOUGH and norm > self.max_grad_norm_ratio * median(self._norms):
+        if len(self._norms) >= MIN_NORMS and norm > self.max_grad_norm_ratio * median(self._norms):
             raise DivergedError(
                 f"step {step + 1}: gradient_norm_student is {norm:.3g}, more than {self.max_grad_norm_ratio:g} times "
                 f"its median {median(self._norms):.3g}"

@@ -9,9 +9,9 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.registry.bundle import DECISION
 from pipeline.registry.candidate import SHORT, Candidate
+from pipeline.registry.mlflow_registry import CHAMPION, METRIC, STATE, STEP, WHY, aliases, tag, versions
 from pipeline.registry.promotion import Decision
 from pipeline.registry.scores import Scores
-from pipeline.registry.store import CHAMPION, METRIC, STATE, STEP, WHY, aliases, tag, versions
 
 BREAK = "\n\n"
 SHOWN = 20  # versions on the model's page; `python -m jobs models` lists all

@@ -9,7 +9,7 @@ from pipeline.errors import TransientError
 from pipeline.prompts.prepare import prepare
 from pipeline.recipe import load
 from pipeline.storage import Folder
-from pipeline.training.budget import budget, describe
+from pipeline.training.dry_run import budget, describe
 from pipeline.training.estimate import estimate
 
 
@@ -43,7 +43,7 @@ def test_the_budget_is_of_all_gpus_and_of_the_evaluations(paper):
 
 
 def test_what_is_missing_is_named(paper, tmp_path, no_hub):
-    text = describe(paper[0], Folder.of(tmp_path / "prompts"))
+    text = describe(paper[0], Folder.from_uri(tmp_path / "prompts"))
     assert re.search(r"cost: \d+ USD at 1.84 USD a GPU hour", text)
     for name in ("prompts", "teacher", "train.clip_model", "train.clip_decoder", "weights of hpsv2", "benchmarks"):
         assert f"  {name}: missing: " in text
@@ -53,8 +53,8 @@ def test_what_is_missing_is_named(paper, tmp_path, no_hub):
 
 def test_a_run_that_can_begin_is_not_said_to_lack_anything(tmp_path):
     recipe = load("shapes", ["prompts.count=20", "prompts.negative_draws=20"])
-    prepare(recipe, Folder.of(tmp_path / "prompts"))
-    text = describe(recipe, Folder.of(tmp_path / "prompts"))
+    prepare(recipe, Folder.from_uri(tmp_path / "prompts"))
+    text = describe(recipe, Folder.from_uri(tmp_path / "prompts"))
     assert "missing" not in text
     assert "not ready" not in text
     assert "  prompts: 20 in " in text

@@ -158,7 +158,7 @@ def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
     for metric in options.metrics:
         yield f"weights of {metric.kind}", _model(metric.weights, "main", lambda own=metric: _file(own.weights))
     if options.prompt_sets and recipe.teacher != EMBEDDED:
-        own = Folder.of(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
+        own = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
         yield "benchmarks", _state(lambda: f"{', '.join(options.prompt_sets)} in {_complete(own, 'benchmarks').uri}")
 
 

@@ -1,0 +1,179 @@
+"""The training loop of one Ray Train worker: the stream, the steps, the checkpoints."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from pipeline import models
+from pipeline.errors import TransientError, UserError
+from pipeline.evaluation.judges import Clip, load_decoder
+from pipeline.lockfile import check_versions
+from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
+from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.stream import Encoders, PromptStream
+from pipeline.retry import backoff_seconds
+from pipeline.storage import Folder
+from pipeline.tracking import Tracker
+from pipeline.training import checkpoint, engines
+from pipeline.training.distiller import Distiller
+from pipeline.training.divergence import DivergedError, DivergenceDetector
+from pipeline.training.interruptible_trainer import StopRequestedError
+from pipeline.training.progress import FIXED_TEXTS, ProgressReporter
+from pipeline.training.restore import restore, wait_for_latest
+from pipeline.training.train_loop_config import TrainLoopConfig
+from pipeline.training.validation import is_due
+
+UPLOAD_RETRIES = 8  # about two minutes
+
+
+def train(config: TrainLoopConfig, actor: Any) -> None:
+    """Train on one worker.
+
+    A UserError is fatal: after Ray Train's restart the worker returns at once. A TransientError is retried normally.
+    """
+    if ray.get(actor.user_error.remote()):
+        return
+    try:
+        _run(config, actor)
+    except TransientError:
+        raise
+    except UserError as error:
+        ray.get(actor.set_user_error.remote(str(error)))
+        raise
+
+
+def _run(config: TrainLoopConfig, actor: Any) -> None:
+    """Train from the latest checkpoint, or from the start, to the recipe's last step."""
+    check_versions()
+    recipe = config.recipe
+    distiller = _distiller(config)
+    indices = recipe.batch_slice(distiller.rank, distiller.world_size)
+    folder = Folder.from_uri(config.prompts_uri)
+    prompts = PromptStream(folder, config.prompts, recipe.seed, recipe.train.batch_size, indices)
+    step = restore(distiller, ray.train.get_checkpoint(), actor)
+    tracker = Tracker(config.tracking_uri, config.mlflow_run) if distiller.rank == 0 else None
+    reporter = ProgressReporter(tracker, actor, recipe, step, distiller.attempt)
+    try:
+        divergence = _train_with_rollbacks(distiller, prompts, step, reporter)
+    except StopRequestedError:
+        wait_for_latest()
+        reporter.close()
+        reporter.set_checkpoint_stored()
+        return
+    if divergence:
+        reporter.set_stop_reason(divergence)
+    elif recipe.evaluation.every_n_checkpoints:
+        reporter.set_status("evaluating the last checkpoints")
+    reporter.close()
+
+
+def _train_with_rollbacks(
+    distiller: Distiller, prompts: PromptStream, first_step: int, reporter: ProgressReporter
+) -> str:
+    """Train to the last step, rolling back where the recipe allows it; return why it diverged, or an empty string."""
+    options = distiller.recipe.train
+    divergence = _train_steps(distiller, prompts, first_step, reporter)
+    while divergence and options.on_divergence == "rollback" and distiller.attempt < options.max_rollbacks:
+        distiller.attempt += 1
+        first_step = restore(distiller, wait_for_latest(), reporter.actor, attempt=distiller.attempt)
+        if not first_step:
+            break
+        reporter.begin_attempt(distiller.attempt)
+        reporter.log(f"{divergence}; rolled back to step {first_step}, with other random numbers")
+        divergence = _train_steps(distiller, prompts, first_step, reporter)
+    return divergence
+
+
+def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, reporter: ProgressReporter) -> str:
+    """Train from `first_step` on; return why training diverged, or an empty string.
+
+    Raises:
+        StopRequestedError: on all ranks after the same step, whose checkpoint is being uploaded.
+    """
+    options = distiller.recipe.train
+    detector = DivergenceDetector(options.max_grad_norm_ratio, options.min_image_std_ratio)
+    stream = prompts.batches(first_step, options.steps, _encoders(distiller, prompts.folder.uri))
+    for step in range(first_step, options.steps):
+        started = time.monotonic()
+        batch = next(stream)
+        waited = time.monotonic() - started
+        encoded = embeds_of(batch.encoded, distiller.null.states.device) if batch.encoded else None
+        metrics = distiller.step(step, batch.prompts, encoded)
+        reporter.update(step, metrics, waited)
+        try:
+            detector.check(step, metrics)
+        except DivergedError as error:
+            stream.close()
+            return str(error)
+        done = step + 1
+        stopping = distiller.any_process(reporter.stop_requested())
+        if stopping or done % options.checkpoint_every_n_steps == 0 or done == options.steps:
+            reporter.sheet(distiller, done)
+            _report_checkpoint(distiller, done, metrics)
+        if stopping and done < options.steps:
+            stream.close()
+            raise StopRequestedError
+    return ""
+
+
+def _encoders(distiller: Distiller, prompts_uri: str) -> Encoders | None:
+    """Return the text encoders that the recipe asks for; they draw this attempt's negative prompts."""
+    options = distiller.recipe.train
+    if not options.num_encoders:
+        return None
+    encoding = encoding_of(distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed)
+    return Encoders(options.num_encoders, options.cpus_per_encoder, options.gpus_per_encoder, Encoder, encoding)
+
+
+def _distiller(config: TrainLoopConfig) -> Distiller:
+    options = config.recipe
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
+    engines.check_workers(device)
+    fixed = fixed_of(FIXED_TEXTS, config.fixed, device) if config.fixed else {}
+    folder = models.here(config.teacher_folder, options.teacher, revision=options.revision)
+    model = models.load(folder, device, start_timestep=options.method.start_timestep, fixed=fixed)
+    init = None
+    if config.init_folder:
+        init = models.load_denoiser(models.here(config.init_folder, options.student.init, "student.init"))
+    return Distiller(
+        options,
+        model,
+        engines.build(options, model, device, workers=context.get_world_size(), init=init),
+        NegativeSampler.read(
+            Folder.from_uri(config.prompts_uri), avoid_contradictions=options.prompts.avoid_contradictions
+        ),
+        Clip.load(options.train.clip_model, device) if options.train.clip_weight else None,
+        load_decoder(options.train.clip_decoder, device) if options.train.clip_decoder else None,
+        context.get_world_rank(),
+        context.get_world_size(),
+    )
+
+
+def _report_checkpoint(distiller: Distiller, step: int, metrics: dict[str, float]) -> None:
+    """Save this rank's part and train on; Ray Train commits the checkpoint when all ranks' parts are uploaded."""
+    folder = tempfile.mkdtemp()
+    checkpoint.save(distiller, Path(folder), step)
+    ray.train.report(
+        {"step": step, **metrics},
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+        checkpoint_upload_fn=_upload,
+        validation=is_due(distiller.recipe, step),
+    )
+
+
+def _upload(local: Checkpoint, name: str) -> Checkpoint:
+    """Upload to the run's storage, with retries: a failed upload would end the worker."""
+    storage = ray.train.get_context().get_storage()
+    for delay in backoff_seconds(UPLOAD_RETRIES):
+        try:
+            return storage.persist_current_checkpoint(local, name)
+        except OSError:
+            time.sleep(delay)
+    return storage.persist_current_checkpoint(local, name)

@@ -1,0 +1,23 @@
+"""What the driver of a training passes to its workers and to the evaluation of checkpoints."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainLoopConfig:
+    """What the driver passes to every worker. `init_folder` may be empty; `prompts` is the prepared folder's manifest.
+
+    `fixed` are the `FIXED_TEXTS`, encoded, where the workers have no text encoder.
+    """
+
+    recipe: Recipe
+    teacher_folder: str
+    init_folder: str
+    prompts_uri: str
+    prompts: dict[str, Any]
+    tracking_uri: str
+    mlflow_run: str
+    fixed: bytes = b""
