@@ -1,4 +1,4 @@
-"""`python -m jobs <command>`: prepare, distill, evaluate, register and more; without a command it lists them."""
+"""`python -m jobs <command>`: prepare, distill, evaluate, register and more. Lists the commands if none is given."""
 
 import argparse
 import sys
@@ -41,7 +41,7 @@ USAGE_ERROR = 2
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Of the whole command tree."""
+    """Return the parser of the whole command tree."""
     parser = argparse.ArgumentParser(
         prog="python -m jobs",
         description="Distil, evaluate and register one-step text-to-image students.",
@@ -61,7 +61,7 @@ def _name(module: ModuleType) -> str:
 
 
 def _listing() -> str:
-    """The commands by group, a line each."""
+    """Return the commands by group, one line each."""
     width = max(len(_name(module)) for group in GROUPS.values() for module in group)
     parts = []
     for title, group in GROUPS.items():
@@ -72,8 +72,11 @@ def _listing() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and run; a failure is one line. Exit code 2 for a user's mistake, 1 for failed training, 130 for Ctrl-C,
-    and of what was submitted its own."""
+    """Run a command; a failure is one line on stderr.
+
+    Returns:
+        0; 2 for a UserError, 1 for failed training, 130 after Ctrl-C; a followed job's own exit code.
+    """
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.command is None:

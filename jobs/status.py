@@ -1,4 +1,4 @@
-"""How a submitted job stands."""
+"""Print the state of a submitted job."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""A command line as the job that it becomes on a cluster."""
+"""Conversion of a command line to the job that runs it on a cluster."""
 
 import argparse
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ ONCE = "once"  # of what does not recur
 
 
 def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Job":
-    """The command as it runs on a cluster: its recipe resolved here, its folders where every node reaches them."""
+    """Return the job of a command, with its recipe resolved here and its folders checked to be shared."""
     from pipeline.cluster.submit import Job
     from pipeline.recipe import dump
 
@@ -62,7 +62,7 @@ def _scheduled_time(options: argparse.Namespace, recipe: Recipe | None) -> str:
 
 
 def _again(action: argparse.Action, value: Any) -> list[str]:
-    """An option as it was given."""
+    """Return the arguments that give an option this value."""
     if value is None or value is False or value == []:
         return []
     if value is True:
@@ -82,7 +82,7 @@ def _require_shared(action: argparse.Action, value: str | None) -> None:
 
 
 def variables_of(options: argparse.Namespace) -> dict[str, str]:
-    """Of `--env NAME=VALUE` and `--ignore-lock`."""
+    """Return the environment variables of `--env NAME=VALUE` and `--ignore-lock`."""
     from pipeline.lockfile import PINNED
 
     pairs = [entry.partition("=") for entry in options.env]

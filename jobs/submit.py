@@ -1,4 +1,4 @@
-"""Run a command as a job on a Ray cluster, and follow what it prints; again to follow it again."""
+"""Run a command as a job on a Ray cluster, and follow its log. Run it again to follow it again."""
 
 import argparse
 import sys
@@ -72,7 +72,7 @@ def already(client: Any, submission_id: str) -> str:
 
 
 def followed(client: Any, submission_id: str) -> int:
-    """Until the job ends; Ctrl-C leaves it running."""
+    """Follow a job until it ends and return its exit code; Ctrl-C leaves it running."""
     from pipeline.cluster.follow import follow
 
     try:

@@ -1,4 +1,4 @@
-"""When something recurs: cron's five fields in a time zone.
+"""Cron expressions: five fields in a time zone, and the times that they match.
 
 Over daylight saving as Debian's cron: what falls into the hour that is left out is due right after it, and what falls
 into the hour that comes twice is due once, unless it is due every hour.
@@ -15,7 +15,7 @@ STAMP = "%Y%m%dT%H%MZ"
 
 
 def is_cron(expression: str) -> bool:
-    """Whether it has five fields and is ever due."""
+    """Tell whether the expression has five fields and matches any time."""
     try:
         return len(expression.split()) == 5 and bool(following(expression, "UTC", datetime(2000, 1, 1, tzinfo=UTC)))
     except (CronSimError, ValueError):

@@ -1,4 +1,4 @@
-"""Where models lie: with the project, in a folder, on S3, or on the Hugging Face hub at a pinned revision."""
+"""Models in a folder, on S3, or on the Hugging Face hub at a pinned revision."""
 
 import hashlib
 import os
@@ -83,7 +83,7 @@ def _is_mistake(error: Exception) -> bool:
 
 
 def _copied(folder: Folder) -> Path:
-    """Of S3: on this machine, made once for all its processes, and anew where a file of the folder has changed."""
+    """Download an S3 folder into the local cache, shared by all processes; refresh it when a file changes."""
     files = folder.walk()
     told = "\0".join([folder.uri, *(f"{file.path} {file.size} {file.mtime_ns}" for file in files)])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill"

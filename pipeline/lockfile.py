@@ -24,7 +24,7 @@ def check_versions() -> None:
 
 
 def differences(lock: Path) -> list[str]:
-    """Of each installed package with another version than the lock's; a local part, as in 2.13.0+cu130, is as good.
+    """Return the installed packages whose version differs from the lock; a local part, as in 2.13.0+cu130, is ignored.
 
     What is not installed is not looked at: a node needs no linters.
     """

@@ -1,4 +1,4 @@
-"""What no log, report or tracker may show: values of secret variables, passwords in addresses, signed queries."""
+"""Redaction of secrets in logs, reports and trackers: secret variables, passwords in URLs, signed queries."""
 
 import os
 import re
@@ -22,7 +22,7 @@ NOT_SECRET = {"RAY_AUTH_TOKEN_PATH", "AWS_WEB_IDENTITY_TOKEN_FILE", "RAY_AUTH_MO
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable of this name holds one."""
+    """Tell whether an environment variable of this name holds a secret."""
     return name.upper() not in NOT_SECRET and bool(NAME.search(name.upper()))
 
 
@@ -40,5 +40,5 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def contains_secret(text: str) -> bool:
-    """Whether `redact` hides something of it."""
+    """Tell whether `redact` would change the text."""
     return redact(text) != text

@@ -15,7 +15,7 @@ GRACE_SECONDS = 10  # in which a cluster with free resources places a group
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """At least `count` processes with the Ray resources `per_process`.
+    """A request of at least `count` processes with the Ray resources `per_process`.
 
     `section` and `process` name the recipe's fields: `train.cpus_per_worker` has section "train" and process "worker".
     """

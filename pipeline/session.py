@@ -41,7 +41,7 @@ def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Ite
 
 
 def _variables() -> dict[str, str]:
-    """Of all workers. What a job was submitted with goes before, and Ray refuses to be told the same name twice."""
+    """Return the environment variables of all workers; those of the submitted job win, as Ray rejects duplicates."""
     own = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     given = submitted_environment().get("env_vars") or {}
     return {name: value for name, value in own.items() if name not in given}

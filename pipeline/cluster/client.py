@@ -102,7 +102,7 @@ def connect_from_job(address: str | None = None) -> Any:
 
 
 def _url(address: str) -> str:
-    """With a scheme and without a trailing slash."""
+    """Return the address with a scheme and without a trailing slash."""
     given = address if "://" in address else f"http://{address}"
     parts = urlsplit(given)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.hostname == "auto":
@@ -126,7 +126,7 @@ def _reach(address: str) -> None:
 
 
 def find_token() -> str:
-    """Where Ray itself looks for it; empty where there is none."""
+    """Return the token from where Ray itself looks for it, or an empty string."""
     if given := os.environ.get("RAY_AUTH_TOKEN"):
         return given.strip()
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE).expanduser()

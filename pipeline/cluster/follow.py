@@ -1,4 +1,4 @@
-"""What a submitted job prints, as it prints it, until it ends."""
+"""The log of a submitted job, printed until the job ends."""
 
 import asyncio
 import sys

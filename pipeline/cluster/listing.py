@@ -49,7 +49,7 @@ def attempt_of(submission_id: str) -> tuple[str, int]:
 
 
 def stop(client: Any, submission_id: str) -> str:
-    """Its state, when it has ended."""
+    """Stop a job, wait until it has ended and return its state."""
     if client.get_job_info(submission_id).status in ENDED:
         return "had ended before"
     client.stop_job(submission_id)

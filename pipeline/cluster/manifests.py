@@ -31,7 +31,7 @@ LONGEST_NAME = 36  # of a RayCronJob, whose jobs have longer ones
 
 @dataclass(frozen=True)
 class Place:
-    """What a recipe does not say.
+    """What a Kubernetes manifest needs besides the recipe.
 
     Attributes:
         run: the run's folder; of a recurring one that of the schedule.
@@ -177,7 +177,7 @@ def _cluster_spec(recipe: Recipe, place: Place) -> dict[str, Any]:
 
 
 def nodes_of(recipe: Recipe, gpus_per_node: int) -> int:
-    """How many pods hold all workers at once and, where checkpoints are evaluated meanwhile, who does that."""
+    """Return the number of pods that hold all workers and, with evaluation of checkpoints, the evaluation processes."""
     train, evaluation = recipe.train, recipe.evaluation
     gpus = train.num_workers * _each(train).get("GPU", 0)
     if evaluation.every_n_checkpoints:

@@ -1,4 +1,4 @@
-"""What a version holds: one folder with the student, its evaluation, recipe, model card and MLflow's own files."""
+"""The artifacts of a version: one folder with the student, its evaluation, recipe, model card and MLflow's files."""
 
 import json
 import logging
@@ -80,7 +80,7 @@ def _save_model(candidate: Candidate, recipe: Recipe, student: Path, folder: Pat
 
 
 def options(recipe: Recipe, student: Path) -> dict[str, object]:
-    """Of the student's pipeline for one step."""
+    """Return the call options of the student's pipeline for one step."""
     found: dict[str, object] = {"num_inference_steps": 1, "guidance_scale": 0.0}
     kind = json.loads((student / "model_index.json").read_text())["_class_name"]
     if kind == "PixArtAlphaPipeline":
@@ -91,7 +91,7 @@ def options(recipe: Recipe, student: Path) -> dict[str, object]:
 
 
 def _uuid(candidate: Candidate) -> str:
-    """Of the student, so that the same version has the same files whoever writes them."""
+    """Return a UUID derived from the student, so that every writer of a version writes the same files."""
     return candidate.student_sha256[:32]
 
 

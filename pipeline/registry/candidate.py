@@ -65,5 +65,5 @@ class Candidate:
 
     @property
     def data_sha256(self) -> str:
-        """Of the prepared prompts: over the canonical JSON of their files' hashes."""
+        """The SHA-256 of the prepared prompts, over the canonical JSON of their files' hashes."""
         return hashlib.sha256(json.dumps(self.prompts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What MLflow's pages say: of a version and of its model, in Markdown, the answer first."""
+"""Descriptions of versions and models on MLflow's pages, in Markdown, with the decision first."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def score_of(tags: Mapping[str, str]) -> str:
 
 
 def body(client: MlflowClient, candidate: Candidate, scores: Scores, decision: Decision | None) -> str:
-    """Of a version's page, below its first paragraph: scores, what was compared, links, and the images."""
+    """Return a version's description below its first paragraph: scores, the comparison, links and images."""
     experiment = client.get_run(candidate.mlflow_run).info.experiment_id
     run = f"#/experiments/{experiment}/runs/{candidate.mlflow_run}/artifacts/{candidate.place}"
     sheet = quote(f"{candidate.place}/evaluation/contact_sheet.png")

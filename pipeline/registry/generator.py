@@ -22,9 +22,10 @@ LARGEST_SEED = 2**53  # up to which a float is exact
 
 
 class Generator(PythonModel):
-    """One image a row: `prompt`, and optionally `negative_prompt`, `seed` (0) and `scale` (the version's own).
+    """Generates one image per row.
 
-    An empty negative prompt is none. The same row gives the same image in any table.
+    A row has a `prompt`, and optionally `negative_prompt`, `seed` (0) and `scale` (the version's own). An empty
+    negative prompt is none. The same row gives the same image in any table.
     """
 
     def load_context(self, context: Any) -> None:

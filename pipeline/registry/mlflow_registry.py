@@ -1,4 +1,4 @@
-"""MLflow's registry: names and tags."""
+"""Access to MLflow's model registry: names of tags and aliases, models and versions."""
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -32,12 +32,12 @@ def is_model(client: MlflowClient, name: str) -> bool:
 
 
 def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """Of a registered model, the newest first."""
+    """Return the versions of a registered model, newest first."""
     return sorted(client.search_model_versions(f"name = '{name}'"), key=lambda found: -int(found.version))
 
 
 def version_of(client: MlflowClient, name: str, number: str, field: str) -> ModelVersion:
-    """One that is there; `field` is the option that named it."""
+    """Return an existing version; `field` is the option that named it."""
     there = versions(client, name)
     for found in there:
         if str(found.version) == number:
@@ -52,7 +52,7 @@ def require_model(client: MlflowClient, name: str) -> None:
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    """Version by alias."""
+    """Return the version number by alias."""
     return {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
 
 

@@ -1,4 +1,4 @@
-"""What registering a student returned."""
+"""The result of registering a student."""
 
 from pydantic.dataclasses import dataclass
 

@@ -31,13 +31,13 @@ class Comparison:
 
     @property
     def short(self) -> str:
-        """'+0.061 (+0.032 to +0.090)'"""
+        """The gain and its interval, such as '+0.061 (+0.032 to +0.090)'."""
         return "not comparable" if self.problem else f"{self.gain:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided, in one sentence, by which rule, against which version, by which figures."""
+    """The decision about a version: a sentence, the rule, the version it was compared with, and the comparisons."""
 
     promoted: bool
     verdict: str

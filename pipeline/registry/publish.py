@@ -55,7 +55,7 @@ def _listed(client: MlflowClient, run_id: str, place: str) -> set[str]:
 
 
 def _stored(client: MlflowClient, uri: str) -> str:
-    """Of the file as the store gives it; one at a time, so that a large student takes the disk of its largest file."""
+    """Return the hash of a stored file; files are downloaded one at a time to limit disk use."""
     with tempfile.TemporaryDirectory() as scratch:
         found = mlflow.artifacts.download_artifacts(
             artifact_uri=uri, dst_path=scratch, tracking_uri=client.tracking_uri

@@ -1,4 +1,4 @@
-"""Registering a student: artifacts first, then the version, then its alias; a second call ends in the same state."""
+"""Registration of a student: artifacts, then the version, then its alias; a second call ends in the same state."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from pipeline.storage import Folder
 
 @dataclass(frozen=True)
 class _Entry:
-    """A candidate with what was read of it."""
+    """A candidate with its parsed recipe and scores."""
 
     candidate: Candidate
     recipe: Recipe
@@ -59,7 +59,7 @@ def register_run(distilled: Folder, evaluated: Folder, folder: Folder, tracking_
 
 
 def _version(client: MlflowClient, entry: _Entry) -> str:
-    """The version of this student with this evaluation: as it is, brought up to date, or new."""
+    """Return the version of this student with this evaluation: existing, updated or new."""
     number = _lowest(client, entry)
     if number is not None:
         tags = client.get_model_version(entry.name, number).tags
@@ -76,7 +76,7 @@ def _version(client: MlflowClient, entry: _Entry) -> str:
 
 
 def _create(client: MlflowClient, entry: _Entry) -> str:
-    """Of two that are created at the same time the lower one stays."""
+    """Create a version. If two processes race, keep the lower version number and delete the other."""
     run_id = entry.candidate.mlflow_run
     source = f"{client.get_run(run_id).info.artifact_uri}/{entry.candidate.place}"
     own = str(client.create_model_version(entry.name, source=source, run_id=run_id, tags=_tags(entry)).version)
@@ -97,7 +97,7 @@ def _lowest(client: MlflowClient, entry: _Entry) -> str | None:
 
 
 def _tags(entry: _Entry) -> dict[str, str]:
-    """Scores and lineage, to read and to search for."""
+    """Return scores and lineage as tags, to read and to search."""
     candidate = entry.candidate
     return {metric: entry.scores.short(metric) for metric in entry.scores.metrics} | {
         METRIC: entry.recipe.promotion.metric,
@@ -113,7 +113,7 @@ def _tags(entry: _Entry) -> dict[str, str]:
 
 
 def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
-    """Decide what the version is, once for one pair of evaluations; a champion that was replaced stays so."""
+    """Decide about a version and assign its alias, once per pair of evaluations; a replaced champion stays so."""
     tags = client.get_model_version(entry.name, number).tags
     champion = mlflow_registry.aliases(client, entry.name).get(CHAMPION)
     if number == champion:
@@ -154,7 +154,7 @@ def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
 
 
 def _record_decision(client: MlflowClient, entry: _Entry, number: str, decision: Decision, made_of: str) -> None:
-    """As an artifact, as tags, and on the version's page; before the alias moves."""
+    """Record a decision as an artifact, as tags and in the description, before the alias moves."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / bundle.DECISION
         record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.as_json()}
@@ -171,7 +171,7 @@ def _describe(client: MlflowClient, entry: _Entry, number: str, decision: Decisi
 
 
 def _set_champion(client: MlflowClient, name: str, number: str) -> None:
-    """Make it the champion in the place of the one before; done again it changes nothing."""
+    """Make a version the champion; idempotent."""
     client.set_registered_model_alias(name, CHAMPION, number)
     if mlflow_registry.aliases(client, name).get(CHALLENGER) == number:
         client.delete_registered_model_alias(name, CHALLENGER)
@@ -187,7 +187,7 @@ def _set_champion(client: MlflowClient, name: str, number: str) -> None:
 
 
 def _set_challenger(client: MlflowClient, name: str, number: str) -> None:
-    """Make it the challenger, the latest version that is not the champion; the one before says so first."""
+    """Make a version the challenger, the newest one that is not the champion, and retag the previous one."""
     before = mlflow_registry.aliases(client, name).get(CHALLENGER)
     if before is not None and before != number:
         descriptions.restate(

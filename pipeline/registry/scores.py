@@ -1,4 +1,4 @@
-"""What an evaluation says of a student, metric by metric and image by image."""
+"""The scores of a student, metric by metric and image by image."""
 
 import hashlib
 import io

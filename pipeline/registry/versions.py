@@ -17,7 +17,7 @@ from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, PREVIOUS, ST
 
 
 def listed(tracking_uri: str, name: str | None = None) -> list[dict[str, str]]:
-    """Each version of each model, or of one, the newest first, with what tells it from the others."""
+    """Return one row per version of every model, or of one, newest first."""
     with tracking.reached(tracking_uri) as client:
         if name is not None:
             mlflow_registry.require_model(client, name)
@@ -52,7 +52,7 @@ class Champion:
 
 
 def champion(tracking_uri: str, name: str) -> Champion | None:
-    """None where the model, or a champion of it, is not there yet."""
+    """Return the champion, or None where the model has none yet."""
     with tracking.reached(tracking_uri) as client:
         number = mlflow_registry.aliases(client, name).get(CHAMPION) if mlflow_registry.is_model(client, name) else None
         if number is None:

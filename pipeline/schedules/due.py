@@ -1,4 +1,4 @@
-"""What a schedule has to do now, from the clock and its history alone: nothing here waits, writes or submits."""
+"""The next action of a schedule, from the clock and its history alone: nothing here waits, writes or submits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class DueAction:
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """How the job of a run ended."""
+    """The state in which the job of a run ended, and why."""
 
     state: str
     reason: str

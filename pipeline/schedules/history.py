@@ -30,7 +30,7 @@ class Attempt:
 
 @dataclass(frozen=True, config=STRICT)
 class ScheduledRun:
-    """What happened at one scheduled time.
+    """The record of one scheduled time.
 
     Attributes:
         scheduled_time: UTC, such as 20261129T0300Z.

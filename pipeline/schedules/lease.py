@@ -43,7 +43,7 @@ _RECORD = TypeAdapter(LeaseRecord)
 
 
 class LeaseStore(Protocol):
-    """Where a lease is stored."""
+    """The storage of a lease."""
 
     def read(self, *, retry: bool = True) -> tuple[LeaseRecord | None, Version]:
         """Return the record and its version."""

@@ -26,7 +26,7 @@ class EngineOptions:
 
 
 def ready_deepspeed() -> None:
-    """To be called before anything imports it.
+    """Prepare the environment for DeepSpeed; call it before anything imports DeepSpeed.
 
     It is told of a machine without a GPU, and warns where it finds out itself. What it compiles it compiles with the
     ninja of this environment: one of another version, the system's, would compile all of it again.
@@ -39,7 +39,7 @@ def ready_deepspeed() -> None:
 
 
 def compile_deepspeed() -> None:
-    """What DeepSpeed needs for several processes of a machine without a GPU: a minute, once in an environment.
+    """Compile DeepSpeed's communication op for CPU workers; takes a minute, once per environment.
 
     torch's own lock outlives a process that is killed while it compiles, and all that come after wait for it for ever.
     The one here ends with its process.

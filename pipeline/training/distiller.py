@@ -1,4 +1,4 @@
-"""One process's share of a distillation: both engines, the student's moving average, and the step that moves them."""
+"""One rank's part of a distillation: both engines, the student's EMA weights, and the training step."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from pipeline.training.engines import Engines, compute_dtype
 
 @dataclass
 class Distiller:
-    """Knows no cluster: `rank` of `world_size` processes that see the same steps, each its part of a batch.
+    """One rank of `world_size` ranks that train on the same steps, each on its slice of the batch; needs no cluster.
 
     `decoder` makes the images that the CLIP loss looks at; None is the teacher's own. `attempt` counts the times that
     the training was rolled back; each draws other numbers.
@@ -48,7 +48,7 @@ class Distiller:
         self._passes = self.recipe.gradient_accumulation_steps(self.world_size)
 
     def step(self, step: int, prompts: Sequence[str], encoded: Embeds | None = None) -> dict[str, float]:
-        """One update of the student, and one of the LoRA teacher on the same images, for this process's `prompts`.
+        """Update the student, then the LoRA teacher on the same images, for this rank's `prompts`; return the metrics.
 
         `encoded` are the prompts and then a negative for each, where others than this process have encoded them.
         Every random number is a function of the seed, the step and an image's place in the global batch, so that a
@@ -80,11 +80,11 @@ class Distiller:
 
     @property
     def seed(self) -> int:
-        """Of the random numbers: the recipe's, and another one after each time that training was rolled back."""
+        """The random seed: the recipe's, and another one after each rollback."""
         return self.recipe.seed if not self.attempt else mix(self.recipe.seed, 0, 0, self.attempt)
 
     def _encoder(self, step: int, prompts: Sequence[str], encoded: Embeds | None) -> Callable[[slice], Texts]:
-        """The texts of some of the prompts, which are encoded when they are asked for."""
+        """Return a function that gives the text conditions of a slice of the prompts, encoding them on demand."""
         count = len(prompts)
         if encoded is not None:
             return lambda part: Texts(encoded[:count][part], encoded[count:][part], self.null)
@@ -99,7 +99,7 @@ class Distiller:
         return encode
 
     def _over_processes(self, own: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """Their means, in one message."""
+        """Return the means over all ranks, with one all-reduce."""
         device = self.null.states.device
         values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in own.values()])
         if self.world_size > 1 and torch.distributed.is_initialized():
@@ -160,7 +160,7 @@ class Distiller:
         return weight * self._passes * self.world_size * share * hinge
 
     def student_weights(self) -> dict[str, Tensor]:
-        """What is trained, by its name in the denoiser."""
+        """Return the trained weights by their names in the denoiser."""
         named = self.engines.student.module.model.named_parameters()
         return {name: value.detach() for name, value in named if value.requires_grad}
 
@@ -170,7 +170,7 @@ class Distiller:
 
 
 def mix(*numbers: int) -> int:
-    """One seed from several numbers; neighbours give unrelated streams."""
+    """Return one seed from several numbers; neighbouring numbers give unrelated streams."""
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:
         mixed = (mixed ^ number) * 0xBF58476D1CE4E5B9 & (2**63 - 1)

@@ -1,4 +1,4 @@
-"""What a whole run takes before it starts: GPUs, hours, money, disk, host memory, and what of its inputs is missing."""
+"""The estimate that --dry-run prints: GPUs, hours, cost, disk, host memory, and missing inputs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float, int], Any]
 
 @dataclass(frozen=True)
 class Engines:
-    """Each engine owns the gradients, the optimizer and the ZeRO partition of one trained network.
+    """Two engines, each of which owns the gradients, the optimizer and the ZeRO partition of one trained network.
 
     The teachers are looked at through `lora_teacher.module`, never through the engine: an engine that is
     called while its network is not being trained loses count of its gradients.
@@ -41,7 +41,7 @@ class Engines:
             engine.save_checkpoint(str(folder), tag=name, save_latest=False)
 
     def load(self, folder: Path, *, universal: bool = False) -> None:
-        """What `save` wrote at the same number of ranks and stage; or DeepSpeed's universal format, for any."""
+        """Load what `save` wrote with the same world size and ZeRO stage, or DeepSpeed's universal format with any."""
         for name, engine in self.named():
             engine._config.load_universal_checkpoint = universal  # read when loading, and settable only at the start
             loaded, _ = engine.load_checkpoint(str(folder), tag=name)
@@ -66,7 +66,7 @@ def deepspeed_engine(
 
 
 class PlainEngine:
-    """What the training asks of an engine, for one process: accumulate, clip, AdamW."""
+    """An engine for one process: gradient accumulation, clipping and AdamW."""
 
     def __init__(
         self, recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
@@ -148,14 +148,14 @@ def compute_dtype(recipe: Recipe) -> torch.dtype:
 
 
 def add_student_lora(recipe: Recipe, model: Any) -> None:
-    """Where the recipe trains adapters alone."""
+    """Add LoRA adapters to the student if the recipe trains only adapters."""
     options = recipe.student
     if options.lora_rank:
         add_lora(model, rank=options.lora_rank, scaling=options.lora_alpha, targets=options.lora_target_modules)
 
 
 def check_workers(device: torch.device) -> None:
-    """In every worker: add a one over all of them, by the backend that training uses.
+    """Check that the workers reach each other, by an all-reduce with the backend that training uses.
 
     Raises:
         RuntimeError: where the sum is not the number of workers.

@@ -1,4 +1,4 @@
-"""What a distillation will take of each GPU, from its arithmetic and its tensors on the meta device: no weights."""
+"""Estimated memory and FLOPs per GPU, from one step on the meta device without weights."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ def denoiser_of(recipe: Recipe) -> Any:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """For each of `train.num_workers` GPUs. ZeRO shares optimizer states (stage 1) and gradients too (stage 2)."""
+    """Estimate each of `train.num_workers` GPUs; ZeRO shards optimizer states (stage 1) and gradients too (stage 2)."""
     options, workers = recipe.train, recipe.train.num_workers
     passes = recipe.gradient_accumulation_steps(workers)
     micro = -(-options.batch_size // (workers * passes))
@@ -151,7 +151,7 @@ def saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a GPU's fused attention keeps: its inputs and its output, and not the weights of every pair of tokens."""
+    """Counts what fused attention keeps: its inputs and output, not the attention weights."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def export(recipe: Recipe, teacher: Path, init: str, weights: Path, folder: Fold
 
 
 def whole_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All weights of a student of which some were trained: adapters are merged."""
+    """Return all weights of a student of which some were trained, with adapters merged."""
     model = models.load_denoiser(base)
     add_student_lora(recipe, model)
     model.load_state_dict(trained, strict=False)

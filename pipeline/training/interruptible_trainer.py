@@ -23,7 +23,7 @@ class StopRequestedError(Exception):
 
 
 class InterruptibleTrainer(TorchTrainer):
-    """On SIGINT, asks the workers through the progress actor to stop, and Ray Train once their checkpoint is stored.
+    """A trainer that on SIGINT asks the workers to stop, and Ray Train once their checkpoint is stored.
 
     Before the first step, and where `interrupts.at_once` is set, Ray Train is asked at once.
     """

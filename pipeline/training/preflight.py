@@ -1,4 +1,4 @@
-"""What must hold before a distillation begins, checked by its driver."""
+"""Checks that the driver of a distillation makes before it starts Ray."""
 
 import uuid
 from pathlib import Path
@@ -52,7 +52,7 @@ def check_store(folder: Folder) -> None:
 
 
 def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
-    """They are the recipe's."""
+    """Check that the prompts were prepared with the recipe's settings."""
     given = parse(record["recipe"]).prompts.values()
     for name, value in recipe.prompts.values().items():
         if name != "avoid_contradictions" and given[name] != value:
@@ -63,7 +63,7 @@ def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
 
 
 def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
-    """They load, have the layers that adapters are for, and the student starts from weights of the teacher's form."""
+    """Check that the models load, have the adapters' target modules, and match in shape."""
     denoiser = models.load(teacher, start_timestep=recipe.method.start_timestep).denoiser
     layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for field, targets in (

@@ -39,7 +39,7 @@ class ProgressReporter:
             tracker.watch_machine()
         self.begin_attempt(attempt)
         if tracker and first:
-            actor.log.remote(f"continuing from the checkpoint at step {first} of {recipe.train.steps}")
+            actor.log.remote(f"resuming from the checkpoint at step {first} of {recipe.train.steps}")
 
     def begin_attempt(self, attempt: int) -> None:
         """Log this attempt's metrics after those that are already written; a rolled-back attempt stays beside it."""

@@ -1,4 +1,4 @@
-"""What a run's folder was made from, compared with what is asked of it now: another run is never taken for this one."""
+"""The identity of a run: its folder is only reused for the same recipe, prompts and teacher."""
 
 import reprlib
 from collections.abc import Mapping

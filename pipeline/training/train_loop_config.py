@@ -1,4 +1,4 @@
-"""What the driver of a training passes to its workers and to the evaluation of checkpoints."""
+"""The configuration that the driver of a training passes to its workers and to the evaluation of checkpoints."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from pipeline.recipe import Recipe
 
 @dataclass(frozen=True)
 class TrainLoopConfig:
-    """What the driver passes to every worker. `init_folder` may be empty; `prompts` is the prepared folder's manifest.
+    """Plain data for every worker. `init_folder` may be empty; `prompts` is the prepared folder's manifest.
 
     `fixed` are the `FIXED_TEXTS`, encoded, where the workers have no text encoder.
     """

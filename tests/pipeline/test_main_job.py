@@ -25,7 +25,7 @@ from pipeline import manifest
 from pipeline.errors import StorageError
 from pipeline.models import load_pipeline
 from pipeline.storage import Folder
-from pipeline.training.restore import LIST
+from pipeline.training.restore import SNAPSHOT_FILE
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -350,7 +350,7 @@ def test_a_killed_process_ends_on_the_same_weights(run, tmp_path, tiny_teacher, 
         )
         assert done.returncode == 0
         finished = victim == "Ctrl-C" and done.stdout.startswith("already distilled")  # six steps may be faster
-        assert finished or "continuing from the checkpoint at step " in done.stdout
+        assert finished or "resuming from the checkpoint at step " in done.stdout
     if victim == "Ctrl-C":
         assert "stopping after this step and its checkpoint" in log.read_text()
     if victim == "Ctrl-C" and not finished:
@@ -397,13 +397,13 @@ def test_a_run_whose_list_of_checkpoints_is_cut_short_goes_on_from_a_checkpoint(
     for name in ("student", "student-raw"):
         shutil.rmtree(distilled / name)
     (distilled / "manifest.json").unlink()
-    (distilled / "train" / LIST).write_text('{"ray_version": "2.60')
+    (distilled / "train" / SNAPSHOT_FILE).write_text('{"ray_version": "2.60')
     *_, last = sorted((distilled / "train").glob("checkpoint_*/"))
     shutil.rmtree(last)
     assert main(arguments("distill", damaged)) == 0
     printed = "".join(capfd.readouterr())
-    assert "the list of checkpoints was damaged" in printed
-    assert "continuing from the checkpoint at step 4 of 6" in printed
+    assert "Ray Train's checkpoint snapshot was corrupt" in printed
+    assert "resuming from the checkpoint at step 4 of 6" in printed
     expected = student_weights(run)
     assert all(torch.equal(expected[name], value) for name, value in student_weights(damaged).items())
 

@@ -13,7 +13,7 @@ from pipeline.training import restore
 @pytest.mark.parametrize("text", ["", '{"a": [1, ', "\x00"])
 def test_a_list_of_which_a_part_was_written_is_removed_and_no_checkpoint(tmp_path, text):
     (tmp_path / "checkpoint_1").mkdir()
-    (tmp_path / restore.LIST).write_text(text)
+    (tmp_path / restore.SNAPSHOT_FILE).write_text(text)
     assert restore.remove_uncommitted_checkpoints(Folder.from_uri(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
     assert not restore.remove_uncommitted_checkpoints(Folder.from_uri(tmp_path)), (
@@ -27,12 +27,12 @@ def test_what_the_list_does_not_name_is_removed(request, tmp_path, place):
     folder = Folder.from_uri(request.getfixturevalue("bucket") + "/train" if place == "s3" else tmp_path / "train")
     kept, pending = {"checkpoint_dir_name": "checkpoint_1"}, {"checkpoint_dir_name": "checkpoint_2"}
     content = json.dumps({"checkpoint_results": [kept], "latest": None, "pending": [pending]})
-    folder.write(restore.LIST, content.encode())
+    folder.write(restore.SNAPSHOT_FILE, content.encode())
     for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", "versions"):
         (folder / name).write("state.json", b"{}")
     assert not restore.remove_uncommitted_checkpoints(folder)
     assert folder.list_dirs() == ["checkpoint_1", "checkpoint_2", "versions"]
-    assert folder.read(restore.LIST).decode() == content
+    assert folder.read(restore.SNAPSHOT_FILE).decode() == content
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def run(tmp_path, monkeypatch):
     """Checkpoints by name, each with its state; and which are loaded."""
     storage = SimpleNamespace(storage_filesystem=fs.LocalFileSystem(), experiment_fs_path=str(tmp_path))
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
-    faults, loaded = {}, []
-    monkeypatch.setattr(restore.checkpoint, "fault", lambda folder: faults.get(folder.name, ""))
+    corrupt, loaded = {}, []
+    monkeypatch.setattr(restore.checkpoint, "find_corruption", lambda folder: corrupt.get(folder.name, ""))
 
     def load(distiller, folder):
         loaded.append(folder.name)
@@ -52,15 +52,15 @@ def run(tmp_path, monkeypatch):
         (tmp_path / name / "state.json").write_text(json.dumps({"step": step, "attempt": attempt}))
 
     monkeypatch.setattr(restore.checkpoint, "load", load)
-    said = []
-    board = SimpleNamespace(say=SimpleNamespace(remote=said.append))
+    messages = []
+    actor = SimpleNamespace(log=SimpleNamespace(remote=messages.append))
     distiller = SimpleNamespace(rank=0, attempt=0)
     return SimpleNamespace(
         add=add,
-        faults=faults,
+        corrupt=corrupt,
         loaded=loaded,
-        said=said,
-        go=lambda latest=None: restore.restore(distiller, latest, board),
+        messages=messages,
+        go=lambda latest=None: restore.restore(distiller, latest, actor),
     )
 
 
@@ -71,11 +71,11 @@ def test_without_a_list_the_furthest_whole_checkpoint_is_taken(run, tmp_path):
     run.add("checkpoint_2026-11-24_04", step=12)
     (tmp_path / "checkpoint_2026-11-24_06").mkdir()  # begun, without a state
     run.add("other", step=99)
-    run.faults["checkpoint_2026-11-24_04"] = "x is missing"
+    run.corrupt["checkpoint_2026-11-24_04"] = "x is missing"
     assert run.go() == 8
     assert run.loaded == ["checkpoint_2026-11-24_03"]
-    assert len(run.said) == 1
-    assert "checkpoint_2026-11-24_04: x is missing" in run.said[0]
+    assert len(run.messages) == 1
+    assert "checkpoint_2026-11-24_04: x is missing" in run.messages[0]
 
 
 def test_of_a_later_attempt_the_checkpoint_is_further(run):
@@ -88,7 +88,7 @@ def test_of_a_later_attempt_the_checkpoint_is_further(run):
 def test_where_there_is_none_it_begins_anew(run, damaged):
     if damaged:
         run.add("checkpoint_1", step=8)
-        run.faults["checkpoint_1"] = "x is missing"
+        run.corrupt["checkpoint_1"] = "x is missing"
     assert run.go() == 0
     assert not run.loaded
 
@@ -96,11 +96,13 @@ def test_where_there_is_none_it_begins_anew(run, damaged):
 def test_where_ray_train_knows_of_some_and_none_is_whole_it_is_said_and_not_tried_again(run, monkeypatch, tmp_path):
     for number in (1, 2):
         run.add(f"checkpoint_{number}", step=4 * number)
-        run.faults[f"checkpoint_{number}"] = "x is missing"
+        run.corrupt[f"checkpoint_{number}"] = "x is missing"
     first, latest = (ray.train.Checkpoint.from_directory(tmp_path / f"checkpoint_{number}") for number in (1, 2))
     kept = [SimpleNamespace(checkpoint=each) for each in (first, latest)]
     monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", lambda _: kept)
-    with pytest.raises(UserError, match=r"no checkpoint is whole: .*checkpoint_2: x is missing; .*checkpoint_1: x is"):
+    with pytest.raises(
+        UserError, match=r"every checkpoint is corrupt: .*checkpoint_2: x is missing; .*checkpoint_1: x is"
+    ):
         run.go(latest)
 
 

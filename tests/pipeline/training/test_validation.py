@@ -20,10 +20,11 @@ from pipeline.evaluation import evaluate
 from pipeline.hashing import sha256_of_folder
 from pipeline.prompts.prepare import prepare
 from pipeline.prompts.prepared import check
-from pipeline.recipe import dump, parse
+from pipeline.recipe import parse
 from pipeline.storage import Folder
 from pipeline.training.checkpoint import EMA_FILE, STATE_FILE
-from pipeline.training.validation import VERSIONS, Validation, is_due, validate
+from pipeline.training.train_loop_config import TrainLoopConfig
+from pipeline.training.validation import VERSIONS, is_due, validate
 
 ROOT = Path(__file__).parents[3]
 FEW = [
@@ -56,66 +57,60 @@ def test_which_checkpoints_are_evaluated(every, keep, due):
     assert [step for step in (10, 20, 30) if is_due(recipe, step)] == due
 
 
-class Board:
+class Actor:
     """Stands for the actor behind the progress bar."""
 
     def __init__(self):
-        self.said = []
-        self.say = self
+        self.messages = []
+        self.log = self
 
     def remote(self, message):
-        self.said.append(message)
+        self.messages.append(message)
 
 
 @pytest.fixture
-def told(tmp_path):
+def config(tmp_path):
     recipe, prompts = parse("", FEW), Folder.from_uri(tmp_path / "prompts")
     prepare(recipe, prompts)
     uri = f"sqlite:///{tmp_path}/ml.db"
     teacher = models.teacher_folder("shapes")
     run = tracking.create_run(uri, "test", {})
-    return Validation(
-        recipe_toml=dump(recipe),
-        teacher=str(teacher),
-        teacher_sha256=sha256_of_folder(teacher),
-        init="",
-        prompts_uri=prompts.uri,
-        prompts=check(prompts),
-        folder=str(tmp_path / "run"),
-        tracking_uri=uri,
-        mlflow_run=run,
-    )
+    return TrainLoopConfig(recipe, str(teacher), "", prompts.uri, check(prompts), uri, run)
 
 
-def checkpoint_of(folder, told, step, factor):
-    """As the trainer leaves it: the moving average and the step."""
-    weights = models.load_denoiser(Path(told.teacher)).state_dict()
+def checkpoint_of(folder, config, step, factor):
+    """Write what training leaves: the EMA weights and the step."""
+    weights = models.load_denoiser(Path(config.teacher_folder)).state_dict()
     folder.mkdir()
     save_file({name: (value * factor).contiguous() for name, value in weights.items()}, folder / EMA_FILE)
     (folder / STATE_FILE).write_text(json.dumps({"step": step}))
     return Checkpoint.from_directory(str(folder))
 
 
-def test_a_checkpoint_is_evaluated_and_registered_once(ray_cluster, tmp_path, told, monkeypatch):
-    board = Board()
-    first = checkpoint_of(tmp_path / "first", told, 2, 1.0)
-    figures = validate(first, told, board)
-    assert 0 <= figures["eval_clean_and_right"] <= 1
-    (place,) = (tmp_path / "run" / VERSIONS).iterdir()
-    assert place.name.startswith("000002-")
-    assert not (place / "student").exists()  # the version has it
-    monkeypatch.setattr(evaluate, "work", None)  # nothing is made again
-    assert validate(first, told, board) == figures
-    client = mlflow.MlflowClient(told.tracking_uri)
+def test_a_checkpoint_is_evaluated_and_registered_once(ray_cluster, tmp_path, config, monkeypatch):
+    actor, sha256 = Actor(), sha256_of_folder(Path(config.teacher_folder))
+
+    def validated(checkpoint):
+        return validate(checkpoint, config, sha256, Folder.from_uri(tmp_path / "run"), actor)
+
+    first = checkpoint_of(tmp_path / "first", config, 2, 1.0)
+    metrics = validated(first)
+    assert 0 <= metrics["eval_clean_and_right"] <= 1
+    (folder,) = (tmp_path / "run" / VERSIONS).iterdir()
+    assert folder.name.startswith("000002-")
+    assert not (folder / "student").exists()  # the registered version holds it
+    monkeypatch.setattr(evaluate, "work", None)  # nothing is sampled again
+    assert validated(first) == metrics
+    client = mlflow.MlflowClient(config.tracking_uri)
     (version,) = client.search_model_versions("name = 'nasa-shapes'")
     assert version.tags["step"] == "2"
-    assert len(board.said) == 2
-    assert board.said[0].startswith("step 2: version 1 of nasa-shapes: ")
+    assert len(actor.messages) == 2
+    assert actor.messages[0].startswith("step 2: version 1 of nasa-shapes: ")
     monkeypatch.undo()
-    validate(checkpoint_of(tmp_path / "second", told, 4, 0.9), told, board)
+    validated(checkpoint_of(tmp_path / "second", config, 4, 0.9))
     assert len(client.search_model_versions("name = 'nasa-shapes'")) == 2
     assert len(list((tmp_path / "run" / VERSIONS).iterdir())) == 2
-    logged = client.get_metric_history(told.mlflow_run, "eval_clean_and_right")
+    logged = client.get_metric_history(config.mlflow_run, "eval_clean_and_right")
     assert [metric.step for metric in logged] == [2, 4]
 
 
