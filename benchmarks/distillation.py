@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.swiftbrush import SwiftBrush
-from nasa.backbone import steerable
-from nasa.distillation import Draws, Texts, draw
+from nasa.denoiser import steerable
+from nasa.distillation import StepRandomness, TextConditions, sample_step
 from pipeline import models, recipe
 from pipeline.ablation import runs
 from pipeline.training import distiller, engines
@@ -49,14 +49,14 @@ class Baseline:
         return {name: float(value) for name, value in losses.items()}
 
 
-def numbers(like: Distiller, step: int, prompts: list[str]) -> tuple[Texts, Draws]:
+def numbers(like: Distiller, step: int, prompts: list[str]) -> tuple[TextConditions, StepRandomness]:
     """The texts and the random numbers that `like` has at this step."""
     options, places = like.recipe, range(len(prompts))
     own = like.model.encode([*prompts, *like.negatives.draw(prompts, options.seed, step, places)])
     shared = torch.Generator().manual_seed(distiller.mix(options.seed, step))
     each = [torch.Generator().manual_seed(distiller.mix(options.seed, step, 1 + place)) for place in places]
-    draws = draw(options.method, like.model.diffusion, like.model.latent_shape, shared, each)
-    return Texts(own[: len(prompts)], own[len(prompts) :], like.null), draws
+    randomness = sample_step(options.method, like.model.diffusion, like.model.latent_shape, shared, each)
+    return TextConditions(own[: len(prompts)], own[len(prompts) :], like.null), randomness
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def steered(model: Any, system: System, method: str) -> tuple[float, float]:
     pipe = SimpleNamespace(**parts)
     reading = "joint" if method == "nag" else "text"  # NAG's authors attend to the negative and the image
     negative = torch.zeros(1, *system.text)
-    with nasa.steer(pipe, negative_prompt_embeds=negative, scale=0.5, method=method, reading=reading):
+    with nasa.steer(pipe, negative_prompt_embeds=negative, scale=0.5, rule=method, joint_attention=reading):
         return count(model, system, 1), count(model, system, 1)
 
 

@@ -52,13 +52,13 @@ class DeepSpeedStep:
         self.lora_teacher = initialize(teachers, lora_parameters(teachers), RATES[1], options)
         self.model = student.model
 
-    def step(self, texts: Any, draws: Any) -> dict[str, torch.Tensor]:
+    def step(self, texts: Any, randomness: Any) -> dict[str, torch.Tensor]:
         setting = self.setting
         teachers = self.lora_teacher.module
-        found = student_loss(self.student, teachers, setting.diffusion, setting.method, texts, draws)
+        found = student_loss(self.student, teachers, setting.diffusion, setting.method, texts, randomness)
         self.student.backward(found.loss)
         self.student.step()
-        lora_loss = lora_teacher_loss(self.lora_teacher, setting.diffusion, texts, draws, found.x0)
+        lora_loss = lora_teacher_loss(self.lora_teacher, setting.diffusion, texts, randomness, found.x0)
         self.lora_teacher.backward(lora_loss)
         self.lora_teacher.step()
         return {"loss_student": found.loss.detach(), "loss_lora_teacher": lora_loss.detach()}
@@ -126,7 +126,7 @@ def steer_row(size: str, options: argparse.Namespace) -> dict[str, Any]:
     negative = torch.randn_like(text)
     row = {"plain": _timed(device, lambda: call(1)), "cfg": _timed(device, lambda: call(2))}
     for method in ("nag", "nasa"):
-        with nasa.steer(pipe, negative_prompt_embeds=negative, scale=0.3, method=method):
+        with nasa.steer(pipe, negative_prompt_embeds=negative, scale=0.3, rule=method):
             row[method] = _timed(device, lambda: call(1))
     return row | {f"{name}_ratio": row[name] / row["plain"] for name in ("cfg", "nag", "nasa")}
 

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from benchmarks.swiftbrush import SwiftBrush
 from nasa import architectures
-from nasa.backbone import Diffusion, output_layer, steerable
-from nasa.distillation import Draws, Texts, draw, lora_teacher_loss, student_loss
+from nasa.denoiser import output_layer, steerable
+from nasa.diffusion import Diffusion
+from nasa.distillation import StepRandomness, TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
-from nasa.embeds import Embeds
 from nasa.method import Method
 from nasa.precision import cast_frozen
+from nasa.prompt_embeds import PromptEmbeds
 from nasa.teachers import add_lora, frozen_teacher, lora_parameters, merged_teacher
 
 GIB = 2**30
@@ -92,18 +93,18 @@ class Setting:
             parameter.data = parameter.data.float()
         return steerable(model.to(self.device), self.dtype)
 
-    def numbers(self, step: int, model: Any) -> tuple[Texts, Draws]:
+    def numbers(self, step: int, model: Any) -> tuple[TextConditions, StepRandomness]:
         generator = torch.Generator().manual_seed(step)
         masked = type(model).__name__ == "PixArtTransformer2DModel"
         shape = (int(model.config.in_channels), *[int(model.config.sample_size)] * 2)
 
-        def text(count: int) -> Embeds:
+        def text(count: int) -> PromptEmbeds:
             states = torch.randn(count, self.tokens, self.features, generator=generator).to(self.device)
-            return Embeds(states, torch.ones(count, self.tokens, device=self.device) if masked else None)
+            return PromptEmbeds(states, torch.ones(count, self.tokens, device=self.device) if masked else None)
 
         own = [torch.Generator().manual_seed(step * self.batch + place) for place in range(self.batch)]
-        draws = draw(self.method, self.diffusion, shape, generator, own)
-        return Texts(text(self.batch), text(self.batch), text(1)), draws
+        randomness = sample_step(self.method, self.diffusion, shape, generator, own)
+        return TextConditions(text(self.batch), text(self.batch), text(1)), randomness
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -123,8 +124,8 @@ class Baseline:
             RATES,
         )
 
-    def step(self, texts: Texts, draws: Draws) -> dict[str, Tensor]:
-        return self.swiftbrush.step(texts, draws)
+    def step(self, texts: TextConditions, randomness: StepRandomness) -> dict[str, Tensor]:
+        return self.swiftbrush.step(texts, randomness)
 
 
 class Ours:
@@ -151,12 +152,12 @@ class Ours:
         self.ema = {name: value.detach().clone() for name, value in self.student.named_parameters()}
         self.steps = 0
 
-    def step(self, texts: Texts, draws: Draws) -> dict[str, Tensor]:
-        student = student_loss(self.student, self.teachers, self.setting.diffusion, self.method, texts, draws)
+    def step(self, texts: TextConditions, randomness: StepRandomness) -> dict[str, Tensor]:
+        student = student_loss(self.student, self.teachers, self.setting.diffusion, self.method, texts, randomness)
         self._update(0, student.loss)
         lora_loss = student.lora_loss
         if lora_loss is None:
-            lora_loss = lora_teacher_loss(self.teachers, self.setting.diffusion, texts, draws, student.x0)
+            lora_loss = lora_teacher_loss(self.teachers, self.setting.diffusion, texts, randomness, student.x0)
         self._update(1, lora_loss)
         own = {name: value.detach() for name, value in self.student.named_parameters()}
         update_ema(self.ema, own, 0.9999, self.steps)
@@ -169,32 +170,35 @@ class Ours:
         self.optimizers[which].step()
         self.optimizers[which].zero_grad()
 
-    def denoise_alone(self, texts: Texts, draws: Draws) -> None:
+    def denoise_alone(self, texts: TextConditions, randomness: StepRandomness) -> None:
         """The denoiser's passes of a step and nothing else: no noise, no losses, no optimizers, no moving average."""
-        size, twice = len(texts.prompts), Embeds(torch.cat([texts.prompts.states] * 2), texts.prompts.mask)
-        if texts.prompts.mask is not None:
-            twice = Embeds(twice.states, torch.cat([texts.prompts.mask] * 2))
+        size, twice = (
+            len(texts.prompts),
+            PromptEmbeds(torch.cat([texts.prompts.embeds] * 2), texts.prompts.attention_mask),
+        )
+        if texts.prompts.attention_mask is not None:
+            twice = PromptEmbeds(twice.embeds, torch.cat([texts.prompts.attention_mask] * 2))
         last = torch.full((size,), self.setting.diffusion.steps - 1, device=self.setting.device)
-        latents, timestep = torch.cat([draws.noise] * 2), draws.vsd_timestep_B.repeat(2)
-        output = self.student(draws.noise, last, texts.prompts, texts.negatives, draws.scale)
+        latents, timestep = torch.cat([randomness.noise] * 2), randomness.vsd_timestep_B.repeat(2)
+        output = self.student(randomness.noise, last, texts.prompts, texts.negatives, randomness.scale)
         output.backward(torch.ones_like(output))
         with frozen_teacher(self.teachers):
             self.teachers(latents, timestep, twice)
         if self.method.lora_shares_pass:
             with torch.no_grad(), merged_teacher(self.teachers):
-                self.teachers(draws.noise, draws.vsd_timestep_B, texts.prompts)
+                self.teachers(randomness.noise, randomness.vsd_timestep_B, texts.prompts)
         else:
             with merged_teacher(self.teachers):
                 self.teachers(latents, timestep, twice)
-        output = self.teachers(draws.noise, draws.lora_timestep_B, texts.prompts)
+        output = self.teachers(randomness.noise, randomness.lora_timestep_B, texts.prompts)
         output.backward(torch.ones_like(output))
 
 
 def seconds(setting: Setting, call: Callable[..., Any], number: int, model: Any) -> float:
-    texts, draws = setting.numbers(number, model)
+    texts, randomness = setting.numbers(number, model)
     setting.wait()
     started = time.perf_counter()
-    call(texts, draws)
+    call(texts, randomness)
     setting.wait()
     return time.perf_counter() - started
 

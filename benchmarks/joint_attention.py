@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 import nasa
 from datasets_prep.shapes.prompts import held_out_prompts
-from nasa.backbone import decode, tokenize
-from nasa.joint import READINGS
+from nasa.diffusion import decode
+from nasa.joint import JOINT_ATTENTION
+from nasa.prompt_embeds import tokenize
 from pipeline import models
 from pipeline.evaluation.asks import JUDGED
 from pipeline.evaluation.exclusion import shares, trials
@@ -40,7 +41,7 @@ SCALES = {
     "joint": (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
     "cfg": (1.5, 2.0, 3.0, 5.0),
 }
-NAMES = {"text": 'reading "text"', "joint": 'reading "joint"', "cfg": "CFG, two passes"}
+NAMES = {"text": 'joint_attention="text"', "joint": 'joint_attention="joint"', "cfg": "CFG, two passes"}
 FIRST_SEED, SEEDS, PROMPTS = 9_100_000, 192, 512
 DATA, IMAGE = Path("docs/data/joint_attention.json"), Path("docs/images/joint_attention.png")
 
@@ -142,8 +143,8 @@ class FlowSampler:
                 "negative_pooled_prompt_embeds": away[1],
             }
         steered = {"negative_prompt_embeds": None}
-        if way.kind in READINGS and away is not None:
-            steered = {"negative_prompt_embeds": away[0], "scale": way.scale, "reading": way.kind}
+        if way.kind in JOINT_ATTENTION and away is not None:
+            steered = {"negative_prompt_embeds": away[0], "scale": way.scale, "joint_attention": way.kind}
         with nasa.steer(self.pipe, **steered):
             latents = self.pipe(
                 prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=noise_of(seeds, (4, 8, 8)),

@@ -110,7 +110,7 @@ def extrapolate(name: str, gpu: str) -> None:
     images = options.train.batch_size // options.train.num_workers
     per_image = estimate(options).flops / images
     peak = GPUS[gpu].flops[options.train.precision]
-    size = 4.0 * sum(p.numel() for p in denoiser_of(options).parameters())
+    size = 4.0 * sum(p.numel() for p in denoiser_of(options)[0].parameters())
     print(f"{name} on {gpu}: {per_image / 1e12:.1f} TFLOP an image, {size / 1e9:.2f} GB of float32 gradients")
     print("| GPUs | images a GPU | total batch | arithmetic, s | " + " | ".join(f"at {n}" for n in NETWORKS) + " |")
     print("|---|---|---|---|" + "---|" * len(NETWORKS))

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasa.backbone import Diffusion
-from nasa.distillation import Draws, Texts
-from nasa.embeds import Embeds
+from nasa.diffusion import Diffusion
+from nasa.distillation import StepRandomness, TextConditions
 from nasa.method import Method
+from nasa.prompt_embeds import PromptEmbeds
 from nasa.teachers import lora_parameters
 
 
@@ -40,47 +40,47 @@ class SwiftBrush:
             for parameters, rate in zip(trained, rates, strict=True)
         ]
 
-    def step(self, texts: Texts, draws: Draws) -> dict[str, Tensor]:
-        x0 = self._generate(texts, draws)
-        loss = 0.5 * F.mse_loss(x0, (x0 - self._gradient(texts, draws, x0.detach())).detach())
+    def step(self, texts: TextConditions, randomness: StepRandomness) -> dict[str, Tensor]:
+        x0 = self._generate(texts, randomness)
+        loss = 0.5 * F.mse_loss(x0, (x0 - self._gradient(texts, randomness, x0.detach())).detach())
         self._update(0, loss, self.student)
-        lora_loss = self._lora_loss(texts, draws, x0.detach())
+        lora_loss = self._lora_loss(texts, randomness, x0.detach())
         self._update(1, lora_loss, self.lora_teacher)
         return {"loss_student": loss.detach(), "loss_lora_teacher": lora_loss.detach()}
 
     def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.abar[t].sqrt()[:, None, None, None], (1 - self.abar[t]).sqrt()[:, None, None, None]
 
-    def _generate(self, texts: Texts, draws: Draws) -> Tensor:
-        t = torch.full((len(draws.noise),), len(self.abar) - 1, device=self.abar.device)
+    def _generate(self, texts: TextConditions, randomness: StepRandomness) -> Tensor:
+        t = torch.full((len(randomness.noise),), len(self.abar) - 1, device=self.abar.device)
         alpha, sigma = self._alpha_sigma(t)
         away = texts.negatives if self.method.negative_on_student else None
-        output = self.student(draws.noise, t, texts.prompts, away, draws.scale)
+        output = self.student(randomness.noise, t, texts.prompts, away, randomness.scale)
         if self.predicts_v:
-            return alpha * draws.noise - sigma * output
-        return (draws.noise - sigma * output) / alpha
+            return alpha * randomness.noise - sigma * output
+        return (randomness.noise - sigma * output) / alpha
 
     @torch.no_grad()
-    def _gradient(self, texts: Texts, draws: Draws, x0: Tensor) -> Tensor:
-        alpha, sigma = self._alpha_sigma(draws.vsd_timestep_B)
-        x_t = alpha * x0 + sigma * draws.vsd_eps
+    def _gradient(self, texts: TextConditions, randomness: StepRandomness, x0: Tensor) -> Tensor:
+        alpha, sigma = self._alpha_sigma(randomness.vsd_timestep_B)
+        x_t = alpha * x0 + sigma * randomness.vsd_eps
 
-        def eps(model: Callable[..., Tensor], text: Embeds) -> Tensor:
-            output = model(x_t, draws.vsd_timestep_B, text.expand(len(x_t)))
+        def eps(model: Callable[..., Tensor], text: PromptEmbeds) -> Tensor:
+            output = model(x_t, randomness.vsd_timestep_B, text.expand(len(x_t)))
             return alpha * output + sigma * x_t if self.predicts_v else output
 
-        k, method = draws.guidance_scale, self.method
+        k, method = randomness.guidance_scale, self.method
         away = texts.negatives if method.negative_on_teacher else texts.null
         psi = (1 - k) * eps(self.teacher, away) + k * eps(self.teacher, texts.prompts)
         away = texts.negatives if method.negative_on_lora_teacher else texts.null
         pi = (1 - k) * eps(self.lora_teacher, away) + k * eps(self.lora_teacher, texts.prompts)
         return sigma**2 * (psi - pi)
 
-    def _lora_loss(self, texts: Texts, draws: Draws, x0: Tensor) -> Tensor:
-        alpha, sigma = self._alpha_sigma(draws.lora_timestep_B)
-        text = texts.null.expand(len(x0)) if draws.null_text_B[0] else texts.prompts
-        output = self.lora_teacher(alpha * x0 + sigma * draws.lora_eps, draws.lora_timestep_B, text)
-        wanted = alpha * draws.lora_eps - sigma * x0 if self.predicts_v else draws.lora_eps
+    def _lora_loss(self, texts: TextConditions, randomness: StepRandomness, x0: Tensor) -> Tensor:
+        alpha, sigma = self._alpha_sigma(randomness.lora_timestep_B)
+        text = texts.null.expand(len(x0)) if randomness.null_text_B[0] else texts.prompts
+        output = self.lora_teacher(alpha * x0 + sigma * randomness.lora_eps, randomness.lora_timestep_B, text)
+        wanted = alpha * randomness.lora_eps - sigma * x0 if self.predicts_v else randomness.lora_eps
         return (alpha**2 * (output - wanted) ** 2).mean()
 
     def _update(self, which: int, loss: Tensor, model: Any) -> None:

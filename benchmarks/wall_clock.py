@@ -78,7 +78,7 @@ def timed(way: str, pipe: Any, latents: torch.Tensor, text: torch.Tensor) -> flo
 def block(way: str, pipe: Any, text: torch.Tensor) -> AbstractContextManager[Any]:
     if way in ("plain", "CFG"):
         return nullcontext()
-    return nasa.steer(pipe, negative_prompt_embeds=text[:1].flip(1), scale=0.3, method=way.lower())
+    return nasa.steer(pipe, negative_prompt_embeds=text[:1].flip(1), scale=0.3, rule=way.lower())
 
 
 def synchronise(device: torch.device) -> None:

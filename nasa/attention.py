@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasa.conditional import Split
-from nasa.embeds import Embeds
+from nasa.prompt_embeds import PromptEmbeds
 from nasa.rules import RULES, Rule, Scale
 
 CROSS_ATTENTION_SUFFIX = "attn2.processor"
@@ -40,8 +40,8 @@ class Steering:
     used: bool = False
 
     @property
-    def text(self) -> Embeds | None:
-        return None if self.embeds_NTD is None else Embeds(self.embeds_NTD, self.mask_NT)
+    def text(self) -> PromptEmbeds | None:
+        return None if self.embeds_NTD is None else PromptEmbeds(self.embeds_NTD, self.mask_NT)
 
     @property
     def plain(self) -> bool:
@@ -225,14 +225,14 @@ def install(
 ) -> dict[str, Any]:
     """Steer the cross-attention layers of a diffusers model; returns the processors that stood there."""
     before: dict[str, Any] = dict(model.attn_processors)
-    steered = {
+    processors = {
         name: SteeredAttnProcessor(plain, steering, norm_across_heads=norm_across_heads)
         for name, plain in before.items()
         if _sees_text(model, name) and layers(name)
     }
-    if not steered:
+    if not processors:
         raise ValueError(f"{type(model).__name__} has no cross-attention layer (a processor named *attn2) to steer")
-    model.set_attn_processor({**before, **steered})
+    model.set_attn_processor({**before, **processors})
     return before
 
 
@@ -245,10 +245,10 @@ def _sees_text(model: Any, name: str) -> bool:
 
 
 @contextmanager
-def negative(steering: Steering, away: Embeds | None, scale: Scale) -> Iterator[None]:
-    """Within the context, installed layers steer away from a text, as they see it, by `scale`."""
-    if away is not None:
-        steering.embeds_NTD, steering.mask_NT, steering.scale = away.states, away.mask, scale
+def steered(steering: Steering, negative: PromptEmbeds | None, scale: Scale) -> Iterator[None]:
+    """Within the context, steer the installed layers by `scale` away from a text, as they see it."""
+    if negative is not None:
+        steering.embeds_NTD, steering.mask_NT, steering.scale = negative.embeds, negative.attention_mask, scale
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""CausVid: Wan 2.1 made causal, a block of frames at a time in a few steps, with the past cached.
+"""CausVid: Wan 2.1 made causal, a block of frames at a time in a few steps, with the cache cached.
 
 Section 4.2 of arXiv 2412.07772 and the authors' released sampler. Only the sampler is here: the weights are those of
 a CausVid student in Wan's diffusers layout.
@@ -23,8 +23,8 @@ Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass
-class Past:
-    """The frames that are finished: how many, and each layer's K and V of them, [B, H, S, K]. `keep` adds to it."""
+class KVCache:
+    """Keys and values of the finished frames, [B, H, S, K] per layer, and how many frames there are."""
 
     frames: int = 0
     keep: bool = False
@@ -81,9 +81,10 @@ def generate_video(
         )
     pipe._num_timesteps = len(timesteps) + 1  # the calls of a block, for `steps` of nasa.steer
     sigmas = [timestep / 1000 for timestep in timesteps]
-    with causal_attention(pipe.transformer) as past:
+    with causal_attention(pipe.transformer) as cache:
         blocks = [
-            _block(pipe.transformer, past, part, embeds, sigmas, generator) for part in noise.split(frames_per_block, 2)
+            _block(pipe.transformer, cache, part, embeds, sigmas, generator)
+            for part in noise.split(frames_per_block, 2)
         ]
     video = _decode(pipe, torch.cat(blocks, dim=2), output_type)
     pipe.maybe_free_model_hooks()
@@ -91,18 +92,23 @@ def generate_video(
 
 
 def _block(
-    model: Any, past: Past, noise: Tensor, embeds: Tensor, sigmas: Sequence[float], generator: torch.Generator | None
+    model: Any,
+    cache: KVCache,
+    noise: Tensor,
+    embeds: Tensor,
+    sigmas: Sequence[float],
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """One block of frames, [B, C, F, H, W], added to the past."""
+    """One block of frames, [B, C, F, H, W], added to the cache."""
     x = noise
     for index, sigma in enumerate(sigmas):
         if index:
             x = (1 - sigma) * x + sigma * randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         x = x - sigma * _velocity(model, x, sigma, embeds)
-    past.keep = True
+    cache.keep = True
     _velocity(model, x, 0.0, embeds)
-    past.keep = False
-    past.frames += x.shape[2]
+    cache.keep = False
+    cache.frames += x.shape[2]
     return x
 
 
@@ -116,10 +122,10 @@ def _velocity(model: Any, x: Tensor, sigma: float, embeds: Tensor) -> Tensor:
 
 
 class CausalAttnProcessor:
-    """Self-attention of the frames at hand over themselves and the past."""
+    """Self-attention of the frames at hand over themselves and the cache."""
 
-    def __init__(self, name: str, past: Past) -> None:
-        self.name, self.past = name, past
+    def __init__(self, name: str, cache: KVCache) -> None:
+        self.name, self.cache = name, cache
 
     def __call__(
         self,
@@ -135,10 +141,10 @@ class CausalAttnProcessor:
         query = rotate(split_heads(attn, attn.norm_q(attn.to_q(hidden_states))), *here)
         key = rotate(split_heads(attn, attn.norm_k(attn.to_k(hidden_states))), *here)
         value = split_heads(attn, attn.to_v(hidden_states))
-        if self.name in self.past.keys:
-            key, value = (torch.cat(pair, dim=2) for pair in zip(self.past.keys[self.name], (key, value), strict=True))
-        if self.past.keep:
-            self.past.keys[self.name] = (key, value)
+        if self.name in self.cache.keys:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self.cache.keys[self.name], (key, value), strict=True))
+        if self.cache.keep:
+            self.cache.keys[self.name] = (key, value)
         output: Tensor = attn.to_out[1](attn.to_out[0](merge(attend(query, key, value, None))))
         return output
 
@@ -151,24 +157,24 @@ def rotate(x_BHSK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @contextmanager
-def causal_attention(model: Any) -> Iterator[Past]:
-    """Within the context the model's self-attention sees the past, and frames are numbered on from it."""
-    past, before = Past(), dict(model.attn_processors)
+def causal_attention(model: Any) -> Iterator[KVCache]:
+    """Within the context the model's self-attention sees the cache, and frames are numbered on from it."""
+    cache, before = KVCache(), dict(model.attn_processors)
     after = {
-        name: CausalAttnProcessor(name, past) if name.endswith(SELF_ATTENTION_SUFFIX) else processor
+        name: CausalAttnProcessor(name, cache) if name.endswith(SELF_ATTENTION_SUFFIX) else processor
         for name, processor in before.items()
     }
     plain = model.rope.forward
 
     def from_the_first_frame(hidden_states: Tensor) -> Rotation:
         batch, channels, frames, *size = hidden_states.shape
-        rotation: Rotation = plain(torch.empty(batch, channels, past.frames + frames, *size, device="meta"))
+        rotation: Rotation = plain(torch.empty(batch, channels, cache.frames + frames, *size, device="meta"))
         return rotation
 
     model.set_attn_processor(after)
     model.rope.forward = from_the_first_frame
     try:
-        yield past
+        yield cache
     finally:
         del model.rope.forward
         model.set_attn_processor(before)

@@ -1,6 +1,6 @@
 """One step of NASA-T (section 5.3 of arXiv 2412.02687), and of SBv2*, its special case.
 
-All randomness of a step is in `Draws`; the losses are deterministic functions of it.
+All randomness of a step is in `StepRandomness`; the losses are deterministic functions of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from nasa.backbone import Diffusion
-from nasa.embeds import Embeds, where
+from nasa.diffusion import Diffusion
 from nasa.guidance import classifier_free_guidance
 from nasa.losses import denoising_loss, dmd_gradient, vsd_gradient, vsd_loss
 from nasa.method import Method
 from nasa.parameterization import add_noise, alpha_sigma, target, to_eps
+from nasa.prompt_embeds import PromptEmbeds, where
 from nasa.student import Student, generate
 from nasa.teachers import conditional_eps, frozen_teacher, guided_eps, merged_teacher
 
@@ -22,16 +22,16 @@ VSD_TIMESTEPS = (0.02, 0.98)  # share of T: [20, 980) of 1000
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextConditions:
     """A step's prompts and negatives, B of each, and the null text, one."""
 
-    prompts: Embeds
-    negatives: Embeds
-    null: Embeds
+    prompts: PromptEmbeds
+    negatives: PromptEmbeds
+    null: PromptEmbeds
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepRandomness:
     """The random numbers of a step: `scale` (alpha) and `guidance_scale` (k) for all images, the others for each."""
 
     scale: float
@@ -43,19 +43,19 @@ class Draws:
     lora_timestep_B: Tensor
     lora_eps: Tensor
 
-    def part(self, images: slice) -> "Draws":
+    def part(self, images: slice) -> "StepRandomness":
         """Those of some of the images."""
         tensors = {f.name: getattr(self, f.name)[images] for f in fields(self) if f.type is Tensor}
         return replace(self, **tensors)
 
 
-def draw(
+def sample_step(
     method: Method,
     diffusion: Diffusion,
     shape: tuple[int, ...],
     shared: torch.Generator,
     own: Sequence[torch.Generator],
-) -> Draws:
+) -> StepRandomness:
     """Numbers of a step for images of latent `shape` [C, H, W].
 
     `shared` is seeded by the step alone, each of `own` by the step and an image's place in the global batch, so the
@@ -75,7 +75,7 @@ def draw(
         if method.null_text_per == "image":
             null_text = torch.rand((), generator=generator).item() < method.null_text_probability
         images.append((torch.tensor(null_text), noise, vsd_timestep, vsd_eps, lora_timestep, lora_eps))
-    return Draws(
+    return StepRandomness(
         _between(method.scale_range, uniform[0]),
         _between(method.guidance_range, uniform[1]),
         *(torch.stack(column).to(device) for column in zip(*images, strict=True)),
@@ -106,18 +106,18 @@ def student_loss(
     teachers: nn.Module,
     diffusion: Diffusion,
     method: Method,
-    texts: Texts,
-    draws: Draws,
+    texts: TextConditions,
+    randomness: StepRandomness,
     lora_teacher: Callable[..., Tensor] | None = None,
 ) -> StudentLoss:
     """Eq. 6 with the negative prompt where `method` puts it; the teachers are seen without gradient.
 
     `lora_teacher` is the LoRA teacher as it is called to be trained, where that is not `teachers` itself.
     """
-    away = texts.negatives if method.negative_on_student else None
-    x0 = generate(student, diffusion, draws.noise, texts.prompts, away, draws.scale)
+    negative = texts.negatives if method.negative_on_student else None
+    x0 = generate(student, diffusion, randomness.noise, texts.prompts, negative, randomness.scale)
     called = teachers if lora_teacher is None else lora_teacher
-    gradient, lora_loss = _score_difference(teachers, called, diffusion, method, texts, draws, x0.detach())
+    gradient, lora_loss = _score_difference(teachers, called, diffusion, method, texts, randomness, x0.detach())
     return StudentLoss(vsd_loss(x0, gradient), x0.detach(), x0, gradient.square().mean().sqrt(), lora_loss)
 
 
@@ -127,31 +127,31 @@ def _score_difference(
     lora_teacher: Callable[..., Tensor],
     diffusion: Diffusion,
     method: Method,
-    texts: Texts,
-    draws: Draws,
+    texts: TextConditions,
+    randomness: StepRandomness,
     x0: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, draws.vsd_timestep_B)
-    x_t = add_noise(x0, draws.vsd_eps, alpha, sigma)
+    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, randomness.vsd_timestep_B)
+    x_t = add_noise(x0, randomness.vsd_eps, alpha, sigma)
 
-    def eps(negative: bool) -> Tensor:
-        away = texts.negatives if negative else texts.null
-        k = draws.guidance_scale
-        return guided_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompts, away, k)
+    def eps(from_negative: bool) -> Tensor:
+        unconditional = texts.negatives if from_negative else texts.null
+        k = randomness.guidance_scale
+        return guided_eps(teachers, diffusion, x_t, randomness.vsd_timestep_B, texts.prompts, unconditional, k)
 
     with frozen_teacher(teachers):
         eps_teacher = eps(method.negative_on_teacher)
     lora_loss = None
     if method.lora_shares_pass:
-        eps_lora, lora_loss = _shared_pass(teachers, lora_teacher, diffusion, texts, draws, x0, x_t)
+        eps_lora, lora_loss = _shared_pass(teachers, lora_teacher, diffusion, texts, randomness, x0, x_t)
     else:
         with merged_teacher(teachers):
             if method.lora_guidance:
                 eps_lora = eps(method.negative_on_lora_teacher)
             else:
-                eps_lora = conditional_eps(teachers, diffusion, x_t, draws.vsd_timestep_B, texts.prompts)
+                eps_lora = conditional_eps(teachers, diffusion, x_t, randomness.vsd_timestep_B, texts.prompts)
     if method.vsd_weighting == "dmd":
-        return dmd_gradient(eps_teacher, eps_lora, x0, draws.vsd_eps, alpha, sigma), lora_loss
+        return dmd_gradient(eps_teacher, eps_lora, x0, randomness.vsd_eps, alpha, sigma), lora_loss
     return vsd_gradient(eps_teacher, eps_lora, sigma), lora_loss
 
 
@@ -159,31 +159,33 @@ def _shared_pass(
     teachers: nn.Module,
     lora_teacher: Callable[..., Tensor],
     diffusion: Diffusion,
-    texts: Texts,
-    draws: Draws,
+    texts: TextConditions,
+    randomness: StepRandomness,
     x0: Tensor,
     x_t: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The LoRA teacher's guided eps, and its loss, of which the text that it learns is called with gradient."""
-    timestep_B, null_B = draws.vsd_timestep_B, draws.null_text_B
+    timestep_B, null_B = randomness.vsd_timestep_B, randomness.null_text_B
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
     with torch.enable_grad():
         output = lora_teacher(x_t, timestep_B, where(null_B, texts.null, texts.prompts))
-        wanted = target(x0, draws.vsd_eps, alpha, sigma, diffusion.prediction_type)
+        wanted = target(x0, randomness.vsd_eps, alpha, sigma, diffusion.prediction_type)
         loss = denoising_loss(output, wanted, alpha)
     learned = to_eps(output.detach(), x_t, alpha, sigma, diffusion.prediction_type)
     with merged_teacher(teachers):
         other = conditional_eps(teachers, diffusion, x_t, timestep_B, where(null_B, texts.prompts, texts.null))
     null = null_B[:, None, None, None]
-    away, towards = torch.where(null, learned, other), torch.where(null, other, learned)
-    return classifier_free_guidance(away, towards, draws.guidance_scale), loss
+    eps_uncond, eps_cond = torch.where(null, learned, other), torch.where(null, other, learned)
+    return classifier_free_guidance(eps_uncond, eps_cond, randomness.guidance_scale), loss
 
 
-def lora_teacher_loss(teachers: nn.Module, diffusion: Diffusion, texts: Texts, draws: Draws, x0: Tensor) -> Tensor:
+def lora_teacher_loss(
+    teachers: nn.Module, diffusion: Diffusion, texts: TextConditions, randomness: StepRandomness, x0: Tensor
+) -> Tensor:
     """Denoising of the student's own images, detached; at times with the null text, without guidance."""
-    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, draws.lora_timestep_B)
-    x_t = add_noise(x0, draws.lora_eps, alpha, sigma)
-    seen = where(draws.null_text_B, texts.null, texts.prompts)
-    output = teachers(x_t, draws.lora_timestep_B, seen)
-    wanted = target(x0, draws.lora_eps, alpha, sigma, diffusion.prediction_type)
+    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, randomness.lora_timestep_B)
+    x_t = add_noise(x0, randomness.lora_eps, alpha, sigma)
+    seen = where(randomness.null_text_B, texts.null, texts.prompts)
+    output = teachers(x_t, randomness.lora_timestep_B, seen)
+    wanted = target(x0, randomness.lora_eps, alpha, sigma, diffusion.prediction_type)
     return denoising_loss(output, wanted, alpha)

@@ -22,7 +22,7 @@ class NasaGuidance(BaseGuidance):
 
     Args:
         scale: alpha of eq. 9; 0 is the plain conditional prediction.
-        method: the attention rule, one of `nasa.rules.RULES`.
+        rule: the attention rule, one of `nasa.rules.RULES`.
         start: share of the denoising steps before which nothing is steered.
         stop: share of the denoising steps after which nothing is steered.
         enabled: False is the plain conditional prediction.
@@ -32,10 +32,10 @@ class NasaGuidance(BaseGuidance):
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
-        self, scale: float = 0.3, method: str = "nasa", start: float = 0.0, stop: float = 1.0, enabled: bool = True
+        self, scale: float = 0.3, rule: str = "nasa", start: float = 0.0, stop: float = 1.0, enabled: bool = True
     ) -> None:
         super().__init__(start, stop, enabled)
-        self.scale, self.method = scale, method
+        self.scale, self.rule = scale, rule
         self._negative: Tensor | None = None
         self._negative_mask: Tensor | None = None
         self._block: AbstractContextManager[Any] | None = None
@@ -62,7 +62,7 @@ class NasaGuidance(BaseGuidance):
         self._block = steer(
             pipe,
             scale=self.scale,
-            method=self.method,
+            rule=self.rule,
             negative_prompt_embeds=self._negative,
             negative_attention_mask=self._negative_mask,
             conditional=slice(None),

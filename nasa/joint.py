@@ -16,13 +16,13 @@ from torch import Tensor
 
 from nasa.attention import Steering, attend, merge, split_heads, steer_attention, steering_scale
 
-READINGS = ("text", "joint")
+JOINT_ATTENTION = ("text", "joint")
 SUFFIX = ".attn.processor"
 
 
 @dataclass
 class JointSteering(Steering):
-    """`positive_tokens` is where the negative's begin. `reading` says what Z- of eq. 8 is for the image's rows:
+    """`positive_tokens` is where the negative's begin. `joint_attention` says what Z- of eq. 8 is for the image's rows:
 
     "text", their attention to the negative's tokens alone, or "joint", to the negative's and the image's.
     The paper does not say which. With "joint" Z- holds image-to-image attention too, and steering shrinks
@@ -30,7 +30,7 @@ class JointSteering(Steering):
     """
 
     positive_tokens: int = 0
-    reading: str = "text"
+    joint_attention: str = "text"
 
     @property
     def negative_tokens(self) -> int:
@@ -100,17 +100,20 @@ class JointSteeredProcessor:
         if not self.chosen:
             return z_text, merge(attend(q_image, *positive))
         steering.used = True
-        away = negative if steering.reading == "joint" else (k_neg, v_neg, masks[1])
-        return z_text, self._steer(q_image, positive, away)
+        unwanted = negative if steering.joint_attention == "joint" else (k_neg, v_neg, masks[1])
+        return z_text, self._steer(q_image, positive, unwanted)
 
-    def _steer(self, query: Tensor, positive: Any, away: Any) -> Tensor:
+    def _steer(self, query: Tensor, positive: Any, unwanted: Any) -> Tensor:
         rule, split = self.steering.rule, self.steering.split
         if split is None:
-            return steer_attention(rule, query, positive, away, steering_scale(self.steering.scale, query))
+            return steer_attention(rule, query, positive, unwanted, steering_scale(self.steering.scale, query))
         plain = merge(attend(query[split.others], *split.take(split.others, positive)))
-        query, positive, away = query[split.conditional], *(split.take(split.conditional, t) for t in (positive, away))
+        query, positive, unwanted = (
+            query[split.conditional],
+            *(split.take(split.conditional, t) for t in (positive, unwanted)),
+        )
         scale = steering_scale(self.steering.scale, query)
-        return split.join(plain, steer_attention(rule, query, positive, away, scale))
+        return split.join(plain, steer_attention(rule, query, positive, unwanted, scale))
 
 
 def rotate(x_BHSK: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:

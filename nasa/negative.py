@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasa.backbones import Backbone
 from nasa.calls import encoder_name
+from nasa.families import Family
 from nasa.lora import module_state, scaled
+from nasa.prompt_embeds import PromptEmbeds
 
 ONCE = ("num_images_per_prompt", "num_videos_per_prompt")  # the negative is repeated where the batch is known
 Prompts = str | Sequence[str] | None
@@ -25,7 +26,7 @@ class NegativePrompt:
     """
 
     pipe: Any
-    backbone: Backbone
+    family: Family
     texts: Mapping[str, Prompts] = field(default_factory=dict)  # by the names of the encoder's arguments
     max_sequence_length: int | None = None
     embeds: Tensor | None = None
@@ -50,7 +51,7 @@ class NegativePrompt:
         changed = inspect.BoundArguments(call.signature, options)
         encode = getattr(self.pipe, encoder_name(self.pipe))
         with torch.no_grad(), scaled(encoder for encoder in encoders if encoder is not None):
-            self._set(*self.backbone.text_of(encode(*changed.args, **changed.kwargs)))
+            self._set(self.family.prompt_embeds_of(encode(*changed.args, **changed.kwargs)))
         self._options, self._encoders = options, state
 
     def encode_by_default(self) -> None:
@@ -64,10 +65,10 @@ class NegativePrompt:
                 "negative_prompt_2, negative_prompt_3: got a text; expected None outside a pipeline's call."
             )
         with torch.no_grad():
-            self._set(*self.backbone.encode(self.pipe, _as_list(first), self.max_sequence_length))
+            self._set(self.family.encode(self.pipe, _as_list(first), self.max_sequence_length))
 
-    def _set(self, embeds: Tensor, mask: Tensor | None) -> None:
-        self.embeds, self.mask, self.version = embeds, mask, self.version + 1
+    def _set(self, encoded: PromptEmbeds) -> None:
+        self.embeds, self.mask, self.version = encoded.embeds, encoded.attention_mask, self.version + 1
 
     def _changed(self, call: inspect.BoundArguments) -> dict[str, Any]:
         """The call's arguments with the negative's texts, once each, and nothing else of a prompt."""

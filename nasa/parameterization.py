@@ -55,4 +55,4 @@ def to_eps(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction
 def _check(prediction_type: str) -> None:
     if prediction_type != "v_prediction":
         allowed = ", ".join(PREDICTION_TYPES)
-        raise ValueError(f"prediction_type: {prediction_type!r} is not known; allowed: {allowed}")
+        raise ValueError(f"prediction_type: got {prediction_type!r}; expected {allowed}.")

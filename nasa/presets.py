@@ -9,15 +9,12 @@ None of them was run on the real weights. The samplers are tested against the fo
 inference code, on their architectures at small width.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
-
-from nasa.rectified_flow import RectifiedFlowScheduler
+from nasa.schedulers import consistency, last_timestep, predicted_image, rectified_flow, shift_3, velocity_consistency
 
 NOT_PUBLISHED = "not published for this model: a place to start"
 IN_THE_PAPER = "arXiv 2412.02687"
@@ -29,7 +26,7 @@ class Preset:
 
     Attributes:
         model: the weights on the Hugging Face hub that it is for.
-        family: the file in `nasa.backbones` that steers it.
+        family: the file in `nasa.families` that it belongs to.
         options: of the pipeline's call: steps, guidance, start timestep.
         scale: alpha of eq. 9.
         scale_source: where the scale is from.
@@ -54,69 +51,48 @@ def _options(steps: int, guidance_scale: float = 0.0, **more: Any) -> Mapping[st
     return MappingProxyType({"num_inference_steps": steps, "guidance_scale": guidance_scale, **more})
 
 
-def last_timestep(config: Any) -> DDIMScheduler:
-    """One step from t = T - 1 to the predicted image, by the model's own prediction type."""
-    return DDIMScheduler.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
-
-
-def predicted_image(config: Any) -> DDPMScheduler:
-    """PixArt's pipeline takes the predicted image of a single DDPM step, and has dropped the variance before."""
-    return DDPMScheduler.from_config(
-        config, variance_type="fixed_small", timestep_spacing="trailing", clip_sample=False
-    )
-
-
-def velocity_consistency(config: Any) -> LCMScheduler:
-    return LCMScheduler.from_config(config, prediction_type="v_prediction")
-
-
-def shift_3(config: Any) -> FlowMatchEulerDiscreteScheduler:
-    """Noise levels 3 s / (1 + 2 s) at every image size, as Qwen-Image-Lightning was distilled."""
-    return FlowMatchEulerDiscreteScheduler.from_config(
-        config,
-        use_dynamic_shifting=True,
-        time_shift_type="exponential",
-        base_shift=math.log(3),
-        max_shift=math.log(3),
-        shift=1.0,
-        shift_terminal=None,
-    )
-
-
-def rectified_flow(_: Any) -> Any:
-    return RectifiedFlowScheduler()
-
-
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "sd15-swiftbrush": Preset(
-            "a student of Stable Diffusion 1.5", "unet", _options(1), 0.1, IN_THE_PAPER, last_timestep
+            "a student of Stable Diffusion 1.5", "stable_diffusion", _options(1), 0.1, IN_THE_PAPER, last_timestep
         ),
         "sd21-swiftbrush": Preset(
-            "a student of Stable Diffusion 2.1", "unet", _options(1), 0.2, IN_THE_PAPER, last_timestep
+            "a student of Stable Diffusion 2.1", "stable_diffusion", _options(1), 0.2, IN_THE_PAPER, last_timestep
         ),
         "instaflow": Preset(
-            "XCLiu/instaflow_0_9B_from_sd_1_5", "unet", _options(1), 0.19, f"{IN_THE_PAPER} v1", rectified_flow
+            "XCLiu/instaflow_0_9B_from_sd_1_5",
+            "stable_diffusion",
+            _options(1),
+            0.19,
+            f"{IN_THE_PAPER} v1",
+            rectified_flow,
         ),
-        "sd15-dmd2": Preset("tianweiy/DMD2 (SDv1.5)", "unet", _options(1), 0.04, f"{IN_THE_PAPER} v1", last_timestep),
+        "sd15-dmd2": Preset(
+            "tianweiy/DMD2 (SDv1.5)", "stable_diffusion", _options(1), 0.04, f"{IN_THE_PAPER} v1", last_timestep
+        ),
         "sdxl-dmd2": Preset(
             "tianweiy/DMD2 (SDXL, 4 steps)",
-            "unet",
+            "stable_diffusion",
             _options(4),
             0.5,
             f"{IN_THE_PAPER}, shown for 0 to 1",
-            LCMScheduler.from_config,
+            consistency,
         ),
         "sdxl-dmd2-1step": Preset(
             "tianweiy/DMD2 (SDXL, 1 step)",
-            "unet",
+            "stable_diffusion",
             _options(1, timesteps=[399]),
             0.5,
             f"{IN_THE_PAPER}, shown for 0 to 1",
-            LCMScheduler.from_config,
+            consistency,
         ),
         "sdxl-lcm": Preset(
-            "latent-consistency/lcm-sdxl", "unet", _options(4, 8.0), 0.5, NOT_PUBLISHED, LCMScheduler.from_config
+            "latent-consistency/lcm-sdxl",
+            "stable_diffusion",
+            _options(4, 8.0),
+            0.5,
+            NOT_PUBLISHED,
+            consistency,
         ),
         "pixart-swiftbrush": Preset(
             "a student of PixArt-alpha", "pixart", _options(1), 0.5, IN_THE_PAPER, predicted_image

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nasa.attention import SteeredAttnProcessor, install, per_image
-from nasa.backbones import Backbone
 from nasa.calls import PipelineCalls, running_pipeline
 from nasa.conditional import Layout, Split, split
+from nasa.families import Family
 from nasa.joint import install_joint
 from nasa.lora import lora_scale, module_state, scaled
 from nasa.negative import NegativePrompt
@@ -32,7 +32,7 @@ class SteeredDenoiser:
     def __init__(
         self,
         model: Any,
-        backbone: Backbone,
+        family: Family,
         steering: Any,
         calls: PipelineCalls,
         negative: NegativePrompt,
@@ -40,7 +40,7 @@ class SteeredDenoiser:
         steps: Container[int] | None,
     ) -> None:
         self.model, self.steering, self.steered = model, steering, False
-        self._backbone, self._calls, self._negative = backbone, calls, negative
+        self._family, self._calls, self._negative = family, calls, negative
         self._layout, self._steps = layout, steps
         self._attention: list[Any] = []
         self._computed_from: Any = None
@@ -76,7 +76,7 @@ class SteeredDenoiser:
         if self.steering.plain:
             return None
         self.steered = True
-        if self._backbone.extend is None:
+        if self._family.extend is None:
             return None
         return (), {**arguments, **self._extend(arguments)}
 
@@ -105,7 +105,7 @@ class SteeredDenoiser:
 
     def _extend(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Every row gets the negative's tokens; those of a row that is not conditional are seen by no image."""
-        assert self._backbone.extend is not None
+        assert self._family.extend is not None
         positive = arguments["encoder_hidden_states"]
 
         def for_each(part: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class SteeredDenoiser:
 
         text, mask = for_each(self.steering.embeds_NTD), self.steering.mask_NT
         self.steering.positive_tokens = positive.shape[1]
-        return self._backbone.extend(arguments, text.to(positive), None if mask is None else for_each(mask))
+        return self._family.extend(arguments, text.to(positive), None if mask is None else for_each(mask))
 
     @torch.no_grad()
     def _prepare(self, embeds: Tensor, adapter_scale: float) -> None:
@@ -133,7 +133,7 @@ class SteeredDenoiser:
         if offloaded is not None:
             offloaded.pre_forward(self.model)
         with scaled([self.model], adapter_scale):
-            text = self._backbone.project(self.model, embeds)
+            text = self._family.project(self.model, embeds)
             for layer in filter(_is_cross_attention, self._attention):
                 here = next(layer.parameters()).device == text.device
                 layer.processor.negative_keys = layer.processor.keys(layer, text) if here else None
@@ -143,9 +143,9 @@ class SteeredDenoiser:
         self._computed_from = source
 
     def _install(self, layers: Callable[[str], bool]) -> dict[str, Any]:
-        if self._backbone.extend:
+        if self._family.extend:
             return install_joint(self.model, self.steering, layers)
-        return install(self.model, self.steering, layers=layers, norm_across_heads=self._backbone.norm_across_heads)
+        return install(self.model, self.steering, layers=layers, norm_across_heads=self._family.norm_across_heads)
 
     @contextmanager
     def _apart_in_caches(self) -> Iterator[None]:

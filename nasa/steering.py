@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from nasa.attention import Steering
-from nasa.backbones import Backbone, backbone_of, denoisers
 from nasa.calls import PipelineCalls, encoder_name
 from nasa.conditional import Conditional, layout_of
-from nasa.joint import READINGS, JointSteering
+from nasa.families import Family, denoisers, family_of
+from nasa.joint import JOINT_ATTENTION, JointSteering
 from nasa.negative import NegativePrompt, Prompts
 from nasa.rules import RULES, Rule, Scale
 from nasa.steered_denoiser import SteeredDenoiser, refuse_cache_with
@@ -26,7 +26,7 @@ def steer(
     negative_prompt: str | Sequence[str] | None = None,
     scale: float | Sequence[float] | Tensor = 0.3,
     *,
-    method: str = "nasa",
+    rule: str = "nasa",
     negative_prompt_2: str | Sequence[str] | None = None,
     negative_prompt_3: str | Sequence[str] | None = None,
     negative_prompt_embeds: Tensor | None = None,
@@ -34,18 +34,18 @@ def steer(
     layers: Callable[[str], bool] = lambda _: True,
     steps: Container[int] | None = None,
     max_sequence_length: int | None = None,
-    reading: str = "text",
+    joint_attention: str = "text",
     conditional: Conditional | None = None,
     **rule_options: float,
 ) -> Iterator[Any]:
     """Steer a pipeline's cross-attention away from a negative prompt (NASA-I, eqs. 7-9).
 
     Args:
-        pipe: a diffusers pipeline of one of the families in `nasa.backbones`.
+        pipe: a diffusers pipeline of one of the families in `nasa.families`.
         negative_prompt: one for all images or one for each; None leaves the pipeline plain, and the
             empty string is an ordinary negative.
         scale: alpha of eq. 9, at least 0, one number or one for each image; 0 is plain.
-        method: the attention rule, one of `nasa.rules.RULES`.
+        rule: the attention rule, one of `nasa.rules.RULES`.
         negative_prompt_2: the negative for a second text encoder; None is `negative_prompt`.
         negative_prompt_3: the negative for a third text encoder; None is `negative_prompt`.
         negative_prompt_embeds: [N, T, D] in place of `negative_prompt`, as the denoiser takes them.
@@ -53,8 +53,8 @@ def steer(
         layers: whether to steer the layer of this processor name (a key of `attn_processors`).
         steps: the denoising steps to steer, counted from 0, as a range or a set; None is all.
         max_sequence_length: tokens of the negative; None is what the pipeline's call is given.
-        reading: for joint attention (FLUX, Stable Diffusion 3, Qwen-Image), what Z- is: the image's attention to the
-            negative's tokens alone, "text", or to them and the image, "joint".
+        joint_attention: what Z- is in joint attention (FLUX, Stable Diffusion 3, Qwen-Image): the image's attention to
+            the negative's tokens alone, "text", or to them and the image, "joint".
         conditional: which rows of the denoiser's batch belong to the positive prompt, for a pipeline that is not in
             `nasa.conditional.PIPELINES`: a slice, row numbers, or a function of the batch size and of which call of the
             denoiser in the step it is, from 0. Rows that are not named stay plain.
@@ -64,24 +64,22 @@ def steer(
     call gives its own prompt. On leaving, also by an exception, the processors that stood there stand there again.
 
     Raises:
-        ValueError: for a pipeline that cannot be steered or is steered already, an unknown method or option, a step
+        ValueError: for a pipeline that cannot be steered or is steered already, an unknown rule or option, a step
             that is not there, or a negative prompt that no layer used.
     """
-    rule = _rule(method, rule_options)
-    backbone, _ = backbone_of(pipe)
+    attention_rule = _rule(rule, rule_options)
+    family, _ = family_of(pipe)
     layout = layout_of(pipe, conditional)
     strength = _as_scale(scale)
     texts = _texts(pipe, (negative_prompt, negative_prompt_2, negative_prompt_3))
-    negative = NegativePrompt(
-        pipe, backbone, texts, max_sequence_length, negative_prompt_embeds, negative_attention_mask
-    )
+    negative = NegativePrompt(pipe, family, texts, max_sequence_length, negative_prompt_embeds, negative_attention_mask)
     _check_negative(negative)
     calls = PipelineCalls(pipe, negative.encode_as, any_caller=conditional is not None)
-    new = _steering(backbone, reading)
+    new = _steering(family, joint_attention)
     if isinstance(strength, float):  # plain: nothing to encode
         negative.texts = {}
     models = [
-        SteeredDenoiser(model, backbone, new(scale=strength, rule=rule), calls, negative, layout, steps)
+        SteeredDenoiser(model, family, new(scale=strength, rule=attention_rule), calls, negative, layout, steps)
         for model in denoisers(pipe)
     ]
     with ExitStack() as stack:
@@ -116,27 +114,31 @@ def _texts(pipe: Any, prompts: Sequence[Prompts]) -> dict[str, Prompts]:
 
 def _check_negative(negative: NegativePrompt) -> None:
     if negative.texts and negative.embeds is not None:
-        raise ValueError("negative_prompt and negative_prompt_embeds: give one of the two")
-    if negative.backbone.extend and not negative.backbone.masked and negative.mask is not None:
-        raise ValueError("negative_attention_mask: this joint attention has no mask; allowed: None")
-    if negative.backbone.attribute == "unet" and negative.max_sequence_length is not None:
-        raise ValueError("max_sequence_length: CLIP's is fixed; allowed: None")
+        raise ValueError("negative_prompt_embeds: got embeddings beside negative_prompt; expected one of the two.")
+    if negative.family.extend and not negative.family.masked and negative.mask is not None:
+        raise ValueError("negative_attention_mask: got a mask; expected None, as this joint attention has none.")
+    if negative.family.denoiser_part == "unet" and negative.max_sequence_length is not None:
+        raise ValueError(
+            f"max_sequence_length: got {negative.max_sequence_length}; expected None, as CLIP's length is fixed."
+        )
 
 
-def _steering(backbone: Backbone, reading: str) -> Callable[..., Any]:
-    if reading not in READINGS:
-        raise ValueError(f"reading: {reading!r} is not known; allowed: {', '.join(READINGS)}")
-    return partial(JointSteering, reading=reading) if backbone.extend else Steering
+def _steering(family: Family, joint_attention: str) -> Callable[..., Any]:
+    if joint_attention not in JOINT_ATTENTION:
+        raise ValueError(f"joint_attention: got {joint_attention!r}; expected {' or '.join(JOINT_ATTENTION)}.")
+    return partial(JointSteering, joint_attention=joint_attention) if family.extend else Steering
 
 
-def _rule(method: str, options: dict[str, float]) -> Rule:
-    if method not in RULES:
-        raise ValueError(f"method: {method!r} is not known; allowed: {', '.join(RULES)}")
-    rule = RULES[method]
+def _rule(name: str, options: dict[str, float]) -> Rule:
+    if name not in RULES:
+        raise ValueError(f"rule: got {name!r}; expected {', '.join(RULES)}.")
+    rule = RULES[name]
     known = getattr(rule.combine, "__kwdefaults__", None) or {}
-    for name in options:
-        if name not in known:
-            raise ValueError(f"{name}: no option of {method!r}; allowed: {', '.join(known) or 'none'}")
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{option}: got an option that {name!r} does not have; expected {', '.join(known) or 'none'}."
+            )
     return replace(rule, combine=partial(rule.combine, **options)) if options else rule
 
 

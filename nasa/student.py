@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nasa.backbone import Diffusion
-from nasa.embeds import Embeds
+from nasa.diffusion import Diffusion
 from nasa.parameterization import alpha_sigma, to_x0
+from nasa.prompt_embeds import PromptEmbeds
 from nasa.rules import Scale
 
 Student = Callable[..., Tensor]
@@ -17,8 +17,8 @@ def generate(
     student: Student,
     diffusion: Diffusion,
     noise: Tensor,
-    prompt: Embeds,
-    away: Embeds | None = None,
+    prompt: PromptEmbeds,
+    negative: PromptEmbeds | None = None,
     scale: Scale = 0.0,
 ) -> Tensor:
     """x0 = f_theta(z, y[, y-, alpha]) in one step, as a rule from t = T - 1; noise and x0 are latents [B, C, H, W].
@@ -28,7 +28,7 @@ def generate(
     start = diffusion.start_timestep % diffusion.steps
     timestep_B = torch.full((noise.shape[0],), start, device=noise.device)
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
-    output = student(noise, timestep_B, prompt, away, scale)
+    output = student(noise, timestep_B, prompt, negative, scale)
     return to_x0(output, noise, alpha, sigma, diffusion.prediction_type)
 
 
@@ -37,14 +37,14 @@ def generate_with_cfg(
     student: Student,
     diffusion: Diffusion,
     noise: Tensor,
-    prompt: Embeds,
-    away: Embeds,
+    prompt: PromptEmbeds,
+    negative: PromptEmbeds,
     guidance_scale: float,
 ) -> Tensor:
     """Eq. 5 on the student's outputs, the comparison that one-step models do badly at.
 
     Linear in the output, so mixing x0 is mixing eps: the conversion is affine with weights that sum to one.
     """
-    towards = generate(student, diffusion, noise, prompt)
-    unwanted = generate(student, diffusion, noise, away.expand(len(prompt)))
-    return (1 - guidance_scale) * unwanted + guidance_scale * towards
+    conditional = generate(student, diffusion, noise, prompt)
+    unconditional = generate(student, diffusion, noise, negative.expand(len(prompt)))
+    return (1 - guidance_scale) * unconditional + guidance_scale * conditional

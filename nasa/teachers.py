@@ -9,10 +9,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from nasa.backbone import Diffusion
-from nasa.embeds import Embeds, cat
+from nasa.diffusion import Diffusion
 from nasa.guidance import classifier_free_guidance
 from nasa.parameterization import alpha_sigma, to_eps
+from nasa.prompt_embeds import PromptEmbeds, cat
 
 
 def add_lora(model: Any, *, rank: int, scaling: int, targets: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ def merged_teacher(denoiser: nn.Module) -> Iterator[None]:
     """Within the context, the LoRA teacher by W + (scaling / rank) B A: one product a layer in place of three.
 
     For looking at it alone, without gradient. Weights in half precision stay as they are, since a small B A would be
-    rounded away in them.
+    rounded negative in them.
     """
     layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
     layers = [layer for layer in layers if layer.get_base_layer().weight.dtype.itemsize >= 4]
@@ -82,20 +82,20 @@ def guided_eps(
     diffusion: Diffusion,
     x_t: Tensor,
     timestep_B: Tensor,
-    towards: Embeds,
-    away: Embeds,
+    positive: PromptEmbeds,
+    negative: PromptEmbeds,
     guidance_scale: float,
 ) -> Tensor:
     """Eqs. 4 and 5: eps^(x_t, t) of a denoiser, both conditions in one batch; [B, C, H, W]."""
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
-    both = cat([away.expand(len(towards)), towards])
+    both = cat([negative.expand(len(positive)), positive])
     output = denoiser(torch.cat([x_t, x_t]), timestep_B.repeat(2), both)
     eps_away, eps_towards = (to_eps(part, x_t, alpha, sigma, diffusion.prediction_type) for part in output.chunk(2))
     return classifier_free_guidance(eps_away, eps_towards, guidance_scale)
 
 
 def conditional_eps(
-    denoiser: nn.Module, diffusion: Diffusion, x_t: Tensor, timestep_B: Tensor, prompt: Embeds
+    denoiser: nn.Module, diffusion: Diffusion, x_t: Tensor, timestep_B: Tensor, prompt: PromptEmbeds
 ) -> Tensor:
     """eps(x_t, t, y) of a denoiser without guidance; [B, C, H, W]."""
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)

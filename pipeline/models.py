@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler, ModelMixin, PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from nasa.backbone import Diffusion, diffusion_of
-from nasa.backbones import BACKBONES, backbone_of
-from nasa.embeds import Embeds, cat
-from nasa.presets import last_timestep, predicted_image
+from nasa.denoiser import distillation_of
+from nasa.diffusion import Diffusion, diffusion_of
+from nasa.families import Family, distillable_family, distillable_pipelines, family_of
+from nasa.prompt_embeds import PromptEmbeds, cat
 from pipeline.errors import UserError
 from pipeline.hashing import sha256_of_folder
 from pipeline.hub import local_folder
@@ -25,19 +26,6 @@ from pipeline.recipe import EMBEDDED
 WEIGHTS = Path(__file__).parent / "shapes" / "weights"
 
 
-@dataclass(frozen=True)
-class _Family:
-    """`denoiser` is the part of the pipeline that is distilled; `one_step` its student's scheduler."""
-
-    denoiser: str
-    model: type[ModelMixin]
-    one_step: Any
-
-
-_FAMILIES = {
-    "StableDiffusionPipeline": _Family("unet", UNet2DConditionModel, last_timestep),
-    "PixArtAlphaPipeline": _Family("transformer", PixArtTransformer2DModel, predicted_image),
-}
 _PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 STUDENT_FILE = "student.json"
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # a student neither needs nor keeps them
@@ -56,11 +44,17 @@ class TextToImage:
     folder: Path
     pipe: Any
     diffusion: Diffusion
-    fixed: Mapping[str, Embeds] = field(default_factory=dict)
+    fixed: Mapping[str, PromptEmbeds] = field(default_factory=dict)
+
+    @property
+    def family(self) -> Family:
+        """The pipeline's model family."""
+        return family_of(self.pipe)[0]
 
     @property
     def denoiser(self) -> Any:
-        return backbone_of(self.pipe)[1]
+        """The part that is distilled."""
+        return family_of(self.pipe)[1]
 
     def parts(self) -> list[torch.nn.Module]:
         """Denoiser, text encoder and autoencoder."""
@@ -77,12 +71,11 @@ class TextToImage:
         return int(self.denoiser.config.in_channels), side, side
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Embeds:
+    def encode(self, prompts: list[str]) -> PromptEmbeds:
         """The prompts by the pipeline's own encoder."""
         if self.fixed:
             return cat([self.fixed[prompt] for prompt in prompts])
-        states, mask = backbone_of(self.pipe)[0].encode(self.pipe, prompts, None)
-        return Embeds(states, mask)
+        return self.family.encode(self.pipe, prompts, None)
 
 
 def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main") -> Path:
@@ -99,12 +92,11 @@ def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main")
         parts = json.loads(index.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{field}: {index} is not valid JSON: {error}") from error
-    family = _FAMILIES.get(str(parts.get("_class_name")))
+    family = distillable_family(str(parts.get("_class_name")))
     if family is None:
-        raise UserError(
-            f"{field}: {teacher!r} is a {parts.get('_class_name')}; allowed: a folder of {' or '.join(_FAMILIES)}"
-        )
-    missing = [part for part in (family.denoiser, *_PARTS) if part not in parts or not (folder / part).is_dir()]
+        expected = f"a folder of {' or '.join(distillable_pipelines())}"
+        raise UserError(f"{field}: got {teacher!r}, which is a {parts.get('_class_name')}; expected {expected}.")
+    missing = [part for part in (family.denoiser_part, *_PARTS) if part not in parts or not (folder / part).is_dir()]
     if missing:
         raise UserError(f"{field}: {teacher!r} lacks {', '.join(missing)}; allowed: a whole folder of its pipeline")
     return folder
@@ -120,21 +112,21 @@ class TextEncoder:
     """The part of a pipeline that encodes texts, frozen."""
 
     pipe: Any
-    family: _Family
+    family: Family
 
     def to(self, dtype: torch.dtype) -> None:
         self.pipe.text_encoder.to(dtype)
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Embeds:
-        return Embeds(*BACKBONES[self.family.model.__name__].encode(self.pipe, prompts, None))
+    def encode(self, prompts: list[str]) -> PromptEmbeds:
+        return self.family.encode(self.pipe, prompts, None)
 
 
 def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> TextEncoder:
     """Of a pipeline's folder the text encoder and its tokenizer, and nothing else."""
-    family = _family(folder)
+    family = family_of_folder(folder)
     try:
-        pipe = load_pipeline(folder, **{family.denoiser: None, "vae": None})
+        pipe = load_pipeline(folder, **{family.denoiser_part: None, "vae": None})
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     pipe.text_encoder.requires_grad_(False).eval().to(device)
@@ -146,7 +138,7 @@ def load(
     device: torch.device | str = "cpu",
     *,
     start_timestep: int = -1,
-    fixed: Mapping[str, Embeds] | None = None,
+    fixed: Mapping[str, PromptEmbeds] | None = None,
 ) -> TextToImage:
     """The pipeline of a folder; with `fixed` texts it leaves its text encoder out."""
     try:
@@ -189,21 +181,19 @@ def _without_safety_warning() -> Iterator[None]:
         diffusers_logging.set_verbosity(level)
 
 
-def denoiser_part(folder: Path) -> str:
-    """Which part of the pipeline's folder is its denoiser."""
-    return _family(folder).denoiser
-
-
-def _family(folder: Path) -> _Family:
-    return _FAMILIES[json.loads((folder / "model_index.json").read_text())["_class_name"]]
+def family_of_folder(folder: Path) -> Family:
+    """Return the family of a pipeline's folder that can be distilled."""
+    family = distillable_family(json.loads((folder / "model_index.json").read_text())["_class_name"])
+    assert family is not None
+    return family
 
 
 def load_denoiser(folder: Path, field: str = "student.init") -> Any:
     """The denoiser of a pipeline's folder, float32."""
-    family = _family(folder)
+    family = family_of_folder(folder)
     try:
-        return family.model.from_pretrained(
-            folder / family.denoiser, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        return getattr(diffusers, family.denoiser_class).from_pretrained(
+            folder / family.denoiser_part, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{field}: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -215,9 +205,8 @@ def save_student(teacher: Path, weights: dict[str, Tensor], target: Path, *, sta
     Its scheduler starts a single step at t = T - 1 and returns the denoised latents:
     `pipe(prompt, num_inference_steps=1, guidance_scale=0)`; with another start, `timesteps=[start]` beside it.
     """
-    family = _family(teacher)
-    early = start_timestep != -1 and family.denoiser == "unet"
-    scheduler = LCMScheduler.from_config if early else family.one_step
+    distillation = distillation_of(family_of_folder(teacher))
+    scheduler = distillation.one_step_scheduler if start_timestep == -1 else distillation.early_start_scheduler
     return save_denoiser(teacher, weights, target, scheduler, {"start_timestep": start_timestep})
 
 
@@ -233,7 +222,7 @@ def save_denoiser(
     `record` is what diffusers' own files do not hold, by default what `folder` has of it.
     """
     pipe = load_pipeline(folder)
-    getattr(pipe, _family(folder).denoiser).load_state_dict(weights)
+    getattr(pipe, family_of_folder(folder).denoiser_part).load_state_dict(weights)
     if scheduler:
         pipe.scheduler = scheduler(pipe.scheduler.config)
     pipe.save_pretrained(target)

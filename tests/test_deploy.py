@@ -112,7 +112,7 @@ def test_pods_run_without_privileges_and_hold_no_secret(document):
 def test_the_files_are_what_the_command_prints(kind, capsys):
     recurring = kind in ("RayCronJob", "CronJob")
     run = ["--run", "s3://BUCKET/schedules/weekly", *CRON] if recurring else ["--run", "s3://BUCKET/runs/first"]
-    assert main(["manifest", kind, *OWN, *run]) == 0
+    assert main(["k8s-manifest", kind, *OWN, *run]) == 0
     assert capsys.readouterr().out == (DEPLOY / f"kuberay/{RENDERED[kind]}.yaml").read_text(), "run deploy/render.sh"
 
 
@@ -140,7 +140,7 @@ def test_what_a_manifest_starts_is_a_command_that_there_is(kind):
 )
 def test_the_cluster_holds_the_recipe_s_workers_and_who_evaluates_meanwhile(capsys, sets, gpus_per_node, nodes, gpus):
     more = [word for one in sets for word in ("--set", one)]
-    command = ["manifest", "RayJob", "--recipe", "sd21", "--run", "s3://B/r", "--image", "i", *SETS, *more]
+    command = ["k8s-manifest", "RayJob", "--recipe", "sd21", "--run", "s3://B/r", "--image", "i", *SETS, *more]
     assert main([*command, "--gpus-per-node", str(gpus_per_node)]) == 0
     (group,) = yaml.safe_load(capsys.readouterr().out)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -157,7 +157,7 @@ def test_the_cluster_holds_the_recipe_s_workers_and_who_evaluates_meanwhile(caps
     ],
 )
 def test_names_are_kubernetes_own_and_who_evaluates_has_a_gpu(capsys, sets, name, gpus):
-    command = ["manifest", "RayJob", "--run", "s3://B/r", "--image", "i"]
+    command = ["k8s-manifest", "RayJob", "--run", "s3://B/r", "--image", "i"]
     assert main([*command, *(word for one in sets for word in ("--set", one))]) == 0
     document = yaml.safe_load(capsys.readouterr().out)
     assert document["metadata"]["name"] == name
@@ -186,7 +186,7 @@ def test_names_are_kubernetes_own_and_who_evaluates_has_a_gpu(capsys, sets, name
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, message):
-    assert main(["manifest", *arguments, "--image", "i"]) == 2
+    assert main(["k8s-manifest", *arguments, "--image", "i"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in captured.err

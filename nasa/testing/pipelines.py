@@ -1,4 +1,4 @@
-"""Small pipelines of true architecture with random weights, one for each family in `nasa.backbones`."""
+"""Small pipelines of true architecture with random weights, one for each family in `nasa.families`."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ from diffusers import (
     AutoencoderDC,
     AutoencoderKLWan,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SanaSprintPipeline,
     SanaTransformer2DModel,
@@ -99,6 +101,11 @@ def tiny_pixart() -> PixArtAlphaPipeline:
     return ready(pipe)
 
 
+def tiny_pixart_sigma() -> PixArtSigmaPipeline:
+    """Return PixArt-alpha's small parts in Sigma's pipeline, with its scheduler."""
+    return ready(PixArtSigmaPipeline(**{**tiny_pixart().components, "scheduler": DPMSolverMultistepScheduler()}))
+
+
 def tiny_sana_sprint() -> SanaSprintPipeline:
     torch.manual_seed(0)
     tokenizer = gemma_tokenizer()
@@ -181,6 +188,7 @@ TINY_PIPELINES = {
     "stable-diffusion": tiny_stable_diffusion,
     "sdxl": tiny_sdxl,
     "pixart": tiny_pixart,
+    "pixart-sigma": tiny_pixart_sigma,
     "sana-sprint": tiny_sana_sprint,
     "wan": tiny_wan,
     "flux": tiny_flux,
@@ -194,6 +202,7 @@ TINY_CALLS: dict[str, dict[str, Any]] = {  # options of a call of each: two step
     "stable-diffusion": {**_SIDE, "guidance_scale": 0},
     "sdxl": {**_SIDE, "guidance_scale": 0},
     "pixart": {**_SIDE, **_TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
+    "pixart-sigma": {**_SIDE, **_TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
     "sana-sprint": {
         **_SIDE,
         **_TEXT,
@@ -211,6 +220,7 @@ _FAMILIES = {  # by the class of each pipeline
     "StableDiffusionPipeline": "stable-diffusion",
     "StableDiffusionXLPipeline": "sdxl",
     "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart-sigma",
     "SanaSprintPipeline": "sana-sprint",
     "WanPipeline": "wan",
     "FluxPipeline": "flux",

@@ -42,6 +42,7 @@ def tiny_sibling(name: str) -> tuple[Any, dict[str, Any]]:
 def _family(name: str) -> str:
     beginnings = {
         "Flux": "flux",
+        "PixArtSigma": "pixart-sigma",
         "PixArt": "pixart",
         "QwenImage": "qwen-image",
         "Sana": "sana-sprint",
@@ -167,10 +168,6 @@ def _two_denoisers(family: str) -> Parts:
     return {"transformer_2": _denoiser()(family)["transformer"], "boundary_ratio": 0.9}
 
 
-def _sigma(_: str) -> Parts:
-    return {"scheduler": diffusers.DPMSolverMultistepScheduler()}
-
-
 def _video_scheduler(_: str) -> Parts:
     scheduler = diffusers.UniPCMultistepScheduler(
         flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction"
@@ -195,7 +192,6 @@ PARTS: dict[
     "FluxControlP": _denoiser(in_channels=32, out_channels=16),
     "FluxControlI": _denoiser(in_channels=32, out_channels=16),
     "FluxFill": _denoiser(in_channels=16 + 16 + 256, out_channels=16),
-    "PixArtSigma": _sigma,
     "SanaPAG": _many_steps,
     "SanaP": _many_steps,
     "SanaControlNet": _many_steps,

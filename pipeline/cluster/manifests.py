@@ -112,12 +112,12 @@ def _cron_job(recipe: Recipe, place: Place) -> dict[str, Any]:
         "schedule": options.cron,
         "timeZone": options.timezone,
         "suspend": False,
-        "jobTemplate": _job_spec(_tick(recipe, place), recipe, place),
+        "jobTemplate": _job_spec(_run_scheduled(recipe, place), recipe, place),
     }
     return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _metadata(recipe), "spec": spec}
 
 
-def _tick(recipe: Recipe, place: Place) -> list[str]:
+def _run_scheduled(recipe: Recipe, place: Place) -> list[str]:
     when = ["--cron", recipe.schedule.cron, "--timezone", recipe.schedule.timezone]
     return ["python", "-m", "jobs", "run-scheduled", "--runs", place.run, *when, *_options(place)]
 
@@ -221,8 +221,9 @@ def _pod(name: str, resources: dict[str, str], place: Place, more: dict[str, Any
 def _submitter(recipe: Recipe, place: Place) -> dict[str, Any]:
     """Submits to the standing RayCluster, whose job server its service names."""
     url = f"http://{CLUSTER}-head-svc:8265"
-    words = _tick(recipe, place)[3:]
-    words[words.index("auto")] = url
+    words = _run_scheduled(recipe, place)[3:]
+    at = words.index("--ray-address")
+    words[at : at + 2] = ["--job-server", url]
     token = {"secretKeyRef": {"name": TOKEN_SECRET, "key": "auth_token"}}
     container = {
         "name": "submit",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from nasa import backbone
+from nasa.prompt_embeds import tokenize
 from pipeline.errors import UserError
 from pipeline.evaluation import clip_tokenizer, open_clip
 from pipeline.evaluation.clip_preprocess import Normalization
@@ -129,4 +129,4 @@ def load_folder(folder: Path, device: torch.device | str = "cpu") -> tuple[CLIPM
 def _of_folder(folder: Path, normalization: Normalization, device: torch.device | str) -> ClipFeatures:
     """Of transformers' layout, with the folder's own tokenizer."""
     model, tokenizer = load_folder(folder, device)
-    return ClipFeatures(model, lambda texts: backbone.tokenize(tokenizer, list(texts)), normalization)
+    return ClipFeatures(model, lambda texts: tokenize(tokenizer, list(texts)), normalization)

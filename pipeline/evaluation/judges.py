@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from nasa.backbone import tokenize
+from nasa.prompt_embeds import tokenize
 from pipeline.errors import UserError
 from pipeline.evaluation.clip_features import load_folder
 from pipeline.evaluation.clip_preprocess import Normalization

@@ -8,9 +8,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from nasa.backbone import decode, steerable
-from nasa.embeds import Embeds, cat
+from nasa.denoiser import steerable
+from nasa.diffusion import decode
 from nasa.guidance import classifier_free_guidance
+from nasa.prompt_embeds import PromptEmbeds, cat
 from nasa.rules import RULES
 from nasa.student import generate, generate_with_cfg
 from pipeline.models import TextToImage
@@ -40,7 +41,7 @@ class Sampler:
 
     def __init__(self, model: TextToImage, *, denoiser: Any = None) -> None:
         self.model = model
-        self.denoiser = steerable(model.denoiser if denoiser is None else denoiser).eval()
+        self.denoiser = steerable(model.denoiser if denoiser is None else denoiser, family=model.family).eval()
         self.device = next(self.denoiser.parameters()).device
 
     @torch.no_grad()
@@ -56,7 +57,7 @@ class Sampler:
             chunks.append(decode(self.model.vae, latents).cpu())
         return torch.cat(chunks)
 
-    def _latents(self, way: Way, prompts: list[str], seeds: Sequence[int], away: Embeds | None) -> Tensor:
+    def _latents(self, way: Way, prompts: list[str], seeds: Sequence[int], away: PromptEmbeds | None) -> Tensor:
         noise = noise_of(seeds, self.model.latent_shape).to(self.device)
         embeds = self.model.encode(prompts)
         diffusion = self.model.diffusion
@@ -71,7 +72,7 @@ class Sampler:
         self.denoiser.steering.rule = RULES[way.kind]
         return generate(self.denoiser, diffusion, noise, embeds, away, way.scale)
 
-    def _many_steps(self, way: Way, noise: Tensor, embeds: Embeds, away: Embeds) -> Tensor:
+    def _many_steps(self, way: Way, noise: Tensor, embeds: PromptEmbeds, away: PromptEmbeds) -> Tensor:
         """Deterministic DDIM with guidance in output space: eq. 4, or eq. 5 where `away` is a negative prompt.
 
         Latents are not pixels: they are never clipped to -1..1, as DDIM's defaults would where a teacher's own

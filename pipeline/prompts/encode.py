@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nasa.embeds import Embeds, cat
+from nasa.prompt_embeds import PromptEmbeds, cat
 from pipeline import models
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.recipe import Recipe
@@ -54,7 +54,7 @@ class Encoder:
         return NegativeSampler.read(Folder.from_uri(own.prompts_uri), avoid_contradictions=own.avoid_contradictions)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Adds `states` [N, 2, T, D] and `mask` [N, 2, T], of each prompt and its negative."""
+        """Add `embeds` [N, 2, T, D] and `attention_mask` [N, 2, T] of each prompt and its negative."""
         prompts = batch["prompt"].tolist()
         steps, places = np.divmod(batch["position"], self.encoding.batch_size)
         negatives = [
@@ -62,27 +62,32 @@ class Encoder:
             for prompt, step, place in zip(prompts, steps, places, strict=True)
         ]
         embeds = self.model.encode([*prompts, *negatives])
-        parts = {"states": bits(embeds.states)} | ({} if embeds.mask is None else {"mask": bits(embeds.mask)})
+        parts = {name: to_bits(part) for name, part in _parts(embeds).items()}
         pairs = {name: np.stack(np.split(part, 2), axis=1) for name, part in parts.items()}
         return {"prompt": batch["prompt"], **pairs}
 
 
-def bits(tensor: Tensor) -> np.ndarray:
-    """As numpy; bfloat16, which numpy has not, by its bits."""
+def _parts(encoded: PromptEmbeds) -> dict[str, Tensor]:
+    mask = encoded.attention_mask
+    return {"embeds": encoded.embeds} | ({} if mask is None else {"attention_mask": mask})
+
+
+def to_bits(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as numpy; bfloat16, which numpy lacks, as int16 of the same bits."""
     own = tensor.cpu()
     array: np.ndarray = (own.view(torch.int16) if own.dtype == torch.bfloat16 else own).numpy()
     return array
 
 
-def embeds_of(batch: dict[str, np.ndarray], device: Any) -> Embeds:
-    """The prompts', then the negatives', of what an encoder gave."""
-    states, mask = (batch[name].swapaxes(0, 1) if name in batch else None for name in ("states", "mask"))
-    assert states is not None
-    return Embeds(_tensor(states).to(device), None if mask is None else _tensor(mask).to(device))
+def embeds_of(batch: dict[str, np.ndarray], device: Any) -> PromptEmbeds:
+    """Return the prompts, then the negatives, of a batch that an `Encoder` returned."""
+    embeds, mask = (batch[name].swapaxes(0, 1) if name in batch else None for name in ("embeds", "attention_mask"))
+    assert embeds is not None
+    return PromptEmbeds(_tensor(embeds).to(device), None if mask is None else _tensor(mask).to(device))
 
 
 def _tensor(pairs: np.ndarray) -> Tensor:
-    """[2, N, ...] by its bits to [2 N, ...]."""
+    """Return [2, N, ...] of `to_bits` as a tensor [2 N, ...]."""
     tensor = torch.from_numpy(np.ascontiguousarray(pairs.reshape(-1, *pairs.shape[2:])))
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
@@ -91,15 +96,14 @@ def encode_fixed(encoding: Encoding, texts: Sequence[str]) -> bytes:
     """The texts that a run needs whatever its prompts, encoded one by one: for `fixed_of`."""
     encoder = Encoder(encoding)
     embeds = cat([encoder.model.encode([text]) for text in texts])
-    parts = {"states": embeds.states.cpu().contiguous()} | ({} if embeds.mask is None else {"mask": embeds.mask.cpu()})
-    return save(parts)
+    return save({name: part.cpu().contiguous() for name, part in _parts(embeds).items()})
 
 
-def fixed_of(texts: Sequence[str], content: bytes, device: Any) -> dict[str, Embeds]:
+def fixed_of(texts: Sequence[str], content: bytes, device: Any) -> dict[str, PromptEmbeds]:
     parts = {name: value.to(device) for name, value in load(content).items()}
-    mask = parts.get("mask")
+    mask = parts.get("attention_mask")
     return {
-        text: Embeds(parts["states"][i : i + 1], None if mask is None else mask[i : i + 1])
+        text: PromptEmbeds(parts["embeds"][i : i + 1], None if mask is None else mask[i : i + 1])
         for i, text in enumerate(texts)
     }
 

@@ -84,7 +84,7 @@ class PromptStream:
             )
         stream.context.execution_options.preserve_order = True
         for batch in iter_batches(stream, len(self.places)):
-            encoded = {name: batch[name] for name in ("states", "mask") if name in batch}
+            encoded = {name: batch[name] for name in ("embeds", "attention_mask") if name in batch}
             yield Batch(batch["prompt"].tolist(), encoded)
 
     def _read(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -133,8 +133,8 @@ class LoraTeacher(Section):
     """rank of the adapters (paper: 64)"""
     lora_alpha: PositiveInt = 128
     """peft's lora_alpha (paper: 128)"""
-    target_modules: Names = ("to_q", "to_v")
-    """peft's target_modules (SwiftBrush)"""
+    target_modules: tuple[Name, ...] = ()
+    """peft's target_modules; empty: those of the teacher's model family (to_q and to_v, as SwiftBrush)"""
 
 
 class Train(Section):

@@ -13,6 +13,8 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
 import nasa
+from nasa.denoiser import distillation_of
+from pipeline import models
 from pipeline.errors import UserError
 from pipeline.hashing import sha256_of_folder
 from pipeline.recipe import Recipe
@@ -82,9 +84,7 @@ def _save_model(candidate: Candidate, recipe: Recipe, student: Path, folder: Pat
 def options(recipe: Recipe, student: Path) -> dict[str, object]:
     """Return the call options of the student's pipeline for one step."""
     found: dict[str, object] = {"num_inference_steps": 1, "guidance_scale": 0.0}
-    kind = json.loads((student / "model_index.json").read_text())["_class_name"]
-    if kind == "PixArtAlphaPipeline":
-        found["use_resolution_binning"] = False
+    found |= distillation_of(models.family_of_folder(student)).call_options
     if recipe.method.start_timestep != -1:
         found["timesteps"] = [recipe.method.start_timestep]
     return found

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from nasa.backbone import tokenize
+from nasa.prompt_embeds import tokenize
 from pipeline.shapes.fit import fit
 from pipeline.shapes.samples import draw
 from pipeline.shapes.text import MAX_LENGTH

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from datasets_prep.shapes import sample_caption
-from nasa.backbone import tokenize
 from nasa.parameterization import add_noise, alpha_sigma, target
+from nasa.prompt_embeds import tokenize
 from pipeline.shapes.clip import WIDTH
 from pipeline.shapes.fit import fit
 from pipeline.shapes.samples import Samples, draw

@@ -104,7 +104,7 @@ def load(distiller: Distiller, folder: Path) -> int:
     else:
         _load_universal(distiller, folder)
     distiller.attempt = state["attempt"]
-    device = distiller.null.states.device
+    device = distiller.null.embeds.device
     distiller.ema = {name: value.to(device) for name, value in load_file(folder / EMA_FILE).items()}
     return int(state["step"])
 

@@ -9,12 +9,12 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from nasa.backbone import decode
-from nasa.distillation import Draws, StudentLoss, Texts, draw, lora_teacher_loss, student_loss
+from nasa.diffusion import decode
+from nasa.distillation import StepRandomness, StudentLoss, TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
-from nasa.embeds import Embeds
 from nasa.losses import clip_hinge
 from nasa.precision import autocast
+from nasa.prompt_embeds import PromptEmbeds
 from pipeline.evaluation.judges import Clip
 from pipeline.models import TextToImage
 from pipeline.prompts.negatives import NegativeSampler
@@ -27,7 +27,7 @@ class Distiller:
     """One rank of `world_size` ranks that train on the same steps, each on its slice of the batch; needs no cluster.
 
     `decoder` makes the images that the CLIP loss looks at; None is the teacher's own. `attempt` counts the times that
-    the training was rolled back; each draws other numbers.
+    the training was rolled back; each randomness other numbers.
     """
 
     recipe: Recipe
@@ -40,33 +40,33 @@ class Distiller:
     world_size: int = 1
     attempt: int = 0
     ema: dict[str, Tensor] = field(init=False)
-    null: Embeds = field(init=False)
+    null: PromptEmbeds = field(init=False)
 
     def __post_init__(self) -> None:
         self.ema = {name: value.clone() for name, value in self.student_weights().items()}
         self.null = self.model.encode([""])
         self._passes = self.recipe.gradient_accumulation_steps(self.world_size)
 
-    def step(self, step: int, prompts: Sequence[str], encoded: Embeds | None = None) -> dict[str, float]:
+    def step(self, step: int, prompts: Sequence[str], encoded: PromptEmbeds | None = None) -> dict[str, float]:
         """Update the student, then the LoRA teacher on the same images, for this rank's `prompts`; return the metrics.
 
         `encoded` are the prompts and then a negative for each, where others than this process have encoded them.
         Every random number is a function of the seed, the step and an image's place in the global batch, so that a
-        restart draws the same, and so does another number of processes. The figures are means over all processes.
+        restart randomness the same, and so does another number of processes. The figures are means over all processes.
         """
         places = self.recipe.batch_slice(self.rank, self.world_size)
         assert len(prompts) == len(places)
         texts = self._encoder(step, prompts, encoded)
         shared = torch.Generator().manual_seed(mix(self.seed, step))
         each = [torch.Generator().manual_seed(mix(self.seed, step, 1 + place)) for place in places]
-        draws = draw(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, each)
+        randomness = sample_step(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, each)
         sums: dict[str, Tensor | float] = defaultdict(float)
         for number in range(self._passes):
             first, last = (edge * len(prompts) // self._passes for edge in (number, number + 1))
             part, size = slice(first, last), last - first
             share = size * self._passes * self.world_size / self.recipe.train.batch_size
             for name, value in self._micro_step(
-                step, first, share, prompts[part], texts(part), draws.part(part)
+                step, first, share, prompts[part], texts(part), randomness.part(part)
             ).items():
                 sums[name] = sums[name] + value * share / self._passes
         self._update_ema(step)
@@ -74,8 +74,8 @@ class Distiller:
             **self._over_processes(sums),
             "gradient_norm_student": float(self.engines.student.get_global_grad_norm()),
             "gradient_norm_lora_teacher": float(self.engines.lora_teacher.get_global_grad_norm()),
-            "scale": draws.scale,
-            "guidance_scale": draws.guidance_scale,
+            "scale": randomness.scale,
+            "guidance_scale": randomness.guidance_scale,
         }
 
     @property
@@ -83,24 +83,26 @@ class Distiller:
         """The random seed: the recipe's, and another one after each rollback."""
         return self.recipe.seed if not self.attempt else mix(self.recipe.seed, 0, 0, self.attempt)
 
-    def _encoder(self, step: int, prompts: Sequence[str], encoded: Embeds | None) -> Callable[[slice], Texts]:
+    def _encoder(
+        self, step: int, prompts: Sequence[str], encoded: PromptEmbeds | None
+    ) -> Callable[[slice], TextConditions]:
         """Return a function that gives the text conditions of a slice of the prompts, encoding them on demand."""
         count = len(prompts)
         if encoded is not None:
-            return lambda part: Texts(encoded[:count][part], encoded[count:][part], self.null)
+            return lambda part: TextConditions(encoded[:count][part], encoded[count:][part], self.null)
         places = self.recipe.batch_slice(self.rank, self.world_size)
         one = self.recipe.method.negative_per == "batch"
         negatives = self.negatives.draw(prompts, self.seed, step, places, one=one)
 
-        def encode(part: slice) -> Texts:
+        def encode(part: slice) -> TextConditions:
             own = self.model.encode([*prompts[part], *negatives[part]])
-            return Texts(own[: len(own) // 2], own[len(own) // 2 :], self.null)
+            return TextConditions(own[: len(own) // 2], own[len(own) // 2 :], self.null)
 
         return encode
 
     def _over_processes(self, own: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Return the means over all ranks, with one all-reduce."""
-        device = self.null.states.device
+        device = self.null.embeds.device
         values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in own.values()])
         if self.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.all_reduce(values)
@@ -112,19 +114,25 @@ class Distiller:
         return self._over_processes({"flag": float(flag)})["flag"] > 0
 
     def _micro_step(
-        self, step: int, first: int, share: float, prompts: Sequence[str], texts: Texts, draws: Draws
+        self,
+        step: int,
+        first: int,
+        share: float,
+        prompts: Sequence[str],
+        texts: TextConditions,
+        randomness: StepRandomness,
     ) -> dict[str, Tensor | float]:
         """`share` is 1 where every pass of every process has as many images, else the part of this one."""
         engines, diffusion = self.engines, self.model.diffusion
         student = student_loss(
-            engines.student, engines.teachers, diffusion, self.recipe.method, texts, draws, engines.lora_teacher
+            engines.student, engines.teachers, diffusion, self.recipe.method, texts, randomness, engines.lora_teacher
         )
         hinge = self._clip_loss(step, first, prompts, student)
         engines.student.backward(share * student.loss + hinge)
         engines.student.step()
         lora_loss = student.lora_loss
         if lora_loss is None:
-            lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, draws, student.x0)
+            lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, randomness, student.x0)
         engines.lora_teacher.backward(share * lora_loss)
         engines.lora_teacher.step()
         return {
@@ -137,7 +145,7 @@ class Distiller:
 
     def precision(self) -> Any:
         """Return the context for models other than the denoisers, which enter their own."""
-        return autocast(self.null.states.device.type, compute_dtype(self.recipe))
+        return autocast(self.null.embeds.device.type, compute_dtype(self.recipe))
 
     def _clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:
         """Return SwiftBrush v2's clamped CLIP loss on this pass's part of the step's CLIP images.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets_prep.evaluation import EXCLUSION_PAIRS, HPSV2_STYLES
-from nasa.architectures import TEXT_ENCODER_PARAMETERS
 from pipeline import manifest, models
 from pipeline.errors import UserError
 from pipeline.evaluation.judges import clip_folder, decoder_folder
@@ -14,7 +13,7 @@ from pipeline.hub import is_hub_id, on_hub
 from pipeline.prompts import prepared
 from pipeline.recipe import EMBEDDED, Recipe
 from pipeline.storage import Folder
-from pipeline.training.estimate import GIB, UTILISATION, Estimate, estimate
+from pipeline.training.estimate import GIB, UTILISATION, Estimate, estimate, text_encoder_parameters
 
 VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder, which all students share so far
 PROCESS_BYTES = 2 * GIB  # of a worker without its models
@@ -84,13 +83,13 @@ def _disk(recipe: Recipe, found: Estimate) -> float:
     trained, every = found.trained, found.parameters
     frozen = 2.0 if recipe.train.precision == "bfloat16" else 4.0
     checkpoint = 4.0 * every + 12.0 * trained + frozen * every + 16.0 * found.lora_parameters + 8.0 * trained
-    student = 4.0 * (every + VAE_PARAMETERS + TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0))
+    student = 4.0 * (every + VAE_PARAMETERS + text_encoder_parameters(recipe))
     return checkpoint * (recipe.train.num_to_keep + 1) + 2 * student
 
 
 def _host_memory(recipe: Recipe, found: Estimate) -> float:
     """Count a worker's peak while it loads: teacher and student in float32, with the teacher's other parts."""
-    text = 0 if recipe.train.num_encoders else TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0)
+    text = 0 if recipe.train.num_encoders else text_encoder_parameters(recipe)
     return PROCESS_BYTES + 4.0 * (2 * found.parameters + text + VAE_PARAMETERS)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasa.backbone import output_layer, steerable
+from nasa.denoiser import distillation_of, output_layer, steerable
+from nasa.families import Family
 from nasa.precision import cast_frozen
 from nasa.teachers import add_lora, lora_parameters
 from pipeline.models import TextToImage
@@ -110,17 +111,17 @@ def build(
     own = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)
     add_student_lora(recipe, own)
     for part in teacher.parts():
-        cast_frozen(part, dtype, keep=output_layer(part) if part is teacher.denoiser else None)
-    student = steerable(own, dtype).to(device)
+        cast_frozen(part, dtype, keep=output_layer(part, teacher.family) if part is teacher.denoiser else None)
+    student = steerable(own, dtype, teacher.family).to(device)
     add_lora(
         teacher.denoiser,
         rank=recipe.lora_teacher.rank,
         scaling=recipe.lora_teacher.lora_alpha,
-        targets=recipe.lora_teacher.target_modules,
+        targets=lora_teacher_targets(recipe, teacher.family),
     )
     for parameter in lora_parameters(teacher.denoiser):
         parameter.data = parameter.data.float()
-    teachers = steerable(teacher.denoiser, dtype).to(device)
+    teachers = steerable(teacher.denoiser, dtype, teacher.family).to(device)
     if recipe.train.gradient_checkpointing:
         student.enable_gradient_checkpointing()
         teachers.enable_gradient_checkpointing()
@@ -140,6 +141,11 @@ def compile_denoisers(student: Any, teachers: Any, backend: Any = "inductor") ->
     """
     for part in (student, teachers):
         part.model.compile(backend=backend, isolate_recompiles=True)
+
+
+def lora_teacher_targets(recipe: Recipe, family: Family) -> tuple[str, ...]:
+    """Return the LoRA teacher's target modules: the recipe's, or the family's own."""
+    return recipe.lora_teacher.target_modules or distillation_of(family).lora_target_modules
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype:

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nasa.architectures import BY_HUB_ID, TEXT_ENCODER_PARAMETERS
-from nasa.backbone import STEERABLE, steerable
-from nasa.embeds import Embeds
+from nasa.denoiser import distillation_of, steerable
+from nasa.families import Family, published_model
 from nasa.meta_autocast import observed_weight_casts
 from nasa.teachers import add_lora, lora_parameters
 from pipeline import models
@@ -24,6 +23,7 @@ from pipeline.gpus import GPUS
 from pipeline.hub import is_hub_id
 from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_engine import reduce_bucket_elements
+from pipeline.training.engines import lora_teacher_targets
 
 UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
 RESERVED = 2.0e9  # bytes of a GPU for its context, its libraries and what the allocator cannot use
@@ -53,14 +53,21 @@ class Estimate:
         return self.flops / (UTILISATION * peak_flops)
 
 
-def denoiser_of(recipe: Recipe) -> Any:
-    """The teacher's denoiser on the meta device: by its configuration, or by its hub id where that is published."""
+def denoiser_of(recipe: Recipe) -> tuple[Any, Family]:
+    """Return the teacher's denoiser on the meta device, and its family."""
     with torch.device("meta"):
-        if recipe.teacher in BY_HUB_ID and is_hub_id(recipe.teacher):
-            return BY_HUB_ID[recipe.teacher]()
+        if (published := published_model(recipe.teacher)) and is_hub_id(recipe.teacher):
+            return published[1].build_denoiser(), published[0]
         folder = models.teacher_folder(recipe.teacher, revision=recipe.revision)
-        config = json.loads((Path(folder) / models.denoiser_part(folder) / "config.json").read_text())
-        return getattr(diffusers, config["_class_name"]).from_config(config)
+        family = models.family_of_folder(folder)
+        config = json.loads((Path(folder) / family.denoiser_part / "config.json").read_text())
+        return getattr(diffusers, config["_class_name"]).from_config(config), family
+
+
+def text_encoder_parameters(recipe: Recipe) -> int:
+    """Return the teacher's text encoder's parameter count where it is published, else 0."""
+    published = published_model(recipe.teacher)
+    return published[1].text_encoder_parameters if published else 0
 
 
 def estimate(recipe: Recipe) -> Estimate:
@@ -69,7 +76,8 @@ def estimate(recipe: Recipe) -> Estimate:
     passes = recipe.gradient_accumulation_steps(workers)
     micro = -(-options.batch_size // (workers * passes))
     reduced = options.precision == "bfloat16"
-    model = denoiser_of(recipe).requires_grad_(True)
+    model, family = denoiser_of(recipe)
+    model.requires_grad_(True)
     if recipe.student.lora_rank:
         add_lora(
             model,
@@ -79,7 +87,7 @@ def estimate(recipe: Recipe) -> Estimate:
         )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
-    flops, activations = _measure(recipe, model, micro, reduced)
+    flops, activations = _measure(recipe, model, family, micro, reduced)
     lora = _lora_parameters(recipe)
     shared = 1 / workers
     decoder_flops, decoder_activations = _clip_costs(recipe, micro, reduced)
@@ -92,8 +100,7 @@ def estimate(recipe: Recipe) -> Estimate:
         "its optimizer states": 8.0 * trained * shared,
         "its moving average": 4.0 * trained,
         "teacher": (2.0 if reduced else 4.0) * every,
-        "text encoder": (2.0 if reduced else 4.0)
-        * (0 if options.num_encoders else TEXT_ENCODER_PARAMETERS.get(recipe.teacher, 0)),
+        "text encoder": (2.0 if reduced else 4.0) * (0 if options.num_encoders else text_encoder_parameters(recipe)),
         "LoRA teacher, all of it": 4.0 * lora * (2 + 3 * shared) + 4.0 * reduce_bucket_elements(lora),
         "activations of a pass": activations,
         "CLIP loss": decoder_activations,
@@ -105,25 +112,21 @@ def estimate(recipe: Recipe) -> Estimate:
     return Estimate(memory, step, every, passes, flops, trained, lora)
 
 
-def _text(model: Any, batch: int) -> Embeds:
-    config = model.config
-    if type(model).__name__ == "PixArtTransformer2DModel":
-        tokens, width = 120, config.caption_channels
-        return Embeds(torch.zeros(batch, tokens, width), torch.ones(batch, tokens))
-    return Embeds(torch.zeros(batch, 77, config.cross_attention_dim))
-
-
-def _measure(recipe: Recipe, model: Any, batch: int, reduced: bool) -> tuple[float, float]:
-    """Operations of a forward pass of one image, and the bytes that a pass of `batch` keeps for its backward pass."""
-    assert type(model).__name__ in STEERABLE
+def _measure(recipe: Recipe, model: Any, family: Family, batch: int, reduced: bool) -> tuple[float, float]:
+    """Return the FLOPs of a forward pass of one image, and the bytes that a pass of `batch` keeps for backward."""
+    distillation = distillation_of(family)
     with torch.device("meta"):
-        denoiser = steerable(model, torch.bfloat16 if reduced else torch.float32)
+        denoiser = steerable(model, torch.bfloat16 if reduced else torch.float32, family)
         if recipe.train.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
         side, channels = model.config.sample_size, model.config.in_channels
 
         def inputs(count: int) -> tuple[Any, ...]:
-            return torch.zeros(count, channels, side, side), torch.zeros(count), _text(model, count)
+            return (
+                torch.zeros(count, channels, side, side),
+                torch.zeros(count),
+                distillation.empty_prompts(model.config, count),
+            )
 
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             denoiser(*inputs(1))
@@ -176,13 +179,13 @@ def _fused_attention() -> Iterator[None]:
 
 
 def _lora_parameters(recipe: Recipe) -> int:
-    model = denoiser_of(recipe)
+    model, family = denoiser_of(recipe)
     with torch.device("meta"):
         add_lora(
             model,
             rank=recipe.lora_teacher.rank,
             scaling=recipe.lora_teacher.lora_alpha,
-            targets=recipe.lora_teacher.target_modules,
+            targets=lora_teacher_targets(recipe, family),
         )
     return sum(p.numel() for p in lora_parameters(model))
 
@@ -193,7 +196,7 @@ def _clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float
     images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # of a pass
     if not options.clip_weight:
         return 0.0, 0.0
-    side = denoiser_of(recipe).config.sample_size
+    side = denoiser_of(recipe)[0].config.sample_size
     with torch.device("meta"):
         decoder = diffusers.AutoencoderTiny() if options.clip_decoder else _autoencoder()
         nn.Module.to(decoder, torch.bfloat16 if reduced else torch.float32).requires_grad_(False)

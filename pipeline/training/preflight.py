@@ -7,12 +7,13 @@ from typing import Any
 from torch import nn
 
 from pipeline import models
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.judges import clip_folder, decoder_folder
 from pipeline.prompts import prepared
 from pipeline.recipe import Recipe, parse
 from pipeline.storage import Folder
+from pipeline.training.engines import lora_teacher_targets
 from pipeline.training.estimate import require_fit
 
 
@@ -64,21 +65,19 @@ def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
 
 def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
     """Check that the models load, have the adapters' target modules, and match in shape."""
-    denoiser = models.load(teacher, start_timestep=recipe.method.start_timestep).denoiser
+    model = models.load(teacher, start_timestep=recipe.method.start_timestep)
+    denoiser = model.denoiser
     layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for field, targets in (
-        ("lora_teacher.target_modules", recipe.lora_teacher.target_modules),
+        ("lora_teacher.target_modules", lora_teacher_targets(recipe, model.family)),
         ("student.lora_target_modules", recipe.student.lora_target_modules if recipe.student.lora_rank else ()),
     ):
         for target in targets:
             if not any(name.endswith(f".{target}") for name in layers):
-                raise UserError(
-                    f"{field}: {target!r} is no layer of the teacher; "
-                    "allowed: ends of its layers' names, such as to_q, to_k, to_v, to_out.0"
-                )
-    if init is not None and _form(models.load_denoiser(init)) != _form(denoiser):
-        raise UserError(f"student.init: {recipe.student.init!r} is of another form; allowed: one of the teacher's")
+                raise invalid(field, target, "the end of a layer's name in the teacher, such as to_q or to_out.0")
+    if init is not None and _shapes(models.load_denoiser(init)) != _shapes(denoiser):
+        raise invalid("student.init", recipe.student.init, "a denoiser of the teacher's architecture")
 
 
-def _form(model: nn.Module) -> dict[str, Any]:
+def _shapes(model: nn.Module) -> dict[str, Any]:
     return {name: value.shape for name, value in model.state_dict().items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import torch
 
-from nasa.backbone import decode
+from nasa.diffusion import decode
 from nasa.student import generate
 from pipeline.evaluation.sheet import contact_sheet, to_pixels
 from pipeline.recipe import Recipe
@@ -103,7 +103,7 @@ class ProgressReporter:
         """Fixed prompts and seeds through the raw student, with and without a negative prompt, to MLflow."""
         if self._tracker is None:
             return
-        model, device = distiller.model, distiller.null.states.device
+        model, device = distiller.model, distiller.null.embeds.device
         prompts = (list(SHEET_PROMPTS) * SHEET_IMAGES)[:SHEET_IMAGES]
         noise = torch.randn((SHEET_IMAGES, *model.latent_shape), generator=torch.Generator().manual_seed(7))
         inputs = [part.to(device) for part in (noise, model.encode(prompts), model.encode([SHEET_NEGATIVE]))]

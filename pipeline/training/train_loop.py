@@ -102,7 +102,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
         started = time.monotonic()
         batch = next(stream)
         waited = time.monotonic() - started
-        encoded = embeds_of(batch.encoded, distiller.null.states.device) if batch.encoded else None
+        encoded = embeds_of(batch.encoded, distiller.null.embeds.device) if batch.encoded else None
         metrics = distiller.step(step, batch.prompts, encoded)
         reporter.update(step, metrics, waited)
         try:

@@ -46,11 +46,11 @@ def test_the_cache_is_a_block_causal_mask(pipe):
     model = pipe.transformer
     frames = torch.randn(2, 16, 6, 2, 2, generator=torch.Generator().manual_seed(1))
     rest = {"timestep": torch.zeros(2), "encoder_hidden_states": torch.randn(2, 16, 16), "return_dict": False}
-    with causal_attention(model) as past:
-        past.keep, parts = True, []
+    with causal_attention(model) as cache:
+        cache.keep, parts = True, []
         for part in frames.split(2, dim=2):
             parts.append(model(hidden_states=part, **rest)[0])
-            past.frames += 2
+            cache.frames += 2
     before = dict(model.attn_processors)
     masked = {name: MaskedAttnProcessor(3) if "attn1" in name else p for name, p in before.items()}
     model.set_attn_processor(masked)

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 import nasa
 from nasa.attention import SteeredAttnProcessor, Steering
-from nasa.backbones import backbone_of
+from nasa.families import family_of
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 FUSED_TOLERANCE = 2e-5  # one matrix product in place of three
@@ -52,9 +52,9 @@ def test_compiled_once_for_every_scale_and_negative(family, pipe):
     """As one graph, and with no second one for another scale or negative."""
     torch._dynamo.reset()
     counters.clear()
-    backbone, model = backbone_of(pipe)
+    own, model = family_of(pipe)
     eager = steered(family, pipe)
-    setattr(pipe, backbone.attribute, torch.compile(model, backend="eager", fullgraph=True))
+    setattr(pipe, own.denoiser_part, torch.compile(model, backend="eager", fullgraph=True))
     assert torch.equal(steered(family, pipe), eager)
     assert counters["stats"]["unique_graphs"] == 1
     images = [steered(family, pipe, *choice) for choice in (("dog", 0.7), ("cat", 0.7))]  # Qwen-Image pads to no length
@@ -65,7 +65,7 @@ def test_compiled_once_for_every_scale_and_negative(family, pipe):
 
 def test_a_lora_adapter_is_part_of_both_texts(family, pipe):
     """Steered with the adapter is what its merged weights give."""
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     plain = steered(family, pipe)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     torch.manual_seed(1)
@@ -88,7 +88,7 @@ FUSABLE = (
 @pytest.mark.parametrize("family", FUSABLE)
 def test_fused_projections_give_the_same_image(family, pipe):
     expected = steered(family, pipe)
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     model.fuse_qkv_projections()
     torch.testing.assert_close(steered(family, pipe), expected, atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
     before = dict(model.attn_processors)
@@ -124,7 +124,7 @@ class Away(ModelHook):
 
 def test_an_offloaded_model_comes_back_before_it_is_needed(family, pipe):
     expected = steered(family, pipe)
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     accelerate.hooks.add_hook_to_module(model, Away(model))
     assert torch.equal(steered(family, pipe), expected)
 
@@ -132,7 +132,7 @@ def test_an_offloaded_model_comes_back_before_it_is_needed(family, pipe):
 def test_layers_offloaded_one_by_one(family, pipe):
     """accelerate keeps the weights on no device; each layer's come for its own forward."""
     expected = steered(family, pipe)
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert next(model.parameters()).device.type == "meta"
     torch.testing.assert_close(steered(family, pipe), expected, atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
@@ -150,11 +150,11 @@ class AwayToMeta(Away):
         return output
 
 
-@pytest.mark.parametrize("family", ["stable-diffusion", "sdxl", "pixart", "sana-sprint", "wan"])
+@pytest.mark.parametrize("family", ["stable-diffusion", "sdxl", "pixart", "pixart-sigma", "sana-sprint", "wan"])
 def test_blocks_offloaded_one_by_one(family, pipe):
     """Where K- and V- cannot be computed beforehand they are computed in each call."""
     expected = steered(family, pipe)
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     for block in [module for module in model.modules() if hasattr(module, "attn2")]:
         accelerate.hooks.add_hook_to_module(block, AwayToMeta(block))
     assert torch.equal(steered(family, pipe), expected)
@@ -186,9 +186,9 @@ def test_an_ip_adapter_is_refused():
 
 def test_a_pipeline_is_copied_and_pickled_after_it_was_steered(family, pipe):
     expected = steered(family, pipe)
-    backbone, model = backbone_of(pipe)
+    own, model = family_of(pipe)
     for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        setattr(pipe, backbone.attribute, made)
+        setattr(pipe, own.denoiser_part, made)
         assert torch.equal(steered(family, pipe), expected)
 
 

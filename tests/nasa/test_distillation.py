@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nasa.backbone import Diffusion, SteerableUNet, diffusion_of
-from nasa.distillation import Texts, draw, lora_teacher_loss, student_loss
+from nasa.denoiser import steerable
+from nasa.diffusion import Diffusion, diffusion_of
+from nasa.distillation import TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
-from nasa.embeds import Embeds
 from nasa.method import Method
+from nasa.prompt_embeds import PromptEmbeds
 from nasa.student import generate, generate_with_cfg
 from nasa.teachers import add_lora, frozen_teacher, lora_parameters
 from nasa.testing import reference_cross_attention, tiny_stable_diffusion
@@ -37,13 +38,13 @@ class World:
         with torch.no_grad():
             for parameter in self.plain_student.parameters():
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-        self.student = SteerableUNet(deepcopy(self.plain_student))
+        self.student = steerable(deepcopy(self.plain_student))
         torch.manual_seed(2)
         teacher = deepcopy(self.plain_teacher)
         add_lora(teacher, **LORA)
-        self.teachers = SteerableUNet(teacher).double()
+        self.teachers = steerable(teacher).double()
         states = (torch.randn(n, TOKENS, WIDTH, generator=generator).double() for n in (BATCH, BATCH, 1))
-        self.texts = Texts(*map(Embeds, states))
+        self.texts = TextConditions(*map(PromptEmbeds, states))
 
     def fill_lora(self):
         generator = torch.Generator().manual_seed(3)
@@ -52,15 +53,17 @@ class World:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
         return self
 
-    def draws(self, method=NASA_T, step=0, rank=0):
+    def randomness(self, method=NASA_T, step=0, rank=0):
         seeds = [1000 * step + place for place in range(rank * BATCH, (rank + 1) * BATCH)]
         own = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn = draw(method, self.diffusion, (4, 4, 4), torch.Generator().manual_seed(step), own)
+        drawn = sample_step(method, self.diffusion, (4, 4, 4), torch.Generator().manual_seed(step), own)
         doubled = {name: getattr(drawn, name).double() for name in ("noise", "vsd_eps", "lora_eps")}
         return replace(drawn, **doubled)
 
-    def student_loss(self, method=NASA_T, draws=None):
-        return student_loss(self.student, self.teachers, self.diffusion, method, self.texts, draws or self.draws())
+    def student_loss(self, method=NASA_T, randomness=None):
+        return student_loss(
+            self.student, self.teachers, self.diffusion, method, self.texts, randomness or self.randomness()
+        )
 
 
 @pytest.fixture(params=["epsilon", "v_prediction", "sample"])
@@ -102,27 +105,32 @@ def merged_lora_teacher(world):
     return merged
 
 
-def reference_loss(world, method, draws):
+def reference_loss(world, method, randomness):
     """Eqs. 4 to 6 with sigma^2 weights, one sample's formula after the other."""
     texts, abar, kind = world.texts, world.diffusion.alphas_cumprod, world.diffusion.prediction_type
     start = world.diffusion.start_timestep % 1000
     alpha, sigma = abar[start] ** 0.5, (1 - abar[start]) ** 0.5
-    negative = texts.negatives.states if method.negative_on_student else None
+    negative = texts.negatives.embeds if method.negative_on_student else None
     output = call(
-        world.plain_student, draws.noise, torch.full((BATCH,), start), texts.prompts.states, negative, draws.scale
+        world.plain_student,
+        randomness.noise,
+        torch.full((BATCH,), start),
+        texts.prompts.embeds,
+        negative,
+        randomness.scale,
     )
     x0 = {
-        "epsilon": (draws.noise - sigma * output) / alpha,
-        "v_prediction": alpha * draws.noise - sigma * output,
+        "epsilon": (randomness.noise - sigma * output) / alpha,
+        "v_prediction": alpha * randomness.noise - sigma * output,
         "sample": output,
     }[kind]
-    t, k = draws.vsd_timestep_B, draws.guidance_scale
+    t, k = randomness.vsd_timestep_B, randomness.guidance_scale
     alpha, sigma = (a.reshape(BATCH, 1, 1, 1) for a in (abar[t] ** 0.5, (1 - abar[t]) ** 0.5))
-    x_t = (alpha * x0 + sigma * draws.vsd_eps).detach()
+    x_t = (alpha * x0 + sigma * randomness.vsd_eps).detach()
 
     def eps(unet, with_negative, guidance):
-        away = call(unet, x_t, t, (texts.negatives if with_negative else texts.null).states)
-        towards = call(unet, x_t, t, texts.prompts.states)
+        away = call(unet, x_t, t, (texts.negatives if with_negative else texts.null).embeds)
+        towards = call(unet, x_t, t, texts.prompts.embeds)
         if kind == "v_prediction":
             away, towards = (alpha * v + sigma * x_t for v in (away, towards))
         if kind == "sample":
@@ -151,10 +159,10 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_student_s_loss_and_gradient_match_the_reference(world, method):
-    draws = world.draws(method)
+    randomness = world.randomness(method)
     world.diffusion = replace(world.diffusion, start_timestep=method.start_timestep)
-    loss, surrogate = reference_loss(world, method, draws)
-    actual = world.student_loss(method, draws)
+    loss, surrogate = reference_loss(world, method, randomness)
+    actual = world.student_loss(method, randomness)
     torch.testing.assert_close(actual.loss, loss, rtol=REFERENCE_TOLERANCE, atol=0)
     torch.testing.assert_close(actual.gradient_rms, (2 * loss).sqrt(), rtol=REFERENCE_TOLERANCE, atol=0)
     actual.loss.backward()
@@ -180,9 +188,9 @@ def test_before_the_lora_teacher_learns_equal_conditions_give_no_gradient(predic
 
 
 def test_each_row_of_table_5_changes_what_it_says(eps_world):
-    draws = eps_world.draws()
+    randomness = eps_world.randomness()
     none, student, teacher, lora = (
-        eps_world.student_loss(Method(*switches), draws)
+        eps_world.student_loss(Method(*switches), randomness)
         for switches in [(False,) * 3, (True, False, False), (False, True, False), (False, False, True)]
     )
     assert not torch.equal(student.x0, none.x0)
@@ -196,9 +204,9 @@ def test_the_frozen_teacher_is_bitwise_the_original_model(filled):
     world = World("epsilon")
     if filled:
         world.fill_lora()
-    x_t, timestep_B, embeds = world.draws().noise, torch.tensor([5, 500, 999]), world.texts.prompts
+    x_t, timestep_B, embeds = world.randomness().noise, torch.tensor([5, 500, 999]), world.texts.prompts
     flags = {name: parameter.requires_grad for name, parameter in world.teachers.named_parameters()}
-    expected = world.plain_teacher(x_t, timestep_B, embeds.states).sample
+    expected = world.plain_teacher(x_t, timestep_B, embeds.embeds).sample
     with frozen_teacher(world.teachers):
         frozen = world.teachers(x_t, timestep_B, embeds)
     assert torch.equal(frozen, expected)
@@ -210,7 +218,7 @@ def test_the_frozen_teacher_is_bitwise_the_original_model(filled):
 
 
 def test_the_lora_teacher_returns_after_an_exception(eps_world):
-    x_t, timestep_B, embeds = eps_world.draws().noise, torch.tensor([5, 500, 999]), eps_world.texts.prompts
+    x_t, timestep_B, embeds = eps_world.randomness().noise, torch.tensor([5, 500, 999]), eps_world.texts.prompts
     expected = eps_world.teachers(x_t, timestep_B, embeds)
     with pytest.raises(KeyError, match="on purpose"), frozen_teacher(eps_world.teachers):
         raise KeyError("on purpose")
@@ -219,28 +227,28 @@ def test_the_lora_teacher_returns_after_an_exception(eps_world):
 
 @pytest.mark.parametrize("null_text", [[False] * 3, [True] * 3, [False, True, False]], ids=["none", "all", "one"])
 def test_the_lora_teacher_s_loss_matches_the_reference(world, null_text):
-    draws, x0 = replace(world.draws(), null_text_B=torch.tensor(null_text)), world.draws(step=5).noise
-    texts, abar, t = world.texts, world.diffusion.alphas_cumprod, draws.lora_timestep_B
+    randomness, x0 = replace(world.randomness(), null_text_B=torch.tensor(null_text)), world.randomness(step=5).noise
+    texts, abar, t = world.texts, world.diffusion.alphas_cumprod, randomness.lora_timestep_B
     alpha, sigma = (a.reshape(BATCH, 1, 1, 1) for a in (abar[t] ** 0.5, (1 - abar[t]) ** 0.5))
-    rows = [texts.null.states[0] if null else own for null, own in zip(null_text, texts.prompts.states, strict=True)]
+    rows = [texts.null.embeds[0] if null else own for null, own in zip(null_text, texts.prompts.embeds, strict=True)]
     embeds = torch.stack(rows)
-    output = call(merged_lora_teacher(world), alpha * x0 + sigma * draws.lora_eps, t, embeds)
+    output = call(merged_lora_teacher(world), alpha * x0 + sigma * randomness.lora_eps, t, embeds)
     wanted = {
-        "epsilon": draws.lora_eps,
-        "v_prediction": alpha * draws.lora_eps - sigma * x0,
+        "epsilon": randomness.lora_eps,
+        "v_prediction": alpha * randomness.lora_eps - sigma * x0,
         "sample": x0,
     }[world.diffusion.prediction_type]
     expected = (alpha**2 * (output - wanted) ** 2).mean()
-    actual = lora_teacher_loss(world.teachers, world.diffusion, texts, draws, x0)
+    actual = lora_teacher_loss(world.teachers, world.diffusion, texts, randomness, x0)
     torch.testing.assert_close(actual, expected, rtol=REFERENCE_TOLERANCE, atol=0)
 
 
 @pytest.mark.parametrize("null_text", [[False] * 3, [True] * 3, [False, True, False]], ids=["none", "all", "one"])
 def test_a_shared_pass_is_both_losses_on_the_same_noised_images(world, null_text):
-    draws = replace(world.draws(), null_text_B=torch.tensor(null_text))
-    apart, shared = world.student_loss(NASA_T, draws), world.student_loss(SHARED, draws)
+    randomness = replace(world.randomness(), null_text_B=torch.tensor(null_text))
+    apart, shared = world.student_loss(NASA_T, randomness), world.student_loss(SHARED, randomness)
     torch.testing.assert_close(shared.loss, apart.loss, rtol=REFERENCE_TOLERANCE, atol=0)
-    same = replace(draws, lora_timestep_B=draws.vsd_timestep_B, lora_eps=draws.vsd_eps)
+    same = replace(randomness, lora_timestep_B=randomness.vsd_timestep_B, lora_eps=randomness.vsd_eps)
     expected = lora_teacher_loss(world.teachers, world.diffusion, world.texts, same, apart.x0)
     torch.testing.assert_close(shared.lora_loss, expected, rtol=REFERENCE_TOLERANCE, atol=0)
     assert apart.lora_loss is None
@@ -262,36 +270,36 @@ def test_a_pass_is_shared_with_the_null_text_alone(changes):
 
 
 def test_the_lora_teacher_s_loss_reaches_the_adapters_alone(eps_world):
-    draws = eps_world.draws()
-    x0 = eps_world.student_loss(draws=draws).x0
-    lora_teacher_loss(eps_world.teachers, eps_world.diffusion, eps_world.texts, draws, x0).backward()
+    randomness = eps_world.randomness()
+    x0 = eps_world.student_loss(randomness=randomness).x0
+    lora_teacher_loss(eps_world.teachers, eps_world.diffusion, eps_world.texts, randomness, x0).backward()
     with_gradient = {name for name, p in eps_world.teachers.named_parameters() if p.grad is not None and p.grad.any()}
     assert with_gradient == {name for name, _ in eps_world.teachers.named_parameters() if "lora_" in name}
     assert all(parameter.grad is None for parameter in eps_world.student.parameters())
 
 
 def test_ranks_share_scale_guidance_and_null_text_but_no_noise(eps_world):
-    first, second = eps_world.draws(step=4, rank=0), eps_world.draws(step=4, rank=1)
+    first, second = eps_world.randomness(step=4, rank=0), eps_world.randomness(step=4, rank=1)
     shared = ("scale", "guidance_scale")
     assert [getattr(first, name) for name in shared] == [getattr(second, name) for name in shared]
     assert torch.equal(first.null_text_B, second.null_text_B)
     for name in ("noise", "vsd_eps", "lora_eps", "lora_timestep_B"):
         assert not torch.equal(getattr(first, name), getattr(second, name))
     assert not torch.equal(first.noise, first.vsd_eps)
-    assert first.scale != eps_world.draws(step=5).scale
+    assert first.scale != eps_world.randomness(step=5).scale
 
 
 def test_draws_cover_their_ranges(eps_world):
     shared, own = torch.Generator().manual_seed(0), [torch.Generator().manual_seed(1)] * 200
     method = Method(guidance_range=(0.5, 3.0), scale_range=(0.2, 0.8), null_text_probability=0.3)
-    many = [draw(method, eps_world.diffusion, (1, 1, 1), shared, own) for _ in range(200)]
+    many = [sample_step(method, eps_world.diffusion, (1, 1, 1), shared, own) for _ in range(200)]
     vsd, lora = (torch.cat([getattr(d, name) for d in many]) for name in ("vsd_timestep_B", "lora_timestep_B"))
     assert (vsd.min(), vsd.max(), lora.min(), lora.max()) == (20, 979, 0, 999)
     assert 0.2 <= min(d.scale for d in many) < 0.23 < 0.77 < max(d.scale for d in many) <= 0.8
     assert 0.5 <= min(d.guidance_scale for d in many) < 0.6 < 2.9 < max(d.guidance_scale for d in many) <= 3.0
     assert all(d.null_text_B.all() or not d.null_text_B.any() for d in many)  # the whole batch
     assert 0.2 < torch.stack([d.null_text_B for d in many]).float().mean() < 0.4
-    each = draw(replace(method, null_text_per="image"), eps_world.diffusion, (1, 1, 1), shared, own)
+    each = sample_step(replace(method, null_text_per="image"), eps_world.diffusion, (1, 1, 1), shared, own)
     assert 0.2 < each.null_text_B.float().mean() < 0.4
 
 
@@ -299,7 +307,7 @@ def test_an_image_s_numbers_depend_on_its_place_alone(eps_world):
     """Not on how many images stand before it in its process."""
     generators = lambda places: [torch.Generator().manual_seed(place) for place in places]  # noqa: E731
     drawn = [
-        draw(NASA_T, eps_world.diffusion, (4, 4, 4), torch.Generator().manual_seed(0), generators(places))
+        sample_step(NASA_T, eps_world.diffusion, (4, 4, 4), torch.Generator().manual_seed(0), generators(places))
         for places in (range(4), range(2, 4))
     ]
     halves = drawn[0].part(slice(2, 4)), drawn[1]
@@ -308,7 +316,7 @@ def test_an_image_s_numbers_depend_on_its_place_alone(eps_world):
 
 
 def test_guidance_on_the_student_mixes_two_plain_images(world):
-    noise, texts, student = world.draws().noise, world.texts, world.student
+    noise, texts, student = world.randomness().noise, world.texts, world.student
     towards = generate(student, world.diffusion, noise, texts.prompts)
     away = generate(student, world.diffusion, noise, texts.negatives)
     mixed = generate_with_cfg(student, world.diffusion, noise, texts.prompts, texts.negatives, 2.0)
@@ -381,12 +389,12 @@ def test_a_recorded_trace(prediction_type):
     lora = torch.optim.AdamW(lora_parameters(world.teachers), lr=1e-2, weight_decay=0)
     losses = []
     for step in range(10):
-        draws = world.draws(step=step)
-        outcome = world.student_loss(draws=draws)
+        randomness = world.randomness(step=step)
+        outcome = world.student_loss(randomness=randomness)
         student.zero_grad()
         outcome.loss.backward()
         student.step()
-        lora_loss = lora_teacher_loss(world.teachers, world.diffusion, world.texts, draws, outcome.x0)
+        lora_loss = lora_teacher_loss(world.teachers, world.diffusion, world.texts, randomness, outcome.x0)
         lora.zero_grad()
         lora_loss.backward()
         lora.step()

@@ -43,7 +43,7 @@ def steered(pipe, **options):
     ("guider", "steer"),
     [
         ({"scale": 0.4}, {"scale": 0.4}),
-        ({"scale": 1.0, "method": "nag"}, {"scale": 1.0, "method": "nag"}),
+        ({"scale": 1.0, "rule": "nag"}, {"scale": 1.0, "rule": "nag"}),
         ({"scale": 0.4, "stop": 0.4}, {"scale": 0.4, "steps": {0}}),
         ({"scale": 0.4, "start": 0.4}, {"scale": 0.4, "steps": {1, 2}}),
         ({"scale": 0.0}, {"scale": 0}),

@@ -7,8 +7,8 @@ from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAt
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 
 import nasa
-from nasa.backbones import backbone_of
-from nasa.joint import READINGS, JointSteeredProcessor, JointSteering
+from nasa.families import family_of
+from nasa.joint import JOINT_ATTENTION, JointSteeredProcessor, JointSteering
 from nasa.testing.pipelines import TINY_PIPELINES
 
 TOLERANCE = 2e-6
@@ -89,7 +89,7 @@ def away_from(attn, kind, image, negative, reading):
     return run(attn, kind, image, negative, attention_mask=mask)[0]
 
 
-CASES = [(kind, reading) for kind in ("flux", "flux-single") for reading in READINGS]
+CASES = [(kind, reading) for kind in ("flux", "flux-single") for reading in JOINT_ATTENTION]
 CASES += [("stable-diffusion-3", "joint"), ("qwen-image", "joint")]  # their own processors mask no image
 
 
@@ -103,7 +103,7 @@ def test_image_is_steered_and_texts_are_what_they_are_alone(kind, reading):
     bias = 0 if kind == "flux-single" else attn.to_out[0].bias
     wanted = z_image - ALPHA * (away_from(attn, kind, image, negative, reading) - bias)
 
-    steering = JointSteering(embeds_NTD=negative, scale=ALPHA, positive_tokens=POSITIVE, reading=reading)
+    steering = JointSteering(embeds_NTD=negative, scale=ALPHA, positive_tokens=POSITIVE, joint_attention=reading)
     attn.set_processor(JointSteeredProcessor(attn.processor, steering))
     steered, texts = run(attn, kind, image, torch.cat([positive, negative], dim=1))
     torch.testing.assert_close(steered, wanted, atol=TOLERANCE, rtol=0)
@@ -162,7 +162,7 @@ def test_reading_text_of_qwen_image_attends_to_the_negative_alone():
 
 def first_outputs(pipe, calls, **options):
     """The denoiser's outputs at the first step: one call, or two where guidance is a call of its own."""
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     outputs = []
     hook = model.register_forward_hook(lambda _, args, output: outputs.append(output[0]))
     try:
@@ -175,13 +175,13 @@ def first_outputs(pipe, calls, **options):
     return outputs[0].chunk(2) if calls == 1 and len(outputs[0]) == 2 else outputs
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", JOINT_ATTENTION)
 @pytest.mark.parametrize("family", ["flux", "qwen-image"])
 def test_guidance_in_calls_steers_the_conditional_call_alone(family, reading):
     pipe = TINY_PIPELINES[family]()
     guided = {"true_cfg_scale": 3.0, "negative_prompt": "dog"}
     plain = first_outputs(pipe, 2, **guided)
-    with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, reading=reading):
+    with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, joint_attention=reading):
         steered = first_outputs(pipe, 2, **guided)
         (unguided,) = first_outputs(pipe, 1)
     assert torch.equal(steered[1], plain[1])
@@ -189,11 +189,11 @@ def test_guidance_in_calls_steers_the_conditional_call_alone(family, reading):
     assert not torch.allclose(steered[0], plain[0])
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", JOINT_ATTENTION)
 def test_guidance_in_a_batch_steers_the_conditional_half_alone(reading):
     pipe = TINY_PIPELINES["stable-diffusion-3"]()
     plain = first_outputs(pipe, 1, guidance_scale=3.0)
-    with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, reading=reading):
+    with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, joint_attention=reading):
         steered = first_outputs(pipe, 1, guidance_scale=3.0)
         (unguided,) = first_outputs(pipe, 1, guidance_scale=0)
     torch.testing.assert_close(steered[0], plain[0], atol=TOLERANCE, rtol=0)
@@ -224,10 +224,10 @@ def test_readings_differ_and_scale_zero_of_a_tensor_is_plain(family):
     pipe = TINY_PIPELINES[family]()
     (plain,) = first_outputs(pipe, 1, guidance_scale=0)
     outputs = {}
-    for reading in READINGS:
-        with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, reading=reading):
+    for reading in JOINT_ATTENTION:
+        with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, joint_attention=reading):
             (outputs[reading],) = first_outputs(pipe, 1, guidance_scale=0)
-        with nasa.steer(pipe, "blurry", torch.zeros(1), max_sequence_length=16, reading=reading):
+        with nasa.steer(pipe, "blurry", torch.zeros(1), max_sequence_length=16, joint_attention=reading):
             torch.testing.assert_close(first_outputs(pipe, 1, guidance_scale=0)[0], plain, atol=TOLERANCE, rtol=0)
     assert not torch.allclose(outputs["text"], outputs["joint"], atol=100 * TOLERANCE)
 
@@ -235,8 +235,11 @@ def test_readings_differ_and_scale_zero_of_a_tensor_is_plain(family):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reading": "both"}, "reading: 'both' is not known; allowed: text, joint"),
-        ({"negative_attention_mask": torch.ones(1, 3), "negative_prompt_embeds": torch.ones(1, 3, 16)}, "has no mask"),
+        ({"joint_attention": "both"}, "joint_attention: got 'both'; expected text or joint"),
+        (
+            {"negative_attention_mask": torch.ones(1, 3), "negative_prompt_embeds": torch.ones(1, 3, 16)},
+            "negative_attention_mask: got a mask; expected None",
+        ),
     ],
 )
 def test_mistakes_are_named(options, message):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from nasa.backbone import Diffusion
+from nasa.diffusion import Diffusion
 from nasa.parameterization import (
     PREDICTION_TYPES,
     add_noise,
@@ -50,7 +50,7 @@ def test_alpha_and_sigma_of_each_sample():
 
 @pytest.mark.parametrize("start", [-2, 1000])
 def test_a_start_outside_the_schedule_is_named(start):
-    with pytest.raises(ValueError, match=f"start_timestep: {start} is not allowed; allowed: 0 to 999, or -1"):
+    with pytest.raises(ValueError, match=f"start_timestep: got {start}; expected 0 to 999, or -1"):
         Diffusion(ALPHAS_CUMPROD, "epsilon", start)
 
 
@@ -70,11 +70,11 @@ def test_an_epsilon_model_does_not_start_where_nothing_of_the_image_is_left():
 @pytest.mark.parametrize("convert", [target, to_x0, to_eps])
 def test_an_unknown_type_is_named(noised, convert):
     with pytest.raises(
-        ValueError, match="prediction_type: 'flow' is not known; allowed: epsilon, v_prediction, sample"
+        ValueError, match="prediction_type: got 'flow'; expected epsilon, v_prediction, sample"
     ):
         convert(*noised, "flow")
 
 
 def test_diffusion_refuses_an_unknown_type():
-    with pytest.raises(ValueError, match="prediction_type: 'flow' is not known"):
+    with pytest.raises(ValueError, match="prediction_type: got 'flow'; expected epsilon"):
         Diffusion(ALPHAS_CUMPROD, "flow")

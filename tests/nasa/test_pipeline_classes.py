@@ -18,8 +18,8 @@ from peft import LoraConfig, inject_adapter_in_model
 
 import nasa
 from nasa.attention import SteeredAttnProcessor
-from nasa.backbones import BACKBONES, denoisers
 from nasa.conditional import PIPELINES
+from nasa.families import FAMILIES, denoisers, family_of_denoiser
 from nasa.testing import tiny_stable_diffusion
 from nasa.testing.siblings import GUIDED, GUIDED_BY_A_SECOND_CALL, tiny_sibling
 
@@ -100,7 +100,7 @@ def call_parameters(name):
 
 def steerable_classes():
     """The exported pipelines whose constructor takes one of our denoisers as its unet or transformer."""
-    names = re.compile(rf"\b({'|'.join(BACKBONES)})\b")
+    names = re.compile(rf"\b({'|'.join(family.denoiser_class for family in FAMILIES)})\b")
     found = {}
     for name in dir(diffusers):
         cls = getattr(diffusers, name) if "Pipeline" in name else None
@@ -198,7 +198,7 @@ class Residue:
             self.see(positive - negative)
 
         monkeypatch.setattr(SteeredAttnProcessor, "_combine", watched)
-        if BACKBONES[type(denoisers(pipe)[0]).__name__].extend:
+        if family_of_denoiser(denoisers(pipe)[0]).extend:
             for model in denoisers(pipe):
                 model.register_forward_pre_hook(compare, with_kwargs=True)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import nasa
-from nasa.backbones import backbone_of
+from nasa.families import family_of
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 TOLERANCE = 1e-4
 FAMILIES = {
-    "unet": "stable-diffusion",
+    "stable_diffusion": "stable-diffusion",
     "pixart": "pixart",
     "flux": "flux",
     "sana": "sana-sprint",
@@ -55,7 +55,7 @@ def pipeline(name):
 
 def run(name, pipe):
     """The latents that come out, and each call of the denoiser: its latents, timestep and output."""
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     calls = []
 
     def record(_, args, kwargs, output):

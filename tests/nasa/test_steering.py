@@ -76,8 +76,8 @@ def test_one_negative_for_each_prompt(pipe):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"negative_prompt": "x", "method": "magic"}, "method: 'magic' is not known; allowed: nasa, nag, vsf"),
-        ({"negative_prompt": "x", "negative_prompt_embeds": torch.zeros(1, 1, 1)}, "give one of the two"),
+        ({"negative_prompt": "x", "rule": "magic"}, "rule: got 'magic'; expected nasa, nag, vsf"),
+        ({"negative_prompt": "x", "negative_prompt_embeds": torch.zeros(1, 1, 1)}, "expected one of the two"),
     ],
 )
 def test_mistakes_are_named(pipe, options, message):
@@ -90,7 +90,7 @@ def test_a_model_without_cross_attention_is_refused(pipe):
         unet = None
 
     with (
-        pytest.raises(ValueError, match="Other: its denoiser NoneType cannot"),
+        pytest.raises(ValueError, match="Other: denoiser: got NoneType; expected"),
         nasa.steer(Other(), negative_prompt="x"),
     ):
         pass

@@ -11,7 +11,7 @@ from peft import LoraConfig
 
 import nasa
 from nasa.attention import SteeredAttnProcessor
-from nasa.backbones import denoisers
+from nasa.families import denoisers
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 SCALE = 0.6

@@ -5,21 +5,23 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from nasa.backbone import steerable
+from nasa.denoiser import steerable
 from nasa.student import generate
 from nasa.testing import tiny_stable_diffusion
-from nasa.testing.pipelines import tiny_pixart
+from nasa.testing.pipelines import TINY_PIPELINES, tiny_pixart, tiny_pixart_sigma
 from pipeline import models
 from pipeline.errors import UserError
 
 ONE_STEP_TOLERANCE = 1e-4  # float32; x0 is of the order of 30
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "pixart"])
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "pixart", "pixart-sigma"])
 def teacher(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / request.param
-    pixart = request.param == "pixart"
-    pipe = tiny_pixart() if pixart else tiny_stable_diffusion(prediction_type=request.param)
+    if request.param in TINY_PIPELINES:
+        pipe = TINY_PIPELINES[request.param]()
+    else:
+        pipe = tiny_stable_diffusion(prediction_type=request.param)
     pipe.save_pretrained(folder)
     return folder
 
@@ -32,11 +34,13 @@ def test_the_saved_student_generates_in_one_step_of_an_ordinary_pipeline(teacher
     pipe = models.load_pipeline(tmp_path / "student")
     noise = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     prompts = ["a red star", "a ring"]
-    own = {"use_resolution_binning": False} if teacher.name == "pixart" else {}
+    own = {"use_resolution_binning": False} if teacher.name.startswith("pixart") else {}
     actual = pipe(prompts, num_inference_steps=1, guidance_scale=0, latents=noise, output_type="latent", **own).images
     model.denoiser.load_state_dict(weights)
     with torch.no_grad():
-        expected = generate(steerable(model.denoiser), model.diffusion, noise, model.encode(prompts))
+        expected = generate(
+            steerable(model.denoiser, family=model.family), model.diffusion, noise, model.encode(prompts)
+        )
     torch.testing.assert_close(actual, expected, atol=ONE_STEP_TOLERANCE, rtol=0)
 
 
@@ -49,14 +53,14 @@ def test_the_embedded_teacher_is_an_ordinary_pipeline():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("make", [tiny_stable_diffusion, tiny_pixart])
+@pytest.mark.parametrize("make", [tiny_stable_diffusion, tiny_pixart, tiny_pixart_sigma])
 def test_the_student_of_a_teacher_stored_in_half_precision_is_loaded_plainly(make, dtype, tmp_path):
     make().to(dtype).save_pretrained(tmp_path / "teacher")
     weights = models.load(tmp_path / "teacher").denoiser.state_dict()
     models.save_student(tmp_path / "teacher", weights, tmp_path / "student")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "student", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    own = {"use_resolution_binning": False, "clean_caption": False} if make is tiny_pixart else {}
+    own = {"use_resolution_binning": False, "clean_caption": False} if make is not tiny_stable_diffusion else {}
     image = pipe("a star", num_inference_steps=1, guidance_scale=0, output_type="pt", **own).images
     assert image.isfinite().all()
 

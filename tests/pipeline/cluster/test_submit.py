@@ -96,7 +96,7 @@ def test_a_retry_is_another_job_and_only_of_one_that_failed():
     assert second.attempt == 2
     assert submit(client, second)
     assert with_attempt(client, JOB, 0, retry=False).attempt == 2
-    with pytest.raises(UserError, match="--attempt: -1 is not allowed"):
+    with pytest.raises(UserError, match="--attempt: got -1; expected 1 or more"):
         with_attempt(client, JOB, -1, retry=False)
 
 

@@ -69,11 +69,11 @@ def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
 
 def test_bfloat16_arrives_bit_for_bit():
     states = torch.randn(2, 3, 5, 4).bfloat16()  # prompt and negative, three texts
-    stacked = np.stack([encode.bits(part) for part in states], axis=1)
+    stacked = np.stack([encode.to_bits(part) for part in states], axis=1)
     assert stacked.shape == (3, 2, 5, 4)
-    again = encode.embeds_of({"states": stacked}, "cpu")
-    assert again.states.dtype == torch.bfloat16
-    assert torch.equal(again.states, states.reshape(6, 5, 4))
+    again = encode.embeds_of({"embeds": stacked}, "cpu")
+    assert again.embeds.dtype == torch.bfloat16
+    assert torch.equal(again.embeds, states.reshape(6, 5, 4))
 
 
 def test_a_negative_for_the_batch_needs_the_workers_own_encoder():

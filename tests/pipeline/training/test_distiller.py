@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed
 
-from nasa.backbone import steerable
+from nasa.denoiser import steerable
 from nasa.teachers import merged_weights
-from nasa.testing.pipelines import tiny_pixart
+from nasa.testing.pipelines import TINY_PIPELINES
 from pipeline import models, recipe
 from pipeline.evaluation.judges import Clip
 from pipeline.prompts.negatives import NegativeSampler
@@ -29,12 +29,12 @@ SMALL = [
 STUDENT_LORA = ["student.lora_rank=2", "student.lora_alpha=8", "student.learning_rate=1e-2"]
 
 
-@pytest.fixture(scope="module", params=["stable-diffusion", "pixart"])
+@pytest.fixture(scope="module", params=["stable-diffusion", "pixart", "pixart-sigma"])
 def teacher(request, tiny_teacher, tmp_path_factory):
     if request.param == "stable-diffusion":
         return tiny_teacher
-    folder = tmp_path_factory.mktemp("teacher") / "pixart"
-    tiny_pixart().save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("teacher") / request.param
+    TINY_PIPELINES[request.param]().save_pretrained(folder)
     return folder
 
 
@@ -163,7 +163,7 @@ def test_bfloat16_is_near_float32_and_keeps_the_weights(teacher):
     trained = [*reduced.student_weights().values(), *reduced.ema.values()]
     adapters = [p for n, p in reduced.engines.teachers.named_parameters() if "lora_" in n]
     assert {value.dtype for value in [*trained, *adapters]} == {torch.float32}
-    kept = {f"model.{reduced.engines.teachers.output_layer}.{part}" for part in ("weight", "bias")}
+    kept = {f"model.{reduced.model.family.distillation.output_layer}.{part}" for part in ("weight", "bias")}
     frozen = {n: p for n, p in reduced.engines.teachers.named_parameters() if "lora_" not in n}
     assert {name for name, value in frozen.items() if value.dtype == torch.float32} == kept
     assert {value.dtype for name, value in frozen.items() if name not in kept} == {torch.bfloat16}

@@ -5,9 +5,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from jobs.__main__ import main
-from nasa.architectures import BY_HUB_ID, TEXT_ENCODER_PARAMETERS
-from nasa.backbone import steerable
-from nasa.embeds import Embeds
+from nasa.denoiser import steerable
+from nasa.families import FAMILIES
+from nasa.prompt_embeds import PromptEmbeds
 from nasa.testing import tiny_stable_diffusion
 from pipeline import recipe
 from pipeline.errors import UserError
@@ -64,7 +64,7 @@ def test_bytes_kept_on_the_meta_device_are_those_of_a_real_pass():
     for device in ("cpu", "meta"):
         denoiser = steerable(model.to(device))
         inputs = torch.zeros(3, 4, 4, 4, device=device), torch.zeros(3, device=device)
-        text = Embeds(torch.zeros(3, 16, 16, device=device))
+        text = PromptEmbeds(torch.zeros(3, 16, 16, device=device))
         kept.append(saved_bytes(lambda: denoiser(*inputs, text), model))  # noqa: B023
     assert kept[0] == kept[1] > 100_000
 
@@ -75,9 +75,9 @@ def test_the_text_encoders_have_so_many_parameters():
     t5 = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
     with torch.device("meta"):
         encoders = (CLIPTextModel(CLIPTextConfig(**width)), CLIPTextModel(CLIPTextConfig(**wider)), T5EncoderModel(t5))
-    assert list(TEXT_ENCODER_PARAMETERS) == list(BY_HUB_ID)
     counts = [sum(parameter.numel() for parameter in encoder.parameters()) for encoder in encoders]
-    assert list(TEXT_ENCODER_PARAMETERS.values()) == counts
+    published = [m for family in FAMILIES if family.distillation for m in family.distillation.published.values()]
+    assert [model.text_encoder_parameters for model in published] == [*counts, counts[-1]]
 
 
 def test_a_dry_run_prints_and_writes_nothing(tmp_path, capsys):

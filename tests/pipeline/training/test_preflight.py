@@ -23,7 +23,9 @@ def test_an_epsilon_teacher_without_signal_at_its_end_is_refused(tiny_teacher, t
     file = folder / "scheduler/scheduler_config.json"
     config = json.loads(file.read_text()) | {"rescale_betas_zero_snr": True, "_class_name": "DDIMScheduler"}
     file.write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"^method.start_timestep: got -1, where alpha is 0; an epsilon model"):
+    with pytest.raises(
+        UserError, match=r"^method.start_timestep: got -1, where alpha is 0; expected alpha of at least"
+    ):
         preflight._check_models(recipe.parse(""), folder, None)
     preflight._check_models(recipe.parse("", ["method.start_timestep=900"]), folder, None)
 

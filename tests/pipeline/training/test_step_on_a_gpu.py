@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from nasa import distillation
-from nasa.backbone import Diffusion, output_layer, steerable
-from nasa.embeds import Embeds
+from nasa.denoiser import output_layer, steerable
+from nasa.diffusion import Diffusion
 from nasa.meta_autocast import MetaAutocast
 from nasa.precision import autocast, cast_frozen, run_in_float32
+from nasa.prompt_embeds import PromptEmbeds
 from nasa.teachers import add_lora, lora_parameters
 from pipeline.recipe import load
 from pipeline.training import engines, estimate
@@ -25,20 +26,26 @@ def test_a_step_of_the_recipe(name):
     recipe = load(name)
     dtype = engines.compute_dtype(recipe)
     assert dtype == torch.bfloat16
-    student_model, teacher_model = (estimate.denoiser_of(recipe).to(META) for _ in range(2))
+    (student_model, family), (teacher_model, _) = (estimate.denoiser_of(recipe) for _ in range(2))
+    student_model.to(META), teacher_model.to(META)
     cast_frozen(teacher_model, dtype, keep=output_layer(teacher_model))
     options = recipe.lora_teacher
     with META:
-        add_lora(teacher_model, rank=options.rank, scaling=options.lora_alpha, targets=options.target_modules)
+        add_lora(
+            teacher_model,
+            rank=options.rank,
+            scaling=options.lora_alpha,
+            targets=engines.lora_teacher_targets(recipe, family),
+        )
     for parameter in lora_parameters(teacher_model):
         parameter.data = parameter.data.float()
     student, teachers = steerable(student_model.requires_grad_(True), dtype), steerable(teacher_model, dtype)
     diffusion = Diffusion(torch.linspace(0.999, 0.005, 1000, device=META), "epsilon", recipe.method.start_timestep)
-    texts, draws = _inputs(student_model, diffusion, recipe.method, dtype)
+    texts, randomness = _inputs(student_model, family, diffusion, recipe.method, dtype)
     with engines_on_cuda():
-        loss = distillation.student_loss(student, teachers, diffusion, recipe.method, texts, draws)
+        loss = distillation.student_loss(student, teachers, diffusion, recipe.method, texts, randomness)
         loss.loss.backward()
-        lora_loss = distillation.lora_teacher_loss(teachers, diffusion, texts, draws, loss.x0)
+        lora_loss = distillation.lora_teacher_loss(teachers, diffusion, texts, randomness, loss.x0)
         lora_loss.backward()
     assert {loss.loss.dtype, loss.x0.dtype, lora_loss.dtype} == {torch.float32}
     for trained in ([*student.parameters()], lora_parameters(teachers)):
@@ -52,17 +59,21 @@ def engines_on_cuda():
     return autocast("meta", torch.float32)
 
 
-def _inputs(model, diffusion, method, dtype):
+def _inputs(model, family, diffusion, method, dtype):
     count = 2
-    one = estimate._text(model, count)
+    one = family.distillation.empty_prompts(model.config, count)
     with META:
-        text = Embeds(one.states.to(META, dtype), None if one.mask is None else one.mask.to(META))
-    texts = distillation.Texts(text, text, text[:1])
+        text = PromptEmbeds(
+            one.embeds.to(META, dtype), None if one.attention_mask is None else one.attention_mask.to(META)
+        )
+    texts = distillation.TextConditions(text, text, text[:1])
     side, channels = model.config.sample_size, model.config.in_channels
     each = [torch.Generator().manual_seed(seed) for seed in range(count)]
-    draws = distillation.draw(method, diffusion, (channels, side, side), torch.Generator().manual_seed(9), each)
-    assert draws.noise.is_meta
-    return texts, draws
+    randomness = distillation.sample_step(
+        method, diffusion, (channels, side, side), torch.Generator().manual_seed(9), each
+    )
+    assert randomness.noise.is_meta
+    return texts, randomness
 
 
 class Small(nn.Module):

@@ -4,19 +4,20 @@ from typing import Any
 
 from torch import Tensor
 
-from nasa.backbones.base import Backbone, Text, embeds_and_mask
+from nasa.families.base import Family, embeds_and_mask
+from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 300  # the default of the pipeline's call
 
 
-def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Text:
+def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
     embeds, mask, *_ = pipe.encode_prompt(
         prompts,
         num_images_per_prompt=1,
         device=pipe._execution_device,
         max_sequence_length=max_sequence_length or MAX_SEQUENCE_LENGTH,
     )
-    return embeds, mask
+    return PromptEmbeds(embeds, mask)
 
 
 def project(model: Any, text: Tensor) -> Tensor:
@@ -24,11 +25,12 @@ def project(model: Any, text: Tensor) -> Tensor:
     return projected
 
 
-SANA = Backbone(
-    model_class="SanaTransformer2DModel",
-    attribute="transformer",
+SANA = Family(
+    name="sana",
+    denoiser_class="SanaTransformer2DModel",
+    denoiser_part="transformer",
     encode=encode,
     project=project,
-    text_of=embeds_and_mask,
+    prompt_embeds_of=embeds_and_mask,
     norm_across_heads=True,
 )

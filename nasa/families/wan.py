@@ -4,13 +4,14 @@ from typing import Any
 
 from torch import Tensor
 
-from nasa.backbones.base import Backbone, Text
+from nasa.families.base import Family
+from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 512  # the default of the pipeline's call
 
 
-def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Text:
-    """Padded with zeros, which the model sees; there is no mask."""
+def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
+    """Encode prompts padded with zeros, which the model sees; there is no mask."""
     embeds, _ = pipe.encode_prompt(
         prompts,
         do_classifier_free_guidance=False,
@@ -18,7 +19,7 @@ def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Te
         device=pipe._execution_device,
         max_sequence_length=max_sequence_length or MAX_SEQUENCE_LENGTH,
     )
-    return embeds, None
+    return PromptEmbeds(embeds)
 
 
 def project(model: Any, text: Tensor) -> Tensor:
@@ -26,9 +27,10 @@ def project(model: Any, text: Tensor) -> Tensor:
     return projected
 
 
-WAN = Backbone(
-    model_class="WanTransformer3DModel",
-    attribute="transformer",
+WAN = Family(
+    name="wan",
+    denoiser_class="WanTransformer3DModel",
+    denoiser_part="transformer",
     encode=encode,
     project=project,
     norm_across_heads=True,

@@ -10,15 +10,15 @@ import torch
 
 import nasa
 from nasa.attention import SteeredAttnProcessor
-from nasa.backbones import backbone_of
+from nasa.families import family_of
 from nasa.joint import JointSteeredProcessor
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 TOLERANCE = 2e-5
 SCALE = 0.4
 LONG, SHORT = "a photo of", "cat"
-CROSS = ("stable-diffusion", "sdxl", "pixart", "sana-sprint", "wan")  # the others: test_joint.py
-GUIDED = ("stable-diffusion", "sdxl", "pixart", "wan")
+CROSS = ("stable-diffusion", "sdxl", "pixart", "pixart-sigma", "sana-sprint", "wan")  # the others: test_joint.py
+GUIDED = ("stable-diffusion", "sdxl", "pixart", "pixart-sigma", "wan")
 
 
 @pytest.fixture(scope="module", params=TINY_PIPELINES)
@@ -43,7 +43,7 @@ def length(family):
 
 def scaled_attention(pipe, factor, chosen=lambda z: slice(None)):
     """Multiply what every cross-attention layer hands to its output projection, in the chosen rows."""
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
 
     def scale(_, args):
         (z,) = args
@@ -79,7 +79,7 @@ def test_away_from_the_prompt_itself_is_less_of_it(family, pipe, prompt):
 def test_guidance_steers_the_conditional_half_alone(family, pipe):
     """The half of the batch, or where guidance is a call of its own, the first of each two calls."""
     calls = []
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     count = model.register_forward_pre_hook(lambda *_: calls.append(None))
 
     def conditional(z):
@@ -102,7 +102,7 @@ def test_none_and_scale_zero_are_bitwise_plain(family, pipe):
 
 
 def test_the_same_processors_stand_there_again(family, pipe):
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     before, plain = dict(model.attn_processors), draw(family, pipe)
     with nasa.steer(pipe, SHORT, SCALE):
         inside = model.attn_processors.items()
@@ -139,7 +139,7 @@ def test_steps_can_be_limited(family, pipe):
 
 
 def test_layers_can_be_limited(family, pipe):
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     ending = "attn2.processor" if family in CROSS else ".attn.processor"
     name = next(name for name in model.attn_processors if name.endswith(ending))
     with nasa.steer(pipe, SHORT, SCALE, layers=lambda layer: layer == name):
@@ -155,15 +155,16 @@ def test_layers_can_be_limited(family, pipe):
 def test_other_rules_are_another_image(family, pipe, method):
     images = []
     for chosen in ("nasa", method):
-        with nasa.steer(pipe, SHORT, SCALE, method=chosen):
+        with nasa.steer(pipe, SHORT, SCALE, rule=chosen):
             images.append(draw(family, pipe))
     assert images[1].isfinite().all()
     assert not torch.allclose(images[0], images[1])
 
 
 def test_a_negative_with_its_mask_is_the_same_as_its_text(family, pipe):
-    backbone, _ = backbone_of(pipe)
-    embeds, mask = backbone.encode(pipe, [SHORT], *length(family).values() or [None])
+    own, _ = family_of(pipe)
+    encoded = own.encode(pipe, [SHORT], *length(family).values() or [None])
+    embeds, mask = encoded.embeds, encoded.attention_mask
     with nasa.steer(pipe, SHORT, SCALE, **length(family)):
         by_text = draw(family, pipe)
     with nasa.steer(pipe, negative_prompt_embeds=embeds, negative_attention_mask=mask, scale=SCALE):
@@ -173,7 +174,7 @@ def test_a_negative_with_its_mask_is_the_same_as_its_text(family, pipe):
 @pytest.mark.parametrize("family", ["stable-diffusion", "wan"], indirect=True)
 def test_a_negative_that_no_layer_used_is_an_error(family, pipe):
     """Also where the last call of the denoiser is the unconditional one."""
-    _, model = backbone_of(pipe)
+    _, model = family_of(pipe)
     plain = dict(model.attn_processors)
 
     def draw_unsteered():

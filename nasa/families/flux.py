@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nasa.backbones.base import Backbone, Text, text_behind_text
+from nasa.families.base import Family, append_text
+from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 512  # the default of the pipeline's call; FLUX.1-schnell takes 256
 
 
-def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Text:
-    """T5's states; CLIP's pooled embedding stays positive."""
+def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
+    """Encode by T5; CLIP's pooled embedding stays that of the positive prompt."""
     embeds, _, _ = pipe.encode_prompt(
         prompts,
         prompt_2=None,
@@ -19,19 +20,20 @@ def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Te
         device=pipe._execution_device,
         max_sequence_length=max_sequence_length or MAX_SEQUENCE_LENGTH,
     )
-    return embeds, None
+    return PromptEmbeds(embeds)
 
 
 def extend(kwargs: dict[str, Any], text_BTD: Tensor, _: Tensor | None) -> dict[str, Any]:
-    """Text has no position in FLUX: all its ids are 0."""
+    """Append the text and its position ids, which are all 0 in FLUX."""
     ids = kwargs["txt_ids"]
     more = ids.new_zeros(text_BTD.shape[1], ids.shape[-1])
-    return {**text_behind_text(kwargs, text_BTD), "txt_ids": torch.cat([ids, more])}
+    return {**append_text(kwargs, text_BTD), "txt_ids": torch.cat([ids, more])}
 
 
-FLUX = Backbone(
-    model_class="FluxTransformer2DModel",
-    attribute="transformer",
+FLUX = Family(
+    name="flux",
+    denoiser_class="FluxTransformer2DModel",
+    denoiser_part="transformer",
     encode=encode,
     extend=extend,
 )

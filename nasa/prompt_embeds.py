@@ -1,0 +1,58 @@
+"""Encoded prompts as a denoiser takes them. B texts, T tokens, D features."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """Embeddings [B, T, D] of B texts, and their attention mask [B, T], not 0 where a token counts, or None."""
+
+    embeds: Tensor
+    attention_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.embeds)
+
+    def __getitem__(self, texts: slice) -> "PromptEmbeds":
+        """Return some of the texts."""
+        return self._map(lambda part: part[texts])
+
+    def to(self, device: Any) -> "PromptEmbeds":
+        """Return the embeddings on a device."""
+        return self._map(lambda part: part.to(device))
+
+    def expand(self, batch_size: int) -> "PromptEmbeds":
+        """Return one text repeated for `batch_size` images, without a copy."""
+        return self._map(lambda part: part.expand(batch_size, *part.shape[1:]))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "PromptEmbeds":
+        mask = self.attention_mask
+        return PromptEmbeds(change(self.embeds), None if mask is None else change(mask))
+
+
+def cat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
+    """Concatenate texts; all parts have a mask or none has."""
+    masks = [part.attention_mask for part in parts if part.attention_mask is not None]
+    return PromptEmbeds(torch.cat([part.embeds for part in parts]), torch.cat(masks) if masks else None)
+
+
+def where(condition_B: Tensor, yes: PromptEmbeds, no: PromptEmbeds) -> PromptEmbeds:
+    """Choose `yes` or `no` for each text; either may be one text for all."""
+    embeds = torch.where(condition_B[:, None, None], yes.embeds, no.embeds)
+    if yes.attention_mask is None or no.attention_mask is None:
+        return PromptEmbeds(embeds)
+    return PromptEmbeds(embeds, torch.where(condition_B[:, None], yes.attention_mask, no.attention_mask))
+
+
+def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
+    """Return token ids int64 [B, T], padded and truncated to the tokenizer's length, as Stable Diffusion does."""
+    ids: Tensor = tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+    return ids

@@ -1,0 +1,80 @@
+"""The denoisers that can be trained, against `steer` on the pipelines that they come from."""
+
+import pytest
+import torch
+
+import nasa
+from nasa.denoiser import steerable
+from nasa.families import family_of
+from nasa.prompt_embeds import PromptEmbeds, cat, where
+from nasa.testing.pipelines import TINY_PIPELINES
+
+TOLERANCE = 1e-6
+SCALE = 0.6
+
+
+def make(name):
+    pipe = TINY_PIPELINES[name]()
+    family, model = family_of(pipe)
+    length = None if name == "stable-diffusion" else 16
+    text = {text: family.encode(pipe, [text], length) for text in ("a photo", "dog")}
+    return pipe, model, text["a photo"], text["dog"]
+
+
+def inputs(seed=0):
+    return torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed)), torch.tensor([999, 20])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["stable-diffusion", "pixart", "pixart-sigma"])
+def test_a_negative_at_a_call_is_what_steer_does(family):
+    _, model, prompt, negative = make(family)
+    latents, timestep = inputs()
+    denoiser = steerable(model)
+    plain = denoiser(latents, timestep, prompt.expand(2))
+    steered = denoiser(latents, timestep, prompt.expand(2), negative, SCALE)
+    assert torch.equal(denoiser(latents, timestep, prompt.expand(2)), plain)
+    assert steered.shape == plain.shape == latents.shape
+    fresh, _, *_ = make(family)
+    with nasa.steer(
+        fresh, negative_prompt_embeds=negative.embeds, negative_attention_mask=negative.attention_mask, scale=SCALE
+    ):
+        _, original = family_of(fresh)
+        expected = denoiser.family.distillation.predict(original, latents, timestep, prompt.expand(2))
+    torch.testing.assert_close(steered, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    assert not torch.allclose(steered, plain, atol=100 * TOLERANCE)
+
+
+@torch.no_grad()
+def test_the_padding_of_pixart_s_texts_is_not_seen():
+    _, model, prompt, negative = make("pixart")
+    assert not prompt.attention_mask.all()
+    denoiser = steerable(model)
+    latents, timestep = inputs()
+
+    def run(prompt, negative):
+        return denoiser(latents, timestep, prompt.expand(2), negative, SCALE)
+
+    def noisy(text):
+        padding = ~text.attention_mask.bool()[..., None]
+        return PromptEmbeds(torch.where(padding, torch.randn_like(text.embeds), text.embeds), text.attention_mask)
+
+    expected = run(prompt, negative)
+    torch.testing.assert_close(run(noisy(prompt), noisy(negative)), expected, atol=TOLERANCE, rtol=TOLERANCE)
+    assert not torch.allclose(run(PromptEmbeds(prompt.embeds), negative), expected, atol=100 * TOLERANCE)
+
+
+def test_other_families_are_refused():
+    with pytest.raises(ValueError, match="denoiser: got FluxTransformer2DModel; expected a pipeline of"):
+        steerable(TINY_PIPELINES["flux"]().transformer)
+
+
+def test_embeds_keep_each_text_with_its_mask():
+    a, b = (PromptEmbeds(torch.full((2, 3, 1), value), torch.full((2, 3), int(value))) for value in (1.0, 2.0))
+    both = cat([a, b])
+    assert len(both) == 4
+    assert both[1:3].embeds[:, 0, 0].tolist() == [1.0, 2.0]
+    assert both[1:3].attention_mask[:, 0].tolist() == [1, 2]
+    mixed = where(torch.tensor([True, False]), a[:1], b)
+    assert (mixed.embeds[:, 0, 0].tolist(), mixed.attention_mask[:, 0].tolist()) == ([1.0, 2.0], [1, 2])
+    assert where(torch.tensor([True]), PromptEmbeds(a.embeds[:1]), PromptEmbeds(b.embeds[:1])).attention_mask is None
