@@ -8,9 +8,9 @@ from datasets_prep.evaluation import EXCLUSION_PAIRS, HPSV2_STYLES
 from nasa.architectures import TEXT_ENCODER_PARAMETERS
 from pipeline import manifest, models
 from pipeline.errors import UserError
-from pipeline.evaluation.judges import clip_folder, decoder_folder
 from pipeline.gpus import GPUS
 from pipeline.hub import is_hub_id, on_hub
+from pipeline.models.clip.model import clip_folder, decoder_folder
 from pipeline.prompts import prepared
 from pipeline.recipe import EMBEDDED, Recipe
 from pipeline.storage import Folder

@@ -22,7 +22,7 @@ from ray.train import (
 from pipeline import manifest, models, tracking
 from pipeline.errors import StorageError, TrainingError, UserError, again
 from pipeline.hub import is_hub_id
-from pipeline.prompts.encode import encode_fixed, encoding_of
+from pipeline.prompts.encode import encode_cached, encoding_of
 from pipeline.recipe import Recipe, Train, dump
 from pipeline.redaction import redact
 from pipeline.remote_errors import unwrap_remote_errors
@@ -36,7 +36,7 @@ from pipeline.training.deepspeed_engine import ready_deepspeed
 from pipeline.training.export import export
 from pipeline.training.interrupt import InterruptibleTrainer
 from pipeline.training.loop import Setup
-from pipeline.training.progress import FIXED_TEXTS
+from pipeline.training.progress import PREVIEW_TEXTS
 from pipeline.training.restore import tidy
 from pipeline.training.validation import RETRIES, Validation, validate
 from pipeline.training.worker import train_loop
@@ -113,9 +113,9 @@ def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
     options = recipe.train
     if not options.num_encoders:
         return b""
-    encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_fixed)
+    encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_cached)
     with unwrap_remote_errors():
-        content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), FIXED_TEXTS))
+        content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), PREVIEW_TEXTS))
     return content
 
 

@@ -12,9 +12,9 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipeline import models, recipe
 from pipeline.errors import TransientError, UserError
-from pipeline.evaluation.judges import Clip, load_decoder
 from pipeline.lockfile import check_versions
-from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
+from pipeline.models.clip.model import Clip, load_decoder
+from pipeline.prompts.encode import Encoder, decode_cached, embeds_of, encoding_of
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.prompts.stream import Encoders, PromptStream
 from pipeline.storage import Folder
@@ -23,7 +23,7 @@ from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller
 from pipeline.training.guard import DivergedError, Guard
 from pipeline.training.interrupt import StopRequestedError
-from pipeline.training.progress import FIXED_TEXTS, Progress
+from pipeline.training.progress import PREVIEW_TEXTS, Progress
 from pipeline.training.restore import restore, stored
 from pipeline.training.validation import is_due
 
@@ -34,7 +34,7 @@ UPLOAD_WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds between tries
 class Setup:
     """What the driver tells the workers: plain data alone. `init_folder` may be empty, `prompts` is their manifest.
 
-    `fixed` are the `FIXED_TEXTS`, encoded, where the workers have no text encoder.
+    `preview_embeds` are the `PREVIEW_TEXTS`, encoded, where the workers have no text encoder.
     """
 
     recipe_toml: str
@@ -44,7 +44,7 @@ class Setup:
     prompts: dict[str, Any]
     tracking_uri: str
     mlflow_run: str
-    fixed: bytes = b""
+    preview_embeds: bytes = b""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -147,12 +147,12 @@ def _encoders(distiller: Distiller, prompts_uri: str) -> Encoders | None:
 def _distiller(setup: Setup, options: recipe.Recipe) -> Distiller:
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     engines.check_workers(device)
-    fixed = fixed_of(FIXED_TEXTS, setup.fixed, device) if setup.fixed else {}
-    folder = models.here(setup.teacher_folder, options.teacher, revision=options.revision)
-    model = models.load(folder, device, start_timestep=options.method.start_timestep, fixed=fixed)
+    cached = decode_cached(PREVIEW_TEXTS, setup.preview_embeds, device) if setup.preview_embeds else {}
+    folder = models.local_or_download(setup.teacher_folder, options.teacher, revision=options.revision)
+    model = models.load(folder, device, start_timestep=options.method.start_timestep, cached_embeds=cached)
     init = None
     if setup.init_folder:
-        init = models.load_denoiser(models.here(setup.init_folder, options.student.init, "student.init"))
+        init = models.load_denoiser(models.local_or_download(setup.init_folder, options.student.init, "student.init"))
     return Distiller(
         options,
         model,

@@ -68,8 +68,8 @@ def _exported(checkpoint: Path, told: Validation, recipe: Recipe) -> Subject:
     sha256 = manifest.file_hash(weights.read_bytes())
     place = Folder.of(told.folder) / VERSIONS / f"{step:06d}-{sha256[:12]}"
     if not place.has(manifest.NAME):
-        teacher = models.here(told.teacher, recipe.teacher, revision=recipe.revision)
-        init = str(models.here(told.init, recipe.student.init, "student.init")) if told.init else ""
+        teacher = models.local_or_download(told.teacher, recipe.teacher, revision=recipe.revision)
+        init = str(models.local_or_download(told.init, recipe.student.init, "student.init")) if told.init else ""
         student = export(recipe, teacher, init, weights, place / "student")
         manifest.write(place, "student", step=step, ema_sha256=sha256, student_sha256=student)
     made = manifest.read(place, "student")
