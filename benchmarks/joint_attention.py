@@ -30,9 +30,10 @@ from pipeline.evaluation.asks import JUDGED
 from pipeline.evaluation.exclusion import shares, trials
 from pipeline.evaluation.judges import AttributeJudge
 from pipeline.evaluation.sampling import Way, noise_of
+from pipeline.shapes import WEIGHTS
 from pipeline.shapes.clip import WIDTH
-from pipeline.shapes.denoiser import captions_of, encode_pool
-from pipeline.shapes.fit import fit
+from pipeline.shapes_training.denoiser import draw_captions, encode_pool
+from pipeline.shapes_training.fit import fit
 
 STEPS, BATCH, LEARNING_RATE = 2500, 64, 3e-3
 SAMPLING_STEPS = 8
@@ -86,14 +87,14 @@ def build_transformer() -> SD3Transformer2DModel:
 
 def train(work: Path, steps: int) -> SD3Transformer2DModel:
     """Conditional flow matching (arXiv 2210.02747): x_s = (1 - s) x0 + s eps, and the model predicts eps - x0."""
-    teacher = models.load(models.WEIGHTS / "teacher")
+    teacher = models.load(WEIGHTS / "teacher")
     latents, pool = encode_pool(teacher.vae, work / "latents.pt")
     model = build_transformer()
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((5, step))
         rows = rng.integers(0, len(latents), size=BATCH)
-        captions = captions_of(pool, rows, rng)
+        captions = draw_captions(pool, rows, rng)
         generator = torch.Generator().manual_seed(step)
         x0 = latents[torch.from_numpy(rows)]
         eps = torch.randn(x0.shape, generator=generator)
@@ -119,7 +120,7 @@ class FlowSampler:
     """Images of the transformer by Euler's method, through diffusers' own pipeline and `nasa.steer`."""
 
     def __init__(self, transformer: SD3Transformer2DModel) -> None:
-        self.teacher = models.load(models.WEIGHTS / "teacher")
+        self.teacher = models.load(WEIGHTS / "teacher")
         nothing = dict.fromkeys(
             ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
         )

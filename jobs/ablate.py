@@ -30,8 +30,8 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(options, name)} is not allowed; allowed: 1 or more")
     every_step = options.warm_up_steps + options.steps  # what the CLIP loss's weight falls to 0 over
     base = recipe.load(options.recipe, ["train.num_workers=1", f"train.steps={every_step}", *options.overrides])
-    if base.teacher != recipe.EMBEDDED:
-        raise UserError(f"teacher: {base.teacher!r} has no judge; allowed: {recipe.EMBEDDED!r}")
+    if base.teacher != recipe.BUNDLED:
+        raise UserError(f"teacher: {base.teacher!r} has no judge; allowed: {recipe.BUNDLED!r}")
     folder = str(Path(options.run).absolute())
     plan = runs.Plan(base, options.warm_up_steps, options.steps, folder, options.threads)
     rows = runs.ablate(plan, range(options.seeds), options.processes)

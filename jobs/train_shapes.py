@@ -1,4 +1,4 @@
-"""Train the embedded teacher and judges of the world of shapes again, resumably."""
+"""Train the bundled networks of the Shapes toy dataset; run again to continue."""
 
 import argparse
 from pathlib import Path
@@ -13,6 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.shapes.build import build
+    from pipeline.shapes_training.build import build
 
     build(options.work, options.out, options.threads)

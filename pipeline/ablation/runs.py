@@ -22,8 +22,9 @@ from nasa.method import Method
 from pipeline import models, recipe
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.asks import JUDGED
-from pipeline.evaluation.judges import AttributeJudge, Clip
+from pipeline.evaluation.judges import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, Way
+from pipeline.models.clip.model import Clip
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder

@@ -16,7 +16,7 @@ from pipeline.evaluation import pairs
 from pipeline.evaluation.sampling import Way
 from pipeline.prompts import prepared
 from pipeline.prompts.benchmarks import HPSV2, NEGOPT
-from pipeline.recipe import EMBEDDED, Evaluation, Recipe
+from pipeline.recipe import BUNDLED, Evaluation, Recipe
 from pipeline.storage import Folder
 
 JUDGED = ("shape", "colour", "background")
@@ -103,7 +103,7 @@ def systems(recipe: Recipe) -> list[System]:
     found = [System(STUDENT, "student")]
     found += [System(f"{STUDENT}, {way.label}", "student", way, negative=True) for way in ways(options)]
     teacher = [System(f"teacher, {many.label}", "teacher", many, few=True)]
-    if recipe.teacher == EMBEDDED:
+    if recipe.teacher == BUNDLED:
         found += [
             System(f"{STUDENT}, {way.label}, named", "student", way, negative=True, away=DEGRADATIONS)
             for way in nasa_ways(options)
@@ -128,7 +128,7 @@ def ways(options: Evaluation) -> list[Way]:
 
 def _sets(recipe: Recipe, prompts: Folder) -> list[list[Ask]]:
     options = recipe.evaluation
-    if recipe.teacher == EMBEDDED:
+    if recipe.teacher == BUNDLED:
         try:
             scenes = held_out_prompts(options.num_prompts, options.seed)
         except ValueError as error:
@@ -171,7 +171,7 @@ def _benchmark(name: str, benchmarks: Folder, options: Evaluation) -> Iterator[l
 
 
 def pairs_of(recipe: Recipe) -> tuple[Pair, ...]:
-    if recipe.teacher == EMBEDDED:
+    if recipe.teacher == BUNDLED:
         return SHAPES_PAIRS
     return pairs.PAIRS if "exclusion" in recipe.evaluation.prompt_sets else ()
 

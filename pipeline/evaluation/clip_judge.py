@@ -18,10 +18,10 @@ from PIL.Image import Image
 
 from datasets_prep.sources import decoded
 from pipeline.errors import UserError
-from pipeline.evaluation.clip_features import ClipFeatures
 from pipeline.evaluation.scorers.clip import prepare
 from pipeline.evaluation.scorers.pixels import batches
 from pipeline.evaluation.statistics import Share, share
+from pipeline.models.clip.features import ClipFeatures
 
 COLUMNS = ["file", "label"]
 POSTERIOR_DRAWS = 10_000
@@ -36,10 +36,10 @@ class ClipJudge:
     batch_size: int = 16
 
     def classes(self, images: Sequence[Image]) -> list[str]:
-        names, texts_CD = list(self.texts), self.features.of_texts(list(self.texts.values()))
-        ready = partial(prepare, side=self.features.side, normalization=self.features.normalization)
+        names, texts_CD = list(self.texts), self.features.encode_texts(list(self.texts.values()))
+        ready = partial(prepare, side=self.features.image_size, normalization=self.features.normalization)
         nearest = [
-            (self.features.of_images(batch) @ texts_CD.T).argmax(-1)
+            (self.features.encode_images(batch) @ texts_CD.T).argmax(-1)
             for batch in batches(images, self.batch_size, ready)
         ]
         return [names[index] for index in torch.cat(nearest).tolist()] if nearest else []

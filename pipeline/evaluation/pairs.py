@@ -10,10 +10,9 @@ from torch import Tensor
 
 from datasets_prep.evaluation import EXCLUSION_PAIRS
 from datasets_prep.shapes.prompts import Pair
-from pipeline.evaluation import clip_features
-from pipeline.evaluation.clip_features import ClipFeatures
 from pipeline.evaluation.clip_judge import Calibration, ClipJudge, calibrate, read_labels
 from pipeline.evaluation.sheet import to_pixels
+from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.recipe import Evaluation
 
 FIELD = "evaluation.clip_judge"
@@ -44,7 +43,7 @@ class ClipAttributes:
 
     @staticmethod
     def load(options: Evaluation, device: str) -> "ClipAttributes":
-        features, record = clip_features.load(options.clip_judge, options.clip_judge_architecture, FIELD, device)
+        features, record = load_clip_features(options.clip_judge, options.clip_judge_architecture, FIELD, device)
         return ClipAttributes(features, {"judge": "CLIP, zero-shot", **record})
 
     def attributes(self, images: Tensor) -> list[dict[str, str]]:
@@ -77,6 +76,6 @@ class ClipAttributes:
 
 def check(options: Evaluation) -> None:
     """Raises a UserError where the judge or its labelled images are not there; computes nothing."""
-    clip_features.check(options.clip_judge, options.clip_judge_architecture, FIELD)
+    check_clip(options.clip_judge, options.clip_judge_architecture, FIELD)
     if options.calibration:
         read_labels(Path(options.calibration), list(QUESTION_OF))

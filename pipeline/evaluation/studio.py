@@ -129,7 +129,7 @@ class Studio:
     @cached_property
     def _teacher(self) -> Sampler:
         start = self.recipe.method.start_timestep
-        folder = models.here(self.setup.teacher, self.recipe.teacher, revision=self.recipe.revision)
+        folder = models.local_or_download(self.setup.teacher, self.recipe.teacher, revision=self.recipe.revision)
         return Sampler(models.load(folder, self.device, start_timestep=start))
 
     @cached_property

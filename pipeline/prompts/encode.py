@@ -42,7 +42,7 @@ class Encoder:
         """Loaded by the first batch, whose mistakes are told: those of an actor's start arrive as its death alone."""
         own = self.encoding
         model = models.load_text_encoder(
-            models.here(own.teacher_folder, own.teacher, revision=own.revision), self.device
+            models.local_or_download(own.teacher_folder, own.teacher, revision=own.revision), self.device
         )
         if own.bfloat16:
             model.to(torch.bfloat16)
@@ -92,14 +92,14 @@ def _tensor(pairs: np.ndarray) -> Tensor:
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
-def encode_fixed(encoding: Encoding, texts: Sequence[str]) -> bytes:
-    """The texts that a run needs whatever its prompts, encoded one by one: for `fixed_of`."""
+def encode_cached(encoding: Encoding, texts: Sequence[str]) -> bytes:
+    """The texts that a run needs whatever its prompts, encoded one by one: for `decode_cached`."""
     encoder = Encoder(encoding)
     embeds = cat([encoder.model.encode([text]) for text in texts])
     return save({name: part.cpu().contiguous() for name, part in _parts(embeds).items()})
 
 
-def fixed_of(texts: Sequence[str], content: bytes, device: Any) -> dict[str, PromptEmbeds]:
+def decode_cached(texts: Sequence[str], content: bytes, device: Any) -> dict[str, PromptEmbeds]:
     parts = {name: value.to(device) for name, value in load(content).items()}
     mask = parts.get("attention_mask")
     return {

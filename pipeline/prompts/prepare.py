@@ -22,7 +22,7 @@ from pipeline.prompts import assemble, clean, inputs
 from pipeline.prompts.assemble import SCHEMA
 from pipeline.prompts.inputs import Input
 from pipeline.prompts.request import more_files, request_of
-from pipeline.recipe import EMBEDDED, Prompts, Recipe, Source, dump
+from pipeline.recipe import BUNDLED, Prompts, Recipe, Source, dump
 from pipeline.storage import Folder
 
 NEGATIVES, CARD = "negatives.parquet", "card.html"
@@ -104,12 +104,12 @@ def _negative_files(prompts: Prompts) -> list[Input]:
 def _embedded(recipe: Recipe, made: Prepared) -> None:
     """A sample of the world of shapes, in which prompts come again by chance: nothing to clean."""
     prompts = list(world.sample_prompts(recipe.prompts.count, recipe.seed))
-    made.accounts[EMBEDDED] = Account(rows=len(prompts))
+    made.accounts[BUNDLED] = Account(rows=len(prompts))
     rows = recipe.prompts.rows_per_shard
     for number, first in enumerate(range(0, len(prompts), rows)):
         chunk = prompts[first : first + rows]
         table = pa.table({"index": range(first, first + len(chunk)), "prompt": chunk}, schema=SCHEMA)
-        made.write(f"shard-{EMBEDDED}-{number:05d}.parquet", table, source=EMBEDDED)
+        made.write(f"shard-{BUNDLED}-{number:05d}.parquet", table, source=BUNDLED)
 
 
 def _own(recipe: Recipe, found: list[tuple[str, list[Input]]], made: Prepared, address: str | None) -> None:

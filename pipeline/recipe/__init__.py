@@ -14,11 +14,8 @@ from pipeline.recipe.schema import (
     Train,
 )
 
-EMBEDDED = BUNDLED
-
 __all__ = [
     "BUNDLED",
-    "EMBEDDED",
     "RECIPES",
     "Evaluation",
     "GuardrailMetric",

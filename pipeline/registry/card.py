@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import TransientError
 from pipeline.hub import hub_info, is_hub_id
-from pipeline.recipe import EMBEDDED, Recipe
+from pipeline.recipe import BUNDLED, Recipe
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.scores import Scores
 from pipeline.storage import Folder
@@ -37,7 +37,7 @@ def render(candidate: Candidate, recipe: Recipe, scores: Scores, name: str, opti
         name=name,
         licence=known,
         licence_tag=known.lower() if re.fullmatch(r"[\w.+-]+", known) and known != UNKNOWN else "other",
-        embedded=recipe.teacher == EMBEDDED,
+        embedded=recipe.teacher == BUNDLED,
         on_hub=is_hub_id(recipe.teacher),
         call=_listed(options, "="),
         listed=_listed,
@@ -51,7 +51,7 @@ def _listed(values: Mapping[str, Any], between: str = " ") -> str:
 
 def licence(teacher: str, revision: str = "main") -> str:
     """The teacher's: of its README's front matter, else its licence file's first line, else "unknown"."""
-    if teacher == EMBEDDED:
+    if teacher == BUNDLED:
         return "Apache-2.0"
     if is_hub_id(teacher):
         return _on_hub(teacher, revision)

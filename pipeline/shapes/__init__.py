@@ -1,1 +1,5 @@
-"""The embedded teacher and judges of the world of shapes: how they are trained, and their weights."""
+"""Networks of the Shapes toy dataset: tokenizer, CLIP, autoencoder, denoiser and attribute classifier, with weights."""
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"

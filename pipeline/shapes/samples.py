@@ -1,4 +1,4 @@
-"""Images of the world of shapes as tensors, with their captions and labels."""
+"""Images of the Shapes toy dataset as tensors, with their captions and labels."""
 
 from dataclasses import dataclass
 
@@ -28,15 +28,15 @@ class Samples:
     scenes: list[Scene]
 
     def labels(self) -> dict[str, Tensor]:
-        """Class indices int64 [B] for each attribute."""
+        """Return class indices int64 [B] for each attribute."""
         return {
             name: torch.tensor([values.index(getattr(scene, name)) for scene in self.scenes])
             for name, values in LABELS.items()
         }
 
 
-def draw(count: int, seed: int | tuple[int, ...], *, held_out: bool = False) -> Samples:
-    """`count` random scenes with captions; the same seed gives the same samples."""
+def draw_samples(count: int, seed: int | tuple[int, ...], *, held_out: bool = False) -> Samples:
+    """Render `count` random scenes with captions; the same seed gives the same samples."""
     rng = np.random.default_rng(seed)
     scenes = [shapes.sample_scene(rng, held_out=held_out) for _ in range(count)]
     pixels = np.stack([shapes.render(scene) for scene in scenes])

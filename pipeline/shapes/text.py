@@ -1,4 +1,4 @@
-"""The small vocabulary: a CLIP tokenizer whose byte-pair merges come from the world's own captions."""
+"""The small vocabulary: a CLIP tokenizer whose byte-pair merges are learned on the dataset's captions."""
 
 import string
 
@@ -13,7 +13,7 @@ _CAPTIONS = 20_000
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Every word of the world is one token; any other text falls apart into characters."""
+    """Train the tokenizer: each word of the captions is one token, any other text splits into characters."""
     rng = np.random.default_rng(3)
     captions = [shapes.sample_caption(shapes.sample_scene(rng), rng) for _ in range(_CAPTIONS)]
     characters = [" ".join(string.printable.split())] + [" ".join(string.printable.strip())] * 2

@@ -22,7 +22,7 @@ from pipeline import manifest, models, tracking
 from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
 from pipeline.hashing import sha256_of_folder
 from pipeline.hub import is_hub_id
-from pipeline.prompts.encode import encode_fixed, encoding_of
+from pipeline.prompts.encode import encode_cached, encoding_of
 from pipeline.recipe import Recipe, Train, dump
 from pipeline.redaction import redact
 from pipeline.remote_errors import unwrap_remote_errors
@@ -34,7 +34,7 @@ from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
 from pipeline.training.deepspeed_engine import ready_deepspeed
 from pipeline.training.export import export
 from pipeline.training.interruptible_trainer import InterruptibleTrainer
-from pipeline.training.progress import FIXED_TEXTS
+from pipeline.training.progress import PREVIEW_TEXTS
 from pipeline.training.progress_actor import progress_bar
 from pipeline.training.restore import remove_uncommitted_checkpoints
 from pipeline.training.train_loop_config import TrainLoopConfig
@@ -68,9 +68,9 @@ def distill(
         for request in _resource_requests(recipe):
             wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
         mlflow_run = _mlflow_run(recipe, record, teacher, folder, tracking_uri)
-        fixed = _fixed(recipe, str(teacher), prompt_folder)
+        cached_embeds = _encode_previews(recipe, str(teacher), prompt_folder)
         config = TrainLoopConfig(
-            recipe, str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, fixed
+            recipe, str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, cached_embeds
         )
         with progress_bar(recipe.train.steps) as actor:
             validation = _validation(config, folder, actor) if recipe.evaluation.every_n_checkpoints else None
@@ -106,14 +106,14 @@ def _raise_user_error(actor: Any) -> None:
         raise UserError(message) from None
 
 
-def _fixed(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
-    """Return the encoded `FIXED_TEXTS` where the workers have no text encoder."""
+def _encode_previews(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
+    """Return the encoded `PREVIEW_TEXTS` where the workers have no text encoder."""
     options = recipe.train
     if not options.num_encoders:
         return b""
-    encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_fixed)
+    encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_cached)
     with unwrap_remote_errors():
-        content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), FIXED_TEXTS))
+        content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), PREVIEW_TEXTS))
     return content
 
 

@@ -15,8 +15,8 @@ from nasa.ema import update_ema
 from nasa.losses import clip_hinge
 from nasa.precision import autocast
 from nasa.prompt_embeds import PromptEmbeds
-from pipeline.evaluation.judges import Clip
 from pipeline.models import TextToImage
+from pipeline.models.clip.model import Clip
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.recipe import Recipe
 from pipeline.training.engines import Engines, compute_dtype

@@ -7,11 +7,11 @@ from pathlib import Path
 from datasets_prep.evaluation import EXCLUSION_PAIRS, HPSV2_STYLES
 from pipeline import manifest, models
 from pipeline.errors import UserError
-from pipeline.evaluation.judges import clip_folder, decoder_folder
 from pipeline.gpus import GPUS
 from pipeline.hub import is_hub_id, on_hub
+from pipeline.models.clip.model import clip_folder, decoder_folder
 from pipeline.prompts import prepared
-from pipeline.recipe import EMBEDDED, Recipe
+from pipeline.recipe import BUNDLED, Recipe
 from pipeline.storage import Folder
 from pipeline.training.estimate import GIB, UTILISATION, Estimate, estimate, text_encoder_parameters
 
@@ -156,7 +156,7 @@ def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
     options = recipe.evaluation
     for metric in options.metrics:
         yield f"weights of {metric.kind}", _model(metric.weights, "main", lambda own=metric: _file(own.weights))
-    if options.prompt_sets and recipe.teacher != EMBEDDED:
+    if options.prompt_sets and recipe.teacher != BUNDLED:
         own = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
         yield "benchmarks", _state(lambda: f"{', '.join(options.prompt_sets)} in {_complete(own, 'benchmarks').uri}")
 

@@ -9,7 +9,7 @@ from torch import nn
 from pipeline import models
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation import evaluate
-from pipeline.evaluation.judges import clip_folder, decoder_folder
+from pipeline.models.clip.model import clip_folder, decoder_folder
 from pipeline.prompts import prepared
 from pipeline.recipe import Recipe, parse
 from pipeline.storage import Folder

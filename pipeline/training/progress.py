@@ -24,7 +24,7 @@ SHEET_PROMPTS = ("a photo of a shape", "a photo of a star", "a photo of a red sh
 SHEET_IMAGES = 8
 SHEET_SCALE = 0.5
 SHEET_NEGATIVE = "low quality"
-FIXED_TEXTS = ("", SHEET_NEGATIVE, *SHEET_PROMPTS)
+PREVIEW_TEXTS = ("", SHEET_NEGATIVE, *SHEET_PROMPTS)
 
 
 class ProgressReporter:

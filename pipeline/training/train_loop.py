@@ -11,9 +11,9 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipeline import models
 from pipeline.errors import TransientError, UserError
-from pipeline.evaluation.judges import Clip, load_decoder
 from pipeline.lockfile import check_versions
-from pipeline.prompts.encode import Encoder, embeds_of, encoding_of, fixed_of
+from pipeline.models.clip.model import Clip, load_decoder
+from pipeline.prompts.encode import Encoder, decode_cached, embeds_of, encoding_of
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.prompts.stream import Encoders, PromptStream
 from pipeline.retry import backoff_seconds
@@ -23,7 +23,7 @@ from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller
 from pipeline.training.divergence import DivergedError, DivergenceDetector
 from pipeline.training.interruptible_trainer import StopRequestedError
-from pipeline.training.progress import FIXED_TEXTS, ProgressReporter
+from pipeline.training.progress import PREVIEW_TEXTS, ProgressReporter
 from pipeline.training.restore import restore, wait_for_latest
 from pipeline.training.train_loop_config import TrainLoopConfig
 from pipeline.training.validation import is_due
@@ -134,12 +134,12 @@ def _distiller(config: TrainLoopConfig) -> Distiller:
     options = config.recipe
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     engines.check_workers(device)
-    fixed = fixed_of(FIXED_TEXTS, config.fixed, device) if config.fixed else {}
-    folder = models.here(config.teacher_folder, options.teacher, revision=options.revision)
-    model = models.load(folder, device, start_timestep=options.method.start_timestep, fixed=fixed)
+    cached_embeds = decode_cached(PREVIEW_TEXTS, config.cached_embeds, device) if config.cached_embeds else {}
+    folder = models.local_or_download(config.teacher_folder, options.teacher, revision=options.revision)
+    model = models.load(folder, device, start_timestep=options.method.start_timestep, cached_embeds=cached_embeds)
     init = None
     if config.init_folder:
-        init = models.load_denoiser(models.here(config.init_folder, options.student.init, "student.init"))
+        init = models.load_denoiser(models.local_or_download(config.init_folder, options.student.init, "student.init"))
     return Distiller(
         options,
         model,

@@ -60,8 +60,10 @@ def _export_student(checkpoint: Path, config: TrainLoopConfig, teacher_sha256: s
     sha256 = sha256_of_file(weights)
     folder = run_folder / VERSIONS / f"{step:06d}-{sha256[:12]}"
     if not folder.exists(manifest.NAME):
-        teacher = models.here(config.teacher_folder, recipe.teacher, revision=recipe.revision)
-        init = config.init_folder and str(models.here(config.init_folder, recipe.student.init, "student.init"))
+        teacher = models.local_or_download(config.teacher_folder, recipe.teacher, revision=recipe.revision)
+        init = config.init_folder and str(
+            models.local_or_download(config.init_folder, recipe.student.init, "student.init")
+        )
         student = export(recipe, teacher, init, weights, folder / "student")
         manifest.write(folder, "student", step=step, ema_sha256=sha256, student_sha256=student)
     made = manifest.read(folder, "student")

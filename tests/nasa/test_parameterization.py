@@ -69,9 +69,7 @@ def test_an_epsilon_model_does_not_start_where_nothing_of_the_image_is_left():
 
 @pytest.mark.parametrize("convert", [target, to_x0, to_eps])
 def test_an_unknown_type_is_named(noised, convert):
-    with pytest.raises(
-        ValueError, match="prediction_type: got 'flow'; expected epsilon, v_prediction, sample"
-    ):
+    with pytest.raises(ValueError, match="prediction_type: got 'flow'; expected epsilon, v_prediction, sample"):
         convert(*noised, "flow")
 
 

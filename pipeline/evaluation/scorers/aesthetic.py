@@ -15,12 +15,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from pipeline.evaluation import clip_features
-from pipeline.evaluation.clip_features import ClipFeatures
-from pipeline.evaluation.clip_preprocess import normalise
 from pipeline.evaluation.scorers.base import Metric
 from pipeline.evaluation.scorers.pixels import batches, centre, resize, to_tensor
-from pipeline.evaluation.weights import read_tensors, require_layout, sha256, weights_file
+from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
+from pipeline.models.clip.preprocessing import normalize
+from pipeline.models.weights import read_tensors, require_layout, sha256, weights_file
 
 FIELD, HEAD_FIELD = "evaluation.metrics.weights", "evaluation.metrics.head"
 ARCHITECTURE = "ViT-L-14-quickgelu"
@@ -40,19 +39,19 @@ class Aesthetic:
     def __call__(
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
-        ready = partial(prepare, side=self.features.side)
-        image_features = torch.cat([self.features.of_images(b) for b in batches(images, self.batch_size, ready)])
+        ready = partial(prepare, side=self.features.image_size)
+        image_features = torch.cat([self.features.encode_images(b) for b in batches(images, self.batch_size, ready)])
         marks = image_features @ self.head["weight"][0] + self.head["bias"]
         return {"aesthetic": (SCALE * marks.double()).tolist()}
 
 
 def check(metric: Metric) -> None:
-    config = clip_features.check(metric.weights, metric.architecture or ARCHITECTURE, FIELD)
+    config = check_clip(metric.weights, metric.architecture or ARCHITECTURE, FIELD)
     _read_head(metric, config.projection_dim)
 
 
 def load(metric: Metric, device: torch.device | str = "cpu") -> Aesthetic:
-    features, record = clip_features.load(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
+    features, record = load_clip_features(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
     file, head = _read_head(metric, features.model.config.projection_dim)
     record |= {"head": metric.head, "head_sha256": sha256(file), "scale": SCALE}
     head = {name: value.to(device, torch.float32) for name, value in head.items()}
@@ -75,4 +74,4 @@ def prepare(image: Image, *, side: int) -> Tensor:
         height, width = (side if length == short else int(side * length / short) for length in (height, width))
         pixels = resize(pixels, height, width, "bicubic", antialias=False)
     top, left = centre(height, side), centre(width, side)
-    return normalise(pixels[:, top : top + side, left : left + side])
+    return normalize(pixels[:, top : top + side, left : left + side])

@@ -15,11 +15,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from pipeline.evaluation import clip_features
-from pipeline.evaluation.clip_features import ClipFeatures
-from pipeline.evaluation.clip_preprocess import Normalization
 from pipeline.evaluation.scorers.base import Metric
 from pipeline.evaluation.scorers.pixels import batches, centre, to_tensor
+from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
+from pipeline.models.clip.preprocessing import Normalization
 
 FIELD = "evaluation.metrics.weights"
 ARCHITECTURE = "ViT-g-14"  # of laion2b_s12b_b42k
@@ -38,25 +37,25 @@ class ClipScore:
     def __call__(
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
-        ready = partial(prepare, side=self.features.side, normalization=self.features.normalization)
-        image_features = torch.cat([self.features.of_images(b) for b in batches(images, self.batch_size, ready)])
+        ready = partial(prepare, side=self.features.image_size, normalization=self.features.normalization)
+        image_features = torch.cat([self.features.encode_images(b) for b in batches(images, self.batch_size, ready)])
         return {
             "clip_positive": self._cosines(image_features, prompts),
             "clip_negative": self._cosines(image_features, negatives),
         }
 
     def _cosines(self, image_features_BD: Tensor, texts: Sequence[str | None]) -> list[float]:
-        text_features_BD = self.features.of_texts([self.prefix + (text or "") for text in texts])
+        text_features_BD = self.features.encode_texts([self.prefix + (text or "") for text in texts])
         cosines = (image_features_BD * text_features_BD).sum(-1).tolist()
         return [math.nan if text is None else cosine for cosine, text in zip(cosines, texts, strict=True)]
 
 
 def check(metric: Metric) -> None:
-    clip_features.check(metric.weights, metric.architecture or ARCHITECTURE, FIELD)
+    check_clip(metric.weights, metric.architecture or ARCHITECTURE, FIELD)
 
 
 def load(metric: Metric, device: torch.device | str = "cpu") -> ClipScore:
-    features, record = clip_features.load(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
+    features, record = load_clip_features(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
     return ClipScore(features, record | {"prefix": metric.prefix}, metric.prefix, metric.batch_size)
 
 

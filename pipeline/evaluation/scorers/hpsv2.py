@@ -20,11 +20,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.evaluation import clip_features
-from pipeline.evaluation.clip_features import ClipFeatures
-from pipeline.evaluation.clip_preprocess import normalise
 from pipeline.evaluation.scorers.base import Metric
 from pipeline.evaluation.scorers.pixels import batches, resize, to_tensor
+from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
+from pipeline.models.clip.preprocessing import normalize
 
 FIELD = "evaluation.metrics.weights"
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -46,9 +45,11 @@ class HPSv2:
     def __call__(
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
-        ready = partial(prepare, side=self.features.side, antialias=self.antialias, jpeg_quality=self.jpeg_quality)
-        image_features = torch.cat([self.features.of_images(b) for b in batches(images, self.batch_size, ready)])
-        cosines = (image_features * self.features.of_texts(prompts)).sum(-1)
+        ready = partial(
+            prepare, side=self.features.image_size, antialias=self.antialias, jpeg_quality=self.jpeg_quality
+        )
+        image_features = torch.cat([self.features.encode_images(b) for b in batches(images, self.batch_size, ready)])
+        cosines = (image_features * self.features.encode_texts(prompts)).sum(-1)
         return {"hpsv2": (SCALE * cosines.double()).tolist()}
 
 
@@ -59,11 +60,11 @@ def check(metric: Metric) -> None:
         raise UserError(
             f"{FIELD}: {metric.weights!r} is not of version {metric.version}; allowed: {FILES[metric.version]}"
         )
-    clip_features.check(metric.weights, metric.architecture or ARCHITECTURE, FIELD, (FILES[metric.version],))
+    check_clip(metric.weights, metric.architecture or ARCHITECTURE, FIELD, (FILES[metric.version],))
 
 
 def load(metric: Metric, device: torch.device | str = "cpu") -> HPSv2:
-    features, record = clip_features.load(
+    features, record = load_clip_features(
         metric.weights, metric.architecture or ARCHITECTURE, FIELD, device, (FILES[metric.version],)
     )
     own = {"antialias": metric.antialias, "jpeg_quality": metric.jpeg_quality}
@@ -73,7 +74,7 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> HPSv2:
 
 def prepare(image: Image, *, side: int, antialias: bool, jpeg_quality: int) -> Tensor:
     """[3, side, side], normalised."""
-    return normalise(letterbox(to_tensor(jpeg(image, jpeg_quality)), side, antialias=antialias))
+    return normalize(letterbox(to_tensor(jpeg(image, jpeg_quality)), side, antialias=antialias))
 
 
 def jpeg(image: Image, quality: int) -> Image:

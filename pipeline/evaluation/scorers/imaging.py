@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.musiq import Musiq, sizes_of
 from pipeline.evaluation.scorers.base import Metric
 from pipeline.evaluation.scorers.pixels import resize, to_tensor
-from pipeline.evaluation.weights import read_tensors, require_layout, sha256, weights_file
+from pipeline.models.weights import read_tensors, require_layout, sha256, weights_file
 
 FIELD = "evaluation.metrics.weights"
 FILE = "musiq_spaq_ckpt-358bb6af.pth"

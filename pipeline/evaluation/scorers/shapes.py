@@ -7,11 +7,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pipeline.evaluation.judges import AttributeJudge, Clip
+from pipeline.evaluation.judges import AttributeJudge
 from pipeline.evaluation.sheet import from_pixels
 from pipeline.hashing import sha256_of_bytes, sha256_of_folder
-from pipeline.models import WEIGHTS
-from pipeline.recipe import EMBEDDED
+from pipeline.models.clip.model import Clip
+from pipeline.recipe import BUNDLED
+from pipeline.shapes import WEIGHTS
 
 
 class Attributes:
@@ -34,8 +35,8 @@ class ShapesClip:
     """`clip_positive` and `clip_negative`: the cosine of the image with either text, -1..1, by the embedded CLIP."""
 
     def __init__(self) -> None:
-        self.options: dict[str, Any] = {"clip": EMBEDDED, "weights": sha256_of_folder(WEIGHTS / "clip")}
-        self._clip = Clip.load(EMBEDDED)
+        self.options: dict[str, Any] = {"clip": BUNDLED, "weights": sha256_of_folder(WEIGHTS / "clip")}
+        self._clip = Clip.load(BUNDLED)
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]

@@ -15,8 +15,8 @@ from pipeline.evaluation.clip_judge import (
     read_labels,
     removed_share,
 )
-from pipeline.evaluation.clip_preprocess import Normalization
 from pipeline.evaluation.statistics import Share, share
+from pipeline.models.clip.preprocessing import Normalization
 
 TEXTS = {"red": "a red image", "green": "a green image", "blue": "a blue image"}
 
@@ -24,10 +24,10 @@ TEXTS = {"red": "a red image", "green": "a green image", "blue": "a blue image"}
 def judge(batch_size=2):
     """Of features that are the image's mean colour, and the three colours of the texts."""
     features = SimpleNamespace(
-        side=4,
+        image_size=4,
         normalization=Normalization(),
-        of_images=lambda pixels: pixels.mean((2, 3)),
-        of_texts=lambda texts: torch.eye(3)[[list(TEXTS.values()).index(text) for text in texts]],
+        encode_images=lambda pixels: pixels.mean((2, 3)),
+        encode_texts=lambda texts: torch.eye(3)[[list(TEXTS.values()).index(text) for text in texts]],
     )
     return ClipJudge(features, TEXTS, batch_size)
 

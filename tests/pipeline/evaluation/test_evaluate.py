@@ -13,9 +13,9 @@ from pipeline.errors import UserError
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.evaluate import Subject, evaluate_student
 from pipeline.hashing import sha256_of_folder
-from pipeline.models import WEIGHTS
 from pipeline.prompts.benchmarks import prepare_benchmarks
 from pipeline.recipe import parse
+from pipeline.shapes import WEIGHTS
 from pipeline.storage import Folder
 
 STYLES, PROMPTS, SEEDS = len(HPSV2_STYLES), 2, 6
@@ -120,9 +120,9 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluation.clip_judge='/no/where'", "evaluation.clip_judge: '/no/where' is not there"),
+        ("evaluation.clip_judge='/no/where'", "evaluation.clip_judge: got '/no/where'"),
         ("evaluation.calibration='/no/where'", "/no/where: cannot be read"),
-        ("evaluation.metrics=[{kind='hpsv2', weights='/no/where'}]", "evaluation.metrics.weights: '/no/where'"),
+        ("evaluation.metrics=[{kind='hpsv2', weights='/no/where'}]", "evaluation.metrics.weights: got '/no/where'"),
         ("evaluation.metrics=[{kind='clip'}, {kind='clip'}]", "evaluation.metrics: clip, clip is not allowed"),
         ('evaluation.prompt_sets=["negopt"]', "evaluation.prompt_sets: 'negopt' is not among the prompts"),
         ("evaluation.benchmarks='/no/where'", "/no/where: no complete benchmarks here"),

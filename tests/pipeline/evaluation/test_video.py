@@ -86,7 +86,7 @@ def test_a_video_that_is_there_is_not_made_again(wan, tmp_path, monkeypatch):
     ("more", "message"),
     [
         (["metrics=[{kind='hpsv2'}]"], "metrics: hpsv2 is not allowed; allowed: aesthetic and imaging"),
-        (["metrics=[{kind='imaging', weights='/no/where'}]"], "weights: '/no/where' is not there"),
+        (["metrics=[{kind='imaging', weights='/no/where'}]"], "weights: got '/no/where'; expected a file"),
         (["fps=0"], "fps: got 0; expected a number above 0"),
         (["prompts='/no/where.txt'"], "/no/where.txt: no such file"),
         (["model='/no/where'"], "model: '/no/where' is no Wan pipeline"),

@@ -7,7 +7,7 @@ import torch
 from nasa.testing.pipelines import tiny_pixart
 from pipeline import models, recipe
 from pipeline.errors import UserError
-from pipeline.evaluation.judges import Clip
+from pipeline.models.clip.model import Clip
 from pipeline.prompts import encode
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.prompts.prepare import prepare
@@ -16,7 +16,7 @@ from pipeline.prompts.stream import Encoders, PromptStream
 from pipeline.storage import Folder
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
-from pipeline.training.progress import FIXED_TEXTS
+from pipeline.training.progress import PREVIEW_TEXTS
 
 BATCH = 4
 SETS = ["train.num_workers=1", f"train.batch_size={BATCH}", "train.num_encoders=1"]
@@ -43,7 +43,7 @@ def options(teacher, *more):
 
 
 def distiller(own, folder, fixed):
-    model = models.load(models.teacher_folder(own.teacher), fixed=fixed)
+    model = models.load(models.teacher_folder(own.teacher), cached_embeds=fixed)
     negatives = NegativeSampler.read(folder, avoid_contradictions=own.prompts.avoid_contradictions)
     built = engines.build(own, model, torch.device("cpu"), make=engines.PlainEngine)
     return Distiller(own, model, built, negatives, Clip.load(own.train.clip_model))
@@ -53,7 +53,7 @@ def distiller(own, folder, fixed):
 def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
     own = options(teacher, f"train.micro_batch_size={BATCH // passes}")
     encoding = encode.encoding_of(own, str(teacher), folder.uri, own.seed)
-    fixed = encode.fixed_of(FIXED_TEXTS, encode.encode_fixed(encoding, FIXED_TEXTS), "cpu")
+    fixed = encode.decode_cached(PREVIEW_TEXTS, encode.encode_cached(encoding, PREVIEW_TEXTS), "cpu")
     apart, within = distiller(own, folder, fixed), distiller(own, folder, {})
     assert apart.model.pipe.text_encoder is None
     stream = PromptStream(folder, check(folder), own.seed, BATCH, range(BATCH))

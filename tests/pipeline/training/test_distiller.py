@@ -11,7 +11,7 @@ from nasa.denoiser import steerable
 from nasa.teachers import merged_weights
 from nasa.testing.pipelines import TINY_PIPELINES
 from pipeline import models, recipe
-from pipeline.evaluation.judges import Clip
+from pipeline.models.clip.model import Clip
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller

@@ -48,5 +48,5 @@ def test_a_head_that_does_not_fit_is_one_line(checkpoint, tmp_path, tensors, mes
 
 
 def test_no_head_is_one_line(checkpoint):
-    with pytest.raises(UserError, match=r"^evaluation.metrics.head: '' names no weights; allowed: .*linear\.pth"):
+    with pytest.raises(UserError, match=r"^evaluation.metrics.head: got ''; expected .*linear\.pth"):
         scorers.check(Metric(kind="aesthetic", weights=checkpoint(RECORDED["config"])))

@@ -11,10 +11,10 @@ from scorer_material import PROMPTS, SIZES, image
 
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
-from pipeline.evaluation.judges import Clip
 from pipeline.evaluation.scorers import Metric
-from pipeline.models import WEIGHTS
-from pipeline.recipe import EMBEDDED
+from pipeline.models.clip.model import Clip
+from pipeline.recipe import BUNDLED
+from pipeline.shapes import WEIGHTS
 
 RECORDED = json.loads((Path(__file__).parents[3] / "data" / "scorers" / "clip.json").read_text())
 TOLERANCE = 1e-6  # of a cosine
@@ -51,19 +51,19 @@ def test_a_folder_in_transformers_layout_is_scored_with_its_own_tokenizer():
     scorer = scorers.load(metric)
     found = scorer(images, prompts, prompts[::-1])
     assert scorer.options["architecture"] == "config.json"
-    texts = Clip.load(EMBEDDED).text_features(prompts)
+    texts = Clip.load(BUNDLED).text_features(prompts)
     texts = (texts / texts.norm(dim=-1, keepdim=True)).numpy()
-    assert np.allclose(scorer.features.of_texts(prompts).numpy(), texts, atol=1e-6)
+    assert np.allclose(scorer.features.encode_texts(prompts).numpy(), texts, atol=1e-6)
     assert not np.allclose(found["clip_positive"], found["clip_negative"], atol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "expected a tokenizer"),
         (
             lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
-            "holds a 'bert'; allowed: 'clip'",
+            "expected a model of type 'clip', not 'bert'",
         ),
         (
             lambda folder: (folder / "config.json").write_text(

@@ -1,4 +1,4 @@
-"""How a CLIP wants its pixels: the mean and the deviation that lie beside its weights."""
+"""Normalization of pixels for a CLIP, read from the files beside its weights."""
 
 import json
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 STD = (0.26862954, 0.26130258, 0.27577711)
 PREPROCESSOR, PROCESSOR, OPEN_CLIP = "preprocessor_config.json", "processor_config.json", "open_clip_config.json"
 
 
-def normalise(pixels: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+def normalize(pixels: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """Subtract the mean of each channel and divide by its deviation; [..., 3, H, W] in 0..1."""
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Mean and standard deviation of each channel of pixels in 0..1; OpenAI's where the weights do not say."""
+    """Mean and standard deviation of each channel of pixels in 0..1; OpenAI's by default."""
 
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
@@ -40,13 +40,13 @@ class Normalization:
             (PROCESSOR, ("image_processor",)),
             (OPEN_CLIP, ("preprocess_cfg",)),
         ):
-            if (folder / name).is_file() and (found := _parse(folder / name, keys, field)):
-                return found
+            if (folder / name).is_file() and (normalization := _parse(folder / name, keys, field)):
+                return normalization
         return Normalization()
 
     def from_unit(self, pixels: Tensor) -> Tensor:
         """Normalise pixels in 0..1, [..., 3, H, W]."""
-        return normalise(pixels, self.mean, self.std)
+        return normalize(pixels, self.mean, self.std)
 
     def from_signed(self, images: Tensor) -> Tensor:
         """Normalise images in -1..1, [..., 3, H, W], as an autoencoder decodes them; the gradient flows through."""
@@ -68,11 +68,11 @@ def _parse(file: Path, keys: tuple[str, ...], field: str) -> Normalization | Non
         if values.get("do_normalize") is False:
             return Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         mean, std = (
-            tuple(float(each) for each in values.get(f"image_{name}", values.get(name, default)))
+            tuple(float(value) for value in values.get(f"image_{name}", values.get(name, default)))
             for name, default in (("mean", MEAN), ("std", STD))
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{field}: {file} cannot be read ({type(error).__name__}: {error})") from None
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise UserError(f"{field}: {file}: got mean {mean} and std {std}; expected three numbers of each, std above 0.")
+        raise invalid(f"{field}: {file}", (mean, std), "three means and three standard deviations above 0")
     return Normalization(mean, std)

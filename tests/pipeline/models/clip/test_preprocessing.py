@@ -12,10 +12,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from nasa.testing.models import tiny_tokenizer
 from pipeline.errors import UserError
-from pipeline.evaluation.clip_preprocess import MEAN, STD, Normalization
-from pipeline.evaluation.judges import Clip
 from pipeline.evaluation.scorers import Metric, load
-from pipeline.models import WEIGHTS
+from pipeline.models.clip.model import Clip
+from pipeline.models.clip.preprocessing import MEAN, STD, Normalization
+from pipeline.shapes import WEIGHTS
 
 SIDE = 32
 TOLERANCE = 1e-5
@@ -80,7 +80,7 @@ def test_the_loss_sees_the_pixels_of_transformers_own_processor(folder, processo
 def test_a_metric_sees_them_too_and_records_what_is_not_openai_s(folder, processor, images):
     scorer = load(Metric(kind="clip", weights=str(folder), prefix=""))
     texts = ["a cat", "a dog"]
-    expected = (reference(folder, processor, images) * scorer.features.of_texts(texts)).sum(-1)
+    expected = (reference(folder, processor, images) * scorer.features.encode_texts(texts)).sum(-1)
     found = scorer(images, texts, [None, None])["clip_positive"]
     assert found == pytest.approx(expected.tolist(), abs=TOLERANCE)
     recorded = scorer.options.get("image_mean")

@@ -1,4 +1,4 @@
-"""A resumable training loop for the small models of the world of shapes."""
+"""A resumable training loop for small models."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.shapes.muon import Muon
+from pipeline.shapes_training.muon import Muon
 
 WARMUP_STEPS = 100
 EMA_DECAY = 0.999
@@ -60,13 +60,13 @@ def _optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Opti
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Factor on the learning rate: linear warm-up, then a half cosine to zero."""
+    """Return the factor on the learning rate: linear warm-up, then a half cosine to zero."""
     warm_up = min(1.0, (step + 1) / WARMUP_STEPS)
     return warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _warm_ema() -> Callable[..., None]:
-    """Moving average whose decay grows to EMA_DECAY, so that it forgets the random start."""
+    """Return an update rule whose decay grows to EMA_DECAY, so that the average forgets the random start."""
 
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         decay = min(EMA_DECAY, (1 + int(count)) / (10 + int(count)))

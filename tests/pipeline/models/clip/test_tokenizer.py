@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.clip_tokenizer import tokenize
+from pipeline.models.clip.tokenizer import tokenize
 
-ROWS = json.loads((Path(__file__).parents[2] / "data" / "scorers" / "tokens.json").read_text())
+ROWS = json.loads((Path(__file__).parents[3] / "data" / "scorers" / "tokens.json").read_text())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: ascii(row["text"])[:30])

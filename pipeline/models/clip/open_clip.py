@@ -1,7 +1,7 @@
-"""Checkpoints in open_clip's own layout as transformers' CLIPModel: the same numbers without open_clip.
+"""Checkpoints in open_clip's layout, loaded into transformers' CLIPModel with the same outputs as open_clip's model.
 
 open_clip holds queries, keys and values in one matrix, and its projections transposed. Sizes are read from the
-tensors' shapes; what these do not tell, the width of a head and the activation, stands in ARCHITECTURES.
+tensors' shapes; ARCHITECTURES has what shapes do not tell: the width of a head, and the activation.
 """
 
 import re
@@ -14,21 +14,23 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from pipeline.errors import UserError
-from pipeline.evaluation.clip_tokenizer import END, START
-from pipeline.evaluation.weights import read_tensors, require_layout
+from pipeline.errors import invalid
+from pipeline.models.clip.tokenizer import END, START
+from pipeline.models.weights import read_tensors, require_layout
 
 NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-TEXT_HEAD = 64  # the width of a text head, in all of these
+TEXT_HEAD = 64  # width of a head of the text tower, in all architectures
 
 
 @dataclass(frozen=True)
 class Architecture:
-    vision_head: int  # the width of a head of the image tower
+    """Properties that the tensors' shapes do not tell."""
+
+    vision_head: int  # width of a head of the image tower
     activation: str
 
 
-ARCHITECTURES = {  # by open_clip's names; OpenAI's own weights are the quickgelu ones
+ARCHITECTURES = {  # open_clip's names; OpenAI's weights use quickgelu
     "ViT-B-32": Architecture(64, "gelu"),
     "ViT-B-32-quickgelu": Architecture(64, "quick_gelu"),
     "ViT-L-14": Architecture(64, "gelu"),
@@ -37,7 +39,7 @@ ARCHITECTURES = {  # by open_clip's names; OpenAI's own weights are the quickgel
     "ViT-g-14": Architecture(88, "gelu"),
 }
 
-NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # of OpenAI's files; open_clip leaves them out too
+NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's files; open_clip ignores them too
 RENAMED = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -66,62 +68,70 @@ RENAMED_IN_BLOCK = {
 
 
 def check(file: Path, architecture: str, field: str) -> CLIPConfig:
-    """Raises a UserError where `file` is no checkpoint of this layout; reads names and shapes alone."""
+    """Check names and shapes of a checkpoint of this layout and return its configuration.
+
+    Raises:
+        UserError: naming `field`, where the file is no such checkpoint.
+    """
     config, _ = _read(file, architecture, field)
     return config
 
 
 def load(file: Path, architecture: str, field: str, device: torch.device | str = "cpu") -> CLIPModel:
-    """The model in float32, frozen."""
+    """Load the model in float32, frozen."""
     config, weights = _read(file, architecture, field)
     model: CLIPModel = CLIPModel.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
     return model.requires_grad_(False).eval().to(device)
 
 
 def _read(file: Path, architecture: str, field: str) -> tuple[CLIPConfig, dict[str, Tensor]]:
-    found = {name: value for name, value in read_tensors(file, field).items() if name not in NOT_WEIGHTS}
+    tensors = {name: value for name, value in read_tensors(file, field).items() if name not in NOT_WEIGHTS}
     try:
-        config = configuration(found, ARCHITECTURES[architecture])
+        config = configuration(tensors, ARCHITECTURES[architecture])
     except KeyError as error:
-        raise UserError(
-            f"{field}: {str(file)!r} lacks {error.args[0]!r}; allowed: a checkpoint in open_clip's layout"
-        ) from None
+        expected = f"a checkpoint in open_clip's layout (the file lacks {error.args[0]!r})"
+        raise invalid(field, str(file), expected) from None
     except ValueError as error:
-        raise UserError(f"{field}: {str(file)!r} is no {architecture}: {error}") from None
+        raise invalid(field, str(file), f"a checkpoint of {architecture} ({error})") from None
     with torch.device("meta"):
-        wanted = CLIPModel(config).state_dict()
-    weights = to_transformers(found)
-    require_layout(weights, wanted, file, field)
+        layout = CLIPModel(config).state_dict()
+    weights = to_transformers(tensors)
+    require_layout(weights, layout, file, field)
     return config, weights
 
 
-def configuration(found: Mapping[str, Tensor], architecture: Architecture) -> CLIPConfig:
-    """Sizes from the shapes of open_clip's tensors."""
-    vision_width, _, patch, _ = found["visual.conv1.weight"].shape
-    grid = round((len(found["visual.positional_embedding"]) - 1) ** 0.5)
-    vocabulary, text_width = found["token_embedding.weight"].shape
-    vision = _tower(found, "visual.", vision_width, architecture.vision_head, architecture.activation)
-    text = _tower(found, "", text_width, TEXT_HEAD, architecture.activation)
+def configuration(tensors: Mapping[str, Tensor], architecture: Architecture) -> CLIPConfig:
+    """Return transformers' configuration with sizes from the shapes of open_clip's tensors.
+
+    Raises:
+        KeyError: of a tensor that is missing.
+        ValueError: where a tower's width does not fit the architecture.
+    """
+    vision_width, _, patch, _ = tensors["visual.conv1.weight"].shape
+    grid = round((len(tensors["visual.positional_embedding"]) - 1) ** 0.5)
+    vocabulary, text_width = tensors["token_embedding.weight"].shape
+    vision = _tower(tensors, "visual.", vision_width, architecture.vision_head, architecture.activation)
+    text = _tower(tensors, "", text_width, TEXT_HEAD, architecture.activation)
     return CLIPConfig(
         vision_config={**vision, "image_size": grid * patch, "patch_size": patch},
         text_config={
             **text,
             "vocab_size": vocabulary,
-            "max_position_embeddings": len(found["positional_embedding"]),
+            "max_position_embeddings": len(tensors["positional_embedding"]),
             "bos_token_id": START,
             "eos_token_id": END,
         },
-        projection_dim=found["visual.proj"].shape[1],
+        projection_dim=tensors["visual.proj"].shape[1],
     )
 
 
-def _tower(found: Mapping[str, Tensor], prefix: str, width: int, head: int, activation: str) -> dict[str, Any]:
+def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int, head: int, activation: str) -> dict[str, Any]:
     if width % head:
-        raise ValueError(f"its {'image' if prefix else 'text'} tower is {width} wide; allowed: a multiple of {head}")
-    blocks = [block for block in map(BLOCK.fullmatch, found) if block and (block[1] or "") == prefix]
+        raise ValueError(f"the {'image' if prefix else 'text'} tower is {width} wide, not a multiple of {head}")
+    blocks = [block for block in map(BLOCK.fullmatch, tensors) if block and (block[1] or "") == prefix]
     return {
         "hidden_size": width,
-        "intermediate_size": len(found[f"{prefix}transformer.resblocks.0.mlp.c_fc.bias"]),
+        "intermediate_size": len(tensors[f"{prefix}transformer.resblocks.0.mlp.c_fc.bias"]),
         "num_hidden_layers": 1 + max(int(block[2]) for block in blocks),
         "num_attention_heads": width // head,
         "hidden_act": activation,
@@ -129,18 +139,18 @@ def _tower(found: Mapping[str, Tensor], prefix: str, width: int, head: int, acti
     }
 
 
-def to_transformers(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's tensors under transformers' names; what has no such name keeps its own."""
-    weights = {}
-    for name, value in found.items():
+def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return open_clip's tensors under transformers' names; an unknown tensor keeps its name."""
+    weights: dict[str, Tensor] = {}
+    for name, value in tensors.items():
         if block := BLOCK.fullmatch(name):
-            weights |= _of_block(value, *block.groups())
+            weights |= _convert_block(value, *block.groups())
         else:
             weights[RENAMED.get(name, name)] = value.T.contiguous() if name in TRANSPOSED else value
     return weights
 
 
-def _of_block(value: Tensor, visual: str | None, layer: str, part: str, kind: str) -> dict[str, Tensor]:
+def _convert_block(value: Tensor, visual: str | None, layer: str, part: str, kind: str) -> dict[str, Tensor]:
     block = f"{'vision' if visual else 'text'}_model.encoder.layers.{layer}"
     if part == "attn.in_proj":
         return {f"{block}.self_attn.{one}_proj.{kind}": rows for one, rows in zip("qkv", value.chunk(3), strict=True)}

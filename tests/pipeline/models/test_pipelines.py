@@ -11,6 +11,7 @@ from nasa.testing import tiny_stable_diffusion
 from nasa.testing.pipelines import TINY_PIPELINES, tiny_pixart, tiny_pixart_sigma
 from pipeline import models
 from pipeline.errors import UserError
+from pipeline.shapes import WEIGHTS
 
 ONE_STEP_TOLERANCE = 1e-4  # float32; x0 is of the order of 30
 
@@ -45,8 +46,8 @@ def test_the_saved_student_generates_in_one_step_of_an_ordinary_pipeline(teacher
 
 
 @torch.no_grad()
-def test_the_embedded_teacher_is_an_ordinary_pipeline():
-    pipe = DiffusionPipeline.from_pretrained(models.WEIGHTS / "teacher", local_files_only=True)
+def test_the_bundled_teacher_is_an_ordinary_pipeline():
+    pipe = DiffusionPipeline.from_pretrained(WEIGHTS / "teacher", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     assert {part.dtype for part in pipe.components.values() if isinstance(part, torch.nn.Module)} == {torch.float32}
     assert pipe("a photo of a star", num_inference_steps=1, output_type="pt").images.isfinite().all()

@@ -1,8 +1,10 @@
-"""Training everything the world of shapes ships with, in order, each part resumable; and its figures."""
+"""Train all bundled networks in order, each resumable, and measure them."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -15,21 +17,24 @@ from pipeline import models
 from pipeline.evaluation.judges import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, Way
 from pipeline.recipe import Evaluation
-from pipeline.shapes import autoencoder, classifier, clip, denoiser
-from pipeline.shapes.samples import LABELS, Samples, draw
+from pipeline.shapes.classifier import AttributeClassifier
+from pipeline.shapes.clip import NORMALIZATION
+from pipeline.shapes.denoiser import build_scheduler
+from pipeline.shapes.samples import LABELS, Samples, draw_samples
 from pipeline.shapes.text import build_tokenizer
+from pipeline.shapes_training import autoencoder, classifier, clip, denoiser
 
 FIGURES = "figures.json"
-_CHECKED = 2048  # held-out images that the judge is checked on
+_CHECKED = 2048  # held-out images that measure the judge
 
 
 def build(work: Path, out: Path, threads: int) -> None:
-    """Train what is not trained yet under `work`, then write `teacher`, `clip`, `judge.safetensors` and figures."""
+    """Train what is missing under `work`, then write `teacher`, `clip`, `judge.safetensors` and figures."""
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    towers = _once(work / "clip", CLIPModel, lambda: clip.train(work, tokenizer))
-    vae = _once(work / "vae", AutoencoderKL, lambda: autoencoder.train(work))
+    towers = _train_once(work / "clip", CLIPModel, lambda: clip.train(work, tokenizer))
+    vae = _train_once(work / "vae", AutoencoderKL, lambda: autoencoder.train(work))
     model = denoiser.train(work, vae, CLIPTextModel.from_pretrained(work / "clip"), tokenizer)
     judge = classifier.train(work, vae)
     _export(out, tokenizer, towers, vae, model, judge)
@@ -38,7 +43,7 @@ def build(work: Path, out: Path, threads: int) -> None:
     print(json.dumps(figures, indent=2))
 
 
-def _once(folder: Path, kind, train):  # type: ignore[no-untyped-def]
+def _train_once(folder: Path, kind: Any, train: Callable[[], Any]) -> Any:
     if not folder.is_dir():
         train().save_pretrained(folder)
     return kind.from_pretrained(folder).requires_grad_(False).eval()
@@ -47,14 +52,14 @@ def _once(folder: Path, kind, train):  # type: ignore[no-untyped-def]
 def _export(
     out: Path, tokenizer: CLIPTokenizer, towers: CLIPModel, vae: AutoencoderKL, model: nn.ModuleDict, judge: nn.Module
 ) -> None:
-    """Weights in half precision: they are read as float32 and half the size."""
+    """Write the weights in half precision, which loads as float32 at half the size."""
     shutil.rmtree(out, ignore_errors=True)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=model["text_encoder"],
         tokenizer=tokenizer,
         unet=model["unet"],
-        scheduler=denoiser.build_scheduler(),
+        scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -62,30 +67,30 @@ def _export(
     pipe.to(torch.float16).save_pretrained(out / "teacher")
     towers.half().save_pretrained(out / "clip")
     tokenizer.save_pretrained(out / "clip")
-    preprocessor = {"do_normalize": True, "image_processor_type": "CLIPImageProcessor", **clip.NORMALIZATION}
+    preprocessor = {"do_normalize": True, "image_processor_type": "CLIPImageProcessor", **NORMALIZATION}
     (out / "clip" / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, out / "judge.safetensors")
     pipe.to(torch.float32)
-    _forget_where_it_was_made(out)
-    _read_in_float32(out / "teacher" / "text_encoder" / "config.json")
+    _remove_source_paths(out)
+    _set_float32(out / "teacher" / "text_encoder" / "config.json")
 
 
-def _read_in_float32(config: Path) -> None:
-    """transformers loads the type that stands in the configuration, diffusers float32; a pipeline needs one."""
+def _set_float32(config: Path) -> None:
+    """Set the configuration's dtype: transformers loads that one, diffusers float32, and a pipeline needs one dtype."""
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
-def _forget_where_it_was_made(out: Path) -> None:
-    """diffusers writes the folder that a part was loaded from into its configuration."""
+def _remove_source_paths(out: Path) -> None:
+    """Remove the folder that a part was loaded from, which diffusers writes into its configuration."""
     for file in out.rglob("*.json"):
         values = json.loads(file.read_text())
         if isinstance(values, dict) and values.pop("_name_or_path", None):
             file.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def judge_figures(judge: classifier.AttributeClassifier, vae: AutoencoderKL) -> dict[str, dict[str, float]]:
-    """Accuracy per attribute on held-out renders: clean ones, all, and all after the autoencoder."""
-    samples = draw(_CHECKED, 99, held_out=True)
+def judge_figures(judge: AttributeClassifier, vae: AutoencoderKL) -> dict[str, dict[str, float]]:
+    """Return accuracy per attribute on held-out renders: clean ones, all, and all after the autoencoder."""
+    samples = draw_samples(_CHECKED, 99, held_out=True)
     clean = torch.tensor([scene.quality == "clean" for scene in samples.scenes])
     rebuilt = torch.cat([classifier.reconstruct(vae, part) for part in samples.images.split(64)])
     return {
@@ -96,8 +101,8 @@ def judge_figures(judge: classifier.AttributeClassifier, vae: AutoencoderKL) -> 
     }
 
 
-def teacher_figures(folder: Path, judge: classifier.AttributeClassifier) -> dict[str, float]:
-    """Share of right attributes on held-out prompts, in as many steps and with as much guidance as an evaluation."""
+def teacher_figures(folder: Path, judge: AttributeClassifier) -> dict[str, float]:
+    """Return the share of right attributes on held-out prompts, with an evaluation's steps and guidance."""
     options = Evaluation()
     prompts = held_out_prompts(options.num_prompts, options.seed)
     way = Way("steps", options.teacher_guidance, options.teacher_steps)

@@ -1,6 +1,6 @@
-"""CLIP's tokenizer as open_clip has it: what it cleans, where it cuts, what it fills with.
+"""open_clip's tokenizer of CLIP: the same cleaning, truncation and padding.
 
-transformers' CLIPTokenizer cleans otherwise (neither mojibake nor HTML) and fills with the end token.
+transformers' CLIPTokenizer cleans neither mojibake nor HTML entities, and pads with the end token.
 """
 
 import functools
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ftfy
-import regex  # letters and numbers of the same Unicode as open_clip's; those of `tokenizers` are of an older one
+import regex  # classifies letters and numbers by open_clip's Unicode version; `tokenizers` has an older one
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-MERGES = Path(__file__).parent / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
+MERGES = Path(__file__).parent / "bpe" / "bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY = 49408
 START, END = VOCABULARY - 2, VOCABULARY - 1
 SPECIAL = {"<start_of_text>": START, "<end_of_text>": END}  # open_clip reads them in prompts too
@@ -26,7 +26,7 @@ WORDS = regex.compile(
 
 
 def tokenize(texts: Sequence[str], length: int = LENGTH) -> Tensor:
-    """Token ids int64 [B, length]: start, text, end, zeros; of a longer text the end token takes the last place."""
+    """Return token ids int64 [B, length]: start, text, end, zeros; a longer text is truncated before the end token."""
     words = [WORDS.findall(clean(text)) for text in texts]
     ids = torch.zeros(len(texts), length, dtype=torch.int64)
     for row, encoding in enumerate(_tokenizer().encode_batch(words, is_pretokenized=True)):
@@ -36,15 +36,16 @@ def tokenize(texts: Sequence[str], length: int = LENGTH) -> Tensor:
 
 
 def clean(text: str) -> str:
+    """Return the text without mojibake, HTML entities, repeated whitespace and capitals."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return regex.sub(r"\s+", " ", text).strip().lower()
+    return str(regex.sub(r"\s+", " ", text)).strip().lower()
 
 
 @functools.cache
 def _tokenizer() -> Tokenizer:
     characters = _byte_characters()
     lines = gzip.decompress(MERGES.read_bytes()).decode().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : VOCABULARY - 2 - 2 * 256 + 1]]
+    merges = [(left, right) for left, right in (line.split() for line in lines[1 : VOCABULARY - 2 - 2 * 256 + 1])]
     words = [*characters, *(character + "</w>" for character in characters), *("".join(pair) for pair in merges)]
     vocabulary = {word: index for index, word in enumerate(words)} | SPECIAL
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
@@ -54,6 +55,6 @@ def _tokenizer() -> Tokenizer:
 
 
 def _byte_characters() -> list[str]:
-    """GPT-2's visible character for every byte, in the vocabulary's order: printable bytes come first."""
+    """Return GPT-2's visible character for every byte, in the vocabulary's order: printable bytes come first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.shapes.fit import fit
-from pipeline.shapes.muon import orthogonalized
+from pipeline.shapes_training.fit import fit
+from pipeline.shapes_training.muon import orthogonalized
 
 STEPS = 8
 

@@ -17,7 +17,7 @@ ADAMW_RMS = 0.2  # an update has the root mean square of a typical AdamW step, s
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two or more dimensions; all but the first are seen as one."""
+    """Optimizer for weights of two or more dimensions; all but the first are flattened into one."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """About the nearest matrix with orthonormal rows or columns, by a Newton-Schulz iteration of degree 5."""
+    """Return about the nearest matrix with orthonormal rows or columns, by a Newton-Schulz iteration of degree 5."""
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix / (matrix.norm() + 1e-7)

@@ -21,10 +21,8 @@ from nasa.prompt_embeds import PromptEmbeds, cat
 from pipeline.errors import UserError
 from pipeline.hashing import sha256_of_folder
 from pipeline.hub import local_folder
-from pipeline.recipe import EMBEDDED
-
-WEIGHTS = Path(__file__).parent / "shapes" / "weights"
-
+from pipeline.recipe import BUNDLED
+from pipeline.shapes import WEIGHTS
 
 _PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 STUDENT_FILE = "student.json"
@@ -38,13 +36,13 @@ transformers_logging.disable_progress_bar()
 class TextToImage:
     """A text-to-image pipeline whose parts are frozen, float32, in evaluation mode.
 
-    Without a text encoder it knows the texts of `fixed` alone.
+    Without a text encoder it knows the texts of `cached_embeds` alone.
     """
 
     folder: Path
     pipe: Any
     diffusion: Diffusion
-    fixed: Mapping[str, PromptEmbeds] = field(default_factory=dict)
+    cached_embeds: Mapping[str, PromptEmbeds] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
@@ -73,21 +71,19 @@ class TextToImage:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
         """The prompts by the pipeline's own encoder."""
-        if self.fixed:
-            return cat([self.fixed[prompt] for prompt in prompts])
+        if self.cached_embeds:
+            return cat([self.cached_embeds[prompt] for prompt in prompts])
         return self.family.encode(self.pipe, prompts, None)
 
 
 def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main") -> Path:
     """Where the model of a recipe's field lies; checked to be a folder of a pipeline that can be distilled."""
-    folder = WEIGHTS / "teacher" if teacher == EMBEDDED else local_folder(teacher, field, revision)
+    folder = WEIGHTS / "teacher" if teacher == BUNDLED else local_folder(teacher, field, revision)
     index = folder / "model_index.json"
-    if not index.is_file() and teacher == EMBEDDED:
-        raise UserError(
-            f"{field}: the embedded teacher is not in {WEIGHTS}; make it with `python -m jobs train-shapes`"
-        )
+    if not index.is_file() and teacher == BUNDLED:
+        raise UserError(f"{field}: the bundled teacher is not in {WEIGHTS}; make it with `python -m jobs train-shapes`")
     if not index.is_file():
-        raise UserError(f'{field}: {teacher!r} is no teacher (no model_index.json); allowed: a folder, or "{EMBEDDED}"')
+        raise UserError(f'{field}: {teacher!r} is no teacher (no model_index.json); allowed: a folder, or "{BUNDLED}"')
     try:
         parts = json.loads(index.read_text())
     except json.JSONDecodeError as error:
@@ -102,9 +98,10 @@ def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main")
     return folder
 
 
-def here(folder: str, place: str, field: str = "teacher", revision: str = "main") -> Path:
-    """The `folder` that a driver found `place` in, where this node has it too; else found anew."""
-    return Path(folder) if (Path(folder) / "model_index.json").is_file() else teacher_folder(place, field, revision)
+def local_or_download(folder: str, path_or_id: str, field: str = "teacher", revision: str = "main") -> Path:
+    """Return the driver's local `folder` where this node has it too, else download `path_or_id`."""
+    on_this_node = (Path(folder) / "model_index.json").is_file()
+    return Path(folder) if on_this_node else teacher_folder(path_or_id, field, revision)
 
 
 @dataclass(frozen=True)
@@ -138,11 +135,11 @@ def load(
     device: torch.device | str = "cpu",
     *,
     start_timestep: int = -1,
-    fixed: Mapping[str, PromptEmbeds] | None = None,
+    cached_embeds: Mapping[str, PromptEmbeds] | None = None,
 ) -> TextToImage:
-    """The pipeline of a folder; with `fixed` texts it leaves its text encoder out."""
+    """The pipeline of a folder; with `cached_embeds` it leaves its text encoder out."""
     try:
-        pipe = load_pipeline(folder, **({"text_encoder": None} if fixed else {}))
+        pipe = load_pipeline(folder, **({"text_encoder": None} if cached_embeds else {}))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     try:
@@ -150,7 +147,7 @@ def load(
     except ValueError as error:
         field = "teacher." if str(error).startswith("scheduler") else "method."
         raise UserError(f"{field}{error}") from None
-    model = TextToImage(folder, pipe, diffusion, fixed or {})
+    model = TextToImage(folder, pipe, diffusion, cached_embeds or {})
     for part in model.parts():
         part.requires_grad_(False).eval().to(device)
     return model

@@ -1,0 +1,1 @@
+"""CLIP: weights in transformers' and open_clip's layouts, tokenizer, preprocessing, features and scores."""

@@ -1,0 +1,1 @@
+"""Training of the bundled networks of the Shapes toy dataset."""
