@@ -1,4 +1,4 @@
-"""Pictures of one student for docs/gallery.md: the same noise under rising scales, and away from bad quality.
+"""ImageStore of one student for docs/gallery.md: the same noise under rising scales, and away from bad quality.
 
 python -m benchmarks.gallery runs/full/distilled
 """
@@ -10,10 +10,10 @@ from PIL import Image
 
 from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, held_out_prompts
 from pipeline.evaluation import exclusion
+from pipeline.evaluation.contact_sheet import contact_sheet, to_pixels
 from pipeline.evaluation.evaluate import distilled_student
-from pipeline.evaluation.judges import AttributeJudge
-from pipeline.evaluation.sampling import Sampler, Way
-from pipeline.evaluation.sheet import contact_sheet, to_pixels
+from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.storage import Folder
 
 SCALES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -36,25 +36,32 @@ def scales(student: Sampler, seeds: int = SEEDS) -> Image.Image:
     """The first seed of each pair whose plain image shows what the negative names."""
     judge = AttributeJudge.load()
     searched = range(FIRST_SEED, FIRST_SEED + seeds)
-    found = [(pair, next(exclusion.pictures(student, judge, pair, [], searched), None)) for pair in PAIRS]
-    chosen = [(pair, plain[1][0]) for pair, plain in found if plain][:COLUMNS]
-    prompts, away = [pair.prompt for pair, _ in chosen], [pair.negative_prompt for pair, _ in chosen]
-    ways = [Way(), *(Way("nasa", scale) for scale in SCALES)]
-    rows = [(way.label, to_pixels(student.images(way, prompts, [seed for _, seed in chosen], away))) for way in ways]
-    return contact_sheet(rows, [f"{prompt} MINUS {negative}" for prompt, negative in zip(prompts, away, strict=True)])
+    chosen = []
+    for pair in PAIRS:
+        groups = exclusion.sample_pair(student, judge, pair, [], searched)
+        chosen += [(pair, group.seeds[0]) for group in groups if group.selected][:1]
+    chosen = chosen[:COLUMNS]
+    prompts, negatives = [pair.prompt for pair, _ in chosen], [pair.negative_prompt for pair, _ in chosen]
+    samplings = [SamplingMethod(), *(SamplingMethod("nasa", scale) for scale in SCALES)]
+    found = [seed for _, seed in chosen]
+    rows = [(each.label, to_pixels(student.images(each, prompts, found, negatives))) for each in samplings]
+    captions = [f"{prompt} MINUS {negative}" for prompt, negative in zip(prompts, negatives, strict=True)]
+    return contact_sheet(rows, captions)
 
 
 def quality(student: Sampler) -> Image.Image:
     """Held-out prompts, away from a bad photo and from the degradations by name."""
     prompts = [prompt for prompt, _ in held_out_prompts(COLUMNS, 4321)]
     seeds = range(FIRST_SEED, FIRST_SEED + COLUMNS)
-    kinds = [("", None, Way())]
+    kinds = [("", None, SamplingMethod())]
     kinds += [
-        (f" MINUS {away}", away, Way("nasa", scale)) for away in (BAD_PHOTO, DEGRADATIONS) for scale in (0.25, 0.5)
+        (f" MINUS {negative}", negative, SamplingMethod("nasa", scale))
+        for negative in (BAD_PHOTO, DEGRADATIONS)
+        for scale in (0.25, 0.5)
     ]
     rows = [
-        (way.label + words, to_pixels(student.images(way, prompts, seeds, away and [away] * COLUMNS)))
-        for words, away, way in kinds
+        (sampling.label + words, to_pixels(student.images(sampling, prompts, seeds, negative and [negative] * COLUMNS)))
+        for words, negative, sampling in kinds
     ]
     return contact_sheet(rows, prompts)
 

@@ -26,10 +26,10 @@ from nasa.diffusion import decode
 from nasa.joint import JOINT_ATTENTION
 from nasa.prompt_embeds import tokenize
 from pipeline import models
-from pipeline.evaluation.asks import JUDGED
 from pipeline.evaluation.exclusion import shares, trials
-from pipeline.evaluation.judges import AttributeJudge
-from pipeline.evaluation.sampling import Way, noise_of
+from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.sampling import SamplingMethod, noise_of
+from pipeline.evaluation.suites.shapes import ATTRIBUTES
 from pipeline.shapes import WEIGHTS
 from pipeline.shapes.clip import WIDTH
 from pipeline.shapes_training.denoiser import draw_captions, encode_pool
@@ -131,7 +131,7 @@ class FlowSampler:
 
     @torch.no_grad()
     def images(
-        self, way: Way, prompts: Sequence[str], seeds: Sequence[int], negatives: Sequence[str] | None = None
+        self, way: SamplingMethod, prompts: Sequence[str], seeds: Sequence[int], negatives: Sequence[str] | None = None
     ) -> Tensor:
         """Images [B, 3, H, W] in about -1..1, in `SAMPLING_STEPS` steps."""
         embeds, pooled = encode(self.teacher, list(prompts))
@@ -158,18 +158,18 @@ def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> d
     """What the plain model can, on held-out prompts; and each reading over its scales, on seeds that show the thing."""
     judge = AttributeJudge.load()
     prompts = held_out_prompts(count, 7)
-    found = judge.attributes(sampler.images(Way(), [text for text, _ in prompts], range(count)))
+    found = judge.attributes(sampler.images(SamplingMethod(), [text for text, _ in prompts], range(count)))
     accuracy = {
         name: float(
             np.mean([shown[name] == getattr(scene, name) for shown, (_, scene) in zip(found, prompts, strict=True)])
         )
-        for name in JUDGED
+        for name in ATTRIBUTES
     }
-    ways = [Way(kind, scale) for kind, scales in SCALES.items() for scale in scales]
+    ways = [SamplingMethod(kind, scale) for kind, scales in SCALES.items() for scale in scales]
     collected = trials(sampler, judge, ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
     return {
         "accuracy": accuracy,
-        "plain": shares(collected, Way()),
+        "plain": shares(collected, SamplingMethod()),
         "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
     }
 

@@ -17,8 +17,8 @@ import numpy as np
 from pipeline import manifest
 from pipeline.evaluation.evaluate import distilled_student
 from pipeline.evaluation.exclusion import shares, trials
-from pipeline.evaluation.judges import AttributeJudge
-from pipeline.evaluation.sampling import Way
+from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.sampling import SamplingMethod
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 
@@ -54,13 +54,13 @@ def measure(folder: Path, seeds: int = SEEDS) -> dict[str, Any]:
     """Shares of each way over the seeds whose plain image shows what the negative names."""
     record = manifest.read(Folder.from_uri(folder), "distill")
     recipe, student = parse(record["recipe"]), distilled_student(Folder.from_uri(folder))
-    ways = [Way(kind, scale) for kind, scales in SCALES.items() for scale in scales]
+    ways = [SamplingMethod(kind, scale) for kind, scales in SCALES.items() for scale in scales]
     collected = trials(student, AttributeJudge.load(), ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
     return {
         "student": record["student_sha256"],
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "plain": shares(collected, Way()),
+        "plain": shares(collected, SamplingMethod()),
         "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
     }
 

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pipeline.evaluation.evaluate import evaluate
-    from pipeline.evaluation.summary import table
+    from pipeline.evaluation.summary_table import table
 
     folder = shared.folder_of(options, "evaluation")
     summary = evaluate(

@@ -27,6 +27,6 @@ def run_pipeline(
         log("distill")
         distill(recipe, run / "prompts", run / "distilled", tracking_uri, ray_address)
         log("evaluate")
-        evaluate(run / "distilled", run / "prompts", run / "evaluation", tracking_uri, address=ray_address)
+        evaluate(run / "distilled", run / "prompts", run / "evaluation", tracking_uri, ray_address=ray_address)
         log("register")
         return register_run(run / "distilled", run / "evaluation", run / "registered", tracking_uri)

@@ -97,7 +97,7 @@ def evaluator(world: World) -> list[str]:
     for _ in range(world.times):
         (run.folder / "evaluation").rename(run.folder / f"evaluation-{time.monotonic_ns()}")
         process = world.begin(command)
-        victim = next(_fresh(world, process, world.nodes, "Studio"), None)
+        victim = next(_fresh(world, process, world.nodes, "EvaluationWorker"), None)
         when = world.moment(3)
         if victim and kill(victim):
             notes.append(f"{when:.1f} s after it began")

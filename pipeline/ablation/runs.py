@@ -21,9 +21,9 @@ from datasets_prep.shapes.prompts import BAD_PHOTO, held_out_prompts, sample_neg
 from nasa.method import Method
 from pipeline import models, recipe
 from pipeline.evaluation import exclusion
-from pipeline.evaluation.asks import JUDGED
-from pipeline.evaluation.judges import AttributeJudge
-from pipeline.evaluation.sampling import Sampler, Way
+from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
+from pipeline.evaluation.suites.shapes import ATTRIBUTES
 from pipeline.models.clip.model import Clip
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.recipe import Recipe
@@ -32,7 +32,7 @@ from pipeline.training import engines
 from pipeline.training.distiller import Distiller
 
 SBV2 = {"negative_on_student": False, "negative_on_teacher": False, "negative_on_lora_teacher": False}
-NASA_I = Way("nasa", 0.5)
+NASA_I = SamplingMethod("nasa", 0.5)
 WARM_UP = "warm-up"
 
 
@@ -178,11 +178,11 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
     prompts = held_out_prompts(evaluation.num_prompts, evaluation.seed)
     texts, seeds = [text for text, _ in prompts], range(evaluation.seed, evaluation.seed + len(prompts))
     row: dict[str, Any] = {}
-    for name, way in (("plain", Way()), ("nasa_i", NASA_I)):
+    for name, way in (("plain", SamplingMethod()), ("nasa_i", NASA_I)):
         found = attributes.attributes(sampler.images(way, texts, seeds, [BAD_PHOTO] * len(texts)))
         pairs = list(zip(found, (scene for _, scene in prompts), strict=True))
         row[name] = [
-            int(shown["quality"] == "clean" and all(shown[key] == getattr(scene, key) for key in JUDGED))
+            int(shown["quality"] == "clean" and all(shown[key] == getattr(scene, key) for key in ATTRIBUTES))
             for shown, scene in pairs
         ]
     first = evaluation.seed * 1000
@@ -193,7 +193,7 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
         range(first, first + evaluation.exclusion_seeds),
         calibration=False,
     )
-    own = [trial for trial in tested if trial.way == NASA_I.label]
+    own = [trial for trial in tested if trial.sampling == NASA_I.label]
     return {**row, **{name: [int(getattr(t, name)) for t in own] for name in ("removed", "kept")}}
 
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 
 from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.evaluation.aggregate import Row, image_key, metric_names, paired, same_prompt_and_noise
 from pipeline.evaluation.evaluate import REPORT, SCORES, SUMMARY
-from pipeline.evaluation.figures import Row, image_key, metric_names, paired, same_prompt_and_noise
-from pipeline.evaluation.pictures import Pictures
+from pipeline.evaluation.images import ImageStore
 from pipeline.evaluation.report import COMPARED, column_of, data_uri, render
 from pipeline.storage import Folder
 
@@ -32,7 +32,7 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> dic
     metrics = [_metric(name, *students, summaries, names) for name in shared]
     comparison = {"a": names[0], "b": names[1], "metrics": metrics}
     folder.write("comparison.json", (json.dumps(comparison, indent=2) + "\n").encode())
-    pictures = Pictures(a, rows[0]), Pictures(b, rows[1])
+    pictures = ImageStore(a, rows[0]), ImageStore(b, rows[1])
     data = {"metrics": shared, "cards": _pairs(shared, students, pictures, names)}
     data["columns"] = _columns(summaries, pictures, names)
     page = render(
@@ -80,13 +80,13 @@ def _metric(name: str, a: list[Row], b: list[Row], summaries: Any, names: tuple[
 
 
 def _pairs(
-    shared: list[str], students: list[list[Row]], pictures: tuple[Pictures, Pictures], names: tuple[str, str]
+    shared: list[str], students: list[list[Row]], pictures: tuple[ImageStore, ImageStore], names: tuple[str, str]
 ) -> list[dict[str, Any]]:
     """Cards of two images, whose scores are the differences."""
     cards = []
     for one, other in same_prompt_and_noise(*students):
         images = [
-            {"way": name, "image": data_uri(own.of(row))}
+            {"way": name, "image": data_uri(own.png(row))}
             for name, own, row in zip(names, pictures, (one, other), strict=True)
         ]
         scores = [None if None in (one[name], other[name]) else one[name] - other[name] for name in shared]
@@ -95,7 +95,7 @@ def _pairs(
 
 
 def _columns(
-    summaries: Sequence[dict[str, Any]], pictures: Sequence[Pictures], names: tuple[str, str]
+    summaries: Sequence[dict[str, Any]], pictures: Sequence[ImageStore], names: tuple[str, str]
 ) -> list[dict[str, Any]]:
     """Both students on the same prompt and noise in every way that both have, for the slider."""
     own = [

@@ -1,7 +1,6 @@
 """Evaluation: fixed prompts and seeds through the student and its teacher, scored, tabled and drawn."""
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +9,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import manifest, models, tracking
-from pipeline.errors import UserError
-from pipeline.evaluation import asks, exclusion, figures, pairs, panel
-from pipeline.evaluation.pictures import Pictures
+from pipeline.errors import invalid
+from pipeline.evaluation import aggregate, exclusion
+from pipeline.evaluation.images import ImageStore
+from pipeline.evaluation.judges import clip_attributes
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.sampling import Sampler
-from pipeline.evaluation.studio import Setup, student_of, work
+from pipeline.evaluation.suites import evaluation_suite
+from pipeline.evaluation.worker import WorkerConfig, load_student, recipe_work_units, run_workers
 from pipeline.recipe import Recipe, dump, parse
 from pipeline.resources import evaluation_request, wait_for_resources
 from pipeline.session import ray_session
@@ -29,7 +29,7 @@ SCORES, SUMMARY, SHEET, REPORT = "scores.parquet", "summary.json", "contact_shee
 
 @dataclass(frozen=True)
 class Subject:
-    """A student to evaluate: its diffusers folder, the hashes of both models, and the run it is of."""
+    """A student to evaluate: its diffusers folder, the hashes of both models, and its training run."""
 
     student: Folder
     student_sha256: str
@@ -38,8 +38,8 @@ class Subject:
     step: int
 
     @staticmethod
-    def of(distilled: Folder, record: dict[str, Any]) -> "Subject":
-        """What `distill` left."""
+    def from_distilled(distilled: Folder, record: dict[str, Any]) -> "Subject":
+        """Return the student that `distill` wrote."""
         hashes = record["student_sha256"], record["teacher_sha256"]
         return Subject(distilled / "student", *hashes, record["mlflow_run"], record["metrics"]["step"])
 
@@ -50,16 +50,18 @@ def evaluate(
     folder: Folder,
     tracking_uri: str,
     overrides: Sequence[str] = (),
-    address: str | None = None,
+    ray_address: str | None = None,
 ) -> dict[str, Any]:
     """Write `scores.parquet`, `summary.json`, `contact_sheet.png`, `report.html` and the manifest.
 
-    `overrides` are of the recipe's `evaluation` section. The same evaluation of the same student is left as it is, one
-    that was stopped goes on.
+    `overrides` are of the recipe's `evaluation` section. A finished evaluation of the same student is left as it is, an
+    interrupted one resumes.
     """
     record = manifest.read(student_folder, "distill")
     recipe = _recipe(record["recipe"], overrides)
-    return evaluate_student(Subject.of(student_folder, record), recipe, prompt_folder, folder, tracking_uri, address)
+    return evaluate_student(
+        Subject.from_distilled(student_folder, record), recipe, prompt_folder, folder, tracking_uri, ray_address
+    )
 
 
 def evaluate_student(
@@ -68,22 +70,24 @@ def evaluate_student(
     prompt_folder: Folder,
     folder: Folder,
     tracking_uri: str,
-    address: str | None = None,
+    ray_address: str | None = None,
     *,
-    patient: bool = False,
+    wait_for_ever: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate any student, a finished one's or a checkpoint's. Who is `patient` waits for room as long as it takes."""
+    """Evaluate any student; `wait_for_ever` waits for resources without a limit."""
     made_from = {"recipe": dump(recipe), "student_sha256": subject.student_sha256}
     if folder.exists(manifest.NAME) and manifest.read(folder, "evaluate").items() >= made_from.items():
-        return dict(json.loads(folder.read(SUMMARY)))
+        return dict(folder.read_json(SUMMARY))
     count = require(recipe, prompt_folder)
-    setup = _setup(subject, recipe, prompt_folder, folder)
-    with ray_session(address):
-        if not patient:
-            wait_for_resources(evaluation_request(recipe.evaluation), recipe.train.resource_timeout_minutes, address)
-        rows, scorers = work(setup, count, recipe.evaluation)
-    figures.judge(rows)
-    summary = figures.summarise(recipe, rows, scorers)
+    config = _worker_config(subject, recipe, prompt_folder, folder)
+    with ray_session(ray_address):
+        if not wait_for_ever:
+            wait_for_resources(
+                evaluation_request(recipe.evaluation), recipe.train.resource_timeout_minutes, ray_address
+            )
+        rows, scorers = run_workers(config, count, recipe.evaluation)
+    aggregate.judge(rows)
+    summary = aggregate.summarise(recipe, rows, scorers)
     _calibrate(recipe, summary, rows)
     _write(folder, recipe, summary, rows)
     _track(folder, summary, subject, tracking_uri)
@@ -92,30 +96,30 @@ def evaluate_student(
 
 
 def require(recipe: Recipe, prompt_folder: Folder) -> int:
-    """Refuse, before any image is made, what lacks its weights or its prompts; returns the number of pieces."""
-    panel.require(recipe)
-    return len(asks.pieces(recipe, prompt_folder))
+    """Check weights and prompts before any image is sampled; return the number of work units."""
+    evaluation_suite(recipe).check()
+    return len(recipe_work_units(recipe, prompt_folder))
 
 
 def _recipe(text: str, overrides: Sequence[str]) -> Recipe:
     for override in overrides:
         if not override.startswith("evaluation."):
-            raise UserError(f"--set: {override!r} is not of the evaluation; allowed: evaluation.field=value")
+            raise invalid("--set", override, "evaluation.field=value")
     return parse(text, overrides)
 
 
 def _calibrate(recipe: Recipe, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Add how far the judge of exclusion can be trusted, and what its counts are worth then."""
+    """Add the judge's accuracy on labelled images, and the shares corrected for its errors."""
     options = recipe.evaluation
     if "exclusion_by_pair" in summary and options.calibration:
-        calibration = pairs.ClipAttributes.load(options, "cpu").calibration(options.calibration)
+        calibration = clip_attributes.ClipAttributes.load(options, "cpu").calibration(options.calibration)
         summary["calibration"] = {name: own.as_dict() for name, own in calibration.items()}
-        exclusion.corrected(summary["exclusion_by_pair"], calibration, figures.selected(rows))
+        exclusion.corrected(summary["exclusion_by_pair"], calibration, aggregate.selected(rows))
 
 
-def _setup(subject: Subject, recipe: Recipe, prompt_folder: Folder, folder: Folder) -> Setup:
-    return Setup(
-        dump(recipe),
+def _worker_config(subject: Subject, recipe: Recipe, prompt_folder: Folder, folder: Folder) -> WorkerConfig:
+    return WorkerConfig(
+        recipe,
         str(models.teacher_folder(recipe.teacher, revision=recipe.revision)),
         subject.student.uri,
         (("student", subject.student_sha256), ("teacher", subject.teacher_sha256)),
@@ -125,25 +129,23 @@ def _setup(subject: Subject, recipe: Recipe, prompt_folder: Folder, folder: Fold
 
 
 def _write(folder: Folder, recipe: Recipe, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema(rows)), buffer)
-    folder.write(SCORES, buffer.getvalue())
-    pictures = Pictures(folder, rows)
+    folder.write_table(SCORES, pa.Table.from_pylist(rows, schema=_schema(rows)))
+    images = ImageStore(folder, rows)
     png = io.BytesIO()
-    pictures.sheet(summary).save(png, format="PNG")
+    images.sheet(summary).save(png, format="PNG")
     folder.write(SHEET, png.getvalue())
-    folder.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
-    folder.write(REPORT, write_report(recipe, summary, rows, pictures).encode())
+    folder.write_json(SUMMARY, summary)
+    folder.write(REPORT, write_report(recipe, summary, rows, images).encode())
 
 
 def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
-    """Of all columns that any row has; rows of different sets have different ones."""
+    """Return the schema of all columns; rows of different sets have different ones."""
     columns = {name: value for row in rows[::-1] for name, value in row.items() if value is not None}
     return pa.Table.from_pylist([columns]).schema
 
 
 def _track(folder: Folder, summary: dict[str, Any], subject: Subject, tracking_uri: str) -> None:
-    """Scores, sheet and report into the MLflow run that the student is of."""
+    """Log scores, contact sheet and report to the student's training run in MLflow."""
     tracker = tracking.Tracker(tracking_uri, subject.mlflow_run)
     tracker.metrics(flat_metrics(summary), subject.step, 0)
     with TemporaryDirectory() as scratch:
@@ -155,7 +157,7 @@ def _track(folder: Folder, summary: dict[str, Any], subject: Subject, tracking_u
 
 
 def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """Return the student's figures under names that MLflow can show; one that is no number is left out.
+    """Return the student's metrics by MLflow names, without NaN.
 
     Ray Train ranks checkpoints by them, and a NaN would stand above every score.
     """
@@ -167,8 +169,8 @@ def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def distilled_student(student_folder: Folder) -> Sampler:
-    """The student that `distill` left in this folder; its `model` is the teacher, whose other parts it shares."""
+    """Return the student that `distill` wrote; its `model` is the teacher, whose other parts it shares."""
     recipe = parse(manifest.read(student_folder, "distill")["recipe"])
     folder = models.teacher_folder(recipe.teacher, revision=recipe.revision)
     teacher = Sampler(models.load(folder, start_timestep=recipe.method.start_timestep))
-    return student_of(teacher, student_folder / "student")
+    return load_student(teacher, student_folder / "student")

@@ -1,7 +1,7 @@
-"""Exclusion: does a negative prompt remove what the plain image shows, and leave the rest alone?
+"""The exclusion test: whether a negative prompt removes what the plain image shows, and keeps the rest.
 
-Measured over the seeds whose plain image does show the attribute. With eight colours, seven plain
-images in eight "exclude" red by luck; those say nothing about a negative prompt.
+Only seeds whose plain image shows the attribute count. With eight colours, seven plain images in eight "exclude" red by
+chance; they say nothing about a negative prompt.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,37 +12,40 @@ import torch
 from torch import Tensor
 
 from datasets_prep.shapes.prompts import PAIRS, Pair
-from pipeline.evaluation.clip_judge import Calibration, removed_share
-from pipeline.evaluation.sampling import Sampler, Way
-from pipeline.evaluation.sheet import as_saved
+from pipeline.evaluation.contact_sheet import as_saved
+from pipeline.evaluation.judges.clip_judge import Calibration, removed_share
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.evaluation.statistics import Share, share
 
 NEGATED = 'in the prompt: "not ..."'
 
 
 class Judge(Protocol):
+    """Tells what images show."""
+
     def attributes(self, images: Tensor) -> list[dict[str, str]]:
-        """Of each image [B, 3, H, W] in -1..1 the value of every attribute."""
+        """Return the value of every attribute of each image [B, 3, H, W] in -1..1."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One pair and seed whose plain image shows the attribute, and what one way made of it."""
+    """One pair and seed whose plain image shows the attribute, and the outcome by one sampling method."""
 
     pair: Pair
     seed: int
-    way: str
+    sampling: str
     calibration: bool
     removed: bool
     kept: bool
     clean: bool
 
     @staticmethod
-    def of(pair: Pair, seed: int, way: str, shown: Mapping[str, str], *, calibration: bool) -> "Trial":
+    def of(pair: Pair, seed: int, sampling: str, shown: Mapping[str, str], *, calibration: bool) -> "Trial":
+        """Judge an image by what it shows."""
         return Trial(
             pair,
             seed,
-            way,
+            sampling,
             calibration,
             removed=shown[pair.attribute] != pair.value,
             kept=all(shown[name] == value for name, value in pair.asked),
@@ -50,30 +53,43 @@ class Trial:
         )
 
 
-def pictures(
-    sampler: Sampler, judge: Judge, pair: Pair, ways: Sequence[Way], seeds: Sequence[int]
-) -> Iterator[tuple[str, list[int], Tensor, bool]]:
-    """Yield each way's label, its seeds and images, and whether those seeds were selected.
+@dataclass(frozen=True)
+class ImageGroup:
+    """Images [N, 3, H, W] of one pair by one system, with their seeds, and whether those seeds were selected."""
 
-    Selected are the seeds whose plain image shows the attribute and what was asked for. The first is the plain images
-    of those, then each way's, then the negative in words; the last is the plain images of the other seeds.
+    system: str
+    seeds: list[int]
+    images: Tensor
+    selected: bool
+
+
+def sample_pair(
+    sampler: Sampler, judge: Judge, pair: Pair, samplings: Sequence[SamplingMethod], seeds: Sequence[int]
+) -> Iterator[ImageGroup]:
+    """Yield the images of one pair by every sampling method, and with the negative in the prompt's words.
+
+    Selected are the seeds whose plain image shows the attribute and what was asked for; only they are sampled again.
+    The first group is the plain images of those, the last the plain images of the other seeds.
     """
-    plain = sampler.images(Way(), [pair.prompt] * len(seeds), seeds)
+    plain = sampler.images(SamplingMethod(), [pair.prompt] * len(seeds), seeds)
     shows = [_shows(shown, pair) for shown in judge.attributes(as_saved(plain))]
-    found, others = (
-        [seed for seed, own in zip(seeds, shows, strict=True) if own is wanted] for wanted in (True, False)
+    selected, others = (
+        [seed for seed, flag in zip(seeds, shows, strict=True) if flag is wanted] for wanted in (True, False)
     )
-    if found:
-        away = [pair.negative_prompt] * len(found)
-        yield Way().label, found, plain[torch.tensor(shows)], True
-        for way in ways:
-            yield way.label, found, sampler.images(way, [pair.prompt] * len(found), found, away), True
-        yield NEGATED, found, sampler.images(Way(), [negated(pair)] * len(found), found), True
+    if selected:
+        count = len(selected)
+        yield ImageGroup(SamplingMethod().label, selected, plain[torch.tensor(shows)], selected=True)
+        for sampling in samplings:
+            images = sampler.images(sampling, [pair.prompt] * count, selected, [pair.negative_prompt] * count)
+            yield ImageGroup(sampling.label, selected, images, selected=True)
+        images = sampler.images(SamplingMethod(), [negated(pair)] * count, selected)
+        yield ImageGroup(NEGATED, selected, images, selected=True)
     if others:
-        yield Way().label, others, plain[~torch.tensor(shows)], False
+        yield ImageGroup(SamplingMethod().label, others, plain[~torch.tensor(shows)], selected=False)
 
 
 def negated(pair: Pair) -> str:
+    """Return the prompt with the negative in words."""
     return f"{pair.prompt}, not {pair.negative_prompt}"
 
 
@@ -82,65 +98,70 @@ def _shows(shown: Mapping[str, str], pair: Pair) -> bool:
 
 
 def trials(
-    sampler: Sampler, judge: Judge, ways: Sequence[Way], seeds: Sequence[int], *, calibration: bool = False
+    sampler: Sampler,
+    judge: Judge,
+    samplings: Sequence[SamplingMethod],
+    seeds: Sequence[int],
+    *,
+    calibration: bool = False,
 ) -> list[Trial]:
-    """Every way on every pair and seed whose plain image shows the pair's attribute and what was asked for."""
+    """Return the trials of every sampling method on every pair and selected seed."""
     return [
-        Trial.of(pair, seed, label, shown, calibration=calibration)
+        Trial.of(pair, seed, group.system, shown, calibration=calibration)
         for pair in PAIRS
-        for label, found, images, selected in pictures(sampler, judge, pair, ways, seeds)
-        if selected
-        for seed, shown in zip(found, judge.attributes(images), strict=True)
+        for group in sample_pair(sampler, judge, pair, samplings, seeds)
+        if group.selected
+        for seed, shown in zip(group.seeds, judge.attributes(group.images), strict=True)
     ]
 
 
-def best_scale(calibration: Iterable[Trial], ways: Sequence[Way]) -> Way:
-    """The way with the best worst case of removed and kept, on the calibration seeds alone."""
+def best_scale(calibration: Iterable[Trial], samplings: Sequence[SamplingMethod]) -> SamplingMethod:
+    """Return the sampling method with the best worst case of removed and kept, on the calibration seeds."""
     collected = list(calibration)
 
-    def worst(way: Way) -> float:
-        own = [trial for trial in collected if trial.way == way.label and trial.pair.trained]
+    def worst(sampling: SamplingMethod) -> float:
+        own = [trial for trial in collected if trial.sampling == sampling.label and trial.pair.trained]
         return min(share([t.removed for t in own]).value, share([t.kept for t in own]).value) if own else -1.0
 
-    return max(ways, key=worst)
+    return max(samplings, key=worst)
 
 
 def summarise(collected: Iterable[Trial]) -> list[dict[str, Any]]:
-    """For each way, over attributes used as negatives in training and over the others: three shares."""
+    """Return three shares for each sampling method, over negatives used in training and over the others."""
     rows: list[dict[str, Any]] = []
     test = [trial for trial in collected if not trial.calibration]
-    for way in dict.fromkeys(trial.way for trial in test):
+    for sampling in dict.fromkeys(trial.sampling for trial in test):
         for trained in (True, False):
-            own = [trial for trial in test if trial.way == way and trial.pair.trained == trained]
+            own = [trial for trial in test if trial.sampling == sampling and trial.pair.trained == trained]
             if own:
                 figures = {
                     name: share([getattr(t, name) for t in own]).as_dict() for name in ("removed", "kept", "clean")
                 }
-                rows.append({"way": way, "trained_negative": trained, **figures})
+                rows.append({"way": sampling, "trained_negative": trained, **figures})
     return rows
 
 
 def by_pair(collected: Iterable[Trial]) -> list[dict[str, Any]]:
-    """As in the paper's Table 2: for each pair and way, the share of images that no longer show what is named."""
+    """Return the share of images without the attribute, by pair and method, as in the paper's Table 2."""
     groups: dict[tuple[Pair, str], list[Trial]] = {}
     for trial in collected:
         if not trial.calibration:
-            groups.setdefault((trial.pair, trial.way), []).append(trial)
+            groups.setdefault((trial.pair, trial.sampling), []).append(trial)
     return [
         {
             "prompt": pair.prompt,
             "negative_prompt": pair.negative_prompt,
-            "way": way,
+            "way": sampling,
             **{name: share([getattr(t, name) for t in own]).as_dict() for name in ("removed", "kept")},
         }
-        for (pair, way), own in groups.items()
+        for (pair, sampling), own in groups.items()
     ]
 
 
 def corrected(
     rows: Iterable[dict[str, Any]], calibration: Mapping[str, Calibration], selected: Mapping[tuple[str, str], Share]
 ) -> None:
-    """Give each row of `by_pair` the share removed once the judge's errors are taken out, with a 95 % interval.
+    """Add to each row of `by_pair` the share removed, corrected for the judge's errors, with a 95 % interval.
 
     `selected` has of each pair, by prompt and negative, how many of the plain images that show what was asked for the
     judge also found to show the attribute.
@@ -153,8 +174,8 @@ def corrected(
             row["removed_corrected"] = removed_share(removed, shown, own.sensitivity, own.specificity)
 
 
-def shares(collected: Iterable[Trial], way: Way) -> dict[str, float]:
-    """Of one way: how many images, and the shares in which the thing is removed, the rest is kept, the image clean."""
-    own = [trial for trial in collected if trial.way == way.label]
+def shares(collected: Iterable[Trial], sampling: SamplingMethod) -> dict[str, float]:
+    """Return the number of images of one method, and the shares removed, kept and clean."""
+    own = [trial for trial in collected if trial.sampling == sampling.label]
     figures = {name: share([getattr(trial, name) for trial in own]).value for name in ("removed", "kept", "clean")}
     return {"images": len(own), **figures}

@@ -8,15 +8,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from pipeline.evaluation.figures import metric_names
-from pipeline.evaluation.pictures import Pictures, thumbnail
+from pipeline.evaluation.aggregate import metric_names
+from pipeline.evaluation.images import ImageStore, thumbnail
 from pipeline.recipe import Recipe, dump
 
 SIDE = 192  # of a thumbnail, in pixels
 COMPARED = 48  # prompts that are shown in every way
 
 
-def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Pictures) -> str:
+def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: ImageStore) -> str:
     """The page's text. Prompts and every other value are escaped."""
     return render(
         "report.html.j2",
@@ -32,13 +32,13 @@ def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[st
 
 def render(template: str, data: dict[str, Any], **values: Any) -> str:
     """A page of `pages`; `data` is what its script shows."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "pages"), autoescape=True)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     environment.filters |= {"percent": percent, "interval": interval, "figure": figure}
     page: str = environment.get_template(template).render(data=data, **values)
     return page
 
 
-def page_data(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: Pictures) -> dict[str, Any]:
+def page_data(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: ImageStore) -> dict[str, Any]:
     """What the page's script shows: all images of the student, and some prompts in every way."""
     student = [row for row in rows if row["system"] == summary["student"]]
     names = metric_names(student)
@@ -49,22 +49,22 @@ def page_data(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures:
     }
 
 
-def _card(row: dict[str, Any], names: Sequence[str], pictures: Pictures) -> dict[str, Any]:
+def _card(row: dict[str, Any], names: Sequence[str], pictures: ImageStore) -> dict[str, Any]:
     scores = [row.get(name) for name in names]
-    return {"pictures": [{"image": data_uri(pictures.of(row))}], "scores": scores} | {
+    return {"pictures": [{"image": data_uri(pictures.png(row))}], "scores": scores} | {
         name: row[name] for name in ("set", "prompt", "seed")
     }
 
 
 def column_of(
-    columns: Sequence[Sequence[dict[str, Any]]], pictures: Sequence[Pictures], names: Sequence[str] = ("",)
+    columns: Sequence[Sequence[dict[str, Any]]], pictures: Sequence[ImageStore], names: Sequence[str] = ("",)
 ) -> dict[str, Any]:
     """One prompt and noise in every way, by each of the students: each way's pictures."""
     first = columns[0][0]
     ways = []
     for rows in zip(*columns, strict=True):
         shown = [
-            {"way": name, "image": data_uri(own.of(row))} for name, own, row in zip(names, pictures, rows, strict=True)
+            {"way": name, "image": data_uri(own.png(row))} for name, own, row in zip(names, pictures, rows, strict=True)
         ]
         ways.append({"way": rows[0]["system"], "pictures": shown})
     return {"prompt": first["prompt"], "negative": first["negative_prompt"], "ways": ways}

@@ -1,4 +1,4 @@
-"""Images from a model by each of the ways that are compared: one step, one step with a negative, many steps."""
+"""Sampling methods that are compared: one step, one step with a negative prompt, many steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Way:
-    """How images are made. `kind` is "plain", "cfg" or an attention rule in one step, or "steps" for many."""
+class SamplingMethod:
+    """How a model is sampled. `kind` is "plain", "cfg" or an attention rule in one step, or "steps" for many."""
 
     kind: str = "plain"
     scale: float = 0.0
@@ -29,6 +29,7 @@ class Way:
 
     @property
     def label(self) -> str:
+        """The name in results, such as "NASA 0.5"."""
         if self.kind == "plain":
             return "no negative"
         if self.kind == "steps":
@@ -37,7 +38,7 @@ class Way:
 
 
 class Sampler:
-    """Generates with one model; the same prompt and seed start from the same noise in every way."""
+    """Samples one model; a prompt and seed start from the same noise by every sampling method."""
 
     def __init__(self, model: TextToImage, *, denoiser: Any = None) -> None:
         self.model = model
@@ -46,50 +47,57 @@ class Sampler:
 
     @torch.no_grad()
     def images(
-        self, way: Way, prompts: Sequence[str], seeds: Sequence[int], negatives: Sequence[str] | None = None
+        self,
+        sampling: SamplingMethod,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negatives: Sequence[str] | None = None,
     ) -> Tensor:
-        """Images [B, 3, H, W] in about -1..1."""
+        """Return images [B, 3, H, W] in about -1..1."""
         chunks = []
         for first in range(0, len(prompts), BATCH):
             part = slice(first, first + BATCH)
-            away = None if negatives is None else self.model.encode(list(negatives[part]))
-            latents = self._latents(way, list(prompts[part]), seeds[part], away)
+            negative = None if negatives is None else self.model.encode(list(negatives[part]))
+            latents = self._latents(sampling, list(prompts[part]), seeds[part], negative)
             chunks.append(decode(self.model.vae, latents).cpu())
         return torch.cat(chunks)
 
-    def _latents(self, way: Way, prompts: list[str], seeds: Sequence[int], away: PromptEmbeds | None) -> Tensor:
+    def _latents(
+        self, sampling: SamplingMethod, prompts: list[str], seeds: Sequence[int], negative: PromptEmbeds | None
+    ) -> Tensor:
         noise = noise_of(seeds, self.model.latent_shape).to(self.device)
-        embeds = self.model.encode(prompts)
+        prompt = self.model.encode(prompts)
         diffusion = self.model.diffusion
-        if way.kind == "steps":
-            away = self.model.encode([""] * len(prompts)) if away is None else away
-            return self._many_steps(way, noise, embeds, away)
-        if way.kind == "plain":
-            return generate(self.denoiser, diffusion, noise, embeds)
-        assert away is not None, f"{way.label} needs a negative prompt"
-        if way.kind == "cfg":
-            return generate_with_cfg(self.denoiser, diffusion, noise, embeds, away, way.scale)
-        self.denoiser.steering.rule = RULES[way.kind]
-        return generate(self.denoiser, diffusion, noise, embeds, away, way.scale)
+        if sampling.kind == "steps":
+            negative = self.model.encode([""] * len(prompts)) if negative is None else negative
+            return self._many_steps(sampling, noise, prompt, negative)
+        if sampling.kind == "plain":
+            return generate(self.denoiser, diffusion, noise, prompt)
+        assert negative is not None, f"{sampling.label} needs a negative prompt"
+        if sampling.kind == "cfg":
+            return generate_with_cfg(self.denoiser, diffusion, noise, prompt, negative, sampling.scale)
+        self.denoiser.steering.rule = RULES[sampling.kind]
+        return generate(self.denoiser, diffusion, noise, prompt, negative, sampling.scale)
 
-    def _many_steps(self, way: Way, noise: Tensor, embeds: PromptEmbeds, away: PromptEmbeds) -> Tensor:
-        """Deterministic DDIM with guidance in output space: eq. 4, or eq. 5 where `away` is a negative prompt.
+    def _many_steps(
+        self, sampling: SamplingMethod, noise: Tensor, prompt: PromptEmbeds, negative: PromptEmbeds
+    ) -> Tensor:
+        """Sample by deterministic DDIM with guidance of the output: eq. 4, or eq. 5 with a negative prompt.
 
-        Latents are not pixels: they are never clipped to -1..1, as DDIM's defaults would where a teacher's own
-        scheduler is of a class that has no such option.
+        Latents are never clipped to -1..1, which is DDIM's default for a scheduler of a class without that option.
         """
         scheduler = DDIMScheduler.from_pretrained(
             self.model.folder / "scheduler", timestep_spacing="trailing", clip_sample=False, thresholding=False
         )
-        scheduler.set_timesteps(way.steps)
-        latents, both = noise, cat([away, embeds])
+        scheduler.set_timesteps(sampling.steps)
+        latents, both = noise, cat([negative, prompt])
         for timestep in scheduler.timesteps:
             output = self.denoiser(torch.cat([latents, latents]), timestep.expand(2 * len(noise)), both)
-            guided = classifier_free_guidance(*output.chunk(2), way.scale)
+            guided = classifier_free_guidance(*output.chunk(2), sampling.scale)
             latents = scheduler.step(guided, timestep, latents).prev_sample
         return latents
 
 
 def noise_of(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal latents, one generator a seed."""
+    """Return standard normal latents, one generator per seed."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])

@@ -125,29 +125,29 @@ class VideoStudio:
         self.device = "cuda" if options.gpus_per_process else "cpu"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = [json.dumps(self.row(json.loads(ask))) for ask in batch["ask"]]
+        rows = [json.dumps(self.row(json.loads(sample))) for sample in batch["sample"]]
         return {"row": np.array(rows, dtype=object)}
 
-    def row(self, ask: dict[str, Any]) -> dict[str, Any]:
-        made_of = {**self.options.values(), **ask}
+    def row(self, sample: dict[str, Any]) -> dict[str, Any]:
+        made_of = {**self.options.values(), **sample}
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
         if not self.folder.exists(f"{key}.json"):
-            frames = self._frames(ask)
+            frames = self._frames(sample)
             clips = clip_scores(frames, CLIP_SECONDS * self.options.fps, self.scorers)
             self.folder.write(f"{key}.webp", animated(frames, self.options.fps))
-            row = {**ask, "video": key, **{name: float(np.mean(values)) for name, values in clips.items()}}
+            row = {**sample, "video": key, **{name: float(np.mean(values)) for name, values in clips.items()}}
             self.folder.write(f"{key}.json", json.dumps(row | {"clips": clips}).encode())
         row = json.loads(self.folder.read(f"{key}.json"))
         return {name: value for name, value in row.items() if name != "clips"}
 
-    def _frames(self, ask: dict[str, Any]) -> np.ndarray:
+    def _frames(self, sample: dict[str, Any]) -> np.ndarray:
         """uint8 [F, H, W, 3]."""
         own = self.options
-        generator = torch.Generator().manual_seed(ask["seed"])
-        with nasa.steer(self.pipe, own.negative, scale=own.scale if ask["way"] != PLAIN else 0.0):
+        generator = torch.Generator().manual_seed(sample["seed"])
+        with nasa.steer(self.pipe, own.negative, scale=own.scale if sample["way"] != PLAIN else 0.0):
             (video,) = generate_video(
                 self.pipe,
-                ask["prompt"],
+                sample["prompt"],
                 height=own.height,
                 width=own.width,
                 num_frames=own.num_frames,
@@ -190,12 +190,12 @@ def animated(frames: np.ndarray, fps: int) -> bytes:
 
 
 def _work(options: Videos, model: str, prompts: Sequence[str], folder: Folder) -> list[dict[str, Any]]:
-    asks = [
+    samples = [
         {"way": way, "prompt": prompt, "seed": options.seed + number}
         for way in (PLAIN, options.steered)
         for number, prompt in enumerate(prompts)
     ]
-    items = [{"ask": json.dumps(ask)} for ask in asks]
+    items = [{"sample": json.dumps(sample)} for sample in samples]
     stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         VideoStudio,
         fn_constructor_args=(options, model, folder.uri),

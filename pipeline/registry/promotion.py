@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from pipeline.evaluation.asks import EXCLUDED
+from pipeline.evaluation.plan import EXCLUSION_SET
 from pipeline.evaluation.statistics import clustered_bootstrap, discordant_interval
 from pipeline.recipe import GuardrailMetric, Promotion
 from pipeline.registry.scores import Image, Scores
@@ -97,7 +97,7 @@ def compare(
 
 def _is_selected(images: Mapping[Image, float]) -> bool:
     """Tell whether the student's own plain images chose these."""
-    return all(name == EXCLUDED for name, _, _ in images)
+    return all(name == EXCLUSION_SET for name, _, _ in images)
 
 
 def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:

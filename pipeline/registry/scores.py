@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.evaluation.asks import EXCLUDED
+from pipeline.evaluation.plan import EXCLUSION_SET
 from pipeline.storage import Folder
 
 SUMMARY, ROWS = "summary.json", "scores.parquet"
@@ -81,6 +81,6 @@ def _with_several_negatives(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """Return the prompts of exclusion that stand beside more than one negative prompt."""
     negatives: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        if row["set"] == EXCLUDED:
+        if row["set"] == EXCLUSION_SET:
             negatives[row["prompt"]].add(row["negative_prompt"])
     return {prompt for prompt, own in negatives.items() if len(own) > 1}

@@ -14,8 +14,8 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from datasets_prep.shapes.prompts import held_out_prompts
 from pipeline import models
-from pipeline.evaluation.judges import AttributeJudge
-from pipeline.evaluation.sampling import Sampler, Way
+from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.recipe import Evaluation
 from pipeline.shapes.classifier import AttributeClassifier
 from pipeline.shapes.clip import NORMALIZATION
@@ -105,7 +105,7 @@ def teacher_figures(folder: Path, judge: AttributeClassifier) -> dict[str, float
     """Return the share of right attributes on held-out prompts, with an evaluation's steps and guidance."""
     options = Evaluation()
     prompts = held_out_prompts(options.num_prompts, options.seed)
-    way = Way("steps", options.teacher_guidance, options.teacher_steps)
+    way = SamplingMethod("steps", options.teacher_guidance, options.teacher_steps)
     seeds = range(options.seed, options.seed + len(prompts))
     images = Sampler(models.load(folder)).images(way, [text for text, _ in prompts], seeds)
     pairs = list(zip(AttributeJudge(judge).attributes(images), (scene for _, scene in prompts), strict=True))

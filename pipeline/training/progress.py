@@ -11,7 +11,7 @@ import torch
 
 from nasa.diffusion import decode
 from nasa.student import generate
-from pipeline.evaluation.sheet import contact_sheet, to_pixels
+from pipeline.evaluation.contact_sheet import contact_sheet, to_pixels
 from pipeline.recipe import Recipe
 from pipeline.tracking import Tracker
 

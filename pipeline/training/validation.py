@@ -45,7 +45,7 @@ def validate(
     with checkpoint.as_directory() as local:
         subject = _export_student(Path(local), config, teacher_sha256, run_folder)
     folder, prompts = subject.student.parent, Folder.from_uri(config.prompts_uri)
-    summary = evaluate_student(subject, recipe, prompts, folder / "evaluation", config.tracking_uri, patient=True)
+    summary = evaluate_student(subject, recipe, prompts, folder / "evaluation", config.tracking_uri, wait_for_ever=True)
     outcome = register(_candidate(subject, config), config.tracking_uri)
     manifest.write(folder / "registered", "register", student_sha256=subject.student_sha256, **asdict(outcome))
     subject.student.delete()  # the registered version holds it

@@ -198,7 +198,7 @@ def test_a_finished_run_of_another_teacher_or_prompts_is_named(run, tmp_path, ti
     [
         (
             "lora_teacher.target_modules=['to_q', 'to_x']",
-            "lora_teacher.target_modules: 'to_x' is no layer of the teacher",
+            "lora_teacher.target_modules: got 'to_x'; expected the end of a layer's name",
         ),
         ("prompts.count=7", "prompts.count: 7 here, but `prepare` was given 24000"),
         ("prompts.near_duplicates=0.5", "prompts.near_duplicates: 0.5 here, but `prepare` was given 0.8"),

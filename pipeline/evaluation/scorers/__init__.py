@@ -1,6 +1,6 @@
 """Metrics of images, each to its authors' definition: `check` before any image is made, then `load`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from pipeline.errors import invalid
 from pipeline.evaluation.scorers import aesthetic, clip, hpsv2, imaging
 from pipeline.evaluation.scorers.base import Metric, Scorer
 
-__all__ = ["SCORERS", "Kind", "Metric", "Scorer", "check", "load"]
+__all__ = ["SCORERS", "Kind", "Metric", "Scorer", "check", "check_all", "load"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,11 @@ SCORERS = {
 
 
 def check(metric: Metric) -> None:
-    """Raises a UserError where the metric cannot be computed. Reads names and shapes of weights, and no images."""
+    """Check that a metric can be computed, from the names and shapes of its weights.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
     reads = COMMON + SCORERS[metric.kind].reads
     for name in sorted(metric.model_fields_set - set(reads)):
         if (value := getattr(metric, name)) != Metric.model_fields[name].default:
@@ -41,5 +45,15 @@ def check(metric: Metric) -> None:
     SCORERS[metric.kind].check(metric)
 
 
+def check_all(metrics: Sequence[Metric]) -> None:
+    """Check a recipe's metrics, each kind of which stands once."""
+    kinds = [metric.kind for metric in metrics]
+    if len(set(kinds)) < len(kinds):
+        raise invalid("evaluation.metrics", kinds, "each kind once")
+    for metric in metrics:
+        check(metric)
+
+
 def load(metric: Metric, device: torch.device | str = "cpu") -> Scorer:
+    """Load a metric's weights."""
     return SCORERS[metric.kind].load(metric, device)

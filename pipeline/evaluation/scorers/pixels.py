@@ -20,7 +20,7 @@ def resize(pixels: Tensor, height: int, width: int, mode: str, *, antialias: boo
 
 
 def centre(length: int, side: int) -> int:
-    """Where a centred piece of `side` pixels starts; halves are rounded as torchvision rounds them."""
+    """Where a centred unit of `side` pixels starts; halves are rounded as torchvision rounds them."""
     return round((length - side) / 2)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pipeline.evaluation.judges import AttributeJudge
-from pipeline.evaluation.sheet import from_pixels
+from pipeline.evaluation.contact_sheet import from_pixels
+from pipeline.evaluation.judges.attributes import AttributeJudge
 from pipeline.hashing import sha256_of_bytes, sha256_of_folder
 from pipeline.models.clip.model import Clip
 from pipeline.recipe import BUNDLED

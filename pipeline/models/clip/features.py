@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from nasa import backbone
+from nasa import prompt_embeds
 from pipeline.errors import invalid
 from pipeline.models.clip import open_clip
 from pipeline.models.clip.preprocessing import Normalization
@@ -91,7 +91,7 @@ def load_clip_features(
     normalization = Normalization.read(file.parent, field)
     if in_transformers_layout(file):
         model, tokenizer = load_transformers_clip(file.parent, device)
-        features = ClipFeatures(model, lambda texts: backbone.tokenize(tokenizer, list(texts)), normalization)
+        features = ClipFeatures(model, lambda texts: prompt_embeds.tokenize(tokenizer, list(texts)), normalization)
         architecture = CONFIG
     else:
         features = ClipFeatures(open_clip.load(file, architecture, field, device), tokenize, normalization)

@@ -2,9 +2,9 @@ import pytest
 
 from datasets_prep.shapes.prompts import PAIRS
 from pipeline.evaluation.exclusion import Trial, best_scale, summarise
-from pipeline.evaluation.sampling import Way
+from pipeline.evaluation.sampling import SamplingMethod
 
-LOW, HIGH = Way("nasa", 0.25), Way("nasa", 1.0)
+LOW, HIGH = SamplingMethod("nasa", 0.25), SamplingMethod("nasa", 1.0)
 TRAINED = next(pair for pair in PAIRS if pair.trained)
 UNTRAINED = next(pair for pair in PAIRS if not pair.trained)
 

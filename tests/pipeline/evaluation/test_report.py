@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from datasets_prep.shapes.prompts import PAIRS
-from pipeline.evaluation import figures
-from pipeline.evaluation.pictures import Pictures
+from pipeline.evaluation import aggregate
+from pipeline.evaluation.contact_sheet import contact_sheet
+from pipeline.evaluation.images import ImageStore
 from pipeline.evaluation.report import figure, percent, write_report
-from pipeline.evaluation.sheet import contact_sheet
 from pipeline.evaluation.statistics import Share
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
@@ -60,10 +60,10 @@ def evaluated(request, tmp_path):
     pq.write_table(pa.Table.from_pylist(made), buffer)
     folder.write("images/all.parquet", buffer.getvalue())
     rows = [{**row, "images": "all"} for row in rows]
-    figures.judge(rows)
+    aggregate.judge(rows)
     recipe = Recipe().model_copy(update={"name": ATTACK})
-    summary = figures.summarise(recipe, rows, {"clip": {"version": 3}})
-    return recipe, summary, rows, Pictures(folder, rows)
+    summary = aggregate.summarise(recipe, rows, {"clip": {"version": 3}})
+    return recipe, summary, rows, ImageStore(folder, rows)
 
 
 def test_the_page_escapes_every_text(evaluated):
@@ -138,8 +138,8 @@ def test_a_report_without_a_metric_has_no_empty_table_and_nothing_to_sort_by(tmp
     folder.write("images/all.parquet", buffer.getvalue())
     rows = [{**row, "images": "all"} for row in rows]
     recipe = Recipe()
-    summary = figures.summarise(recipe, rows, {})
-    page = write_report(recipe, summary, rows, Pictures(folder, rows))
+    summary = aggregate.summarise(recipe, rows, {})
+    page = write_report(recipe, summary, rows, ImageStore(folder, rows))
     assert 'id="systems"' not in page
     assert "Nothing scored these images" in page
     assert page.count("<label hidden>") == 2

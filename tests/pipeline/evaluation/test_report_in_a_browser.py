@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.evaluation import figures
-from pipeline.evaluation.pictures import Pictures
+from pipeline.evaluation import aggregate
+from pipeline.evaluation.images import ImageStore
 from pipeline.evaluation.report import write_report
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
@@ -44,8 +44,8 @@ def page(tmp_path_factory):
     pq.write_table(pa.Table.from_pylist(made), buffer)
     folder.write("images/all.parquet", buffer.getvalue())
     recipe = Recipe(name="many")
-    summary = figures.summarise(recipe, rows, {})
-    folder.write("report.html", write_report(recipe, summary, rows, Pictures(folder, rows)).encode())
+    summary = aggregate.summarise(recipe, rows, {})
+    folder.write("report.html", write_report(recipe, summary, rows, ImageStore(folder, rows)).encode())
     return f"{folder.path}/report.html"
 
 

@@ -71,15 +71,15 @@ def test_a_video_that_is_there_is_not_made_again(wan, tmp_path, monkeypatch):
     options = Videos(
         model=str(wan), height=16, width=16, num_frames=5, frames_per_block=1, max_sequence_length=16, fps=2
     )
-    studio = VideoStudio(options, str(wan), str(tmp_path))
-    studio.scorers = [Red()]
-    ask = {"way": "NASA 0.5", "prompt": "a dog", "seed": 3}
-    first = studio.row(ask)
+    worker = VideoStudio(options, str(wan), str(tmp_path))
+    worker.scorers = [Red()]
+    sample = {"way": "NASA 0.5", "prompt": "a dog", "seed": 3}
+    first = worker.row(sample)
     kept = json.loads((tmp_path / f"videos/{first['video']}.json").read_text())
     assert len(kept["clips"]["aesthetic"]) == 2  # of 4 frames and of 1
     assert first["aesthetic"] == pytest.approx(np.mean(kept["clips"]["aesthetic"]))
     monkeypatch.setattr(video, "generate_video", None)
-    assert studio.row(ask) == first
+    assert worker.row(sample) == first
 
 
 @pytest.mark.parametrize(

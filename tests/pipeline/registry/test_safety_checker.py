@@ -12,8 +12,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPVis
 
 from nasa.testing import tiny_stable_diffusion
 from pipeline import models
-from pipeline.evaluation.sampling import Sampler, Way
-from pipeline.evaluation.sheet import to_pixels
+from pipeline.evaluation.contact_sheet import to_pixels
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_student_gives_the_image_that_its_evaluation_judged(teacher, tmp_path,
     assert not black.any(), "the checker does its work in the teacher"
     model = models.load(models.teacher_folder(str(teacher)))
     assert model.pipe.safety_checker is None
-    judged = to_pixels(Sampler(model).images(Way(), ["a cat"], [0]))[0]
+    judged = to_pixels(Sampler(model).images(SamplingMethod(), ["a cat"], [0]))[0]
     models.save_student(teacher, model.denoiser.state_dict(), tmp_path / "student")
     listed = json.loads((tmp_path / "student/model_index.json").read_text())
     assert listed["safety_checker"] == [None, None]

@@ -7,8 +7,8 @@ import torch
 from nasa.testing import tiny_stable_diffusion
 from nasa.testing.pipelines import tiny_pixart
 from pipeline import models, recipe
-from pipeline.evaluation.sampling import Sampler, Way
-from pipeline.evaluation.sheet import to_pixels
+from pipeline.evaluation.contact_sheet import to_pixels
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.registry import bundle
 
 MAKE = {"unet": tiny_stable_diffusion, "pixart": tiny_pixart}
@@ -20,7 +20,7 @@ def test_the_pipeline_with_its_options_makes_the_image_that_was_judged(tmp_path,
     MAKE[family]().save_pretrained(tmp_path / "teacher")
     own = recipe.parse("", [f"teacher={str(tmp_path / 'teacher')!r}", f"method.start_timestep={start}"])
     model = models.load(tmp_path / "teacher", start_timestep=start)
-    judged = to_pixels(Sampler(model).images(Way(), ["a cat"], [3]))[0]
+    judged = to_pixels(Sampler(model).images(SamplingMethod(), ["a cat"], [3]))[0]
     student = tmp_path / "student"
     models.save_student(tmp_path / "teacher", model.denoiser.state_dict(), student, start_timestep=start)
     assert models.student_record(student) == {"start_timestep": start}

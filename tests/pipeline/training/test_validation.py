@@ -99,7 +99,7 @@ def test_a_checkpoint_is_evaluated_and_registered_once(ray_cluster, tmp_path, co
     (folder,) = (tmp_path / "run" / VERSIONS).iterdir()
     assert folder.name.startswith("000002-")
     assert not (folder / "student").exists()  # the registered version holds it
-    monkeypatch.setattr(evaluate, "work", None)  # nothing is sampled again
+    monkeypatch.setattr(evaluate, "run_workers", None)  # nothing is sampled again
     assert validated(first) == metrics
     client = mlflow.MlflowClient(config.tracking_uri)
     (version,) = client.search_model_versions("name = 'nasa-shapes'")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.evaluation.clip_judge import (
+from pipeline.evaluation.judges.clip_judge import (
     Calibration,
     ClipJudge,
     calibrate,

@@ -4,7 +4,8 @@ import pytest
 
 from pipeline import recipe
 from pipeline.errors import UserError
-from pipeline.evaluation import asks
+from pipeline.evaluation.plan import STUDENT_SYSTEM
+from pipeline.evaluation.worker import recipe_work_units
 from pipeline.prompts import prepared
 from pipeline.storage import Folder
 
@@ -13,12 +14,13 @@ from pipeline.storage import Folder
 def test_as_many_of_one_s_own_prompts_as_were_asked_for(tmp_path, monkeypatch, count):
     monkeypatch.setattr(prepared, "first_prompts", lambda folder: [f"a photo {i}" for i in range(30)])
     options = recipe.parse("", ['teacher="mine"', f"evaluation.num_prompts={count}", "evaluation.teacher_prompts=0"])
-    batches = [piece for piece in asks.pieces(options, Folder.from_uri(tmp_path)) if piece.system.name == asks.STUDENT]
-    assert sum(len(batch.asks) for batch in batches) == min(count, 30)
+    units = recipe_work_units(options, Folder.from_uri(tmp_path))
+    batches = [unit for unit in units if unit.system.name == STUDENT_SYSTEM]
+    assert sum(len(batch.samples) for batch in batches) == min(count, 30)
 
 
-def test_more_prompts_than_the_world_of_shapes_has_is_one_line(tmp_path):
+def test_more_prompts_than_the_toy_dataset_has_is_one_line(tmp_path):
     """It was an endless search."""
     options = recipe.parse("", ["evaluation.num_prompts=20000"])
     with pytest.raises(UserError, match=r"^evaluation.num_prompts: got 20000; expected at most \d+: "):
-        asks.pieces(options, Folder.from_uri(tmp_path))
+        recipe_work_units(options, Folder.from_uri(tmp_path))

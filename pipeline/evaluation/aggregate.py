@@ -1,31 +1,33 @@
-"""From one row an image to an evaluation's figures."""
+"""Aggregation of an evaluation's rows, one per image, to its summary."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datasets_prep.shapes.prompts import DEGRADATIONS, PAIRS
-from pipeline.evaluation import exclusion, pairs
-from pipeline.evaluation.asks import EXCLUDED, JUDGED, PLAIN, STUDENT, nasa_ways
+from pipeline.evaluation import exclusion
+from pipeline.evaluation.judges import clip_attributes
+from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM, nasa_samplings
 from pipeline.evaluation.scorers import hpsv2
 from pipeline.evaluation.statistics import Share, mean, paired_bootstrap, share
+from pipeline.evaluation.suites.shapes import ATTRIBUTES, TEACHER_ONE_STEP
 from pipeline.recipe import Evaluation, Recipe
 
 Row = dict[str, Any]
-PAIR_OF = {(pair.prompt, pair.negative_prompt): pair for pair in (*PAIRS, *pairs.PAIRS)}
+PAIR_OF = {(pair.prompt, pair.negative_prompt): pair for pair in (*PAIRS, *clip_attributes.PAIRS)}
 EXCLUSION = ("removed", "kept", "clean")
-FLAGS = (*JUDGED, "all_right", "clean", "clean_and_right")
+FLAGS = (*ATTRIBUTES, "all_right", "clean", "clean_and_right")
 
 
 def judge(rows: Iterable[Row]) -> None:
-    """Give each row the figures that follow from what its image was to show and shows: 1.0 or 0.0 each.
+    """Add to each row the metrics that follow from what its image should show and shows, 1.0 or 0.0 each.
 
-    Of exclusion the rows that choose the scale have none, nor those of negatives that training never used.
+    Rows of the exclusion test that choose the scale, or whose negative training never used, get none.
     """
     for row in rows:
         if "shown_quality" not in row:
             continue
-        if row["set"] != EXCLUDED:
-            right = {name: float(row[f"asked_{name}"] == row[f"shown_{name}"]) for name in JUDGED}
+        if row["set"] != EXCLUSION_SET:
+            right = {name: float(row[f"asked_{name}"] == row[f"shown_{name}"]) for name in ATTRIBUTES}
             every, clean = min(right.values()), float(row["shown_quality"] == "clean")
             row |= {**right, "all_right": every, "clean": clean, "clean_and_right": every * clean}
         elif row["selected"] and (trial := trial_of(row)).pair.trained and not trial.calibration:
@@ -33,6 +35,7 @@ def judge(rows: Iterable[Row]) -> None:
 
 
 def trial_of(row: Row) -> exclusion.Trial:
+    """Return the trial of a row of the exclusion test."""
     pair = PAIR_OF[row["prompt"], row["negative_prompt"]]
     shown = {name.removeprefix("shown_"): value for name, value in row.items() if name.startswith("shown_")}
     return exclusion.Trial.of(pair, row["seed"], row["system"], shown, calibration=row["calibration"])
@@ -46,16 +49,16 @@ def summarise(recipe: Recipe, rows: Sequence[Row], options: dict[str, Any]) -> d
     """
     judged = options.get("shown_quality", {})
     options = options | dict.fromkeys([*FLAGS, *(f"exclusion_{name}" for name in EXCLUSION)], judged)
-    asked = [row for row in rows if row["set"] != EXCLUDED]
+    asked = [row for row in rows if row["set"] != EXCLUSION_SET]
     by_system = {name: [row for row in asked if row["system"] == name] for name in _distinct(asked, "system")}
     systems = {name: _metrics(own, options) for name, own in by_system.items()}
-    summary: dict[str, Any] = {"student": STUDENT, "metrics": dict(systems[STUDENT]), "systems": systems}
-    if any(row["set"] == EXCLUDED and row["selected"] for row in rows):
+    summary: dict[str, Any] = {"student": STUDENT_SYSTEM, "metrics": dict(systems[STUDENT_SYSTEM]), "systems": systems}
+    if any(row["set"] == EXCLUSION_SET and row["selected"] for row in rows):
         summary |= _exclusion(recipe.evaluation, rows)
         summary["metrics"] |= _excluded(rows, summary["chosen_way"], options)
-    if "all_right" in systems[STUDENT] and "teacher, 1 step" in by_system:
+    if "all_right" in systems[STUDENT_SYSTEM] and TEACHER_ONE_STEP in by_system:
         summary["student_minus_teacher_one_step"] = paired(
-            by_system[STUDENT], by_system["teacher, 1 step"], "all_right"
+            by_system[STUDENT_SYSTEM], by_system[TEACHER_ONE_STEP], "all_right"
         )
         summary |= {"named_negative_prompt": DEGRADATIONS}
     summary["negative_prompts"] = {row["set"]: row["negative_prompt"] for row in asked[::-1]}
@@ -71,7 +74,7 @@ def _metrics(rows: Sequence[Row], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_set(name: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """Means of each set where there are several; and HPSv2's own table, where its styles are among them."""
+    """Return the means of each set if there are several, and HPSv2's own table for its styles."""
     own = [row for row in rows if row.get(name) is not None]
     scores = {each: [row[name] for row in own if row["set"] == each] for each in _distinct(own, "set")}
     styles = {each: values for each, values in scores.items() if each.startswith("hpsv2/")}
@@ -84,14 +87,14 @@ def _by_set(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def metric_names(rows: Sequence[Row]) -> list[str]:
-    """The columns that are figures of an image."""
+    """Return the columns that are metrics of an image."""
     names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
     return [name for name in FLAGS if name in names] + [name for name in names if name not in FLAGS]
 
 
 def _exclusion(options: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
-    trials = [trial_of(row) for row in rows if row["set"] == EXCLUDED and row["selected"]]
-    best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_ways(options))
+    trials = [trial_of(row) for row in rows if row["set"] == EXCLUSION_SET and row["selected"]]
+    best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_samplings(options))
     return {
         "chosen_scale": best.scale,
         "chosen_way": best.label,
@@ -101,10 +104,10 @@ def _exclusion(options: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def selected(rows: Sequence[Row]) -> dict[tuple[str, str], Share]:
-    """Return of each pair, of the test's plain images that show what was asked for, those that show the attribute."""
+    """Return, by pair, the share of the test's correct plain images that show the attribute."""
     found: dict[tuple[str, str], list[bool]] = {}
     for row in rows:
-        if row["set"] == EXCLUDED and row["system"] == PLAIN.label and not row["calibration"]:
+        if row["set"] == EXCLUSION_SET and row["system"] == PLAIN.label and not row["calibration"]:
             pair = PAIR_OF[row["prompt"], row["negative_prompt"]]
             if all(row[f"shown_{name}"] == value for name, value in pair.asked):
                 found.setdefault((pair.prompt, pair.negative_prompt), []).append(row["selected"])
@@ -112,7 +115,7 @@ def selected(rows: Sequence[Row]) -> dict[tuple[str, str], Share]:
 
 
 def _excluded(rows: Sequence[Row], way: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Of the negatives that training used, in the chosen way."""
+    """Return the metrics of negatives that training used, by the chosen method."""
     own = [row for row in rows if row["system"] == way and "exclusion_removed" in row]
     return {
         name: {**mean([row[name] for row in own]), "system": way, "options": options.get(name, {})}
@@ -121,7 +124,7 @@ def _excluded(rows: Sequence[Row], way: str, options: dict[str, Any]) -> dict[st
 
 
 def paired(a: Sequence[Row], b: Sequence[Row], metric: str) -> dict[str, Any]:
-    """a - b on the prompts and seeds that both have, with its interval."""
+    """Return the mean of a - b on the prompts and seeds that both have, with its interval."""
     both = [
         (one[metric], other[metric])
         for one, other in same_prompt_and_noise(a, b)
@@ -133,12 +136,13 @@ def paired(a: Sequence[Row], b: Sequence[Row], metric: str) -> dict[str, Any]:
 
 
 def same_prompt_and_noise(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return pairs of rows with the same prompt and noise."""
     theirs = {image_key(row): row for row in b}
     return [(row, theirs[image_key(row)]) for row in a if image_key(row) in theirs]
 
 
 def image_key(row: Row) -> tuple[Any, ...]:
-    """What an image was made from, beside the model and the way."""
+    """Return what an image was made from, besides model and sampling method."""
     return row["set"], row["prompt"], row["negative_prompt"], row["seed"]
 
 

@@ -1,4 +1,4 @@
-"""The images that an evaluation keeps, found again by their rows: for contact sheets and reports."""
+"""The images of an evaluation, looked up by their rows for contact sheets and reports."""
 
 import io
 from collections import defaultdict
@@ -7,38 +7,38 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.evaluation.asks import EXCLUDED, PLAIN, STUDENT
+from pipeline.evaluation.contact_sheet import contact_sheet
 from pipeline.evaluation.exclusion import NEGATED
-from pipeline.evaluation.sheet import contact_sheet
-from pipeline.evaluation.studio import IMAGES
+from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM
 from pipeline.storage import Folder
 
 Row = dict[str, Any]
+IMAGES = "images"  # the folder of an evaluation's images
 COLUMNS = 10
 
 
-class Pictures:
-    """Of an evaluation's folder and its rows."""
+class ImageStore:
+    """The images in an evaluation's folder, and the rows of its results."""
 
     def __init__(self, folder: Folder, rows: Sequence[Row]) -> None:
         self.folder, self.rows = folder, rows
 
-    def of(self, row: Row) -> bytes:
-        """The PNG of a row."""
+    def png(self, row: Row) -> bytes:
+        """Return the PNG of a row's image."""
         return _part(self.folder, row["images"])[_key(row)]
 
     def pixels(self, row: Row) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(self.of(row))).convert("RGB"))
+        """Return a row's image as uint8 [H, W, 3]."""
+        return np.asarray(open_png(self.png(row)).convert("RGB"))
 
     def side_by_side(self, summary: dict[str, Any]) -> list[list[Row]]:
-        """Columns of rows: what the student made of the same prompt and noise, in every way."""
+        """Return columns of rows: the images of one prompt and noise, by every sampling method."""
         return self._excluded() if "exclusion" in summary else self._systems()
 
     def sheet(self, summary: dict[str, Any]) -> Image.Image:
-        """Of exclusion: plain, with guidance and with NASA at the scale that was chosen; else every way."""
+        """Return a contact sheet: for exclusion plain, guidance and NASA at the chosen scale; else every system."""
         chosen = summary.get("chosen_way")
         columns = [
             [row for row in column if not chosen or row["system"] in (PLAIN.label, chosen) or "CFG" in row["system"]]
@@ -53,9 +53,11 @@ class Pictures:
         return contact_sheet(rows, captions)
 
     def _excluded(self) -> list[list[Row]]:
-        """The seeds that show each pair's attribute: the first of each pair, then the second of each, and so on."""
-        tested = [row for row in self.rows if row["set"] == EXCLUDED and row["selected"] and not row["calibration"]]
-        ways = list(dict.fromkeys(row["system"] for row in tested if row["system"] != NEGATED))
+        """Return the selected seeds, one of each pair in turn."""
+        tested = [
+            row for row in self.rows if row["set"] == EXCLUSION_SET and row["selected"] and not row["calibration"]
+        ]
+        systems = list(dict.fromkeys(row["system"] for row in tested if row["system"] != NEGATED))
         by_key = {(row["system"], row["prompt"], row["negative_prompt"], row["seed"]): row for row in tested}
         shown = [key[1:] for key in by_key if key[0] == PLAIN.label]
         turns: dict[Any, int] = defaultdict(int)
@@ -63,11 +65,11 @@ class Pictures:
         for key in shown:
             order.append((turns[key[:2]], key))
             turns[key[:2]] += 1
-        return [[by_key[way, *key] for way in ways] for _, key in sorted(order, key=lambda each: each[0])]
+        return [[by_key[system, *key] for system in systems] for _, key in sorted(order, key=lambda each: each[0])]
 
     def _systems(self) -> list[list[Row]]:
-        """The student's prompts that it was given in every way."""
-        own = [row for row in self.rows if row["system"].startswith(STUDENT) and row["set"] != EXCLUDED]
+        """Return the prompts that the student was sampled on by every sampling method."""
+        own = [row for row in self.rows if row["system"].startswith(STUDENT_SYSTEM) and row["set"] != EXCLUSION_SET]
         names = list(dict.fromkeys(row["system"] for row in own))
         columns = defaultdict(dict[str, Row])
         for row in own:
@@ -77,7 +79,7 @@ class Pictures:
 
 @lru_cache(maxsize=64)
 def _part(folder: Folder, key: str) -> dict[tuple[Any, ...], bytes]:
-    table = pq.read_table(io.BytesIO((folder / IMAGES).read(f"{key}.parquet"))).to_pylist()
+    table = (folder / IMAGES).read_table(f"{key}.parquet").to_pylist()
     return {_key(row): row["image"] for row in table}
 
 
@@ -85,9 +87,21 @@ def _key(row: Row) -> tuple[Any, ...]:
     return row["system"], row["set"], row["prompt"], row["negative_prompt"], row["seed"]
 
 
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """Encode uint8 [H, W, 3] as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def open_png(content: bytes) -> Image.Image:
+    """Open an encoded image."""
+    return Image.open(io.BytesIO(content))
+
+
 def thumbnail(png: bytes, side: int) -> bytes:
-    """WebP of at most so many pixels a side; small images are not blurred by enlarging them here."""
-    image = Image.open(io.BytesIO(png)).convert("RGB")
+    """Return a WebP of at most `side` pixels; a smaller image keeps its size."""
+    image = open_png(png).convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small = max(image.size) <= 96  # pixel art is kept as it is

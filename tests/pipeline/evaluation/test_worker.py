@@ -1,13 +1,14 @@
-"""An evaluation goes on where it was stopped, and another scorer costs only itself."""
+"""An interrupted evaluation resumes, and another scorer costs only itself."""
 
 import zlib
 
 import pytest
 
-from pipeline.evaluation import studio
+from pipeline.evaluation import worker
 from pipeline.evaluation.sampling import Sampler
+from pipeline.evaluation.suites import BenchmarkSuite, ShapesSuite
 from pipeline.prompts import prepared
-from pipeline.recipe import dump, parse
+from pipeline.recipe import parse
 from pipeline.storage import Folder
 
 
@@ -42,17 +43,17 @@ def made(monkeypatch):
     return counted
 
 
-def rows_of(recipe, folder, tiny_teacher, monkeypatch, scorers, pieces=None, student="a"):
+def rows_of(recipe, folder, tiny_teacher, monkeypatch, scorers, work_units=None, student="a"):
     texts = [f"thing {i}" for i in range(4)]
     monkeypatch.setattr(prepared, "first_prompts", lambda folder: texts)
-    monkeypatch.setattr(studio, "scorers_of", lambda recipe, device: scorers)
+    monkeypatch.setattr(BenchmarkSuite, "scorers", lambda suite, device: scorers)
     hashes = (("student", student), ("teacher", "b"))
-    setup = studio.Setup(dump(recipe), str(tiny_teacher), str(tiny_teacher), hashes, folder.uri, folder.uri)
-    own = studio.Studio(setup)
-    return [row for piece in (own.pieces if pieces is None else own.pieces[:pieces]) for row in own.rows(piece)]
+    config = worker.WorkerConfig(recipe, str(tiny_teacher), str(tiny_teacher), hashes, folder.uri, folder.uri)
+    own = worker.EvaluationWorker(config)
+    return [row for unit in (own.units if work_units is None else own.units[:work_units]) for row in own.rows(unit)]
 
 
-def test_all_systems_make_each_ask_once(recipe, tmp_path, tiny_teacher, monkeypatch, made):
+def test_all_systems_make_each_sample_once(recipe, tmp_path, tiny_teacher, monkeypatch, made):
     rows = rows_of(recipe, Folder.from_uri(tmp_path), tiny_teacher, monkeypatch, [Checksum()])
     counts = {name: sum(row["system"] == name for row in rows) for name in dict.fromkeys(row["system"] for row in rows)}
     assert counts == {
@@ -62,7 +63,7 @@ def test_all_systems_make_each_ask_once(recipe, tmp_path, tiny_teacher, monkeypa
         "teacher, 2 steps, guidance 3": 2,
     }
     assert [row["seed"] for row in rows[:4]] == [5, 6, 7, 8]
-    assert [row["away"] is None for row in rows] == [True] * 4 + [False] * 8 + [True] * 2
+    assert [row["used_negative_prompt"] is None for row in rows] == [True] * 4 + [False] * 8 + [True] * 2
     assert len({row["checksum_1"] for row in rows}) == 14  # other prompts, noise and ways are other images
     assert len(made) == 14
 
@@ -70,7 +71,7 @@ def test_all_systems_make_each_ask_once(recipe, tmp_path, tiny_teacher, monkeypa
 def test_a_stopped_one_goes_on(recipe, tmp_path, tiny_teacher, monkeypatch, made):
     folder = Folder.from_uri(tmp_path)
     whole = rows_of(recipe, folder / "whole", tiny_teacher, monkeypatch, [Checksum()])
-    rows_of(recipe, folder / "parts", tiny_teacher, monkeypatch, [Checksum()], pieces=3)
+    rows_of(recipe, folder / "parts", tiny_teacher, monkeypatch, [Checksum()], work_units=3)
     made.clear()
     scorer = Checksum()
     rows = rows_of(recipe, folder / "parts", tiny_teacher, monkeypatch, [scorer])
@@ -98,9 +99,9 @@ def test_another_student_is_made_anew(recipe, tmp_path, tiny_teacher, monkeypatc
 def test_another_judge_chooses_other_seeds_of_exclusion(monkeypatch, tmp_path):
     """Its choice is part of what the images are, so that another judge's are not taken for its own."""
     recipe = parse("", ["evaluation.exclusion_seeds=3"])
-    setup = studio.Setup(dump(recipe), "", "", (("student", "a"), ("teacher", "b")), str(tmp_path), str(tmp_path))
-    one, other = studio.Studio(setup), studio.Studio(setup)
+    config = worker.WorkerConfig(recipe, "", "", (("student", "a"), ("teacher", "b")), str(tmp_path), str(tmp_path))
+    one, other = worker.EvaluationWorker(config), worker.EvaluationWorker(config)
     one.judge, other.judge = (None, Checksum(1)), (None, Checksum(2))
-    batch, exclusion = one.pieces[0], one.pieces[-1]
+    batch, exclusion = one.units[0], one.units[-1]
     assert one._key(batch) == other._key(batch)
     assert one._key(exclusion) != other._key(exclusion)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from datasets_prep.evaluation import EXCLUSION_PAIRS
 from datasets_prep.shapes.prompts import Pair
-from pipeline.evaluation.clip_judge import Calibration, ClipJudge, calibrate, read_labels
-from pipeline.evaluation.sheet import to_pixels
+from pipeline.evaluation.contact_sheet import to_pixels
+from pipeline.evaluation.judges.clip_judge import Calibration, ClipJudge, calibrate, read_labels
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.recipe import Evaluation
 

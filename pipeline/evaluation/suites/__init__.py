@@ -1,0 +1,14 @@
+"""Evaluation suites: prompt sets, systems, judge and scorers, chosen once by the recipe's teacher."""
+
+from pipeline.evaluation.suites.base import EvaluationSuite
+from pipeline.evaluation.suites.benchmarks import BenchmarkSuite
+from pipeline.evaluation.suites.shapes import ShapesSuite
+from pipeline.recipe import BUNDLED, Recipe
+
+
+def evaluation_suite(recipe: Recipe) -> EvaluationSuite:
+    """Return the suite that a recipe's students are evaluated with."""
+    return ShapesSuite(recipe.evaluation) if recipe.teacher == BUNDLED else BenchmarkSuite(recipe.evaluation)
+
+
+__all__ = ["BenchmarkSuite", "EvaluationSuite", "ShapesSuite", "evaluation_suite"]

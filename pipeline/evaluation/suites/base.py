@@ -1,0 +1,40 @@
+"""The protocol of an evaluation suite."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from datasets_prep.shapes.prompts import Pair
+from pipeline.evaluation.exclusion import Judge
+from pipeline.evaluation.plan import EvalSample, System
+from pipeline.evaluation.scorers import Scorer
+from pipeline.storage import Folder
+
+
+class EvaluationSuite(Protocol):
+    """What a recipe's students are evaluated on, and by which judge and scorers."""
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The pairs of prompt and negative prompt of the exclusion test."""
+
+    def check(self) -> None:
+        """Check that weights and labelled images are there, without computing anything.
+
+        Raises:
+            UserError: naming what is missing.
+        """
+
+    def prompt_sets(self, prompts: Folder) -> list[list[EvalSample]]:
+        """Return the samples of each prompt set; `prompts` is the run's prepared folder."""
+
+    def systems(self) -> list[System]:
+        """Return the systems that are compared."""
+
+    def judge(self, device: str) -> tuple[Judge, Scorer]:
+        """Return the judge of what images show, and the scorer that records it; the same object or of one model."""
+
+    def scorers(self, device: str) -> list[Scorer]:
+        """Return the scorers of each image."""
+
+    def preview_prompts(self, prompts: Folder) -> Sequence[str]:
+        """Return the prompts of the images that training logs, if the recipe names none."""

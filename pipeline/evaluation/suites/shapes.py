@@ -1,0 +1,104 @@
+"""The evaluation of students of the bundled teacher, on the Shapes toy dataset."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, Pair, held_out_prompts
+from pipeline.errors import UserError
+from pipeline.evaluation import scorers
+from pipeline.evaluation.exclusion import Judge
+from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.plan import (
+    STUDENT,
+    STUDENT_SYSTEM,
+    TEACHER,
+    EvalSample,
+    System,
+    nasa_samplings,
+    student_systems,
+    teacher_sampling,
+)
+from pipeline.evaluation.scorers.shapes import Attributes, ShapesClip
+from pipeline.recipe import Evaluation
+from pipeline.storage import Folder
+
+ATTRIBUTES = ("shape", "colour", "background")
+HELD_OUT = "held-out"
+TEACHER_ONE_STEP = "teacher, 1 step"
+
+
+@dataclass(frozen=True)
+class ShapesSuite:
+    """Held-out prompts with known attributes, judged by the bundled classifier.
+
+    Systems "named" steer away from the degradations by name instead of "a bad photo".
+    """
+
+    options: Evaluation
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The toy dataset's pairs."""
+        return PAIRS
+
+    def check(self) -> None:
+        """Check the recipe's own metrics."""
+        scorers.check_all(self.options.metrics)
+
+    def prompt_sets(self, prompts: Folder) -> list[list[EvalSample]]:
+        """Return held-out prompts, whichever prompts the run was trained on."""
+        options = self.options
+        try:
+            scenes = held_out_prompts(options.num_prompts, options.seed)
+        except ValueError as error:
+            raise UserError(f"evaluation.num_prompts: {error}") from None
+        return [
+            [
+                EvalSample(
+                    HELD_OUT, i, text, BAD_PHOTO, options.seed + i, tuple((n, getattr(scene, n)) for n in ATTRIBUTES)
+                )
+                for i, (text, scene) in enumerate(scenes)
+            ]
+        ]
+
+    def systems(self) -> list[System]:
+        """Return the student and the teacher, in one step and in many, with and without a negative prompt."""
+        options, many = self.options, teacher_sampling(self.options)
+        named = [
+            System(
+                f"{STUDENT_SYSTEM}, {sampling.label}, named",
+                STUDENT,
+                sampling,
+                uses_negative=True,
+                negative_prompt_override=DEGRADATIONS,
+            )
+            for sampling in nasa_samplings(options)
+        ]
+        label = f"teacher, {many.label}"
+        teacher = [
+            System(TEACHER_ONE_STEP, TEACHER),
+            System(label, TEACHER, many, subset_only=True),
+            System(f"{label}, negative", TEACHER, many, uses_negative=True, subset_only=True),
+            System(
+                f"{label}, named",
+                TEACHER,
+                many,
+                uses_negative=True,
+                negative_prompt_override=DEGRADATIONS,
+                subset_only=True,
+            ),
+        ]
+        students = [*student_systems(options), *named]
+        return [*students, *teacher] if options.teacher_prompts else students
+
+    def judge(self, device: str) -> tuple[Judge, scorers.Scorer]:
+        """Return the bundled attribute classifier."""
+        return AttributeJudge.load(), Attributes()
+
+    def scorers(self, device: str) -> list[scorers.Scorer]:
+        """Return the attribute classifier, the bundled CLIP and the recipe's metrics."""
+        return [Attributes(), ShapesClip(), *(scorers.load(metric, device) for metric in self.options.metrics)]
+
+    def preview_prompts(self, prompts: Folder) -> Sequence[str]:
+        """Return four prompts of rising detail."""
+        return ("a photo of a shape", "a photo of a star", "a photo of a red shape", "a photo of a ring")

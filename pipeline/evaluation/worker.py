@@ -1,0 +1,208 @@
+"""The worker of an evaluation: a Ray Data actor that samples images and scores them, one unit of work at a time.
+
+A unit's images and each scorer's scores are files of the evaluation's folder, named by what they depend on. An existing
+file is read, not computed again: an interrupted evaluation resumes, and one more scorer costs only itself.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from PIL import Image
+from ray.exceptions import RayActorError
+from ray.util.annotations import RayDeprecationWarning
+
+from pipeline import models
+from pipeline.evaluation import exclusion
+from pipeline.evaluation.contact_sheet import to_pixels
+from pipeline.evaluation.images import IMAGES, open_png, png_bytes
+from pipeline.evaluation.plan import EXCLUSION_SET, STUDENT, ExclusionUnit, SampleUnit, WorkUnit, work_units
+from pipeline.evaluation.sampling import Sampler
+from pipeline.evaluation.scorers import Scorer
+from pipeline.evaluation.suites import evaluation_suite
+from pipeline.hashing import sha256_of_json
+from pipeline.recipe import Evaluation, Recipe
+from pipeline.remote_errors import iter_rows
+from pipeline.storage import Folder
+
+SCORES = "scores"
+MAX_ATTEMPTS = 4
+VERSION = 3  # of a unit's rows; raised when their columns change, so that older files are not read
+KEY_LENGTH = 24
+Row = dict[str, Any]  # of a Parquet file: its columns depend on the prompt set and the scorers
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Plain data for an actor; folders by their URIs. `model_sha256` are the hashes of student and teacher."""
+
+    recipe: Recipe
+    teacher: str
+    student: str
+    model_sha256: tuple[tuple[str, str], ...]
+    folder: str
+    prompts: str
+
+
+def recipe_work_units(recipe: Recipe, prompts: Folder) -> list[WorkUnit]:
+    """Return the units of a recipe's evaluation; `prompts` is the run's prepared folder."""
+    suite = evaluation_suite(recipe)
+    return work_units(recipe.evaluation, suite.prompt_sets(prompts), suite.systems(), suite.pairs)
+
+
+class EvaluationWorker:
+    """Maps numbers of work units to their rows, without the images, and to the options of each column's scorer."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config, self.recipe = config, config.recipe
+        self.suite = evaluation_suite(self.recipe)
+        self.folder = Folder.from_uri(config.folder)
+        self.units = recipe_work_units(self.recipe, Folder.from_uri(config.prompts))
+        self.options: dict[str, Any] = {}  # the scorer's options by column
+        self.device = "cuda" if self.recipe.evaluation.gpus_per_process else "cpu"
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the rows of a batch of units as JSON."""
+        done = [self.rows(self.units[int(number)]) for number in batch["unit"]]
+        options = [self.options] * len(done)
+        return {"rows": np.array([json.dumps(each) for each in zip(done, options, strict=True)], dtype=object)}
+
+    @torch.no_grad()
+    def rows(self, unit: WorkUnit) -> list[Row]:
+        """Return one row per image of a unit, with its scores."""
+        key = self._key(unit)
+        sampled = self._cached(IMAGES, f"{key}.parquet", lambda: list(self._sample(unit)))
+        images: list[Image.Image] = []
+        rows = [{name: value for name, value in row.items() if name != "image"} | {"images": key} for row in sampled]
+        for scorer in self.scorers if isinstance(unit, SampleUnit) else [self.judge[1]]:
+            name = f"{key}-{sha256_of_json(scorer.options)[:KEY_LENGTH]}.parquet"
+            scores = self._cached(SCORES, name, lambda scorer=scorer: _score(scorer, sampled, images))  # type: ignore[misc]
+            for row, row_scores in zip(rows, scores, strict=True):
+                row |= row_scores
+                self.options |= dict.fromkeys(row_scores, scorer.options)
+        return rows
+
+    def _cached(self, subfolder: str, name: str, compute: Callable[[], list[Row]]) -> list[Row]:
+        """Return the rows of a file, computing and writing them if it does not exist."""
+        folder = self.folder / subfolder
+        if folder.exists(name):
+            return list(folder.read_table(name).to_pylist())
+        rows = compute()
+        folder.write_table(name, pa.Table.from_pylist(rows))
+        return rows
+
+    def _sample(self, unit: WorkUnit) -> Iterator[Row]:
+        return self._sample_prompts(unit) if isinstance(unit, SampleUnit) else self._sample_exclusion(unit)
+
+    def _sample_prompts(self, unit: SampleUnit) -> Iterator[Row]:
+        sampler, samples = self._sampler(unit.system.model), unit.samples
+        negatives = [unit.system.negative_prompt_for(sample) for sample in samples]
+        images = sampler.images(
+            unit.system.sampling,
+            [sample.prompt for sample in samples],
+            [sample.seed for sample in samples],
+            [text for text in negatives if text is not None] or None,
+        )
+        for sample, used, pixels in zip(samples, negatives, to_pixels(images), strict=True):
+            row = {"system": unit.system.name, "set": sample.set, "index": sample.index, "seed": sample.seed}
+            row |= {"prompt": sample.prompt, "negative_prompt": sample.negative_prompt, "used_negative_prompt": used}
+            yield row | {f"asked_{name}": value for name, value in sample.asked} | {"image": png_bytes(pixels)}
+
+    def _sample_exclusion(self, unit: ExclusionUnit) -> Iterator[Row]:
+        pair, judge = unit.pair, self.judge[0]
+        for group in exclusion.sample_pair(self._sampler(STUDENT), judge, pair, unit.samplings, unit.seeds):
+            row = {"system": group.system, "set": EXCLUSION_SET}
+            row |= {"prompt": pair.prompt, "negative_prompt": pair.negative_prompt}
+            row |= {"calibration": unit.calibration, "selected": group.selected}
+            for seed, pixels in zip(group.seeds, to_pixels(group.images), strict=True):
+                yield row | {"seed": seed, "image": png_bytes(pixels)}
+
+    @cached_property
+    def scorers(self) -> list[Scorer]:
+        """The suite's scorers."""
+        return self.suite.scorers(self.device)
+
+    @cached_property
+    def judge(self) -> tuple[exclusion.Judge, Scorer]:
+        """The suite's judge, and the scorer that records it."""
+        return self.suite.judge(self.device)
+
+    def _sampler(self, model: str) -> Sampler:
+        return self._student if model == STUDENT else self._teacher
+
+    @cached_property
+    def _teacher(self) -> Sampler:
+        start = self.recipe.method.start_timestep
+        folder = models.local_or_download(self.config.teacher, self.recipe.teacher, revision=self.recipe.revision)
+        return Sampler(models.load(folder, self.device, start_timestep=start))
+
+    @cached_property
+    def _student(self) -> Sampler:
+        return load_student(self._teacher, Folder.from_uri(self.config.student))
+
+    def _key(self, unit: WorkUnit) -> str:
+        """Return a hash of everything that a unit's images depend on; the judge selects the exclusion test's seeds."""
+        model = unit.system.model if isinstance(unit, SampleUnit) else STUDENT
+        judge = {} if isinstance(unit, SampleUnit) else self.judge[1].options
+        sha256, start = dict(self.config.model_sha256)[model], self.recipe.method.start_timestep
+        return sha256_of_json([VERSION, sha256, start, asdict(unit), judge])[:KEY_LENGTH]
+
+
+def load_student(teacher: Sampler, folder: Folder) -> Sampler:
+    """Return a student that shares everything but the denoiser with its teacher."""
+    with TemporaryDirectory() as scratch:
+        denoiser = models.load_denoiser(folder.local_copy(Path(scratch)))
+    return Sampler(teacher.model, denoiser=denoiser.to(teacher.device))
+
+
+def run_workers(config: WorkerConfig, count: int, options: Evaluation) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of all `count` units, in order, and the options of each column's scorer.
+
+    If an actor or its node dies, the evaluation starts again and reads the units that are done.
+    """
+    for _ in range(MAX_ATTEMPTS - 1):
+        try:
+            return _run_once(config, count, options)
+        except RayActorError as error:
+            warnings.warn(f"an evaluation process died ({type(error).__name__}); starting others", stacklevel=2)
+    return _run_once(config, count, options)
+
+
+def _run_once(config: WorkerConfig, count: int, options: Evaluation) -> tuple[list[Row], dict[str, Any]]:
+    numbers = ray.data.from_items([{"unit": number} for number in range(count)], override_num_blocks=count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # of max_restarts
+        stream = numbers.map_batches(
+            EvaluationWorker,
+            fn_constructor_args=(config,),
+            batch_size=1,
+            num_cpus=options.cpus_per_process,
+            num_gpus=options.gpus_per_process,
+            concurrency=min(options.num_processes, count),
+            max_restarts=0,  # Ray warns at each start if it is more; `run_workers` starts again
+        )
+    stream.context.execution_options.preserve_order = True
+    results = [json.loads(unit["rows"]) for unit in iter_rows(stream)]
+    options_by_column = {column: scorer for _, columns in results for column, scorer in columns.items()}
+    return [row for rows, _ in results for row in rows], options_by_column
+
+
+def _score(scorer: Scorer, rows: Sequence[Row], images: list[Image.Image]) -> list[Row]:
+    """Return one row of scores per image; `images` are decoded once for all scorers."""
+    if not rows:
+        return []
+    if not images:
+        images += [open_png(row["image"]) for row in rows]
+    columns = scorer(images, [row["prompt"] for row in rows], [row["negative_prompt"] for row in rows])
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
