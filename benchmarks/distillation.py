@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.ablation import runs
 from benchmarks.swiftbrush import SwiftBrush
 from nasa.denoiser import steerable
 from nasa.distillation import StepRandomness, TextConditions, sample_step
 from pipeline import models, recipe
-from pipeline.ablation import runs
 from pipeline.training import distiller, engines
 from pipeline.training.distiller import Distiller
 

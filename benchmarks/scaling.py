@@ -19,8 +19,8 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
+from benchmarks.ablation import runs
 from pipeline import models, recipe
-from pipeline.ablation import runs
 from pipeline.gpus import GPUS
 from pipeline.recipe import Recipe
 from pipeline.training import distiller, engines

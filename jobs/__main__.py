@@ -5,7 +5,6 @@ import sys
 from types import ModuleType
 
 from jobs import (
-    ablate,
     compare,
     distill,
     evaluate,
@@ -33,7 +32,7 @@ from pipeline.redaction import redact
 
 GROUPS = {
     "one run": (prepare, distill, evaluate, register, run),
-    "students": (compare, models, merge, prepare_benchmarks, evaluate_video, ablate, train_shapes),
+    "students": (compare, models, merge, prepare_benchmarks, evaluate_video, train_shapes),
     "jobs on a Ray cluster": (submit, status, logs, stop, list_jobs),
     "schedules and Kubernetes": (schedule, scheduler, run_scheduled, k8s_manifest),
 }

@@ -73,7 +73,8 @@ RUN = {
     "python -m jobs": Small(code=2, says="jobs on a Ray cluster:"),
     "python -m jobs <command>": Small("--help", {"<command>": "distill"}),
     "python -m benchmarks.NAME": Small("--help", {"NAME": "costs"}),
-    **{f"python -m jobs {name}": Small("--help") for name in ("ablate", "models download", "run-scheduled")},
+    "python -m benchmarks.ablation": Small("--help"),
+    **{f"python -m jobs {name}": Small("--help") for name in ("models download", "run-scheduled")},
     "make demo": Small(),
     "make demo RECIPE=shapes-full": Small(),
     "make demo RECIPE=shapes-full RUN=runs/full": Small(),
@@ -90,9 +91,8 @@ RUN = {
     SHORT: Small("--recipe tiny.toml --set train.steps=2"),
     'python -m jobs schedule add weekly --recipe shapes-full --cron "0 3 * * SUN" --timezone Europe/Berlin --store '
     "s3://BUCKET/schedules --tracking-uri http://MLFLOW:5000": Small(instead={"s3://BUCKET": "."}),
-    "OMP_NUM_THREADS=1 python -m jobs ablate --steps 400 --seeds 4 --set evaluation.num_prompts=512 --docs docs": Small(
-        ABLATE
-    ),
+    "OMP_NUM_THREADS=1 python -m benchmarks.ablation --steps 400 --seeds 4 --set evaluation.num_prompts=512 "
+    "--docs docs": Small(ABLATE),
     "python -m benchmarks.rules runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled": Small(
         "--seeds 12", {f"runs/seed{number}": "runs/demo" for number in range(3)}
     ),

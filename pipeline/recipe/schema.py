@@ -279,6 +279,8 @@ class Evaluation(Section):
     """GPUs per process"""
     every_n_checkpoints: NonNegativeInt = 0
     """every n-th checkpoint is evaluated and registered while training continues; 0: none"""
+    preview_prompts: tuple[Name, ...] = ()
+    """prompts of the images that training logs to MLflow; none: the run's own first prompts"""
     student_selection: Literal["latest", "best"] = "latest"
     """whether the run's student is the last checkpoint or the evaluated one with the best `promotion.metric`"""
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
 from pipeline.training.deepspeed_engine import ready_deepspeed
 from pipeline.training.export import export
 from pipeline.training.interruptible_trainer import InterruptibleTrainer
-from pipeline.training.progress import PREVIEW_TEXTS
+from pipeline.training.previews import preview_prompts, preview_texts
 from pipeline.training.progress_actor import progress_bar
 from pipeline.training.restore import remove_uncommitted_checkpoints
 from pipeline.training.train_loop_config import TrainLoopConfig
@@ -68,9 +69,18 @@ def distill(
         for request in _resource_requests(recipe):
             wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
         mlflow_run = _mlflow_run(recipe, record, teacher, folder, tracking_uri)
-        cached_embeds = _encode_previews(recipe, str(teacher), prompt_folder)
+        previews = preview_prompts(recipe, prompt_folder)
+        cached_embeds = _encode_previews(recipe, str(teacher), prompt_folder, previews)
         config = TrainLoopConfig(
-            recipe, str(teacher), str(init or ""), prompt_folder.uri, record, tracking_uri, mlflow_run, cached_embeds
+            recipe,
+            teacher_folder=str(teacher),
+            init_folder=str(init or ""),
+            prompts_uri=prompt_folder.uri,
+            prompts=record,
+            tracking_uri=tracking_uri,
+            mlflow_run=mlflow_run,
+            preview_prompts=previews,
+            cached_embeds=cached_embeds,
         )
         with progress_bar(recipe.train.steps) as actor:
             validation = _validation(config, folder, actor) if recipe.evaluation.every_n_checkpoints else None
@@ -106,14 +116,15 @@ def _raise_user_error(actor: Any) -> None:
         raise UserError(message) from None
 
 
-def _encode_previews(recipe: Recipe, teacher: str, prompts: Folder) -> bytes:
-    """Return the encoded `PREVIEW_TEXTS` where the workers have no text encoder."""
+def _encode_previews(recipe: Recipe, teacher: str, prompts: Folder, previews: Sequence[str]) -> bytes:
+    """Return the encoded texts of the previews where the workers have no text encoder."""
     options = recipe.train
     if not options.num_encoders:
         return b""
     encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_cached)
+    encoding = encoding_of(recipe, teacher, prompts.uri, recipe.seed)
     with unwrap_remote_errors():
-        content: bytes = ray.get(encode.remote(encoding_of(recipe, teacher, prompts.uri, recipe.seed), PREVIEW_TEXTS))
+        content: bytes = ray.get(encode.remote(encoding, preview_texts(previews)))
     return content
 
 

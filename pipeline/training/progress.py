@@ -3,43 +3,45 @@
 import resource
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
 
-from nasa.diffusion import decode
-from nasa.student import generate
-from pipeline.evaluation.contact_sheet import contact_sheet, to_pixels
 from pipeline.recipe import Recipe
 from pipeline.tracking import Tracker
+from pipeline.training.previews import draw_previews
 
 if TYPE_CHECKING:
     from pipeline.training.distiller import Distiller
 
 LOG_EVERY_N_STEPS = 10
 RATE_STEPS = 20  # recent steps that images/s is averaged over
-SHEET_PROMPTS = ("a photo of a shape", "a photo of a star", "a photo of a red shape", "a photo of a ring")
-SHEET_IMAGES = 8
-SHEET_SCALE = 0.5
-SHEET_NEGATIVE = "low quality"
-PREVIEW_TEXTS = ("", SHEET_NEGATIVE, *SHEET_PROMPTS)
 
 
 class ProgressReporter:
     """Reports rank 0's progress to the progress actor and to MLflow; on other ranks the methods do nothing."""
 
-    def __init__(self, tracker: Tracker | None, actor: Any, recipe: Recipe, first: int, attempt: int = 0) -> None:
+    def __init__(
+        self,
+        tracker: Tracker | None,
+        actor: Any,
+        recipe: Recipe,
+        first_step: int,
+        attempt: int = 0,
+        preview_prompts: Sequence[str] = (),
+    ) -> None:
         self._tracker, self.actor, self._recipe = tracker, actor, recipe
+        self._preview_prompts = preview_prompts
         self._stop_requested: Any = None  # an object reference, resolved while a step is computed
         self._times = deque([time.monotonic()], maxlen=RATE_STEPS + 1)
         self._waits: deque[float] = deque(maxlen=RATE_STEPS)
         if tracker:
             tracker.watch_machine()
         self.begin_attempt(attempt)
-        if tracker and first:
-            actor.log.remote(f"resuming from the checkpoint at step {first} of {recipe.train.steps}")
+        if tracker and first_step:
+            actor.log.remote(f"resuming from the checkpoint at step {first_step} of {recipe.train.steps}")
 
     def begin_attempt(self, attempt: int) -> None:
         """Log this attempt's metrics after those that are already written; a rolled-back attempt stays beside it."""
@@ -98,22 +100,11 @@ class ProgressReporter:
             }
             self._tracker.metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
 
-    @torch.no_grad()
-    def sheet(self, distiller: "Distiller", step: int) -> None:
-        """Fixed prompts and seeds through the raw student, with and without a negative prompt, to MLflow."""
-        if self._tracker is None:
-            return
-        model, device = distiller.model, distiller.null.embeds.device
-        prompts = (list(SHEET_PROMPTS) * SHEET_IMAGES)[:SHEET_IMAGES]
-        noise = torch.randn((SHEET_IMAGES, *model.latent_shape), generator=torch.Generator().manual_seed(7))
-        inputs = [part.to(device) for part in (noise, model.encode(prompts), model.encode([SHEET_NEGATIVE]))]
-        rows = []
-        for label, scale in (("no negative", 0.0), (f"NASA {SHEET_SCALE}: {SHEET_NEGATIVE}", SHEET_SCALE)):
-            with distiller.precision():
-                x0 = generate(distiller.engines.student.module, model.diffusion, *inputs, scale)
-                images = decode(model.vae, x0)
-            rows.append((label, to_pixels(images.float())))
-        self._tracker.image(contact_sheet(rows, prompts), key="contact_sheet", step=step)
+    def log_previews(self, distiller: "Distiller", step: int) -> None:
+        """Log preview images of the student to MLflow, one key per prompt."""
+        if self._tracker is not None:
+            for key, sheet in draw_previews(distiller, self._preview_prompts):
+                self._tracker.image(sheet, key=key, step=step)
 
 
 def peak_memory() -> int:

@@ -23,7 +23,8 @@ from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller
 from pipeline.training.divergence import DivergedError, DivergenceDetector
 from pipeline.training.interruptible_trainer import StopRequestedError
-from pipeline.training.progress import PREVIEW_TEXTS, ProgressReporter
+from pipeline.training.previews import preview_texts
+from pipeline.training.progress import ProgressReporter
 from pipeline.training.restore import restore, wait_for_latest
 from pipeline.training.train_loop_config import TrainLoopConfig
 from pipeline.training.validation import is_due
@@ -57,7 +58,7 @@ def _run(config: TrainLoopConfig, actor: Any) -> None:
     prompts = PromptStream(folder, config.prompts, recipe.seed, recipe.train.batch_size, indices)
     step = restore(distiller, ray.train.get_checkpoint(), actor)
     tracker = Tracker(config.tracking_uri, config.mlflow_run) if distiller.rank == 0 else None
-    reporter = ProgressReporter(tracker, actor, recipe, step, distiller.attempt)
+    reporter = ProgressReporter(tracker, actor, recipe, step, distiller.attempt, config.preview_prompts)
     try:
         divergence = _train_with_rollbacks(distiller, prompts, step, reporter)
     except StopRequestedError:
@@ -113,7 +114,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
         done = step + 1
         stopping = distiller.any_process(reporter.stop_requested())
         if stopping or done % options.checkpoint_every_n_steps == 0 or done == options.steps:
-            reporter.sheet(distiller, done)
+            reporter.log_previews(distiller, done)
             _report_checkpoint(distiller, done, metrics)
         if stopping and done < options.steps:
             stream.close()
@@ -134,7 +135,11 @@ def _distiller(config: TrainLoopConfig) -> Distiller:
     options = config.recipe
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     engines.check_workers(device)
-    cached_embeds = decode_cached(PREVIEW_TEXTS, config.cached_embeds, device) if config.cached_embeds else {}
+    cached_embeds = (
+        decode_cached(preview_texts(config.preview_prompts), config.cached_embeds, device)
+        if config.cached_embeds
+        else {}
+    )
     folder = models.local_or_download(config.teacher_folder, options.teacher, revision=options.revision)
     model = models.load(folder, device, start_timestep=options.method.start_timestep, cached_embeds=cached_embeds)
     init = None

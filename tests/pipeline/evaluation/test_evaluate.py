@@ -123,7 +123,10 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
         ("evaluation.clip_judge='/no/where'", "evaluation.clip_judge: got '/no/where'"),
         ("evaluation.calibration='/no/where'", "/no/where: cannot be read"),
         ("evaluation.metrics=[{kind='hpsv2', weights='/no/where'}]", "evaluation.metrics.weights: got '/no/where'"),
-        ("evaluation.metrics=[{kind='clip'}, {kind='clip'}]", "evaluation.metrics: got ['clip', 'clip']; expected each kind once"),
+        (
+            "evaluation.metrics=[{kind='clip'}, {kind='clip'}]",
+            "evaluation.metrics: got ['clip', 'clip']; expected each kind once",
+        ),
         ('evaluation.prompt_sets=["negopt"]', "evaluation.prompt_sets: 'negopt' is not among the prompts"),
         ("evaluation.benchmarks='/no/where'", "/no/where: no complete benchmarks here"),
         ("evaluation.gpus_per_process=9", "evaluation.gpus_per_process: 1 process x 9 GPU requested"),

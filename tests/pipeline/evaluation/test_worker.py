@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.evaluation import worker
 from pipeline.evaluation.sampling import Sampler
-from pipeline.evaluation.suites import BenchmarkSuite, ShapesSuite
+from pipeline.evaluation.suites import BenchmarkSuite
 from pipeline.prompts import prepared
 from pipeline.recipe import parse
 from pipeline.storage import Folder

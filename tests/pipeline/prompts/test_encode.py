@@ -16,7 +16,7 @@ from pipeline.prompts.stream import Encoders, PromptStream
 from pipeline.storage import Folder
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
-from pipeline.training.progress import PREVIEW_TEXTS
+from pipeline.training.previews import preview_texts
 
 BATCH = 4
 SETS = ["train.num_workers=1", f"train.batch_size={BATCH}", "train.num_encoders=1"]
@@ -53,7 +53,8 @@ def distiller(own, folder, fixed):
 def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
     own = options(teacher, f"train.micro_batch_size={BATCH // passes}")
     encoding = encode.encoding_of(own, str(teacher), folder.uri, own.seed)
-    fixed = encode.decode_cached(PREVIEW_TEXTS, encode.encode_cached(encoding, PREVIEW_TEXTS), "cpu")
+    texts = preview_texts(["a photo of a ring"])
+    fixed = encode.decode_cached(texts, encode.encode_cached(encoding, texts), "cpu")
     apart, within = distiller(own, folder, fixed), distiller(own, folder, {})
     assert apart.model.pipe.text_encoder is None
     stream = PromptStream(folder, check(folder), own.seed, BATCH, range(BATCH))

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.ablation import runs
+from benchmarks.ablation.report import BEGIN, END, table, write
+from benchmarks.ablation.runs import VARIANTS, Plan, contrast, summarise
 from nasa.method import Method
 from pipeline import recipe
-from pipeline.ablation import runs
-from pipeline.ablation.report import BEGIN, END, table, write
-from pipeline.ablation.runs import VARIANTS, Plan, contrast, summarise
 
 TINY = [
     "train.num_workers=1",

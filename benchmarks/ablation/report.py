@@ -7,10 +7,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from pipeline.ablation.runs import Plan
+from benchmarks.ablation.runs import Plan
 
 DATA, IMAGE, PAGE = Path("data/ablation.json"), Path("images/ablation.png"), Path("ablation.md")
-BEGIN, END = "<!-- table: written by `python -m jobs ablate` -->", "<!-- end of the table -->"
+BEGIN, END = "<!-- table: written by `python -m benchmarks.ablation` -->", "<!-- end of the table -->"
 
 
 def write(summary: dict[str, Any], plan: Plan, folder: Path) -> str:

@@ -1,1 +1,0 @@
-"""The paper's ablation on the world of shapes."""

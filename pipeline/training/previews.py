@@ -1,0 +1,57 @@
+"""Preview images of a training run: fixed prompts and noise through the raw student, one contact sheet per prompt."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from PIL.Image import Image
+
+from nasa.diffusion import decode
+from nasa.student import generate
+from pipeline.evaluation.contact_sheet import contact_sheet, to_pixels
+from pipeline.evaluation.suites import evaluation_suite
+from pipeline.recipe import Recipe
+from pipeline.storage import Folder
+
+if TYPE_CHECKING:
+    from pipeline.training.distiller import Distiller
+
+IMAGES_PER_PROMPT = 2
+SCALE = 0.5
+NEGATIVE = "low quality"
+SEED = 7
+
+
+def preview_prompts(recipe: Recipe, prompts: Folder) -> tuple[str, ...]:
+    """Return the recipe's `evaluation.preview_prompts`, or those of its evaluation suite."""
+    return recipe.evaluation.preview_prompts or tuple(evaluation_suite(recipe).preview_prompts(prompts))
+
+
+def preview_texts(prompts: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts that a worker without a text encoder needs: the null text, the negative and the prompts."""
+    return tuple(dict.fromkeys(("", NEGATIVE, *prompts)))
+
+
+@torch.no_grad()
+def draw_previews(distiller: "Distiller", prompts: Sequence[str]) -> Iterator[tuple[str, Image]]:
+    """Yield an MLflow key and a contact sheet for each prompt: without a negative prompt, and steered by NASA."""
+    if not prompts:
+        return
+    model, device = distiller.model, distiller.null.embeds.device
+    texts = [prompt for prompt in prompts for _ in range(IMAGES_PER_PROMPT)]
+    noise = torch.randn((len(texts), *model.latent_shape), generator=torch.Generator().manual_seed(SEED))
+    inputs = [part.to(device) for part in (noise, model.encode(texts), model.encode([NEGATIVE]))]
+    rows = []
+    for label, scale in (("no negative", 0.0), (f"NASA {SCALE}: {NEGATIVE}", SCALE)):
+        with distiller.precision():
+            x0 = generate(distiller.engines.student.module, model.diffusion, *inputs, scale)
+            rows.append((label, to_pixels(decode(model.vae, x0).float())))
+    for number, prompt in enumerate(prompts):
+        part = slice(number * IMAGES_PER_PROMPT, (number + 1) * IMAGES_PER_PROMPT)
+        sheet = contact_sheet([(label, images[part]) for label, images in rows], [prompt] * IMAGES_PER_PROMPT)
+        yield f"preview_{number:02d}_{_slug(prompt)}", sheet
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
