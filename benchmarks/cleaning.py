@@ -1,4 +1,4 @@
-"""What cleaning and the block on minors do to texts that need neither, such as plain sentences; each can be shown.
+"""The effect of cleaning on texts that need none, such as plain sentences; each changed text can be shown.
 
     python -m benchmarks.cleaning tests/data/english/wordnet.txt.gz
     python -m benchmarks.cleaning my-captions.csv --shown 20
@@ -23,7 +23,7 @@ def texts_of(file: Path) -> list[str]:
 
 
 def changes(texts: list[str]) -> list[tuple[str, str, str]]:
-    """Of the rules that remove syntax: the rule, the text before it, the text after it."""
+    """Yield the syntax rules that changed a text, with the text before and after."""
     return [change for text in texts for change in cleaned(text)[1] if change[0] in SYNTAX]
 
 

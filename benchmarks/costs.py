@@ -1,4 +1,4 @@
-"""What one distillation costs in rented GPU nodes: hours by the estimate of `distill --dry-run`, prices by hand.
+"""The cost of one distillation on rented GPU nodes: hours by the estimate of `distill --dry-run`, prices by hand.
 
     python -m benchmarks.costs                                        # prices of docs/data/prices.json
     python -m benchmarks.costs --an-hour p4d.24xlarge=21.5            # today's, spot's or your own

@@ -1,4 +1,4 @@
-"""What only a GPU can show, on one of them in under eight minutes: one JSON, row by row.
+"""Measurements that need a GPU, in under eight minutes: one JSON, row by row.
 
     make gpu-wheels     # on a machine with a network: diffusers, DeepSpeed and what they need, into build/wheels
     make gpu            # on the GPU machine, which needs torch, transformers and peft beside those
@@ -194,7 +194,7 @@ def main() -> None:
             done[key] = measure(size, options) | {"device": _device_name(options.device), "torch": torch.__version__}
             scratch = options.out.with_suffix(".partial")
             scratch.write_text(json.dumps(done, indent=1) + "\n")
-            os.replace(scratch, options.out)
+            scratch.replace(options.out)
         print(key, json.dumps(done[key]), flush=True)
     torch.distributed.destroy_process_group()
 

@@ -63,7 +63,7 @@ SIZES: dict[str, tuple[Callable[[], Any], int, int]] = {  # model, tokens, featu
 
 
 class Setting:
-    """What both steps share: device, precision, and the same random numbers and texts."""
+    """The device, precision, random numbers and texts that both steps share."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device, self.bfloat16, self.batch = torch.device(arguments.device), arguments.bfloat16, arguments.batch

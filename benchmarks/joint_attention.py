@@ -155,7 +155,7 @@ class FlowSampler:
 
 
 def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> dict[str, Any]:
-    """What the plain model can, on held-out prompts; and each reading over its scales, on seeds that show the thing."""
+    """Measure the plain model on held-out prompts, and each reading over its scales on selected seeds."""
     judge = AttributeJudge.load()
     prompts = held_out_prompts(count, 7)
     found = judge.attributes(sampler.images(SamplingMethod(), [text for text, _ in prompts], range(count)))

@@ -147,7 +147,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 class memory:  # noqa: N801
-    """Within the context, the largest sum of the proportional shares of this process and all below it."""
+    """Track the largest sum of the proportional set sizes of this process and its children inside the context."""
 
     def __enter__(self) -> list[int]:
         self.peak, self.done = [0], threading.Event()

@@ -1,4 +1,4 @@
-"""What rounding a denoiser's output to bfloat16 does to the image of one step, by where the step starts.
+"""The effect of rounding a denoiser's output to bfloat16 on the image of one step, by the step's start.
 
 python -m benchmarks.rounding
 """

@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,13 @@ def process(rank: int, workers: int, images: int, steps: int, together: bool, pl
     started = time.perf_counter()
     for step in range(WARM_UP, WARM_UP + steps):
         made.step(step, prompts[:images])
-    with open(f"{place}/seconds-{rank}", "w") as file:
-        file.write(str((time.perf_counter() - started) / steps))
+    Path(f"{place}/seconds-{rank}").write_text(str((time.perf_counter() - started) / steps))
     torch.distributed.destroy_process_group()
 
 
 def _all_ready(place: str, rank: int, workers: int) -> None:
-    open(f"{place}/ready-{rank}", "w").close()
-    while not all(os.path.exists(f"{place}/ready-{other}") for other in range(workers)):
+    Path(f"{place}/ready-{rank}").touch()
+    while not all(Path(f"{place}/ready-{other}").exists() for other in range(workers)):
         time.sleep(0.01)
 
 
@@ -76,14 +76,14 @@ def once(workers: int, images: int, steps: int, together: bool) -> float:
     """Seconds a step: the mean over the workers."""
     with tempfile.TemporaryDirectory() as place:
         torch.multiprocessing.spawn(process, (workers, images, steps, together, place), nprocs=workers, join=True)
-        return float(np.mean([float(open(f"{place}/seconds-{rank}").read()) for rank in range(workers)]))
+        return float(np.mean([float(Path(f"{place}/seconds-{rank}").read_text()) for rank in range(workers)]))
 
 
 def measure(counts: Sequence[int], images: int, steps: int, rounds: int) -> None:
     taken: dict[tuple[int, bool], list[float]] = {(n, together): [] for n in counts for together in (True, False)}
     for _ in range(rounds):
-        for workers, together in taken:
-            taken[workers, together].append(once(workers, images, steps, together))
+        for (workers, together), seconds in taken.items():
+            seconds.append(once(workers, images, steps, together))
     print("| workers | s a step | images/s | the same, apart, s a step | lost to communication and waiting |")
     print("|---|---|---|---|---|")
     for workers in counts:

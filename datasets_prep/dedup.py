@@ -66,7 +66,7 @@ def band_keys(normals: Sequence[str]) -> np.ndarray:
 
 
 def repeats(keys_N: np.ndarray) -> np.ndarray:
-    """bool [N]: true where an earlier row has the same key."""
+    """Bool [N]: true where an earlier row has the same key."""
     _, first = np.unique(keys_N, return_index=True)
     repeated = np.ones(len(keys_N), bool)
     repeated[first] = False
@@ -92,7 +92,7 @@ def near_repeats(
     threshold: float,
     skipped_N: np.ndarray,
 ) -> np.ndarray:
-    """bool [N]: true where an earlier row that is alike, or like one that is alike, stands for this one.
+    """Bool [N]: true where an earlier row that is alike, or like one that is alike, stands for this one.
 
     `bands(number)` gives the keys of one band, uint64 [N]; `texts(rows)` the normal forms of some rows. Rows of
     `skipped_N` are left out. Memory is one band and the texts of the rows that meet.

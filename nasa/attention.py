@@ -41,10 +41,12 @@ class Steering:
 
     @property
     def text(self) -> PromptEmbeds | None:
+        """The negative prompt's embeddings and mask, or None."""
         return None if self.embeds_NTD is None else PromptEmbeds(self.embeds_NTD, self.mask_NT)
 
     @property
     def plain(self) -> bool:
+        """Whether attention is plain: no negative prompt, scale 0, or not in this call."""
         no_scale = not isinstance(self.scale, Tensor) and self.scale == 0
         return self.embeds_NTD is None or no_scale or not self.active
 
@@ -73,6 +75,7 @@ class SteeredAttnProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
+        """Run the layer, steered away from the negative prompt where one is set."""
         if self.steering.plain or encoder_hidden_states is None:
             output: Tensor = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
             return output
@@ -93,6 +96,7 @@ class SteeredAttnProcessor:
         return rescaled
 
     def query(self, attn: Any, hidden_BLD: Tensor) -> Tensor:
+        """Return the queries [B, H, L, K]."""
         return self._heads(attn, attn.to_q(hidden_BLD), attn.norm_q)
 
     def keys(self, attn: Any, text_BTD: Tensor) -> Keys:
@@ -143,7 +147,7 @@ def steer_attention(
     negative: tuple[Tensor, Tensor, Tensor | None],
     scale: Scale,
 ) -> Tensor:
-    """The rule on eqs. 7 and 8, heads merged, [B, L, D]. `positive` and `negative` are K, V and a mask.
+    """Apply the rule to eqs. 7 and 8, heads merged, [B, L, D]; `positive` and `negative` are K, V and a mask.
 
     A tensor `scale` is [B, 1, 1].
     """
@@ -176,6 +180,7 @@ def split_heads(attn: Any, x_BLD: Tensor, norm: nn.Module | None = None) -> Tens
 
 
 def merge(z_BHLK: Tensor) -> Tensor:
+    """Merge heads: [B, H, L, K] to [B, L, H * K]."""
     return z_BHLK.transpose(1, 2).flatten(2)
 
 
@@ -185,6 +190,7 @@ def _embeds(steering: Steering) -> Tensor:
 
 
 def steering_scale(scale: Scale, like: Tensor) -> Scale:
+    """Return the scale, one per image as [B, 1, 1] in the dtype of `like`."""
     return per_image(scale.reshape(-1), like.shape[0])[:, None, None].to(like) if isinstance(scale, Tensor) else scale
 
 
@@ -200,7 +206,7 @@ def per_image(value: Tensor, batch: int) -> Tensor:
 
 
 def _text_and_image(attn: Any, tokens_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
-    """In Wan's image-to-video an image's tokens stand before the text's, of which there are always as many."""
+    """Split Wan's image-to-video text into image tokens, which stand first and have a fixed number, and text."""
     if getattr(attn, "add_k_proj", None) is None:
         return tokens_BTD, None
     image_tokens = tokens_BTD.shape[1] - WAN_TEXT_TOKENS
@@ -208,7 +214,7 @@ def _text_and_image(attn: Any, tokens_BTD: Tensor) -> tuple[Tensor, Tensor | Non
 
 
 def _prepare(attn: Any, mask: Tensor | None, text_BTD: Tensor) -> Tensor | None:
-    """diffusers' own additive mask, broadcast over heads and queries."""
+    """Return diffusers' own additive mask, broadcast over heads and queries."""
     if mask is None:
         return None
     batch, tokens = text_BTD.shape[:2]
@@ -246,7 +252,7 @@ def _sees_text(model: Any, name: str) -> bool:
 
 @contextmanager
 def steered(steering: Steering, negative: PromptEmbeds | None, scale: Scale) -> Iterator[None]:
-    """Within the context, steer the installed layers by `scale` away from a text, as they see it."""
+    """Steer the installed layers by `scale` away from a text, as they see it, inside the context."""
     if negative is not None:
         steering.embeds_NTD, steering.mask_NT, steering.scale = negative.embeds, negative.attention_mask, scale
     try:

@@ -1,4 +1,4 @@
-"""Where a pipeline is in its call: when one begins, which step it is at, and with which options it encodes its prompt.
+"""The position of a pipeline in its call: when a call begins, its present step, and how it encodes its prompt.
 
 diffusers has no hook for these. Every pipeline in `nasa.conditional` begins a call by `check_inputs`, encodes the
 positive prompt first, and ends a step by `scheduler.step`; these methods are listened to on the objects at hand.
@@ -36,6 +36,7 @@ class PipelineCalls:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
+        """Follow the pipeline's calls within the context."""
         with ExitStack() as stack, self._of_scheduler:
             for name, listener in (("check_inputs", self._begin), (encoder_name(self.pipe), self._encode)):
                 if callable(getattr(self.pipe, name, None)):
@@ -44,7 +45,7 @@ class PipelineCalls:
             yield
 
     def _follow_scheduler(self) -> None:
-        """The pipeline's present one: it may be replaced between two calls."""
+        """Follow the pipeline's present scheduler, which may be replaced between two calls."""
         scheduler = getattr(self.pipe, "scheduler", None)
         if scheduler is self._scheduler:
             return
@@ -62,7 +63,7 @@ class PipelineCalls:
         return -(-int(timesteps) // int(getattr(scheduler, "order", 1)))
 
     def now(self, batch: int) -> DenoiserCall:
-        """The call of the denoiser that is about to be made; one from outside the pipeline has no guidance."""
+        """Return the denoiser's next call; one from outside the pipeline has no guidance."""
         if running_pipeline() is None:
             return DenoiserCall(batch, index=self.calls_in_step if self.any_caller else 0)
         own = getattr(self.pipe, "do_classifier_free_guidance", None)
@@ -98,6 +99,7 @@ class PipelineCalls:
         self._timestep = value
 
     def called(self) -> None:
+        """Count a call of the denoiser."""
         self._awaits_prompt = True
         self.calls_in_step += 1
 
@@ -140,7 +142,7 @@ def running_pipeline() -> DiffusionPipeline | ModularPipeline | None:
 
 @contextmanager
 def _listening(owner: Any, name: str, listener: Callable[[inspect.BoundArguments], None]) -> Iterator[None]:
-    """Within the context, tell `listener` of each call of a method, with its arguments, before it is made."""
+    """Tell `listener` of each call of a method, with its arguments, before the call, inside the context."""
     before = vars(owner).get(name)
     plain = getattr(owner, name)
     signature = inspect.signature(plain)

@@ -32,7 +32,7 @@ class KVCache:
 
 
 @torch.no_grad()
-def generate_video(
+def generate_video(  # noqa: PLR0913
     pipe: Any,
     prompt: str | Sequence[str],
     *,
@@ -113,7 +113,7 @@ def _block(
 
 
 def _velocity(model: Any, x: Tensor, sigma: float, embeds: Tensor) -> Tensor:
-    """The flow v = noise - x0 at x = (1 - sigma) x0 + sigma noise; the network sees 1000 sigma."""
+    """Return the flow v = noise - x0 at x = (1 - sigma) x0 + sigma noise; the network sees 1000 sigma."""
     timestep_B = torch.full((len(x),), 1000 * sigma, device=x.device)
     output: Tensor = model(
         hidden_states=x.to(embeds.dtype), timestep=timestep_B, encoder_hidden_states=embeds, return_dict=False
@@ -135,6 +135,7 @@ class CausalAttnProcessor:
         attention_mask: Tensor | None = None,
         rotary_emb: Rotation | None = None,
     ) -> Tensor:
+        """Attend to the finished frames' cache and the block's own frames."""
         assert encoder_hidden_states is None, "a self-attention layer"
         assert rotary_emb is not None
         here = [part[:, -hidden_states.shape[1] :].transpose(1, 2) for part in rotary_emb]
@@ -158,7 +159,7 @@ def rotate(x_BHSK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @contextmanager
 def causal_attention(model: Any) -> Iterator[KVCache]:
-    """Within the context the model's self-attention sees the cache, and frames are numbered on from it."""
+    """Let the model's self-attention see the cache, and continue its frame numbers, inside the context."""
     cache, before = KVCache(), dict(model.attn_processors)
     after = {
         name: CausalAttnProcessor(name, cache) if name.endswith(SELF_ATTENTION_SUFFIX) else processor

@@ -1,4 +1,4 @@
-"""Which rows of a denoiser's batch belong to the positive prompt: a table of diffusers' pipelines, class by class.
+"""The rows of a denoiser's batch that belong to the positive prompt: a table of diffusers' pipelines.
 
 Guidance gives the denoiser rows that must stay plain: the unconditional half of a batch, perturbed copies, or a second
 call in the same step. Where they stand is a convention of each pipeline, written down nowhere, so it is never guessed.
@@ -173,9 +173,11 @@ class Split:
     order: Tensor
 
     def take(self, rows: Tensor, parts: Sequence[Tensor | None]) -> Any:
+        """Return some rows of a tensor, or of each tensor in a tuple."""
         return tuple(None if part is None else part[rows] for part in parts)
 
     def join(self, others: Tensor, conditional: Tensor) -> Tensor:
+        """Return all rows, the conditional ones in their places."""
         return torch.cat([others, conditional])[self.order]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nasa.attention import Steering, install, steered
+from nasa.compat import is_compiled_in_place
 from nasa.families import Distillation, Family, distillable_pipelines, family_of_denoiser
 from nasa.precision import autocast, run_in_float32
 from nasa.prompt_embeds import PromptEmbeds
@@ -40,7 +41,7 @@ class SteerableDenoiser(nn.Module):
         negative_prompt: PromptEmbeds | None = None,
         scale: Scale = 0.0,
     ) -> Tensor:
-        """The denoiser's output, [B, C, H, W], steered by eqs. 7-9 away from the negative prompt where one is given."""
+        """Return the output [B, C, H, W], steered by eqs. 7-9 away from the negative prompt if one is given."""
         with self._precision(latents.device.type):
             projected = None if negative_prompt is None else self._project(negative_prompt)
             with steered(self.steering, projected, self._as_input(scale, latents.device)):
@@ -54,8 +55,7 @@ class SteerableDenoiser(nn.Module):
 
         0 stays a number, which means plain attention.
         """
-        compiled = getattr(self.model, "_compiled_call_impl", None) is not None
-        if not compiled or isinstance(scale, Tensor) or scale == 0:
+        if not is_compiled_in_place(self.model) or isinstance(scale, Tensor) or scale == 0:
             return scale
         return torch.full((1,), scale, device=device)
 

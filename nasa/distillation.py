@@ -164,7 +164,7 @@ def _shared_pass(
     x0: Tensor,
     x_t: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The LoRA teacher's guided eps, and its loss, of which the text that it learns is called with gradient."""
+    """Return the LoRA teacher's guided eps and its loss; only the text that it learns gets a gradient."""
     timestep_B, null_B = randomness.vsd_timestep_B, randomness.null_text_B
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
     with torch.enable_grad():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def update_ema(ema: Mapping[str, Tensor], current: Mapping[str, Tensor], decay: float, step: int) -> None:
-    """ema <- d ema + (1 - d) current, in place and by name, with d = min(decay, (1 + step) / (10 + step)).
+    """Update ema <- d ema + (1 - d) current, in place and by name, with d = min(decay, (1 + step) / (10 + step)).
 
     The growing decay lets a short run forget its start.
     """

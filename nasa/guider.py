@@ -48,6 +48,7 @@ class NasaGuidance(BaseGuidance):
         return [self._prepare_batch(data, 0, "pred_cond")]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
+        """Return one batch for a modular pipeline, as `prepare_inputs` does."""
         named = [[input_fields[name] for name in names if name in input_fields] for names in (TEXTS, MASKS)]
         self._negative, self._negative_mask = (
             getattr(data, names[0][1], None) if names and isinstance(names[0], tuple) else None for names in named
@@ -55,6 +56,7 @@ class NasaGuidance(BaseGuidance):
         return [self._prepare_batch_from_block_state(input_fields, data, 0, "pred_cond")]
 
     def prepare_models(self, denoiser: nn.Module) -> None:
+        """Steer the denoiser for this step."""
         super().prepare_models(denoiser)
         if not self._is_active():
             return
@@ -70,20 +72,24 @@ class NasaGuidance(BaseGuidance):
         self._block.__enter__()
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
+        """Restore the denoiser."""
         if self._block is not None:
             self._block.__exit__(None, None, None)
             self._block = None
         super().cleanup_models(denoiser)
 
     def __call__(self, data: list[Any]) -> Any:
+        """Return the conditional prediction."""
         (batch,) = data
         return self.forward(batch.noise_pred)
 
     def forward(self, pred_cond: Tensor) -> GuiderOutput:
+        """Return the conditional prediction, which the attention layers have steered."""
         return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
 
     @property
     def is_conditional(self) -> bool:
+        """Whether the prediction is conditional; always."""
         return True
 
     @property

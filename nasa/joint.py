@@ -22,9 +22,10 @@ SUFFIX = ".attn.processor"
 
 @dataclass
 class JointSteering(Steering):
-    """`positive_tokens` is where the negative's begin. `joint_attention` says what Z- of eq. 8 is for the image's rows:
+    """The state of steering in joint attention.
 
-    "text", their attention to the negative's tokens alone, or "joint", to the negative's and the image's.
+    `positive_tokens` is where the negative's tokens begin. `joint_attention` says what Z- of eq. 8 is for the
+    image's rows: "text", their attention to the negative's tokens alone, or "joint", to the negative's and the image's.
     The paper does not say which. With "joint" Z- holds image-to-image attention too, and steering shrinks
     the image's stream.
     """
@@ -34,6 +35,7 @@ class JointSteering(Steering):
 
     @property
     def negative_tokens(self) -> int:
+        """Number of the negative's tokens."""
         return 0 if self.embeds_NTD is None else self.embeds_NTD.shape[1]
 
 
@@ -56,6 +58,7 @@ class JointSteeredProcessor:
         encoder_hidden_states_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
+        """Run joint attention with the negative's tokens behind the positive's."""
         if self.steering.plain:
             optional = {"image_rotary_emb": image_rotary_emb, "encoder_hidden_states_mask": encoder_hidden_states_mask}
             kwargs.update({name: value for name, value in optional.items() if value is not None})
@@ -76,7 +79,7 @@ class JointSteeredProcessor:
         return z_image, z_text if attn.context_pre_only else attn.to_add_out(z_text)
 
     def _rotary(self, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """The angles of all tokens, text first. In Qwen-Image a text's tokens are counted, in each from the first."""
+        """Return the angles of all tokens, text first; Qwen-Image counts each text's tokens from the first."""
         if not embeddings[0].is_complex():
             return embeddings
         image, text = embeddings
@@ -117,7 +120,7 @@ class JointSteeredProcessor:
 
 
 def rotate(x_BHSK: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
-    """By the cosines and sines of all tokens, or by their complex factors [S, K / 2]."""
+    """Rotate by the cosines and sines of all tokens, or by their complex factors [S, K / 2]."""
     if len(rotary) == 2:
         rotated: Tensor = apply_rotary_emb(x_BHSK, rotary)
         return rotated

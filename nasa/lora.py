@@ -11,13 +11,13 @@ ATTENTION_OPTIONS = ("cross_attention_kwargs", "attention_kwargs", "joint_attent
 
 
 def lora_scale(arguments: dict[str, Any]) -> float:
-    """The scale that a call of the denoiser gives its adapters, from the call's arguments."""
+    """Return the scale that a call of the denoiser gives its adapters."""
     options: list[dict[str, Any]] = [arguments[name] for name in ATTENTION_OPTIONS if arguments.get(name)]
     return float(options[0].get("scale", 1.0)) if options else 1.0
 
 
 def adapter_state(layers: Iterable[Any]) -> list[Any]:
-    """What tells that the adapters of these layers are others, or count more or less, than before."""
+    """Return what changes when these layers' adapters or their weights in the sum change."""
     return [
         (part.active_adapters, part.disable_adapters, tuple(part.merged_adapters), dict(part.scaling))
         for part in _adapters(layers)
@@ -25,7 +25,7 @@ def adapter_state(layers: Iterable[Any]) -> list[Any]:
 
 
 def module_state(part: nn.Module) -> Any:
-    """What tells that a module's weights or adapters are others than before. Writing through `.data` is not noticed."""
+    """Return what changes when a module's weights or adapters change; writes through `.data` go unnoticed."""
     plain = next(part.children(), None) is None
     weights = part._parameters.values() if plain else part.parameters()
     versions = [(id(weight), _version(weight)) for weight in weights if weight is not None]
@@ -38,7 +38,7 @@ def _version(weight: Tensor) -> int:
 
 @contextmanager
 def scaled(models: Iterable[Any], scale: float = 1.0) -> Iterator[None]:
-    """Within the context the adapters count `scale` times; afterwards as before, whoever scaled them meanwhile."""
+    """Multiply the adapters' scale inside the context, and restore it afterwards."""
     layers = _adapters(models)
     before = [dict(layer.scaling) for layer in layers]
     if scale != 1:

@@ -16,7 +16,9 @@ def vsd_gradient(eps_teacher: Tensor, eps_lora: Tensor, sigma: Tensor) -> Tensor
 def dmd_gradient(
     eps_teacher: Tensor, eps_lora: Tensor, x0: Tensor, vsd_eps: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
-    """Eq. 6 with DMD's weight (arXiv 2311.18828, eq. 8): the difference of the two predicted images, over the mean
+    """Return eq. 6 with DMD's weight (arXiv 2311.18828, eq. 8).
+
+    It is the difference of the two predicted images over the mean
     distance of x0 to the teacher's, for each image.
     """
     to_image = sigma / alpha  # of a difference in eps; x_t is the same for both
@@ -40,5 +42,5 @@ def clip_hinge(image_features_BD: Tensor, text_features_BD: Tensor, margin: floa
 
 
 def denoising_loss(output: Tensor, target: Tensor, alpha: Tensor) -> Tensor:
-    """The LoRA teacher's loss: MSE weighted by alpha_t^2 (SwiftBrush), per sample, then the mean."""
+    """Return the LoRA teacher's loss: MSE weighted by alpha_t^2 (SwiftBrush), per sample, then the mean."""
     return (alpha**2 * (output - target) ** 2).mean()

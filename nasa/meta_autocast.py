@@ -65,7 +65,7 @@ class MetaAutocast(TorchFunctionMode):
         if self._dtype == torch.float32:
             return inputs
         if func in REDUCED:
-            return _over(inputs, lambda tensor: self._reduced(tensor))
+            return _over(inputs, self._reduced)
         if func in FLOAT32:
             return _over(inputs, lambda tensor: tensor.float())
         if func in WIDEST:

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Method:
-    """Where the negative prompt goes (the rows of the paper's Table 5) and what is drawn each step.
+    """The parts that get the negative prompt (the rows of the paper's Table 5), and what is sampled each step.
 
     Attributes:
         negative_on_student: the student's cross-attention is steered (NASA).

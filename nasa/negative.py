@@ -37,6 +37,7 @@ class NegativePrompt:
 
     @property
     def given(self) -> bool:
+        """Whether there is a negative prompt."""
         return bool(self.texts) or self.embeds is not None
 
     def encode_as(self, call: inspect.BoundArguments) -> None:
@@ -71,7 +72,7 @@ class NegativePrompt:
         self.embeds, self.mask, self.version = encoded.embeds, encoded.attention_mask, self.version + 1
 
     def _changed(self, call: inspect.BoundArguments) -> dict[str, Any]:
-        """The call's arguments with the negative's texts, once each, and nothing else of a prompt."""
+        """Return the call's arguments with the negative's texts in place of the prompt."""
         changed = {}
         for name, value in call.arguments.items():
             parameter = call.signature.parameters[name]

@@ -23,7 +23,7 @@ def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
-    """What a perfect denoiser of this type outputs for x_t: eps, x0, or v = alpha_t eps - sigma_t x0."""
+    """Return a perfect denoiser's output for x_t: eps, x0, or v = alpha_t eps - sigma_t x0."""
     if prediction_type == "epsilon":
         return eps
     if prediction_type == "sample":
@@ -33,7 +33,7 @@ def target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction_typ
 
 
 def to_x0(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
-    """The denoised latents that a denoiser's output stands for."""
+    """Return the denoised latents of a denoiser's output."""
     if prediction_type == "epsilon":
         return (x_t - sigma * output) / alpha
     if prediction_type == "sample":
@@ -43,7 +43,7 @@ def to_x0(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_
 
 
 def to_eps(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
-    """The noise that a denoiser's output stands for."""
+    """Return the noise of a denoiser's output."""
     if prediction_type == "epsilon":
         return output
     if prediction_type == "sample":

@@ -25,10 +25,12 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.empty(0)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Set timesteps from 1000 down, evenly spaced."""
         shares = 1 - torch.arange(num_inference_steps, dtype=torch.float32) / num_inference_steps
         self.timesteps = (shares * self.config.num_train_timesteps).to(device)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """Return the sample unchanged."""
         return sample
 
     def step(

@@ -33,7 +33,7 @@ def nasa_rule(z_pos_BLD: Tensor, z_neg_BLD: Tensor, scale: Scale) -> Tensor:
 
 
 def nag_rule(z_pos_BLD: Tensor, z_neg_BLD: Tensor, scale: Scale, *, tau: float = 2.5, blend: float = 0.375) -> Tensor:
-    """Normalized Attention Guidance (arXiv 2505.21179): extrapolate, bound the L1 norm of each token, blend.
+    """Apply Normalized Attention Guidance (arXiv 2505.21179): extrapolate, bound each token's L1 norm, blend.
 
     Z~ = Z+ + phi (Z+ - Z-); R = |Z~|_1 / |Z+|_1; out = a min(R, tau) / R Z~ + (1 - a) Z+, with phi the
     `scale` (its authors' code calls phi + 1 `nag_scale`) and a the `blend`. The defaults are theirs for

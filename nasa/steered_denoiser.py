@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nasa.attention import SteeredAttnProcessor, install, per_image
 from nasa.calls import PipelineCalls, running_pipeline
+from nasa.compat import cache_config, offload_hook, original_module
 from nasa.conditional import Layout, Split, split
 from nasa.families import Family
 from nasa.joint import install_joint
@@ -47,8 +48,8 @@ class SteeredDenoiser:
 
     @contextmanager
     def installed(self, layers: Callable[[str], bool]) -> Iterator[None]:
-        """Within the context the layers look at the negative; afterwards their processors stand there again."""
-        base = _base(self.model)
+        """Install the steering processors inside the context, and restore the former ones afterwards."""
+        base = original_module(self.model)
         if base in _OPEN:
             raise ValueError(
                 f"pipe: got a {type(base).__name__} that is being steered; expected one block at a time. "
@@ -67,7 +68,8 @@ class SteeredDenoiser:
             self.model.set_attn_processor(before)
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arguments = {**dict(zip(_parameters(type(_base(model)).forward), args, strict=False)), **kwargs}
+        """Prepare a call of the denoiser: a forward pre-hook, which may change the arguments."""
+        arguments = {**dict(zip(_parameters(type(original_module(model)).forward), args, strict=False)), **kwargs}
         self._refuse_another_pipeline()
         if self._steps is not None or self._calls.any_caller:
             self._calls.calling(arguments["timestep"])
@@ -122,14 +124,14 @@ class SteeredDenoiser:
 
     @torch.no_grad()
     def _prepare(self, embeds: Tensor, adapter_scale: float) -> None:
-        """The text as the layers see it, and K- and V- of each layer with cross-attention.
+        """Project the text and compute K- and V- of each cross-attention layer.
 
         An offloaded model comes to the device first; a layer whose weights stay away computes its keys in each call.
         """
         source = (self._negative.version, embeds.device, embeds.dtype, adapter_scale, _state(self._attention))
         if self.steering.embeds_NTD is not None and source == self._computed_from:
             return
-        offloaded = getattr(self.model, "_hf_hook", None)
+        offloaded = offload_hook(self.model)
         if offloaded is not None:
             offloaded.pre_forward(self.model)
         with scaled([self.model], adapter_scale):
@@ -149,7 +151,7 @@ class SteeredDenoiser:
 
     @contextmanager
     def _apart_in_caches(self) -> Iterator[None]:
-        """A cache over steps keeps a state for each name of a call; steered calls get names of their own."""
+        """Give steered calls names of their own in a cache over steps, which keeps a state per name."""
         if not hasattr(self.model, "cache_context"):
             yield
             return
@@ -173,16 +175,11 @@ def refuse_cache_with(steps: Container[int] | None, model: Any) -> None:
     Raises:
         ValueError: where steps are limited and such a cache is on.
     """
-    cache = type(getattr(model, "_cache_config", None)).__name__
+    cache = type(cache_config(model)).__name__
     if steps is not None and cache not in ("NoneType", "FirstBlockCacheConfig"):
         raise ValueError(
             f"steps: got {steps!r} with {cache} on; expected None. Call disable_cache(), or steer every step."
         )
-
-
-def _base(model: Any) -> Any:
-    """What was compiled, or the model itself."""
-    return getattr(model, "_orig_mod", model)
 
 
 @cache
@@ -200,6 +197,6 @@ def _is_cross_attention(layer: nn.Module) -> bool:
 
 
 def _state(layers: list[Any]) -> list[Any]:
-    """What tells that the weights or adapters that make a layer's keys are others than before."""
+    """Return what changes when the weights or adapters behind a layer's keys change."""
     parts = [getattr(layer, name, None) for layer in layers for name in KEY_PARTS]
     return [module_state(part) for part in parts if part is not None]

@@ -21,7 +21,7 @@ from nasa.steered_denoiser import SteeredDenoiser, refuse_cache_with
 
 
 @contextmanager
-def steer(
+def steer(  # noqa: PLR0913
     pipe: Any,
     negative_prompt: str | Sequence[str] | None = None,
     scale: float | Sequence[float] | Tensor = 0.3,
@@ -93,7 +93,7 @@ def steer(
 
 
 def _texts(pipe: Any, prompts: Sequence[Prompts]) -> dict[str, Prompts]:
-    """The negatives by the names of the encoder's arguments; empty where there is none.
+    """Return the negatives by the names of the encoder's arguments.
 
     Raises:
         ValueError: for a second or third negative that the pipeline has no encoder for.
@@ -143,7 +143,7 @@ def _rule(name: str, options: dict[str, float]) -> Rule:
 
 
 def _as_scale(scale: float | Sequence[float] | Tensor) -> Scale:
-    """A tensor, so that another scale is no other program for `torch.compile`; 0 stays a number, which is plain."""
+    """Return the scale as a tensor, for which `torch.compile` does not recompile; 0 stays a number."""
     values = scale if isinstance(scale, Tensor) else torch.tensor(scale).float().reshape(-1)
     if values.device.type != "meta" and not bool((values.isfinite() & (values >= 0)).all()):
         raise ValueError(f"scale: got {scale}; expected finite numbers of at least 0.")

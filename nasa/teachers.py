@@ -23,7 +23,7 @@ def add_lora(model: Any, *, rank: int, scaling: int, targets: Sequence[str]) -> 
 
 @torch.no_grad()
 def merged_weights(model: Any) -> dict[str, Tensor]:
-    """The weights of the denoiser without adapters that computes the same: W + (scaling / rank) B A."""
+    """Return the weights of the equivalent denoiser without adapters: W + (scaling / rank) B A."""
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     weights = {
         name.replace(".base_layer.", "."): value for name, value in model.state_dict().items() if "lora_" not in name
@@ -34,12 +34,13 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
 
 
 def lora_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    """Return the adapters' parameters."""
     return [parameter for name, parameter in denoiser.named_parameters() if "lora_" in name]
 
 
 @contextmanager
 def frozen_teacher(denoiser: nn.Module) -> Iterator[None]:
-    """Within the context the adapters are off and no gradient is kept.
+    """Turn the adapters and gradients off inside the context.
 
     It flips the layers' switch alone: peft's own `disable_adapters` also rewrites `requires_grad`, which
     an optimizer that hooked the parameters must not see change.
@@ -57,7 +58,7 @@ def frozen_teacher(denoiser: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def merged_teacher(denoiser: nn.Module) -> Iterator[None]:
-    """Within the context, the LoRA teacher by W + (scaling / rank) B A: one product a layer in place of three.
+    """Merge the LoRA teacher as W + (scaling / rank) B A inside the context: one product a layer in place of three.
 
     For looking at it alone, without gradient. Weights in half precision stay as they are, since a small B A would be
     rounded negative in them.

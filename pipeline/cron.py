@@ -23,6 +23,7 @@ def is_cron(expression: str) -> bool:
 
 
 def is_zone(name: str) -> bool:
+    """Tell whether this is an IANA time zone."""
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):
@@ -31,7 +32,7 @@ def is_zone(name: str) -> bool:
 
 
 def latest(expression: str, timezone: str, now: datetime) -> datetime:
-    """The newest time at or before `now` that it is due at, in UTC."""
+    """Return the newest matching time at or before `now`, in UTC."""
     after = now.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
     found = next(CronSim(expression, after.astimezone(ZoneInfo(timezone)), reverse=True)).astimezone(UTC)
     while (
@@ -42,18 +43,19 @@ def latest(expression: str, timezone: str, now: datetime) -> datetime:
 
 
 def following(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
-    """The next times after `now`, in UTC; fewer where it is not due so often."""
+    """Return the next matching times after `now`, in UTC."""
     coming = CronSim(expression, now.astimezone(ZoneInfo(timezone)))
     later = (when for each in coming if (when := each.astimezone(UTC)) > now)  # an hour that comes twice begins anew
     return list(islice(later, count))
 
 
 def stamp(when: datetime) -> str:
-    """A tick's name: sorted as time is, and fit for a file."""
+    """Return a time as a file name that sorts by time, such as 20261129T0300Z."""
     return when.astimezone(UTC).strftime(STAMP)
 
 
 def is_stamp(text: str) -> bool:
+    """Tell whether a text is such a file name."""
     try:
         return stamp(of_stamp(text)) == text
     except ValueError:
@@ -61,4 +63,5 @@ def is_stamp(text: str) -> bool:
 
 
 def of_stamp(text: str) -> datetime:
+    """Parse such a file name."""
     return datetime.strptime(text, STAMP).replace(tzinfo=UTC)

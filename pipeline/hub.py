@@ -24,7 +24,7 @@ def is_hub_id(place: str) -> bool:
 
 
 def local_folder(place: str, field: str, revision: str = "main", wanted: Sequence[str] = WANTED) -> Path:
-    """A folder on this machine; what lies elsewhere is fetched. The hub's token is read from HF_TOKEN.
+    """Return a local folder, fetching what is elsewhere; the hub's token is read from HF_TOKEN.
 
     Of the hub's files those that fit `wanted`.
     """
@@ -77,7 +77,7 @@ def hub_info(place: str, revision: str) -> Any:
 
 
 def _is_mistake(error: Exception) -> bool:
-    """The hub answered that it has no such model, or not for this token; all else may pass."""
+    """Tell whether the hub has no such model, or not for this token; other errors are transient."""
     response = getattr(error, "response", None)
     return isinstance(error, ValueError) or (response is not None and response.status_code in (401, 403, 404))
 
@@ -94,7 +94,7 @@ def _copied(folder: Folder) -> Path:
     partial = cache / f"{target.name}.{uuid.uuid4().hex}.partial"
     try:
         folder.local_copy(partial)
-        os.replace(partial, target)
+        partial.replace(target)
     except OSError:  # another process was first
         if not target.is_dir():
             raise

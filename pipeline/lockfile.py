@@ -14,7 +14,7 @@ SHOWN = 3
 
 
 def check_versions() -> None:
-    """Raises a UserError in a process of a submitted job whose machine has other versions than the lock."""
+    """Raise a UserError in a submitted job's process whose node has other versions than the lock."""
     if os.environ.get(PINNED) and (wrong := differences(LOCK)):
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise UserError(

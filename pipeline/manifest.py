@@ -31,7 +31,7 @@ def write(folder: Folder, kind: str, **content: Any) -> None:
 
 
 def read(folder: Folder, kind: str) -> dict[str, Any]:
-    """The manifest of a complete folder of this kind.
+    """Return the manifest of a complete folder of this kind.
 
     Raises:
         UserError: where there is none, or one of another kind, with the command that makes one.
@@ -51,7 +51,7 @@ def read(folder: Folder, kind: str) -> dict[str, Any]:
 
 
 def require(record: Any, fields: Mapping[str, type], where: str) -> None:
-    """Raises a UserError where a field is not there, or of another type."""
+    """Raise a UserError where a field is missing or of another type."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record!r} is not allowed; allowed: an object")
     for name, kind in fields.items():
@@ -61,7 +61,7 @@ def require(record: Any, fields: Mapping[str, type], where: str) -> None:
 
 
 def code_version() -> str:
-    """The package's version and, in a checkout, the commit; on a cluster those of the checkout that was submitted."""
+    """Return the package's version and, in a checkout, the commit; on a cluster those of the submitted checkout."""
     if submitted := os.environ.get(CODE):
         return submitted
     root = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ def is_secret(name: str) -> bool:
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """The text with every secret of the environment, and those that stand in addresses, replaced by ***."""
+    """Return the text with secrets of the environment and in URLs replaced by ***."""
     own = os.environ if environment is None else environment
     values = {value for name, value in own.items() if is_secret(name) and len(value) >= SHORTEST}
     for value in sorted(values, key=len, reverse=True):

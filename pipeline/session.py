@@ -26,7 +26,7 @@ def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Ite
         yield
         return
     _be_quiet()
-    local = {"num_cpus": max(least_cpus, os.cpu_count() or 1), "include_dashboard": False}
+    local: dict[str, Any] = {"num_cpus": max(least_cpus, os.cpu_count() or 1), "include_dashboard": False}
     ray.init(
         address=address or "local",
         runtime_env={"env_vars": _variables()},
@@ -48,7 +48,7 @@ def _variables() -> dict[str, str]:
 
 
 def submitted_environment() -> dict[str, Any]:
-    """The runtime environment that this process, a job's, was submitted with; empty where it is none."""
+    """Return the runtime environment that this job was submitted with; empty outside a job."""
     told = json.loads(os.environ.get(IN_JOB) or "{}")
     return dict(told.get("runtime_env") or {})
 

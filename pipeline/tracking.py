@@ -45,13 +45,14 @@ def default_uri() -> str:
 
 
 def client(uri: str) -> MlflowClient:
+    """Return an MLflow client."""
     mlflow.set_tracking_uri(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
 def reached(uri: str) -> Iterator[MlflowClient]:
-    """A client, within which a failure of MLflow is one line.
+    """Yield a client within whose context a failure of MLflow is one line.
 
     A server is called once before, since MLflow would try a dead one for minutes.
     """
@@ -94,7 +95,7 @@ def require_run(uri: str, run_id: str) -> None:
 
 
 def create_run(uri: str, name: str, params: Mapping[str, Any]) -> str:
-    """A new run's id; made in the driver, written to by rank 0, so that a restart appends to it."""
+    """Create a run in the driver and return its id; rank 0 appends to it, also after a restart."""
     with reached(uri) as tracker:
         experiment_id = _experiment(tracker, uri)
         run_id: str = tracker.create_run(experiment_id, run_name=name).info.run_id
@@ -127,6 +128,7 @@ class Tracker:
         threading.Thread(target=self._write, daemon=True).start()
 
     def metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
+        """Log metrics of a step."""
         entries = [Metric(name, float(value), timestamp_ms, step) for name, value in values.items()]
 
         def write() -> None:
@@ -145,12 +147,15 @@ class Tracker:
         self._later(read)
 
     def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
         self._later(lambda: self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()]))
 
     def image(self, image: Image.Image, key: str, step: int) -> None:
+        """Log an image of a step."""
         self._later(lambda: self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True))
 
     def file(self, path: Path, folder: str = "") -> None:
+        """Log a file as an artifact."""
         self._later(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
     def watch_machine(self) -> None:
@@ -165,6 +170,7 @@ class Tracker:
         self._later(start)
 
     def finish(self, status: str = "FINISHED") -> None:
+        """Set the run's final status and wait for pending writes."""
         self._later(lambda: self._client.set_terminated(self.run_id, status))
         self.flush()
 

@@ -77,7 +77,7 @@ CONTRASTS = (  # fixed before the first run: see docs/adr/0006
 
 @dataclass(frozen=True)
 class Plan:
-    """What every run of an ablation has in common."""
+    """The options that all runs of an ablation share."""
 
     base: Recipe
     warm_up_steps: int
@@ -170,7 +170,7 @@ def _lora(distiller: Distiller) -> dict[str, torch.Tensor]:
 
 
 def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
-    """For each held-out prompt, whether its image is clean with every attribute right, plain and with NASA-I.
+    """Tell for each held-out prompt whether its image is clean with every attribute right, plain and with NASA-I.
 
     And over seeds that show the attribute, what a negative prompt removes and keeps.
     """
@@ -226,7 +226,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def contrast(
     by_run: dict[tuple[str, int], dict[str, Any]], seeds: Sequence[int], a: str, b: str, measure: str
 ) -> dict[str, Any]:
-    """a - b in points: its mean, each seed's own, and the 95 % bootstrap interval over prompts of the seeds' mean."""
+    """A - b in points: its mean, each seed's own, and the 95 % bootstrap interval over prompts of the seeds' mean."""
     difference = np.array(
         [np.subtract(by_run[a, seed][measure], by_run[b, seed][measure]) for seed in seeds], dtype=np.float64
     )

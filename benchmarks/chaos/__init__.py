@@ -1,4 +1,4 @@
-"""What kills, outages and damage do to a distillation: each ends where an undisturbed one ends.
+"""Kills, outages and damage during a distillation: each must end where an undisturbed one ends.
 
 make chaos                                     # an hour, every scenario in turn; results add up in runs/chaos.jsonl
 python -m benchmarks.chaos --only driver --runs 3

@@ -80,7 +80,7 @@ def count(rows: list[Row], name: str) -> int:
 
 
 def longest(rows: list[Row], name: str) -> float:
-    """In seconds: of the runs that there are, or a guess."""
+    """Return the longest run in seconds, or a guess."""
     return max((float(row["seconds"]) for row in rows if row["scenario"] == name), default=GUESS_SECONDS)
 
 

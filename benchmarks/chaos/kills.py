@@ -118,7 +118,7 @@ def registry_client(world: World) -> list[str]:
 
 
 def killed_again_and_again(world: World, command: list[str], longest: float, notes: list[str]) -> None:
-    """Until it lives longer than until its moment."""
+    """Kill the process each time, until it lives longer than its moment."""
     for _ in range(world.times):
         process = world.begin(command)
         when = world.moment(longest)

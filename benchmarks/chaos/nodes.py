@@ -39,7 +39,7 @@ class Nodes:
 
     @property
     def url(self) -> str:
-        """Of the job server."""
+        """The URL of the job server."""
         return f"http://127.0.0.1:{self.dashboard}"
 
     def start(self) -> "Nodes":
@@ -94,7 +94,7 @@ class Nodes:
         return process
 
     def _await(self) -> None:
-        """Until the job server answers, whatever it says."""
+        """Wait until the job server answers, with any status."""
         for _ in range(GRACE_SECONDS):
             assert self.processes[0].poll() is None, "Ray's head did not start"
             try:

@@ -1,4 +1,4 @@
-"""What a run needs is away for a while, or full."""
+"""Outages of what a run needs, and full disks."""
 
 import errno
 import subprocess
@@ -22,7 +22,7 @@ def mlflow_down(world: World) -> list[str]:
     try:
         await_port(port)
         process = world.begin(world.distill(run))
-        wait_for(lambda: (run.folder / "distilled/run.json").is_file(), "the run's record", process)
+        wait_for((run.folder / "distilled/run.json").is_file, "the run's record", process)
         when = world.moment(world.took / 2)
         ended = process.poll() is not None
         end(server)

@@ -62,7 +62,7 @@ class Run:
         return str(manifest.read(Folder.from_uri(self.place) / "distilled", "distill")["student_sha256"])
 
     def versions(self) -> int:
-        """Of models, in its registry."""
+        """Return the versions in the run's registry."""
         with sqlite3.connect(self.tracking.removeprefix("sqlite:///")) as store:
             return int(store.execute("select count(*) from model_versions").fetchone()[0])
 
@@ -193,7 +193,7 @@ def wait_for(found: Callable[[], Any], what: str, process: Any = None, seconds: 
 
 
 def processes(cluster: Nodes, name: str) -> set[int]:
-    """Of this cluster, by their ids: those whose title has `name` in it."""
+    """Return this cluster's processes whose title contains `name`, by id."""
     found = set()
     for node in cluster.processes:
         with suppress(psutil.Error):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from nasa.compat import original_module
 from nasa.families.base import Distillation, Family, PublishedModel
 from nasa.families.flux import FLUX
 from nasa.families.pixart import PIXART
@@ -43,7 +44,7 @@ def family_of_denoiser(model: Any) -> Family:
     Raises:
         ValueError: for a denoiser of no family.
     """
-    name = type(getattr(model, "_orig_mod", model)).__name__
+    name = type(original_module(model)).__name__
     if name not in _BY_DENOISER:
         raise ValueError(f"denoiser: got {name}; expected {', '.join(_BY_DENOISER)}.")
     return _BY_DENOISER[name]

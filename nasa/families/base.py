@@ -1,4 +1,4 @@
-"""What is known of a model family. Steering and distilling read the same object; a new family is one file."""
+"""The description of a model family. Steering and distilling read the same object; a new family is one file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +10,11 @@ from torch import Tensor
 from nasa.prompt_embeds import PromptEmbeds
 
 Encode = Callable[[Any, list[str], int | None], PromptEmbeds]
+
+
+def embeds_without_mask(returned: Any) -> PromptEmbeds:
+    """Return the positive prompt of an encoder that returns no mask."""
+    return PromptEmbeds(returned[0] if isinstance(returned, tuple) else returned)
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,8 @@ class Family:
     norm_across_heads: bool = False
     extend: Callable[[dict[str, Any], Tensor, Tensor | None], dict[str, Any]] | None = None
     masked: bool = False
-    prompt_embeds_of: Callable[[Any], PromptEmbeds] = lambda returned: embeds_without_mask(returned)
+    prompt_embeds_of: Callable[[Any], PromptEmbeds] = embeds_without_mask
     distillation: Distillation | None = None
-
-
-def embeds_without_mask(returned: Any) -> PromptEmbeds:
-    """Return the positive prompt of an encoder that returns no mask."""
-    return PromptEmbeds(returned[0] if isinstance(returned, tuple) else returned)
 
 
 def embeds_and_mask(returned: Any) -> PromptEmbeds:

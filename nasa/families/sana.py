@@ -11,6 +11,7 @@ MAX_SEQUENCE_LENGTH = 300  # the default of the pipeline's call
 
 
 def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
+    """Encode prompts by Gemma, with their mask."""
     embeds, mask, *_ = pipe.encode_prompt(
         prompts,
         num_images_per_prompt=1,
@@ -21,6 +22,7 @@ def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Pr
 
 
 def project(model: Any, text: Tensor) -> Tensor:
+    """Project and normalise Gemma's features as the transformer does before its blocks."""
     projected: Tensor = model.caption_norm(model.caption_projection(text))
     return projected
 

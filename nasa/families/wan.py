@@ -23,6 +23,7 @@ def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Pr
 
 
 def project(model: Any, text: Tensor) -> Tensor:
+    """Project T5's features as the transformer does before its blocks."""
     projected: Tensor = model.condition_embedder.text_embedder(text)
     return projected
 

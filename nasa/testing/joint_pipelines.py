@@ -33,6 +33,7 @@ from nasa.testing.parts import (
 
 
 def tiny_flux() -> FluxPipeline:
+    """Return a small FLUX pipeline."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -58,7 +59,7 @@ def tiny_flux() -> FluxPipeline:
 
 
 def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
-    """With the second, image-only attention of Stable Diffusion 3.5 in its first block."""
+    """Return a small Stable Diffusion 3.5 pipeline, with image-only attention in its first block."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=4,
@@ -89,6 +90,7 @@ def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
 
 
 def tiny_qwen_image() -> QwenImagePipeline:
+    """Return a small Qwen-Image pipeline."""
     torch.manual_seed(0)
     tokenizer = qwen_tokenizer()
     text = Qwen2_5_VLConfig(

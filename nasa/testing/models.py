@@ -8,13 +8,13 @@ CHARACTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("01234
 
 
 def tiny_tokenizer(max_length: int = 16) -> CLIPTokenizer:
-    """A CLIP tokenizer of single characters."""
+    """Return a CLIP tokenizer of single characters."""
     words = ["<|startoftext|>", "<|endoftext|>", *CHARACTERS, *(c + "</w>" for c in CHARACTERS)]
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=max_length)
 
 
 def tiny_stable_diffusion(*, prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline of some 200 thousand parameters: 32 x 32 images, 4 x 4 latents."""
+    """Return a Stable Diffusion pipeline of 200 thousand parameters: 32 x 32 images, 4 x 4 latents."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
     text = CLIPTextConfig(

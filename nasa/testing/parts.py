@@ -1,4 +1,4 @@
-"""What the small pipelines share: tokenizers of single characters, text encoders' configurations, an autoencoder."""
+"""Parts of the small pipelines: tokenizers of single characters, text encoders, an autoencoder."""
 
 from typing import Any
 
@@ -16,6 +16,7 @@ QWEN_TEMPLATE = (  # of diffusers' pipeline, which drops what stands before the 
 
 
 def clip_config() -> CLIPTextConfig:
+    """Return the configuration of a small CLIP text encoder."""
     return CLIPTextConfig(
         vocab_size=len(tiny_tokenizer()),
         hidden_size=TEXT_WIDTH,
@@ -31,12 +32,13 @@ def clip_config() -> CLIPTextConfig:
 
 
 def tiny_t5_tokenizer() -> T5Tokenizer:
-    """A T5 tokenizer of single characters."""
+    """Return a T5 tokenizer of single characters."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     return T5Tokenizer(vocab=special + [(character, -3.0) for character in CHARACTERS], extra_ids=0)
 
 
 def gemma_tokenizer() -> GemmaTokenizer:
+    """Return a Gemma tokenizer of single characters."""
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *CHARACTERS]
     return GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
 
@@ -48,6 +50,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
 
 
 def t5_config(config: Any, width: int = TEXT_WIDTH) -> Any:
+    """Return the configuration of a small T5 encoder."""
     return config(vocab_size=len(tiny_t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
 
 
@@ -64,6 +67,7 @@ def tiny_autoencoder() -> AutoencoderKL:
 
 
 def ready(pipe: Any) -> Any:
+    """Return a pipeline in evaluation mode without a progress bar."""
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):

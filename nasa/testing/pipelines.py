@@ -46,6 +46,7 @@ from nasa.testing.parts import (
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:
+    """Return a small SDXL pipeline."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=4,
@@ -76,7 +77,7 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
 
 
 def tiny_pixart() -> PixArtAlphaPipeline:
-    """Predicts noise and variance, in eight channels, as PixArt-alpha does."""
+    """Return a small PixArt-alpha pipeline, which predicts noise and variance in eight channels."""
     torch.manual_seed(0)
     transformer = PixArtTransformer2DModel(
         sample_size=4,
@@ -107,6 +108,7 @@ def tiny_pixart_sigma() -> PixArtSigmaPipeline:
 
 
 def tiny_sana_sprint() -> SanaSprintPipeline:
+    """Return a small SANA-Sprint pipeline."""
     torch.manual_seed(0)
     tokenizer = gemma_tokenizer()
     text = Gemma2Config(
@@ -156,6 +158,7 @@ def tiny_sana_sprint() -> SanaSprintPipeline:
 
 
 def tiny_wan() -> WanPipeline:
+    """Return a small Wan pipeline."""
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),

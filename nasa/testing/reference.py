@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 
-def reference_cross_attention(
+def reference_cross_attention(  # noqa: PLR0913
     attn: Attention,
     hidden_BLD: Tensor,
     text_BTD: Tensor,
@@ -19,7 +19,7 @@ def reference_cross_attention(
     tau: float = 2.5,
     blend: float = 0.375,
 ) -> Tensor:
-    """What a steered layer returns, float64 [B, L, D]; the attention's weights are read, not called."""
+    """Return what a steered layer returns, float64 [B, L, D]; the layer's weights are read, not called."""
     images = []
     for b in range(hidden_BLD.shape[0]):
         mask = None if negative_mask_BT is None else negative_mask_BT[b]

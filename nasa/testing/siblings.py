@@ -64,7 +64,7 @@ def _components(family: str) -> Parts:
 
 
 def _own_parts(name: str) -> Parts:
-    """What the class has beside its family's parts, or in their place."""
+    """Return the parts that a class has beside its family's, or in their place."""
     parts: Parts = {}
     torch.manual_seed(0)
     for word, make in PARTS.items():
@@ -74,7 +74,7 @@ def _own_parts(name: str) -> Parts:
 
 
 def _again(model: Any, **changes: Any) -> Any:
-    """The same model with another configuration, and weights of its own."""
+    """Return the model with another configuration and its own weights."""
     made: nn.Module = type(model)(**{**model.config, **changes})
     return made.eval()
 

@@ -35,7 +35,7 @@ class JobClient(Protocol):
 
 
 def connect(address: str | None = None) -> Any:
-    """A `ray.job_submission.JobSubmissionClient` that was answered.
+    """Return a `ray.job_submission.JobSubmissionClient` that has answered.
 
     Args:
         address: of the job server; that of RAY_API_SERVER_ADDRESS, or this machine's port 8265, where it is not given.
@@ -93,7 +93,7 @@ def cluster_at(address: str | None = None) -> Iterator[Any]:
 
 
 def connect_from_job(address: str | None = None) -> Any:
-    """The same from within a job, which knows its own cluster."""
+    """Return a client of the cluster that this job runs on."""
     if address is None and os.environ.get("RAY_ADDRESS"):
         from ray.dashboard.utils import get_address_for_submission_client
 

@@ -23,10 +23,11 @@ class Printer:
         self.printed, self.in_bar = 0, False
 
     def begin(self) -> None:
-        """The log comes from its start once more."""
+        """Start again, since the log is sent from its start once more."""
         self.seen = 0
 
     def __call__(self, text: str) -> None:
+        """Print the part of the log that was not printed yet."""
         new = text[max(0, self.printed - self.seen) :]
         self.seen += len(text)
         self.printed = max(self.printed, self.seen)
@@ -77,7 +78,7 @@ def _still_away(since: float, error: BaseException) -> float:
 
 
 def exit_code(details: Any) -> int:
-    """The job's own; 1 where it failed before it had one."""
+    """Return the job's own exit code; 1 if it failed before it had one."""
     if details.status == STOPPED:
         return STOPPED_CODE
     return 0 if details.status == "SUCCEEDED" else int(details.driver_exit_code or 1)

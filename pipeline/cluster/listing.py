@@ -11,7 +11,7 @@ STOP_SECONDS = 60
 
 
 def rows(client: Any) -> list[dict[str, str]]:
-    """The newest last."""
+    """Return one row per job, newest last."""
     jobs = [job for job in client.list_jobs() if job.submission_id]
     return [row_of(job) for job in sorted(jobs, key=lambda job: job.start_time or 0)]
 

@@ -31,7 +31,7 @@ LONGEST_NAME = 36  # of a RayCronJob, whose jobs have longer ones
 
 @dataclass(frozen=True)
 class Place:
-    """What a Kubernetes manifest needs besides the recipe.
+    """The values that a Kubernetes manifest needs besides the recipe.
 
     Attributes:
         run: the run's folder; of a recurring one that of the schedule.
@@ -49,14 +49,14 @@ class Place:
 
 
 def render(kind: str, recipe: Recipe, place: Place) -> str:
-    """The manifest as YAML.
+    """Return the manifest as YAML.
 
     Raises:
         UserError: where a cluster cannot do what is asked.
     """
     _check(kind, recipe, place)
-    made = {"RayCluster": _cluster, "RayJob": _job, "RayCronJob": _cron_job, "CronJob": _submitter}[kind]
-    return yaml.dump(made(recipe, place), Dumper=_Dumper, sort_keys=False, width=1000)
+    build = {"RayCluster": _cluster, "RayJob": _job, "RayCronJob": _cron_job, "CronJob": _submitter}[kind]
+    return str(yaml.dump(build(recipe, place), Dumper=_Dumper, sort_keys=False, width=1000))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -128,7 +128,7 @@ def _options(place: Place) -> list[str]:
 
 
 def _job_spec(words: list[str], recipe: Recipe, place: Place) -> dict[str, Any]:
-    """A cluster of its own, which ends with the job; an attempt continues where the one before it was."""
+    """Return a RayJob whose cluster ends with the job; a further attempt resumes."""
     return {
         "entrypoint": shlex.join(words),
         "submissionMode": "K8sJobMode",
@@ -147,7 +147,7 @@ def _cluster(recipe: Recipe, place: Place) -> dict[str, Any]:
 
 
 def _cluster_spec(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """A head without GPU, and pods with GPUs that come and go with the work."""
+    """Return a head without GPU, and autoscaled pods with GPUs."""
     train, nodes = recipe.train, nodes_of(recipe, place.gpus_per_node)
     cpus = math.ceil(_each(train)["CPU"] * _workers_on_a_node(train, place.gpus_per_node)) + 1
     resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * place.gpus_per_node}Gi"}
@@ -191,7 +191,7 @@ def _workers_on_a_node(train: Train, gpus_per_node: int) -> int:
 
 
 def _each(train: Train) -> dict[str, float]:
-    """A worker with its encoders."""
+    """Return the resources of a worker with its encoders."""
     return training_request(train).per_process
 
 
@@ -219,7 +219,7 @@ def _pod(name: str, resources: dict[str, str], place: Place, more: dict[str, Any
 
 
 def _submitter(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Submits to the standing RayCluster, whose job server its service names."""
+    """Return a CronJob that submits to the standing RayCluster."""
     url = f"http://{CLUSTER}-head-svc:8265"
     words = _run_scheduled(recipe, place)[3:]
     at = words.index("--ray-address")

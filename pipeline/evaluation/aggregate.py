@@ -42,7 +42,7 @@ def trial_of(row: Row) -> exclusion.Trial:
 
 
 def summarise(recipe: Recipe, rows: Sequence[Row], options: dict[str, Any]) -> dict[str, Any]:
-    """The summary of an evaluation.
+    """Return the summary of an evaluation.
 
     `metrics` has of each metric the student's mean in one step without a negative prompt, with its 95 % interval, and
     `systems` the same for each system. `options` are those of each column's scorer.

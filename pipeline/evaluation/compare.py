@@ -24,12 +24,13 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> dic
     `a` and `b` are folders of evaluations. "A beats B" is said of a metric only where the 95 % paired bootstrap
     interval of the difference leaves out 0.
     """
-    summaries, rows = zip(*(_read(each) for each in (a, b)), strict=True)
-    students = [_student(*each) for each in zip(rows, summaries, strict=True)]
+    (first, first_rows), (second, second_rows) = _read(a), _read(b)
+    summaries, rows = (first, second), (first_rows, second_rows)
+    students = [_student(first_rows, first), _student(second_rows, second)]
     if not same_prompt_and_noise(*students):
         raise UserError(f"{b.uri}: shares no prompt and seed with {a.uri}; allowed: evaluations of the same sets")
     shared = [name for name in metric_names(students[0]) if name in metric_names(students[1])]
-    metrics = [_metric(name, *students, summaries, names) for name in shared]
+    metrics = [_metric(name, students[0], students[1], summaries, names) for name in shared]
     comparison = {"a": names[0], "b": names[1], "metrics": metrics}
     folder.write("comparison.json", (json.dumps(comparison, indent=2) + "\n").encode())
     pictures = ImageStore(a, rows[0]), ImageStore(b, rows[1])

@@ -13,24 +13,24 @@ LINE = 14
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """uint8 [B, H, W, 3] from images [B, 3, H, W] in -1..1."""
+    """Convert images [B, 3, H, W] in -1..1 to uint8 [B, H, W, 3]."""
     scaled = (images.float().clamp(-1, 1) + 1) * 127.5
     pixels: np.ndarray = scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return pixels
 
 
 def as_saved(images: Tensor) -> Tensor:
-    """The images as they are read again from 8 bits a channel."""
+    """Round images to 8 bits per channel, as a PNG does."""
     return from_pixels(to_pixels(images))
 
 
 def from_pixels(pixels: np.ndarray) -> Tensor:
-    """Images [B, 3, H, W] in -1..1 from uint8 [B, H, W, 3]."""
+    """Convert uint8 [B, H, W, 3] to images [B, 3, H, W] in -1..1."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
-    """One labelled row for each (label, uint8 [N, H, W, 3]), one caption for each column."""
+    """Draw one labelled row for each (label, uint8 [N, H, W, 3]), and a caption for each column."""
     height, width = (ZOOM * side for side in rows[0][1].shape[1:3])
     columns = max(len(images) for _, images in rows)
     wrapped = [_wrap(caption, width // 6) for caption in captions]

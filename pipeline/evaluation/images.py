@@ -71,7 +71,7 @@ class ImageStore:
         """Return the prompts that the student was sampled on by every sampling method."""
         own = [row for row in self.rows if row["system"].startswith(STUDENT_SYSTEM) and row["set"] != EXCLUSION_SET]
         names = list(dict.fromkeys(row["system"] for row in own))
-        columns = defaultdict(dict[str, Row])
+        columns: dict[Any, dict[str, Row]] = defaultdict(dict)
         for row in own:
             columns[row["set"], row["index"]][row["system"]] = row
         return [[column[name] for name in names] for column in columns.values() if len(column) == len(names)]

@@ -17,7 +17,7 @@ COMPARED = 48  # prompts that are shown in every way
 
 
 def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: ImageStore) -> str:
-    """The page's text. Prompts and every other value are escaped."""
+    """Return the report's HTML, in which every value is escaped."""
     return render(
         "report.html.j2",
         page_data(summary, rows, pictures),
@@ -31,7 +31,7 @@ def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[st
 
 
 def render(template: str, data: dict[str, Any], **values: Any) -> str:
-    """A page of `pages`; `data` is what its script shows."""
+    """Render a template; `data` is what its script shows."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     environment.filters |= {"percent": percent, "interval": interval, "figure": figure}
     page: str = environment.get_template(template).render(data=data, **values)
@@ -39,7 +39,7 @@ def render(template: str, data: dict[str, Any], **values: Any) -> str:
 
 
 def page_data(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: ImageStore) -> dict[str, Any]:
-    """What the page's script shows: all images of the student, and some prompts in every way."""
+    """Return what the page's script shows: all images of the student, and some prompts by every method."""
     student = [row for row in rows if row["system"] == summary["student"]]
     names = metric_names(student)
     return {
@@ -90,4 +90,5 @@ def figure(metric: dict[str, Any]) -> str:
 
 
 def data_uri(png: bytes) -> str:
+    """Encode a PNG as a data URI."""
     return "data:image/webp;base64," + base64.b64encode(thumbnail(png, SIDE)).decode()

@@ -93,7 +93,8 @@ class Sampler:
         latents, both = noise, cat([negative, prompt])
         for timestep in scheduler.timesteps:
             output = self.denoiser(torch.cat([latents, latents]), timestep.expand(2 * len(noise)), both)
-            guided = classifier_free_guidance(*output.chunk(2), sampling.scale)
+            pred_uncond, pred_cond = output.chunk(2)
+            guided = classifier_free_guidance(pred_uncond, pred_cond, sampling.scale)
             latents = scheduler.step(guided, timestep, latents).prev_sample
         return latents
 

@@ -21,6 +21,7 @@ class Share:
 
     @property
     def value(self) -> float:
+        """The share, in 0..1."""
         return self.hits / self.total if self.total else math.nan
 
     @property
@@ -34,11 +35,13 @@ class Share:
         return max(0.0, centre - half), min(1.0, centre + half)
 
     def as_dict(self) -> dict[str, float]:
+        """Return the share with its interval as JSON values."""
         low, high = self.interval
         return {"hits": self.hits, "total": self.total, "value": self.value, "low": low, "high": high}
 
 
 def share(flags: Sequence[bool]) -> Share:
+    """Count true flags."""
     return Share(sum(bool(flag) for flag in flags), len(flags))
 
 
@@ -129,7 +132,8 @@ class _Stratum:
                 values[keys].sum(axis=1) / there[keys].sum(axis=1)
                 for values, there in zip(self.values, self.present, strict=True)
             )
-        return own - other
+        difference: np.ndarray = own - other
+        return difference
 
 
 def discordant_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float]:
@@ -161,7 +165,7 @@ def _least_share(hits: int, total: int, tail: float) -> float:
 
 
 def mean(values: Sequence[float]) -> dict[str, float]:
-    """The mean with its 95 % interval, and of how many: Wilson's where all are 0 or 1, else 1.96 standard errors."""
+    """Return the mean with its 95 % interval (Wilson's for zeros and ones, else 1.96 standard errors) and the count."""
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         return {"value": math.nan, "low": math.nan, "high": math.nan, "images": 0}

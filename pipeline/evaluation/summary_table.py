@@ -8,7 +8,7 @@ SHARES = ("shape", "colour", "background", "all_right", "clean")
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The figures of each system, then exclusion of each way."""
+    """Return the metrics of each system, then the exclusion test by method."""
     systems = summary["systems"]
     names = [name for name in SHARES if name in summary["metrics"]] or list(systems[summary["student"]])
     if not names:

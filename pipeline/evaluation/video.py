@@ -42,7 +42,7 @@ WIDTH = 256  # of a video in the report, in pixels
 
 
 class Videos(Section):
-    """What is made and scored.
+    """The options of a video evaluation.
 
     Attributes:
         model: a Wan pipeline with a CausVid student's weights: a folder or a hub id, at `revision`.
@@ -72,6 +72,7 @@ class Videos(Section):
 
     @property
     def steered(self) -> str:
+        """The name of the steered system."""
         return f"NASA {self.scale:g}"
 
 
@@ -94,7 +95,7 @@ def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | Non
 
 
 def _checked(options: Videos) -> tuple[str, list[str]]:
-    """The model's folder and the prompts, when all that is needed is there."""
+    """Return the model's folder and the prompts, after checking all inputs."""
     kinds = [metric.kind for metric in options.metrics]
     if len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
         raise UserError(f"metrics: {', '.join(kinds)} is not allowed; allowed: {' and '.join(KINDS)}, each once")
@@ -125,10 +126,12 @@ class VideoStudio:
         self.device = "cuda" if options.gpus_per_process else "cpu"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the rows of a batch of videos."""
         rows = [json.dumps(self.row(json.loads(sample))) for sample in batch["sample"]]
         return {"row": np.array(rows, dtype=object)}
 
     def row(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Return a video's row, generating it if it does not exist."""
         made_of = {**self.options.values(), **sample}
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
         if not self.folder.exists(f"{key}.json"):
@@ -160,15 +163,17 @@ class VideoStudio:
 
     @cached_property
     def pipe(self) -> Any:
+        """The Wan pipeline."""
         return models.load_pipeline(local_folder(self.model, "model")).to(self.device)
 
     @cached_property
     def scorers(self) -> list[scorers.Scorer]:
+        """The recipe's metrics."""
         return [scorers.load(metric, self.device) for metric in self.options.metrics]
 
 
 def clip_scores(frames: np.ndarray, length: int, own: Sequence[scorers.Scorer]) -> dict[str, list[float]]:
-    """Of each metric the mean over the frames of each clip of `length` frames."""
+    """Return the mean over the frames of each clip of `length` frames, by metric."""
     found: dict[str, list[float]] = {}
     for start in range(0, len(frames), length):
         images = [Image.fromarray(frame) for frame in frames[start : start + length]]
@@ -179,7 +184,7 @@ def clip_scores(frames: np.ndarray, length: int, own: Sequence[scorers.Scorer]) 
 
 
 def animated(frames: np.ndarray, fps: int) -> bytes:
-    """A WebP that plays in a browser."""
+    """Encode frames as an animated WebP."""
     images = [Image.fromarray(frame) for frame in frames]
     for image in images:
         image.thumbnail((WIDTH, WIDTH))
@@ -214,14 +219,9 @@ def _summary(options: Videos, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     metrics = []
     for name in (kind for kind in KINDS if kind in rows[0]):
         a, b = ([row[name] for row in own] for own in (steered, plain))
-        found = {
-            "metric": name,
-            "a": mean(a)["value"],
-            "b": mean(b)["value"],
-            "pairs": len(a),
-            **paired_bootstrap(a, b),
-        }
-        verdict = "a" if found["low"] > 0 else "b" if found["high"] < 0 else ""
+        interval = paired_bootstrap(a, b)
+        found = {"metric": name, "a": mean(a)["value"], "b": mean(b)["value"], "pairs": len(a), **interval}
+        verdict = "a" if interval["low"] > 0 else "b" if interval["high"] < 0 else ""
         sentence = {"a": "better with NASA", "b": "worse with NASA", "": "no difference is shown"}[verdict]
         metrics.append(found | {"verdict": verdict, "sentence": sentence})
     return {"a": options.steered, "b": PLAIN, "metrics": metrics}

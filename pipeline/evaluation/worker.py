@@ -122,7 +122,7 @@ class EvaluationWorker:
     def _sample_exclusion(self, unit: ExclusionUnit) -> Iterator[Row]:
         pair, judge = unit.pair, self.judge[0]
         for group in exclusion.sample_pair(self._sampler(STUDENT), judge, pair, unit.samplings, unit.seeds):
-            row = {"system": group.system, "set": EXCLUSION_SET}
+            row: Row = {"system": group.system, "set": EXCLUSION_SET}
             row |= {"prompt": pair.prompt, "negative_prompt": pair.negative_prompt}
             row |= {"calibration": unit.calibration, "selected": group.selected}
             for seed, pixels in zip(group.seeds, to_pixels(group.images), strict=True):

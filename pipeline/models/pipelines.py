@@ -60,6 +60,7 @@ class TextToImage:
 
     @property
     def vae(self) -> Any:
+        """The autoencoder."""
         return self.pipe.vae
 
     @property
@@ -70,14 +71,14 @@ class TextToImage:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
-        """The prompts by the pipeline's own encoder."""
+        """Encode prompts by the pipeline's own encoder."""
         if self.cached_embeds:
             return cat([self.cached_embeds[prompt] for prompt in prompts])
         return self.family.encode(self.pipe, prompts, None)
 
 
 def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main") -> Path:
-    """Where the model of a recipe's field lies; checked to be a folder of a pipeline that can be distilled."""
+    """Return the folder of a recipe's model, after checking that its pipeline can be distilled."""
     folder = WEIGHTS / "teacher" if teacher == BUNDLED else local_folder(teacher, field, revision)
     index = folder / "model_index.json"
     if not index.is_file() and teacher == BUNDLED:
@@ -112,15 +113,17 @@ class TextEncoder:
     family: Family
 
     def to(self, dtype: torch.dtype) -> None:
+        """Convert the text encoder's dtype."""
         self.pipe.text_encoder.to(dtype)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
+        """Encode prompts."""
         return self.family.encode(self.pipe, prompts, None)
 
 
 def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> TextEncoder:
-    """Of a pipeline's folder the text encoder and its tokenizer, and nothing else."""
+    """Load only the text encoder and the tokenizer of a pipeline's folder."""
     family = family_of_folder(folder)
     try:
         pipe = load_pipeline(folder, **{family.denoiser_part: None, "vae": None})
@@ -137,7 +140,7 @@ def load(
     start_timestep: int = -1,
     cached_embeds: Mapping[str, PromptEmbeds] | None = None,
 ) -> TextToImage:
-    """The pipeline of a folder; with `cached_embeds` it leaves its text encoder out."""
+    """Load the pipeline of a folder; with `cached_embeds` its text encoder is left out."""
     try:
         pipe = load_pipeline(folder, **({"text_encoder": None} if cached_embeds else {}))
     except (OSError, ValueError, RuntimeError) as error:
@@ -186,7 +189,7 @@ def family_of_folder(folder: Path) -> Family:
 
 
 def load_denoiser(folder: Path, field: str = "student.init") -> Any:
-    """The denoiser of a pipeline's folder, float32."""
+    """Load the denoiser of a pipeline's folder, in float32."""
     family = family_of_folder(folder)
     try:
         return getattr(diffusers, family.denoiser_class).from_pretrained(

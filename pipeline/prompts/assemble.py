@@ -71,7 +71,7 @@ def _taken(part: Part, places: np.ndarray) -> list[str]:
 
 
 def deduplicate(corpus: Corpus, threshold: float, accounts: dict[str, Account]) -> np.ndarray:
-    """bool [N], true where a row stays; what goes is put down in its source's account."""
+    """Bool [N], true where a row stays; what goes is put down in its source's account."""
     exact = repeats(corpus.column("key"))
     near = np.zeros_like(exact)
     if threshold:

@@ -4,7 +4,7 @@ The order is `datasets_prep.order`'s: step s of training takes the positions s *
 of epochs, so the step alone says what was seen. Each worker reads with Ray Data and keeps its part of each batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -62,7 +62,7 @@ class PromptStream:
         """The names of each source's, as the order counts them."""
         return [prepared.shards_of(self.record, source.name) for source in self.order.sources]
 
-    def batches(self, first: int, last: int, encoders: Encoders | None = None) -> Iterator[Batch]:
+    def batches(self, first: int, last: int, encoders: Encoders | None = None) -> Generator[Batch, None, None]:
         """Those of the steps `first` to `last`. What was seen before `first` is not read again."""
         size = STEPS_ENCODED * self.batch_size if encoders else PIECE
         pieces = [
@@ -93,7 +93,7 @@ class PromptStream:
         return {"prompt": prompts, "position": piece.first + np.flatnonzero(self._own(piece))}
 
     def _own(self, piece: Piece) -> np.ndarray:
-        """bool [N]: whether a position's place in the batch is among this worker's."""
+        """Bool [N]: whether a position's place in the batch is among this worker's."""
         position_N = piece.first + np.arange(len(piece.source_N))
         own: np.ndarray = (position_N - self.places.start) % self.batch_size < len(self.places)
         return own

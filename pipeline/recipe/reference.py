@@ -80,7 +80,7 @@ def _type(field: Mapping[str, Any]) -> str:
         return f"list of {_type(items)}"
     bounds = {"exclusiveMinimum": "> {}", "minimum": ">= {}", "exclusiveMaximum": "< {}", "maximum": "<= {}"}
     limits = ", ".join(words.format(f"{field[bound]:g}") for bound, words in bounds.items() if bound in field)
-    return field["type"] + (f" {limits}" if limits else "")
+    return f"{field['type']} {limits}".rstrip()
 
 
 def _default(field: Mapping[str, Any]) -> str:

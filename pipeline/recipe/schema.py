@@ -31,13 +31,13 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True)
-class MethodSection(Method):
+class MethodSection(Method):  # noqa: D101
     __doc__ = Method.__doc__
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
 @dataclass(frozen=True)
-class FilterSection(Filters):
+class FilterSection(Filters):  # noqa: D101
     __doc__ = Filters.__doc__
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -301,7 +301,7 @@ class GuardrailMetric(Section):
 
 
 class Promotion(Section):
-    """When a registered student replaces the champion.
+    """The rule by which a registered student replaces the champion.
 
     On the prompts and seeds that both were evaluated on, the paired bootstrap interval of its gain in `metric` lies
     above `margin`, and no guardrail is violated. Each interval has the confidence 1 - (1 - confidence) / decisions
@@ -329,7 +329,7 @@ class Promotion(Section):
 
 
 class Schedule(Section):
-    """When a distillation recurs, and what happens after a failure or a missed time."""
+    """The recurrence of a distillation, and its behaviour after a failure or a missed time."""
 
     cron: Annotated[str, expecting(lambda value: not value or is_cron(value), f"five fields: {FIELDS}")] = ""
     """minute, hour, day of month, month, day of week; empty: no recurrence"""

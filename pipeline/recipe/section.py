@@ -64,6 +64,8 @@ _TYPES = {
     "string_type": "a string",
     "tuple_type": "a list",
     "missing": "a value",
+    "too_short": "at least one entry",
+    "string_too_short": "a name",
     "model_type": "a section with fields",
     "dataclass_type": "a section with fields",
 }
@@ -73,24 +75,23 @@ _BOUNDS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at mo
 def _user_error(error: ErrorDetails, cls: type[BaseModel]) -> UserError:
     field, kind, value = _path(error["loc"]), error["type"], error["input"]
     context = error.get("ctx", {})
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return invalid(field, value, f"one of the fields {', '.join(_fields(cls, error['loc'][:-1]))}")
     if kind == "value_error":  # of a dataclass or a section, which names its field itself
         return UserError(".".join(filter(None, [field, str(context["error"])])))
-    if kind == "expected":
-        return invalid(field, value, context["expected"])
-    if kind == "literal_error":
-        return invalid(field, value, context["expected"])
-    if kind in ("too_short", "string_too_short"):
-        return invalid(field, value, "at least one entry" if kind == "too_short" else "a name")
-    if kind in ("missing_argument", "too_long", "missing") and isinstance(error["loc"][-1], int):
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return invalid(field, value, f"one of the fields {', '.join(_fields(cls, error['loc'][:-1]))}")
+    if kind in ("too_long", "missing") and isinstance(error["loc"][-1], int):
         return invalid(_path(error["loc"][:-1]), value, "a list of another length")
+    return invalid(field, value, _expected(kind, context) or error["msg"].lower())
+
+
+def _expected(kind: str, context: Mapping[str, Any]) -> str:
+    """Return what pydantic's error of this type expects, or an empty string."""
+    if "expected" in context:
+        return str(context["expected"])
     if "pattern" in context:
-        return invalid(field, value, f"a name that matches {context['pattern']}")
-    for bound, words in _BOUNDS.items():
-        if bound in context:
-            return invalid(field, value, f"a number {words.format(context[bound])}")
-    return invalid(field, value, _TYPES.get(kind, error["msg"].lower()))
+        return f"a name that matches {context['pattern']}"
+    bounds = [f"a number {words.format(context[bound])}" for bound, words in _BOUNDS.items() if bound in context]
+    return _TYPES.get(kind, "") or next(iter(bounds), "")
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

@@ -96,13 +96,13 @@ def _uuid(candidate: Candidate) -> str:
 
 
 def requirements() -> list[str]:
-    """The versions at hand, without the local part of a build such as `+cpu`."""
+    """Return installed versions, without the local part of a build such as `+cpu`."""
     from importlib.metadata import version
 
     return [f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS]
 
 
 def _scale(candidate: Candidate) -> float:
-    """The scale that the evaluation chose."""
+    """Return the scale that the evaluation chose."""
     summary = json.loads(candidate.evaluation.read("summary.json"))
     return float(summary.get("chosen_scale", SCALE))

@@ -42,7 +42,7 @@ class Candidate:
 
     @staticmethod
     def of_run(distilled: Folder, evaluated: Folder) -> "Candidate":
-        """The student at the end of a run, by the manifests of its two folders."""
+        """Return the student of a finished run, from the manifests of its two folders."""
         record = manifest.read(distilled, "distill")
         manifest.read(evaluated, "evaluate")
         return Candidate(

@@ -50,7 +50,7 @@ def _listed(values: Mapping[str, Any], between: str = " ") -> str:
 
 
 def licence(teacher: str, revision: str = "main") -> str:
-    """The teacher's: of its README's front matter, else its licence file's first line, else "unknown"."""
+    """Return the teacher's licence: from its README's front matter, else its licence file, else "unknown"."""
     if teacher == BUNDLED:
         return "Apache-2.0"
     if is_hub_id(teacher):

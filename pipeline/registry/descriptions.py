@@ -22,6 +22,7 @@ USE = (
 
 
 def today() -> str:
+    """Return today's date, UTC."""
     return time.strftime("%Y-%m-%d", time.gmtime())
 
 
@@ -76,7 +77,7 @@ def restate(client: MlflowClient, name: str, number: str, state: str) -> None:
 
 
 def write_page(client: MlflowClient, name: str, number: str, state: str, why: str, rest: str) -> None:
-    """The first paragraph is plain text: lists of versions show the beginning of it as it is."""
+    """Write a version's description; lists of versions show the beginning of its first paragraph."""
     client.update_model_version(name, number, description=f"{state[:1].upper()}{state[1:]}: {why}.{BREAK}{rest}")
 
 

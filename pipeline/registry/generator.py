@@ -13,7 +13,7 @@ import mlflow
 import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 from nasa import steer
 
@@ -29,6 +29,7 @@ class Generator(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
+        """Load the student's pipeline."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         student = Path(__file__).parent / "student"
         self.pipe = DiffusionPipeline.from_pretrained(student, use_safetensors=True, local_files_only=True).to(device)
@@ -37,6 +38,7 @@ class Generator(PythonModel):
         self.scale = float(context.model_config["scale"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[bytes]:
+        """Return one PNG per row."""
         defaults = {"negative_prompt": "", "seed": 0, "scale": self.scale}
         table = model_input.reindex(columns=["prompt", *defaults]).astype(object)
         rows = table.where(table.notna(), pd.Series({"prompt": "", **defaults}), axis=1).to_dict("records")
@@ -52,16 +54,18 @@ class Generator(PythonModel):
 
 
 def _seed(value: Any) -> int:
-    """A whole number, which arrives as a float where a table has rows without one."""
-    if not isinstance(value, numbers.Real) or value != int(value) or not 0 <= value <= LARGEST_SEED:
+    """Return a whole number, which arrives as a float if other rows of the table have none."""
+    seed = float(value) if isinstance(value, numbers.Real) else -1.0
+    if not seed.is_integer() or not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed: got {value!r}; expected a whole number of 0 to {LARGEST_SEED}.")
-    return int(value)
+    return int(seed)
 
 
 def _scale(value: Any) -> float:
-    if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+    scale = float(value) if isinstance(value, numbers.Real) else -1.0
+    if not 0 <= scale < float("inf"):
         raise ValueError(f"scale: got {value!r}; expected a number of 0 or more.")
-    return float(value)
+    return scale
 
 
 def _png(image: Any) -> bytes:

@@ -13,6 +13,7 @@ DECIDED = "decided_on"  # what made it no champion; written last, so that a vers
 
 
 def names(client: MlflowClient) -> list[str]:
+    """Return the names of all registered models, sorted."""
     found, token = [], None
     while page := client.search_registered_models(page_token=token):
         found += [model.name for model in page]
@@ -22,6 +23,7 @@ def names(client: MlflowClient) -> list[str]:
 
 
 def is_model(client: MlflowClient, name: str) -> bool:
+    """Tell whether a model of this name is registered."""
     try:
         client.get_registered_model(name)
     except MlflowException as error:
@@ -47,6 +49,7 @@ def version_of(client: MlflowClient, name: str, number: str, field: str) -> Mode
 
 
 def require_model(client: MlflowClient, name: str) -> None:
+    """Raise a UserError where no model of this name is registered."""
     if not is_model(client, name):
         raise UserError(f"name: {name!r} is not registered; allowed: {', '.join(names(client)) or 'none yet'}")
 
@@ -57,6 +60,7 @@ def aliases(client: MlflowClient, name: str) -> dict[str, str]:
 
 
 def ensure_model(client: MlflowClient, name: str) -> None:
+    """Create the registered model if it does not exist."""
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -65,5 +69,6 @@ def ensure_model(client: MlflowClient, name: str) -> None:
 
 
 def tag(client: MlflowClient, name: str, number: str, **values: str) -> None:
+    """Set tags of a version."""
     for key, value in values.items():
         client.set_model_version_tag(name, number, key, value)

@@ -138,7 +138,7 @@ def _sure(rule: Promotion) -> str:
 
 
 def _failed(rule: Promotion, main: Comparison, guards: tuple[Comparison, ...]) -> str:
-    """The first reason against it; empty where there is none."""
+    """Return the first reason against promotion, or an empty string."""
     if main.low is None or main.low <= rule.margin:
         return main.problem or f"not above {rule.margin:g}, {_sure(rule)}"
     for guard, found in zip(rule.guardrails, guards, strict=True):

@@ -33,7 +33,7 @@ def publish(client: MlflowClient, run_id: str, local: Path, place: str) -> None:
 
 
 def different(client: MlflowClient, run_id: str, local: Path, place: str) -> list[str]:
-    """The files of the folder that the artifacts lack, by their list, or have otherwise, by reading them back."""
+    """Return the files that the artifacts lack or hold differently, by reading them back."""
     there = _listed(client, run_id, place)
     root = client.get_run(run_id).info.artifact_uri
     return [

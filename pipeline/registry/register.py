@@ -143,7 +143,7 @@ def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decisi
 
 
 def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
-    """A version's, of its own artifacts; none for one that was registered without an evaluation."""
+    """Return a version's scores from its artifacts; none for a version without an evaluation."""
     found = client.get_model_version(name, number)
     if mlflow_registry.EVALUATION not in found.tags:
         return Scores({}, {}, "")

@@ -32,7 +32,7 @@ class Scores:
 
     @staticmethod
     def read(folder: Folder) -> "Scores":
-        """The student's; an evaluation without a judge has none."""
+        """Read a student's scores; an evaluation without a judge has none."""
         texts = [folder.read(name) if folder.exists(name) else b"" for name in (SUMMARY, ROWS)]
         summary = json.loads(texts[0])
         metrics = summary.get("metrics", {})

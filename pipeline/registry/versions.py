@@ -41,12 +41,14 @@ def _rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
 
 
 def _why(tags: dict[str, str], named: bool) -> str:
-    """A champion of the past first says what became of it."""
+    """Return the decision; a former champion first tells what replaced it."""
     return tags.get(WHY, "") if named else "; ".join(filter(None, (tags.get(STATE, ""), tags.get(WHY, ""))))
 
 
 @dataclass(frozen=True)
 class Champion:
+    """The champion of a registered model."""
+
     version: str
     student_sha256: str
 
@@ -136,7 +138,7 @@ def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
 
 
 def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> dict[str, Any]:
-    """A version's folder, the champion's where none is named; the student is checked against its checksum."""
+    """Download a version's folder, by default the champion's, and check the student's checksum."""
     with tracking.reached(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
         number = version or mlflow_registry.aliases(client, name).get(CHAMPION)

@@ -30,5 +30,6 @@ class AttributeClassifier(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the logits of each attribute."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}

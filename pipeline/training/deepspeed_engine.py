@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 REDUCE_BUCKET = 500_000_000  # elements: DeepSpeed's own default
-ADAM = {"betas": (0.9, 0.999), "weight_decay": 0.0}
+BETAS, WEIGHT_DECAY = (0.9, 0.999), 0.0  # of AdamW
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def compile_deepspeed() -> None:
     if builder is None or not builder.is_compatible(verbose=False):
         return
     folder = Path(_get_build_directory(builder.name, False))
-    with open(folder / "one_at_a_time", "w") as own:
-        fcntl.flock(own, fcntl.LOCK_EX)
+    with (folder / "one_at_a_time").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / "lock").unlink(missing_ok=True)
         builder.load()
 
@@ -69,7 +69,7 @@ def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=torch.optim.AdamW(parameters, lr=learning_rate, **ADAM),
+        optimizer=torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY),
         config={
             "train_micro_batch_size_per_gpu": options.micro_batch_size,
             "gradient_accumulation_steps": options.accumulation,

@@ -11,15 +11,14 @@ import ray
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
-    FailureConfig,
     Result,
     RunConfig,
-    ScalingConfig,
     TrainingFailedError,
     ValidationConfig,
 )
 
 from pipeline import manifest, models, tracking
+from pipeline.compat import failure_config, is_startup_timeout, scaling_config
 from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
 from pipeline.hashing import sha256_of_folder
 from pipeline.hub import is_hub_id
@@ -91,7 +90,7 @@ def distill(
                 raise
             _raise_user_error(actor)
             divergence, interrupted = ray.get([actor.stop_reason.remote(), actor.stop_requested.remote()])
-    if interrupted and not divergence and result.metrics["step"] < recipe.train.steps:
+    if interrupted and not divergence and (result.metrics or {})["step"] < recipe.train.steps:
         raise KeyboardInterrupt
     if divergence:
         tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
@@ -175,8 +174,9 @@ def _fit(config: TrainLoopConfig, actor: Any, folder: Folder, validation: Valida
         actor,
         train_loop,
         train_loop_config={"config": config, "actor": actor},
-        scaling_config=ScalingConfig(
-            num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
+        scaling_config=scaling_config(
+            train.num_workers,
+            train.min_workers,
             use_gpu=train.gpus_per_worker > 0,
             resources_per_worker=ray_resources(train.cpus_per_worker, train.gpus_per_worker),
         ),
@@ -184,10 +184,7 @@ def _fit(config: TrainLoopConfig, actor: Any, folder: Folder, validation: Valida
             name=TRAIN_NAME,
             storage_path=folder.path,
             storage_filesystem=folder.filesystem,
-            failure_config=FailureConfig(
-                max_failures=train.max_failures,
-                controller_failure_limit=_max_startup_timeouts(train),
-            ),
+            failure_config=failure_config(train.max_failures, _max_startup_timeouts(train)),
             checkpoint_config=_checkpoint_config(config.recipe),
         ),
         validation_config=validation,
@@ -236,7 +233,7 @@ def _select_checkpoint(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict
 
 def _cause(error: TrainingFailedError, train: Train) -> str:
     """Return the last line of the first failed worker's traceback, or of the controller's."""
-    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+    if is_startup_timeout(error):
         return f"the cluster had no resources for {training_request(train)} in {_max_startup_timeouts(train)} minutes"
     workers = getattr(error, "worker_failures", {})
     text = str(workers[min(workers)]) if workers else str(error)

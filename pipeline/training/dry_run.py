@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datasets_prep.evaluation import EXCLUSION_PAIRS, HPSV2_STYLES
 from pipeline import manifest, models
 from pipeline.errors import UserError
+from pipeline.evaluation.suites import BenchmarkSuite, evaluation_suite
 from pipeline.gpus import GPUS
 from pipeline.hub import is_hub_id, on_hub
 from pipeline.models.clip.model import clip_folder, decoder_folder
 from pipeline.prompts import prepared
-from pipeline.recipe import BUNDLED, Recipe
+from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training.estimate import GIB, UTILISATION, Estimate, estimate, text_encoder_parameters
 
@@ -34,6 +36,7 @@ class Budget:
 
     @property
     def gpu_hours(self) -> float | None:
+        """GPU hours of the whole run."""
         if self.training_hours is None or self.evaluation_hours is None:
             return None
         return self.training_gpus * self.training_hours + self.evaluation_gpus * self.evaluation_hours
@@ -155,8 +158,8 @@ def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
             )
     options = recipe.evaluation
     for metric in options.metrics:
-        yield f"weights of {metric.kind}", _model(metric.weights, "main", lambda own=metric: _file(own.weights))
-    if options.prompt_sets and recipe.teacher != BUNDLED:
+        yield f"weights of {metric.kind}", _model(metric.weights, "main", partial(_file, metric.weights))
+    if isinstance(evaluation_suite(recipe), BenchmarkSuite) and options.prompt_sets:
         own = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
         yield "benchmarks", _state(lambda: f"{', '.join(options.prompt_sets)} in {_complete(own, 'benchmarks').uri}")
 

@@ -15,7 +15,7 @@ from nasa.precision import cast_frozen
 from nasa.teachers import add_lora, lora_parameters
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
-from pipeline.training.deepspeed_engine import ADAM, EngineOptions, initialize
+from pipeline.training.deepspeed_engine import BETAS, WEIGHT_DECAY, EngineOptions, initialize
 
 MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float, int], Any]
 
@@ -33,11 +33,12 @@ class Engines:
 
     @property
     def teachers(self) -> nn.Module:
+        """The frozen teacher with the LoRA teacher's adapters."""
         module: nn.Module = self.lora_teacher.module
         return module
 
     def save(self, folder: Path) -> None:
-        """This rank's part of both engines."""
+        """Save this rank's part of both engines."""
         for name, engine in self.named():
             engine.save_checkpoint(str(folder), tag=name, save_latest=False)
 
@@ -50,12 +51,14 @@ class Engines:
             assert loaded is not None, f"{folder}/{name}"
 
     def named(self) -> tuple[tuple[str, Any], ...]:
+        """Return both engines by name."""
         return ("student", self.student), ("lora_teacher", self.lora_teacher)
 
 
 def deepspeed_engine(
     recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
 ) -> Any:
+    """Return a DeepSpeed engine for one network."""
     passes = recipe.gradient_accumulation_steps(workers)
     options = EngineOptions(
         micro_batch_size=-(-recipe.train.batch_size // (workers * passes)),
@@ -74,14 +77,18 @@ class PlainEngine:
     ) -> None:
         self.module = model
         self._parameters = parameters
-        self._optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True, **ADAM)
+        self._optimizer = torch.optim.AdamW(
+            parameters, lr=learning_rate, fused=True, betas=BETAS, weight_decay=WEIGHT_DECAY
+        )
         self._accumulation, self._clip = recipe.gradient_accumulation_steps(workers), recipe.train.max_grad_norm
         self._passes, self._norm = 0, 0.0
 
     def __call__(self, *inputs: Any) -> Any:
+        """Run the network."""
         return self.module(*inputs)
 
     def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients to those of the step."""
         (loss / self._accumulation).backward()
 
     def step(self) -> None:
@@ -93,6 +100,7 @@ class PlainEngine:
             self._optimizer.zero_grad()
 
     def get_global_grad_norm(self) -> float:
+        """Return the norm of the last step's gradients, before clipping."""
         return self._norm
 
 
@@ -105,7 +113,7 @@ def build(
     init: Any = None,
     make: MakeEngine = deepspeed_engine,
 ) -> Engines:
-    """The student starts from `init`'s weights, or the teacher's; the LoRA teacher is the teacher with adapters."""
+    """Build both engines: the student from `init`'s or the teacher's weights, and the teacher with LoRA adapters."""
     torch.manual_seed(recipe.seed)  # the adapters' initial values, the same on every rank
     dtype = compute_dtype(recipe)
     own = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)

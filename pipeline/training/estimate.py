@@ -47,9 +47,11 @@ class Estimate:
 
     @property
     def total(self) -> float:
+        """Bytes in all."""
         return sum(self.memory.values())
 
     def step_seconds(self, peak_flops: float) -> float:
+        """Return a step's seconds on a GPU with this peak, at the assumed utilisation."""
         return self.flops / (UTILISATION * peak_flops)
 
 
@@ -169,9 +171,11 @@ class _FusedAttention(torch.autograd.Function):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """The meta device would take the unfused path."""
+    """Replace attention by its fused form: the meta device would take the unfused path."""
     plain = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: _FusedAttention.apply(q, k, v)  # type: ignore[assignment]
+    apply: Any = _FusedAttention.apply
+    fused: Any = lambda q, k, v, *_, **__: apply(q, k, v)  # noqa: E731
+    F.scaled_dot_product_attention = fused
     try:
         yield
     finally:

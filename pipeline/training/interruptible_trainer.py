@@ -11,6 +11,7 @@ import ray
 from ray.train import Result
 from ray.train.torch import TorchTrainer
 
+from pipeline.compat import register_sigint_handler
 from pipeline.interrupts import at_once
 
 NOTICE = "stopping after this step and its checkpoint; Ctrl-C again stops at once"
@@ -45,7 +46,7 @@ class InterruptibleTrainer(TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Replace Ray Train's handler, which kills the workers, by one that first asks them to stop."""
-        super()._register_sigint_handler(controller)
+        register_sigint_handler(self, controller)
         abort = signal.getsignal(signal.SIGINT)
         assert callable(abort)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import models
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.storage import Folder
 
 MEANINGS = {  # of a student's parts: what its output stands for, from where, in which latents and of which text
@@ -27,10 +27,10 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
     trained with it. All but the denoiser is the first's.
     """
     if not 0 <= weight <= 1:
-        raise UserError(f"--weight: {weight} is not allowed; allowed: 0 to 1")
+        raise invalid("--weight", weight, "0 to 1")
     if target.exists("model_index.json"):
-        raise UserError(f"--out: {target.uri} holds a model already; allowed: another folder")
-    folders = [models.teacher_folder(place, field) for place, field in ((first, "first"), (second, "second"))]
+        raise invalid("--out", target.uri, "a folder without a model")
+    folders = models.teacher_folder(first, "first"), models.teacher_folder(second, "second")
     require_same_output(*folders, second)
     weights, others = (models.load_denoiser(folder, "second").state_dict() for folder in folders)
     for name, value in weights.items():

@@ -18,7 +18,7 @@ from pipeline.training.estimate import require_fit
 
 
 def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[dict[str, Any], Path, Path | None]:
-    """The prompts' manifest, the teacher's folder and that of the student's start, when all that is needed is there.
+    """Check all inputs; return the prompts' manifest, and the folders of the teacher and of the student's start.
 
     Raises:
         UserError: naming the field or the folder.

@@ -41,11 +41,12 @@ def draw_previews(distiller: "Distiller", prompts: Sequence[str]) -> Iterator[tu
     model, device = distiller.model, distiller.null.embeds.device
     texts = [prompt for prompt in prompts for _ in range(IMAGES_PER_PROMPT)]
     noise = torch.randn((len(texts), *model.latent_shape), generator=torch.Generator().manual_seed(SEED))
-    inputs = [part.to(device) for part in (noise, model.encode(texts), model.encode([NEGATIVE]))]
+    embeds, negative = model.encode(texts).to(device), model.encode([NEGATIVE]).to(device)
+    student = distiller.engines.student.module
     rows = []
     for label, scale in (("no negative", 0.0), (f"NASA {SCALE}: {NEGATIVE}", SCALE)):
         with distiller.precision():
-            x0 = generate(distiller.engines.student.module, model.diffusion, *inputs, scale)
+            x0 = generate(student, model.diffusion, noise.to(device), embeds, negative, scale)
             rows.append((label, to_pixels(decode(model.vae, x0).float())))
     for number, prompt in enumerate(prompts):
         part = slice(number * IMAGES_PER_PROMPT, (number + 1) * IMAGES_PER_PROMPT)

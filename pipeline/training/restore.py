@@ -11,14 +11,12 @@ import torch.distributed as dist
 from pyarrow import fs
 from ray.train import Checkpoint, CheckpointConsistencyMode
 
+from pipeline.compat import CHECKPOINT_NAME, CHECKPOINT_PREFIX, SNAPSHOT_FILE, run_storage
 from pipeline.errors import UserError
 from pipeline.storage import Folder
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import STATE_FILE
 from pipeline.training.distiller import Distiller
-
-PREFIX = "checkpoint_"  # of Ray Train's checkpoint folders
-SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints that it keeps
 
 
 def restore(distiller: Distiller, latest: Checkpoint | None, actor: Any, *, attempt: int = 0) -> int:
@@ -68,7 +66,7 @@ def remove_uncommitted_checkpoints(folder: Folder) -> bool:
         folder.remove(SNAPSHOT_FILE)
         return True
     for name in folder.list_dirs():
-        if name.startswith(PREFIX) and name not in committed:
+        if name.startswith(CHECKPOINT_PREFIX) and name not in committed:
             (folder / name).delete()
     return False
 
@@ -77,8 +75,8 @@ def _checkpoint_names(node: Any) -> Iterator[str]:
     """Yield the checkpoint folders that Ray Train's snapshot names at any depth."""
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         yield from _checkpoint_names(value)
-    if isinstance(node, dict) and "checkpoint_dir_name" in node:
-        yield str(node["checkpoint_dir_name"])
+    if isinstance(node, dict) and CHECKPOINT_NAME in node:
+        yield str(node[CHECKPOINT_NAME])
 
 
 def _newest_first(latest: Checkpoint) -> Iterator[Checkpoint]:
@@ -91,10 +89,10 @@ def _newest_first(latest: Checkpoint) -> Iterator[Checkpoint]:
 def _checkpoints_in_storage() -> list[Checkpoint]:
     """Return the checkpoints in the run's storage, newest first."""
     storage = ray.train.get_context().get_storage()
-    filesystem, root = storage.storage_filesystem, storage.experiment_fs_path
+    filesystem, root = run_storage(storage)
     found = []
     for entry in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):
-        if entry.base_name.startswith(PREFIX) and entry.type == fs.FileType.Directory:
+        if entry.base_name.startswith(CHECKPOINT_PREFIX) and entry.type == fs.FileType.Directory:
             with suppress(OSError, ValueError, KeyError, TypeError):  # an incomplete checkpoint has no state file
                 with filesystem.open_input_stream(f"{entry.path}/{STATE_FILE}") as stream:
                     state = json.loads(stream.read())
@@ -108,7 +106,7 @@ def broadcast_checkpoints(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
         return checkpoints
     paths: list[Any] = [[each.path for each in checkpoints]]
     dist.broadcast_object_list(paths, src=0)
-    filesystem = ray.train.get_context().get_storage().storage_filesystem
+    filesystem, _ = run_storage(ray.train.get_context().get_storage())
     return [Checkpoint(path, filesystem) for path in paths[0]]
 
 

@@ -10,6 +10,7 @@ import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipeline import models
+from pipeline.compat import persist_checkpoint
 from pipeline.errors import TransientError, UserError
 from pipeline.lockfile import check_versions
 from pipeline.models.clip.model import Clip, load_decoder
@@ -178,7 +179,7 @@ def _upload(local: Checkpoint, name: str) -> Checkpoint:
     storage = ray.train.get_context().get_storage()
     for delay in backoff_seconds(UPLOAD_RETRIES):
         try:
-            return storage.persist_current_checkpoint(local, name)
+            return persist_checkpoint(storage, local, name)
         except OSError:
             time.sleep(delay)
-    return storage.persist_current_checkpoint(local, name)
+    return persist_checkpoint(storage, local, name)

@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 
 from jobs.__main__ import main
 from pipeline import manifest
+from pipeline.compat import SNAPSHOT_FILE
 from pipeline.errors import StorageError
 from pipeline.models import load_pipeline
 from pipeline.storage import Folder
-from pipeline.training.restore import SNAPSHOT_FILE
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

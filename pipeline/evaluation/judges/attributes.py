@@ -19,12 +19,13 @@ class AttributeJudge:
 
     @staticmethod
     def load() -> "AttributeJudge":
+        """Load the bundled classifier."""
         model = AttributeClassifier()
         model.load_state_dict(load_file(WEIGHTS / "judge.safetensors"))
         return AttributeJudge(model.requires_grad_(False).eval())
 
     @torch.no_grad()
     def attributes(self, images: Tensor) -> list[dict[str, str]]:
-        """The most likely value of every attribute of each image [B, 3, 64, 64] in -1..1."""
+        """Return the most likely value of every attribute of each image [B, 3, 64, 64] in -1..1."""
         indices = {name: logits.argmax(-1).tolist() for name, logits in self.model(images.clamp(-1, 1)).items()}
         return [{name: LABELS[name][indices[name][row]] for name in LABELS} for row in range(len(images))]

@@ -43,13 +43,16 @@ class ClipAttributes:
 
     @staticmethod
     def load(options: Evaluation, device: str) -> "ClipAttributes":
+        """Load the CLIP of `evaluation.clip_judge`."""
         features, record = load_clip_features(options.clip_judge, options.clip_judge_architecture, FIELD, device)
         return ClipAttributes(features, {"judge": "CLIP, zero-shot", **record})
 
     def attributes(self, images: Tensor) -> list[dict[str, str]]:
+        """Return the answer to each question for images [B, 3, H, W] in -1..1."""
         return self.answers([Image.fromarray(pixels) for pixels in to_pixels(images)])
 
     def answers(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
+        """Return the answer to each question for Pillow images."""
         found = [ClipJudge(self.features, texts).classes(images) for texts in QUESTIONS.values()]
         return [dict(zip(QUESTIONS, row, strict=True)) for row in zip(*found, strict=True)]
 
@@ -61,7 +64,7 @@ class ClipAttributes:
         return {f"shown_{name}": [shown[name] for shown in found] for name in QUESTIONS}
 
     def calibration(self, table: str) -> dict[str, Calibration]:
-        """Of each answer, over the labelled images of a CSV with the columns file,label."""
+        """Return the judge's accuracy by answer, over the labelled images of a CSV with the columns file,label."""
         labelled = read_labels(Path(table), list(QUESTION_OF))
         found = self.answers([Image.open(file).convert("RGB") for file, _ in labelled])
         calibrated: dict[str, Calibration] = {}
@@ -70,12 +73,13 @@ class ClipAttributes:
                 (shown[question], label) for shown, (_, label) in zip(found, labelled, strict=True) if label in answers
             ]
             if own:
-                calibrated |= calibrate(*zip(*own, strict=True), list(answers))
+                judged, labels = zip(*own, strict=True)
+                calibrated |= calibrate(judged, labels, list(answers))
         return calibrated
 
 
 def check(options: Evaluation) -> None:
-    """Raises a UserError where the judge or its labelled images are not there; computes nothing."""
+    """Check that the judge and its labelled images are there."""
     check_clip(options.clip_judge, options.clip_judge_architecture, FIELD)
     if options.calibration:
         read_labels(Path(options.calibration), list(QUESTION_OF))

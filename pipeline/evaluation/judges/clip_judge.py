@@ -36,6 +36,7 @@ class ClipJudge:
     batch_size: int = 16
 
     def classes(self, images: Sequence[Image]) -> list[str]:
+        """Return the class of each image."""
         names, texts_CD = list(self.texts), self.features.encode_texts(list(self.texts.values()))
         ready = partial(prepare, side=self.features.image_size, normalization=self.features.normalization)
         nearest = [
@@ -47,12 +48,13 @@ class ClipJudge:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one class, over labelled images: found where it is shown, and not found where it is not."""
+    """Sensitivity and specificity for one class, over labelled images."""
 
     sensitivity: Share
     specificity: Share
 
     def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         return {"sensitivity": self.sensitivity.as_dict(), "specificity": self.specificity.as_dict()}
 
 
@@ -69,7 +71,7 @@ def calibrate(found: Sequence[str], labels: Sequence[str], classes: Sequence[str
 
 
 def corrected_share(observed: float, sensitivity: float, specificity: float) -> float:
-    """The share that truly shows a class where the judge counts `observed` (Rogan and Gladen 1978), in 0..1.
+    """Return the true share of a class where the judge counts `observed` (Rogan and Gladen 1978), in 0..1.
 
     It holds for images that the judge did not choose; for those that it did, see `removed_share`.
     (observed + specificity - 1) / (sensitivity + specificity - 1); not a number of a judge no better than chance.
@@ -120,7 +122,8 @@ def _removed(removed: np.ndarray, selected: np.ndarray, sensitivity: np.ndarray,
         ppv = np.clip(sensitivity * prevalence / selected, 0, 1)
         still = np.clip((1 - removed + specificity - 1) / informed, 0, 1)
         ppv = np.where(ppv > 0, ppv, np.nan)
-        return np.clip([1 - still / ppv, removed / (ppv * specificity)], 0, 1)
+        interval: np.ndarray = np.clip([1 - still / ppv, removed / (ppv * specificity)], 0, 1)
+        return interval
 
 
 def read_labels(table: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:

@@ -39,6 +39,7 @@ class Aesthetic:
     def __call__(
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
+        """Score images by LAION's aesthetic predictor."""
         ready = partial(prepare, side=self.features.image_size)
         image_features = torch.cat([self.features.encode_images(b) for b in batches(images, self.batch_size, ready)])
         marks = image_features @ self.head["weight"][0] + self.head["bias"]
@@ -46,11 +47,13 @@ class Aesthetic:
 
 
 def check(metric: Metric) -> None:
+    """Check the weights of the CLIP and of the head."""
     config = check_clip(metric.weights, metric.architecture or ARCHITECTURE, FIELD)
     _read_head(metric, config.projection_dim)
 
 
 def load(metric: Metric, device: torch.device | str = "cpu") -> Aesthetic:
+    """Load the CLIP and the head."""
     features, record = load_clip_features(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
     file, head = _read_head(metric, features.model.config.projection_dim)
     record |= {"head": metric.head, "head_sha256": sha256(file), "scale": SCALE}

@@ -1,4 +1,4 @@
-"""What scores images by a metric of a recipe."""
+"""The protocol of a scorer."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,10 +11,13 @@ __all__ = ["Metric", "Scorer"]
 
 
 class Scorer(Protocol):
-    """Scores images: one list for each column, in the images' order."""
+    """Scores images by a metric."""
 
-    options: dict[str, Any]  # recorded beside the numbers
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that the scores depend on, recorded beside them."""
 
     def __call__(
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
-    ) -> dict[str, list[Any]]: ...
+    ) -> dict[str, list[Any]]:
+        """Return one list of values per column, in the images' order."""

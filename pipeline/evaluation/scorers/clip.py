@@ -37,6 +37,7 @@ class ClipScore:
     def __call__(
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
+        """Score images by the cosine with their prompts."""
         ready = partial(prepare, side=self.features.image_size, normalization=self.features.normalization)
         image_features = torch.cat([self.features.encode_images(b) for b in batches(images, self.batch_size, ready)])
         return {
@@ -51,10 +52,12 @@ class ClipScore:
 
 
 def check(metric: Metric) -> None:
+    """Check the CLIP's weights."""
     check_clip(metric.weights, metric.architecture or ARCHITECTURE, FIELD)
 
 
 def load(metric: Metric, device: torch.device | str = "cpu") -> ClipScore:
+    """Load the CLIP."""
     features, record = load_clip_features(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
     return ClipScore(features, record | {"prefix": metric.prefix}, metric.prefix, metric.batch_size)
 
@@ -65,12 +68,13 @@ def prepare(image: Image, *, side: int, normalization: Normalization = OPENAI) -
 
 
 def shortest_side(image: Image, side: int) -> Image:
-    """The image with its shortest side `side` pixels long, by Pillow's bicubic filter."""
+    """Resize an image to a shortest side of `side` pixels, by Pillow's bicubic filter."""
     short = min(image.size)
     width, height = (side if length == short else int(side * length / short) for length in image.size)
     return image if short == side else image.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 def centre_crop(image: Image, side: int) -> Image:
+    """Crop the centre square."""
     left, top = (centre(length, side) for length in image.size)
     return image.crop((left, top, left + side, top + side))

@@ -45,6 +45,7 @@ class HPSv2:
     def __call__(
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
+        """Score images by HPSv2."""
         ready = partial(
             prepare, side=self.features.image_size, antialias=self.antialias, jpeg_quality=self.jpeg_quality
         )
@@ -54,7 +55,7 @@ class HPSv2:
 
 
 def check(metric: Metric) -> None:
-    """Raises a UserError where the weights are not HPSv2's, or by their name those of the other version."""
+    """Check that the weights are HPSv2's, of the recipe's version."""
     named = Path(metric.weights).name
     if named in FILES.values() and named != FILES[metric.version]:
         raise UserError(
@@ -64,12 +65,13 @@ def check(metric: Metric) -> None:
 
 
 def load(metric: Metric, device: torch.device | str = "cpu") -> HPSv2:
+    """Load HPSv2's weights."""
     features, record = load_clip_features(
         metric.weights, metric.architecture or ARCHITECTURE, FIELD, device, (FILES[metric.version],)
     )
-    own = {"antialias": metric.antialias, "jpeg_quality": metric.jpeg_quality}
-    record |= {"version": metric.version, "scale": SCALE, **own}
-    return HPSv2(features, record, batch_size=metric.batch_size, **own)
+    antialias, jpeg_quality = metric.antialias, metric.jpeg_quality
+    record |= {"version": metric.version, "scale": SCALE, "antialias": antialias, "jpeg_quality": jpeg_quality}
+    return HPSv2(features, record, batch_size=metric.batch_size, antialias=antialias, jpeg_quality=jpeg_quality)
 
 
 def prepare(image: Image, *, side: int, antialias: bool, jpeg_quality: int) -> Tensor:
@@ -78,7 +80,7 @@ def prepare(image: Image, *, side: int, antialias: bool, jpeg_quality: int) -> T
 
 
 def jpeg(image: Image, quality: int) -> Image:
-    """The image as it is read back from a JPEG file; quality 0 leaves it."""
+    """Return the image as read back from a JPEG file; quality 0 leaves it."""
     if not quality:
         return image
     file = io.BytesIO()
@@ -98,7 +100,7 @@ def letterbox(pixels: Tensor, side: int, *, antialias: bool) -> Tensor:
 
 
 def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """The benchmark's table, of scores by style: the mean of all images, of each style, and each style's deviation."""
+    """Return the benchmark's table from scores by style: overall mean, means and deviations by style."""
     everything = [score for style in scores.values() for score in style]
     return {
         "mean": float(np.mean(everything)),
@@ -107,14 +109,15 @@ def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def group_means(scores: Sequence[float]) -> list[float]:
+    """Return the means of consecutive groups of 80 scores."""
     return [float(np.mean(scores[start : start + GROUP])) for start in range(0, len(scores), GROUP)]
 
 
 def group_mean(scores: Sequence[float]) -> float:
-    """As the benchmark has it, the mean of the means of groups of 80: a last group that is short counts in full."""
+    """Return the benchmark's mean: that of the means of groups of 80, where a short last group counts in full."""
     return float(np.mean(group_means(scores)))
 
 
 def group_std(scores: Sequence[float]) -> float:
-    """The deviation (numpy's, of the population) of the means of consecutive groups of 80: the benchmark's `std`."""
+    """Return the population deviation of the means of consecutive groups of 80: the benchmark's `std`."""
     return float(np.std(group_means(scores)))

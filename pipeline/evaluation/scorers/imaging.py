@@ -14,9 +14,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.evaluation.musiq import Musiq, sizes_of
 from pipeline.evaluation.scorers.base import Metric
 from pipeline.evaluation.scorers.pixels import resize, to_tensor
+from pipeline.models.musiq import Musiq, sizes_of
 from pipeline.models.weights import read_tensors, require_layout, sha256, weights_file
 
 FIELD = "evaluation.metrics.weights"
@@ -36,15 +36,18 @@ class Imaging:
     def __call__(
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
+        """Score images by MUSIQ."""
         device = self.model.embedding.weight.device
         return {"imaging": [SCALE * float(self.model(prepare(image).to(device))) for image in images]}
 
 
 def check(metric: Metric) -> None:
+    """Check MUSIQ's weights."""
     _read(metric)
 
 
 def load(metric: Metric, device: torch.device | str = "cpu") -> Imaging:
+    """Load MUSIQ's weights."""
     file, sizes, weights = _read(metric)
     model = Musiq(**sizes)
     model.load_state_dict(weights)

@@ -20,7 +20,7 @@ def resize(pixels: Tensor, height: int, width: int, mode: str, *, antialias: boo
 
 
 def centre(length: int, side: int) -> int:
-    """Where a centred unit of `side` pixels starts; halves are rounded as torchvision rounds them."""
+    """Return the start of a centred range of `side` pixels; halves are rounded as in torchvision."""
     return round((length - side) / 2)
 
 

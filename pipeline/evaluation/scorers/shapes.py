@@ -26,6 +26,7 @@ class Attributes:
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[Any]]:
+        """Return the attributes that images show."""
         found = self._judge.attributes(tensors(images))
         names = ("shape", "colour", "background", "quality")
         return {f"shown_{name}": [shown[name] for shown in found] for name in names}
@@ -41,6 +42,7 @@ class ShapesClip:
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[Any]]:
+        """Return the cosines of images with both texts."""
         pixels = tensors(images)
         return {
             "clip_positive": self._clip.scores(pixels, list(prompts)).tolist(),

@@ -11,7 +11,7 @@ from pipeline.storage import Folder
 
 
 class EvaluationSuite(Protocol):
-    """What a recipe's students are evaluated on, and by which judge and scorers."""
+    """The prompts that a recipe's students are evaluated on, and the judge and scorers."""
 
     @property
     def pairs(self) -> tuple[Pair, ...]:

@@ -11,8 +11,8 @@ from scorer_material import image, weights
 
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
-from pipeline.evaluation.musiq import Musiq
 from pipeline.evaluation.scorers import Metric, imaging
+from pipeline.models.musiq import Musiq
 
 RECORDED = json.loads((Path(__file__).parents[3] / "data" / "scorers" / "vbench.json").read_text())
 SIZES = dict(zip(("width", "inner", "heads", "layers"), RECORDED["musiq"].values(), strict=True))

@@ -37,6 +37,7 @@ class StandardizedConv(nn.Conv2d):
         super().__init__(inputs, outputs, kernel, stride, bias=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Convolve with standardized weights."""
         centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
         weight = centred / (self.weight.std((1, 2, 3), keepdim=True) + 1e-5)
         return F.conv2d(pad_same(x_BCHW, self.kernel_size[0], self.stride[0]), weight, None, self.stride)
@@ -47,76 +48,91 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        for name, before, after, kernel in (
-            ("1", inputs, inputs, 1),
-            ("2", inputs, inputs, 3),
-            ("3", inputs, outputs, 1),
-            ("_proj", inputs, outputs, 1),
-        ):
-            self.add_module(f"conv{name}", StandardizedConv(before, after, kernel))
-            self.add_module(f"gn{name}", nn.GroupNorm(GROUPS, after, eps=1e-4))
+        self.conv1, self.gn1 = _convolution(inputs, inputs, 1)
+        self.conv2, self.gn2 = _convolution(inputs, inputs, 3)
+        self.conv3, self.gn3 = _convolution(inputs, outputs, 1)
+        self.conv_proj, self.gn_proj = _convolution(inputs, outputs, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the block's output."""
         y = F.relu(self.gn1(self.conv1(x_BCHW)))
         y = F.relu(self.gn2(self.conv2(y)))
         return F.relu(self.gn3(self.conv3(y)) + self.gn_proj(self.conv_proj(x_BCHW)))
 
 
+def _convolution(inputs: int, outputs: int, kernel: int) -> tuple["StandardizedConv", nn.GroupNorm]:
+    return StandardizedConv(inputs, outputs, kernel), nn.GroupNorm(GROUPS, outputs, eps=1e-4)
+
+
 class Attention(nn.Module):
+    """Multi-head self-attention."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return the output [B, L, D]."""
         q, k, v = (f(x_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         y_BNLD = F.scaled_dot_product_attention(q, k, v)
-        return self.out(y_BNLD.transpose(1, 2).flatten(2))
+        output: Tensor = self.out(y_BNLD.transpose(1, 2).flatten(2))
+        return output
 
 
 class Mlp(nn.Module):
+    """Two linear layers."""
+
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BLD)))
+        """Return the output [B, L, D]."""
+        output: Tensor = self.fc2(F.gelu(self.fc1(x_BLD)))
+        return output
 
 
 class Block(nn.Module):
+    """A transformer block with pre-normalisation."""
+
     def __init__(self, width: int, inner: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.attention, self.mlp = Attention(width, heads), Mlp(width, inner)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return the output [B, L, D]."""
         x_BLD = x_BLD + self.attention(self.norm1(x_BLD))
-        return x_BLD + self.mlp(self.norm2(x_BLD))
+        output: Tensor = x_BLD + self.mlp(self.norm2(x_BLD))
+        return output
 
 
 class Encoder(nn.Module):
-    """The transformer; what it returns is its first token."""
+    """The transformer; it returns its first token."""
 
     def __init__(self, width: int, inner: int, heads: int, layers: int) -> None:
         super().__init__()
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
-        self.posembed_input, self.scaleembed_input = nn.Module(), nn.Module()
-        self.posembed_input.position_emb = nn.Parameter(torch.zeros(1, GRID * GRID, width))
-        self.scaleembed_input.scale_emb = nn.Parameter(torch.zeros(len(SIDES) + 1, width))
+        self.posembed_input = nn.ParameterDict({"position_emb": nn.Parameter(torch.zeros(1, GRID * GRID, width))})
+        self.scaleembed_input = nn.ParameterDict({"scale_emb": nn.Parameter(torch.zeros(len(SIDES) + 1, width))})
         blocks = {f"encoderblock_{index}": Block(width, inner, heads) for index in range(layers)}
         self.transformer = nn.ModuleDict(blocks)
         self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, tokens_LD: Tensor, places_L: Tensor, scales_L: Tensor) -> Tensor:
-        places_LD = self.posembed_input.position_emb[0, places_L] + self.scaleembed_input.scale_emb[scales_L]
+        """Return the first token's features [D]."""
+        positions, scales = self.posembed_input["position_emb"], self.scaleembed_input["scale_emb"]
+        places_LD = positions[0, places_L] + scales[scales_L]
         x_BLD = torch.cat([self.cls, (tokens_LD + places_LD)[None]], dim=1)
         for block in self.transformer.values():
             x_BLD = block(x_BLD)
-        return self.encoder_norm(x_BLD)[0, 0]
+        first: Tensor = self.encoder_norm(x_BLD)[0, 0]
+        return first
 
 
 class Musiq(nn.Module):
-    """A mark of 0 to 100 (SPAQ's scale) for one image."""
+    """MUSIQ: a score of 0 to 100 (SPAQ's scale) for one image."""
 
     def __init__(self, width: int = WIDTH, inner: int = INNER, heads: int = HEADS, layers: int = LAYERS) -> None:
         super().__init__()
@@ -128,16 +144,17 @@ class Musiq(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def forward(self, pixels_CHW: Tensor) -> Tensor:
-        """A scalar, of pixels in 0..1 of any height and width."""
+        """Return a scalar, of pixels in 0..1 of any height and width."""
         patches, places, scales = multiscale(2 * pixels_CHW - 1)
         x_BCHW = F.relu(self.gn_root(self.conv_root(patches)))
         x_BCHW = self.block1(F.max_pool2d(pad_same(x_BCHW, 3, 2), 3, 2))
         tokens_LD = self.embedding(x_BCHW.permute(0, 2, 3, 1).flatten(1))  # channels last, as in TensorFlow
-        return self.head(self.transformer_encoder(tokens_LD, places, scales))[0]
+        score: Tensor = self.head(self.transformer_encoder(tokens_LD, places, scales))[0]
+        return score
 
 
 def multiscale(pixels_CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All patches [L, C, 32, 32] of the three sizes, with their places [L] on the grid and the sizes' indices [L]."""
+    """Return all patches [L, C, 32, 32] of the three sizes, their grid positions [L] and the sizes' indices [L]."""
     height, width = pixels_CHW.shape[1:]
     sizes = [(round(height * side / max(height, width)), round(width * side / max(height, width))) for side in SIDES]
     resized = [F.interpolate(pixels_CHW[None], size, mode="bicubic", align_corners=False)[0] for size in sizes]
@@ -160,7 +177,7 @@ def on_grid(count: int) -> Tensor:
 
 
 def sizes_of(found: Mapping[str, Tensor]) -> dict[str, int]:
-    """Of a checkpoint, by its shapes; the width of a head is always 64."""
+    """Return the sizes of a checkpoint from its shapes; the width of a head is always 64."""
     layers = [int(name.partition("encoderblock_")[2].partition(".")[0]) for name in found if "encoderblock_" in name]
     width = len(found["embedding.bias"])
     inner = len(found["transformer_encoder.transformer.encoderblock_0.mlp.fc1.bias"])
