@@ -5,9 +5,9 @@ from pathlib import PurePosixPath
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's folder, evaluated")
-    parser.add_argument("other", metavar="OTHER", help="the run that it is compared with")
-    parser.add_argument("--out", metavar="FOLDER", help="where the comparison is written (default: in RUN)")
+    parser.add_argument("run", metavar="RUN", help="folder of an evaluated run")
+    parser.add_argument("other", metavar="OTHER", help="folder of the run to compare with")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of the comparison (default: in RUN)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Distil the teacher into a one-step student with NASA-T; run again to continue."""
+"""Distil the teacher into a one-step student with NASA-T; run again to resume."""
 
 import argparse
 
@@ -10,7 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_recipe(parser)
     shared.add_tracking(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the recipe, what it reads and writes, and what it will take"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved recipe, inputs, outputs and the estimated cost, and exit",
     )
     shared.add_ray_address(parser)
 

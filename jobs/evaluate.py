@@ -1,4 +1,4 @@
-"""Evaluate the student beside its teacher: scores, a contact sheet and a report."""
+"""Evaluate the student and its teacher: scores, a contact sheet and a report."""
 
 import argparse
 

@@ -6,9 +6,11 @@ from jobs import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="a Wan pipeline with CausVid's weights")
-    parser.add_argument("--prompts", required=True, metavar="FILE", help="one prompt a line")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="local or s3://")
+    parser.add_argument(
+        "--model", required=True, metavar="FOLDER", help="folder of a Wan pipeline with CausVid's weights"
+    )
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="text file with one prompt per line")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="output folder, local or s3://")
     shared.add_ray_address(parser)
     shared.add_overrides(parser)
 

@@ -8,17 +8,19 @@ KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=KINDS, help="CronJob submits to a standing RayCluster")
-    parser.add_argument("--recipe", default="shapes", metavar="NAME", help="one that the image has")
+    parser.add_argument("kind", choices=KINDS, help="kind of the manifest; a CronJob submits to a standing RayCluster")
+    parser.add_argument("--recipe", default="shapes", metavar="NAME", help="name of a recipe in the image")
     shared.add_overrides(parser)
     parser.add_argument(
-        "--run", required=True, metavar="s3://...", help="the run's folder; of a recurring one its schedule's"
+        "--run", required=True, metavar="s3://...", help="folder of the run, or of the schedule of a recurring one"
     )
-    parser.add_argument("--image", required=True, help="that deploy/kuberay/Dockerfile made")
-    parser.add_argument("--tracking-uri", default="http://mlflow:5000", metavar="URL", help="MLflow (%(default)s)")
-    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="N", help="of a worker's pod (%(default)s)")
-    parser.add_argument("--cron", metavar="FIELDS", help="in place of the recipe's schedule.cron")
-    parser.add_argument("--timezone", metavar="NAME", help="in place of the recipe's schedule.timezone")
+    parser.add_argument("--image", required=True, help="image built from deploy/kuberay/Dockerfile")
+    parser.add_argument(
+        "--tracking-uri", default="http://mlflow:5000", metavar="URL", help="MLflow tracking server (%(default)s)"
+    )
+    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="N", help="GPUs of a worker pod (%(default)s)")
+    parser.add_argument("--cron", metavar="FIELDS", help="cron expression instead of the recipe's schedule.cron")
+    parser.add_argument("--timezone", metavar="NAME", help="time zone instead of the recipe's schedule.timezone")
 
 
 def run(options: argparse.Namespace) -> None:

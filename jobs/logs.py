@@ -1,4 +1,4 @@
-"""Print what a submitted job has printed."""
+"""Print the log of a submitted job."""
 
 import argparse
 
@@ -9,7 +9,9 @@ from jobs import submit
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_job(parser)
     shared.add_job_server(parser)
-    parser.add_argument("--follow", action="store_true", help="until it ends; the exit code is the job's then")
+    parser.add_argument(
+        "--follow", action="store_true", help="follow the log until the job ends, and exit with its exit code"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,10 +4,12 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", help="a student's diffusers folder, local or s3://")
-    parser.add_argument("second", help="another, of the same form")
-    parser.add_argument("--weight", type=float, default=0.5, help="of the second; the first has the rest")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to write the merged student")
+    parser.add_argument("first", help="diffusers folder of a student, local or s3://")
+    parser.add_argument("second", help="diffusers folder of a student of the same architecture")
+    parser.add_argument(
+        "--weight", type=float, default=0.5, help="weight of the second student, 0 to 1; the first gets 1 - weight"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the merged student")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -10,10 +10,14 @@ ACTIONS = ("list", "promote", "rollback", "download")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", default="list", choices=ACTIONS)
-    parser.add_argument("--name", help="of a registered model, such as nasa-shapes")
-    parser.add_argument("--to", metavar="VERSION", help="rollback: to this version (default: the champion before)")
-    parser.add_argument("--version", metavar="VERSION", help="promote, download: this version (download: the champion)")
-    parser.add_argument("--out", metavar="FOLDER", help="download: into this new folder")
+    parser.add_argument("--name", help="name of a registered model, such as nasa-shapes")
+    parser.add_argument(
+        "--to", metavar="VERSION", help="rollback: version to roll back to (default: the previous champion)"
+    )
+    parser.add_argument(
+        "--version", metavar="VERSION", help="promote, download: version (download: default the champion)"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="download: new output folder")
     shared.add_tracking(parser)
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what follows from them."""
+"""Options that several commands share."""
 
 import argparse
 import json
@@ -10,51 +10,65 @@ from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Folder
 
-OWN_MATERIAL = (  # for a teacher of one's own: no CLIP and no judge of the world of shapes, and pictures to look at
+OWN_TEACHER = (  # overrides for --teacher: without the CLIP and the judge of the toy dataset
     *('train.clip_model=""', "train.clip_weight=0", 'promotion.metric="hpsv2"', "promotion.guardrails=[]"),
     "evaluation.num_prompts=16",
 )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", default="runs/demo", metavar="FOLDER", help="the run's folder, local or s3://")
+    parser.add_argument(
+        "--run", default="runs/demo", metavar="FOLDER", help="folder of the run, local or s3:// (%(default)s)"
+    )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="shapes", metavar="NAME", help="a recipe's name or .toml file")
     parser.add_argument(
-        "--teacher", metavar="FOLDER", help="a Stable Diffusion folder in place of the recipe's teacher"
+        "--recipe", default="shapes", metavar="NAME", help="name of a recipe, or a .toml file (%(default)s)"
+    )
+    parser.add_argument(
+        "--teacher", metavar="FOLDER", help="folder, s3:// or hub id of a teacher, instead of the recipe's"
     )
     parser.add_argument(
         "--prompts",
         action="append",
         metavar="FILES",
-        help="a file, a folder or a pattern with *, local or s3://, in place of the recipe's sources; may come again",
+        help="file, folder or glob pattern, local or s3://, instead of the recipe's sources; repeatable",
     )
     add_overrides(parser)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides", help="override a recipe's field"
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="overrides",
+        help="override of a recipe field; repeatable",
     )
 
 
 def add_tracking(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tracking-uri", default=None, metavar="URI", help="MLflow (default: sqlite in runs/)")
+    parser.add_argument(
+        "--tracking-uri",
+        default=None,
+        metavar="URI",
+        help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, or sqlite in runs/)",
+    )
 
 
 def required(options: argparse.Namespace, name: str) -> str:
-    """An option that this use of the command needs."""
+    """Return an option's value, which this use of the command requires."""
     value: str | None = getattr(options, name)
     if not value:
-        raise UserError(f"--{name}: is needed here")
+        raise UserError(f"--{name}: got nothing; expected a value.")
     return value
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe with this command line's overrides. A user's own teacher brings no CLIP of the world of shapes."""
-    overrides = list(OWN_MATERIAL) if options.teacher else []
+    """Return the recipe with this command line's overrides; --teacher drops the toy dataset's CLIP and judge."""
+    overrides = list(OWN_TEACHER) if options.teacher else []
     if options.teacher:
         overrides += [f"teacher={options.teacher!r}", f"name={_model_name(options.teacher)!r}"]
     if options.prompts:
@@ -67,7 +81,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 
 def require_shared_prompts(recipe: Recipe) -> None:
-    """Refuse sources of this machine alone."""
+    """Refuse sources that only this machine has."""
     if paths := recipe.prompts.node_local_paths:
         raise UserError(
             f"prompts.sources: {paths[0]!r} is of this machine; allowed: s3://, a path that every node has, or "
@@ -76,7 +90,7 @@ def require_shared_prompts(recipe: Recipe) -> None:
 
 
 def shared_tracking(given: str | None) -> str:
-    """MLflow as other machines reach it: a file of this one is no default."""
+    """Return an MLflow URI that other nodes reach, for which a local file is no default."""
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise UserError(
@@ -101,7 +115,10 @@ def add_job_server(parser: argparse.ArgumentParser) -> None:
 
 def add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--store", default="runs/schedules", metavar="FOLDER", help="of the schedules, local or s3:// (%(default)s)"
+        "--store",
+        default="runs/schedules",
+        metavar="FOLDER",
+        help="folder of the schedules, local or s3:// (%(default)s)",
     )
 
 
@@ -115,11 +132,11 @@ def parse_scheduled_time(text: str | None) -> str | None:
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", help="its id, or how that begins")
+    parser.add_argument("job", help="submission id of the job, or its beginning")
 
 
 def _model_name(teacher: str) -> str:
-    """The folder's or the hub id's last part, in characters that a registered model's name may have."""
+    """Return the last part of a folder or hub id, in characters that a registered model's name may have."""
     return re.sub(r"[^\w.-]+", "-", Path(teacher).name).strip("-._")[:100] or "teacher"
 
 
@@ -128,7 +145,7 @@ def folder_of(options: argparse.Namespace, part: str) -> Folder:
 
 
 def table(rows: list[dict[str, str]], empty: str) -> str:
-    """Aligned, under the names of the columns; the line `empty` where there is none."""
+    """Return aligned rows under the names of the columns, or the line `empty` without rows."""
     if not rows:
         return empty
     lines = [{name: name for name in rows[0]}, *rows]

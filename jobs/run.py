@@ -1,4 +1,4 @@
-"""The whole main job: prepare, distill, evaluate, register; again to continue."""
+"""Prepare, distill, evaluate and register in one job; run again to resume."""
 
 import argparse
 

@@ -8,13 +8,13 @@ from pipeline.errors import invalid
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--runs", required=True, metavar="FOLDER", help="of this schedule: its history, its lock and its runs"
+        "--runs", required=True, metavar="FOLDER", help="folder of the schedule's history, lease and runs"
     )
     parser.add_argument(
         "--scheduled-time", metavar="TIME", help="time to run, such as 20261129T0300Z (default: the latest)"
     )
-    parser.add_argument("--cron", metavar="FIELDS", help="in place of the recipe's schedule.cron")
-    parser.add_argument("--timezone", metavar="NAME", help="in place of the recipe's schedule.timezone")
+    parser.add_argument("--cron", metavar="FIELDS", help="cron expression instead of the recipe's schedule.cron")
+    parser.add_argument("--timezone", metavar="NAME", help="time zone instead of the recipe's schedule.timezone")
     shared.add_recipe(parser)
     parser.set_defaults(recipe=None)
     shared.add_tracking(parser)

@@ -1,4 +1,4 @@
-"""Recurring distillations: add, list, pause, resume, remove, run-now, history."""
+"""Manage recurring distillations: add, list, pause, resume, remove, run-now, history."""
 
 import argparse
 
@@ -9,10 +9,10 @@ ACTIONS = ("add", "list", "pause", "resume", "remove", "run-now", "history")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=ACTIONS)
-    parser.add_argument("name", nargs="?", help="of the schedule")
+    parser.add_argument("name", nargs="?", help="name of the schedule")
     shared.add_store(parser)
-    parser.add_argument("--cron", metavar="FIELDS", help="add: in place of the recipe's schedule.cron")
-    parser.add_argument("--timezone", metavar="NAME", help="add: in place of the recipe's schedule.timezone")
+    parser.add_argument("--cron", metavar="FIELDS", help="add: cron expression instead of the recipe's schedule.cron")
+    parser.add_argument("--timezone", metavar="NAME", help="add: time zone instead of the recipe's schedule.timezone")
     shared.add_recipe(parser)
     shared.add_tracking(parser)
 

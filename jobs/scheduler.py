@@ -1,4 +1,4 @@
-"""Submit what the schedules have due, until it is ended; a job of its own."""
+"""Submit scheduled distillations when they are due, until it is stopped; itself a Ray job."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from jobs import options as shared
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_store(parser)
     shared.add_job_server(parser)
-    parser.add_argument("--once", action="store_true", help="look once, and end")
+    parser.add_argument("--once", action="store_true", help="poll once, and exit")
 
 
 def run(options: argparse.Namespace) -> None:

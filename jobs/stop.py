@@ -1,4 +1,4 @@
-"""End a submitted job; what it has stored stays, and submitting it with --retry continues."""
+"""Stop a submitted job; its checkpoints stay, and `submit --retry` resumes it."""
 
 import argparse
 

@@ -88,5 +88,5 @@ def variables_of(options: argparse.Namespace) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in options.env]
     for name, separator, _ in pairs:
         if not separator or not name.isidentifier():
-            raise UserError(f"--env: {name!r} is not allowed; allowed: NAME=VALUE")
+            raise invalid("--env", name, "NAME=VALUE")
     return {name: value for name, _, value in pairs} | ({PINNED: ""} if options.ignore_lock else {})

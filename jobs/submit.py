@@ -40,13 +40,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         own = commands.add_parser(name, help=module.__doc__, description=module.__doc__, conflict_handler="resolve")
         module.add_arguments(own)
         shared.add_job_server(own)
-        own.add_argument("--attempt", type=int, default=0, metavar="N", help="another try of a job that ended (from 1)")
-        own.add_argument("--retry", action="store_true", help="the next attempt of one that failed or was stopped")
-        own.add_argument("--in-image", action="store_true", help="the cluster's image has the code: send none")
-        own.add_argument("--ignore-lock", action="store_true", help="whatever the lock says")
-        own.add_argument("--no-wait", action="store_true", help="do not follow the job")
         own.add_argument(
-            "--env", action="append", default=[], metavar="NAME=VALUE", help="an environment variable; no secret"
+            "--attempt", type=int, default=0, metavar="N", help="number of the attempt, from 1, of a job that ended"
+        )
+        own.add_argument(
+            "--retry", action="store_true", help="start the next attempt of a job that failed or was stopped"
+        )
+        own.add_argument(
+            "--in-image",
+            action="store_true",
+            help="use the code in the cluster's image instead of sending the checkout",
+        )
+        own.add_argument("--ignore-lock", action="store_true", help="accept other package versions than the lock")
+        own.add_argument("--no-wait", action="store_true", help="exit after submitting, without following the log")
+        own.add_argument(
+            "--env",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="environment variable of the job, no secret; repeatable",
         )
 
 
@@ -65,9 +77,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def already(client: Any, submission_id: str) -> str:
-    """Say how a job stands that was submitted before, and how to run it once more."""
+    """Return the state of a job that was submitted before, and how to run it again."""
     status = str(client.get_job_info(submission_id).status)
-    again = "; pass --retry to run it again from where it was" if status in ("FAILED", "STOPPED") else ""
+    again = "; pass --retry to resume it" if status in ("FAILED", "STOPPED") else ""
     return f"already submitted: {submission_id} ({status.lower()}){again}"
 
 

@@ -84,7 +84,7 @@ def test_a_scheduler_that_is_a_job_submits_what_is_due_with_its_own_code(submit,
     ("arguments", "message"),
     [
         (["prepare", "--run", "runs/x"], "--run: 'runs/x' is of this machine; allowed: s3://, or an absolute path"),
-        (["distill", "--run", "/runs/x"], "--tracking-uri: is needed here"),
+        (["distill", "--run", "/runs/x"], "--tracking-uri: got nothing; expected a server"),
         (["prepare", "--run", "/runs/x", "--set", "train.steps=-1"], "train.steps: got -1; expected a number above 0"),
         (["prepare", "--run", "/runs/x", "--prompts", "mine.txt"], "prompts.sources: 'mine.txt' is of this machine"),
         (["run", "--run", "s3://b/x", "--recipe", "sd21", "--tracking-uri", "http://m"], "'journeydb/*.jsonl*' is of"),

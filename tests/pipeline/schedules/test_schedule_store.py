@@ -88,7 +88,7 @@ def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["add"], "--name: is needed here"),
+        (["add"], "--name: got nothing; expected a value"),
         (["add", "weekly"], "schedule.cron: got ''; expected five fields. Pass --cron"),
         (["add", "weekly", "--cron", "0 3 * *"], "schedule.cron: got '0 3 * *'; expected five fields"),
         (
@@ -155,4 +155,4 @@ def test_a_mistake_in_a_tick_is_one_line(capsys, tmp_path, arguments, message):
 def test_a_schedule_of_many_machines_does_not_name_a_file_of_this_one(bucket, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert main(["schedule", "add", "weekly", "--cron", "0 3 * * *", "--store", f"{bucket}/schedules"]) == 2
-    assert "--tracking-uri: is needed here" in capsys.readouterr().err
+    assert "--tracking-uri: got nothing; expected a server" in capsys.readouterr().err
