@@ -84,7 +84,7 @@ def require_shared_prompts(recipe: Recipe) -> None:
     """Refuse sources that only this machine has."""
     if paths := recipe.prompts.node_local_paths:
         raise UserError(
-            f"prompts.sources: {paths[0]!r} is of this machine; allowed: s3://, a path that every node has, or "
+            f"prompts.sources: got {paths[0]!r}; expected s3://, a path that every node has, or "
             "--set prompts.root=s3://BUCKET/FOLDER"
         )
 
@@ -94,7 +94,7 @@ def shared_tracking(given: str | None) -> str:
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise UserError(
-            "--tracking-uri: is needed here, or MLFLOW_TRACKING_URI; allowed: a server that every node reaches"
+            "--tracking-uri: got nothing; expected a server that every node reaches. MLFLOW_TRACKING_URI names it too."
         )
     return uri
 

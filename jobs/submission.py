@@ -76,8 +76,7 @@ def _again(action: argparse.Action, value: Any) -> list[str]:
 def _require_shared(action: argparse.Action, value: str | None) -> None:
     if value and not value.startswith(("s3://", "/")):
         raise UserError(
-            f"{action.option_strings[0]}: {value!r} is of this machine; allowed: s3://, or an absolute path that every "
-            "node has"
+            f"{action.option_strings[0]}: got {value!r}; expected s3://, or an absolute path that every node has"
         )
 
 

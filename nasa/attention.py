@@ -80,7 +80,7 @@ class SteeredAttnProcessor:
             output: Tensor = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
             return output
         if isinstance(encoder_hidden_states, tuple):
-            raise ValueError("IP-Adapter: not supported while steering; allowed: a pipeline after unload_ip_adapter()")
+            raise ValueError("pipe: got a pipeline with an IP-Adapter; expected one without. Call unload_ip_adapter().")
         assert hidden_states.ndim == 3, "cross-attention over image tokens [B, L, D]"
         self.steering.used = True
         query = self.query(attn, hidden_states)

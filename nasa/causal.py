@@ -56,7 +56,7 @@ def generate_video(  # noqa: PLR0913
     """
     falling = list(timesteps) == sorted(timesteps, reverse=True)
     if not timesteps or not falling or not (timesteps[-1] > 0 and timesteps[0] <= 1000):
-        raise ValueError(f"timesteps: {tuple(timesteps)} is not allowed; allowed: falling, above 0 and at most 1000")
+        raise ValueError(f"timesteps: got {tuple(timesteps)}; expected falling numbers above 0 and at most 1000.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     pipe.check_inputs(prompts, None, height, width)  # where a call begins, for nasa.steer
     device = pipe._execution_device
@@ -77,7 +77,7 @@ def generate_video(  # noqa: PLR0913
     )
     if noise.shape[2] % frames_per_block:
         raise ValueError(
-            f"num_frames: {num_frames} makes {noise.shape[2]} latent frames; allowed: a multiple of {frames_per_block}"
+            f"num_frames: got {num_frames}, {noise.shape[2]} latent frames; expected a multiple of {frames_per_block}."
         )
     pipe._num_timesteps = len(timesteps) + 1  # the calls of a block, for `steps` of nasa.steer
     sigmas = [timestep / 1000 for timestep in timesteps]

@@ -40,8 +40,8 @@ def local_folder(place: str, field: str, revision: str = "main", wanted: Sequenc
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise (UserError if _is_mistake(error) else TransientError)(
-            f"{field}: {place!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}; "
-            "allowed: a folder, s3://, or a hub id whose terms the HF_TOKEN has accepted"
+            f"{field}: {place!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}. "
+            "Use a folder, s3://, or a hub id whose terms the account of HF_TOKEN has accepted."
         ) from None
 
 

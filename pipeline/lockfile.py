@@ -18,7 +18,7 @@ def check_versions() -> None:
     if os.environ.get(PINNED) and (wrong := differences(LOCK)):
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise UserError(
-            f"environment: on this machine {', '.join(wrong[:SHOWN])}{more}; allowed: what {LOCK.name} pins, "
+            f"environment: on this machine {', '.join(wrong[:SHOWN])}{more}; expected the versions of {LOCK.name}, "
             "installed on every node, or `submit --ignore-lock`"
         )
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import nasa
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.storage import Folder
 
 NAME = "manifest.json"
 RUN_FILE = "run.json"  # in the folder of a distillation that was begun
-WORDS = {str: "a text", int: "a whole number", dict: "an object"}
+WORDS = {str: "a string", int: "a whole number", dict: "an object"}
 MADE_BY = {"benchmarks": "prepare-benchmarks", "student": "distill"}  # kinds that are not named as their command
 FIELDS: dict[str, dict[str, type]] = {  # what other steps read of each kind
     "prepare": {"recipe": str, "files": dict, "sources": dict, "prompts": int, "epoch": int},
@@ -45,7 +45,7 @@ def read(folder: Folder, kind: str) -> dict[str, Any]:
         raise UserError(f"{folder.uri}/{NAME}: not valid JSON: {error}") from error
     found = record.get("kind") if isinstance(record, dict) else type(record).__name__
     if found != kind:
-        raise UserError(f"{folder.uri}: holds {found!r}; allowed: {kind!r}")
+        raise invalid(f"{folder.uri}: kind", found, repr(kind))
     require(record, FIELDS.get(kind, {}), f"{folder.uri}/{NAME}")
     return record
 
@@ -53,11 +53,11 @@ def read(folder: Folder, kind: str) -> dict[str, Any]:
 def require(record: Any, fields: Mapping[str, type], where: str) -> None:
     """Raise a UserError where a field is missing or of another type."""
     if not isinstance(record, dict):
-        raise UserError(f"{where}: {record!r} is not allowed; allowed: an object")
+        raise invalid(where, record, "an object")
     for name, kind in fields.items():
         value = record.get(name)
         if type(value) is not kind:
-            raise UserError(f"{where}: {name}: {value!r} is not allowed; allowed: {WORDS[kind]}")
+            raise invalid(f"{where}: {name}", value, WORDS[kind])
 
 
 def code_version() -> str:

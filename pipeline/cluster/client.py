@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 
 DEFAULT = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 10
@@ -63,11 +63,13 @@ def connect(address: str | None = None) -> Any:
     except AuthenticationError:
         raise UserError(_token_line(address, token)) from None
     except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--job-server: {address!r} is no Ray job server: {_line(error)}; allowed: {DEFAULT}") from None
+        raise UserError(
+            f"--job-server: got {address!r}, which is no Ray job server ({_line(error)}); expected a URL such as {DEFAULT}."
+        ) from None
     server = getattr(client, "_server_ray_version", None) or found
     if server != ray.__version__:
         raise UserError(
-            f"--job-server: the cluster at {address} runs Ray {server}, here is {ray.__version__}; allowed: the same"
+            f"--job-server: the cluster at {address} runs Ray {server}, here is {ray.__version__}; expected the same version."
         )
     return client
 
@@ -106,9 +108,9 @@ def _url(address: str) -> str:
     given = address if "://" in address else f"http://{address}"
     parts = urlsplit(given)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.hostname == "auto":
-        raise UserError(f"--job-server: {address!r} is not allowed; allowed: the job server's URL, such as {DEFAULT}")
+        raise invalid("--job-server", address, f"the job server's URL, such as {DEFAULT}")
     if parts.password:
-        raise UserError("--job-server: a password in it would be logged; allowed: the token of the cluster instead")
+        raise UserError("--job-server: a password in it would be logged. Use the cluster's token.")
     return given.rstrip("/")
 
 
@@ -121,7 +123,7 @@ def _reach(address: str) -> None:
     except (OSError, ValueError, HTTPException) as error:
         raise UserError(
             f"--job-server: no Ray cluster answers at {address} ({_line(error)}); "
-            "allowed: the job server of a running one; port 8265 of its head may have to be forwarded"
+            "Start one, or forward port 8265 of its head node."
         ) from None
 
 
@@ -140,7 +142,7 @@ def _token_line(address: str, token: str) -> str:
     had = "is not the cluster's" if token else "is missing"
     return (
         f"token: the cluster at {address} asks for one, and the one here {had}; "
-        f"allowed: the cluster's own in RAY_AUTH_TOKEN, in the file of RAY_AUTH_TOKEN_PATH or in {TOKEN_FILE}"
+        f"Put the cluster's token into RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH or {TOKEN_FILE}."
     )
 
 

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 
 BAR = "distil:"  # how a line of the training's progress bar begins
 AWAY_SECONDS = 300  # for which the job server may be away
@@ -57,7 +57,7 @@ def follow(client: Any, submission_id: str, out: TextIO | None = None) -> int:
             away_since = 0.0
         except RuntimeError as error:
             if "404" in str(error):
-                raise UserError(f"job: {submission_id!r} is not known to this cluster") from None
+                raise invalid("job", submission_id, "a job of this cluster") from None
             away_since = _still_away(away_since, error)
         except OSError as error:  # aiohttp's and requests' too
             away_since = _still_away(away_since, error)

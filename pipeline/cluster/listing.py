@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.cluster.follow import ENDED
-from pipeline.errors import UserError
+from pipeline.errors import invalid
 
 STOP_SECONDS = 60
 
@@ -38,7 +38,7 @@ def details_of(client: Any, submission_id: str) -> Any:
     found = [own for own in ids if own == submission_id] or [own for own in ids if own.startswith(submission_id)]
     if len({attempt_of(own)[0] for own in found}) != 1:
         known = ", ".join(sorted(found or ids)) or "none yet"
-        raise UserError(f"job: {submission_id!r} is {'not one job' if found else 'not known'}; allowed: {known}")
+        raise invalid("job", submission_id, f"the id of one job: {known}")
     return client.get_job_info(max(found, key=attempt_of))
 
 

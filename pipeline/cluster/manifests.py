@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import yaml
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.recipe import RECIPES, Recipe, Train
 from pipeline.redaction import contains_secret, redact
 from pipeline.resources import training_request
@@ -69,23 +69,21 @@ class _Dumper(yaml.SafeDumper):
 def _check(kind: str, recipe: Recipe, place: Place) -> None:
     if not (RECIPES / f"{place.recipe}.toml").is_file():
         names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
-        raise UserError(f"--recipe: {place.recipe!r} is not in the image; allowed: {names}, with --set")
+        raise invalid("--recipe", place.recipe, f"a recipe of the image: {names}", "Change its fields with --set.")
     if not place.run.startswith("s3://"):
-        raise UserError(f"--run: {place.run!r} is not on every node; allowed: s3://BUCKET/FOLDER")
+        raise invalid("--run", place.run, "s3://BUCKET/FOLDER, which every node reaches")
     if not place.tracking_uri.startswith(("http://", "https://")):
-        raise UserError(
-            f"--tracking-uri: {place.tracking_uri!r} is not allowed; allowed: a server's http:// or https:// address"
-        )
+        raise invalid("--tracking-uri", place.tracking_uri, "a server's http:// or https:// address")
     for text in (place.tracking_uri, place.run, place.image, *place.sets):
         if contains_secret(text):
-            raise UserError(f"manifest: it would hold the secret in {redact(text)!r}; allowed: the Secret {SECRET!r}")
+            raise UserError(
+                f"manifest: it would hold the secret in {redact(text)!r}. Put it into the Secret {SECRET!r}."
+            )
     if kind in RECURRING and not recipe.schedule.cron:
-        raise UserError("schedule.cron: is empty; allowed: --cron, such as '0 3 * * SUN'")
+        raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
     most = math.ceil(max(_each(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
     if not max(1, most) <= place.gpus_per_node <= 16:
-        raise UserError(
-            f"--gpus-per-node: {place.gpus_per_node} is not allowed; allowed: {max(1, most)}, for one process, to 16"
-        )
+        raise invalid("--gpus-per-node", place.gpus_per_node, f"{max(1, most)}, for one process, to 16")
 
 
 def _metadata(recipe: Recipe) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, larges
         worst = max(sizes, key=lambda file: sizes[file])
         raise UserError(
             f"package: what git tracks is {total / 2**20:.1f} MiB, {worst} alone {sizes[worst] / 2**20:.1f}; "
-            f"allowed: {largest / 2**20:.0f} MiB"
+            f"expected at most {largest / 2**20:.0f} MiB."
         )
     for file in files:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -40,8 +40,6 @@ def tracked(root: Path) -> list[str]:
     try:
         listed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
     except (OSError, subprocess.SubprocessError):
-        raise UserError(
-            f"package: {str(root)!r} is no git checkout; allowed: a clone, whose tracked files go along"
-        ) from None
+        raise UserError(f"package: got {str(root)!r}; expected a git clone, whose tracked files are sent.") from None
     names = [name for name in listed.split("\0") if name]
     return [name for name in names if (root / name).is_file() and not (root / name).is_symlink()]

@@ -21,7 +21,7 @@ SETTINGS = (  # that go along; none of them is a secret
     *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
     *("HF_ENDPOINT", "HF_HUB_OFFLINE"),
 )
-OWN_SECRETS = "allowed: in the nodes' own environment, an instance role or a Kubernetes secret"
+OWN_SECRETS = "Set it in the nodes' environment, an instance role or a Kubernetes secret."
 SENDS, PAUSE_SECONDS = 5, 2.0
 
 
@@ -115,9 +115,9 @@ def settings(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str
     chosen = {manifest.CODE: manifest.code_version(), lockfile.PINNED: "1", **own, **given}
     for name, value in chosen.items():
         if is_secret(name):
-            raise UserError(f"--env: {name} looks like a secret, and a job's variables can be read; {OWN_SECRETS}")
+            raise UserError(f"--env: {name} looks like a secret, and a job's variables can be read. {OWN_SECRETS}")
         if contains_secret(value):
-            raise UserError(f"{name}: a password in it could be read in the cluster; {OWN_SECRETS}")
+            raise UserError(f"{name}: a password in it could be read in the cluster. {OWN_SECRETS}")
     return chosen
 
 
@@ -125,7 +125,7 @@ def _require_public(job: Job) -> None:
     """Refuse secrets in the command, which the dashboard shows, and in the recipe, which the cluster stores."""
     for text in (*job.arguments, *(job.recipe_toml or "").splitlines()):
         if contains_secret(text):
-            raise UserError(f"submit: the secret in {redact(text)!r} could be read in the cluster; {OWN_SECRETS}")
+            raise UserError(f"submit: the secret in {redact(text)!r} could be read in the cluster. {OWN_SECRETS}")
 
 
 def with_attempt(client: Any, job: Job, attempt: int, retry: bool) -> Job:

@@ -28,7 +28,7 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> dic
     summaries, rows = (first, second), (first_rows, second_rows)
     students = [_student(first_rows, first), _student(second_rows, second)]
     if not same_prompt_and_noise(*students):
-        raise UserError(f"{b.uri}: shares no prompt and seed with {a.uri}; allowed: evaluations of the same sets")
+        raise UserError(f"{b.uri}: shares no prompt and seed with {a.uri}. Evaluate both on the same prompt sets.")
     shared = [name for name in metric_names(students[0]) if name in metric_names(students[1])]
     metrics = [_metric(name, students[0], students[1], summaries, names) for name in shared]
     comparison = {"a": names[0], "b": names[1], "metrics": metrics}

@@ -23,7 +23,7 @@ import nasa
 from datasets_prep.evaluation import NEGATIVE_PROMPTS
 from nasa.causal import FRAMES_PER_BLOCK, generate_video
 from pipeline import manifest, models
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.evaluation import scorers
 from pipeline.evaluation.report import render
 from pipeline.evaluation.statistics import mean, paired_bootstrap
@@ -98,11 +98,11 @@ def _checked(options: Videos) -> tuple[str, list[str]]:
     """Return the model's folder and the prompts, after checking all inputs."""
     kinds = [metric.kind for metric in options.metrics]
     if len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
-        raise UserError(f"metrics: {', '.join(kinds)} is not allowed; allowed: {' and '.join(KINDS)}, each once")
+        raise invalid("metrics", kinds, f"{' and '.join(KINDS)}, each once")
     for metric in options.metrics:
         scorers.check(metric)
     if not options.prompts:
-        raise UserError('prompts: "" is not allowed; allowed: a text file, one prompt a line')
+        raise invalid("prompts", "", "a text file with one prompt per line")
     file = Folder.from_uri(options.prompts)
     try:
         lines = file.parent.read(file.uri.rpartition("/")[2]).decode().splitlines()
@@ -110,11 +110,11 @@ def _checked(options: Videos) -> tuple[str, list[str]]:
         raise UserError(f"prompts: {options.prompts!r}: not UTF-8 text (byte {error.start})") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise UserError(f"prompts: {options.prompts!r} has no prompt; allowed: one a line")
+        raise invalid("prompts", options.prompts, "a text file with one prompt per line")
     folder = local_folder(options.model, "model", options.revision)
     index = folder / "model_index.json"
     if not options.model or not index.is_file() or json.loads(index.read_text()).get("_class_name") != "WanPipeline":
-        raise UserError(f"model: {options.model!r} is no Wan pipeline; allowed: a folder or a hub id of a WanPipeline")
+        raise invalid("model", options.model, "a folder or hub id of a WanPipeline")
     return str(folder), prompts
 
 

@@ -18,7 +18,7 @@ from nasa.denoiser import distillation_of
 from nasa.diffusion import Diffusion, diffusion_of
 from nasa.families import Family, distillable_family, distillable_pipelines, family_of
 from nasa.prompt_embeds import PromptEmbeds, cat
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.hashing import sha256_of_folder
 from pipeline.hub import local_folder
 from pipeline.recipe import BUNDLED
@@ -84,7 +84,7 @@ def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main")
     if not index.is_file() and teacher == BUNDLED:
         raise UserError(f"{field}: the bundled teacher is not in {WEIGHTS}; make it with `python -m jobs train-shapes`")
     if not index.is_file():
-        raise UserError(f'{field}: {teacher!r} is no teacher (no model_index.json); allowed: a folder, or "{BUNDLED}"')
+        raise invalid(field, teacher, f'a folder or hub id with a model_index.json, or "{BUNDLED}"')
     try:
         parts = json.loads(index.read_text())
     except json.JSONDecodeError as error:
@@ -95,7 +95,7 @@ def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main")
         raise UserError(f"{field}: got {teacher!r}, which is a {parts.get('_class_name')}; expected {expected}.")
     missing = [part for part in (family.denoiser_part, *_PARTS) if part not in parts or not (folder / part).is_dir()]
     if missing:
-        raise UserError(f"{field}: {teacher!r} lacks {', '.join(missing)}; allowed: a whole folder of its pipeline")
+        raise invalid(field, teacher, f"a complete pipeline; {', '.join(missing)} is missing")
     return folder
 
 

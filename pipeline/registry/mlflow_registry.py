@@ -4,7 +4,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipeline.errors import UserError
+from pipeline.errors import invalid
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 STUDENT, EVALUATION = "student_sha256", "evaluation_sha256"  # tags of a version
@@ -45,13 +45,13 @@ def version_of(client: MlflowClient, name: str, number: str, field: str) -> Mode
         if str(found.version) == number:
             return found
     allowed = ", ".join(str(found.version) for found in reversed(there))
-    raise UserError(f"{field}: {name} has no version {number!r}; allowed: {allowed}")
+    raise invalid(field, number, f"a version of {name}: {allowed}")
 
 
 def require_model(client: MlflowClient, name: str) -> None:
     """Raise a UserError where no model of this name is registered."""
     if not is_model(client, name):
-        raise UserError(f"name: {name!r} is not registered; allowed: {', '.join(names(client)) or 'none yet'}")
+        raise invalid("name", name, f"a registered model: {', '.join(names(client)) or 'there is none yet'}")
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.tracking import MlflowClient
 
 from pipeline import tracking
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.hashing import sha256_of_folder
 from pipeline.registry import descriptions, mlflow_registry
 from pipeline.registry.bundle import STUDENT
@@ -143,10 +143,10 @@ def download(tracking_uri: str, name: str, folder: Path, version: str | None = N
         mlflow_registry.require_model(client, name)
         number = version or mlflow_registry.aliases(client, name).get(CHAMPION)
         if number is None:
-            raise UserError(f"name: {name} has no champion; allowed: --version NUMBER")
+            raise UserError(f"name: {name} has no champion. Pass --version NUMBER.")
         found = mlflow_registry.version_of(client, name, number, "version")
         if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"out: {folder} is not empty; allowed: an empty or a new folder")
+            raise invalid("out", str(folder), "an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         mlflow.artifacts.download_artifacts(artifact_uri=found.source, dst_path=str(folder.parent / folder.name))
         return {"version": number, "folder": _checked(folder, found.tags.get(mlflow_registry.STUDENT, ""))}

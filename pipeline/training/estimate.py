@@ -228,5 +228,5 @@ def require_fit(recipe: Recipe) -> None:
     if needs > has:
         raise UserError(
             f"train.micro_batch_size: a worker needs about {needs / GIB:.0f} GiB, and a {recipe.train.gpu} has "
-            f"{has / GIB:.0f}; allowed: a smaller micro_batch_size, gradient_checkpointing = true, or another train.gpu"
+            f"{has / GIB:.0f}. Lower micro_batch_size, set gradient_checkpointing = true, or choose another train.gpu."
         )

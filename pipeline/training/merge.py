@@ -36,7 +36,7 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
     for name, value in weights.items():
         if name not in others or others[name].shape != value.shape:
             raise UserError(
-                f"second: {second!r} has no {name} of shape {tuple(value.shape)}; allowed: the first's form"
+                f"second: got {second!r} without {name} of shape {tuple(value.shape)}; expected the first's architecture."
             )
         value.lerp_(others[name], weight)
     with tempfile.TemporaryDirectory() as scratch:

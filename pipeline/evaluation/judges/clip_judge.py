@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 
 from datasets_prep.sources import decoded
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
 from pipeline.evaluation.scorers.clip import prepare
 from pipeline.evaluation.scorers.pixels import batches
 from pipeline.evaluation.statistics import Share, share
@@ -136,12 +136,12 @@ def read_labels(table: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:
         reader = csv.DictReader(io.StringIO(decoded(table.read_bytes()), newline=""))
         rows, columns = list(reader), reader.fieldnames
     except (OSError, UnicodeError, csv.Error) as error:
-        raise UserError(f"{table}: cannot be read: {error}; allowed: a CSV with the columns file,label") from None
+        raise UserError(f"{table}: cannot be read: {error}. Give a CSV with the columns file,label.") from None
     if columns != COLUMNS:
-        raise UserError(f"{table}: has the columns {columns}; allowed: {COLUMNS}")
+        raise invalid(f"{table}: columns", columns, str(COLUMNS))
     for line, row in enumerate(rows, start=2):
         if row["label"] not in classes:
-            raise UserError(f"{table}:{line}: label: {row['label']!r} is not allowed; allowed: {', '.join(classes)}")
+            raise invalid(f"{table}:{line}: label", row["label"], ", ".join(classes))
         if not row["file"] or not (table.parent / row["file"]).is_file():
-            raise UserError(f"{table}:{line}: file: {row['file']!r} is not there; allowed: a file beside the table")
+            raise invalid(f"{table}:{line}: file", row["file"], "an existing file beside the table")
     return [(table.parent / row["file"], row["label"]) for row in rows]

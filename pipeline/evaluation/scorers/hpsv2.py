@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.errors import invalid
 from pipeline.evaluation.scorers.base import Metric
 from pipeline.evaluation.scorers.pixels import batches, resize, to_tensor
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
@@ -58,9 +58,7 @@ def check(metric: Metric) -> None:
     """Check that the weights are HPSv2's, of the recipe's version."""
     named = Path(metric.weights).name
     if named in FILES.values() and named != FILES[metric.version]:
-        raise UserError(
-            f"{FIELD}: {metric.weights!r} is not of version {metric.version}; allowed: {FILES[metric.version]}"
-        )
+        raise invalid(FIELD, metric.weights, f"{FILES[metric.version]} for version {metric.version}")
     check_clip(metric.weights, metric.architecture or ARCHITECTURE, FIELD, (FILES[metric.version],))
 
 

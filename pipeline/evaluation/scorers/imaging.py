@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.errors import invalid
 from pipeline.evaluation.scorers.base import Metric
 from pipeline.evaluation.scorers.pixels import resize, to_tensor
 from pipeline.models.musiq import Musiq, sizes_of
@@ -61,7 +61,7 @@ def _read(metric: Metric) -> tuple[Path, dict[str, int], dict[str, Tensor]]:
     try:
         sizes = sizes_of(found)
     except KeyError as error:
-        raise UserError(f"{FIELD}: {str(file)!r} lacks {error.args[0]!r}; allowed: {FILE}") from None
+        raise invalid(FIELD, str(file), f"{FILE}, with a tensor {error.args[0]!r}") from None
     with torch.device("meta"):
         wanted = Musiq(**sizes).state_dict()
     require_layout(found, wanted, file, FIELD)
