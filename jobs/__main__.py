@@ -1,6 +1,7 @@
 """`python -m jobs <command>`: prepare, distill, evaluate, register and more. Lists the commands if none is given."""
 
 import argparse
+import os
 import sys
 from types import ModuleType
 
@@ -26,6 +27,8 @@ from jobs import (
     train_shapes,
 )
 from jobs import list as list_jobs
+from pipeline import apply_environment
+from pipeline import logs as logging_setup
 from pipeline.errors import TrainingError, UserError, resume_hint
 from pipeline.lockfile import check_versions
 from pipeline.redaction import redact
@@ -46,6 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
         description="Distil, evaluate and register one-step text-to-image students.",
         epilog=f"{_listing()}\n\n`python -m jobs COMMAND --help` lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=logging_setup.FORMATS,
+        help="format of log records on stderr, of this process and its workers",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", help="one of the list below")
     for module in (module for group in GROUPS.values() for module in group):
@@ -81,6 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command is None:
         parser.print_help(sys.stderr)
         return USAGE_ERROR
+    apply_environment()
+    if options.log_format:
+        os.environ[logging_setup.FORMAT_VARIABLE] = options.log_format
+    logging_setup.configure()
     try:
         check_versions()
         code = options.run_command(options)

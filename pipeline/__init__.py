@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent  # of the checkout
 
-ENVIRONMENT = {  # of this process and of every worker; libraries read it when they are first imported
+ENVIRONMENT = {  # of a command and its workers; libraries read it when they are first imported
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -13,5 +13,9 @@ ENVIRONMENT = {  # of this process and of every worker; libraries read it when t
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-for _name, _value in ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
+
+
+def apply_environment() -> None:
+    """Set the variables of `ENVIRONMENT` that are not set, in the process of a command."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)

@@ -1,6 +1,5 @@
 """User errors of Ray tasks and actors, raised in the driver as if they had occurred there."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,6 @@ from ray.exceptions import RayTaskError
 from pipeline.errors import UserError
 
 RETRIES = "\nFailed to apply UDF"  # how Ray Data begins what it adds to a message
-logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # it asks for a bug report about Ray
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import ray.data
 
-from pipeline import ENVIRONMENT, ROOT
+from pipeline import ENVIRONMENT, ROOT, logs
 from pipeline.errors import IN_JOB
 
 LEAST_CPUS = 4  # logical ones: two train workers share two real cores with the data they read
@@ -25,7 +25,7 @@ def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Ite
     if ray.is_initialized():
         yield
         return
-    _be_quiet()
+    _configure_output()
     local: dict[str, Any] = {"num_cpus": max(least_cpus, os.cpu_count() or 1), "include_dashboard": False}
     ray.init(
         address=address or "local",
@@ -43,6 +43,8 @@ def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Ite
 def _variables() -> dict[str, str]:
     """Return the environment variables of all workers; those of the submitted job win, as Ray rejects duplicates."""
     own = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if log_format := os.environ.get(logs.FORMAT_VARIABLE):
+        own[logs.FORMAT_VARIABLE] = log_format
     given = submitted_environment().get("env_vars") or {}
     return {name: value for name, value in own.items() if name not in given}
 
@@ -53,7 +55,6 @@ def submitted_environment() -> dict[str, Any]:
     return dict(told.get("runtime_env") or {})
 
 
-def _be_quiet() -> None:
+def _configure_output() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
-    for noisy in ("ray.data", "ray.train"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logs.configure()

@@ -1,6 +1,5 @@
 """MLflow as a place to write to that may be away: a tracking outage never ends a training run."""
 
-import itertools
 import logging
 import os
 import queue
@@ -8,7 +7,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +22,14 @@ from PIL import Image
 from pipeline import ROOT
 from pipeline.errors import StorageError, UserError, first_line
 from pipeline.redaction import redact
+from pipeline.retry import backoff_seconds
 
 EXPERIMENT = "nasa-distill"
 BUFFERED = 1000  # writes that wait for a store that is away
-RETRY_SECONDS = (0.5, 1, 2, 5, 10)
+MAX_RETRY_SECONDS = 10.0
 FLUSH_SECONDS = 20
 REACH_SECONDS = 10
-logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table that it makes
-logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)  # of every version that it waits for
-logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # and of every start
+logger = logging.getLogger(__name__)
 
 
 def default_uri() -> str:
@@ -181,7 +178,7 @@ class Tracker:
             time.sleep(0.02)
         lost = self._lost + self._waiting.unfinished_tasks
         if lost:
-            warnings.warn(f"MLflow at {redact(self._client.tracking_uri)}: {lost} writes are lost", stacklevel=2)
+            logger.warning("MLflow at %s: %d writes are lost", redact(self._client.tracking_uri), lost)
 
     def _later(self, write: Callable[[], object]) -> None:
         try:
@@ -190,20 +187,18 @@ class Tracker:
             self._lost += 1
 
     def _write(self) -> None:
-        said = False
+        reported = False
         while True:
             write = self._waiting.get()
-            for wait in itertools.chain(RETRY_SECONDS, itertools.repeat(RETRY_SECONDS[-1])):
+            for delay in backoff_seconds(max_delay=MAX_RETRY_SECONDS):
                 try:
                     write()
                     break
                 except Exception as error:  # any failure of the store or the network, by design
-                    if not said:
-                        warnings.warn(
-                            f"MLflow cannot be written to ({type(error).__name__}); training goes on and it is tried "
-                            "again",
-                            stacklevel=1,
+                    if not reported:
+                        logger.warning(
+                            "MLflow cannot be written to (%s); training continues and retries", type(error).__name__
                         )
-                    said = True
-                    time.sleep(wait)
+                    reported = True
+                    time.sleep(delay)
             self._waiting.task_done()

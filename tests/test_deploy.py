@@ -172,17 +172,17 @@ def test_names_are_kubernetes_own_and_who_evaluates_has_a_gpu(capsys, sets, name
         (["RayJob", "--recipe", "mine.toml", "--run", "s3://b/r"], "recipe: got 'mine.toml'; expected one of"),
         (
             ["RayJob", "--recipe", "sd21", "--run", "s3://b/r"],
-            "prompts.sources: 'journeydb/*.jsonl*' is of this machine",
+            "prompts.sources: got 'journeydb/*.jsonl*'; expected s3://",
         ),
-        (["RayJob", "--run", "runs/x"], "--run: 'runs/x' is not on every node; allowed: s3://"),
-        (["RayCronJob", "--run", "s3://b/r"], "schedule.cron: is empty; allowed: --cron"),
-        (["RayJob", "--run", "s3://b/r", "--gpus-per-node", "0"], "--gpus-per-node: 0 is not"),
+        (["RayJob", "--run", "runs/x"], "--run: got 'runs/x'; expected s3://"),
+        (["RayCronJob", "--run", "s3://b/r"], "schedule.cron: got ''; expected five fields. Pass --cron"),
+        (["RayJob", "--run", "s3://b/r", "--gpus-per-node", "0"], "--gpus-per-node: got 0; expected 1"),
         (
             ["RayJob", "--run", "s3://b/r", "--set", "evaluation.gpus_per_process=4"],
-            "--gpus-per-node: 1 is not allowed; allowed: 4, for one process, to 16",
+            "--gpus-per-node: got 1; expected 4, for one process, to 16",
         ),
         (["RayJob", "--run", "s3://b/r", "--tracking-uri", "http://me:hush@m"], "the secret in 'http://me:***@m'"),
-        (["RayJob", "--run", "s3://b/r", "--tracking-uri", "mlflow"], "--tracking-uri: 'mlflow' is not allowed"),
+        (["RayJob", "--run", "s3://b/r", "--tracking-uri", "mlflow"], "--tracking-uri: got 'mlflow'; expected a server's http://"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, message):

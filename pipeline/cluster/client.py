@@ -64,12 +64,14 @@ def connect(address: str | None = None) -> Any:
         raise UserError(_token_line(address, token)) from None
     except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--job-server: got {address!r}, which is no Ray job server ({_line(error)}); expected a URL such as {DEFAULT}."
+            f"--job-server: got {address!r}, which is no Ray job server ({_line(error)}); "
+            f"expected a URL such as {DEFAULT}."
         ) from None
     server = getattr(client, "_server_ray_version", None) or found
     if server != ray.__version__:
         raise UserError(
-            f"--job-server: the cluster at {address} runs Ray {server}, here is {ray.__version__}; expected the same version."
+            f"--job-server: the cluster at {address} runs Ray {server}, here is {ray.__version__}; "
+            "expected the same version."
         )
     return client
 

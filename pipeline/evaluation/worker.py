@@ -22,7 +22,7 @@ from PIL import Image
 from ray.exceptions import RayActorError
 from ray.util.annotations import RayDeprecationWarning
 
-from pipeline import models
+from pipeline import logs, models
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.images import IMAGES, open_png, png_bytes
@@ -65,6 +65,7 @@ class EvaluationWorker:
     """Maps numbers of work units to their rows, without the images, and to the options of each column's scorer."""
 
     def __init__(self, config: WorkerConfig) -> None:
+        logs.configure()
         self.config, self.recipe = config, config.recipe
         self.suite = evaluation_suite(self.recipe)
         self.folder = Folder.from_uri(config.folder)
@@ -175,7 +176,7 @@ def run_workers(config: WorkerConfig, count: int, options: Evaluation) -> tuple[
         try:
             return _run_once(config, count, options)
         except RayActorError as error:
-            warnings.warn(f"an evaluation process died ({type(error).__name__}); starting others", stacklevel=2)
+            logger.warning("an evaluation process died (%s); starting others", type(error).__name__)
     return _run_once(config, count, options)
 
 

@@ -28,9 +28,6 @@ _PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 STUDENT_FILE = "student.json"
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # a student neither needs nor keeps them
 
-diffusers_logging.disable_progress_bar()
-transformers_logging.disable_progress_bar()
-
 
 @dataclass(frozen=True)
 class TextToImage:
@@ -160,7 +157,7 @@ def load_pipeline(folder: Path, **parts: None) -> Any:
     """Load a pipeline in float32, without `UNUSED_PARTS` and without the `parts` that are None."""
     listed = json.loads((folder / "model_index.json").read_text())
     parts |= dict.fromkeys((part for part in UNUSED_PARTS if part in listed), None)
-    with _without_safety_warning():
+    with _quiet_loading():
         pipe = DiffusionPipeline.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **parts
         )
@@ -171,14 +168,18 @@ def load_pipeline(folder: Path, **parts: None) -> Any:
 
 
 @contextmanager
-def _without_safety_warning() -> Iterator[None]:
-    """Mute diffusers' warning of a missing safety checker: the model card says what a student is without."""
+def _quiet_loading() -> Iterator[None]:
+    """Hide progress bars and diffusers' warning of a missing safety checker, which the model card mentions."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         diffusers_logging.set_verbosity(level)
+        diffusers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
 
 
 def family_of_folder(folder: Path) -> Family:

@@ -1,7 +1,6 @@
 """DeepSpeed as one network's engine. It needs torch and DeepSpeed alone, so that a bare GPU machine can run it."""
 
 import fcntl
-import logging
 import os
 import sysconfig
 from dataclasses import dataclass
@@ -66,7 +65,6 @@ def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: 
     import deepspeed
 
     compile_deepspeed()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY),

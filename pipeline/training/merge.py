@@ -36,7 +36,8 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
     for name, value in weights.items():
         if name not in others or others[name].shape != value.shape:
             raise UserError(
-                f"second: got {second!r} without {name} of shape {tuple(value.shape)}; expected the first's architecture."
+                f"second: got {second!r} without {name} of shape {tuple(value.shape)}; "
+                "expected the first's architecture."
             )
         value.lerp_(others[name], weight)
     with tempfile.TemporaryDirectory() as scratch:

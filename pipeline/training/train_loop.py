@@ -9,7 +9,7 @@ import ray
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from pipeline import models
+from pipeline import logs, models
 from pipeline.compat import persist_checkpoint
 from pipeline.errors import TransientError, UserError
 from pipeline.lockfile import check_versions
@@ -51,9 +51,11 @@ def train(config: TrainLoopConfig, actor: Any) -> None:
 
 def _run(config: TrainLoopConfig, actor: Any) -> None:
     """Train from the latest checkpoint, or from the start, to the recipe's last step."""
+    logs.configure()
     check_versions()
     recipe = config.recipe
     distiller = _distiller(config)
+    logs.set_context(rank=distiller.rank, run=config.mlflow_run)
     indices = recipe.batch_slice(distiller.rank, distiller.world_size)
     folder = Folder.from_uri(config.prompts_uri)
     prompts = PromptStream(folder, config.prompts, recipe.seed, recipe.train.batch_size, indices)
@@ -101,6 +103,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
     detector = DivergenceDetector(options.max_grad_norm_ratio, options.min_image_std_ratio)
     stream = prompts.batches(first_step, options.steps, _encoders(distiller, prompts.folder.uri))
     for step in range(first_step, options.steps):
+        logs.set_context(step=step)
         started = time.monotonic()
         batch = next(stream)
         waited = time.monotonic() - started

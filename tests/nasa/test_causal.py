@@ -134,8 +134,8 @@ def test_frames_come_out_as_a_video(pipe):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames_per_block": 2}, "num_frames: 9 makes 3 latent frames; allowed: a multiple of 2"),
-        ({"timesteps": (500, 700)}, "timesteps: .* allowed: falling"),
+        ({"frames_per_block": 2}, "num_frames: got 9, 3 latent frames; expected a multiple of 2"),
+        ({"timesteps": (500, 700)}, "timesteps: .* expected falling"),
         ({"timesteps": (1000, 0)}, "timesteps: .* above 0"),
         ({"timesteps": ()}, "timesteps: "),
     ],

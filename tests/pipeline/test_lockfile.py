@@ -36,7 +36,7 @@ def test_a_submitted_job_on_other_versions_is_one_line(lock, tmp_path, monkeypat
     assert main(["prepare", "--run", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
     assert f"numpy is {metadata.version('numpy')}, not 0.1" in err
-    assert "and 1 more; allowed: what requirements.lock pins" in err
+    assert "and 1 more; expected the versions of requirements.lock" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

@@ -18,9 +18,9 @@ def test_what_is_written_is_read_back(tmp_path):
         (None, "no complete distill here"),
         (b"{", "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
-        (b"[1]", "holds 'list'; allowed: 'distill'"),
-        (b'{"kind": "prepare"}', "holds 'prepare'; allowed: 'distill'"),
-        (b'{"kind": "distill"}', "recipe: None is not allowed; allowed: a text"),
+        (b"[1]", "kind: got 'list'; expected 'distill'"),
+        (b'{"kind": "prepare"}', "kind: got 'prepare'; expected 'distill'"),
+        (b'{"kind": "distill"}', "recipe: got None; expected a string"),
     ],
 )
 def test_a_folder_that_is_not_one_is_named(tmp_path, content, message):

@@ -41,11 +41,13 @@ def test_what_was_deleted_and_links_stay_here(checkout):
 
 
 def test_too_large_is_said_before_anything_is_copied(checkout, tmp_path):
-    with pytest.raises(UserError, match=r"package: what git tracks is 0\.0 MiB, big\.bin alone 0\.0; allowed: 0 MiB"):
+    with pytest.raises(
+        UserError, match=r"package: what git tracks is 0\.0 MiB, big\.bin alone 0\.0; expected at most 0 MiB"
+    ):
         pack(tmp_path / "out", root=checkout, largest=1000)
     assert not (tmp_path / "out").exists()
 
 
 def test_without_git_it_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="is no git checkout"):
+    with pytest.raises(UserError, match="expected a git clone"):
         pack(tmp_path / "out", root=tmp_path)

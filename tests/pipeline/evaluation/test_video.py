@@ -85,11 +85,11 @@ def test_a_video_that_is_there_is_not_made_again(wan, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["metrics=[{kind='hpsv2'}]"], "metrics: hpsv2 is not allowed; allowed: aesthetic and imaging"),
+        (["metrics=[{kind='hpsv2'}]"], "metrics: got ['hpsv2']; expected aesthetic and imaging"),
         (["metrics=[{kind='imaging', weights='/no/where'}]"], "weights: got '/no/where'; expected a file"),
         (["fps=0"], "fps: got 0; expected a number above 0"),
         (["prompts='/no/where.txt'"], "/no/where.txt: no such file"),
-        (["model='/no/where'"], "model: '/no/where' is no Wan pipeline"),
+        (["model='/no/where'"], "model: got '/no/where'; expected a folder or hub id of a WanPipeline"),
     ],
 )
 def test_bad_input_is_one_line(wan, prompts, tmp_path, capsys, more, message):

@@ -135,15 +135,15 @@ def test_a_download_is_checked(three, client, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--name", "nasa-gone"], "name: 'nasa-gone' is not registered; allowed: nasa-tiny"),
+        (["--name", "nasa-gone"], "name: got 'nasa-gone'; expected a registered model: nasa-tiny"),
         (["rollback"], "--name: got nothing; expected a value"),
-        (["rollback", "--name", "nasa-gone"], "name: 'nasa-gone' is not registered; allowed: nasa-tiny"),
-        (["rollback", "--name", NAME, "--to", "9"], "to: nasa-tiny has no version '9'; allowed: 1, 2, 3, 4"),
-        (["rollback", "--name", NAME, "--to", "best"], "to: nasa-tiny has no version 'best'; allowed: 1, 2, 3, 4"),
+        (["rollback", "--name", "nasa-gone"], "name: got 'nasa-gone'; expected a registered model: nasa-tiny"),
+        (["rollback", "--name", NAME, "--to", "9"], "to: got '9'; expected a version of nasa-tiny: 1, 2, 3, 4"),
+        (["rollback", "--name", NAME, "--to", "best"], "to: got 'best'; expected a version of nasa-tiny: 1, 2, 3, 4"),
         (["rollback", "--name", NAME, "--to", "3"], "to: version 3 of nasa-tiny is the champion already"),
         (["download", "--name", NAME], "--out: got nothing; expected a value"),
-        (["download", "--name", NAME, "--version", "9", "--out", "x"], "version: nasa-tiny has no version '9'"),
-        (["download", "--name", NAME, "--out", "/"], "out: / is not empty"),
+        (["download", "--name", NAME, "--version", "9", "--out", "x"], "version: got '9'; expected a version of nasa-tiny"),
+        (["download", "--name", NAME, "--out", "/"], "out: got '/'; expected an empty or a new folder"),
     ],
 )
 def test_a_mistake_is_one_line(three, capsys, arguments, message):

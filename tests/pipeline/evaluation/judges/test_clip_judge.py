@@ -83,15 +83,15 @@ def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,label\na.png,red\n", r"has the columns \['name', 'label'\]; allowed: \['file', 'label'\]"),
+        ("name,label\na.png,red\n", r"columns: got \['name', 'label'\]; expected \['file', 'label'\]"),
         (
             "file,label\na.png,red\na.png,pink\n",
-            "labels.csv:3: label: 'pink' is not allowed; allowed: red, green, blue",
+            "labels.csv:3: label: got 'pink'; expected red, green, blue",
         ),
-        ("file,label\na.png\n", "labels.csv:2: label: None is not allowed"),
-        ("file,label\nb.png,red\n", "labels.csv:2: file: 'b.png' is not there"),
-        ("file,label\n,red\n", "labels.csv:2: file: '' is not there"),
-        ("", "has the columns None"),
+        ("file,label\na.png\n", "labels.csv:2: label: got None; expected"),
+        ("file,label\nb.png,red\n", "labels.csv:2: file: got 'b.png'; expected an existing"),
+        ("file,label\n,red\n", "labels.csv:2: file: got ''; expected an existing"),
+        ("", "columns: got None; expected"),
     ],
 )
 def test_a_table_that_is_wrong_is_one_line(tmp_path, text, message):
@@ -101,7 +101,7 @@ def test_a_table_that_is_wrong_is_one_line(tmp_path, text, message):
 
 
 def test_a_table_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"labels\.csv: cannot be read: .*; allowed: a CSV"):
+    with pytest.raises(UserError, match=r"labels\.csv: cannot be read: .* Give a CSV"):
         read_labels(tmp_path / "labels.csv", list(TEXTS))
 
 

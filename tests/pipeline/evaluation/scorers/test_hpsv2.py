@@ -86,7 +86,7 @@ def test_a_folder_s_file_is_that_of_the_version(tmp_path, version):
     scorers.check(Metric(kind="hpsv2", weights=str(tmp_path), version=version))
     with pytest.raises(UserError, match=re.escape(hpsv2.FILES[other])):
         scorers.check(Metric(kind="hpsv2", weights=str(tmp_path), version=other))
-    with pytest.raises(UserError, match=f"^evaluation.metrics.weights: .* is not of version {other}; allowed: "):
+    with pytest.raises(UserError, match=f"^evaluation.metrics.weights: got .*; expected .* for version {other}"):
         scorers.check(Metric(kind="hpsv2", weights=str(tmp_path / hpsv2.FILES[version]), version=other))
 
 
