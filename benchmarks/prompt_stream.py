@@ -18,7 +18,7 @@ import pyarrow.dataset
 
 from pipeline import recipe
 from pipeline.gpus import GPUS
-from pipeline.prompts import prepared
+from pipeline.prompts import prompt_dataset
 from pipeline.prompts.stream import PromptStream
 from pipeline.session import ray_session
 from pipeline.storage import Folder
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     folder = Folder.from_uri(arguments.prompts)
-    record = prepared.check(folder)
+    record = prompt_dataset.check(folder)
     steps = record["epoch"] // BATCH
     with ray_session():
         next(stream(folder, record, steps - 1, 1))  # processes are started

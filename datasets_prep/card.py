@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader
 
-from datasets_prep.account import SCORE_EDGES, TOKEN_EDGES
+from datasets_prep.cleaning_stats import SCORE_EDGES, TOKEN_EDGES
 from datasets_prep.negatives import terms
 
 SHOWN = 10
@@ -18,7 +18,7 @@ Bars = list[tuple[str, int, float]]
 
 
 def page(recipe: str, sources: Mapping[str, Mapping[str, Any]], negative_prompts: pa.Table) -> str:
-    """`sources` are those of the manifest, with the texts that were `blocked` beside. Every text is escaped."""
+    """Return the page of a manifest's `sources`, with samples of blocked texts; every text is escaped."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     count = negative_prompts.num_rows
     shown = [*range(min(SHOWN, count)), *range(max(SHOWN, count - SHOWN), count)]
@@ -47,6 +47,6 @@ def _ranges(edges: Sequence[float]) -> list[str]:
 
 
 def _bars(labels: Sequence[str], counts: Sequence[int]) -> Bars:
-    """Without those of no length; the longest is 100 wide."""
+    """Return the bars of a histogram without empty ones; the longest is 100 wide."""
     most = max(counts, default=1) or 1
     return [(label, count, round(100 * count / most, 1)) for label, count in zip(labels, counts, strict=True) if count]

@@ -1,17 +1,17 @@
-"""From raw prompts to clean ones, a chunk at a time, with an account: rows in are rows out and rows removed."""
+"""Cleaning of one chunk of raw prompts: rows in are rows out and rows removed."""
 
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from datasets_prep.account import Account
 from datasets_prep.cleaning import cleaned
+from datasets_prep.cleaning_stats import CleaningStats
 from datasets_prep.dedup import BANDS, band_keys, exact_keys, normal_form
 from datasets_prep.filters import FILTERS, FIRST_BY_TOKENS, MINORS, CountTokens, Filters
 from datasets_prep.terms import evidence
 
-__all__ = ["BAND_COLUMNS", "SCHEMA", "Account", "process"]
+__all__ = ["BAND_COLUMNS", "SCHEMA", "CleaningStats", "process"]
 
 BAND_COLUMNS = tuple(f"band_{number:02d}" for number in range(BANDS))
 SCHEMA = pa.schema(
@@ -27,9 +27,11 @@ SCHEMA = pa.schema(
 """`row` is the prompt's place in its file, `key` and the bands are of `dedup`."""
 
 
-def process(raw: pa.Table, first_row: int, filters: Filters, count_tokens: CountTokens) -> tuple[pa.Table, Account]:
+def process(
+    raw: pa.Table, first_row: int, filters: Filters, count_tokens: CountTokens
+) -> tuple[pa.Table, CleaningStats]:
     """Clean, filter and sign a table of `sources.SCHEMA`, whose first row is `first_row` of its file."""
-    account = Account(raw.num_rows)
+    account = CleaningStats(raw.num_rows)
     table = _readable(raw, first_row, account)
     for reason, removes in FILTERS.items():
         if reason == FIRST_BY_TOKENS:
@@ -45,8 +47,8 @@ def process(raw: pa.Table, first_row: int, filters: Filters, count_tokens: Count
     return table.select(SCHEMA.names).cast(SCHEMA), account
 
 
-def _readable(raw: pa.Table, first_row: int, account: Account) -> pa.Table:
-    """The rows that have a text, cleaned."""
+def _readable(raw: pa.Table, first_row: int, account: CleaningStats) -> pa.Table:
+    """Return the rows that have a text, cleaned."""
     table = raw.append_column("row", pa.array(np.arange(first_row, first_row + raw.num_rows)))
     account.refuse(*_valid(table, "problem"))
     table = table.filter(table["problem"].is_null())
@@ -56,8 +58,8 @@ def _readable(raw: pa.Table, first_row: int, account: Account) -> pa.Table:
     return table.append_column("prompt", pa.array(texts, pa.string())).filter(pa.array(~empty))
 
 
-def _cleaned(raw: list[str], account: Account) -> list[str]:
-    """The texts after cleaning; what each rule changed is counted."""
+def _cleaned(raw: list[str], account: CleaningStats) -> list[str]:
+    """Return the cleaned texts, and count the changes of each rule."""
     texts: list[str] = []
     changed: dict[str, list[tuple[str, str]]] = {}
     for text in raw:
@@ -75,7 +77,7 @@ def _valid(table: pa.Table, column: str) -> tuple[list[Any], list[int]]:
     return own[column].to_pylist(), own["row"].to_pylist()
 
 
-def _without(table: pa.Table, reason: str, removed: np.ndarray, account: Account) -> pa.Table:
+def _without(table: pa.Table, reason: str, removed: np.ndarray, account: CleaningStats) -> pa.Table:
     if not removed.any():
         return table
     texts = table.filter(pa.array(removed))["prompt"].to_pylist()

@@ -39,7 +39,7 @@ _EDGES = " \t\n,;:|*_-\"'`"
 
 
 def without_html(text: str) -> str:
-    """The text of a fragment of HTML: no tags, comments and scripts, entities as the characters they name.
+    """Return the text of an HTML fragment: no tags, comments and scripts, entities as characters.
 
     What stands in angle brackets and is no element of HTML, such as the token `<sks>`, is text.
     """
@@ -62,7 +62,7 @@ def normalised(text: str) -> str:
 
 
 def one_space(text: str) -> str:
-    """One space for line ends, tabs and space of any kind and length; none at the ends."""
+    """Replace line ends, tabs and runs of space by one space, and strip the ends."""
     return " ".join(text.split())
 
 
@@ -88,12 +88,12 @@ Change = tuple[str, str, str]
 
 
 def clean(text: str) -> str:
-    """The text after all rules."""
+    """Return the text after all rules."""
     return cleaned(text)[0]
 
 
 def cleaned(text: str) -> tuple[str, list[Change]]:
-    """The text after all rules, and the changes: which rule, the text before it, the text after it."""
+    """Return the text after all rules, and each rule's change: rule, text before, text after."""
     changes: list[Change] = []
     whole = normalised(text)
     if whole != text and (whole := one_space(whole)) != one_space(text):
@@ -113,19 +113,19 @@ def cleaned(text: str) -> tuple[str, list[Change]]:
 
 
 def tidied(text: str) -> str:
-    """What a rule left behind of the space and the separators around what it removed, tidied."""
+    """Tidy the space and separators that a rule left around what it removed."""
     text = re.sub(r"\s+([,;.])(?=\s|$)", r"\1", one_space(normalised(text)))
     text = re.sub(r"([,;])(?:\s*[,;])+", r"\1", text).strip(" ,;:|")
     return re.sub(r"^[-\u2013\u2014]\s+|\s+[-\u2013\u2014]$|\s+(?=[\"\u201d)]$)", "", text)
 
 
 def negatives_of(text: str) -> list[str]:
-    """What a Midjourney prompt was to avoid: the terms of its `--no`."""
+    """Return the negative terms of a Midjourney prompt's `--no`."""
     return [term for term in map(collapse, midjourney.avoided(text).split(",")) if term]
 
 
 def collapse(text: str) -> str:
-    """One space between words, none before a comma, no separators at the ends."""
+    """Put one space between words and none before a comma, and strip separators at the ends."""
     text = _SPACE.sub(" ", text)
     text = re.sub(r"\s+([,;])", r"\1", text)
     return re.sub(r"([,;])(?:\s*[,;])+", r"\1", text).strip(_EDGES)

@@ -29,7 +29,7 @@ _MIX = np.array([pow(0x9E3779B97F4A7C15, power + 1, 2**64) | 1 for power in rang
 
 
 def normal_form(text: str) -> str:
-    """What two texts must share to be the same: their words and symbols, in lower case.
+    """Return what duplicates share: words and symbols, in lower case.
 
     A word is letters with the marks that belong to them, digits, and signs that tell words apart (`C++`, `C#`, `50%`);
     an emoji is a word. Space, punctuation and separators (`|`, `~`) part words. A text without any stands for itself.
@@ -46,6 +46,7 @@ def shingles(normal: str) -> frozenset[str]:
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """Return the Jaccard similarity of two sets of words."""
     return len(a & b) / len(a | b) if a or b else 1.0
 
 

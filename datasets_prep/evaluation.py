@@ -34,6 +34,7 @@ HPSV2_PROMPTS = 800  # of a style
 
 
 def exclusion_pairs() -> pa.Table:
+    """Return the paper's pairs of prompt and negative prompt."""
     prompts, negatives = zip(*EXCLUSION_PAIRS, strict=True)
     return pa.table([range(len(prompts)), prompts, negatives], schema=PAIRS_SCHEMA)
 

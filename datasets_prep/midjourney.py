@@ -1,4 +1,4 @@
-"""What prompt tools write beside the text: Midjourney's and AUTOMATIC1111's syntax, only in the form they define.
+"""The syntax that prompt tools write beside the text: Midjourney's and AUTOMATIC1111's, only in the form they define.
 
 Midjourney: https://docs.midjourney.com/hc/en-us/articles/32859204029709-Parameter-List. A parameter is a whole token
 (`--ar 3:2`), the dash of which an editor may have turned into another one; anything else is text and is kept. Without a

@@ -86,13 +86,13 @@ def build(count: int, seed: int, observed: Mapping[str, int] = MappingProxyType(
 
 
 def terms(text: str) -> list[str]:
-    """The comma-separated terms of a negative prompt, in lower case, each once."""
+    """Return the distinct comma-separated terms of a negative prompt, in lower case."""
     own = (collapse(re.sub(r"[()\[\]{}<>]|:\s*[\d.]+", " ", term)).casefold() for term in text.split(","))
     return list(dict.fromkeys(term for term in own if term))
 
 
 def content_words(text: str) -> frozenset[str]:
-    """The words of a prompt that name something, in lower case."""
+    """Return the words of a prompt that name something, in lower case."""
     return frozenset(re.findall(r"[^\W\d_]+", text.lower())) - _FUNCTION_WORDS
 
 

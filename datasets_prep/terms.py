@@ -75,7 +75,7 @@ ADULT = 18  # years
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text, those in disguise (`nud3`, `n u d e`) too."""
+    """Return the words of a text, including disguised ones (`nud3`, `n u d e`)."""
     folded = _folded(text)
     found = _WORD.findall(folded)
     if any(c in folded for c in _DISGUISES):
@@ -86,7 +86,7 @@ def words(text: str) -> frozenset[str]:
 
 
 def _folded(text: str) -> str:
-    """In lower case, without accents, fullwidth letters as plain ones."""
+    """Return the text in lower case, without accents and fullwidth letters."""
     if text.isascii():
         return text.lower()
     decomposed = unicodedata.normalize("NFKD", text.casefold())
@@ -94,7 +94,7 @@ def _folded(text: str) -> str:
 
 
 def _disguised(folded: str) -> Iterator[str]:
-    """Readings of the tokens that have digits or signs for some of their letters, but not for all."""
+    """Yield readings of tokens that have digits or signs for some of their letters."""
     for token in _TOKEN.findall(folded):
         if any(c.isalpha() for c in token):
             for table in _READ_AS:
@@ -102,7 +102,7 @@ def _disguised(folded: str) -> Iterator[str]:
 
 
 def _spelled(runs: Sequence[str]) -> Iterator[str]:
-    """The terms within runs of single letters. Only neighbours are joined, and never across a word.
+    """Yield the terms within runs of single letters; only neighbours are joined, never across a word.
 
     Of the letters half or more must be letters: `n u d 3`, not the sizes `a 5 5`. The same one again and again, as in
     a game of noughts and crosses, spells nothing.
@@ -117,16 +117,17 @@ def _spelled(runs: Sequence[str]) -> Iterator[str]:
 
 
 def explicit(text: str) -> bool:
+    """Tell whether a text has a sexual term."""
     return not EXPLICIT.isdisjoint(words(text))
 
 
 def sexual_about_minors(text: str) -> bool:
-    """A sexual term and one for a minor in one prompt, or a term that is both. It would rather block too much."""
+    """Tell whether a prompt has a sexual term and one for a minor; it errs on the side of blocking."""
     return bool(evidence(text))
 
 
 def evidence(text: str) -> tuple[str, ...]:
-    """The terms for which a prompt is blocked as sexual about minors: a sexual one and one for a minor, or one of both.
+    """Return the terms for which a prompt is blocked as sexual about minors.
 
     Empty where it is not.
     """
@@ -150,6 +151,6 @@ def _minor(found: frozenset[str], text: str) -> str:
 
 
 def _is_below_adult(age: re.Match[str]) -> bool:
-    """A number that is written as a word is, unless tens are before it."""
+    """Tell whether a number word means less than eighteen."""
     digits = age["digits"] or age["aged"]
     return int(digits) < ADULT if digits else not age["tens"]

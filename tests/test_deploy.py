@@ -182,7 +182,10 @@ def test_names_are_kubernetes_own_and_who_evaluates_has_a_gpu(capsys, sets, name
             "--gpus-per-node: got 1; expected 4, for one process, to 16",
         ),
         (["RayJob", "--run", "s3://b/r", "--tracking-uri", "http://me:hush@m"], "the secret in 'http://me:***@m'"),
-        (["RayJob", "--run", "s3://b/r", "--tracking-uri", "mlflow"], "--tracking-uri: got 'mlflow'; expected a server's http://"),
+        (
+            ["RayJob", "--run", "s3://b/r", "--tracking-uri", "mlflow"],
+            "--tracking-uri: got 'mlflow'; expected a server's http://",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, message):

@@ -21,7 +21,7 @@ TAG_SHARE = 0.2
 
 
 def sample_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the scene: usually a sentence, sometimes tags; attributes left out at random."""
+    """Sample a caption of the scene: usually a sentence, sometimes tags; attributes are left out at random."""
     if rng.random() < TAG_SHARE:
         return sample_tags(scene, rng)
     words = [_quality(scene, rng), "photo of a"]
@@ -34,7 +34,7 @@ def sample_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def sample_tags(scene: Scene, rng: np.random.Generator, *, most: int = 3) -> str:
-    """A comma-separated list of at most `most` of the scene's attributes, as negative prompts are written."""
+    """Sample a comma-separated list of at most `most` attributes, as negative prompts are written."""
     tags = [scene.shape, scene.colour, f"{scene.background} background", scene.size]
     if scene.quality != "clean":
         tags += [_quality(scene, rng, unmentioned=0.0)] * 2
@@ -53,7 +53,7 @@ def sample_quality_list(rng: np.random.Generator, *, most: int = 5) -> str:
 
 
 def full_prompt(scene: Scene, *, position: bool = True) -> str:
-    """The prompt that names shape, colour, background and size, for held-out evaluation."""
+    """Return the prompt that names shape, colour, background and size, for held-out evaluation."""
     where = f" {scene.position}" if position else ""
     sentence = f"a photo of a {scene.size} {scene.colour} {scene.shape}{where} on a {scene.background} background"
     return _with_articles(sentence)

@@ -1,4 +1,4 @@
-"""From a scene to its 64 x 64 image, with Pillow and numpy."""
+"""Rendering of scenes as 64 x 64 images, with Pillow and numpy."""
 
 import math
 
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The scene as uint8 [64, 64, 3], sRGB; the same scene gives the same bytes."""
+    """Render the scene as uint8 [64, 64, 3], sRGB; the same scene gives the same bytes."""
     colours = np.asarray(COLOURS[scene.colour] + COLOURS[scene.background]) + scene.tint
     object_rgb, background_rgb = np.clip(colours, 0, 255).reshape(2, 3)
     alpha = _coverage(scene)[..., None]
@@ -27,7 +27,7 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def _coverage(scene: Scene) -> np.ndarray:
-    """How much of each pixel the object covers, float [64, 64] in 0..1."""
+    """Return the share of each pixel that the object covers, float [64, 64] in 0..1."""
     right, down = POSITIONS[scene.position]
     dx, dy, dr = scene.jitter
     centre = (IMAGE_SIZE / 2 + right + dx, IMAGE_SIZE / 2 + down + dy)
@@ -69,7 +69,7 @@ def _degrade(image: np.ndarray, quality: str) -> np.ndarray:
         blurred = Image.fromarray(image.round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(_BLUR_RADIUS))
         return np.asarray(blurred, dtype=np.float64)
     if quality == "grainy":
-        return np.clip(image + _grain()[..., None], 0, 255)
+        return np.asarray(np.clip(image + _grain()[..., None], 0, 255))
     if quality == "dark":
         return image * _DARKNESS
     return image

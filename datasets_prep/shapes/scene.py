@@ -1,4 +1,4 @@
-"""What an image of the world of shapes shows: one object, one background, one quality."""
+"""Scenes of the Shapes toy dataset: one object, one background, one quality."""
 
 import hashlib
 from collections.abc import Sequence
@@ -54,12 +54,12 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def pick(names: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the names; `rng.choice` draws the same and takes ten times as long."""
+    """Sample one of the names; `rng.choice` samples the same and takes ten times as long."""
     return names[int(rng.integers(len(names)))]
 
 
 def sample_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
-    """One scene with independent, uniform attributes, from the training or the held-out part."""
+    """Sample a scene with independent, uniform attributes, from the training or the held-out part."""
     while True:
         colour, background = (_COLOUR_NAMES[index] for index in rng.choice(len(COLOURS), size=2, replace=False))
         degraded = rng.random() < DEGRADED_SHARE

@@ -1,4 +1,4 @@
-"""What people have prompts in, read as Arrow tables of a bounded number of rows. One reader a format.
+"""Readers of prompt files as Arrow tables of a bounded number of rows, one module per format.
 
 The format is told by the content. A row that cannot be read is a row all the same, with its `problem` in place of a
 text: rows in are rows out and rows refused. A file that cannot be read at all is one such row.
@@ -56,7 +56,7 @@ def _read_content(content: Unpacked, rows: int, named: str, column: str) -> Iter
 
 
 def _read_member(column: str, name: str, stream: BinaryIO, rows: int) -> Iterator[pa.Table]:
-    """A file within an archive, of which the reason is enough where it cannot be read."""
+    """Read a file within an archive; an unreadable one is one row with the reason."""
     try:
         yield from _read_content(unpacked(stream), rows, named_kind(name) or "", column)
     except pa.ArrowException as error:
@@ -75,7 +75,7 @@ _BY_COLUMN: Mapping[str, Callable[[BinaryIO, int, str], Iterator[pa.Table]]] = M
 
 
 def reader_of(path: str) -> str:
-    """The kind of file that a name promises; empty where that is open.
+    """Return the kind of file that a name promises; empty if any is possible.
 
     Raises:
         ValueError: as `read` does.

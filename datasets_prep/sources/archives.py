@@ -83,7 +83,7 @@ def _families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterator[lis
 
 
 def _samples(family: Sequence[Member]) -> Iterator[list[Member]]:
-    """By stems; what has no caption joins the shortest stem that its own continues after a dot, beside a medium."""
+    """Group members by stem; one without a caption joins the shortest stem that its own extends, beside a medium."""
     by_stem: dict[str, list[Member]] = {}
     for member in family:
         by_stem.setdefault(member.stem, []).append(member)
@@ -104,7 +104,7 @@ def _shortest(stem: str, stems: Container[str]) -> str:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[Member]:
-    """The content of media is not read. What is large, or cut short, is a stream, to be read before the next member."""
+    """Yield an archive's members; large or truncated ones are streams, to be read before the next member."""
     for member in archive:
         folder, _, base = member.name.rpartition("/")
         if not member.isfile() or base.startswith("."):
@@ -137,7 +137,7 @@ def _is_captioned(group: Sequence[Member]) -> bool:
 
 
 def _captions(sample: Sequence[Member], column: str) -> Iterator[dict[str, Any]]:
-    """A row; where there are several captions (`1.en.txt`, `1.de.txt`) and no column is chosen, one for each."""
+    """Return one row, or one per caption (`1.en.txt`, `1.de.txt`) if no column is chosen."""
     captions = [member for member in sample if _ending(member.name) in CAPTIONS]
     by_stem: dict[str, list[Member]] = {}
     for caption in captions:
@@ -151,7 +151,7 @@ def _captions(sample: Sequence[Member], column: str) -> Iterator[dict[str, Any]]
 
 
 def _sample(group: Sequence[Member], column: str) -> dict[str, Any]:
-    """The caption's own file comes before the metadata, unless a column is chosen."""
+    """Return a sample's row; a caption file precedes the metadata unless a column is chosen."""
     content = {_ending(member.name): member.content for member in sorted(group, key=lambda each: -len(each.stem))}
     value: dict[str, Any] = {}
     try:

@@ -1,10 +1,10 @@
-"""Which of a table's columns hold what."""
+"""Recognition of a table's columns."""
 
 from datasets_prep.sources.rows import COLUMNS
 
 
 def columns_of(columns: list[str], chosen: str) -> dict[str, str]:
-    """What a file's columns are called, by what they hold."""
+    """Return the names of a file's columns by their content."""
     by_lower = {name.lower(): name for name in reversed(columns)}
     found = {
         target: by_lower[name] for target, names in COLUMNS.items() for name in reversed(names) if name in by_lower
@@ -17,5 +17,6 @@ def columns_of(columns: list[str], chosen: str) -> dict[str, str]:
 
 
 def no_column(chosen: str, names: list[str]) -> str:
+    """Return the error of a column that is missing."""
     wanted = repr(chosen) if chosen else " or ".join(COLUMNS["text"])
     return f"file: no column {wanted}; it has {', '.join(names)[:200]}"

@@ -19,6 +19,7 @@ csv.field_size_limit(max(csv.field_size_limit(), MOST_RECORD))
 
 
 def read_csv(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
+    """Read comma-, tab- or semicolon-separated values."""
     text = _Lines(stream)
     line = next((each for each in text if each.strip()), "")
     if found := _SEPARATOR_LINE.match(line):
@@ -37,7 +38,7 @@ def read_csv(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
 
 
 def delimiter_of(header: str) -> str:
-    """The one that is most frequent; empty where there is none, and the file has one column."""
+    """Return the most frequent delimiter; empty if the file has one column."""
     plain = _QUOTED.sub("", header)
     best = max(DELIMITERS, key=plain.count)
     return best if best in plain else ""
@@ -89,7 +90,7 @@ def _record(fields: list[str], places: dict[str, int], width: int) -> dict[str, 
 
 
 def _texts(text: _Lines) -> Iterator[dict[str, Any]]:
-    """Of one column: a quoted text, on as many lines as it takes, or a line as it is, commas and all."""
+    """Yield the texts of one column: a quoted text over several lines, or a line as it is, with its commas."""
     held: list[str] = []
     while True:
         try:
@@ -106,7 +107,7 @@ def _texts(text: _Lines) -> Iterator[dict[str, Any]]:
 
 
 def _whole(line: str, held: list[str], text: _Lines) -> tuple[str, list[str]]:
-    """A quoted text with the lines that it goes on to, and what is left of `held`.
+    """Return a quoted text with the lines that continue it, and the rest of `held`.
 
     The line alone where its quote is not closed within a prompt's length.
     """

@@ -22,7 +22,7 @@ _decoder = json.JSONDecoder()
 
 
 def read_json_document(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
-    """What is after a value that cannot be parsed is lost: the last row says from where."""
+    """Read a JSON document; after a value that cannot be parsed, the last row tells from where it is lost."""
     yield from in_tables(_rows(_Values(stream), column), rows)
 
 
@@ -44,7 +44,7 @@ class _Values:
         return not self.ended
 
     def next(self) -> str:
-        """The next character that is no space, which stays; empty at the end."""
+        """Return the next character that is no space, without consuming it; empty at the end."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in _SPACE:
                 self.at += 1
@@ -65,7 +65,7 @@ class _Values:
         return bool(pattern.match(self.text, self.at))
 
     def value(self) -> Any:
-        """Raises ValueError where it is none, or too long to be held."""
+        """Parse a value; raise ValueError if there is none or it is too long."""
         self.next()
         while True:
             try:
@@ -82,7 +82,7 @@ class _Values:
             return value
 
     def elements(self) -> Iterator[Any]:
-        """Of a list, each parsed when it is asked for."""
+        """Yield a list's elements, each parsed on demand."""
         self.at += 1
         while not self.takes("]"):
             yield self.value()
@@ -92,7 +92,7 @@ class _Values:
                 raise ValueError("expected , or ] after an element")
 
     def members(self) -> Iterator[str]:
-        """The keys of an object. Their values are for the caller to take."""
+        """Yield the keys of an object; the caller consumes their values."""
         self.at += 1
         while not self.takes("}"):
             key = self.value()
@@ -128,7 +128,7 @@ def _or_none(rows: Iterator[dict[str, Any]], what: str) -> Iterator[dict[str, An
 
 
 def _of_object(values: _Values, column: str) -> Iterator[dict[str, Any]]:
-    """Its lists of prompts, or its objects where they are all; else the object itself is the row."""
+    """Yield an object's lists of prompts, or its objects if all values are; else the object as one row."""
     own: dict[str, Any] = {}
     found = False
     for key in values.members():

@@ -12,7 +12,7 @@ MOST_JSON_BYTES = 16 * MOST_BYTES  # of a line: an object may hold more than its
 
 
 def read_text(stream: BinaryIO, rows: int) -> Iterator[pa.Table]:
-    """A blank line is a row without text."""
+    """Read one prompt per line; a blank line is a row without text."""
     yield from in_tables(map(_text_row, lines(stream, MOST_BYTES)), rows)
 
 

@@ -1,4 +1,4 @@
-"""What every reader gives: the schema of raw prompts, and rows that stand for what could not be read."""
+"""The schema of raw prompts, and rows that stand for unreadable data."""
 
 import csv
 import io
@@ -46,25 +46,26 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source. `column` holds the prompts, with dots into nested objects; empty is found by name."""
+    """One file of a source. `column` holds the prompts, with dots into nested objects; empty: found by name."""
 
     filesystem: fs.FileSystem
     path: str
     column: str = ""
 
     def stream(self) -> BinaryIO:
+        """Open the file."""
         opened: BinaryIO = io.BufferedReader(self.filesystem.open_input_stream(self.path, compression=None), BUFFER)
         return opened
 
 
 def table_of(columns: dict[str, Any], count: int) -> pa.Table:
-    """Of `SCHEMA`; what is not given is null."""
+    """Return a table of `SCHEMA`; missing columns are null."""
     arrays = [columns[field.name] if field.name in columns else pa.nulls(count) for field in SCHEMA]
     return pa.table(arrays, names=SCHEMA.names).cast(SCHEMA)
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A lone surrogate, which JSON may hold, is no text that can be stored; nor is a prompt of no end."""
+    """Return a table of rows; a lone surrogate or an overlong prompt is a problem."""
     columns: dict[str, Any] = {field.name: [row.get(field.name) for row in rows] for field in SCHEMA}
     for number, (text, negative) in enumerate(zip(columns["text"], columns["negative"], strict=True)):
         if problem := _problem(text, negative):
@@ -107,7 +108,7 @@ def in_tables(found: Iterable[Mapping[str, Any] | pa.Table], rows: int) -> Itera
 
 
 def row_of(value: Any, column: str) -> dict[str, Any]:
-    """The row that an object of JSON is."""
+    """Return the row of a JSON object."""
     if not isinstance(value, dict):
         return {"problem": "not an object"}
     own = {name.lower(): item for name, item in value.items()}
@@ -124,12 +125,12 @@ def row_of(value: Any, column: str) -> dict[str, Any]:
 
 
 def row_or_text(value: Any, column: str) -> dict[str, Any]:
-    """The row that a value of JSON is: a text is a prompt, unless a column is chosen."""
+    """Return the row of a JSON value; a string is a prompt unless a column is chosen."""
     return {"text": value} if isinstance(value, str) and not column else row_of(value, column)
 
 
 def inner(value: Any, column: str) -> Any:
-    """What a column with dots names within an object; a key with dots in it names itself."""
+    """Return a nested value by a column name with dots; a key that contains dots comes first."""
     if isinstance(value, dict) and column in value:
         return value[column]
     name, _, rest = column.partition(".")
@@ -137,21 +138,21 @@ def inner(value: Any, column: str) -> Any:
 
 
 def number_of(value: Any) -> float | None:
-    """None where it is no number."""
+    """Return a number, or None."""
     with suppress(TypeError, ValueError, OverflowError):
         return float(value)
     return None
 
 
 def refused(count: int, problem: str, rows: int) -> Iterator[pa.Table]:
-    """So many rows with a problem, in tables of at most `rows`."""
+    """Yield tables of at most `rows` rows that hold a problem."""
     for first in range(0, count, rows):
         size = min(rows, count - first)
         yield table_of({"problem": pa.array([problem] * size)}, size)
 
 
 def problem_of(error: BaseException) -> str:
-    """One line that says what is wrong with the data; where it is the store that failed, the error goes on."""
+    """Return one line about wrong data; an error of the store is raised again."""
     if isinstance(error, _STORE_FAILED) or "AWS Error" in str(error):
         raise error
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""What a stream is: by its first bytes and its structure; where these leave it open, by its name."""
+"""Detection of a stream's format by its first bytes and structure, and by its name where these leave it open."""
 
 import json
 import re
@@ -40,7 +40,7 @@ _NAME = re.compile(r'"?[A-Za-z_][\w.-]*"?')
 
 
 def named_kind(path: str) -> str | None:
-    """The kind that a file's name promises; empty where that is open, None where it is of no known format."""
+    """Return the kind that a file's name promises; empty if any is possible, None for an unknown format."""
     name = path.lower()
     while name.endswith(COMPRESSED):
         found = next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "")
@@ -53,12 +53,16 @@ def named_kind(path: str) -> str | None:
 
 
 def kind_of(head: bytes, named: str, column: str) -> str:
-    """One of the kinds of `ENDINGS`, "document" for JSON that is no object a line, or "no " and what it is."""
+    """Return one of the kinds of `ENDINGS`, "document" for JSON that is no object per line, or "no " and the reason."""
     if _PICKLE.match(head):
         return "no prompts: a pickle, which runs the code that is in it when it is read"
     for magic, what in _NO_PROMPTS.items():
         if head.startswith(magic):
             return f"no prompts: {what}"
+    return _kind_of_table(head, named) or _kind_of_page(head) or _kind_of_text(head, named, column)
+
+
+def _kind_of_table(head: bytes, named: str) -> str:
     is_binary = _CONTROL.search(head) is not None
     if head.startswith((b"PAR1", b"PARE")) and (is_binary or named == "parquet"):
         return "parquet"
@@ -68,11 +72,15 @@ def kind_of(head: bytes, named: str, column: str) -> str:
         return "arrow"
     if head[257:262] == b"ustar" or (named == "tar" and head):
         return "tar"
+    return ""
+
+
+def _kind_of_page(head: bytes) -> str:
     if _PAGE.match(head):
         return "no prompts: a web page, such as of an error when it was fetched"
     if _MEDIA.match(head):
         return "no prompts: an image or a video"
-    return _kind_of_text(head, named, column)
+    return ""
 
 
 def _kind_of_text(head: bytes, named: str, column: str) -> str:

@@ -28,7 +28,7 @@ _ARROW_FILE = b"ARROW1\0\0"  # before what is a stream, but for the footer after
 
 
 def read_parquet(opened: Any, rows: int, column: str) -> Iterator[pa.Table]:
-    """A row group that cannot be read is refused with all its rows; the others are not. `opened` can be sought."""
+    """Read a seekable Parquet file; an unreadable row group is refused with all its rows."""
     with pq.ParquetFile(opened) as parquet:
         schema, size = parquet.schema_arrow, _size(opened)
         names = _columns(schema, column)
@@ -47,7 +47,7 @@ def read_parquet(opened: Any, rows: int, column: str) -> Iterator[pa.Table]:
 
 
 def read_parquet_stream(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
-    """Of a stream, such as a compressed file's: by way of a temporary file, since its footer is read first."""
+    """Read a Parquet stream through a temporary file, since its footer is read first."""
     with tempfile.TemporaryFile() as copy:
         shutil.copyfileobj(stream, copy)
         copy.seek(0)
@@ -62,7 +62,7 @@ def _size(opened: Any) -> int:
 
 
 def _believed(rows: int, size: int) -> int:
-    """What a footer says, unless a file of so many bytes cannot have so many rows: a damaged one may say anything."""
+    """Return a footer's row count, unless a file of this size cannot have so many."""
     return rows if 0 < rows <= ROWS_A_BYTE * size else 1
 
 
@@ -87,7 +87,7 @@ def read_arrow(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
 
 
 def _believable(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """A damaged stream may say that a batch is larger than any memory: that is the file's fault, not the machine's."""
+    """Raise an error for a batch that is larger than any memory, which a damaged stream may claim."""
     try:
         yield from batches
     except MemoryError:
@@ -95,7 +95,7 @@ def _believable(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _columns(schema: pa.Schema, chosen: str) -> dict[str, str]:
-    """As of any table; the chosen one may be a field of a nested column, by its name with dots."""
+    """Return a table's columns; the chosen one may be a field of a nested column, by its name with dots."""
     found = columns_of(schema.names, chosen)
     if chosen and "text" not in found and chosen in _paths(schema):
         found["text"] = chosen
@@ -103,7 +103,7 @@ def _columns(schema: pa.Schema, chosen: str) -> dict[str, str]:
 
 
 def _paths(schema: pa.Schema) -> list[str]:
-    """The names of all columns, those within others with dots."""
+    """Return the names of all columns, nested ones with dots."""
     return [path for field in schema for path in _paths_below(field, "")]
 
 
@@ -116,7 +116,7 @@ def _paths_below(field: pa.Field, above: str) -> Iterator[str]:
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:
-    """A column by its own name, or a field of a nested one."""
+    """Return a column by its name, or a field of a nested one."""
     first, *rest = [name] if name in table.column_names else name.split(".")
     values = table[first].combine_chunks()
     return pc.struct_field(values, rest) if rest else values
@@ -137,7 +137,7 @@ def _of_columns(table: pa.Table, names: dict[str, str]) -> pa.Table:
 
 
 def _problems(texts: list[str | None], raw: pa.Array) -> list[str | None]:
-    """What is wrong with each; `raw` is what the texts were made of."""
+    """Return the problem of each text; `raw` is what the texts were made of."""
     there = raw.is_valid().to_pylist()
     nested = pa.types.is_nested(raw.type)
     return [
@@ -160,7 +160,7 @@ def _numbers(values: pa.Array) -> pa.Array:
 
 
 def _texts(values: pa.Array) -> pa.Array:
-    """As strings; null where the bytes are no UTF-8."""
+    """Return values as strings; null where bytes are no UTF-8."""
     try:
         strings = values.cast(pa.string())
         strings.validate(full=True)

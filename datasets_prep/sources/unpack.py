@@ -33,7 +33,7 @@ class Unpacked:
 
 
 def unpacked(raw: BinaryIO) -> Unpacked:
-    """The stream without its compression and byte order mark, as UTF-8 where it is text in another Unicode encoding."""
+    """Return the stream without compression and byte order mark, in UTF-8."""
     for layer in range(LAYERS + 1):
         head, stream = with_head(raw)
         opened = next((each for magic, each in _LAYERS if _begins(head, magic)), None)
@@ -48,7 +48,7 @@ def _begins(head: bytes, magic: bytes | re.Pattern[bytes]) -> bool:
 
 
 def with_head(raw: BinaryIO, size: int = HEAD) -> tuple[bytes, BinaryIO]:
-    """The first bytes and the stream, in which they still are.
+    """Return the first bytes and a stream that still contains them.
 
     An error on the way to them is kept until what stands before it was read.
     """
@@ -62,7 +62,7 @@ def with_head(raw: BinaryIO, size: int = HEAD) -> tuple[bytes, BinaryIO]:
 
 
 def _some(raw: Any, size: int) -> bytes:
-    """At least a byte, unless it is the end: as much as there is without waiting for all."""
+    """Read at least a byte, unless at the end, without waiting for all."""
     size = min(size, PART)
     part: bytes = raw.read1(size) if hasattr(raw, "read1") else raw.read(size)
     return part
@@ -108,7 +108,7 @@ class _Converted(io.RawIOBase):
 
 
 def _recoded(encoding: str) -> Callable[[BinaryIO], BinaryIO]:
-    """From UTF-16 or UTF-32 to UTF-8. What is no character stays none."""
+    """Convert UTF-16 or UTF-32 to UTF-8; invalid characters stay invalid."""
 
     def convert(stream: BinaryIO) -> BinaryIO:
         decoder = codecs.getincrementaldecoder(encoding)("surrogatepass" if "16" in encoding else "replace")
@@ -127,7 +127,7 @@ def _after_mark(stream: BinaryIO) -> BinaryIO:
 
 
 def _with_line_feeds(head: bytes, stream: BinaryIO) -> BinaryIO:
-    """Of text whose lines end as on old Macs, in a carriage return alone."""
+    """Convert the carriage returns of old Macs to line feeds."""
     if b"\r" not in head or b"\n" in head or b"\0" in head:
         return stream
     return io.BufferedReader(_Converted(stream, lambda part: part.replace(b"\r", b"\n")), BUFFER)

@@ -1,4 +1,4 @@
-"""From clean chunks to the shards that training reads: duplicates over the whole corpus, then shards of mixed content.
+"""Assembly of clean chunks to the shards that training reads: deduplication, then shards of mixed content.
 
 Memory is one column of the corpus, the texts that may be duplicates, and the text of `HELD` bytes of shards at a time.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets_prep.chunk import BAND_COLUMNS, Account
+from datasets_prep.chunk import BAND_COLUMNS, CleaningStats
 from datasets_prep.dedup import near_repeats, normal_form, repeats
 from pipeline.prompts.clean import Cleaned
 from pipeline.storage import Folder
@@ -24,8 +24,8 @@ Write = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Part:
-    """One clean chunk: its rows are `first` to `first + rows` of the whole corpus."""
+class CleanChunk:
+    """One clean chunk: rows `first` to `first + rows` of the whole corpus."""
 
     source: str
     folder: Folder
@@ -34,44 +34,46 @@ class Part:
     rows: int
 
     def read(self, columns: Sequence[str]) -> pa.Table:
+        """Return some of its columns."""
         return pq.read_table(io.BytesIO(self.folder.read(self.name)), columns=list(columns))
 
 
 class Corpus:
-    """All clean chunks in the order of the recipe's sources, their files and their rows."""
+    """All clean chunks, in the order of sources, files and rows."""
 
     def __init__(self, cleaned: Sequence[Cleaned]) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[CleanChunk] = []
         first = 0
         for file in cleaned:
             for name in file.parts:
                 rows = pq.ParquetFile(io.BytesIO(file.folder.read(name))).metadata.num_rows
-                self.parts.append(Part(file.input.source, file.folder, name, first, rows))
+                self.parts.append(CleanChunk(file.input.source, file.folder, name, first, rows))
                 first += rows
         self.rows = first
 
     def column(self, name: str) -> np.ndarray:
+        """Return a column of the whole corpus."""
         empty = [np.empty(0, np.uint64)]
         return np.concatenate(empty + [part.read([name])[name].to_numpy() for part in self.parts])
 
     def prompts(self, rows: np.ndarray) -> list[str]:
-        """Those of some rows, ascending."""
+        """Return the prompts of some rows, ascending."""
         return [text for part, places in self._by_part(rows) for text in _taken(part, places)]
 
-    def _by_part(self, rows: np.ndarray) -> Iterator[tuple[Part, np.ndarray]]:
+    def _by_part(self, rows: np.ndarray) -> Iterator[tuple[CleanChunk, np.ndarray]]:
         for part in self.parts:
             low, high = np.searchsorted(rows, (part.first, part.first + part.rows))
             if high > low:
                 yield part, rows[low:high] - part.first
 
 
-def _taken(part: Part, places: np.ndarray) -> list[str]:
+def _taken(part: CleanChunk, places: np.ndarray) -> list[str]:
     texts: list[str] = part.read(["prompt"])["prompt"].take(pa.array(places)).to_pylist()
     return texts
 
 
-def deduplicate(corpus: Corpus, threshold: float, accounts: dict[str, Account]) -> np.ndarray:
-    """Bool [N], true where a row stays; what goes is put down in its source's account."""
+def deduplicate(corpus: Corpus, threshold: float, accounts: dict[str, CleaningStats]) -> np.ndarray:
+    """Return bool [N], true where a row stays; duplicates are counted in their source's statistics."""
     exact = repeats(corpus.column("key"))
     near = np.zeros_like(exact)
     if threshold:
@@ -91,8 +93,8 @@ def deduplicate(corpus: Corpus, threshold: float, accounts: dict[str, Account]) 
     return kept
 
 
-def measure(corpus: Corpus, kept: np.ndarray, accounts: dict[str, Account]) -> None:
-    """The distributions of what stays."""
+def measure(corpus: Corpus, kept: np.ndarray, accounts: dict[str, CleaningStats]) -> None:
+    """Record the distributions of what stays."""
     for source, account in accounts.items():
         own = [part for part in corpus.parts if part.source == source]
         tables = [
@@ -104,7 +106,7 @@ def measure(corpus: Corpus, kept: np.ndarray, accounts: dict[str, Account]) -> N
 
 
 def write_shards(corpus: Corpus, kept: np.ndarray, source: str, rows_per_shard: int, write: Write) -> None:
-    """A source's prompts in shards, every one a random part of the source: by the prompt's own hash."""
+    """Write a source's prompts in shards, each a random part of the source by the prompts' hashes."""
     parts = [part for part in corpus.parts if part.source == source]
     index, rows = 0, sum(int(kept[part.first : part.first + part.rows].sum()) for part in parts)
     shards = max(1, round(rows / rows_per_shard))
@@ -116,8 +118,8 @@ def write_shards(corpus: Corpus, kept: np.ndarray, source: str, rows_per_shard: 
             index += table.num_rows
 
 
-def _shards(parts: Sequence[Part], kept: np.ndarray, count: int, wanted: range) -> Iterator[tuple[int, pa.Table]]:
-    """Some of a source's `count` shards, those with rows."""
+def _shards(parts: Sequence[CleanChunk], kept: np.ndarray, count: int, wanted: range) -> Iterator[tuple[int, pa.Table]]:
+    """Yield those of a source's `count` shards that have rows."""
     held: dict[int, list[pa.Table]] = {number: [] for number in wanted}
     for part in parts:
         table = part.read(["prompt", "key"]).filter(pa.array(kept[part.first : part.first + part.rows]))

@@ -35,7 +35,7 @@ def prepare_benchmarks(
 
 
 def _named(option: str, value: str, make: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
-    """What is wrong with the content, by the option that named it."""
+    """Raise an error of the content with the option that named it."""
     try:
         return make(*arguments)
     except ValueError as error:

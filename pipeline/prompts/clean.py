@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_prep.chunk import BAND_COLUMNS as BANDS
-from datasets_prep.chunk import Account, process
+from datasets_prep.chunk import CleaningStats, process
 from datasets_prep.filters import CountTokens, Filters
 from datasets_prep.sources import SCHEMA, read
 from pipeline.errors import UserError, first_line
@@ -33,8 +33,8 @@ VERSION = 3  # raised when cleaning gives other prompts
 
 
 @dataclass(frozen=True)
-class How:
-    """All that the result depends on, beside the file. `tokenizer` is a tokenizer.json's text; `rows` a chunk has."""
+class CleaningConfig:
+    """The settings that a cleaned file depends on. `tokenizer` is a tokenizer.json's text, `rows` a chunk's size."""
 
     filters: Filters
     tokenizer: str
@@ -42,6 +42,7 @@ class How:
 
     @property
     def text(self) -> str:
+        """Return the settings as text, for the cache key."""
         return json.dumps([VERSION, asdict(self)])
 
 
@@ -51,11 +52,11 @@ class Cleaned:
 
     input: Input
     folder: Folder
-    account: Account
+    account: CleaningStats
     parts: tuple[str, ...]
 
 
-def clean(inputs: Sequence[Input], how: How, folder: Folder, address: str | None = None) -> list[Cleaned]:
+def clean(inputs: Sequence[Input], how: CleaningConfig, folder: Folder, address: str | None = None) -> list[Cleaned]:
     """Clean what is not cleaned yet; `folder` keeps a folder for each file."""
     missing = [each for each in inputs if not (folder / each.key(how.text)).exists(ACCOUNT)]
     try:
@@ -69,7 +70,7 @@ def clean(inputs: Sequence[Input], how: How, folder: Folder, address: str | None
     return [_cleaned(each, folder / each.key(how.text)) for each in inputs]
 
 
-def _collect(missing: Sequence[Input], done: Iterator[dict[str, Any]], how: How, folder: Folder) -> None:
+def _collect(missing: Sequence[Input], done: Iterator[dict[str, Any]], how: CleaningConfig, folder: Folder) -> None:
     """Add up what the chunks report; a file's account is written when its last chunk and all before it are there."""
     reports: dict[str, dict[int, dict[str, Any]]] = {each.key(how.text): {} for each in missing}
     lengths: dict[str, int] = {}
@@ -79,9 +80,9 @@ def _collect(missing: Sequence[Input], done: Iterator[dict[str, Any]], how: How,
         if report["last"]:
             lengths[report["key"]] = report["number"] + 1
         if len(own) == lengths.get(report["key"]):
-            account = Account()
+            account = CleaningStats()
             for number in sorted(own):
-                account.add(Account.of(own[number]))
+                account.add(CleaningStats.of(own[number]))
             record = {**account.to_dict(), "parts": len(own)}
             (folder / report["key"]).write(ACCOUNT, json.dumps(record).encode())
             reports[report["key"]] = {}
@@ -89,7 +90,7 @@ def _collect(missing: Sequence[Input], done: Iterator[dict[str, Any]], how: How,
 
 def _cleaned(each: Input, folder: Folder) -> Cleaned:
     record = json.loads(folder.read(ACCOUNT))
-    return Cleaned(each, folder, Account.of(record), tuple(map(_part, range(record["parts"]))))
+    return Cleaned(each, folder, CleaningStats.of(record), tuple(map(_part, range(record["parts"]))))
 
 
 def _part(number: int) -> str:
@@ -97,7 +98,7 @@ def _part(number: int) -> str:
 
 
 def chunks(each: Input, key: str, rows: int) -> Iterator[dict[str, Any]]:
-    """The file's raw chunks as messages; the last one says so."""
+    """Yield the file's raw chunks as messages, of which the last says so."""
     row, number, held = 0, 0, None
     for table in read(each.file(), rows):
         if held is not None:
@@ -114,7 +115,7 @@ def _packed(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def clean_chunk(message: dict[str, Any], how: How, folder: Folder) -> dict[str, Any]:
+def clean_chunk(message: dict[str, Any], how: CleaningConfig, folder: Folder) -> dict[str, Any]:
     """Write the clean part of one chunk, and report what became of its rows."""
     raw = pa.ipc.open_stream(message["chunk"]).read_all()
     table, account = process(raw, message["row"], how.filters, token_counter(how.tokenizer))
@@ -131,7 +132,7 @@ def clean_chunk(message: dict[str, Any], how: How, folder: Folder) -> dict[str, 
 
 @lru_cache(maxsize=1)
 def token_counter(tokenizer: str) -> CountTokens:
-    """Counts with the start and the end, as the text encoder sees them, and without truncating."""
+    """Return a function that counts tokens with start and end, without truncating."""
     from tokenizers import Tokenizer
 
     made = Tokenizer.from_str(tokenizer)
@@ -144,14 +145,18 @@ def token_counter(tokenizer: str) -> CountTokens:
     return count
 
 
-def _in_process(missing: Sequence[Input], how: How, folder: Folder, _: str | None) -> Iterator[dict[str, Any]]:
+def _in_process(
+    missing: Sequence[Input], how: CleaningConfig, folder: Folder, _: str | None
+) -> Iterator[dict[str, Any]]:
     for each in missing:
         for message in chunks(each, each.key(how.text), how.rows):
             yield clean_chunk(message, how, folder)
 
 
-def _on_ray(missing: Sequence[Input], how: How, folder: Folder, address: str | None) -> Iterator[dict[str, Any]]:
-    """Reading has a small share of a core of its own: so it is a task apart, and one large file is cleaned by all.
+def _on_ray(
+    missing: Sequence[Input], how: CleaningConfig, folder: Folder, address: str | None
+) -> Iterator[dict[str, Any]]:
+    """Clean on Ray; reading is a task apart with a small share of a core, so that one large file uses all cores.
 
     Few files are read at a time, as many as keep the cores busy: each holds a chunk.
     """

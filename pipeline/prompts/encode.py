@@ -19,7 +19,7 @@ from pipeline.storage import Folder
 
 @dataclass(frozen=True)
 class Encoding:
-    """What an encoder process needs: plain data. `seed` is that of the negatives' draws."""
+    """The configuration of an encoder process. `seed` is that of the sampled negatives."""
 
     teacher: str
     revision: str
@@ -32,7 +32,7 @@ class Encoding:
 
 
 class Encoder:
-    """One process: the text encoder, and the negatives' corpus."""
+    """One text-encoding process, with the corpus of negatives."""
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding, self.device = encoding, "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,6 +50,7 @@ class Encoder:
 
     @cached_property
     def negatives(self) -> NegativeSampler:
+        """The sampler of negative prompts."""
         own = self.encoding
         return NegativeSampler.read(Folder.from_uri(own.prompts_uri), avoid_contradictions=own.avoid_contradictions)
 
@@ -93,13 +94,14 @@ def _tensor(pairs: np.ndarray) -> Tensor:
 
 
 def encode_cached(encoding: Encoding, texts: Sequence[str]) -> bytes:
-    """The texts that a run needs whatever its prompts, encoded one by one: for `decode_cached`."""
+    """Encode texts one by one, for `decode_cached`."""
     encoder = Encoder(encoding)
     embeds = cat([encoder.model.encode([text]) for text in texts])
     return save({name: part.cpu().contiguous() for name, part in _parts(embeds).items()})
 
 
 def decode_cached(texts: Sequence[str], content: bytes, device: Any) -> dict[str, PromptEmbeds]:
+    """Return the embeddings of texts by text."""
     parts = {name: value.to(device) for name, value in load(content).items()}
     mask = parts.get("attention_mask")
     return {
@@ -109,6 +111,7 @@ def decode_cached(texts: Sequence[str], content: bytes, device: Any) -> dict[str
 
 
 def encoding_of(recipe: Recipe, teacher_folder: str, prompts_uri: str, seed: int) -> Encoding:
+    """Return the encoder configuration of a recipe."""
     return Encoding(
         recipe.teacher,
         recipe.revision,

@@ -20,7 +20,7 @@ _SIDE_FILES = ("dataset_info.json", "state.json", "dataset_dict.json", "manifest
 
 @dataclass(frozen=True)
 class Input:
-    """One file of a source, as it was when it was found."""
+    """One file of a source, with size and modification time as found."""
 
     source: str
     uri: str
@@ -30,20 +30,22 @@ class Input:
 
     @property
     def path(self) -> str:
+        """The path within the file system."""
         return self.uri.removeprefix("s3://")
 
     def file(self) -> File:
+        """Return the file as `datasets_prep.sources` reads it."""
         place = Folder.from_uri(self.uri)
         return File(place.filesystem, place.path, self.column)
 
     def key(self, how: str) -> str:
-        """Of this content cleaned in this way."""
+        """Return the cache key of this content under these settings."""
         told = json.dumps([self.uri, self.column, self.size, self.changed, how])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def find(sources: Sequence[Source], field: str = "prompts.sources") -> list[tuple[str, list[Input]]]:
-    """The name of each source, and its files in the order of their names; all are of formats that can be read."""
+    """Return each source's name and files, sorted; all are of readable formats."""
     names = [source.name or _name(source.path) for source in sources]
     for name in names:
         if names.count(name) > 1:
@@ -54,7 +56,7 @@ def find(sources: Sequence[Source], field: str = "prompts.sources") -> list[tupl
 
 
 def _name(path: str) -> str:
-    """The last part of a path that is no pattern, without its ending."""
+    """Return the last part of a path without its ending."""
     plain = [part for part in PurePosixPath(path.removeprefix("s3://")).parts if "*" not in part]
     return re.sub(r"[^\w-]+", "-", plain[-1].split(".")[0]).strip("-") or "prompts" if plain else "prompts"
 
@@ -102,7 +104,7 @@ def _is_cache(entry: fs.FileInfo) -> bool:
 
 
 def _kept(entries: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.FileInfo]:
-    """Of a folder, what can be read, or is refused by name."""
+    """Return the files of a folder that can be read, or are refused by name."""
     files = [entry for entry in entries if entry.is_file and not entry.base_name.startswith((".", "_"))]
     files.sort(key=_folder)
     return [entry for _, own in groupby(files, _folder) for entry in _of_folder(list(own), filesystem)]
@@ -113,7 +115,7 @@ def _folder(entry: fs.FileInfo) -> str:
 
 
 def _of_folder(files: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.FileInfo]:
-    """Of a Hugging Face dataset its shards; of img2dataset's output its archives, not the copies beside them."""
+    """Return the shards of a Hugging Face dataset, the archives of img2dataset, or all files."""
     state = next((entry for entry in files if entry.base_name == "state.json"), None)
     if state and (shards := _shards(state, filesystem)):
         return [entry for entry in files if entry.base_name in shards]
@@ -132,7 +134,7 @@ def _of_folder(files: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.F
 
 
 def _shards(state: fs.FileInfo, filesystem: fs.FileSystem) -> set[str]:
-    """The files that a dataset's `state.json` lists; none where it is not of `datasets`."""
+    """Return the files in a dataset's `state.json`, or none."""
     try:
         with filesystem.open_input_stream(state.path) as stream:
             return {file["filename"] for file in json.loads(stream.read())["_data_files"]}

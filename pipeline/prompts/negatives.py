@@ -25,6 +25,7 @@ class NegativeSampler:
 
     @staticmethod
     def read(folder: Folder, *, avoid_contradictions: bool) -> "NegativeSampler":
+        """Read the corpus of a prepared folder."""
         table = pq.read_table(io.BytesIO(folder.read(NEGATIVES)))
         return NegativeSampler.of(table, avoid_contradictions=avoid_contradictions)
 
@@ -46,7 +47,7 @@ class NegativeSampler:
         return [self._one([prompt], np.random.default_rng((seed, step, place))) for prompt, place in pairs]
 
     def _one(self, prompts: Sequence[str], rng: np.random.Generator) -> str:
-        """Where a negative would deny what a prompt asks for, draw again, a bounded number of times."""
+        """Sample a negative; one that contradicts the prompt is sampled again, a bounded number of times."""
         for _ in range(_REDRAWS):
             text = self.texts[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.texts) - 1)]
             if not (self.avoid_contradictions and any(contradicts(prompt, text) for prompt in prompts)):

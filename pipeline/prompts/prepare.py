@@ -1,4 +1,4 @@
-"""From sources of prompts to the shards that training reads, and the negative-prompt corpus."""
+"""Preparation of prompts: sources to the shards that training reads, and the negative-prompt corpus."""
 
 import io
 from collections import Counter
@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_prep import card, negatives
-from datasets_prep.chunk import Account
-from datasets_prep.order import shares
+from datasets_prep.chunk import CleaningStats
+from datasets_prep.epoch_sampler import epoch_quotas
 from datasets_prep.shapes import prompts as world
 from datasets_prep.sources import read
 from pipeline import manifest
@@ -31,14 +31,15 @@ CLEANED = "cleaned"  # the folder of what each input file gave
 
 @dataclass
 class Prepared:
-    """What is written so far: the files for the manifest, and of each source an account."""
+    """The files written so far, and the statistics of each source."""
 
     folder: Folder
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    accounts: dict[str, Account] = field(default_factory=dict)
+    accounts: dict[str, CleaningStats] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)  # of a source, the first in it
 
     def write(self, name: str, table: pa.Table, **more: Any) -> None:
+        """Write a table and record its hash."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         content = buffer.getvalue()
@@ -102,9 +103,9 @@ def _negative_files(prompts: Prompts) -> list[Input]:
 
 
 def _embedded(recipe: Recipe, made: Prepared) -> None:
-    """A sample of the world of shapes, in which prompts come again by chance: nothing to clean."""
+    """Write a sample of the Shapes toy dataset, which needs no cleaning."""
     prompts = list(world.sample_prompts(recipe.prompts.count, recipe.seed))
-    made.accounts[BUNDLED] = Account(rows=len(prompts))
+    made.accounts[BUNDLED] = CleaningStats(rows=len(prompts))
     rows = recipe.prompts.rows_per_shard
     for number, first in enumerate(range(0, len(prompts), rows)):
         chunk = prompts[first : first + rows]
@@ -114,9 +115,9 @@ def _embedded(recipe: Recipe, made: Prepared) -> None:
 
 def _own(recipe: Recipe, found: list[tuple[str, list[Input]]], made: Prepared, address: str | None) -> None:
     options = recipe.prompts
-    how = clean.How(options.filters, _tokenizer(recipe), clean.ROWS_PER_CHUNK)
+    how = clean.CleaningConfig(options.filters, _tokenizer(recipe), clean.ROWS_PER_CHUNK)
     cleaned = clean.clean([each for _, files in found for each in files], how, made.folder / CLEANED, address)
-    made.accounts.update({name: Account() for name, _ in found})
+    made.accounts.update({name: CleaningStats() for name, _ in found})
     for file in cleaned:
         if problem := _first_problem(file):
             if options.on_unreadable == "stop":
@@ -134,13 +135,13 @@ def _own(recipe: Recipe, found: list[tuple[str, list[Input]]], made: Prepared, a
 
 
 def _first_problem(file: clean.Cleaned) -> str:
-    """What was wrong with the first row that could not be read, and which that is; empty where there is none."""
+    """Return the first unreadable row's number and problem, or an empty string."""
     first = file.account.first_unreadable
     return f"row {first[0]}: {first[1]}" if first else ""
 
 
 def _tokenizer(recipe: Recipe) -> str:
-    """The tokenizer.json of the recipe's own tokenizer, or of its teacher, of which nothing else is fetched."""
+    """Return the tokenizer.json of the recipe's tokenizer, or of its teacher."""
     from transformers import AutoTokenizer
 
     from pipeline.models import teacher_folder
@@ -178,7 +179,7 @@ def _negatives(recipe: Recipe, observed: list[Input], made: Prepared) -> None:
 
 
 def _observed(files: list[Input]) -> Iterator[str]:
-    """The negative prompts that people wrote: a table's column of them, or a file of nothing else."""
+    """Return the negative prompts that people wrote: a table's column of them, or a file of nothing else."""
     for each in files:
         for table in read(each.file(), clean.ROWS_PER_CHUNK):
             own = "negative" if table["negative"].null_count < table.num_rows else "text"
@@ -190,7 +191,7 @@ def _finish(recipe: Recipe, made: Prepared, asked: dict[str, Any]) -> dict[str, 
     rows = {name: sum(file["rows"] for file in made.files.values() if file.get("source") == name) for name in names}
     assert all(account.kept == rows[name] for name, account in made.accounts.items())
     weights = [source.weight for source in recipe.prompts.sources]
-    epoch = shares(list(rows.values()), weights)
+    epoch = epoch_quotas(list(rows.values()), weights)
     sources = {
         name: {**made.accounts[name].to_dict(), "prompts": rows[name], "of_an_epoch": share}
         for name, share in zip(names, epoch, strict=True)

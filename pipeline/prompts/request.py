@@ -1,4 +1,4 @@
-"""What a folder of prompts was prepared from and how, as its manifest keeps it; another request for it is noticed."""
+"""The request that a folder of prompts was prepared for, as its manifest keeps it; a different request is refused."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ INDEPENDENT = ("avoid_contradictions",)  # settings of prompts that only trainin
 
 
 def request_of(recipe: Recipe, files: Sequence[Input], negatives: Sequence[Input]) -> dict[str, Any]:
-    """All that the prepared prompts depend on: settings by their names in a recipe, and files as they were found."""
+    """Return what prepared prompts depend on: recipe settings by name, and the files found."""
     return {
         "cleaning": 0 if recipe.prompts.is_bundled else clean.VERSION,
         "settings": _settings(recipe),
@@ -25,7 +25,7 @@ def request_of(recipe: Recipe, files: Sequence[Input], negatives: Sequence[Input
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """In the types that JSON has."""
+    """Return the settings as JSON values."""
     own = {f"prompts.{name}": value for name, value in recipe.prompts.values().items() if name not in INDEPENDENT}
     own["prompts.sources"] = [dict(source) for source in own["prompts.sources"]]
     teacher = {} if recipe.prompts.is_bundled else {"teacher": recipe.teacher, "revision": recipe.revision}
@@ -33,7 +33,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def more_files(folder: Folder, record: Mapping[str, Any], asked: Mapping[str, Any]) -> int:
-    """How many files there are to add to a finished preparation; 0 where it is what is asked for.
+    """Return the number of files to add to a finished preparation; 0 if it is what is requested.
 
     Raises:
         UserError: where the folder holds something else.
@@ -75,6 +75,6 @@ def _short(value: Any) -> str:
 
 
 def _of_an_older_version(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a manifest without a request: what its recipe says, and no files."""
+    """Return the request of a manifest without one: its recipe, and no files."""
     recipe = parse(record["recipe"])
     return request_of(recipe, [], []) | {"cleaning": 0 if recipe.prompts.is_bundled else 1}

@@ -1,7 +1,7 @@
 """The prompt stream: from prepared shards to each worker's batches, in one order for any number of workers.
 
-The order is `datasets_prep.order`'s: step s of training takes the positions s * B to (s + 1) * B of it, across the ends
-of epochs, so the step alone says what was seen. Each worker reads with Ray Data and keeps its part of each batch.
+The order is `datasets_prep.epoch_sampler`'s: step s of training takes the positions s * B to (s + 1) * B of it, across
+the ends of epochs, so the step alone says what was seen. Each worker reads with Ray Data and keeps its part of each batch.
 """
 
 from collections.abc import Generator
@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from datasets_prep.order import Order, Piece
-from pipeline.prompts import prepared
+from datasets_prep.epoch_sampler import EpochSampler, SampleRange
+from pipeline.prompts import prompt_dataset
 from pipeline.remote_errors import iter_batches
 from pipeline.storage import Folder
 
-PIECE = 65_536  # positions that one task reads
+RANGE_SIZE = 65_536  # positions that one task reads
 STEPS_ENCODED = 16  # of a task where encoders follow, whose output is a thousand times as large
 AHEAD = 2  # tasks at a time
 CPUS = 0  # of a task: it is light, and must run where the workers have taken every core
@@ -33,8 +33,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Encoders:
-    """How many processes encode a worker's texts, what each has, and what it is: a class and its one argument."""
+class EncoderPool:
+    """The encoding processes of one worker: number, resources, class and its argument."""
 
     processes: int
     cpus: float
@@ -54,25 +54,26 @@ class PromptStream:
     places: range
 
     @cached_property
-    def order(self) -> Order:
-        return prepared.order_of(self.record, self.seed)
+    def sampler(self) -> EpochSampler:
+        """The sampler of the epochs."""
+        return prompt_dataset.epoch_sampler_of(self.record, self.seed)
 
     @cached_property
     def shards(self) -> list[list[str]]:
         """The names of each source's, as the order counts them."""
-        return [prepared.shards_of(self.record, source.name) for source in self.order.sources]
+        return [prompt_dataset.shards_of(self.record, source.name) for source in self.sampler.sources]
 
-    def batches(self, first: int, last: int, encoders: Encoders | None = None) -> Generator[Batch, None, None]:
-        """Those of the steps `first` to `last`. What was seen before `first` is not read again."""
-        size = STEPS_ENCODED * self.batch_size if encoders else PIECE
-        pieces = [
-            {"first": piece.first, "source_N": piece.source_N.tobytes(), "begins": list(piece.begins)}
-            for piece in self.order.pieces(first * self.batch_size, last * self.batch_size, size)
+    def batches(self, first: int, last: int, encoders: EncoderPool | None = None) -> Generator[Batch, None, None]:
+        """Yield the batches of the steps `first` to `last`; earlier prompts are not read."""
+        size = STEPS_ENCODED * self.batch_size if encoders else RANGE_SIZE
+        ranges = [
+            {"first": span.first, "source_N": span.source_N.tobytes(), "source_offsets": list(span.source_offsets)}
+            for span in self.sampler.ranges(first * self.batch_size, last * self.batch_size, size)
         ]
-        if not pieces:
+        if not ranges:
             return
-        stream = ray.data.from_items(pieces, override_num_blocks=len(pieces))
-        stream = stream.map_batches(self._read, batch_size=1, num_cpus=CPUS, concurrency=min(AHEAD, len(pieces)))
+        stream: ray.data.Dataset = ray.data.from_items(ranges, override_num_blocks=len(ranges))
+        stream = stream.map_batches(self._read, batch_size=1, num_cpus=CPUS, concurrency=min(AHEAD, len(ranges)))
         if encoders:
             stream = stream.map_batches(
                 encoders.make,
@@ -84,30 +85,34 @@ class PromptStream:
             )
         stream.context.execution_options.preserve_order = True
         for batch in iter_batches(stream, len(self.places)):
-            encoded = {name: batch[name] for name in ("embeds", "attention_mask") if name in batch}
+            encoded: dict[str, np.ndarray] = {
+                name: batch[name] for name in ("embeds", "attention_mask") if name in batch
+            }
             yield Batch(batch["prompt"].tolist(), encoded)
 
     def _read(self, batch: dict[str, Any]) -> dict[str, Any]:
-        piece = Piece(int(batch["first"][0]), np.frombuffer(batch["source_N"][0], np.uint8), tuple(batch["begins"][0]))
-        prompts = self.of_piece(piece).to_numpy(zero_copy_only=False)
-        return {"prompt": prompts, "position": piece.first + np.flatnonzero(self._own(piece))}
+        span = SampleRange(
+            int(batch["first"][0]), np.frombuffer(batch["source_N"][0], np.uint8), tuple(batch["source_offsets"][0])
+        )
+        prompts = self.prompts_of(span).to_numpy(zero_copy_only=False)
+        return {"prompt": prompts, "position": span.first + np.flatnonzero(self._own(span))}
 
-    def _own(self, piece: Piece) -> np.ndarray:
-        """Bool [N]: whether a position's place in the batch is among this worker's."""
-        position_N = piece.first + np.arange(len(piece.source_N))
+    def _own(self, span: SampleRange) -> np.ndarray:
+        """Return bool [N]: whether a position's index in the batch belongs to this worker."""
+        position_N = span.first + np.arange(len(span.source_N))
         own: np.ndarray = (position_N - self.places.start) % self.batch_size < len(self.places)
         return own
 
-    def of_piece(self, piece: Piece) -> pa.Array:
-        """Those of consecutive positions, in order."""
-        own_N = self._own(piece)
-        rows = self.order.locate(piece)
+    def prompts_of(self, span: SampleRange) -> pa.Array:
+        """Return the prompts of consecutive positions, in order."""
+        own_N = self._own(span)
+        rows = self.sampler.locate(span)
         source_M, file_M, row_M = rows.source_N[own_N], rows.file_N[own_N], rows.row_N[own_N]
         found, where = [], [np.empty(0, np.int64)]
         for source, file in np.unique(np.stack([source_M, file_M]), axis=1).T.tolist():
             chosen = np.flatnonzero((source_M == source) & (file_M == file))
             name = self.shards[source][file]
-            texts = prepared.shard(self.folder, name, self.record["files"][name]["sha256"])
+            texts = prompt_dataset.shard(self.folder, name, self.record["files"][name]["sha256"])
             found.append(texts.take(pa.array(row_M[chosen])).combine_chunks())
             where.append(chosen)
         back = np.argsort(np.concatenate(where))

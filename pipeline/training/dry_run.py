@@ -12,7 +12,7 @@ from pipeline.evaluation.suites import BenchmarkSuite, evaluation_suite
 from pipeline.gpus import GPUS
 from pipeline.hub import is_hub_id, on_hub
 from pipeline.models.clip.model import clip_folder, decoder_folder
-from pipeline.prompts import prepared
+from pipeline.prompts import prompt_dataset
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training.estimate import GIB, UTILISATION, Estimate, estimate, text_encoder_parameters
@@ -141,7 +141,7 @@ def _hours(recipe: Recipe, found: Estimate, whole: Budget) -> Iterator[str]:
 
 def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
     """Yield every input's name and state; nothing is downloaded."""
-    yield "prompts", _state(lambda: f"{prepared.check(prompts)['prompts']:,} in {prompts.uri}")
+    yield "prompts", _state(lambda: f"{prompt_dataset.check(prompts)['prompts']:,} in {prompts.uri}")
     yield "teacher", _model(recipe.teacher, recipe.revision, lambda: str(models.teacher_folder(recipe.teacher)))
     train = recipe.train
     if recipe.student.init:

@@ -10,7 +10,7 @@ from pipeline import models
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation import evaluate
 from pipeline.models.clip.model import clip_folder, decoder_folder
-from pipeline.prompts import prepared
+from pipeline.prompts import prompt_dataset
 from pipeline.recipe import Recipe, parse
 from pipeline.storage import Folder
 from pipeline.training.engines import lora_teacher_targets
@@ -24,7 +24,7 @@ def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[dict[s
         UserError: naming the field or the folder.
     """
     require_fit(recipe)
-    record = prepared.check(prompt_folder)
+    record = prompt_dataset.check(prompt_folder)
     _check_prompts(recipe, record)
     teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
     init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None

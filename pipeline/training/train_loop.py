@@ -16,7 +16,7 @@ from pipeline.lockfile import check_versions
 from pipeline.models.clip.model import Clip, load_decoder
 from pipeline.prompts.encode import Encoder, decode_cached, embeds_of, encoding_of
 from pipeline.prompts.negatives import NegativeSampler
-from pipeline.prompts.stream import Encoders, PromptStream
+from pipeline.prompts.stream import EncoderPool, PromptStream
 from pipeline.retry import backoff_seconds
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
@@ -126,13 +126,13 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
     return ""
 
 
-def _encoders(distiller: Distiller, prompts_uri: str) -> Encoders | None:
+def _encoders(distiller: Distiller, prompts_uri: str) -> EncoderPool | None:
     """Return the text encoders that the recipe asks for; they draw this attempt's negative prompts."""
     options = distiller.recipe.train
     if not options.num_encoders:
         return None
     encoding = encoding_of(distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed)
-    return Encoders(options.num_encoders, options.cpus_per_encoder, options.gpus_per_encoder, Encoder, encoding)
+    return EncoderPool(options.num_encoders, options.cpus_per_encoder, options.gpus_per_encoder, Encoder, encoding)
 
 
 def _distiller(config: TrainLoopConfig) -> Distiller:

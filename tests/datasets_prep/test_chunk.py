@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets_prep import terms
-from datasets_prep.chunk import SCHEMA, Account, process
+from datasets_prep.chunk import SCHEMA, CleaningStats, process
 from datasets_prep.dedup import (
     BANDS,
     band_keys,
@@ -167,11 +167,11 @@ def test_refused_and_empty_rows_are_counted_by_their_place():
 def test_accounts_add_up_whatever_the_chunks(texts, size):
     filters = Filters(remove_nsfw=True)
     _, whole = process(raw(texts), 0, filters, words)
-    parts = Account()
+    parts = CleaningStats()
     for first in reversed(range(0, len(texts), size)):
         parts.add(process(raw(texts[first : first + size]), first, filters, words)[1])
     assert parts.to_dict() == whole.to_dict()
-    assert Account.of(whole.to_dict()) == whole
+    assert CleaningStats.of(whole.to_dict()) == whole
 
 
 LONG = "a portrait of an old sailor with a white beard and a pipe in heavy rain by a harbour at night, oil on canvas"

@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["pipeline", "datasets_prep"]):
     from datasets_prep.sources import File, read
     from pipeline import manifest, recipe
     from pipeline.errors import UserError
-    from pipeline.prompts import prepared
+    from pipeline.prompts import prompt_dataset
     from pipeline.storage import Folder
     from pipeline.training import checkpoint
 
@@ -31,7 +31,7 @@ def of_recipe(content: bytes) -> None:
 
 def of_manifest(content: bytes) -> None:
     (PLACE / manifest.NAME).write_bytes(content)
-    prepared.check(Folder.from_uri(PLACE))
+    prompt_dataset.check(Folder.from_uri(PLACE))
 
 
 def of_lines(content: bytes) -> None:

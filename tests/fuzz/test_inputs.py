@@ -20,7 +20,7 @@ from datasets_prep.sources import File, read
 from pipeline import manifest, recipe
 from pipeline.cluster.submit import Job
 from pipeline.errors import UserError
-from pipeline.prompts import prepared
+from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prepare import prepare
 from pipeline.schedules.history import History
 from pipeline.schedules.lease import lease_store
@@ -100,7 +100,7 @@ def test_any_overrides(overrides):
 def test_any_manifest(tmp_path, content):
     folder = Folder.from_uri(tmp_path)
     folder.write(manifest.NAME, content if isinstance(content, bytes) else json.dumps(content).encode())
-    one_line(lambda: prepared.check(folder))
+    one_line(lambda: prompt_dataset.check(folder))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_a_manifest_of_which_any_value_is_another(small, tmp_path, data):
     for name in folder.list_files():
         own.write(name, folder.read(name))
     own.write(manifest.NAME, json.dumps(damaged).encode())
-    one_line(lambda: prepared.first_prompts(own))
+    one_line(lambda: prompt_dataset.first_prompts(own))
 
 
 @pytest.mark.parametrize("place", ["files", "sources"])
@@ -139,7 +139,7 @@ def test_a_name_of_two_lines_in_a_manifest(small, tmp_path, place, value):
     own = Folder.from_uri(tmp_path)
     own.write(manifest.NAME, json.dumps(damaged).encode())
     with pytest.raises(UserError, match="one") as refused:
-        prepared.check(own)
+        prompt_dataset.check(own)
     assert "\n" not in str(refused.value)
 
 
@@ -147,14 +147,14 @@ def test_a_name_of_two_lines_in_a_manifest(small, tmp_path, place, value):
 @given(st.data())
 def test_a_shard_of_which_any_byte_is_another(small, tmp_path, data):
     folder, record = small
-    (name,) = prepared.shards_of(record, "shapes")
+    (name,) = prompt_dataset.shards_of(record, "shapes")
     content = bytearray(folder.read(name))
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
     own = Folder.from_uri(tmp_path)
     own.write(name, bytes(content))
     with pytest.raises(UserError, match="differs from the manifest"):
-        prepared.shard(own, name, record["files"][name]["sha256"])
+        prompt_dataset.shard(own, name, record["files"][name]["sha256"])
 
 
 LINES = st.lists(st.text(max_size=60) | JSON.map(json.dumps), max_size=8)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.prompts.prepare import prepare
-from pipeline.prompts.prepared import check
+from pipeline.prompts.prompt_dataset import check
 from pipeline.prompts.stream import PromptStream
 from pipeline.recipe import parse
 from pipeline.storage import Folder

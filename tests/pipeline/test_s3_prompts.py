@@ -10,7 +10,7 @@ import pytest
 from benchmarks.chaos.faults import Faults
 from pipeline.errors import UserError
 from pipeline.prompts.prepare import prepare
-from pipeline.prompts.prepared import check, shard
+from pipeline.prompts.prompt_dataset import check, shard
 from pipeline.prompts.stream import PromptStream
 from pipeline.recipe import parse
 from pipeline.storage import Folder
@@ -40,7 +40,7 @@ def recipe(bucket):
 def stream(folder):
     """The prompts of one epoch, read without a cluster."""
     reader = PromptStream(folder, check(folder), 0, 6, range(6))
-    return [text for piece in reader.order.pieces(0, 600, 256) for text in reader.of_piece(piece).to_pylist()]
+    return [text for span in reader.sampler.ranges(0, 600, 256) for text in reader.prompts_of(span).to_pylist()]
 
 
 def test_from_a_bucket_to_a_bucket(bucket, recipe):

@@ -19,7 +19,7 @@ from pipeline.storage import Folder
 WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 PORTS = {"master": 29333, "volume": 28080, "filer": 28888, "s3": 28333}
 READ = """
-from pipeline.prompts.prepared import check
+from pipeline.prompts.prompt_dataset import check
 from pipeline.prompts.stream import PromptStream
 from pipeline.session import ray_session
 from pipeline.storage import Folder

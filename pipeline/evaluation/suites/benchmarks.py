@@ -11,7 +11,7 @@ from pipeline.evaluation import scorers
 from pipeline.evaluation.exclusion import Judge
 from pipeline.evaluation.judges import clip_attributes
 from pipeline.evaluation.plan import EXCLUSION_SET, TEACHER, EvalSample, System, student_systems, teacher_sampling
-from pipeline.prompts import prepared
+from pipeline.prompts import prompt_dataset
 from pipeline.prompts.benchmarks import HPSV2, NEGOPT
 from pipeline.recipe import Evaluation
 from pipeline.storage import Folder
@@ -42,7 +42,7 @@ class BenchmarkSuite:
         """Return the samples of each set, HPSv2's by style."""
         options = self.options
         if not options.prompt_sets:
-            texts, negative = prepared.first_prompts(prompts)[: options.num_prompts], NEGATIVE_PROMPTS["hpsv2"]
+            texts, negative = prompt_dataset.first_prompts(prompts)[: options.num_prompts], NEGATIVE_PROMPTS["hpsv2"]
             return [[EvalSample(OWN_PROMPTS, i, text, negative, options.seed + i) for i, text in enumerate(texts)]]
         folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
         manifest.read(folder, "benchmarks")
@@ -84,4 +84,4 @@ class BenchmarkSuite:
 
     def preview_prompts(self, prompts: Folder) -> Sequence[str]:
         """Return the run's own first prompts."""
-        return tuple(dict.fromkeys(prepared.first_prompts(prompts)))[:NUM_PREVIEWS]
+        return tuple(dict.fromkeys(prompt_dataset.first_prompts(prompts)))[:NUM_PREVIEWS]

@@ -6,13 +6,13 @@ from pipeline import recipe
 from pipeline.errors import UserError
 from pipeline.evaluation.plan import STUDENT_SYSTEM
 from pipeline.evaluation.worker import recipe_work_units
-from pipeline.prompts import prepared
+from pipeline.prompts import prompt_dataset
 from pipeline.storage import Folder
 
 
 @pytest.mark.parametrize("count", [3, 16, 40])
 def test_as_many_of_one_s_own_prompts_as_were_asked_for(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(prepared, "first_prompts", lambda folder: [f"a photo {i}" for i in range(30)])
+    monkeypatch.setattr(prompt_dataset, "first_prompts", lambda folder: [f"a photo {i}" for i in range(30)])
     options = recipe.parse("", ['teacher="mine"', f"evaluation.num_prompts={count}", "evaluation.teacher_prompts=0"])
     units = recipe_work_units(options, Folder.from_uri(tmp_path))
     batches = [unit for unit in units if unit.system.name == STUDENT_SYSTEM]

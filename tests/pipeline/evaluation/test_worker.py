@@ -7,7 +7,7 @@ import pytest
 from pipeline.evaluation import worker
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.suites import BenchmarkSuite
-from pipeline.prompts import prepared
+from pipeline.prompts import prompt_dataset
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 
@@ -45,7 +45,7 @@ def made(monkeypatch):
 
 def rows_of(recipe, folder, tiny_teacher, monkeypatch, scorers, work_units=None, student="a"):
     texts = [f"thing {i}" for i in range(4)]
-    monkeypatch.setattr(prepared, "first_prompts", lambda folder: texts)
+    monkeypatch.setattr(prompt_dataset, "first_prompts", lambda folder: texts)
     monkeypatch.setattr(BenchmarkSuite, "scorers", lambda suite, device: scorers)
     hashes = (("student", student), ("teacher", "b"))
     config = worker.WorkerConfig(recipe, str(tiny_teacher), str(tiny_teacher), hashes, folder.uri, folder.uri)

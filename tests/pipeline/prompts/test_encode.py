@@ -11,8 +11,8 @@ from pipeline.models.clip.model import Clip
 from pipeline.prompts import encode
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.prompts.prepare import prepare
-from pipeline.prompts.prepared import check
-from pipeline.prompts.stream import Encoders, PromptStream
+from pipeline.prompts.prompt_dataset import check
+from pipeline.prompts.stream import EncoderPool, PromptStream
 from pipeline.storage import Folder
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
@@ -58,7 +58,7 @@ def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
     apart, within = distiller(own, folder, fixed), distiller(own, folder, {})
     assert apart.model.pipe.text_encoder is None
     stream = PromptStream(folder, check(folder), own.seed, BATCH, range(BATCH))
-    encoders = Encoders(1, 0.5, 0.0, encode.Encoder, encoding)
+    encoders = EncoderPool(1, 0.5, 0.0, encode.Encoder, encoding)
     for step, batch in enumerate(stream.batches(0, 3, encoders)):
         encoded = encode.embeds_of(batch.encoded, "cpu")
         ours, theirs = apart.step(step, batch.prompts, encoded), within.step(step, batch.prompts)

@@ -10,7 +10,7 @@ from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.prompts import clean
 from pipeline.prompts.prepare import CARD, CLEANED, NEGATIVES, SCHEMA, prepare
-from pipeline.prompts.prepared import check, shards_of
+from pipeline.prompts.prompt_dataset import check, shards_of
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 

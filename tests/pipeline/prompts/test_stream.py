@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.prompts import prepared as reading
+from pipeline.prompts import prompt_dataset as reading
 from pipeline.prompts import stream as stream_module
 from pipeline.prompts.prepare import prepare
-from pipeline.prompts.prepared import check, shard
+from pipeline.prompts.prompt_dataset import check, shard
 from pipeline.prompts.stream import PromptStream
 from pipeline.recipe import parse
 from pipeline.storage import Folder
@@ -40,9 +40,9 @@ def sequence(folder, first, last, workers=1, seed=0):
 
 @pytest.fixture(scope="module")
 def whole(ray_cluster, prepared):
-    """Three epochs and a bit, in pieces that end within batches."""
+    """Three epochs and a bit, in ranges that end within batches."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream_module, "PIECE", 16)
+        patch.setattr(stream_module, "RANGE_SIZE", 16)
         return sequence(prepared, 0, 37)
 
 
@@ -69,11 +69,11 @@ def test_no_steps_are_no_batches(prepared):
 
 
 def test_a_late_start_reads_its_own_shards_alone(prepared, monkeypatch):
-    """The first piece from the middle of an epoch on: as many reads as a start at 0."""
+    """The first span from the middle of an epoch on: as many reads as a start at 0."""
     record, reads = check(prepared), []
     monkeypatch.setattr(reading, "shard", lambda folder, name, sha: reads.append(name) or original(folder, name, sha))
     stream = PromptStream(prepared, record, 0, BATCH, range(BATCH))
-    stream.of_piece(next(stream.order.pieces(9 * BATCH, 10 * BATCH, 6)))
+    stream.prompts_of(next(stream.sampler.ranges(9 * BATCH, 10 * BATCH, 6)))
     assert 0 < len(reads) <= 4
 
 

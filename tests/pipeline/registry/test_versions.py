@@ -142,7 +142,10 @@ def test_a_download_is_checked(three, client, tmp_path, capsys):
         (["rollback", "--name", NAME, "--to", "best"], "to: got 'best'; expected a version of nasa-tiny: 1, 2, 3, 4"),
         (["rollback", "--name", NAME, "--to", "3"], "to: version 3 of nasa-tiny is the champion already"),
         (["download", "--name", NAME], "--out: got nothing; expected a value"),
-        (["download", "--name", NAME, "--version", "9", "--out", "x"], "version: got '9'; expected a version of nasa-tiny"),
+        (
+            ["download", "--name", NAME, "--version", "9", "--out", "x"],
+            "version: got '9'; expected a version of nasa-tiny",
+        ),
         (["download", "--name", NAME, "--out", "/"], "out: got '/'; expected an empty or a new folder"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 
 from pipeline import models
 from pipeline.evaluation.suites import evaluation_suite
-from pipeline.prompts import prepared
+from pipeline.prompts import prompt_dataset
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.recipe import parse
 from pipeline.training import engines, previews
@@ -14,7 +14,7 @@ from pipeline.training.distiller import Distiller
 
 def test_previews_show_the_run_s_own_prompts_unless_the_recipe_names_others(monkeypatch, tmp_path):
     own = ["a dog", "a cat", "a dog", "a tree", "a house", "a car"]
-    monkeypatch.setattr(prepared, "first_prompts", lambda folder: own)
+    monkeypatch.setattr(prompt_dataset, "first_prompts", lambda folder: own)
     mine = parse("", ['teacher="mine"'])
     assert previews.preview_prompts(mine, tmp_path) == ("a dog", "a cat", "a tree", "a house")
     named = parse("", ['teacher="mine"', 'evaluation.preview_prompts=["a boat"]'])

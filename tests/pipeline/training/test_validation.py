@@ -19,7 +19,7 @@ from pipeline import models, tracking
 from pipeline.evaluation import evaluate
 from pipeline.hashing import sha256_of_folder
 from pipeline.prompts.prepare import prepare
-from pipeline.prompts.prepared import check
+from pipeline.prompts.prompt_dataset import check
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 from pipeline.training.checkpoint import EMA_FILE, STATE_FILE

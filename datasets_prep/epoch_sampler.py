@@ -15,7 +15,7 @@ _INTERLEAVE, _FILES, _ROWS = range(3)  # what a stream of random numbers is for
 
 
 @dataclass(frozen=True)
-class Source:
+class SamplerSource:
     """`rows` are of each file; an epoch takes `per_epoch` of all of them."""
 
     name: str
@@ -24,21 +24,22 @@ class Source:
 
     @cached_property
     def total(self) -> int:
+        """Number of prompts."""
         return sum(self.rows)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Consecutive positions: `source_N` says which source each is of, `begins` where each source has got to."""
+class SampleRange:
+    """Consecutive positions: the source of each (`source_N`), and each source's offset at the start."""
 
     first: int
     source_N: np.ndarray
-    begins: tuple[int, ...]
+    source_offsets: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the prompts of a piece lie: number of the source, of its file, and the row in it; each int64 [N]."""
+    """The rows of a range's prompts: number of the source, of its file, and row in it; each int64 [N]."""
 
     source_N: np.ndarray
     file_N: np.ndarray
@@ -46,17 +47,19 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Order:
-    sources: tuple[Source, ...]
+class EpochSampler:
+    """Shuffles and interleaves sources, epoch by epoch, as a function of the seed and the position."""
+
+    sources: tuple[SamplerSource, ...]
     seed: int
 
     @property
     def epoch(self) -> int:
-        """How many prompts an epoch has."""
+        """Number of prompts per epoch."""
         return sum(source.per_epoch for source in self.sources)
 
-    def pieces(self, first: int, last: int, size: int) -> Iterator[Piece]:
-        """Positions `first` to `last` in pieces of at most `size`. Starting late costs nothing but one interleaving."""
+    def ranges(self, first: int, last: int, size: int) -> Iterator[SampleRange]:
+        """Positions `first` to `last` in ranges of at most `size`. Starting late costs nothing but one interleaving."""
         while first < last:
             epoch, offset = divmod(first, self.epoch)
             which_E = self._interleaved(epoch)
@@ -65,21 +68,22 @@ class Order:
             for start in range(offset, end, size):
                 part = which_E[start : min(start + size, end)]
                 done = zip(self.sources, counts, strict=True)
-                begins = tuple(epoch * source.per_epoch + int(count) for source, count in done)
-                yield Piece(epoch * self.epoch + start, part, begins)
+                source_offsets = tuple(epoch * source.per_epoch + int(count) for source, count in done)
+                yield SampleRange(epoch * self.epoch + start, part, source_offsets)
                 counts += np.bincount(part, minlength=len(self.sources))
             first += end - offset
 
-    def locate(self, piece: Piece) -> Rows:
-        source_N = piece.source_N.astype(np.int64)
+    def locate(self, span: SampleRange) -> Rows:
+        """Return the rows of a range's prompts."""
+        source_N = span.source_N.astype(np.int64)
         file_N, row_N = np.empty_like(source_N), np.empty_like(source_N)
-        for number, begin in enumerate(piece.begins):
+        for number, begin in enumerate(span.source_offsets):
             own_N = source_N == number
             file_N[own_N], row_N[own_N] = self._run(number, begin, int(own_N.sum()))
         return Rows(source_N, file_N, row_N)
 
     def _interleaved(self, epoch: int) -> np.ndarray:
-        """The number of the source of each of an epoch's prompts, uint8."""
+        """Return the source number of each prompt of an epoch, uint8."""
         counts = [source.per_epoch for source in self.sources]
         which = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
         if len(counts) > 1:
@@ -107,8 +111,8 @@ class Order:
         return np.random.default_rng((self.seed, *what))
 
 
-def shares(totals: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """How many prompts an epoch takes of each source: as many as possible in these proportions, none twice.
+def epoch_quotas(totals: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Return the prompts that an epoch takes of each source: the most in these proportions, none twice.
 
     A weight of 0 stands for all of a source, whatever the others have.
     """

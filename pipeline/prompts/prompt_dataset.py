@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets_prep.order import Order, Source
+from datasets_prep.epoch_sampler import EpochSampler, SamplerSource
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.storage import Folder
@@ -17,7 +17,7 @@ FILE, SOURCE = {"bytes": int, "rows": int, "sha256": str}, {"of_an_epoch": int} 
 
 
 def check(folder: Folder) -> dict[str, Any]:
-    """The manifest of prepared prompts, whose files are all there; their content is checked where it is read."""
+    """Return the manifest of prepared prompts after checking that its files exist."""
     record = manifest.read(folder, "prepare")
     where = f"{folder.uri}/{manifest.NAME}"
     for name, expected in record["files"].items():
@@ -37,11 +37,13 @@ def check(folder: Folder) -> dict[str, Any]:
     return record
 
 
-def order_of(record: dict[str, Any], seed: int) -> Order:
-    """The order of a manifest's prompts."""
-    return Order(
+def epoch_sampler_of(record: dict[str, Any], seed: int) -> EpochSampler:
+    """Return the sampler of a manifest's prompts."""
+    return EpochSampler(
         tuple(
-            Source(name, tuple(record["files"][file]["rows"] for file in shards_of(record, name)), own["of_an_epoch"])
+            SamplerSource(
+                name, tuple(record["files"][file]["rows"] for file in shards_of(record, name)), own["of_an_epoch"]
+            )
             for name, own in sorted(record["sources"].items())
         ),
         seed,
@@ -49,12 +51,13 @@ def order_of(record: dict[str, Any], seed: int) -> Order:
 
 
 def shards_of(record: dict[str, Any], source: str) -> list[str]:
+    """Return the shards of a source."""
     return sorted(name for name, file in record["files"].items() if file.get("source") == source)
 
 
 @lru_cache(maxsize=4)
 def shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
-    """A shard's prompts.
+    """Return a shard's prompts after checking its hash.
 
     Raises:
         UserError: where its content is not what was prepared.
@@ -68,7 +71,7 @@ def shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
 
 
 def first_prompts(folder: Folder) -> list[str]:
-    """Those of the first shard."""
+    """Return the prompts of the first shard."""
     record = check(folder)
     name = min((file for file in record["files"] if file.startswith("shard-")), default=None)
     if name is None:

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_prep.order import Order, Source, shares
+from datasets_prep.epoch_sampler import EpochSampler, SamplerSource, epoch_quotas
 
 ORDERS = st.builds(
-    lambda rows, weights, seed: Order(
+    lambda rows, weights, seed: EpochSampler(
         tuple(
-            Source(f"s{i}", tuple(own), share)
+            SamplerSource(f"s{i}", tuple(own), share)
             for i, (own, share) in enumerate(
-                zip(rows, shares([sum(own) for own in rows], weights[: len(rows)]), strict=True)
+                zip(rows, epoch_quotas([sum(own) for own in rows], weights[: len(rows)]), strict=True)
             )
         ),
         seed,
@@ -26,9 +26,9 @@ ORDERS = st.builds(
 def sequence(order, first, last, size=7):
     """The prompts at these positions as (source, file, row)."""
     found = []
-    for piece in order.pieces(first, last, size):
-        assert piece.first == first + len(found)
-        rows = order.locate(piece)
+    for span in order.ranges(first, last, size):
+        assert span.first == first + len(found)
+        rows = order.locate(span)
         found += zip(rows.source_N.tolist(), rows.file_N.tolist(), rows.row_N.tolist(), strict=True)
     return found
 
@@ -58,15 +58,15 @@ def test_a_late_start_sees_the_tail(order, first, count, size):
 
 
 def test_epochs_and_seeds_differ_and_files_are_mixed():
-    order = Order((Source("a", (50, 50), 100),), 0)
+    order = EpochSampler((SamplerSource("a", (50, 50), 100),), 0)
     epoch = sequence(order, 0, 100)
     assert epoch != sequence(order, 100, 200)
-    assert epoch != sequence(Order(order.sources, 1), 0, 100)
+    assert epoch != sequence(EpochSampler(order.sources, 1), 0, 100)
     assert [row for _, _, row in epoch[:50]] != sorted(row for _, _, row in epoch[:50])
 
 
 def test_sources_are_interleaved_in_their_proportion_throughout():
-    order = Order((Source("journeydb", (1300,), 1300), Source("laion", (1000, 1000), 2000)), 0)
+    order = EpochSampler((SamplerSource("journeydb", (1300,), 1300), SamplerSource("laion", (1000, 1000), 2000)), 0)
     which = np.array([source for source, _, _ in sequence(order, 0, 3300, 500)])
     for part in np.array_split(which, 10):
         assert 0.5 < part.mean() < 0.7  # 2000 / 3300
@@ -83,11 +83,11 @@ def test_sources_are_interleaved_in_their_proportion_throughout():
     ],
 )
 def test_shares(totals, weights, expected):
-    assert shares(totals, weights) == expected
+    assert epoch_quotas(totals, weights) == expected
 
 
 def test_a_source_with_a_small_share_comes_whole_over_the_epochs():
-    order = Order((Source("a", (6, 4), 10), Source("b", (15,), 5)), 3)
+    order = EpochSampler((SamplerSource("a", (6, 4), 10), SamplerSource("b", (15,), 5)), 3)
     seen = Counter(item for item in sequence(order, 0, 45) if item[0] == 1)
     assert len(seen) == 15
     assert set(seen.values()) == {1}

@@ -1,4 +1,4 @@
-"""What became of rows: how many each rule removed or changed, and a few samples of each, so that a person can judge."""
+"""Statistics of cleaning: how many rows each rule removed or changed, with a few samples of each."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -22,8 +22,8 @@ SCORE_EDGES = tuple(np.arange(0, 10.5, 0.5).tolist())
 
 
 @dataclass
-class Account:
-    """What became of rows. The samples are the same few whatever the order in which accounts are added up.
+class CleaningStats:
+    """Counts and samples of removed and changed rows; the samples do not depend on the order of addition.
 
     Attributes:
         removed, samples: rows and texts by the reason for which they were removed.
@@ -47,9 +47,11 @@ class Account:
 
     @property
     def kept(self) -> int:
+        """Number of rows that were kept."""
         return self.rows - self.removed.total()
 
     def remove(self, reason: str, texts: Sequence[str]) -> None:
+        """Count removed texts under a reason."""
         if len(texts):
             self.removed[reason] += len(texts)
             self.samples[reason] = _fewest_texts([*self.samples.get(reason, []), *texts])
@@ -72,7 +74,8 @@ class Account:
         if rows:
             self.first_unreadable = [rows[0], problems[0]]
 
-    def add(self, other: "Account") -> None:
+    def add(self, other: "CleaningStats") -> None:
+        """Add another's counts and samples."""
         self.rows += other.rows
         self.removed.update(other.removed)
         self.changed.update(other.changed)
@@ -88,18 +91,20 @@ class Account:
         self.scores = [a + b for a, b in zip(self.scores, other.scores, strict=True)]
 
     def measure(self, table: pa.Table) -> None:
-        """The distributions of what was kept."""
+        """Record the distributions of what was kept."""
         self.tokens = _histogram(table["tokens"].to_numpy(), TOKEN_EDGES)
         self.scores = _histogram(table["aesthetic"].drop_null().to_numpy(), SCORE_EDGES)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         counts = {name: dict(getattr(self, name)) for name in COUNTS}
         return {**vars(self), **counts, "kept": self.kept}
 
     @staticmethod
-    def of(record: dict[str, Any]) -> "Account":
-        own = {name: value for name, value in record.items() if name in Account.__dataclass_fields__}
-        return Account(**own | {name: Counter(own[name]) for name in COUNTS})
+    def of(record: dict[str, Any]) -> "CleaningStats":
+        """Return the statistics of JSON values."""
+        own = {name: value for name, value in record.items() if name in CleaningStats.__dataclass_fields__}
+        return CleaningStats(**own | {name: Counter(own[name]) for name in COUNTS})
 
 
 def _hash(text: str) -> bytes:
@@ -107,13 +112,13 @@ def _hash(text: str) -> bytes:
 
 
 def _fewest_texts(texts: Sequence[str]) -> list[str]:
-    """Some of the texts, the same of any order: those with the lowest hashes, none that would be blocked."""
+    """Return the texts with the lowest hashes, in any order the same, without those that would be blocked."""
     ordered = sorted({text[:SHOWN] for text in texts}, key=_hash)
     return list(islice((text for text in ordered if not evidence(text)), SAMPLES))
 
 
 def _fewest_changes(pairs: Iterable[Sequence[str]]) -> list[list[str]]:
-    """As of texts."""
+    """Return the changes with the lowest hashes."""
     ordered = _ordered(pairs)
     return list(islice(([*pair] for pair in ordered if not any(map(evidence, pair))), SAMPLES))
 
@@ -125,7 +130,7 @@ def _ordered(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def _excerpts(pair: Sequence[str]) -> list[str]:
-    """The part of both texts around the first difference."""
+    """Return the part of both texts around the first difference."""
     before, after = pair
     same = bisect_left(range(min(len(before), len(after))), True, key=lambda end: before[: end + 1] != after[: end + 1])
     start = max(0, same - BEFORE)
@@ -133,6 +138,7 @@ def _excerpts(pair: Sequence[str]) -> list[str]:
 
 
 def _histogram(values: np.ndarray, edges: Sequence[float]) -> list[int]:
-    """How many values are at least each edge and below the next."""
+    """Return the number of values from each edge to below the next."""
     places = np.searchsorted(np.asarray(edges), values, side="right") - 1
-    return np.bincount(np.clip(places, 0, None), minlength=len(edges))[: len(edges)].tolist()
+    counts: list[int] = np.bincount(np.clip(places, 0, None), minlength=len(edges))[: len(edges)].tolist()
+    return counts
