@@ -1,7 +1,7 @@
 """The prompt stream: from prepared shards to each worker's batches, in one order for any number of workers.
 
-The order is `datasets_prep.epoch_sampler`'s: step s of training takes its positions s * B to (s + 1) * B, across the ends
-of epochs, so the step alone says what was seen. Each worker reads with Ray Data and keeps its part of each batch.
+The order is `datasets_prep.epoch_sampler`'s: step s of training takes its positions s * B to (s + 1) * B, across the
+ends of epochs, so the step alone says what was seen. Each worker reads with Ray Data and keeps its part of each batch.
 """
 
 from collections.abc import Generator
