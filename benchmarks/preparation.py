@@ -121,15 +121,15 @@ def run(data: Path, keep: str) -> None:
     out = Path(keep or tempfile.mkdtemp())
     recipe, folder = recipe_of(data), Folder.from_uri(out / "prompts")
     with memory() as peak:
-        record, seconds = timed(lambda: prepare(recipe, folder))
-    rows = sum(source["rows"] for source in record["sources"].values())
-    print(f"{rows:,} rows to {record['prompts']:,} prompts in {seconds:.0f} s: {rows / seconds:,.0f} rows/s")
+        prepared, seconds = timed(lambda: prepare(recipe, folder))
+    rows = sum(source.rows for source in prepared.sources.values())
+    print(f"{rows:,} rows to {prepared.prompts:,} prompts in {seconds:.0f} s: {rows / seconds:,.0f} rows/s")
     print(f"peak memory, all processes: {peak[0] / 2**30:.2f} GiB")
-    for name, source in record["sources"].items():
-        print(f"  {name}: {source['removed']}")
+    for name, source in prepared.sources.items():
+        print(f"  {name}: {source.removed}")
     size = sum(file.stat().st_size for file in (out / "prompts").glob("shard-*"))
     cleaned = sum(file.stat().st_size for file in (out / "prompts" / "cleaned").rglob("*.parquet"))
-    print(f"shards: {size / record['prompts']:.0f} bytes a prompt; cleaned chunks: {cleaned / rows:.0f} bytes a row")
+    print(f"shards: {size / prepared.prompts:.0f} bytes a prompt; cleaned chunks: {cleaned / rows:.0f} bytes a row")
     print(f"a second time: {timed(lambda: prepare(recipe, folder))[1]:.1f} s")
     more = data / "laion" / "part-more.parquet"
     shutil.copy(sorted((data / "laion").glob("part-0*"))[-1], more)

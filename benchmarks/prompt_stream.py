@@ -11,7 +11,6 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.dataset
@@ -34,9 +33,9 @@ def consumed() -> float:
     return images / estimate(options).step_seconds(GPUS["H100"].flops[options.train.precision])
 
 
-def stream(folder: Folder, record: dict[str, Any], first: int, workers: int) -> Iterator[list[str]]:
+def stream(folder: Folder, prepared: prompt_dataset.PromptsManifest, first: int, workers: int) -> Iterator[list[str]]:
     places = range(BATCH // workers)
-    batches = PromptStream(folder, record, 0, BATCH, places).batches(first, record["epoch"] // BATCH)
+    batches = PromptStream(folder, prepared, 0, BATCH, places).batches(first, prepared.epoch // BATCH)
     return (batch.prompts for batch in batches)
 
 
@@ -65,18 +64,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     folder = Folder.from_uri(arguments.prompts)
-    record = prompt_dataset.check(folder)
-    steps = record["epoch"] // BATCH
+    prepared = prompt_dataset.check(folder)
+    steps = prepared.epoch // BATCH
     with ray_session():
-        next(stream(folder, record, steps - 1, 1))  # processes are started
+        next(stream(folder, prepared, steps - 1, 1))  # processes are started
         ours, alone = [], []
         for _ in range(arguments.rounds):
-            ours.append(rate(stream(folder, record, 0, 1)))
+            ours.append(rate(stream(folder, prepared, 0, 1)))
             alone.append(rate(plain(arguments.prompts)))
-        rank_of_64 = rate(stream(folder, record, 0, 64))
-        waits = {share: first_batch(stream(folder, record, int(share * steps), 1)) for share in (0.0, 0.5, 0.99)}
+        rank_of_64 = rate(stream(folder, prepared, 0, 64))
+        waits = {share: first_batch(stream(folder, prepared, int(share * steps), 1)) for share in (0.0, 0.5, 0.99)}
     h100 = consumed()
-    print(f"{record['epoch']:,} prompts, batches of {BATCH}; medians of {arguments.rounds} rounds")
+    print(f"{prepared.epoch:,} prompts, batches of {BATCH}; medians of {arguments.rounds} rounds")
     print(f"pyarrow alone:     {np.median(alone):>12,.0f} prompts/s")
     print(f"the stream:        {np.median(ours):>12,.0f} prompts/s, {np.median(ours) / np.median(alone):.0%} of it")
     print(f"one worker of 64:  {rank_of_64:>12,.0f} prompts/s of its own, {64 * rank_of_64:,.0f} read")

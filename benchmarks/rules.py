@@ -19,7 +19,6 @@ from pipeline.evaluation.evaluate import distilled_student
 from pipeline.evaluation.exclusion import shares, trials
 from pipeline.evaluation.judges.attributes import AttributeJudge
 from pipeline.evaluation.sampling import SamplingMethod
-from pipeline.recipe import parse
 from pipeline.storage import Folder
 
 SCALES = {
@@ -52,12 +51,12 @@ def main() -> None:
 
 def measure(folder: Path, seeds: int = SEEDS) -> dict[str, Any]:
     """Shares of each way over the seeds whose plain image shows what the negative names."""
-    record = manifest.read(Folder.from_uri(folder), "distill")
-    recipe, student = parse(record["recipe"]), distilled_student(Folder.from_uri(folder))
+    record = manifest.read(Folder.from_uri(folder), manifest.DistilledManifest)
+    recipe, student = record.recipe, distilled_student(Folder.from_uri(folder))
     ways = [SamplingMethod(kind, scale) for kind, scales in SCALES.items() for scale in scales]
     collected = trials(student, AttributeJudge.load(), ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
     return {
-        "student": record["student_sha256"],
+        "student": record.student_sha256,
         "recipe": recipe.name,
         "seed": recipe.seed,
         "plain": shares(collected, SamplingMethod()),

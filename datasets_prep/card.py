@@ -28,7 +28,7 @@ def page(recipe: str, sources: Mapping[str, Mapping[str, Any]], negative_prompts
         recipe=recipe,
         sources=sources,
         total=sum(source["prompts"] for source in sources.values()),
-        epoch=sum(source["of_an_epoch"] for source in sources.values()),
+        epoch=sum(source["per_epoch"] for source in sources.values()),
         negatives=count,
         negative_prompts=negative_prompts.take(shown).to_pylist(),
         terms=_bars([term for term, _ in most], [times for _, times in most]),

@@ -35,8 +35,8 @@ def run(options: argparse.Namespace) -> None:
     from pipeline.training.distill import distill
 
     finished = folder.exists(manifest.NAME)
-    record = distill(
+    distilled = distill(
         recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options), options.ray_address
     )
     said = "already distilled" if finished else "distilled"
-    print(f"{said}: {record['metrics']['step']} steps, student {record['student_sha256'][:12]}: {folder.uri}/student")
+    print(f"{said}: {distilled.step} steps, student {distilled.student_sha256[:12]}: {folder.uri}/student")

@@ -15,11 +15,11 @@ def run(options: argparse.Namespace) -> None:
     from pipeline.prompts.prepare import prepare
 
     folder = shared.folder_of(options, "prompts")
-    record = prepare(shared.recipe_of(options), folder, options.ray_address, print)
-    for name, source in record["sources"].items():
-        for reason, count in sorted(source["removed"].items(), key=lambda item: -item[1]):
-            print(f"{name}: {count} of {source['rows']} removed: {reason}")
+    prepared = prepare(shared.recipe_of(options), folder, options.ray_address, print)
+    for name, source in prepared.sources.items():
+        for reason, count in sorted(source.removed.items(), key=lambda item: -item[1]):
+            print(f"{name}: {count} of {source.rows} removed: {reason}")
     print(
-        f"prepared {record['prompts']} prompts in {record['shards']} shards, {record['epoch']} of them an epoch, "
-        f"and {record['negative_prompts']} negative prompts: {folder.uri}"
+        f"prepared {prepared.prompts} prompts in {prepared.shards} shards, {prepared.epoch} of them an epoch, "
+        f"and {prepared.negative_prompts} negative prompts: {folder.uri}"
     )

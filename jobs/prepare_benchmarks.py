@@ -23,4 +23,4 @@ def run(options: argparse.Namespace) -> None:
     folder = shared.folder_of(options, "benchmarks")
     files = prepare_benchmarks(folder, options.negopt, options.hpsv2, options.pairs, options.seed)
     for name, file in files.items():
-        print(f"{file['rows']:>6} rows: {folder.uri}/{name}")
+        print(f"{file.rows:>6} rows: {folder.uri}/{name}")

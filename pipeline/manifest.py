@@ -1,63 +1,22 @@
 """`manifest.json`: what a folder was made from, by which code, with which recipe, and what is in it."""
 
-import json
 import os
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal, TypeVar
+
+from pydantic import Field
 
 import nasa
 from pipeline.errors import UserError, invalid
+from pipeline.recipe import Recipe
+from pipeline.records import Record
 from pipeline.storage import Folder
 
 NAME = "manifest.json"
 RUN_FILE = "run.json"  # in the folder of a distillation that was begun
-WORDS = {str: "a string", int: "a whole number", dict: "an object"}
-MADE_BY = {"benchmarks": "prepare-benchmarks", "student": "distill"}  # kinds that are not named as their command
-FIELDS: dict[str, dict[str, type]] = {  # what other steps read of each kind
-    "prepare": {"recipe": str, "files": dict, "sources": dict, "prompts": int, "epoch": int},
-    "distill": {"recipe": str, "teacher_sha256": str, "student_sha256": str, "prompts": dict, "mlflow_run": str},
-    "evaluate": {"recipe": str, "student_sha256": str},
-    "student": {"step": int, "student_sha256": str},
-}
 CODE = "NASA_DISTILL_CODE"  # what a submitted job was packed from: it has no git
-
-
-def write(folder: Folder, kind: str, **content: Any) -> None:
-    """Written last: a folder with a manifest is complete."""
-    record = {"kind": kind, "code": code_version(), **content}
-    folder.write(NAME, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
-
-
-def read(folder: Folder, kind: str) -> dict[str, Any]:
-    """Return the manifest of a complete folder of this kind.
-
-    Raises:
-        UserError: where there is none, or one of another kind, with the command that makes one.
-    """
-    if not folder.exists(NAME):
-        command = MADE_BY.get(kind, kind)
-        raise UserError(f"{folder.uri}: no complete {kind} here (no {NAME}); run `python -m jobs {command}` first")
-    try:
-        record: dict[str, Any] = json.loads(folder.read(NAME))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder.uri}/{NAME}: not valid JSON: {error}") from error
-    found = record.get("kind") if isinstance(record, dict) else type(record).__name__
-    if found != kind:
-        raise invalid(f"{folder.uri}: kind", found, repr(kind))
-    require(record, FIELDS.get(kind, {}), f"{folder.uri}/{NAME}")
-    return record
-
-
-def require(record: Any, fields: Mapping[str, type], where: str) -> None:
-    """Raise a UserError where a field is missing or of another type."""
-    if not isinstance(record, dict):
-        raise invalid(where, record, "an object")
-    for name, kind in fields.items():
-        value = record.get(name)
-        if type(value) is not kind:
-            raise invalid(f"{where}: {name}", value, WORDS[kind])
+M = TypeVar("M", bound="Manifest")
 
 
 def code_version() -> str:
@@ -69,3 +28,62 @@ def code_version() -> str:
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
     ).stdout.strip()
     return f"{nasa.__version__}+{commit}" if commit else nasa.__version__
+
+
+class Manifest(Record):
+    """The base of manifests. `kind` tells them apart; `command` is the command that writes one."""
+
+    command: ClassVar[str]
+    kind: str
+    code: str = Field(default_factory=code_version)
+
+
+class DataFile(Record):
+    """A data file: number of rows, size, hash, and the source of its prompts if it is a shard."""
+
+    rows: int
+    bytes: int
+    sha256: str
+    source: str | None = None
+
+
+class DistilledManifest(Manifest):
+    """The manifest of a distilled student: its recipe, inputs and last metrics."""
+
+    command = "distill"
+    kind: Literal["distill"] = "distill"
+    recipe: Recipe
+    teacher_sha256: str
+    student_sha256: str
+    student_raw_sha256: str
+    prompts: dict[str, DataFile]
+    mlflow_run: str
+    metrics: dict[str, int | float]
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint that became the student."""
+        return int(self.metrics["step"])
+
+
+def write(folder: Folder, manifest: Manifest) -> None:
+    """Write a manifest, after everything else: a folder with a manifest is complete."""
+    folder.write_json(NAME, manifest.values(), sort_keys=True)
+
+
+def read(folder: Folder, kind: type[M]) -> M:
+    """Return the manifest of a complete folder of this kind.
+
+    Raises:
+        UserError: where there is none, or one of another kind, with the command that makes one.
+    """
+    expected, where = kind.model_fields["kind"].default, f"{folder.uri}/{NAME}"
+    if not folder.exists(NAME):
+        raise UserError(
+            f"{folder.uri}: no complete {expected} here (no {NAME}); run `python -m jobs {kind.command}` first"
+        )
+    values = folder.read_json(NAME)
+    found = values.get("kind") if isinstance(values, dict) else type(values).__name__
+    if found != expected:
+        raise invalid(f"{where}: kind", found, repr(expected))
+    return kind.from_values(values, where)

@@ -165,11 +165,13 @@ class Folder:
         """Write a value as indented JSON."""
         self.write(name, (json.dumps(value, indent=2, sort_keys=sort_keys) + "\n").encode())
 
-    def write_table(self, name: str, table: pa.Table, **options: Any) -> None:
-        """Write a Parquet file; `options` are those of `pyarrow.parquet.write_table`."""
+    def write_table(self, name: str, table: pa.Table, **options: Any) -> bytes:
+        """Write a Parquet file and return its content; `options` are those of `pyarrow.parquet.write_table`."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer, **options)
-        self.write(name, buffer.getvalue())
+        content = buffer.getvalue()
+        self.write(name, content)
+        return content
 
     def upload(self, local: Path) -> None:
         """Copy a local folder's content into this one; a local target is replaced as a whole."""

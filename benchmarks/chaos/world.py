@@ -59,7 +59,7 @@ class Run:
     @property
     def student(self) -> str:
         """The hash of its weights."""
-        return str(manifest.read(Folder.from_uri(self.place) / "distilled", "distill")["student_sha256"])
+        return str(manifest.read(Folder.from_uri(self.place) / "distilled", manifest.DistilledManifest).student_sha256)
 
     def versions(self) -> int:
         """Return the versions in the run's registry."""

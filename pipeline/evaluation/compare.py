@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.evaluation.aggregate import Row, image_key, metric_names, paired, same_prompt_and_noise
-from pipeline.evaluation.evaluate import REPORT, SCORES, SUMMARY
+from pipeline.evaluation.evaluate import REPORT, SCORES, SUMMARY, EvaluationManifest
 from pipeline.evaluation.images import ImageStore
 from pipeline.evaluation.report import COMPARED, column_of, data_uri, render
 from pipeline.storage import Folder
@@ -56,7 +56,7 @@ def _student(rows: list[Row], summary: dict[str, Any]) -> list[Row]:
 
 
 def _read(folder: Folder) -> tuple[dict[str, Any], list[Row]]:
-    manifest.read(folder, "evaluate")
+    manifest.read(folder, EvaluationManifest)
     table = pq.read_table(io.BytesIO(folder.read(SCORES)))
     return json.loads(folder.read(SUMMARY)), table.to_pylist()
 

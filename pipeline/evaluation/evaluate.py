@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -19,12 +19,22 @@ from pipeline.evaluation.report import write_report
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.suites import evaluation_suite
 from pipeline.evaluation.worker import WorkerConfig, load_student, recipe_work_units, run_workers
+from pipeline.manifest import DistilledManifest, Manifest
 from pipeline.recipe import Recipe, dump, parse
 from pipeline.resources import evaluation_request, wait_for_resources
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 
 SCORES, SUMMARY, SHEET, REPORT = "scores.parquet", "summary.json", "contact_sheet.png", "report.html"
+
+
+class EvaluationManifest(Manifest):
+    """The manifest of an evaluation: its recipe and the student's hash."""
+
+    command = "evaluate"
+    kind: Literal["evaluate"] = "evaluate"
+    recipe: Recipe
+    student_sha256: str
 
 
 @dataclass(frozen=True)
@@ -38,10 +48,9 @@ class Subject:
     step: int
 
     @staticmethod
-    def from_distilled(distilled: Folder, record: dict[str, Any]) -> "Subject":
+    def from_distilled(folder: Folder, run: DistilledManifest) -> "Subject":
         """Return the student that `distill` wrote."""
-        hashes = record["student_sha256"], record["teacher_sha256"]
-        return Subject(distilled / "student", *hashes, record["mlflow_run"], record["metrics"]["step"])
+        return Subject(folder / "student", run.student_sha256, run.teacher_sha256, run.mlflow_run, run.step)
 
 
 def evaluate(
@@ -57,11 +66,10 @@ def evaluate(
     `overrides` are of the recipe's `evaluation` section. A finished evaluation of the same student is left as it is, an
     interrupted one resumes.
     """
-    record = manifest.read(student_folder, "distill")
-    recipe = _recipe(record["recipe"], overrides)
-    return evaluate_student(
-        Subject.from_distilled(student_folder, record), recipe, prompt_folder, folder, tracking_uri, ray_address
-    )
+    run = manifest.read(student_folder, DistilledManifest)
+    recipe = _with_overrides(run.recipe, overrides)
+    subject = Subject.from_distilled(student_folder, run)
+    return evaluate_student(subject, recipe, prompt_folder, folder, tracking_uri, ray_address)
 
 
 def evaluate_student(
@@ -75,8 +83,7 @@ def evaluate_student(
     wait_for_ever: bool = False,
 ) -> dict[str, Any]:
     """Evaluate any student; `wait_for_ever` waits for resources without a limit."""
-    made_from = {"recipe": dump(recipe), "student_sha256": subject.student_sha256}
-    if folder.exists(manifest.NAME) and manifest.read(folder, "evaluate").items() >= made_from.items():
+    if folder.exists(manifest.NAME) and _is_of(manifest.read(folder, EvaluationManifest), subject, recipe):
         return dict(folder.read_json(SUMMARY))
     count = require(recipe, prompt_folder)
     config = _worker_config(subject, recipe, prompt_folder, folder)
@@ -91,7 +98,7 @@ def evaluate_student(
     _calibrate(recipe, summary, rows)
     _write(folder, recipe, summary, rows)
     _track(folder, summary, subject, tracking_uri)
-    manifest.write(folder, "evaluate", **made_from)
+    manifest.write(folder, EvaluationManifest(recipe=recipe, student_sha256=subject.student_sha256))
     return summary
 
 
@@ -101,11 +108,15 @@ def require(recipe: Recipe, prompt_folder: Folder) -> int:
     return len(recipe_work_units(recipe, prompt_folder))
 
 
-def _recipe(text: str, overrides: Sequence[str]) -> Recipe:
+def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     for override in overrides:
         if not override.startswith("evaluation."):
             raise invalid("--set", override, "evaluation.field=value")
-    return parse(text, overrides)
+    return parse(dump(recipe), overrides)
+
+
+def _is_of(finished: EvaluationManifest, subject: Subject, recipe: Recipe) -> bool:
+    return finished.recipe == recipe and finished.student_sha256 == subject.student_sha256
 
 
 def _calibrate(recipe: Recipe, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -170,7 +181,7 @@ def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
 
 def distilled_student(student_folder: Folder) -> Sampler:
     """Return the student that `distill` wrote; its `model` is the teacher, whose other parts it shares."""
-    recipe = parse(manifest.read(student_folder, "distill")["recipe"])
+    recipe = manifest.read(student_folder, DistilledManifest).recipe
     folder = models.teacher_folder(recipe.teacher, revision=recipe.revision)
     teacher = Sampler(models.load(folder, start_timestep=recipe.method.start_timestep))
     return load_student(teacher, student_folder / "student")

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from pipeline.evaluation import scorers
 from pipeline.evaluation.report import render
 from pipeline.evaluation.statistics import mean, paired_bootstrap
 from pipeline.hub import local_folder
+from pipeline.manifest import Manifest
 from pipeline.recipe import Metric, parse_section
 from pipeline.recipe.section import NonNegative, NonNegativeInt, Positive, PositiveInt, Section
 from pipeline.remote_errors import iter_rows
@@ -76,6 +77,15 @@ class Videos(Section):
         return f"NASA {self.scale:g}"
 
 
+class VideosManifest(Manifest):
+    """The manifest of a video evaluation; `prompts` is their number."""
+
+    command = "evaluate-video"
+    kind: Literal["evaluate-video"] = "evaluate-video"
+    options: Videos
+    prompts: int
+
+
 def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | None = None) -> dict[str, Any]:
     """Write the videos, `scores.parquet`, `summary.json` and `report.html`; a second call goes on where one stopped."""
     options: Videos = parse_section(Videos, overrides)
@@ -90,7 +100,7 @@ def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | Non
     folder.write("scores.parquet", buffer.getvalue())
     folder.write("summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     folder.write("report.html", _report(options, summary, rows, folder).encode())
-    manifest.write(folder, "evaluate-video", options=options.values(), prompts=len(prompts))
+    manifest.write(folder, VideosManifest(options=options, prompts=len(prompts)))
     return summary
 
 

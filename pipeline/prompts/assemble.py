@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from datasets_prep.chunk import BAND_COLUMNS, CleaningStats
 from datasets_prep.dedup import near_repeats, normal_form, repeats
-from pipeline.prompts.clean import Cleaned
+from pipeline.prompts.clean import CleanedFile
 from pipeline.storage import Folder
 
 SCHEMA = pa.schema([("index", pa.int64()), ("prompt", pa.string())])
@@ -35,13 +35,13 @@ class CleanChunk:
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return some of its columns."""
-        return pq.read_table(io.BytesIO(self.folder.read(self.name)), columns=list(columns))
+        return self.folder.read_table(self.name, columns)
 
 
 class Corpus:
     """All clean chunks, in the order of sources, files and rows."""
 
-    def __init__(self, cleaned: Sequence[Cleaned]) -> None:
+    def __init__(self, cleaned: Sequence[CleanedFile]) -> None:
         self.parts: list[CleanChunk] = []
         first = 0
         for file in cleaned:

@@ -1,36 +1,46 @@
 """The prompts that models are compared on, as files of a folder: prepared once, and the same for every model."""
 
-import io
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datasets_prep import evaluation
 from datasets_prep.sources import read
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.hashing import sha256_of_bytes
+from pipeline.manifest import DataFile, Manifest
 from pipeline.prompts import inputs
 from pipeline.prompts.clean import ROWS_PER_CHUNK
+from pipeline.prompts.prompt_dataset import write_data_file
 from pipeline.recipe import Source
 from pipeline.storage import Folder
 
 EXCLUSION, NEGOPT, HPSV2 = "exclusion_pairs.parquet", "negopt_pairs.parquet", "hpsv2.parquet"
 
 
+class BenchmarksManifest(Manifest):
+    """The manifest of benchmark prompts; `negopt` and `hpsv2` are the paths that were given."""
+
+    command = "prepare-benchmarks"
+    kind: Literal["benchmarks"] = "benchmarks"
+    files: dict[str, DataFile]
+    seed: int
+    negopt: str | None
+    hpsv2: str | None
+
+
 def prepare_benchmarks(
     folder: Folder, negopt: str | None, hpsv2: str | None, count: int, seed: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, DataFile]:
     """Write the paper's pairs, and of NegOpt's files and HPSv2's folder what is given; returns the manifest's files."""
     tables = {EXCLUSION: evaluation.exclusion_pairs()}
     if negopt:
         tables[NEGOPT] = _named("--negopt", negopt, evaluation.sample_pairs, list(_pairs(negopt)), count, seed)
     if hpsv2:
         tables[HPSV2] = _named("--hpsv2", hpsv2, evaluation.styled_prompts, _styles(hpsv2))
-    files = {name: _write(folder, name, table) for name, table in tables.items()}
-    manifest.write(folder, "benchmarks", files=files, seed=seed, negopt=negopt, hpsv2=hpsv2)
+    files = {name: write_data_file(folder, name, table) for name, table in tables.items()}
+    manifest.write(folder, BenchmarksManifest(files=files, seed=seed, negopt=negopt, hpsv2=hpsv2))
     return files
 
 
@@ -53,11 +63,3 @@ def _styles(place: str) -> dict[str, bytes]:
     folder = Folder.from_uri(place)
     names = [name for name in folder.list_files() if name.removesuffix(".json") in evaluation.HPSV2_STYLES]
     return {name.removesuffix(".json"): folder.read(name) for name in names}
-
-
-def _write(folder: Folder, name: str, table: pa.Table) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    content = buffer.getvalue()
-    folder.write(name, content)
-    return {"rows": table.num_rows, "bytes": len(content), "sha256": sha256_of_bytes(content)}

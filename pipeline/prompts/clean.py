@@ -1,18 +1,16 @@
-"""Cleaning a corpus, file by file: what was cleaned in the same way before is not touched again.
+"""Cleaning of a corpus, file by file; a file that was cleaned with the same settings before is not cleaned again.
 
-A file is read as a stream of chunks of a bounded size by one task, and its chunks are cleaned by as many tasks as there
-are cores, on Ray Data. What one file leaves is complete when its account lies beside it.
+One task reads a file as a stream of chunks of bounded size, and as many tasks as there are cores clean them, on Ray
+Data. A cleaned file is complete when its statistics are written.
 """
 
-import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datasets_prep.chunk import BAND_COLUMNS as BANDS
 from datasets_prep.chunk import CleaningStats, process
@@ -25,10 +23,10 @@ from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, ray_resources, 
 from pipeline.storage import Folder
 
 ROWS_PER_CHUNK = 10_000
-IN_PROCESS = 16 * 2**20  # bytes of input that are not worth a cluster's start
-READING = 0.1  # of a core, the other part of which cleans
-CORES_A_READER = 8  # whom it keeps busy
-ACCOUNT = "account.json"
+IN_PROCESS = 16 * 2**20  # bytes of input for which no cluster is started
+READER_CPUS = 0.1  # the rest of the core cleans
+CORES_PER_READER = 8  # that one reader keeps busy
+STATISTICS = "statistics.json"
 VERSION = 3  # raised when cleaning gives other prompts
 
 
@@ -42,13 +40,37 @@ class CleaningConfig:
 
     @property
     def text(self) -> str:
-        """Return the settings as text, for the cache key."""
+        """The settings as text, for the cache key."""
         return json.dumps([VERSION, asdict(self)])
 
 
 @dataclass(frozen=True)
-class Cleaned:
-    """A file's clean chunks, and what became of its rows."""
+class RawChunk:
+    """A chunk of a file on its way to a cleaning task: Arrow IPC bytes, and the number of its first row.
+
+    `key` is the file's cache key, `last` marks the file's last chunk.
+    """
+
+    key: str
+    number: int
+    row: int
+    table: bytes
+    last: bool
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """The report of a cleaned chunk; `statistics` as JSON."""
+
+    key: str
+    number: int
+    last: bool
+    statistics: str
+
+
+@dataclass(frozen=True)
+class CleanedFile:
+    """A file's clean chunks and statistics."""
 
     input: Input
     folder: Folder
@@ -56,78 +78,73 @@ class Cleaned:
     parts: tuple[str, ...]
 
 
-def clean(inputs: Sequence[Input], how: CleaningConfig, folder: Folder, address: str | None = None) -> list[Cleaned]:
-    """Clean what is not cleaned yet; `folder` keeps a folder for each file."""
-    missing = [each for each in inputs if not (folder / each.key(how.text)).exists(ACCOUNT)]
+def clean(
+    inputs: Sequence[Input], config: CleaningConfig, folder: Folder, address: str | None = None
+) -> list[CleanedFile]:
+    """Clean the files that are not cleaned yet; `folder` has a folder for each file."""
+    missing = [file for file in inputs if not (folder / file.key(config.text)).exists(STATISTICS)]
     try:
         if missing:
-            run = _in_process if sum(each.size for each in missing) < IN_PROCESS and not address else _on_ray
-            _collect(missing, run(missing, how, folder, address), how, folder)
+            run = _in_process if sum(file.size for file in missing) < IN_PROCESS and not address else _on_ray
+            _collect(missing, run(missing, config, folder, address), config, folder)
     except OSError as error:
         raise UserError(
-            f"prompts.sources: cannot be read: {first_line(error)}; run the same command again to go on"
+            f"prompts.sources: cannot be read: {first_line(error)}. Run the same command again to continue."
         ) from error
-    return [_cleaned(each, folder / each.key(how.text)) for each in inputs]
+    return [_cleaned_file(file, folder / file.key(config.text)) for file in inputs]
 
 
-def _collect(missing: Sequence[Input], done: Iterator[dict[str, Any]], how: CleaningConfig, folder: Folder) -> None:
-    """Add up what the chunks report; a file's account is written when its last chunk and all before it are there."""
-    reports: dict[str, dict[int, dict[str, Any]]] = {each.key(how.text): {} for each in missing}
+def _collect(missing: Sequence[Input], done: Iterator[ChunkReport], config: CleaningConfig, folder: Folder) -> None:
+    """Add up the chunks' statistics; a file's are written when its last chunk and all before it are reported."""
+    reports: dict[str, dict[int, str]] = {file.key(config.text): {} for file in missing}
     lengths: dict[str, int] = {}
     for report in done:
-        own = reports[report["key"]]
-        own[report["number"]] = json.loads(report["account"])
-        if report["last"]:
-            lengths[report["key"]] = report["number"] + 1
-        if len(own) == lengths.get(report["key"]):
-            account = CleaningStats()
-            for number in sorted(own):
-                account.add(CleaningStats.of(own[number]))
-            record = {**account.to_dict(), "parts": len(own)}
-            (folder / report["key"]).write(ACCOUNT, json.dumps(record).encode())
-            reports[report["key"]] = {}
+        by_number = reports[report.key]
+        by_number[report.number] = report.statistics
+        if report.last:
+            lengths[report.key] = report.number + 1
+        if len(by_number) == lengths.get(report.key):
+            total = CleaningStats()
+            for number in sorted(by_number):
+                total.add(CleaningStats.of(json.loads(by_number[number])))
+            (folder / report.key).write_json(STATISTICS, {**total.to_dict(), "parts": len(by_number)})
+            reports[report.key] = {}
 
 
-def _cleaned(each: Input, folder: Folder) -> Cleaned:
-    record = json.loads(folder.read(ACCOUNT))
-    return Cleaned(each, folder, CleaningStats.of(record), tuple(map(_part, range(record["parts"]))))
+def _cleaned_file(file: Input, folder: Folder) -> CleanedFile:
+    statistics = folder.read_json(STATISTICS)
+    return CleanedFile(file, folder, CleaningStats.of(statistics), tuple(map(_part, range(statistics["parts"]))))
 
 
 def _part(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def chunks(each: Input, key: str, rows: int) -> Iterator[dict[str, Any]]:
-    """Yield the file's raw chunks as messages, of which the last says so."""
+def chunks(file: Input, key: str, rows: int) -> Iterator[RawChunk]:
+    """Yield the file's raw chunks; an empty file has one."""
     row, number, held = 0, 0, None
-    for table in read(each.file(), rows):
+    for table in read(file.file(), rows):
         if held is not None:
-            yield {**held, "last": False}
-        held = {"key": key, "number": number, "row": row, "chunk": _packed(table)}
+            yield held
+        held = RawChunk(key, number, row, _to_ipc(table), last=False)
         row, number = row + table.num_rows, number + 1
-    yield {**(held or {"key": key, "number": 0, "row": 0, "chunk": _packed(SCHEMA.empty_table())}), "last": True}
+    yield replace(held or RawChunk(key, 0, 0, _to_ipc(SCHEMA.empty_table()), last=True), last=True)
 
 
-def _packed(table: pa.Table) -> bytes:
+def _to_ipc(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     return bytes(sink.getvalue())
 
 
-def clean_chunk(message: dict[str, Any], how: CleaningConfig, folder: Folder) -> dict[str, Any]:
-    """Write the clean part of one chunk, and report what became of its rows."""
-    raw = pa.ipc.open_stream(message["chunk"]).read_all()
-    table, account = process(raw, message["row"], how.filters, token_counter(how.tokenizer))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, use_dictionary=False, compression={"prompt": "zstd"} | dict.fromkeys(BANDS, "none"))
-    (folder / message["key"]).write(_part(message["number"]), buffer.getvalue())
-    return {
-        "key": message["key"],
-        "number": message["number"],
-        "last": message["last"],
-        "account": json.dumps(account.to_dict()),
-    }
+def clean_chunk(chunk: RawChunk, config: CleaningConfig, folder: Folder) -> ChunkReport:
+    """Write the clean part of one chunk and return its report."""
+    raw = pa.ipc.open_stream(chunk.table).read_all()
+    table, account = process(raw, chunk.row, config.filters, token_counter(config.tokenizer))
+    compression = {"prompt": "zstd"} | dict.fromkeys(BANDS, "none")
+    (folder / chunk.key).write_table(_part(chunk.number), table, use_dictionary=False, compression=compression)
+    return ChunkReport(chunk.key, chunk.number, chunk.last, json.dumps(account.to_dict()))
 
 
 @lru_cache(maxsize=1)
@@ -146,36 +163,37 @@ def token_counter(tokenizer: str) -> CountTokens:
 
 
 def _in_process(
-    missing: Sequence[Input], how: CleaningConfig, folder: Folder, _: str | None
-) -> Iterator[dict[str, Any]]:
-    for each in missing:
-        for message in chunks(each, each.key(how.text), how.rows):
-            yield clean_chunk(message, how, folder)
+    missing: Sequence[Input], config: CleaningConfig, folder: Folder, _: str | None
+) -> Iterator[ChunkReport]:
+    for file in missing:
+        for chunk in chunks(file, file.key(config.text), config.rows):
+            yield clean_chunk(chunk, config, folder)
 
 
 def _on_ray(
-    missing: Sequence[Input], how: CleaningConfig, folder: Folder, address: str | None
-) -> Iterator[dict[str, Any]]:
-    """Clean on Ray; reading is a task apart with a small share of a core, so that one large file uses all cores.
+    missing: Sequence[Input], config: CleaningConfig, folder: Folder, address: str | None
+) -> Iterator[ChunkReport]:
+    """Clean on Ray; reading is a separate task with a small share of a core, so that one large file uses all cores.
 
-    Few files are read at a time, as many as keep the cores busy: each holds a chunk.
+    Few files are read at a time, as many as keep the cores busy, because each holds a chunk in memory.
     """
     import ray.data
 
     from pipeline.session import ray_session
 
-    def read_chunks(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        each = missing[int(batch["item"][0])]
-        for message in chunks(each, each.key(how.text), how.rows):
-            yield {name: [value] for name, value in message.items()}
+    def read_chunks(batch: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        file = missing[int(batch["item"][0])]
+        for chunk in chunks(file, file.key(config.text), config.rows):
+            yield {name: [value] for name, value in vars(chunk).items()}
 
-    def clean_one(batch: dict[str, Any]) -> dict[str, Any]:
-        message = {name: values[0] for name, values in batch.items()}
-        return {name: [value] for name, value in clean_chunk(message, how, folder).items()}
+    def clean_one(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        chunk = RawChunk(**{name: values[0] for name, values in batch.items()})
+        return {name: [value] for name, value in vars(clean_chunk(chunk, config, folder)).items()}
 
     with ray_session(address, least_cpus=1):
         wait_for_resources(ResourceRequest("", "task", 1, ray_resources(1, 0)), TIMEOUT_MINUTES, address)
-        readers = max(1, int(ray.cluster_resources().get("CPU", 1) / CORES_A_READER))
+        readers = max(1, int(ray.cluster_resources().get("CPU", 1) / CORES_PER_READER))
         files = ray.data.from_items(list(range(len(missing))), override_num_blocks=len(missing))
-        read_ = files.map_batches(read_chunks, batch_size=1, num_cpus=READING, concurrency=readers)
-        yield from iter_rows(read_.map_batches(clean_one, batch_size=1, num_cpus=1 - READING))
+        raw = files.map_batches(read_chunks, batch_size=1, num_cpus=READER_CPUS, concurrency=readers)
+        for row in iter_rows(raw.map_batches(clean_one, batch_size=1, num_cpus=1 - READER_CPUS)):
+            yield ChunkReport(**row)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
 
@@ -12,21 +11,15 @@ from pyarrow import fs
 
 from datasets_prep.sources import PICKLES, READERS, File, reader_of
 from pipeline.errors import UserError
+from pipeline.prompts.prompt_dataset import SourceFile
 from pipeline.recipe import Source
 from pipeline.storage import Folder
 
 _SIDE_FILES = ("dataset_info.json", "state.json", "dataset_dict.json", "manifest.json")
 
 
-@dataclass(frozen=True)
-class Input:
-    """One file of a source, with size and modification time as found."""
-
-    source: str
-    uri: str
-    column: str
-    size: int
-    changed: str
+class Input(SourceFile):
+    """One file of a source, as it was found."""
 
     @property
     def path(self) -> str:
@@ -88,7 +81,13 @@ def _files(name: str, source: Source, field: str) -> list[Input]:
             raise UserError(f"{field}: {error}") from None
     root = "" if place.is_local else "s3://"
     return [
-        Input(name, root + entry.path, source.column, int(entry.size or 0), str(entry.mtime_ns))
+        Input(
+            source=name,
+            uri=root + entry.path,
+            column=source.column,
+            size=int(entry.size or 0),
+            changed=str(entry.mtime_ns),
+        )
         for entry in sorted(found, key=lambda entry: entry.path)
     ]
 

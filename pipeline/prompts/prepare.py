@@ -1,13 +1,10 @@
 """Preparation of prompts: sources to the shards that training reads, and the negative-prompt corpus."""
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datasets_prep import card, negatives
 from datasets_prep.chunk import CleaningStats
@@ -16,13 +13,14 @@ from datasets_prep.shapes import prompts as world
 from datasets_prep.sources import read
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.hashing import sha256_of_bytes
 from pipeline.hub import is_hub_id, local_folder
+from pipeline.manifest import DataFile
 from pipeline.prompts import assemble, clean, inputs
 from pipeline.prompts.assemble import SCHEMA
 from pipeline.prompts.inputs import Input
+from pipeline.prompts.prompt_dataset import PromptRequest, PromptsManifest, SourceRecord, write_data_file
 from pipeline.prompts.request import more_files, request_of
-from pipeline.recipe import BUNDLED, Prompts, Recipe, Source, dump
+from pipeline.recipe import BUNDLED, Prompts, Recipe, Source
 from pipeline.storage import Folder
 
 NEGATIVES, CARD = "negatives.parquet", "card.html"
@@ -34,27 +32,18 @@ class Prepared:
     """The files written so far, and the statistics of each source."""
 
     folder: Folder
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, DataFile] = field(default_factory=dict)
     accounts: dict[str, CleaningStats] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)  # of a source, the first in it
 
-    def write(self, name: str, table: pa.Table, **more: Any) -> None:
+    def write(self, name: str, table: pa.Table, source: str | None = None) -> None:
         """Write a table and record its hash."""
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        content = buffer.getvalue()
-        self.folder.write(name, content)
-        self.files[name] = {
-            "rows": table.num_rows,
-            "bytes": len(content),
-            "sha256": sha256_of_bytes(content),
-            **more,
-        }
+        self.files[name] = write_data_file(self.folder, name, table, source)
 
 
 def prepare(
     recipe: Recipe, folder: Folder, address: str | None = None, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
+) -> PromptsManifest:
     """Write `shard-SOURCE-NNNNN.parquet`, `negatives.parquet`, `card.html` and the manifest; returns the manifest.
 
     What the folder was already made from, in the same way, is not made again; of one file more, that one is cleaned,
@@ -65,18 +54,18 @@ def prepare(
     """
     found = [] if recipe.prompts.is_bundled else inputs.find(_placed(recipe.prompts))
     observed = _negative_files(recipe.prompts)
-    asked = request_of(recipe, [each for _, files in found for each in files], observed)
+    request = request_of(recipe, [each for _, files in found for each in files], observed)
     if folder.exists(manifest.NAME):
-        record = manifest.read(folder, "prepare")
-        more = more_files(folder, record, asked)
+        prepared = manifest.read(folder, PromptsManifest)
+        more = more_files(folder, prepared, request)
         if not more:
-            return record
+            return prepared
         if _is_in_use(folder):
             say(
                 f"{folder.uri}: {more} files more than it was prepared from are not in it, as a distillation was begun "
                 "on it. Pass another --run to take them."
             )
-            return record
+            return prepared
         say(f"{folder.uri}: {more} files more than it was prepared from: they are cleaned, and its shards written anew")
     made = Prepared(folder)
     if recipe.prompts.is_bundled:
@@ -85,7 +74,7 @@ def prepare(
         _own(recipe, found, made, address)
     _check_enough(made)
     _negatives(recipe, observed, made)
-    return _finish(recipe, made, asked)
+    return _finish(recipe, made, request)
 
 
 def _is_in_use(folder: Folder) -> bool:
@@ -115,8 +104,8 @@ def _embedded(recipe: Recipe, made: Prepared) -> None:
 
 def _own(recipe: Recipe, found: list[tuple[str, list[Input]]], made: Prepared, address: str | None) -> None:
     options = recipe.prompts
-    how = clean.CleaningConfig(options.filters, _tokenizer(recipe), clean.ROWS_PER_CHUNK)
-    cleaned = clean.clean([each for _, files in found for each in files], how, made.folder / CLEANED, address)
+    config = clean.CleaningConfig(options.filters, _tokenizer(recipe), clean.ROWS_PER_CHUNK)
+    cleaned = clean.clean([each for _, files in found for each in files], config, made.folder / CLEANED, address)
     made.accounts.update({name: CleaningStats() for name, _ in found})
     for file in cleaned:
         if problem := _first_problem(file):
@@ -134,7 +123,7 @@ def _own(recipe: Recipe, found: list[tuple[str, list[Input]]], made: Prepared, a
         assemble.write_shards(corpus, kept, name, options.rows_per_shard, made.write)
 
 
-def _first_problem(file: clean.Cleaned) -> str:
+def _first_problem(file: clean.CleanedFile) -> str:
     """Return the first unreadable row's number and problem, or an empty string."""
     first = file.account.first_unreadable
     return f"row {first[0]}: {first[1]}" if first else ""
@@ -186,41 +175,42 @@ def _observed(files: list[Input]) -> Iterator[str]:
             yield from (text for text in table[own].drop_null().to_pylist() if text.strip())
 
 
-def _finish(recipe: Recipe, made: Prepared, asked: dict[str, Any]) -> dict[str, Any]:
+def _finish(recipe: Recipe, made: Prepared, request: PromptRequest) -> PromptsManifest:
     names = list(made.accounts)
-    rows = {name: sum(file["rows"] for file in made.files.values() if file.get("source") == name) for name in names}
+    rows = {name: sum(file.rows for file in made.files.values() if file.source == name) for name in names}
     assert all(account.kept == rows[name] for name, account in made.accounts.items())
-    weights = [source.weight for source in recipe.prompts.sources]
-    epoch = epoch_quotas(list(rows.values()), weights)
-    sources = {
-        name: {**made.accounts[name].to_dict(), "prompts": rows[name], "of_an_epoch": share}
-        for name, share in zip(names, epoch, strict=True)
+    epoch = epoch_quotas(list(rows.values()), [source.weight for source in recipe.prompts.sources])
+    quotas = dict(zip(names, epoch, strict=True))
+    pages = {
+        name: {**made.accounts[name].to_dict(), "prompts": rows[name], "per_epoch": quotas[name]} for name in names
     }
-    counts = {
-        "prompts": sum(rows.values()),
-        "shards": len(made.files) - 1,
-        "negative_prompts": made.files[NEGATIVES]["rows"],
-        "epoch": sum(epoch),
-    }
-    negative_prompts = pq.read_table(io.BytesIO(made.folder.read(NEGATIVES)))
-    made.folder.write(CARD, card.page(recipe.name, sources, negative_prompts).encode())
-    for source in sources.values():
-        del source["blocked"]  # these texts stand in the card alone
-    manifest.write(
-        made.folder,
-        "prepare",
-        recipe=dump(recipe),
-        request=asked,
+    negative_prompts = made.folder.read_table(NEGATIVES)
+    made.folder.write(CARD, card.page(recipe.name, pages, negative_prompts).encode())
+    prepared = PromptsManifest(
+        recipe=recipe,
+        request=request,
         files=made.files,
-        sources=sources,
-        **counts,
+        sources={name: _source_record(made.accounts[name], rows[name], quotas[name]) for name in names},
+        prompts=sum(rows.values()),
+        shards=len(made.files) - 1,
+        negative_prompts=made.files[NEGATIVES].rows,
+        epoch=sum(epoch),
     )
-    _remove_others(made)
-    return manifest.read(made.folder, "prepare")
+    manifest.write(made.folder, prepared)
+    _remove_unlisted(made)
+    return manifest.read(made.folder, PromptsManifest)
 
 
-def _remove_others(made: Prepared) -> None:
-    """Shards of an earlier preparation that this one has not."""
+def _source_record(account: CleaningStats, prompts: int, per_epoch: int) -> SourceRecord:
+    """Return a source's record; the blocked texts are in the card alone."""
+    statistics = account.to_dict()
+    del statistics["blocked"]
+    rows, removed = statistics.pop("rows"), statistics.pop("removed")
+    return SourceRecord(prompts=prompts, per_epoch=per_epoch, rows=rows, removed=removed, statistics=statistics)
+
+
+def _remove_unlisted(made: Prepared) -> None:
+    """Delete the shards of an earlier preparation that are not part of this one."""
     for name in made.folder.list_files():
         if name.endswith(".parquet") and name not in made.files:
             made.folder.remove(name)

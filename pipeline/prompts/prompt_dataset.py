@@ -1,58 +1,102 @@
-"""A prepared folder of prompts, read: its manifest, its order, its shards."""
+"""The prepared prompts of a run: manifest, epochs and shards."""
 
-import hashlib
 import io
 from functools import lru_cache
-from typing import Any
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import JsonValue
 
 from datasets_prep.epoch_sampler import EpochSampler, SamplerSource
 from pipeline import manifest
-from pipeline.errors import UserError
+from pipeline.errors import UserError, invalid
+from pipeline.hashing import sha256_of_bytes
+from pipeline.manifest import DataFile, Manifest
+from pipeline.recipe import Recipe
+from pipeline.records import Record
 from pipeline.storage import Folder
 
-FILE, SOURCE = {"bytes": int, "rows": int, "sha256": str}, {"of_an_epoch": int}  # of a manifest
+
+class SourceFile(Record):
+    """A file of a source, with its size and modification time."""
+
+    source: str
+    uri: str
+    column: str
+    size: int
+    changed: str
 
 
-def check(folder: Folder) -> dict[str, Any]:
+class PromptRequest(Record):
+    """What prepared prompts depend on: the version of cleaning, recipe settings by name, and the files found."""
+
+    cleaning: int
+    settings: dict[str, JsonValue]
+    files: tuple[SourceFile, ...]
+    negative_files: tuple[SourceFile, ...]
+
+
+class SourceRecord(Record):
+    """A source: its prompts, how many of them an epoch takes, and the statistics of its cleaning."""
+
+    prompts: int
+    per_epoch: int
+    rows: int
+    removed: dict[str, int]
+    statistics: dict[str, JsonValue]
+
+
+class PromptsManifest(Manifest):
+    """The manifest of prepared prompts. `epoch` is the number of prompts of an epoch."""
+
+    command = "prepare"
+    kind: Literal["prepare"] = "prepare"
+    recipe: Recipe
+    request: PromptRequest
+    files: dict[str, DataFile]
+    sources: dict[str, SourceRecord]
+    prompts: int
+    shards: int
+    negative_prompts: int
+    epoch: int
+
+    def shards_of(self, source: str) -> list[str]:
+        """Return the names of a source's shards."""
+        return sorted(name for name, file in self.files.items() if file.source == source)
+
+    def sampler(self, seed: int) -> EpochSampler:
+        """Return the sampler of the prompts' epochs."""
+        sources = (
+            SamplerSource(name, tuple(self.files[file].rows for file in self.shards_of(name)), source.per_epoch)
+            for name, source in sorted(self.sources.items())
+        )
+        return EpochSampler(tuple(sources), seed)
+
+
+def check(folder: Folder) -> PromptsManifest:
     """Return the manifest of prepared prompts after checking that its files exist."""
-    record = manifest.read(folder, "prepare")
-    where = f"{folder.uri}/{manifest.NAME}"
-    for name, expected in record["files"].items():
-        manifest.require(expected, FILE, f"{where}: files: {name!r}")
+    prepared = manifest.read(folder, PromptsManifest)
+    for name, expected in prepared.files.items():
         if "/" in name or name in ("", ".", "..") or not name.isprintable():
-            raise UserError(f"{where}: {name!r} is no file of this folder; allowed: names alone")
+            raise invalid(f"{folder.uri}/{manifest.NAME}: files", name, "names of files in this folder")
         size = folder.size(name)
         if size is None:
-            raise UserError(f"{folder.uri}/{name}: missing; the manifest lists it; run `python -m jobs prepare` again")
-        if size != expected["bytes"]:
-            raise UserError(
-                f"{folder.uri}/{name}: {size} bytes that differ from the {expected['bytes']} in the manifest; "
-                "run `python -m jobs prepare` again"
+            raise UserError(f"{folder.uri}/{name}: missing; the manifest lists it. Run `python -m jobs prepare` again.")
+        if size != expected.bytes:
+            raise invalid(
+                f"{folder.uri}/{name}: size",
+                size,
+                f"the {expected.bytes} bytes of the manifest",
+                "Run `python -m jobs prepare` again.",
             )
-    for name, own in record["sources"].items():
-        manifest.require(own, SOURCE, f"{where}: sources: {name!r}")
-    return record
+    return prepared
 
 
-def epoch_sampler_of(record: dict[str, Any], seed: int) -> EpochSampler:
-    """Return the sampler of a manifest's prompts."""
-    return EpochSampler(
-        tuple(
-            SamplerSource(
-                name, tuple(record["files"][file]["rows"] for file in shards_of(record, name)), own["of_an_epoch"]
-            )
-            for name, own in sorted(record["sources"].items())
-        ),
-        seed,
-    )
-
-
-def shards_of(record: dict[str, Any], source: str) -> list[str]:
-    """Return the shards of a source."""
-    return sorted(name for name, file in record["files"].items() if file.get("source") == source)
+def write_data_file(folder: Folder, name: str, table: pa.Table, source: str | None = None) -> DataFile:
+    """Write a table as Parquet and return its record."""
+    content = folder.write_table(name, table)
+    return DataFile(rows=table.num_rows, bytes=len(content), sha256=sha256_of_bytes(content), source=source)
 
 
 @lru_cache(maxsize=4)
@@ -63,18 +107,18 @@ def shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
         UserError: where its content is not what was prepared.
     """
     content = folder.read(name)
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if sha256_of_bytes(content) != sha256:
         raise UserError(
-            f"{folder.uri}/{name}: its content differs from the manifest's; run `python -m jobs prepare` again"
+            f"{folder.uri}/{name}: its content differs from the manifest's hash. Run `python -m jobs prepare` again."
         )
     return pq.read_table(io.BytesIO(content), columns=["prompt"])["prompt"]
 
 
 def first_prompts(folder: Folder) -> list[str]:
     """Return the prompts of the first shard."""
-    record = check(folder)
-    name = min((file for file in record["files"] if file.startswith("shard-")), default=None)
+    prepared = check(folder)
+    name = min((file for file in prepared.files if file.startswith("shard-")), default=None)
     if name is None:
-        raise UserError(f"{folder.uri}/{manifest.NAME}: lists no shard; run `python -m jobs prepare` again")
-    texts: list[str] = shard(folder, name, record["files"][name]["sha256"]).to_pylist()
+        raise UserError(f"{folder.uri}/{manifest.NAME}: lists no shard. Run `python -m jobs prepare` again.")
+    texts: list[str] = shard(folder, name, prepared.files[name].sha256).to_pylist()
     return texts

@@ -15,6 +15,7 @@ import ray.data
 
 from datasets_prep.epoch_sampler import EpochSampler, SampleRange
 from pipeline.prompts import prompt_dataset
+from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.remote_errors import iter_batches
 from pipeline.storage import Folder
 
@@ -45,23 +46,23 @@ class EncoderPool:
 
 @dataclass(frozen=True)
 class PromptStream:
-    """A worker's prompts: those of the global batch's `places`. `record` is the manifest of `folder`."""
+    """A worker's prompts: those of the global batch's `sample_indices`. `prepared` is the manifest of `folder`."""
 
     folder: Folder
-    record: dict[str, Any]
+    prepared: PromptsManifest
     seed: int
     batch_size: int
-    places: range
+    sample_indices: range
 
     @cached_property
     def sampler(self) -> EpochSampler:
         """The sampler of the epochs."""
-        return prompt_dataset.epoch_sampler_of(self.record, self.seed)
+        return self.prepared.sampler(self.seed)
 
     @cached_property
     def shards(self) -> list[list[str]]:
-        """The names of each source's, as the order counts them."""
-        return [prompt_dataset.shards_of(self.record, source.name) for source in self.sampler.sources]
+        """The names of each source's shards, in the sampler's order."""
+        return [self.prepared.shards_of(source.name) for source in self.sampler.sources]
 
     def batches(self, first: int, last: int, encoders: EncoderPool | None = None) -> Generator[Batch, None, None]:
         """Yield the batches of the steps `first` to `last`; earlier prompts are not read."""
@@ -78,19 +79,18 @@ class PromptStream:
             stream = stream.map_batches(
                 encoders.make,
                 fn_constructor_args=(encoders.argument,),
-                batch_size=len(self.places),
+                batch_size=len(self.sample_indices),
                 num_cpus=encoders.cpus,
                 num_gpus=encoders.gpus,
                 concurrency=encoders.processes,
             )
         stream.context.execution_options.preserve_order = True
-        for batch in iter_batches(stream, len(self.places)):
-            encoded: dict[str, np.ndarray] = {
-                name: batch[name] for name in ("embeds", "attention_mask") if name in batch
-            }
+        for batch in iter_batches(stream, len(self.sample_indices)):
+            names = [name for name in ("embeds", "attention_mask") if name in batch]
+            encoded: dict[str, np.ndarray] = {name: batch[name] for name in names}
             yield Batch(batch["prompt"].tolist(), encoded)
 
-    def _read(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         span = SampleRange(
             int(batch["first"][0]), np.frombuffer(batch["source_N"][0], np.uint8), tuple(batch["source_offsets"][0])
         )
@@ -100,7 +100,7 @@ class PromptStream:
     def _own(self, span: SampleRange) -> np.ndarray:
         """Return bool [N]: whether a position's index in the batch belongs to this worker."""
         position_N = span.first + np.arange(len(span.source_N))
-        own: np.ndarray = (position_N - self.places.start) % self.batch_size < len(self.places)
+        own: np.ndarray = (position_N - self.sample_indices.start) % self.batch_size < len(self.sample_indices)
         return own
 
     def prompts_of(self, span: SampleRange) -> pa.Array:
@@ -112,7 +112,7 @@ class PromptStream:
         for source, file in np.unique(np.stack([source_M, file_M]), axis=1).T.tolist():
             chosen = np.flatnonzero((source_M == source) & (file_M == file))
             name = self.shards[source][file]
-            texts = prompt_dataset.shard(self.folder, name, self.record["files"][name]["sha256"])
+            texts = prompt_dataset.shard(self.folder, name, self.prepared.files[name].sha256)
             found.append(texts.take(pa.array(row_M[chosen])).combine_chunks())
             where.append(chosen)
         back = np.argsort(np.concatenate(where))

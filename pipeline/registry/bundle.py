@@ -17,7 +17,7 @@ from nasa.denoiser import distillation_of
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.hashing import sha256_of_folder
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, dump
 from pipeline.registry import card
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.scores import FILES, Scores
@@ -41,26 +41,26 @@ EPOCH = "1970-01-01 00:00:00"  # MLflow's file is the same each time it is writt
 SCALE = 0.5  # alpha of a row that names none, where the evaluation chose none
 
 
-def build(candidate: Candidate, recipe: Recipe, scores: Scores, name: str, scratch: Path) -> Path:
+def build(candidate: Candidate, scores: Scores, name: str, scratch: Path) -> Path:
     """Write the folder and return it; the student is checked to be the one that was evaluated."""
     student = candidate.student.local_copy(scratch / "copy")
     if sha256_of_folder(student) != candidate.student_sha256:
-        raise UserError(f"{candidate.student.uri}: is not the student of its manifest; distil or export it again")
+        raise UserError(f"{candidate.student.uri}: is not the student of its manifest. Distil or export it again.")
     folder = scratch / "version"
-    _save_model(candidate, recipe, student, folder)
+    _save_model(candidate, student, folder)
     shutil.copytree(student, folder / STUDENT)
     (folder / EVALUATION).mkdir()
     for file in FILES:
         if candidate.evaluation.exists(file):
             (folder / EVALUATION / file).write_bytes(candidate.evaluation.read(file))
-    (folder / "recipe.toml").write_text(candidate.recipe, encoding="utf-8")
-    page = card.render(candidate, recipe, scores, name, options(recipe, student))
+    (folder / "recipe.toml").write_text(dump(candidate.recipe), encoding="utf-8")
+    page = card.render(candidate, scores, name, options(candidate.recipe, student))
     (folder / "README.md").write_text(page, encoding="utf-8")
     return folder
 
 
-def _save_model(candidate: Candidate, recipe: Recipe, student: Path, folder: Path) -> None:
-    """MLflow's files: `MLmodel`, the code that generates, `nasa` itself, and what they need. Nothing is pickled."""
+def _save_model(candidate: Candidate, student: Path, folder: Path) -> None:
+    """Write MLflow's files: `MLmodel`, the code that generates, `nasa` and the requirements. Nothing is pickled."""
     quiet = logging.getLogger("mlflow.pyfunc")
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # it asks for type hints, which a table of optional columns has none of
@@ -74,7 +74,7 @@ def _save_model(candidate: Candidate, recipe: Recipe, student: Path, folder: Pat
                 signature=SIGNATURE,
                 input_example=pd.DataFrame([EXAMPLE]),
                 pip_requirements=requirements(),
-                model_config={"options": options(recipe, student), "scale": _scale(candidate)},
+                model_config={"options": options(candidate.recipe, student), "scale": _scale(candidate)},
                 mlflow_model=Model(run_id=candidate.mlflow_run, utc_time_created=EPOCH, model_uuid=_uuid(candidate)),
             )
     finally:

@@ -1,12 +1,13 @@
 """A student that may be registered, with all that is known of where it comes from."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline import manifest
+from pipeline.evaluation.evaluate import EvaluationManifest
+from pipeline.hashing import sha256_of_json
+from pipeline.manifest import DataFile, DistilledManifest
+from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 
 SHORT = 12  # characters of a hash that people read
@@ -19,8 +20,7 @@ class Candidate:
     Attributes:
         student: its diffusers folder, local or s3://.
         student_sha256: that folder's hash (`manifest.folder_hash`).
-        recipe: the whole resolved recipe, as TOML.
-        teacher: as the recipe names it.
+        recipe: the resolved recipe.
         teacher_sha256: its folder's hash.
         prompts: the prepared prompts' files with their hashes, of the manifest of `prepare`.
         mlflow_run: the training run.
@@ -31,10 +31,9 @@ class Candidate:
 
     student: Folder
     student_sha256: str
-    recipe: str
-    teacher: str
+    recipe: Recipe
     teacher_sha256: str
-    prompts: Mapping[str, Any]
+    prompts: Mapping[str, DataFile]
     mlflow_run: str
     code: str
     step: int
@@ -43,27 +42,26 @@ class Candidate:
     @staticmethod
     def of_run(distilled: Folder, evaluated: Folder) -> "Candidate":
         """Return the student of a finished run, from the manifests of its two folders."""
-        record = manifest.read(distilled, "distill")
-        manifest.read(evaluated, "evaluate")
+        manifest.read(evaluated, EvaluationManifest)
+        run = manifest.read(distilled, DistilledManifest)
         return Candidate(
             student=distilled / "student",
-            student_sha256=record["student_sha256"],
-            recipe=record["recipe"],
-            teacher=record["teacher"],
-            teacher_sha256=record["teacher_sha256"],
-            prompts=record["prompts"],
-            mlflow_run=record["mlflow_run"],
-            code=record["code"],
-            step=record["metrics"]["step"],
+            student_sha256=run.student_sha256,
+            recipe=run.recipe,
+            teacher_sha256=run.teacher_sha256,
+            prompts=run.prompts,
+            mlflow_run=run.mlflow_run,
+            code=run.code,
+            step=run.step,
             evaluation=evaluated,
         )
 
     @property
-    def place(self) -> str:
-        """Below the run's artifacts; another for each student of the run."""
+    def artifact_path(self) -> str:
+        """The path below the run's artifacts, which differs between the students of a run."""
         return f"versions/{self.step}-{self.student_sha256[:SHORT]}"
 
     @property
     def data_sha256(self) -> str:
         """The SHA-256 of the prepared prompts, over the canonical JSON of their files' hashes."""
-        return hashlib.sha256(json.dumps(self.prompts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return sha256_of_json({name: file.values() for name, file in self.prompts.items()})

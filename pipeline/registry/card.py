@@ -3,13 +3,12 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import TransientError
 from pipeline.hub import hub_info, is_hub_id
-from pipeline.recipe import BUNDLED, Recipe
+from pipeline.recipe import BUNDLED
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.scores import Scores
 from pipeline.storage import Folder
@@ -20,8 +19,9 @@ LICENCE_LINE = re.compile(r"^license(?:_name)?:\s*['\"]?([^'\"\s#]+)", re.MULTIL
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
-def render(candidate: Candidate, recipe: Recipe, scores: Scores, name: str, options: Mapping[str, Any]) -> str:
-    """Markdown with the hub's front matter; `options` are of the pipeline's call."""
+def render(candidate: Candidate, scores: Scores, name: str, options: Mapping[str, object]) -> str:
+    """Return Markdown with the hub's front matter; `options` are those of the pipeline's call."""
+    recipe = candidate.recipe
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -37,7 +37,7 @@ def render(candidate: Candidate, recipe: Recipe, scores: Scores, name: str, opti
         name=name,
         licence=known,
         licence_tag=known.lower() if re.fullmatch(r"[\w.+-]+", known) and known != UNKNOWN else "other",
-        embedded=recipe.teacher == BUNDLED,
+        bundled=recipe.teacher == BUNDLED,
         on_hub=is_hub_id(recipe.teacher),
         call=_listed(options, "="),
         listed=_listed,
@@ -45,7 +45,7 @@ def render(candidate: Candidate, recipe: Recipe, scores: Scores, name: str, opti
     return page
 
 
-def _listed(values: Mapping[str, Any], between: str = " ") -> str:
+def _listed(values: Mapping[str, object], between: str = " ") -> str:
     return ", ".join(f"{key}{between}{value}" for key, value in values.items())
 
 

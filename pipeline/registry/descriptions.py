@@ -35,8 +35,8 @@ def score_of(tags: Mapping[str, str]) -> str:
 def body(client: MlflowClient, candidate: Candidate, scores: Scores, decision: Decision | None) -> str:
     """Return a version's description below its first paragraph: scores, the comparison, links and images."""
     experiment = client.get_run(candidate.mlflow_run).info.experiment_id
-    run = f"#/experiments/{experiment}/runs/{candidate.mlflow_run}/artifacts/{candidate.place}"
-    sheet = quote(f"{candidate.place}/evaluation/contact_sheet.png")
+    run = f"#/experiments/{experiment}/runs/{candidate.mlflow_run}/artifacts/{candidate.artifact_path}"
+    sheet = quote(f"{candidate.artifact_path}/evaluation/contact_sheet.png")
     links = (
         ("images and scores", "evaluation/report.html"),
         ("model card", "README.md"),
@@ -44,7 +44,7 @@ def body(client: MlflowClient, candidate: Candidate, scores: Scores, decision: D
         ("decision", DECISION),
     )
     made_from = (
-        f"Step {candidate.step}, prompts `{candidate.data_sha256[:SHORT]}`, teacher `{candidate.teacher}`, "
+        f"Step {candidate.step}, prompts `{candidate.data_sha256[:SHORT]}`, teacher `{candidate.recipe.teacher}`, "
         f"code `{candidate.code}`."
     )
     return BREAK.join(

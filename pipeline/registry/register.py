@@ -1,16 +1,18 @@
 """Registration of a student: artifacts, then the version, then its alias; a second call ends in the same state."""
 
-import hashlib
 import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import mlflow
 from mlflow.tracking import MlflowClient
 
 from pipeline import manifest, tracking
-from pipeline.recipe import Recipe, parse
+from pipeline.hashing import sha256_of_bytes
+from pipeline.manifest import Manifest
+from pipeline.recipe import Recipe, dump
 from pipeline.registry import bundle, descriptions, mlflow_registry
 from pipeline.registry.candidate import SHORT, Candidate
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
@@ -21,13 +23,35 @@ from pipeline.registry.scores import Scores
 from pipeline.storage import Folder
 
 
+class RegisteredManifest(Manifest):
+    """The manifest of a registration: the student, its training run and the registered version."""
+
+    command = "register"
+    kind: Literal["register"] = "register"
+    student_sha256: str
+    mlflow_run: str
+    model: str
+    version: int
+    alias: str
+    uri: str
+    decision: str
+
+    @staticmethod
+    def of(student_sha256: str, mlflow_run: str, outcome: RegisteredVersion) -> "RegisteredManifest":
+        """Return the manifest of an outcome."""
+        return RegisteredManifest(student_sha256=student_sha256, mlflow_run=mlflow_run, **asdict(outcome))
+
+
 @dataclass(frozen=True)
 class _Entry:
-    """A candidate with its parsed recipe and scores."""
+    """A candidate with its scores."""
 
     candidate: Candidate
-    recipe: Recipe
     scores: Scores
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.candidate.recipe
 
     @property
     def name(self) -> str:
@@ -39,7 +63,7 @@ def register(candidate: Candidate, tracking_uri: str) -> RegisteredVersion:
 
     A second call with another evaluation updates the scores, and decides again about a version that was never champion.
     """
-    entry = _Entry(candidate, parse(candidate.recipe), Scores.read(candidate.evaluation))
+    entry = _Entry(candidate, Scores.read(candidate.evaluation))
     with tracking.reached(tracking_uri) as client:
         tracking.require_run(tracking_uri, candidate.mlflow_run)
         mlflow_registry.ensure_model(client, entry.name)
@@ -53,8 +77,7 @@ def register_run(distilled: Folder, evaluated: Folder, folder: Folder, tracking_
     """Register the student of a finished run, and record the result in `folder`."""
     candidate = Candidate.of_run(distilled, evaluated)
     outcome = register(candidate, tracking_uri)
-    lineage = {"student_sha256": candidate.student_sha256, "mlflow_run": candidate.mlflow_run}
-    manifest.write(folder, "register", **lineage, **asdict(outcome))
+    manifest.write(folder, RegisteredManifest.of(candidate.student_sha256, candidate.mlflow_run, outcome))
     return outcome
 
 
@@ -66,8 +89,8 @@ def _version(client: MlflowClient, entry: _Entry) -> str:
         if tags.get(mlflow_registry.EVALUATION) == entry.scores.sha256:
             return number
     with tempfile.TemporaryDirectory() as scratch:
-        folder = bundle.build(entry.candidate, entry.recipe, entry.scores, entry.name, Path(scratch))
-        publish(client, entry.candidate.mlflow_run, folder, entry.candidate.place)
+        folder = bundle.build(entry.candidate, entry.scores, entry.name, Path(scratch))
+        publish(client, entry.candidate.mlflow_run, folder, entry.candidate.artifact_path)
     if number is None:
         return _create(client, entry)
     _describe(client, entry, number, None)
@@ -78,7 +101,7 @@ def _version(client: MlflowClient, entry: _Entry) -> str:
 def _create(client: MlflowClient, entry: _Entry) -> str:
     """Create a version. If two processes race, keep the lower version number and delete the other."""
     run_id = entry.candidate.mlflow_run
-    source = f"{client.get_run(run_id).info.artifact_uri}/{entry.candidate.place}"
+    source = f"{client.get_run(run_id).info.artifact_uri}/{entry.candidate.artifact_path}"
     own = str(client.create_model_version(entry.name, source=source, run_id=run_id, tags=_tags(entry)).version)
     lowest = _lowest(client, entry)
     assert lowest is not None
@@ -105,8 +128,8 @@ def _tags(entry: _Entry) -> dict[str, str]:
         mlflow_registry.STUDENT: candidate.student_sha256,
         mlflow_registry.EVALUATION: entry.scores.sha256,
         "data_sha256": candidate.data_sha256,
-        "recipe_sha256": hashlib.sha256(candidate.recipe.encode()).hexdigest(),
-        "teacher": candidate.teacher,
+        "recipe_sha256": sha256_of_bytes(dump(candidate.recipe).encode()),
+        "teacher": candidate.recipe.teacher,
         "teacher_sha256": candidate.teacher_sha256,
         "code": candidate.code,
     }
@@ -159,7 +182,7 @@ def _record_decision(client: MlflowClient, entry: _Entry, number: str, decision:
         file = Path(scratch) / bundle.DECISION
         record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.as_json()}
         file.write_text(json.dumps(record, indent=2) + "\n")
-        client.log_artifact(entry.candidate.mlflow_run, str(file), entry.candidate.place)
+        client.log_artifact(entry.candidate.mlflow_run, str(file), entry.candidate.artifact_path)
     mlflow_registry.tag(client, entry.name, number, **{WHY: decision.verdict, PREVIOUS: decision.against})
     _describe(client, entry, number, decision)
 

@@ -1,6 +1,5 @@
 """The driver of a distillation: from prepared prompts to a one-step student."""
 
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -22,8 +21,10 @@ from pipeline.compat import failure_config, is_startup_timeout, scaling_config
 from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
 from pipeline.hashing import sha256_of_folder
 from pipeline.hub import is_hub_id
+from pipeline.manifest import DistilledManifest
 from pipeline.prompts.encode import encode_cached, encoding_of
-from pipeline.recipe import Recipe, Train, dump
+from pipeline.prompts.prompt_dataset import PromptsManifest
+from pipeline.recipe import Recipe, Train
 from pipeline.redaction import redact
 from pipeline.remote_errors import unwrap_remote_errors
 from pipeline.resources import ResourceRequest, evaluation_request, ray_resources, training_request, wait_for_resources
@@ -47,7 +48,7 @@ TRAIN_NAME = "train"
 
 def distill(
     recipe: Recipe, prompt_folder: Folder, folder: Folder, tracking_uri: str, address: str | None = None
-) -> dict[str, Any]:
+) -> DistilledManifest:
     """Train a student, or resume, and write its diffusers folder; return the manifest.
 
     The folder identifies the run: a second call resumes from the last checkpoint, and leaves a finished run as it is.
@@ -60,14 +61,14 @@ def distill(
     """
     if folder.exists(manifest.NAME):
         return _finished(recipe, prompt_folder, folder)
-    record, teacher, init = preflight.check(recipe, prompt_folder, folder)
+    prompts, teacher, init = preflight.check(recipe, prompt_folder, folder)
     if not folder.exists(manifest.RUN_FILE):  # a resumed run writes to MLflow when it answers
         tracking.require(tracking_uri)
     ready_deepspeed()
     with ray_session(address):
         for request in _resource_requests(recipe):
             wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
-        mlflow_run = _mlflow_run(recipe, record, teacher, folder, tracking_uri)
+        mlflow_run = _mlflow_run(recipe, prompts, teacher, folder, tracking_uri)
         previews = preview_prompts(recipe, prompt_folder)
         cached_embeds = _encode_previews(recipe, str(teacher), prompt_folder, previews)
         config = TrainLoopConfig(
@@ -75,7 +76,7 @@ def distill(
             teacher_folder=str(teacher),
             init_folder=str(init or ""),
             prompts_uri=prompt_folder.uri,
-            prompts=record,
+            prompts=prompts,
             tracking_uri=tracking_uri,
             mlflow_run=mlflow_run,
             preview_prompts=previews,
@@ -97,10 +98,10 @@ def distill(
         raise TrainingError(
             f'training diverged: {divergence}. Lower student.learning_rate, or set train.on_divergence = "rollback".'
         )
-    record = _finish(config, folder, teacher, result)
+    distilled = _finish(config, folder, teacher, result)
     if interrupted:  # during the last steps: the student is complete, and the next command is not started
         raise KeyboardInterrupt
-    return record
+    return distilled
 
 
 def _resource_requests(recipe: Recipe) -> list[ResourceRequest]:
@@ -127,33 +128,33 @@ def _encode_previews(recipe: Recipe, teacher: str, prompts: Folder, previews: Se
     return content
 
 
-def _finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> dict[str, Any]:
-    """Return the manifest of a finished run, which must be the one that is asked for."""
-    record, state = manifest.read(folder, "distill"), run_identity.FINISHED
-    run_identity.require_same_run(folder, record["recipe"], recipe, state)
+def _finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> DistilledManifest:
+    """Return the manifest of a finished run, which must be the one that is requested."""
+    distilled, state = manifest.read(folder, DistilledManifest), run_identity.FINISHED
+    run_identity.require_same_run(folder, distilled.recipe, recipe, state)
     if prompt_folder.exists(manifest.NAME):  # the prompts may have been deleted since
-        prompts = manifest.read(prompt_folder, "prepare")["files"]
-        run_identity.require_same_prompts(folder, record["prompts"], prompts, state)
+        prompts = manifest.read(prompt_folder, PromptsManifest).files
+        run_identity.require_same_prompts(folder, distilled.prompts, prompts, state)
     if not is_hub_id(recipe.teacher):
-        found = sha256_of_folder(models.teacher_folder(recipe.teacher, revision=recipe.revision))
-        run_identity.require_same_teacher(folder, record["teacher_sha256"], found, recipe.teacher)
-    return record
+        sha256 = sha256_of_folder(models.teacher_folder(recipe.teacher, revision=recipe.revision))
+        run_identity.require_same_teacher(folder, distilled.teacher_sha256, sha256, recipe.teacher)
+    return distilled
 
 
-def _mlflow_run(recipe: Recipe, record: dict[str, Any], teacher: Path, folder: Folder, tracking_uri: str) -> str:
+def _mlflow_run(recipe: Recipe, prompts: PromptsManifest, teacher: Path, folder: Folder, tracking_uri: str) -> str:
     """Return the MLflow run of this folder: the one it began with, or a new one."""
     sha256 = sha256_of_folder(teacher)
     if folder.exists(manifest.RUN_FILE):
-        saved, state = json.loads(folder.read(manifest.RUN_FILE)), run_identity.BEGUN
-        run_identity.require_same_run(folder, saved["recipe"], recipe, state)
-        run_identity.require_same_prompts(folder, saved.get("prompts"), record["files"], state)
-        run_identity.require_same_teacher(folder, saved.get("teacher_sha256", sha256), sha256, recipe.teacher)
-        return str(saved["mlflow_run"])
+        begun, state = run_identity.read(folder), run_identity.BEGUN
+        run_identity.require_same_run(folder, begun.recipe, recipe, state)
+        run_identity.require_same_prompts(folder, begun.prompts, prompts.files, state)
+        run_identity.require_same_teacher(folder, begun.teacher_sha256, sha256, recipe.teacher)
+        return begun.mlflow_run
     values = run_identity.flatten(recipe.values())
     shown = {name: redact(value) if isinstance(value, str) else value for name, value in values.items()}
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, shown)
-    begun = {"mlflow_run": mlflow_run, "recipe": dump(recipe), "prompts": record["files"], "teacher_sha256": sha256}
-    folder.write(manifest.RUN_FILE, json.dumps(begun).encode())
+    begun = run_identity.BegunRun(mlflow_run=mlflow_run, recipe=recipe, prompts=prompts.files, teacher_sha256=sha256)
+    folder.write_json(manifest.RUN_FILE, begun.values())
     return mlflow_run
 
 
@@ -249,7 +250,7 @@ def _save_traceback(folder: Folder, error: TrainingFailedError) -> str:
     return f"the traceback is in {folder.uri}/{FAILURE_FILE}"
 
 
-def _finish(config: TrainLoopConfig, folder: Folder, teacher: Path, result: Result) -> dict[str, Any]:
+def _finish(config: TrainLoopConfig, folder: Folder, teacher: Path, result: Result) -> DistilledManifest:
     """Export the EMA weights as a diffusers folder, the raw weights beside it, then write the manifest."""
     recipe = config.recipe
     selected, metrics = _select_checkpoint(recipe, result)
@@ -259,16 +260,14 @@ def _finish(config: TrainLoopConfig, folder: Folder, teacher: Path, result: Resu
             for name, file in (("student", EMA_FILE), ("student-raw", RAW_FILE))
         }
     tracking.Tracker(config.tracking_uri, config.mlflow_run).finish()
-    manifest.write(
-        folder,
-        "distill",
-        recipe=dump(recipe),
-        teacher=recipe.teacher,
+    distilled = DistilledManifest(
+        recipe=recipe,
         teacher_sha256=sha256_of_folder(teacher),
         student_sha256=hashes["student"],
         student_raw_sha256=hashes["student-raw"],
-        prompts=config.prompts["files"],
+        prompts=config.prompts.files,
         mlflow_run=config.mlflow_run,
         metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
     )
-    return manifest.read(folder, "distill")
+    manifest.write(folder, distilled)
+    return distilled

@@ -13,6 +13,7 @@ from pipeline.gpus import GPUS
 from pipeline.hub import is_hub_id, on_hub
 from pipeline.models.clip.model import clip_folder, decoder_folder
 from pipeline.prompts import prompt_dataset
+from pipeline.prompts.benchmarks import BenchmarksManifest
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training.estimate import GIB, UTILISATION, Estimate, estimate, text_encoder_parameters
@@ -141,7 +142,7 @@ def _hours(recipe: Recipe, found: Estimate, whole: Budget) -> Iterator[str]:
 
 def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
     """Yield every input's name and state; nothing is downloaded."""
-    yield "prompts", _state(lambda: f"{prompt_dataset.check(prompts)['prompts']:,} in {prompts.uri}")
+    yield "prompts", _state(lambda: f"{prompt_dataset.check(prompts).prompts:,} in {prompts.uri}")
     yield "teacher", _model(recipe.teacher, recipe.revision, lambda: str(models.teacher_folder(recipe.teacher)))
     train = recipe.train
     if recipe.student.init:
@@ -161,11 +162,11 @@ def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
         yield f"weights of {metric.kind}", _model(metric.weights, "main", partial(_file, metric.weights))
     if isinstance(evaluation_suite(recipe), BenchmarkSuite) and options.prompt_sets:
         own = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
-        yield "benchmarks", _state(lambda: f"{', '.join(options.prompt_sets)} in {_complete(own, 'benchmarks').uri}")
+        yield "benchmarks", _state(lambda: f"{', '.join(options.prompt_sets)} in {_complete(own).uri}")
 
 
-def _complete(folder: Folder, kind: str) -> Folder:
-    manifest.read(folder, kind)
+def _complete(folder: Folder) -> Folder:
+    manifest.read(folder, BenchmarksManifest)
     return folder
 
 

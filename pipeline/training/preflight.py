@@ -2,8 +2,8 @@
 
 import uuid
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline import models
@@ -11,21 +11,23 @@ from pipeline.errors import UserError, invalid
 from pipeline.evaluation import evaluate
 from pipeline.models.clip.model import clip_folder, decoder_folder
 from pipeline.prompts import prompt_dataset
-from pipeline.recipe import Recipe, parse
+from pipeline.prompts.prompt_dataset import PromptsManifest
+from pipeline.prompts.request import INDEPENDENT
+from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training.engines import lora_teacher_targets
 from pipeline.training.estimate import require_fit
 
 
-def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[dict[str, Any], Path, Path | None]:
+def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[PromptsManifest, Path, Path | None]:
     """Check all inputs; return the prompts' manifest, and the folders of the teacher and of the student's start.
 
     Raises:
         UserError: naming the field or the folder.
     """
     require_fit(recipe)
-    record = prompt_dataset.check(prompt_folder)
-    _check_prompts(recipe, record)
+    prepared = prompt_dataset.check(prompt_folder)
+    _check_prompts(recipe, prepared)
     teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
     init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
     _check_models(recipe, teacher, init)
@@ -36,7 +38,7 @@ def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[dict[s
     if recipe.evaluation.every_n_checkpoints:
         evaluate.require(recipe, prompt_folder)
     check_store(folder)
-    return record, teacher, init
+    return prepared, teacher, init
 
 
 def check_store(folder: Folder) -> None:
@@ -52,14 +54,16 @@ def check_store(folder: Folder) -> None:
     folder.remove(name)
 
 
-def _check_prompts(recipe: Recipe, record: dict[str, Any]) -> None:
+def _check_prompts(recipe: Recipe, prepared: PromptsManifest) -> None:
     """Check that the prompts were prepared with the recipe's settings."""
-    given = parse(record["recipe"]).prompts.values()
+    given = prepared.recipe.prompts.values()
     for name, value in recipe.prompts.values().items():
-        if name != "avoid_contradictions" and given[name] != value:
-            raise UserError(
-                f"prompts.{name}: {value!r} here, but `prepare` was given {given[name]!r}; "
-                "give both the same, or prepare another --run"
+        if name not in INDEPENDENT and given.get(name) != value:
+            raise invalid(
+                f"prompts.{name}",
+                value,
+                f"{given.get(name)!r}, which `prepare` was given",
+                "Give both the same, or prepare another --run.",
             )
 
 
@@ -79,5 +83,5 @@ def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
         raise invalid("student.init", recipe.student.init, "a denoiser of the teacher's architecture")
 
 
-def _shapes(model: nn.Module) -> dict[str, Any]:
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.state_dict().items()}

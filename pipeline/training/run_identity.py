@@ -2,10 +2,14 @@
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any
 
+from pydantic import JsonValue
+
+from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.recipe import Evaluation, Promotion, Prompts, Recipe, Schedule, Train, parse
+from pipeline.manifest import DataFile
+from pipeline.recipe import Evaluation, Promotion, Prompts, Recipe, Schedule, Train
+from pipeline.records import Record
 from pipeline.storage import Folder
 
 BEGUN, FINISHED = "a run", "a finished student"
@@ -27,14 +31,28 @@ PLACEMENT = (  # fields of `train` that say where a run is computed, and not wha
 )
 
 
-def require_same_run(folder: Folder, saved_recipe: str, recipe: Recipe, state: str) -> None:
+class BegunRun(Record):
+    """`run.json`: the inputs of a distillation that was begun, and its MLflow run."""
+
+    recipe: Recipe
+    prompts: dict[str, DataFile]
+    teacher_sha256: str
+    mlflow_run: str
+
+
+def read(folder: Folder) -> BegunRun:
+    """Return the record of the run that a folder was begun with."""
+    return BegunRun.from_values(folder.read_json(manifest.RUN_FILE), f"{folder.uri}/{manifest.RUN_FILE}")
+
+
+def require_same_run(folder: Folder, saved_recipe: Recipe, recipe: Recipe, state: str) -> None:
     """Refuse a recipe that would have learned something else; `state` says what the folder holds.
 
     Raises:
         UserError: naming the first field that differs, both values, and what to do.
     """
-    saved, asked = (flatten(_what_is_learned(each, state).values()) for each in (parse(saved_recipe), recipe))
-    for name, value in sorted(asked.items(), key=lambda item: item[0] == "name"):  # a name follows from the rest
+    saved, given = (flatten(_what_is_learned(each, state).values()) for each in (saved_recipe, recipe))
+    for name, value in sorted(given.items(), key=lambda item: item[0] == "name"):  # a name follows from the rest
         if saved.get(name) != value:
             raise UserError(
                 f"{name}: got {_SHORT.repr(value)}; {folder.uri} holds {state} with {_SHORT.repr(saved.get(name))}. "
@@ -42,7 +60,9 @@ def require_same_run(folder: Folder, saved_recipe: str, recipe: Recipe, state: s
             )
 
 
-def require_same_prompts(folder: Folder, saved: Any, prompts: Mapping[str, Any], state: str) -> None:
+def require_same_prompts(
+    folder: Folder, saved: Mapping[str, DataFile], prompts: Mapping[str, DataFile], state: str
+) -> None:
     """Refuse other prompts than the run was begun with.
 
     Raises:
@@ -68,18 +88,18 @@ def require_same_teacher(folder: Folder, saved_sha256: str, sha256: str, teacher
         )
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
     """Return nested values under dotted names."""
-    items: dict[str, Any] = {}
+    items: dict[str, JsonValue] = {}
     for key, value in values.items():
         items |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return items
 
 
 def _what_is_learned(recipe: Recipe, state: str) -> Recipe:
-    """Return the recipe with what a run may be continued with another of set to its default.
+    """Return the recipe with every field that does not change what the student learns set to its default.
 
-    Of a finished one what chose its student among the checkpoints counts too.
+    For a finished run, the fields that selected the student's checkpoint count too.
     """
     chose = recipe if state == FINISHED and recipe.evaluation.student_selection == "best" else Recipe()
     placement = {name: Train.model_fields[name].default for name in PLACEMENT}

@@ -1,8 +1,8 @@
 """The configuration that the driver of a training passes to its workers and to the evaluation of checkpoints."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.recipe import Recipe
 
 
@@ -17,7 +17,7 @@ class TrainLoopConfig:
     teacher_folder: str
     init_folder: str
     prompts_uri: str
-    prompts: dict[str, Any]
+    prompts: PromptsManifest
     tracking_uri: str
     mlflow_run: str
     preview_prompts: tuple[str, ...] = ()

@@ -5,18 +5,18 @@ Outputs are named by the checkpoint's weights, so that a second task for the sam
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray.train import Checkpoint
 
 from pipeline import manifest, models
 from pipeline.evaluation.evaluate import Subject, evaluate_student, flat_metrics
 from pipeline.hashing import sha256_of_file
-from pipeline.recipe import Recipe, dump
+from pipeline.manifest import Manifest
+from pipeline.recipe import Recipe
 from pipeline.registry.candidate import Candidate
-from pipeline.registry.register import register
+from pipeline.registry.register import RegisteredManifest, register
 from pipeline.storage import Folder
 from pipeline.training.checkpoint import EMA_FILE, STATE_FILE
 from pipeline.training.export import export
@@ -24,6 +24,16 @@ from pipeline.training.train_loop_config import TrainLoopConfig
 
 VERSIONS = "versions"  # folder of the students of a run's checkpoints
 RETRIES = 3
+
+
+class StudentManifest(Manifest):
+    """The manifest of a checkpoint's exported student; `ema_sha256` is the hash of the checkpoint's EMA weights."""
+
+    command = "distill"
+    kind: Literal["student"] = "student"
+    step: int
+    ema_sha256: str
+    student_sha256: str
 
 
 def is_due(recipe: Recipe, step: int) -> bool:
@@ -47,7 +57,7 @@ def validate(
     folder, prompts = subject.student.parent, Folder.from_uri(config.prompts_uri)
     summary = evaluate_student(subject, recipe, prompts, folder / "evaluation", config.tracking_uri, wait_for_ever=True)
     outcome = register(_candidate(subject, config), config.tracking_uri)
-    manifest.write(folder / "registered", "register", student_sha256=subject.student_sha256, **asdict(outcome))
+    manifest.write(folder / "registered", RegisteredManifest.of(subject.student_sha256, config.mlflow_run, outcome))
     subject.student.delete()  # the registered version holds it
     actor.log.remote(f"step {subject.step}: {outcome}")
     return flat_metrics(summary)
@@ -65,19 +75,18 @@ def _export_student(checkpoint: Path, config: TrainLoopConfig, teacher_sha256: s
             models.local_or_download(config.init_folder, recipe.student.init, "student.init")
         )
         student = export(recipe, teacher, init, weights, folder / "student")
-        manifest.write(folder, "student", step=step, ema_sha256=sha256, student_sha256=student)
-    made = manifest.read(folder, "student")
-    return Subject(folder / "student", made["student_sha256"], teacher_sha256, config.mlflow_run, step)
+        manifest.write(folder, StudentManifest(step=step, ema_sha256=sha256, student_sha256=student))
+    student_sha256 = manifest.read(folder, StudentManifest).student_sha256
+    return Subject(folder / "student", student_sha256, teacher_sha256, config.mlflow_run, step)
 
 
 def _candidate(subject: Subject, config: TrainLoopConfig) -> Candidate:
     return Candidate(
         student=subject.student,
         student_sha256=subject.student_sha256,
-        recipe=dump(config.recipe),
-        teacher=config.recipe.teacher,
+        recipe=config.recipe,
         teacher_sha256=subject.teacher_sha256,
-        prompts=config.prompts["files"],
+        prompts=config.prompts.files,
         mlflow_run=config.mlflow_run,
         code=manifest.code_version(),
         step=subject.step,

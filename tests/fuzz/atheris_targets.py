@@ -18,6 +18,7 @@ with atheris.instrument_imports(include=["pipeline", "datasets_prep"]):
     from datasets_prep.sources import File, read
     from pipeline import manifest, recipe
     from pipeline.errors import UserError
+    from pipeline.manifest import DataFile
     from pipeline.prompts import prompt_dataset
     from pipeline.storage import Folder
     from pipeline.training import checkpoint
@@ -70,11 +71,19 @@ def seeds() -> dict[str, bytes]:
     """One valid input of each, to begin with."""
     sink = io.BytesIO()
     pq.write_table(pa.table({"prompt": ["a cat", "a dog"]}), sink)
-    file, source = {"bytes": 1, "rows": 1, "sha256": "0"}, {"of_an_epoch": 1}
-    told = {"kind": "prepare", "recipe": "", "files": {"x": file}, "sources": {"x": source}, "prompts": 1, "epoch": 1}
+    manifest_ = prompt_dataset.PromptsManifest(
+        recipe=recipe.load("shapes"),
+        request=prompt_dataset.PromptRequest(cleaning=0, settings={}, files=(), negative_files=()),
+        files={"x": DataFile(rows=1, bytes=1, sha256="0", source="x")},
+        sources={"x": prompt_dataset.SourceRecord(prompts=1, per_epoch=1, rows=1, removed={}, statistics={})},
+        prompts=1,
+        shards=1,
+        negative_prompts=0,
+        epoch=1,
+    )
     return {
         "recipe": (recipe.RECIPES / "sd21.toml").read_bytes(),
-        "manifest": json.dumps(told).encode(),
+        "manifest": json.dumps(manifest_.values()).encode(),
         "lines": b'{"prompt": "a cat", "aesthetic": 5.5}\n{"prompt": null}\n',
         "parquet": sink.getvalue(),
         "checkpoint": b's\0{"workers": 1, "step": 4}',

@@ -115,7 +115,7 @@ def small(tmp_path_factory):
 @given(st.data())
 def test_a_manifest_of_which_any_value_is_another(small, tmp_path, data):
     folder, record = small
-    damaged = json.loads(json.dumps(record))
+    damaged = record.values()
     node = damaged
     for _ in range(data.draw(st.integers(1, 3))):
         key = data.draw(st.sampled_from(sorted(node)))
@@ -135,7 +135,7 @@ def test_a_manifest_of_which_any_value_is_another(small, tmp_path, data):
 @pytest.mark.parametrize("value", [None, {"bytes": 1, "rows": 1, "sha256": "0"}])
 def test_a_name_of_two_lines_in_a_manifest(small, tmp_path, place, value):
     _, record = small
-    damaged = {**record, "files": {}, place: {"one\ntwo": value}}
+    damaged = {**record.values(), "files": {}, place: {"one\ntwo": value}}
     own = Folder.from_uri(tmp_path)
     own.write(manifest.NAME, json.dumps(damaged).encode())
     with pytest.raises(UserError, match="one") as refused:
@@ -147,14 +147,14 @@ def test_a_name_of_two_lines_in_a_manifest(small, tmp_path, place, value):
 @given(st.data())
 def test_a_shard_of_which_any_byte_is_another(small, tmp_path, data):
     folder, record = small
-    (name,) = prompt_dataset.shards_of(record, "shapes")
+    (name,) = record.shards_of("shapes")
     content = bytearray(folder.read(name))
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
     own = Folder.from_uri(tmp_path)
     own.write(name, bytes(content))
     with pytest.raises(UserError, match="differs from the manifest"):
-        prompt_dataset.shard(own, name, record["files"][name]["sha256"])
+        prompt_dataset.shard(own, name, record.files[name].sha256)
 
 
 LINES = st.lists(st.text(max_size=60) | JSON.map(json.dumps), max_size=8)

@@ -180,7 +180,7 @@ def test_an_ip_adapter_is_refused():
     attn = Attention(query_dim=8, cross_attention_dim=8, heads=2, dim_head=4)
     attn.set_processor(SteeredAttnProcessor(AttnProcessor2_0(), Steering(embeds_NTD=torch.zeros(1, 3, 8), scale=1.0)))
     text_and_image = (torch.zeros(1, 3, 8), [torch.zeros(1, 1, 4, 8)])
-    with pytest.raises(ValueError, match="IP-Adapter: not supported"):
+    with pytest.raises(ValueError, match="pipe: got a pipeline with an IP-Adapter"):
         attn(torch.zeros(1, 4, 8), encoder_hidden_states=text_and_image)
 
 

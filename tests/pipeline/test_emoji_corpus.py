@@ -24,25 +24,25 @@ def prepared(tmp_path_factory):
 
 def test_english_stays_and_german_goes(prepared):
     _, record = prepared
-    source = record["sources"]["emoji"]
-    assert source["rows"] == 1949 + 300
-    assert source["removed"].pop("sexual terms about minors") == 1  # "breast-feeding, baby": it blocks too much
-    assert set(source["removed"]) == {"language", "near duplicate"}  # "keycap: *" and "keycap: #" are no repeats
-    assert source["rows"] == source["prompts"] + sum(source["removed"].values()) + 1
-    assert 300 <= source["removed"]["language"] <= 300 + 10
+    source = record.sources["emoji"]
+    assert source.rows == 1949 + 300
+    assert source.removed.pop("sexual terms about minors") == 1  # "breast-feeding, baby": it blocks too much
+    assert set(source.removed) == {"language", "near duplicate"}  # "keycap: *" and "keycap: #" are no repeats
+    assert source.rows == source.prompts + sum(source.removed.values()) + 1
+    assert 300 <= source.removed["language"] <= 300 + 10
 
 
 def test_of_what_is_alike_one_stays(prepared):
     """Such as men and women who do the same thing."""
-    removed = prepared[1]["sources"]["emoji"]["removed"]
+    removed = prepared[1].sources["emoji"].removed
     assert 0 < removed["near duplicate"] < 400
 
 
 def test_an_epoch_has_every_caption_once(ray_cluster, prepared):
     folder, record = prepared
-    steps = -(-record["epoch"] // BATCH)
+    steps = -(-record.epoch // BATCH)
     stream = PromptStream(folder, check(folder), 0, BATCH, range(BATCH)).batches(0, steps)
     seen = [text for batch in stream for text in batch.prompts]
     assert len(seen) == steps * BATCH
-    assert len(set(seen[: record["epoch"]])) == record["epoch"] == record["prompts"]
-    assert set(seen[record["epoch"] :]) <= set(seen)
+    assert len(set(seen[: record.epoch])) == record.epoch == record.prompts
+    assert set(seen[record.epoch :]) <= set(seen)

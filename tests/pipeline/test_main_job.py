@@ -25,6 +25,7 @@ from pipeline import manifest
 from pipeline.compat import SNAPSHOT_FILE
 from pipeline.errors import StorageError
 from pipeline.models import load_pipeline
+from pipeline.registry.register import RegisteredManifest
 from pipeline.storage import Folder
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +142,7 @@ def test_the_job_on_s3_makes_the_same_student(run, tmp_path, tiny_teacher, bucke
     assert all(torch.equal(expected[name], value) for name, value in found.items())
     if more:
         assert (copy / "evaluation/report.html").is_file()
-        assert manifest.read(Folder.from_uri(copy) / "registered", "register")["alias"] == "challenger"
+        assert manifest.read(Folder.from_uri(copy) / "registered", RegisteredManifest).alias == "challenger"
 
 
 def test_another_recipe_in_the_same_folder_is_refused(run, tmp_path, tiny_teacher, capsys):

@@ -1,33 +1,55 @@
+import json
+
 import pytest
 
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.hashing import sha256_of_folder
+from pipeline.manifest import DataFile, DistilledManifest
+from pipeline.recipe import parse
 from pipeline.storage import Folder
+
+STUDENT = DistilledManifest(
+    recipe=parse("", ['prompts.sources=[{path="mine", weight=0.5}]']),
+    teacher_sha256="1",
+    student_sha256="2",
+    student_raw_sha256="3",
+    prompts={"shard-0.parquet": DataFile(rows=1, bytes=2, sha256="4", source="mine")},
+    mlflow_run="5",
+    metrics={"step": 3, "loss": float("nan")},
+)
 
 
 def test_what_is_written_is_read_back(tmp_path):
     folder = Folder.from_uri(tmp_path)
-    manifest.write(folder, "student", step=3, student_sha256="ab")
-    assert manifest.read(folder, "student")["step"] == 3
+    manifest.write(folder, STUDENT)
+    found = manifest.read(folder, DistilledManifest)
+    assert found.model_copy(update={"metrics": {}}) == STUDENT.model_copy(update={"metrics": {}})
+    assert found.step == 3
+    assert json.loads(folder.read(manifest.NAME))["kind"] == "distill"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no complete distill here"),
+        (None, "no complete distill here.*run `python -m jobs distill` first"),
         (b"{", "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[1]", "kind: got 'list'; expected 'distill'"),
         (b'{"kind": "prepare"}', "kind: got 'prepare'; expected 'distill'"),
-        (b'{"kind": "distill"}', "recipe: got None; expected a string"),
+        (b'{"kind": "distill"}', "recipe: got None; expected a value"),
+        ({"student_sha256": 1}, "manifest.json: student_sha256: got 1; expected a string"),
+        ({"prompts": {"a": {}}}, "manifest.json: prompts.a.rows: got None; expected a value"),
+        ({"recipe": {"train": {"steps": "x"}}}, "manifest.json: recipe.train.steps: got 'x'; expected a whole number"),
     ],
 )
 def test_a_folder_that_is_not_one_is_named(tmp_path, content, message):
+    if isinstance(content, dict):
+        content = json.dumps({**STUDENT.values(), **content}).encode()
     if content is not None:
         (tmp_path / manifest.NAME).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        manifest.read(Folder.from_uri(tmp_path), "distill")
+        manifest.read(Folder.from_uri(tmp_path), DistilledManifest)
     assert "\n" not in str(error.value)
 
 

@@ -74,7 +74,7 @@ def test_gradient_accumulation_takes_the_fewest_passes_that_the_micro_batch_size
         ("evaluation.scales=[0.5, 0]", "evaluation.scales[1]: got 0; expected a number above 0."),
         ("evaluation.scales=[]", "evaluation.scales: got []; expected at least one entry."),
         ("evaluation.metrics=[{kid=1}]", "evaluation.metrics[0].kid: got 1; expected one of the fields kind, weights"),
-        ("promotion.guardrails=[{}]", "promotion.guardrails[0].metric: got {}; expected a value."),
+        ("promotion.guardrails=[{}]", "promotion.guardrails[0].metric: got None; expected a value."),
         ("promotion.confidence=1", "promotion.confidence: got 1; expected a number below 1."),
         ("schedule.cron=daily", "schedule.cron: got 'daily'; expected five fields: minute hour"),
         ("student.lora_target_modules=[]", "student.lora_target_modules: got []; expected at least one entry."),

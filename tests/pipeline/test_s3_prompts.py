@@ -46,7 +46,7 @@ def stream(folder):
 def test_from_a_bucket_to_a_bucket(bucket, recipe):
     folder = Folder.from_uri(f"{bucket}/run/prompts")
     record = prepare(recipe, folder)
-    assert record["prompts"] == 600
+    assert record.prompts == 600
     assert len(set(stream(folder))) == 600
     assert prepare(recipe, folder) == record
 
@@ -58,8 +58,8 @@ def test_what_passes_is_waited_for(bucket, recipe, faults, how, monkeypatch):
     faults.fails = lambda number, path: number % 5 == 3
     record = prepare(recipe, folder)
     shard.cache_clear()
-    assert record["prompts"] == 600
-    assert not any(source["removed"] for source in record["sources"].values())
+    assert record.prompts == 600
+    assert not any(source.removed for source in record.sources.values())
     assert len(set(stream(folder))) == 600
     assert faults.requests > 10
 
@@ -73,4 +73,4 @@ def test_expired_credentials_are_one_line_and_nothing_is_lost(bucket, recipe, fa
     assert "\n" not in str(caught.value)
     assert not folder.exists("manifest.json")
     faults.how = None
-    assert prepare(recipe, folder)["prompts"] == 600
+    assert prepare(recipe, folder).prompts == 600

@@ -82,7 +82,7 @@ def test_prompts_from_and_to_a_real_server(seaweedfs):
         place / "run/prompts",
     )
     record = prepare(recipe, folder)
-    assert (record["prompts"], record["shards"]) == (3000, 8)
+    assert (record.prompts, record.shards) == (3000, 8)
     assert prepare(recipe, folder) == record
     root = Path(__file__).parents[2]
     done = subprocess.run(

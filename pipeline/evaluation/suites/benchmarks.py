@@ -12,7 +12,7 @@ from pipeline.evaluation.exclusion import Judge
 from pipeline.evaluation.judges import clip_attributes
 from pipeline.evaluation.plan import EXCLUSION_SET, TEACHER, EvalSample, System, student_systems, teacher_sampling
 from pipeline.prompts import prompt_dataset
-from pipeline.prompts.benchmarks import HPSV2, NEGOPT
+from pipeline.prompts.benchmarks import HPSV2, NEGOPT, BenchmarksManifest
 from pipeline.recipe import Evaluation
 from pipeline.storage import Folder
 
@@ -45,7 +45,7 @@ class BenchmarkSuite:
             texts, negative = prompt_dataset.first_prompts(prompts)[: options.num_prompts], NEGATIVE_PROMPTS["hpsv2"]
             return [[EvalSample(OWN_PROMPTS, i, text, negative, options.seed + i) for i, text in enumerate(texts)]]
         folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
-        manifest.read(folder, "benchmarks")
+        manifest.read(folder, BenchmarksManifest)
         return [samples for name in options.prompt_sets if name in TABLES for samples in self._set(name, folder)]
 
     def _set(self, name: str, folder: Folder) -> Iterator[list[EvalSample]]:

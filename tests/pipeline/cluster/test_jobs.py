@@ -54,7 +54,7 @@ def test_the_job_s_exit_code_is_the_command_s_and_a_retry_is_another_job(submit,
     code, told, _ = submit(*command, "--no-wait")
     assert (code, told.strip()) == (
         0,
-        f"already submitted: {name} (failed); pass --retry to run it again from where it was",
+        f"already submitted: {name} (failed); pass --retry to resume it",
     )
     code, again, _ = submit(*command, "--retry", "--no-wait")
     assert code == 0
@@ -87,7 +87,10 @@ def test_a_scheduler_that_is_a_job_submits_what_is_due_with_its_own_code(submit,
         (["distill", "--run", "/runs/x"], "--tracking-uri: got nothing; expected a server"),
         (["prepare", "--run", "/runs/x", "--set", "train.steps=-1"], "train.steps: got -1; expected a number above 0"),
         (["prepare", "--run", "/runs/x", "--prompts", "mine.txt"], "prompts.sources: got 'mine.txt'; expected s3://"),
-        (["run", "--run", "s3://b/x", "--recipe", "sd21", "--tracking-uri", "http://m"], "'journeydb/*.jsonl*' is of"),
+        (
+            ["run", "--run", "s3://b/x", "--recipe", "sd21", "--tracking-uri", "http://m"],
+            "got 'journeydb/*.jsonl*'; expected s3://",
+        ),
         (
             ["distill", "--run", "s3://b/x", "--tracking-uri", "http://me:hush@m"],
             "secret in 'http://me:***@m' could be",
@@ -127,7 +130,7 @@ def test_another_token_is_one_line(cluster_url, tmp_path, token, message):
     [
         ("http://127.0.0.1:9", "no Ray cluster answers at http://127.0.0.1:9"),
         ("ftp://x", "got 'ftp://x'; expected the job server's URL"),
-        ("auto", "'auto' is not allowed"),
+        ("auto", "--job-server: got 'auto'; expected the job server's URL"),
         ("http://me:hush@host:8265", "a password in it would be logged"),
     ],
 )

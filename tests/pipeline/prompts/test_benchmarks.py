@@ -8,6 +8,7 @@ import pytest
 from datasets_prep.evaluation import sample_pairs
 from jobs.__main__ import main
 from pipeline import manifest
+from pipeline.prompts.benchmarks import BenchmarksManifest
 from pipeline.storage import Folder
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
@@ -48,8 +49,8 @@ def test_all_three(tmp_path, negopt, hpsv2):
     styled = table(tmp_path / "run", "hpsv2.parquet")
     assert styled.num_rows == 3200
     assert styled.to_pylist()[800] == {"style": "concept-art", "index": 0, "prompt": "concept-art 0"}
-    record = manifest.read(Folder.from_uri(tmp_path / "run/benchmarks"), "benchmarks")
-    assert {name: file["rows"] for name, file in record["files"].items()} == {
+    record = manifest.read(Folder.from_uri(tmp_path / "run/benchmarks"), BenchmarksManifest)
+    assert {name: file.rows for name, file in record.files.items()} == {
         "exclusion_pairs.parquet": 6, "negopt_pairs.parquet": 40, "hpsv2.parquet": 3200,
     }  # fmt: skip
 

@@ -88,10 +88,10 @@ def test_a_shard_that_changed_is_named_when_it_is_read(ray_cluster, tmp_path):
     content[10] ^= 1
     folder.write(name, bytes(content))
     stream = PromptStream(folder, check(folder), 0, 4, range(4))
-    expected = f"^{folder.uri}/{name}: its content differs from the manifest's; run `python -m jobs prepare` again$"
+    expected = f"^{folder.uri}/{name}: its content differs from the manifest's hash. Run `python"
     with pytest.raises(UserError, match=expected):
         next(stream.batches(0, 2))
-    assert record["files"][name]["bytes"] == len(content)
+    assert record.files[name].bytes == len(content)
 
 
 def test_the_stream_needs_no_free_core(ray_cluster, prepared):

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from pipeline import manifest, models, tracking
+from pipeline.evaluation.evaluate import EvaluationManifest
 from pipeline.hashing import sha256_of_folder
-from pipeline.recipe import dump, parse
+from pipeline.manifest import DataFile
+from pipeline.recipe import Recipe, parse
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.register import register
 from pipeline.storage import Folder
@@ -73,7 +75,7 @@ def write_evaluation(folder, values, *, options=OPTIONS, seed=0):
     Image.new("RGB", (32, 16), "navy").save(sheet, format="PNG")
     folder.write("contact_sheet.png", sheet.getvalue())
     folder.write("report.html", b"<p>report</p>")
-    manifest.write(folder, "evaluate")
+    manifest.write(folder, EvaluationManifest(recipe=Recipe(), student_sha256="5" * 64))
     return folder
 
 
@@ -94,10 +96,9 @@ def candidates(folder, uri, students, teacher):
         return Candidate(
             student=Folder.from_uri(students / str(number)),
             student_sha256=sha256_of_folder(students / str(number)),
-            recipe=dump(recipe),
-            teacher=str(teacher),
+            recipe=recipe,
             teacher_sha256="7" * 64,
-            prompts={"shard-0.parquet": "ab", "negatives.parquet": "cd"},
+            prompts={"shard-0.parquet": DataFile(rows=1, bytes=2, sha256="ab")},
             mlflow_run=runs[run],
             code="0.1.0+abc",
             step=100 * (number + 1),

@@ -1,6 +1,5 @@
 import pytest
 
-from pipeline.recipe import parse
 from pipeline.registry import card
 from pipeline.registry.scores import Scores
 
@@ -33,8 +32,9 @@ def test_a_hub_that_does_not_answer_leaves_the_licence_unknown(monkeypatch):
 
 def test_the_card_tells_licence_lineage_scores_and_use(candidate, tiny_teacher):
     made = candidate(0)
-    recipe, scores = parse(made.recipe), Scores.read(made.evaluation)
-    page = card.render(made, recipe, scores, "nasa-tiny", {"num_inference_steps": 1, "guidance_scale": 0.0})
+    page = card.render(
+        made, Scores.read(made.evaluation), "nasa-tiny", {"num_inference_steps": 1, "guidance_scale": 0.0}
+    )
     assert page.startswith("---\nlicense: other\n")
     assert "| licence of the teacher | unknown; look at where the teacher is from before" in page
     assert 'pipe("a photo", num_inference_steps=1, guidance_scale=0.0)' in page

@@ -18,6 +18,7 @@ from PIL import Image
 from nasa import steer
 from pipeline.errors import UserError
 from pipeline.hashing import sha256_of_folder
+from pipeline.recipe import dump
 from pipeline.registry import descriptions, mlflow_registry, register
 from pipeline.registry.outcome import RegisteredVersion
 from pipeline.storage import Folder
@@ -48,7 +49,7 @@ def test_a_version_holds_the_student_its_lineage_and_its_scores(uri, client, can
     assert client.get_model_version(NAME, "1").run_id == first.mlflow_run
     root = Path(mlflow.artifacts.download_artifacts("models:/nasa-tiny/1", dst_path=str(tmp_path / "down")))
     assert sha256_of_folder(root / "student") == first.student_sha256 == tags["student_sha256"]
-    assert (root / "recipe.toml").read_text() == first.recipe
+    assert (root / "recipe.toml").read_text() == dump(first.recipe)
     assert (root / "evaluation/scores.parquet").read_bytes() == first.evaluation.read("scores.parquet")
     assert not [file for file in root.rglob("*") if file.suffix in (".pkl", ".bin", ".pyc")]
 
@@ -148,7 +149,7 @@ def test_an_upload_that_was_cut_off_is_completed(uri, client, candidate, monkeyp
         with pytest.raises(KeyboardInterrupt):
             register.register(first, uri)
     assert mlflow_registry.versions(client, NAME) == []
-    root = Path(client.get_run(first.mlflow_run).info.artifact_uri.removeprefix("file://")) / first.place
+    root = Path(client.get_run(first.mlflow_run).info.artifact_uri.removeprefix("file://")) / first.artifact_path
     weights = root / "student/unet/diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -156,7 +157,7 @@ def test_an_upload_that_was_cut_off_is_completed(uri, client, candidate, monkeyp
     (root / "README.md").write_bytes(b"?" * (root / "README.md").stat().st_size)
     register.register(first, uri)
     assert weights.read_bytes() == whole
-    assert (root / "recipe.toml").read_text() == first.recipe
+    assert (root / "recipe.toml").read_text() == dump(first.recipe)
     assert (root / "README.md").read_text().startswith("---")
 
 

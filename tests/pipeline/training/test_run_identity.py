@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.recipe import dump, parse
+from pipeline.recipe import parse
 from pipeline.storage import Folder
 from pipeline.training.run_identity import BEGUN, FINISHED, require_same_run
 
@@ -29,7 +29,7 @@ BEST = 'evaluation.student_selection="best"'
     ],
 )
 def test_what_a_run_may_be_asked_again_with(tmp_path, state, held, asked, field):
-    folder, saved, recipe = Folder.from_uri(tmp_path), dump(parse("", held)), parse("", asked)
+    folder, saved, recipe = Folder.from_uri(tmp_path), parse("", held), parse("", asked)
     if field is None:
         require_same_run(folder, saved, recipe, state)
         return
