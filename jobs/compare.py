@@ -17,10 +17,10 @@ def run(options: argparse.Namespace) -> None:
     one, other = PurePosixPath(options.run), PurePosixPath(options.other)
     names = (one.name, other.name) if one.name != other.name else (str(one), str(other))
     folder = Folder.from_uri(options.out) if options.out else Folder.from_uri(options.run) / f"beside-{other.name}"
-    found = compare(
+    comparison = compare(
         Folder.from_uri(options.run) / "evaluation", Folder.from_uri(options.other) / "evaluation", names, folder
     )
-    for row in found["metrics"]:
-        interval = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" if row["pairs"] else ""
-        print(f"{row['metric']:<20}{interval:<32}{row['sentence']}")
+    for row in comparison.metrics:
+        interval = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" if row.pairs else ""
+        print(f"{row.metric:<20}{interval:<32}{row.sentence}")
     print(f"report: {folder.uri}/report.html")

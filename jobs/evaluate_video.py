@@ -20,11 +20,11 @@ def run(options: argparse.Namespace) -> None:
     from pipeline.storage import Folder
 
     folder = Folder.from_uri(options.out)
-    own = [f"model={options.model!r}", f"prompts={options.prompts!r}", *options.overrides]
-    summary = evaluate_videos(own, folder, options.ray_address)
-    for row in summary["metrics"]:
+    overrides = [f"model={options.model!r}", f"prompts={options.prompts!r}", *options.overrides]
+    summary = evaluate_videos(overrides, folder, options.ray_address)
+    for row in summary.metrics:
         print(
-            f"{row['metric']:<12}{summary['a']} {row['a']:.4f}  {summary['b']} {row['b']:.4f}  "
-            f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}): {row['sentence']}"
+            f"{row.metric:<12}{summary.a} {row.a:.4f}  {summary.b} {row.b:.4f}  "
+            f"{row.difference:+.4f} ({row.low:+.4f} to {row.high:+.4f}): {row.sentence}"
         )
     print(f"report: {folder.uri}/report.html")

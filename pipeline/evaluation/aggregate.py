@@ -1,150 +1,168 @@
 """Aggregation of an evaluation's rows, one per image, to its summary."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from pydantic import JsonValue
 
 from datasets_prep.shapes.prompts import DEGRADATIONS, PAIRS
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.judges import clip_attributes
 from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM, nasa_samplings
+from pipeline.evaluation.results import EvaluationRow, MetricSummary, StyleTable, Summary
 from pipeline.evaluation.scorers import hpsv2
-from pipeline.evaluation.statistics import Share, mean, paired_bootstrap, share
+from pipeline.evaluation.statistics import Difference, Share, mean, paired_bootstrap, share
 from pipeline.evaluation.suites.shapes import ATTRIBUTES, TEACHER_ONE_STEP
 from pipeline.recipe import Evaluation, Recipe
 
-Row = dict[str, Any]
+ScorerOptions = Mapping[str, Mapping[str, JsonValue]]
+"""The options of each column's scorer."""
+
 PAIR_OF = {(pair.prompt, pair.negative_prompt): pair for pair in (*PAIRS, *clip_attributes.PAIRS)}
-EXCLUSION = ("removed", "kept", "clean")
+EXCLUSION_METRICS = tuple(f"exclusion_{name}" for name in exclusion.OUTCOMES)
 FLAGS = (*ATTRIBUTES, "all_right", "clean", "clean_and_right")
 
 
-def judge(rows: Iterable[Row]) -> None:
-    """Add to each row the metrics that follow from what its image should show and shows, 1.0 or 0.0 each.
+def judge(row: EvaluationRow) -> EvaluationRow:
+    """Return a row with the metrics that follow from the expected and the shown attributes, 1.0 or 0.0 each.
 
-    Rows of the exclusion test that choose the scale, or whose negative training never used, get none.
+    Rows of the exclusion test that choose the scale, or whose negative prompt training never used, get none.
     """
-    for row in rows:
-        if "shown_quality" not in row:
-            continue
-        if row["set"] != EXCLUSION_SET:
-            right = {name: float(row[f"asked_{name}"] == row[f"shown_{name}"]) for name in ATTRIBUTES}
-            every, clean = min(right.values()), float(row["shown_quality"] == "clean")
-            row |= {**right, "all_right": every, "clean": clean, "clean_and_right": every * clean}
-        elif row["selected"] and (trial := trial_of(row)).pair.trained and not trial.calibration:
-            row |= {f"exclusion_{name}": float(getattr(trial, name)) for name in EXCLUSION}
+    if "quality" not in row.shown:
+        return row
+    flags: dict[str, float] = {}
+    if row.set != EXCLUSION_SET:
+        flags = {name: float(row.expected.get(name) == row.shown[name]) for name in ATTRIBUTES}
+        all_right, clean = min(flags.values()), float(row.shown["quality"] == "clean")
+        flags |= {"all_right": all_right, "clean": clean, "clean_and_right": all_right * clean}
+    elif row.selected and (trial := trial_of(row)).pair.trained and not trial.calibration:
+        flags = {f"exclusion_{name}": float(getattr(trial, name)) for name in exclusion.OUTCOMES}
+    return replace(row, scores={**row.scores, **flags})
 
 
-def trial_of(row: Row) -> exclusion.Trial:
+def trial_of(row: EvaluationRow) -> exclusion.Trial:
     """Return the trial of a row of the exclusion test."""
-    pair = PAIR_OF[row["prompt"], row["negative_prompt"]]
-    shown = {name.removeprefix("shown_"): value for name, value in row.items() if name.startswith("shown_")}
-    return exclusion.Trial.of(pair, row["seed"], row["system"], shown, calibration=row["calibration"])
+    pair = PAIR_OF[row.prompt, row.negative_prompt]
+    return exclusion.Trial.of(pair, row.seed, row.system, row.shown, calibration=bool(row.calibration))
 
 
-def summarise(recipe: Recipe, rows: Sequence[Row], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary of an evaluation.
-
-    `metrics` has of each metric the student's mean in one step without a negative prompt, with its 95 % interval, and
-    `systems` the same for each system. `options` are those of each column's scorer.
-    """
+def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOptions) -> Summary:
+    """Return the summary of an evaluation."""
     judged = options.get("shown_quality", {})
-    options = options | dict.fromkeys([*FLAGS, *(f"exclusion_{name}" for name in EXCLUSION)], judged)
-    asked = [row for row in rows if row["set"] != EXCLUSION_SET]
-    by_system = {name: [row for row in asked if row["system"] == name] for name in _distinct(asked, "system")}
-    systems = {name: _metrics(own, options) for name, own in by_system.items()}
-    summary: dict[str, Any] = {"student": STUDENT_SYSTEM, "metrics": dict(systems[STUDENT_SYSTEM]), "systems": systems}
-    if any(row["set"] == EXCLUSION_SET and row["selected"] for row in rows):
-        summary |= _exclusion(recipe.evaluation, rows)
-        summary["metrics"] |= _excluded(rows, summary["chosen_way"], options)
-    if "all_right" in systems[STUDENT_SYSTEM] and TEACHER_ONE_STEP in by_system:
-        summary["student_minus_teacher_one_step"] = paired(
+    options = {**options, **dict.fromkeys((*FLAGS, *EXCLUSION_METRICS), judged)}
+    samples = [row for row in rows if row.set != EXCLUSION_SET]
+    by_system = {name: [row for row in samples if row.system == name] for name in _distinct(samples, "system")}
+    systems = {name: _metrics(system_rows, options) for name, system_rows in by_system.items()}
+    metrics, found = dict(systems[STUDENT_SYSTEM]), {}
+    if any(row.set == EXCLUSION_SET and row.selected for row in rows):
+        found = _exclusion(recipe.evaluation, rows)
+        metrics |= _exclusion_metrics(rows, found["chosen_sampling_method"], options)
+    if "all_right" in metrics and TEACHER_ONE_STEP in by_system:
+        found["student_minus_teacher_one_step"] = paired(
             by_system[STUDENT_SYSTEM], by_system[TEACHER_ONE_STEP], "all_right"
         )
-        summary |= {"named_negative_prompt": DEGRADATIONS}
-    summary["negative_prompts"] = {row["set"]: row["negative_prompt"] for row in asked[::-1]}
-    return summary
+        found["named_negative_prompt"] = DEGRADATIONS
+    return Summary(
+        student=STUDENT_SYSTEM,
+        metrics=metrics,
+        systems=systems,
+        negative_prompts={row.set: row.negative_prompt for row in samples[::-1]},
+        **found,
+    )
 
 
-def _metrics(rows: Sequence[Row], options: dict[str, Any]) -> dict[str, Any]:
+def _metrics(rows: Sequence[EvaluationRow], options: ScorerOptions) -> dict[str, MetricSummary]:
     return {
-        name: {**mean([row[name] for row in rows if row.get(name) is not None]), "options": options.get(name, {})}
-        | _by_set(name, rows)
+        name: MetricSummary(
+            **mean(_values(rows, name)).model_dump(),
+            options=dict(options.get(name, {})),
+            sets=_set_means(rows, name),
+            benchmark=_benchmark(rows, name),
+        )
         for name in metric_names(rows)
     }
 
 
-def _by_set(name: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the means of each set if there are several, and HPSv2's own table for its styles."""
-    own = [row for row in rows if row.get(name) is not None]
-    scores = {each: [row[name] for row in own if row["set"] == each] for each in _distinct(own, "set")}
-    styles = {each: values for each, values in scores.items() if each.startswith("hpsv2/")}
-    found: dict[str, Any] = {}
-    if len(scores) > 1:
-        found["sets"] = {each: mean(values)["value"] for each, values in scores.items()}
-    if name == "hpsv2" and styles:
-        found["benchmark"] = hpsv2.summary(styles)
-    return found
+def _set_means(rows: Sequence[EvaluationRow], name: str) -> dict[str, float] | None:
+    """Return a metric's mean of each prompt set, if there are several."""
+    by_set = _by_set(rows, name)
+    return {each: mean(values).value for each, values in by_set.items()} if len(by_set) > 1 else None
 
 
-def metric_names(rows: Sequence[Row]) -> list[str]:
-    """Return the columns that are metrics of an image."""
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
+def _benchmark(rows: Sequence[EvaluationRow], name: str) -> StyleTable | None:
+    """Return HPSv2's own table, if it scored its styles."""
+    styles = {each: values for each, values in _by_set(rows, name).items() if each.startswith("hpsv2/")}
+    return hpsv2.summary(styles) if name == "hpsv2" and styles else None
+
+
+def _by_set(rows: Sequence[EvaluationRow], name: str) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if (value := row.scores.get(name)) is not None:
+            values.setdefault(row.set, []).append(value)
+    return values
+
+
+def _values(rows: Iterable[EvaluationRow], name: str) -> list[float]:
+    return [value for row in rows if (value := row.scores.get(name)) is not None]
+
+
+def metric_names(rows: Sequence[EvaluationRow]) -> list[str]:
+    """Return the metrics that some image has, the attributes' first."""
+    names = dict.fromkeys(name for row in rows for name, value in row.scores.items() if value is not None)
     return [name for name in FLAGS if name in names] + [name for name in names if name not in FLAGS]
 
 
-def _exclusion(options: Evaluation, rows: Sequence[Row]) -> dict[str, Any]:
-    trials = [trial_of(row) for row in rows if row["set"] == EXCLUSION_SET and row["selected"]]
+def _exclusion(options: Evaluation, rows: Sequence[EvaluationRow]) -> dict[str, Any]:
+    trials = [trial_of(row) for row in rows if row.set == EXCLUSION_SET and row.selected]
     best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_samplings(options))
     return {
         "chosen_scale": best.scale,
-        "chosen_way": best.label,
-        "exclusion": exclusion.summarise(trials),
-        "exclusion_by_pair": exclusion.by_pair(trials),
+        "chosen_sampling_method": best.label,
+        "exclusion": tuple(exclusion.summarise(trials)),
+        "exclusion_by_pair": tuple(exclusion.by_pair(trials)),
     }
 
 
-def selected(rows: Sequence[Row]) -> dict[tuple[str, str], Share]:
+def selected(rows: Sequence[EvaluationRow]) -> dict[tuple[str, str], Share]:
     """Return, by pair, the share of the test's correct plain images that show the attribute."""
-    found: dict[tuple[str, str], list[bool]] = {}
+    flags: dict[tuple[str, str], list[bool]] = {}
     for row in rows:
-        if row["set"] == EXCLUSION_SET and row["system"] == PLAIN.label and not row["calibration"]:
-            pair = PAIR_OF[row["prompt"], row["negative_prompt"]]
-            if all(row[f"shown_{name}"] == value for name, value in pair.asked):
-                found.setdefault((pair.prompt, pair.negative_prompt), []).append(row["selected"])
-    return {pair: share(flags) for pair, flags in found.items()}
+        if row.set == EXCLUSION_SET and row.system == PLAIN.label and not row.calibration:
+            pair = PAIR_OF[row.prompt, row.negative_prompt]
+            if all(row.shown[name] == value for name, value in pair.asked):
+                flags.setdefault((pair.prompt, pair.negative_prompt), []).append(bool(row.selected))
+    return {pair: share(values) for pair, values in flags.items()}
 
 
-def _excluded(rows: Sequence[Row], way: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics of negatives that training used, by the chosen method."""
-    own = [row for row in rows if row["system"] == way and "exclusion_removed" in row]
+def _exclusion_metrics(
+    rows: Sequence[EvaluationRow], sampling_method: str, options: ScorerOptions
+) -> dict[str, MetricSummary]:
+    """Return the metrics of negative prompts that training used, by the chosen sampling method."""
+    tested = [row for row in rows if row.system == sampling_method and "exclusion_removed" in row.scores]
     return {
-        name: {**mean([row[name] for row in own]), "system": way, "options": options.get(name, {})}
-        for name in (f"exclusion_{each}" for each in EXCLUSION)
+        name: MetricSummary(
+            **mean(_values(tested, name)).model_dump(), system=sampling_method, options=dict(options.get(name, {}))
+        )
+        for name in EXCLUSION_METRICS
     }
 
 
-def paired(a: Sequence[Row], b: Sequence[Row], metric: str) -> dict[str, Any]:
+def paired(a: Sequence[EvaluationRow], b: Sequence[EvaluationRow], metric: str) -> Difference:
     """Return the mean of a - b on the prompts and seeds that both have, with its interval."""
-    both = [
-        (one[metric], other[metric])
-        for one, other in same_prompt_and_noise(a, b)
-        if one.get(metric) is not None and other.get(metric) is not None
-    ]
-    if not both:
-        return {"pairs": 0}
-    return {**paired_bootstrap(*zip(*both, strict=True)), "pairs": len(both)}
+    pairs = [(one.scores.get(metric), other.scores.get(metric)) for one, other in same_prompt_and_noise(a, b)]
+    both = [(one, other) for one, other in pairs if one is not None and other is not None]
+    return paired_bootstrap([one for one, _ in both], [other for _, other in both])
 
 
-def same_prompt_and_noise(a: Sequence[Row], b: Sequence[Row]) -> list[tuple[Row, Row]]:
+def same_prompt_and_noise(
+    a: Sequence[EvaluationRow], b: Sequence[EvaluationRow]
+) -> list[tuple[EvaluationRow, EvaluationRow]]:
     """Return pairs of rows with the same prompt and noise."""
-    theirs = {image_key(row): row for row in b}
-    return [(row, theirs[image_key(row)]) for row in a if image_key(row) in theirs]
+    by_key = {row.image_key: row for row in b}
+    return [(row, by_key[row.image_key]) for row in a if row.image_key in by_key]
 
 
-def image_key(row: Row) -> tuple[Any, ...]:
-    """Return what an image was made from, besides model and sampling method."""
-    return row["set"], row["prompt"], row["negative_prompt"], row["seed"]
-
-
-def _distinct(rows: Iterable[Row], name: str) -> list[Any]:
-    return list(dict.fromkeys(row[name] for row in rows))
+def _distinct(rows: Iterable[EvaluationRow], name: str) -> list[str]:
+    return list(dict.fromkeys(getattr(row, name) for row in rows))

@@ -1,110 +1,144 @@
-"""Two students on the same prompts and seeds: is one better, or is it chance?"""
+"""Comparison of two students on the same prompts and seeds."""
 
-import io
-import json
 from collections.abc import Sequence
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.evaluation.aggregate import Row, image_key, metric_names, paired, same_prompt_and_noise
-from pipeline.evaluation.evaluate import REPORT, SCORES, SUMMARY, EvaluationManifest
+from pipeline.evaluation.aggregate import metric_names, paired, same_prompt_and_noise
+from pipeline.evaluation.evaluate import REPORT, EvaluationManifest
 from pipeline.evaluation.images import ImageStore
-from pipeline.evaluation.report import COMPARED, column_of, data_uri, render
+from pipeline.evaluation.report import COMPARED, Card, Column, PageData, Picture, column_of, data_uri, render
+from pipeline.evaluation.results import EvaluationRow, Summary, read_rows, read_summary, student_rows
+from pipeline.evaluation.statistics import Difference
+from pipeline.records import Record
 from pipeline.storage import Folder
 
+COMPARISON = "comparison.json"
 LOWER_IS_BETTER = ("clip_negative",)
 
 
-def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> dict[str, Any]:
-    """Write `comparison.json` and a report of pairs of images; returns the comparison.
+class MetricComparison(Record):
+    """The difference a - b of one metric over `pairs` of images; `verdict` is "a", "b" or empty."""
 
-    `a` and `b` are folders of evaluations. "A beats B" is said of a metric only where the 95 % paired bootstrap
-    interval of the difference leaves out 0.
+    metric: str
+    pairs: int
+    sentence: str
+    verdict: str = ""
+    a: float | None = None
+    b: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @staticmethod
+    def of(metric: str, found: Difference, verdict: str, sentence: str, a: float, b: float) -> "MetricComparison":
+        """Return the comparison of a difference with its interval."""
+        return MetricComparison(
+            metric=metric,
+            pairs=found.count,
+            sentence=sentence,
+            verdict=verdict,
+            a=a,
+            b=b,
+            difference=found.difference,
+            low=found.low,
+            high=found.high,
+        )
+
+
+class Comparison(Record):
+    """Two systems by name, and their comparison in each metric."""
+
+    a: str
+    b: str
+    metrics: tuple[MetricComparison, ...]
+
+
+def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> Comparison:
+    """Write `comparison.json` and a report of pairs of images; return the comparison.
+
+    `a` and `b` are folders of evaluations. The verdict is that A beats B only if the 95 % paired bootstrap interval of
+    the difference excludes 0.
     """
     (first, first_rows), (second, second_rows) = _read(a), _read(b)
-    summaries, rows = (first, second), (first_rows, second_rows)
-    students = [_student(first_rows, first), _student(second_rows, second)]
+    students = student_rows(first_rows, first), student_rows(second_rows, second)
     if not same_prompt_and_noise(*students):
         raise UserError(f"{b.uri}: shares no prompt and seed with {a.uri}. Evaluate both on the same prompt sets.")
     shared = [name for name in metric_names(students[0]) if name in metric_names(students[1])]
-    metrics = [_metric(name, students[0], students[1], summaries, names) for name in shared]
-    comparison = {"a": names[0], "b": names[1], "metrics": metrics}
-    folder.write("comparison.json", (json.dumps(comparison, indent=2) + "\n").encode())
-    pictures = ImageStore(a, rows[0]), ImageStore(b, rows[1])
-    data = {"metrics": shared, "cards": _pairs(shared, students, pictures, names)}
-    data["columns"] = _columns(summaries, pictures, names)
+    metrics = tuple(_metric(name, *students, (first, second), names) for name in shared)
+    comparison = Comparison(a=names[0], b=names[1], metrics=metrics)
+    folder.write_json(COMPARISON, comparison.values())
+    images = ImageStore(a, first_rows), ImageStore(b, second_rows)
+    data = PageData(
+        tuple(shared), tuple(_cards(shared, students, images, names)), tuple(_columns((first, second), images, names))
+    )
     page = render(
         "comparison.html.j2",
         data,
-        title=f"{names[0]} beside {names[1]}",
-        what="Both in one step without a negative prompt, on the same prompts and the same noise.",
+        title=f"{names[0]} and {names[1]}",
+        description="Both in one step without a negative prompt, on the same prompts and the same noise.",
         gallery="Pairs, by their difference",
         card_width="18rem",
-        a=names[0],
-        b=names[1],
         comparison=comparison,
     )
     folder.write(REPORT, page.encode())
     return comparison
 
 
-def _student(rows: list[Row], summary: dict[str, Any]) -> list[Row]:
-    return [row for row in rows if row["system"] == summary["student"]]
-
-
-def _read(folder: Folder) -> tuple[dict[str, Any], list[Row]]:
+def _read(folder: Folder) -> tuple[Summary, list[EvaluationRow]]:
     manifest.read(folder, EvaluationManifest)
-    table = pq.read_table(io.BytesIO(folder.read(SCORES)))
-    return json.loads(folder.read(SUMMARY)), table.to_pylist()
+    return read_summary(folder), read_rows(folder)
 
 
-def _metric(name: str, a: list[Row], b: list[Row], summaries: Any, names: tuple[str, str]) -> dict[str, Any]:
-    own = [summary["metrics"].get(name, {}) for summary in summaries]
-    if own[0].get("options") != own[1].get("options"):
-        return {
-            "metric": name,
-            "pairs": 0,
-            "verdict": "",
-            "sentence": "of another version or other options: not compared",
-        }
+def _metric(
+    name: str,
+    a: Sequence[EvaluationRow],
+    b: Sequence[EvaluationRow],
+    summaries: tuple[Summary, Summary],
+    names: tuple[str, str],
+) -> MetricComparison:
+    first, second = (summary.metrics[name] for summary in summaries)
+    if first.options != second.options:
+        return MetricComparison(metric=name, pairs=0, sentence="another version or other options: not compared")
     found = paired(a, b, name)
     sign = -1 if name in LOWER_IS_BETTER else 1
-    ends = sorted((sign * found["low"], sign * found["high"]))
-    verdict = "a" if ends[0] > 0 else "b" if ends[1] < 0 else ""
+    low, high = sorted((sign * found.low, sign * found.high))
+    verdict = "a" if low > 0 else "b" if high < 0 else ""
     winner, other = names if verdict == "a" else names[::-1]
-    sentence = f"{winner} beats {other}" if verdict else "no difference is shown"
-    values = {"a": own[0].get("value"), "b": own[1].get("value")}
-    return {"metric": name, **values, **found, "verdict": verdict, "sentence": sentence}
+    sentence = f"{winner} beats {other}" if verdict else "no significant difference"
+    return MetricComparison.of(name, found, verdict, sentence, first.value, second.value)
 
 
-def _pairs(
-    shared: list[str], students: list[list[Row]], pictures: tuple[ImageStore, ImageStore], names: tuple[str, str]
-) -> list[dict[str, Any]]:
-    """Cards of two images, whose scores are the differences."""
+def _cards(
+    shared: Sequence[str],
+    students: tuple[list[EvaluationRow], list[EvaluationRow]],
+    images: Sequence[ImageStore],
+    names: Sequence[str],
+) -> list[Card]:
+    """Return cards of two images, whose scores are the differences."""
     cards = []
-    for one, other in same_prompt_and_noise(*students):
-        images = [
-            {"way": name, "image": data_uri(own.png(row))}
-            for name, own, row in zip(names, pictures, (one, other), strict=True)
-        ]
-        scores = [None if None in (one[name], other[name]) else one[name] - other[name] for name in shared]
-        cards.append({"pictures": images, "scores": scores} | {name: one[name] for name in ("set", "prompt", "seed")})
+    for rows in same_prompt_and_noise(*students):
+        pictures = (
+            Picture(name, data_uri(store.png(row))) for name, store, row in zip(names, images, rows, strict=True)
+        )
+        scores = tuple(_difference(*(row.scores.get(name) for row in rows)) for name in shared)
+        cards.append(Card(tuple(pictures), scores, rows[0].set, rows[0].prompt, rows[0].seed))
     return cards
 
 
-def _columns(
-    summaries: Sequence[dict[str, Any]], pictures: Sequence[ImageStore], names: tuple[str, str]
-) -> list[dict[str, Any]]:
-    """Both students on the same prompt and noise in every way that both have, for the slider."""
-    own = [
-        {image_key(column[0]): {row["system"]: row for row in column} for column in each.side_by_side(summary)}
-        for each, summary in zip(pictures, summaries, strict=True)
-    ]
-    found = []
-    for key in (key for key in own[0] if key in own[1]):
-        ways = [way for way in own[0][key] if way in own[1][key]]
-        found.append([[each[key][way] for way in ways] for each in own])
-    return [column_of(columns, pictures, names) for columns in found[:COMPARED]]
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _columns(summaries: Sequence[Summary], images: Sequence[ImageStore], names: Sequence[str]) -> list[Column]:
+    """Return both students on the same prompts and noise by every sampling method that both have, for the slider."""
+    first, second = (
+        {column[0].image_key: {row.system: row for row in column} for column in store.side_by_side(summary)}
+        for store, summary in zip(images, summaries, strict=True)
+    )
+    columns = []
+    for key in [key for key in first if key in second][:COMPARED]:
+        systems = [system for system in first[key] if system in second[key]]
+        rows = [[student[key][system] for system in systems] for student in (first, second)]
+        columns.append(column_of(rows, images, names))
+    return columns

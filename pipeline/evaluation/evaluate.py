@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
-
-import pyarrow as pa
+from typing import Literal
 
 from pipeline import manifest, models, tracking
 from pipeline.errors import invalid
@@ -16,6 +14,7 @@ from pipeline.evaluation import aggregate, exclusion
 from pipeline.evaluation.images import ImageStore
 from pipeline.evaluation.judges import clip_attributes
 from pipeline.evaluation.report import write_report
+from pipeline.evaluation.results import SUMMARY, EvaluationRow, Summary, read_summary, write_rows
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.suites import evaluation_suite
 from pipeline.evaluation.worker import WorkerConfig, load_student, recipe_work_units, run_workers
@@ -25,7 +24,7 @@ from pipeline.resources import evaluation_request, wait_for_resources
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 
-SCORES, SUMMARY, SHEET, REPORT = "scores.parquet", "summary.json", "contact_sheet.png", "report.html"
+SHEET, REPORT = "contact_sheet.png", "report.html"
 
 
 class EvaluationManifest(Manifest):
@@ -60,7 +59,7 @@ def evaluate(
     tracking_uri: str,
     overrides: Sequence[str] = (),
     ray_address: str | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Write `scores.parquet`, `summary.json`, `contact_sheet.png`, `report.html` and the manifest.
 
     `overrides` are of the recipe's `evaluation` section. A finished evaluation of the same student is left as it is, an
@@ -81,10 +80,10 @@ def evaluate_student(
     ray_address: str | None = None,
     *,
     wait_for_ever: bool = False,
-) -> dict[str, Any]:
+) -> Summary:
     """Evaluate any student; `wait_for_ever` waits for resources without a limit."""
     if folder.exists(manifest.NAME) and _is_of(manifest.read(folder, EvaluationManifest), subject, recipe):
-        return dict(folder.read_json(SUMMARY))
+        return read_summary(folder)
     count = require(recipe, prompt_folder)
     config = _worker_config(subject, recipe, prompt_folder, folder)
     with ray_session(ray_address):
@@ -93,9 +92,8 @@ def evaluate_student(
                 evaluation_request(recipe.evaluation), recipe.train.resource_timeout_minutes, ray_address
             )
         rows, scorers = run_workers(config, count, recipe.evaluation)
-    aggregate.judge(rows)
-    summary = aggregate.summarise(recipe, rows, scorers)
-    _calibrate(recipe, summary, rows)
+    rows = [aggregate.judge(row) for row in rows]
+    summary = _calibrated(recipe, aggregate.summarise(recipe, rows, scorers), rows)
     _write(folder, recipe, summary, rows)
     _track(folder, summary, subject, tracking_uri)
     manifest.write(folder, EvaluationManifest(recipe=recipe, student_sha256=subject.student_sha256))
@@ -119,13 +117,15 @@ def _is_of(finished: EvaluationManifest, subject: Subject, recipe: Recipe) -> bo
     return finished.recipe == recipe and finished.student_sha256 == subject.student_sha256
 
 
-def _calibrate(recipe: Recipe, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Add the judge's accuracy on labelled images, and the shares corrected for its errors."""
+def _calibrated(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> Summary:
+    """Return the summary with the judge's accuracy on labelled images, and the shares corrected for its errors."""
     options = recipe.evaluation
-    if "exclusion_by_pair" in summary and options.calibration:
-        calibration = clip_attributes.ClipAttributes.load(options, "cpu").calibration(options.calibration)
-        summary["calibration"] = {name: own.as_dict() for name, own in calibration.items()}
-        exclusion.corrected(summary["exclusion_by_pair"], calibration, aggregate.selected(rows))
+    if not summary.exclusion_by_pair or not options.calibration:
+        return summary
+    calibration = clip_attributes.ClipAttributes.load(options, "cpu").calibration(options.calibration)
+    selected = aggregate.selected(rows)
+    pairs = tuple(exclusion.corrected(pair, calibration, selected) for pair in summary.exclusion_by_pair)
+    return summary.model_copy(update={"calibration": calibration, "exclusion_by_pair": pairs})
 
 
 def _worker_config(subject: Subject, recipe: Recipe, prompt_folder: Folder, folder: Folder) -> WorkerConfig:
@@ -139,23 +139,17 @@ def _worker_config(subject: Subject, recipe: Recipe, prompt_folder: Folder, fold
     )
 
 
-def _write(folder: Folder, recipe: Recipe, summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    folder.write_table(SCORES, pa.Table.from_pylist(rows, schema=_schema(rows)))
+def _write(folder: Folder, recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> None:
+    write_rows(folder, rows)
     images = ImageStore(folder, rows)
     png = io.BytesIO()
     images.sheet(summary).save(png, format="PNG")
     folder.write(SHEET, png.getvalue())
-    folder.write_json(SUMMARY, summary)
+    folder.write_json(SUMMARY, summary.values())
     folder.write(REPORT, write_report(recipe, summary, rows, images).encode())
 
 
-def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
-    """Return the schema of all columns; rows of different sets have different ones."""
-    columns = {name: value for row in rows[::-1] for name, value in row.items() if value is not None}
-    return pa.Table.from_pylist([columns]).schema
-
-
-def _track(folder: Folder, summary: dict[str, Any], subject: Subject, tracking_uri: str) -> None:
+def _track(folder: Folder, summary: Summary, subject: Subject, tracking_uri: str) -> None:
     """Log scores, contact sheet and report to the student's training run in MLflow."""
     tracker = tracking.Tracker(tracking_uri, subject.mlflow_run)
     tracker.metrics(flat_metrics(summary), subject.step, 0)
@@ -167,15 +161,15 @@ def _track(folder: Folder, summary: dict[str, Any], subject: Subject, tracking_u
         tracker.flush()
 
 
-def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
+def flat_metrics(summary: Summary) -> dict[str, float]:
     """Return the student's metrics by MLflow names, without NaN.
 
     Ray Train ranks checkpoints by them, and a NaN would stand above every score.
     """
     return {
-        f"eval_{name}": metric["value"]
-        for name, metric in summary["metrics"].items()
-        if metric["images"] and math.isfinite(metric["value"])
+        f"eval_{name}": metric.value
+        for name, metric in summary.metrics.items()
+        if metric.images and math.isfinite(metric.value)
     }
 
 

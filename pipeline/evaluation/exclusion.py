@@ -6,18 +6,20 @@ chance; they say nothing about a negative prompt.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from datasets_prep.shapes.prompts import PAIRS, Pair
 from pipeline.evaluation.contact_sheet import as_saved
-from pipeline.evaluation.judges.clip_judge import Calibration, removed_share
+from pipeline.evaluation.judges.clip_judge import removed_share
+from pipeline.evaluation.results import ExclusionShares, JudgeAccuracy, PairShares
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.evaluation.statistics import Share, share
 
 NEGATED = 'in the prompt: "not ..."'
+OUTCOMES = ("removed", "kept", "clean")  # of a trial
 
 
 class Judge(Protocol):
@@ -126,56 +128,54 @@ def best_scale(calibration: Iterable[Trial], samplings: Sequence[SamplingMethod]
     return max(samplings, key=worst)
 
 
-def summarise(collected: Iterable[Trial]) -> list[dict[str, Any]]:
+def summarise(collected: Iterable[Trial]) -> list[ExclusionShares]:
     """Return three shares for each sampling method, over negatives used in training and over the others."""
-    rows: list[dict[str, Any]] = []
+    rows: list[ExclusionShares] = []
     test = [trial for trial in collected if not trial.calibration]
     for sampling in dict.fromkeys(trial.sampling for trial in test):
         for trained in (True, False):
             own = [trial for trial in test if trial.sampling == sampling and trial.pair.trained == trained]
             if own:
-                figures = {
-                    name: share([getattr(t, name) for t in own]).as_dict() for name in ("removed", "kept", "clean")
-                }
-                rows.append({"way": sampling, "trained_negative": trained, **figures})
+                shares = {name: share([getattr(t, name) for t in own]) for name in OUTCOMES}
+                rows.append(ExclusionShares(sampling_method=sampling, trained_negative=trained, **shares))
     return rows
 
 
-def by_pair(collected: Iterable[Trial]) -> list[dict[str, Any]]:
+def by_pair(collected: Iterable[Trial]) -> list[PairShares]:
     """Return the share of images without the attribute, by pair and method, as in the paper's Table 2."""
     groups: dict[tuple[Pair, str], list[Trial]] = {}
     for trial in collected:
         if not trial.calibration:
             groups.setdefault((trial.pair, trial.sampling), []).append(trial)
     return [
-        {
-            "prompt": pair.prompt,
-            "negative_prompt": pair.negative_prompt,
-            "way": sampling,
-            **{name: share([getattr(t, name) for t in own]).as_dict() for name in ("removed", "kept")},
-        }
+        PairShares(
+            prompt=pair.prompt,
+            negative_prompt=pair.negative_prompt,
+            sampling_method=sampling,
+            removed=share([trial.removed for trial in own]),
+            kept=share([trial.kept for trial in own]),
+        )
         for (pair, sampling), own in groups.items()
     ]
 
 
 def corrected(
-    rows: Iterable[dict[str, Any]], calibration: Mapping[str, Calibration], selected: Mapping[tuple[str, str], Share]
-) -> None:
-    """Add to each row of `by_pair` the share removed, corrected for the judge's errors, with a 95 % interval.
+    row: PairShares, calibration: Mapping[str, JudgeAccuracy], selected: Mapping[tuple[str, str], Share]
+) -> PairShares:
+    """Return a pair's shares with the share removed corrected for the judge's errors, with a 95 % interval.
 
-    `selected` has of each pair, by prompt and negative, how many of the plain images that show what was asked for the
-    judge also found to show the attribute.
+    `selected` has, by prompt and negative prompt, the share of correct plain images in which the judge found the
+    attribute.
     """
-    for row in rows:
-        own = calibration.get(row["negative_prompt"])
-        shown = selected.get((row["prompt"], row["negative_prompt"]))
-        if own is not None and shown is not None:
-            removed = Share(row["removed"]["hits"], row["removed"]["total"])
-            row["removed_corrected"] = removed_share(removed, shown, own.sensitivity, own.specificity)
+    accuracy, shown = calibration.get(row.negative_prompt), selected.get((row.prompt, row.negative_prompt))
+    if accuracy is None or shown is None:
+        return row
+    removed = removed_share(row.removed, shown, accuracy.sensitivity, accuracy.specificity)
+    return row.model_copy(update={"removed_corrected": removed})
 
 
 def shares(collected: Iterable[Trial], sampling: SamplingMethod) -> dict[str, float]:
     """Return the number of images of one method, and the shares removed, kept and clean."""
     own = [trial for trial in collected if trial.sampling == sampling.label]
-    figures = {name: share([getattr(trial, name) for trial in own]).value for name in ("removed", "kept", "clean")}
+    figures = {name: share([getattr(trial, name) for trial in own]).value for name in OUTCOMES}
     return {"images": len(own), **figures}

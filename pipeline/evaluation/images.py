@@ -1,10 +1,10 @@
 """The images of an evaluation, looked up by their rows for contact sheets and reports."""
 
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from operator import itemgetter
 
 import numpy as np
 from PIL import Image
@@ -12,9 +12,9 @@ from PIL import Image
 from pipeline.evaluation.contact_sheet import contact_sheet
 from pipeline.evaluation.exclusion import NEGATED
 from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM
+from pipeline.evaluation.results import EvaluationRow, ImageKey, Summary
 from pipeline.storage import Folder
 
-Row = dict[str, Any]
 IMAGES = "images"  # the folder of an evaluation's images
 COLUMNS = 10
 
@@ -22,69 +22,69 @@ COLUMNS = 10
 class ImageStore:
     """The images in an evaluation's folder, and the rows of its results."""
 
-    def __init__(self, folder: Folder, rows: Sequence[Row]) -> None:
+    def __init__(self, folder: Folder, rows: Sequence[EvaluationRow]) -> None:
         self.folder, self.rows = folder, rows
 
-    def png(self, row: Row) -> bytes:
+    def png(self, row: EvaluationRow) -> bytes:
         """Return the PNG of a row's image."""
-        return _part(self.folder, row["images"])[_key(row)]
+        return _images(self.folder, row.images)[_image_key(row)]
 
-    def pixels(self, row: Row) -> np.ndarray:
+    def pixels(self, row: EvaluationRow) -> np.ndarray:
         """Return a row's image as uint8 [H, W, 3]."""
         return np.asarray(open_png(self.png(row)).convert("RGB"))
 
-    def side_by_side(self, summary: dict[str, Any]) -> list[list[Row]]:
+    def side_by_side(self, summary: Summary) -> list[list[EvaluationRow]]:
         """Return columns of rows: the images of one prompt and noise, by every sampling method."""
-        return self._excluded() if "exclusion" in summary else self._systems()
+        return self._excluded() if summary.exclusion else self._systems()
 
-    def sheet(self, summary: dict[str, Any]) -> Image.Image:
+    def sheet(self, summary: Summary) -> Image.Image:
         """Return a contact sheet: for exclusion plain, guidance and NASA at the chosen scale; else every system."""
-        chosen = summary.get("chosen_way")
+        chosen = summary.chosen_sampling_method
         columns = [
-            [row for row in column if not chosen or row["system"] in (PLAIN.label, chosen) or "CFG" in row["system"]]
+            [row for row in column if not chosen or row.system in (PLAIN.label, chosen) or "CFG" in row.system]
             for column in self.side_by_side(summary)[:COLUMNS]
         ]
-        labels = [row["system"] for row in columns[0]] if columns else []
+        labels = [row.system for row in columns[0]] if columns else []
         rows = [
             (label, np.stack([self.pixels(column[number]) for column in columns]))
             for number, label in enumerate(labels)
         ]
-        captions = [f"{column[0]['prompt']} MINUS {column[0]['negative_prompt']}" for column in columns]
+        captions = [f"{column[0].prompt} MINUS {column[0].negative_prompt}" for column in columns]
         return contact_sheet(rows, captions)
 
-    def _excluded(self) -> list[list[Row]]:
+    def _excluded(self) -> list[list[EvaluationRow]]:
         """Return the selected seeds, one of each pair in turn."""
-        tested = [
-            row for row in self.rows if row["set"] == EXCLUSION_SET and row["selected"] and not row["calibration"]
-        ]
-        systems = list(dict.fromkeys(row["system"] for row in tested if row["system"] != NEGATED))
-        by_key = {(row["system"], row["prompt"], row["negative_prompt"], row["seed"]): row for row in tested}
-        shown = [key[1:] for key in by_key if key[0] == PLAIN.label]
-        turns: dict[Any, int] = defaultdict(int)
+        tested = [row for row in self.rows if row.set == EXCLUSION_SET and row.selected and not row.calibration]
+        systems = list(dict.fromkeys(row.system for row in tested if row.system != NEGATED))
+        by_key = {(row.system, row.image_key): row for row in tested}
+        turns: Counter[tuple[str, str]] = Counter()
         order = []
-        for key in shown:
-            order.append((turns[key[:2]], key))
-            turns[key[:2]] += 1
-        return [[by_key[system, *key] for system in systems] for _, key in sorted(order, key=lambda each: each[0])]
+        for row in (row for row in tested if row.system == PLAIN.label):
+            pair = row.prompt, row.negative_prompt
+            order.append((turns[pair], row.image_key))
+            turns[pair] += 1
+        return [[by_key[system, key] for system in systems] for _, key in sorted(order, key=itemgetter(0))]
 
-    def _systems(self) -> list[list[Row]]:
+    def _systems(self) -> list[list[EvaluationRow]]:
         """Return the prompts that the student was sampled on by every sampling method."""
-        own = [row for row in self.rows if row["system"].startswith(STUDENT_SYSTEM) and row["set"] != EXCLUSION_SET]
-        names = list(dict.fromkeys(row["system"] for row in own))
-        columns: dict[Any, dict[str, Row]] = defaultdict(dict)
-        for row in own:
-            columns[row["set"], row["index"]][row["system"]] = row
+        sampled = [row for row in self.rows if row.system.startswith(STUDENT_SYSTEM) and row.set != EXCLUSION_SET]
+        names = list(dict.fromkeys(row.system for row in sampled))
+        columns: dict[tuple[str, int | None], dict[str, EvaluationRow]] = defaultdict(dict)
+        for row in sampled:
+            columns[row.set, row.index][row.system] = row
         return [[column[name] for name in names] for column in columns.values() if len(column) == len(names)]
 
 
 @lru_cache(maxsize=64)
-def _part(folder: Folder, key: str) -> dict[tuple[Any, ...], bytes]:
+def _images(folder: Folder, key: str) -> dict[tuple[str, ImageKey], bytes]:
     table = (folder / IMAGES).read_table(f"{key}.parquet").to_pylist()
-    return {_key(row): row["image"] for row in table}
+    images = [columns.pop("image") for columns in table]
+    rows = map(EvaluationRow.from_columns, table)
+    return {_image_key(row): image for row, image in zip(rows, images, strict=True)}
 
 
-def _key(row: Row) -> tuple[Any, ...]:
-    return row["system"], row["set"], row["prompt"], row["negative_prompt"], row["seed"]
+def _image_key(row: EvaluationRow) -> tuple[str, ImageKey]:
+    return row.system, row.image_key
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 class EvalSample:
     """An image to sample: its prompt set, prompt, negative prompt and the seed of its noise.
 
-    `asked` are the attributes that the image should show, where they are known.
+    `expected` are the attributes that the image should show, where they are known.
     """
 
     set: str
@@ -27,7 +27,7 @@ class EvalSample:
     prompt: str
     negative_prompt: str
     seed: int
-    asked: tuple[tuple[str, str], ...] = ()
+    expected: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,22 @@
 import base64
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
 from pipeline.evaluation.aggregate import metric_names
 from pipeline.evaluation.images import ImageStore, thumbnail
+from pipeline.evaluation.results import CorrectedShare, EvaluationRow, Summary, student_rows
+from pipeline.evaluation.statistics import Estimate, Share
 from pipeline.recipe import Recipe, dump
 
 SIDE = 192  # of a thumbnail, in pixels
-COMPARED = 48  # prompts that are shown in every way
+COMPARED = 48  # prompts that are shown by every sampling method
 
 
-def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: ImageStore) -> str:
+def write_report(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow], pictures: ImageStore) -> str:
     """Return the report's HTML, in which every value is escaped."""
     return render(
         "report.html.j2",
@@ -30,63 +32,103 @@ def write_report(recipe: Recipe, summary: dict[str, Any], rows: Sequence[dict[st
     )
 
 
-def render(template: str, data: dict[str, Any], **values: Any) -> str:
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page: its caption, and a data URI."""
+
+    label: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One prompt of the gallery: its images, and their scores, or the differences of two images' scores."""
+
+    pictures: tuple[Picture, ...]
+    scores: tuple[float | None, ...]
+    set: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class MethodPictures:
+    """The images of one prompt and noise by one sampling method: one of each student."""
+
+    label: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One prompt and noise by every sampling method, which the slider steps through."""
+
+    prompt: str
+    negative: str
+    methods: tuple[MethodPictures, ...]
+
+
+@dataclass(frozen=True)
+class PageData:
+    """The data of the page's script. `metrics` are the names of the cards' scores."""
+
+    metrics: tuple[str, ...]
+    cards: tuple[Card, ...]
+    columns: tuple[Column, ...] = ()
+
+
+def render(template: str, data: PageData, **values: object) -> str:
     """Render a template; `data` is what its script shows."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     environment.filters |= {"percent": percent, "interval": interval, "figure": figure}
-    page: str = environment.get_template(template).render(data=data, **values)
+    page: str = environment.get_template(template).render(data=asdict(data), **values)
     return page
 
 
-def page_data(summary: dict[str, Any], rows: Sequence[dict[str, Any]], pictures: ImageStore) -> dict[str, Any]:
-    """Return what the page's script shows: all images of the student, and some prompts by every method."""
-    student = [row for row in rows if row["system"] == summary["student"]]
+def page_data(summary: Summary, rows: Sequence[EvaluationRow], images: ImageStore) -> PageData:
+    """Return the data of an evaluation's page: all images of the student, and some prompts by every method."""
+    student = student_rows(rows, summary)
     names = metric_names(student)
-    return {
-        "metrics": names,
-        "cards": [_card(row, names, pictures) for row in student],
-        "columns": [column_of([column], [pictures]) for column in pictures.side_by_side(summary)[:COMPARED]],
-    }
+    return PageData(
+        tuple(names),
+        tuple(_card(row, names, images) for row in student),
+        tuple(column_of([column], [images]) for column in images.side_by_side(summary)[:COMPARED]),
+    )
 
 
-def _card(row: dict[str, Any], names: Sequence[str], pictures: ImageStore) -> dict[str, Any]:
-    scores = [row.get(name) for name in names]
-    return {"pictures": [{"image": data_uri(pictures.png(row))}], "scores": scores} | {
-        name: row[name] for name in ("set", "prompt", "seed")
-    }
+def _card(row: EvaluationRow, names: Sequence[str], images: ImageStore) -> Card:
+    scores = tuple(row.scores.get(name) for name in names)
+    return Card((Picture("", data_uri(images.png(row))),), scores, row.set, row.prompt, row.seed)
 
 
 def column_of(
-    columns: Sequence[Sequence[dict[str, Any]]], pictures: Sequence[ImageStore], names: Sequence[str] = ("",)
-) -> dict[str, Any]:
-    """One prompt and noise in every way, by each of the students: each way's pictures."""
-    first = columns[0][0]
-    ways = []
+    columns: Sequence[Sequence[EvaluationRow]], images: Sequence[ImageStore], names: Sequence[str] = ("",)
+) -> Column:
+    """Return one prompt and noise by every sampling method; `columns` has the rows of each student."""
+    methods = []
     for rows in zip(*columns, strict=True):
-        shown = [
-            {"way": name, "image": data_uri(own.png(row))} for name, own, row in zip(names, pictures, rows, strict=True)
-        ]
-        ways.append({"way": rows[0]["system"], "pictures": shown})
-    return {"prompt": first["prompt"], "negative": first["negative_prompt"], "ways": ways}
+        pictures = (
+            Picture(name, data_uri(store.png(row))) for name, store, row in zip(names, images, rows, strict=True)
+        )
+        methods.append(MethodPictures(rows[0].system, tuple(pictures)))
+    return Column(columns[0][0].prompt, columns[0][0].negative_prompt, tuple(methods))
 
 
-def percent(share: dict[str, float]) -> str:
-    """'97.3 % (95.5 to 98.4)': a share with its Wilson interval."""
-    return interval(share) if share["total"] else "no images"
+def percent(share: Share) -> str:
+    """Return a share with its interval, such as '97.3 % (95.5 to 98.4)'."""
+    return interval(share) if share.total else "no images"
 
 
-def interval(share: dict[str, float]) -> str:
-    """'97.3 % (95.5 to 98.4)': a share with its interval."""
-    if not math.isfinite(share["value"]):
-        return "not to be told: the judge is no better than chance"
-    return f"{100 * share['value']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+def interval(share: Share | CorrectedShare) -> str:
+    """Return a share with its interval; one of a judge no better than chance is unknown."""
+    if not math.isfinite(share.value):
+        return "unknown: the judge is no better than chance"
+    return f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
 
-def figure(metric: dict[str, Any]) -> str:
-    """'0.312 (0.305 to 0.319)': a mean with its interval."""
-    if not metric["images"]:
-        return "no images"
-    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
+def figure(metric: Estimate) -> str:
+    """Return a mean with its interval, such as '0.312 (0.305 to 0.319)'."""
+    return f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})" if metric.images else "no images"
 
 
 def data_uri(png: bytes) -> str:

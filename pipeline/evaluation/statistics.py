@@ -2,27 +2,62 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass as plain_dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import computed_field
+from pydantic.dataclasses import dataclass
+
+from pipeline.records import Record
 
 Z95 = 1.959963984540054
-DRAWS = 2000  # of a bootstrap, and at once
-LEAST_IN_STRATUM = 5  # of either side
+DRAWS = 2000  # of a bootstrap; also the number that is computed at once
+MIN_PER_STRATUM = 5  # values of either side
+
+
+class Estimate(Record):
+    """A mean over images with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+class Difference(Record):
+    """A difference of two means with its interval. `count` is the number of values on the side that has fewer."""
+
+    difference: float
+    low: float
+    high: float
+    count: int
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many, with Wilson's 95 % interval; all in 0..1."""
+    """The share `hits` / `total` in 0..1, with Wilson's 95 % interval."""
 
     hits: int
     total: int
 
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorator of a property
     @property
     def value(self) -> float:
-        """The share, in 0..1."""
+        """The share, or NaN of nothing."""
         return self.hits / self.total if self.total else math.nan
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def low(self) -> float:
+        """The interval's lower end."""
+        return self.interval[0]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def high(self) -> float:
+        """The interval's upper end."""
+        return self.interval[1]
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -34,11 +69,6 @@ class Share:
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, centre - half), min(1.0, centre + half)
 
-    def as_dict(self) -> dict[str, float]:
-        """Return the share with its interval as JSON values."""
-        low, high = self.interval
-        return {"hits": self.hits, "total": self.total, "value": self.value, "low": low, "high": high}
-
 
 def share(flags: Sequence[bool]) -> Share:
     """Count true flags."""
@@ -47,10 +77,9 @@ def share(flags: Sequence[bool]) -> Share:
 
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, draws: int | None = None, seed: int = 0
-) -> dict[str, float]:
+) -> Difference:
     """Return the mean of a - b over pairs with its percentile bootstrap interval, (1 - confidence) / 2 on each side."""
-    found = clustered_bootstrap(dict(enumerate(a)), dict(enumerate(b)), confidence=confidence, draws=draws, seed=seed)
-    return {name: found[name] for name in ("difference", "low", "high")}
+    return clustered_bootstrap(dict(enumerate(a)), dict(enumerate(b)), confidence=confidence, draws=draws, seed=seed)
 
 
 def clustered_bootstrap(
@@ -61,16 +90,16 @@ def clustered_bootstrap(
     draws: int | None = None,
     seed: int = 0,
     stratum: Callable[[Any], Any] = lambda key: None,
-) -> dict[str, float]:
+) -> Difference:
     """Return mean(a) - mean(b) with its percentile bootstrap interval, (1 - confidence) / 2 on each side.
 
-    With a `stratum` of each key the difference is taken within strata, and weighted as Mantel and Haenszel do, by
-    n_a n_b / (n_a + n_b); strata with fewer than `LEAST_IN_STRATUM` of either are left out. It is not a number where
-    none is left. `fewest` is how many values the side with fewer has in the strata that count.
+    With a `stratum` of each key, the difference is taken within strata and weighted as Mantel and Haenszel do, by
+    n_a n_b / (n_a + n_b). Strata with fewer than `MIN_PER_STRATUM` values on either side are left out; the difference
+    is NaN if none is left.
 
-    What is drawn again are the keys of either, each with the values that it has: keys that both have are pairs, so
-    that what makes an image hard for both counts once. Where all keys are shared this is the paired bootstrap. There
-    are 2,000 `draws`, or more where the confidence is so high that fewer than 20 would lie beyond each end.
+    The bootstrap resamples the keys of either side, each with the values that it has. Keys that both sides have are
+    pairs, so that an image that is hard for both counts once; if all keys are shared, this is the paired bootstrap.
+    The default of `draws` is 2,000, or more where the confidence would leave fewer than 20 draws beyond each end.
     """
     rng = np.random.default_rng(seed)
     draws = draws or max(DRAWS, math.ceil(40 / (1 - confidence)))
@@ -79,23 +108,23 @@ def clustered_bootstrap(
         groups.setdefault(stratum(key), []).append(key)
     strata = [_Stratum.of(keys, a, b) for keys in groups.values()]
     if len(strata) > 1:
-        strata = [each for each in strata if each.fewest >= LEAST_IN_STRATUM]
+        strata = [each for each in strata if each.fewest >= MIN_PER_STRATUM]
     weight = sum(each.weight for each in strata)
     if not weight:
-        return {"difference": math.nan, "low": math.nan, "high": math.nan, "fewest": 0.0}
-    found = np.concatenate(
+        return Difference(difference=math.nan, low=math.nan, high=math.nan, count=0)
+    resampled = np.concatenate(
         [
             sum(each.weight * each.drawn(rng, min(DRAWS, draws - first)) for each in strata) / weight
             for first in range(0, draws, DRAWS)
         ]
     )
-    low, high = np.nanpercentile(found, [50 - 50 * confidence, 50 + 50 * confidence])
+    low, high = np.nanpercentile(resampled, [50 - 50 * confidence, 50 + 50 * confidence])
     difference = sum(each.weight * each.difference for each in strata) / weight
     fewest = sum(each.present.sum(axis=1) for each in strata).min()
-    return {"difference": float(difference), "low": float(low), "high": float(high), "fewest": float(fewest)}
+    return Difference(difference=float(difference), low=float(low), high=float(high), count=int(fewest))
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class _Stratum:
     """Keys of either side, with each side's values and which keys it has; [2, N]."""
 
@@ -164,13 +193,13 @@ def _least_share(hits: int, total: int, tail: float) -> float:
     return low if hits else 0.0
 
 
-def mean(values: Sequence[float]) -> dict[str, float]:
+def mean(values: Sequence[float]) -> Estimate:
     """Return the mean with its 95 % interval (Wilson's for zeros and ones, else 1.96 standard errors) and the count."""
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
-        return {"value": math.nan, "low": math.nan, "high": math.nan, "images": 0}
+        return Estimate(value=math.nan, low=math.nan, high=math.nan, images=0)
     if np.isin(numbers, (0.0, 1.0)).all():
-        of = share(numbers.astype(bool).tolist())
-        return {"value": of.value, "low": of.interval[0], "high": of.interval[1], "images": of.total}
+        hits = share(numbers.astype(bool).tolist())
+        return Estimate(value=hits.value, low=hits.low, high=hits.high, images=hits.total)
     value, half = float(numbers.mean()), Z95 * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
-    return {"value": value, "low": value - half, "high": value + half, "images": len(numbers)}
+    return Estimate(value=value, low=value - half, high=value + half, images=len(numbers))

@@ -1,20 +1,19 @@
 """CausVid's row of the paper: short videos with and without NASA, scored by VBench's aesthetic and imaging quality.
 
-As VBench-Long has it: a video is cut into clips of two seconds, a clip's score is the mean over its frames, a video's
-the mean over its clips, a model's the mean over its videos. A last clip that is shorter counts as one.
+As in VBench-Long, a video is cut into clips of two seconds. A clip's score is the mean over its frames, a video's the
+mean over its clips, and a model's the mean over its videos. A shorter last clip counts as one.
 """
 
 import base64
-import hashlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 import torch
 from PIL import Image
@@ -25,8 +24,12 @@ from nasa.causal import FRAMES_PER_BLOCK, generate_video
 from pipeline import manifest, models
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation import scorers
-from pipeline.evaluation.report import render
+from pipeline.evaluation.compare import Comparison, MetricComparison
+from pipeline.evaluation.evaluate import REPORT
+from pipeline.evaluation.report import Card, PageData, Picture, render
+from pipeline.evaluation.results import SCORES, SUMMARY
 from pipeline.evaluation.statistics import mean, paired_bootstrap
+from pipeline.hashing import sha256_of_json
 from pipeline.hub import local_folder
 from pipeline.manifest import Manifest
 from pipeline.recipe import Metric, parse_section
@@ -86,20 +89,18 @@ class VideosManifest(Manifest):
     prompts: int
 
 
-def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | None = None) -> dict[str, Any]:
-    """Write the videos, `scores.parquet`, `summary.json` and `report.html`; a second call goes on where one stopped."""
+def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | None = None) -> Comparison:
+    """Write the videos, `scores.parquet`, `summary.json` and `report.html`; a second call resumes."""
     options: Videos = parse_section(Videos, overrides)
     model, prompts = _checked(options)
     request = ResourceRequest("", "process", 1, ray_resources(options.cpus_per_process, options.gpus_per_process))
     with ray_session(address):
         wait_for_resources(request, options.resource_timeout_minutes, address)
-        rows = _work(options, model, prompts, folder)
+        rows = _run_workers(options, model, prompts, folder)
     summary = _summary(options, rows)
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
-    folder.write("scores.parquet", buffer.getvalue())
-    folder.write("summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-    folder.write("report.html", _report(options, summary, rows, folder).encode())
+    folder.write_table(SCORES, pa.Table.from_pylist([row.columns() for row in rows]))
+    folder.write_json(SUMMARY, summary.values())
+    folder.write(REPORT, _report(options, summary, rows, folder).encode())
     manifest.write(folder, VideosManifest(options=options, prompts=len(prompts)))
     return summary
 
@@ -128,44 +129,64 @@ def _checked(options: Videos) -> tuple[str, list[str]]:
     return str(folder), prompts
 
 
-class VideoStudio:
-    """An actor of Ray Data: makes a video, keeps it and its scores, and gives its row."""
+@dataclass(frozen=True)
+class VideoSample:
+    """A video to generate: by which system, from which prompt and seed."""
+
+    system: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """A generated video: the key of its files, and its scores by metric."""
+
+    sample: VideoSample
+    video: str
+    scores: dict[str, float]
+
+    def columns(self) -> dict[str, object]:
+        """Return the values of a table's columns."""
+        return {**asdict(self.sample), "video": self.video, **self.scores}
+
+
+class VideoWorker:
+    """A Ray Data actor that generates videos, stores them with their scores, and returns their rows."""
 
     def __init__(self, options: Videos, model: str, folder: str) -> None:
         self.options, self.model, self.folder = options, model, Folder.from_uri(folder) / VIDEOS
         self.device = "cuda" if options.gpus_per_process else "cpu"
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the rows of a batch of videos."""
-        rows = [json.dumps(self.row(json.loads(sample))) for sample in batch["sample"]]
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the rows of a batch of videos as JSON."""
+        rows = [json.dumps(asdict(self.row(VideoSample(**json.loads(sample))))) for sample in batch["sample"]]
         return {"row": np.array(rows, dtype=object)}
 
-    def row(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def row(self, sample: VideoSample) -> VideoRow:
         """Return a video's row, generating it if it does not exist."""
-        made_of = {**self.options.values(), **sample}
-        key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
+        key = sha256_of_json({**self.options.values(), **asdict(sample)})[:24]
         if not self.folder.exists(f"{key}.json"):
             frames = self._frames(sample)
             clips = clip_scores(frames, CLIP_SECONDS * self.options.fps, self.scorers)
             self.folder.write(f"{key}.webp", animated(frames, self.options.fps))
-            row = {**sample, "video": key, **{name: float(np.mean(values)) for name, values in clips.items()}}
-            self.folder.write(f"{key}.json", json.dumps(row | {"clips": clips}).encode())
-        row = json.loads(self.folder.read(f"{key}.json"))
-        return {name: value for name, value in row.items() if name != "clips"}
+            self.folder.write_json(f"{key}.json", {**asdict(sample), "clips": clips})
+        clips = self.folder.read_json(f"{key}.json")["clips"]
+        return VideoRow(sample, key, {name: float(np.mean(values)) for name, values in clips.items()})
 
-    def _frames(self, sample: dict[str, Any]) -> np.ndarray:
-        """uint8 [F, H, W, 3]."""
-        own = self.options
-        generator = torch.Generator().manual_seed(sample["seed"])
-        with nasa.steer(self.pipe, own.negative, scale=own.scale if sample["way"] != PLAIN else 0.0):
+    def _frames(self, sample: VideoSample) -> np.ndarray:
+        """Return uint8 frames [F, H, W, 3]."""
+        options = self.options
+        generator = torch.Generator().manual_seed(sample.seed)
+        with nasa.steer(self.pipe, options.negative, scale=options.scale if sample.system != PLAIN else 0.0):
             (video,) = generate_video(
                 self.pipe,
-                sample["prompt"],
-                height=own.height,
-                width=own.width,
-                num_frames=own.num_frames,
-                frames_per_block=own.frames_per_block,
-                max_sequence_length=own.max_sequence_length,
+                sample.prompt,
+                height=options.height,
+                width=options.width,
+                num_frames=options.num_frames,
+                frames_per_block=options.frames_per_block,
+                max_sequence_length=options.max_sequence_length,
                 generator=generator,
             )
         pixels: np.ndarray = (np.clip(video, 0, 1) * 255).round().astype(np.uint8)
@@ -182,15 +203,15 @@ class VideoStudio:
         return [scorers.load(metric, self.device) for metric in self.options.metrics]
 
 
-def clip_scores(frames: np.ndarray, length: int, own: Sequence[scorers.Scorer]) -> dict[str, list[float]]:
+def clip_scores(frames: np.ndarray, length: int, used: Sequence[scorers.Scorer]) -> dict[str, list[float]]:
     """Return the mean over the frames of each clip of `length` frames, by metric."""
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for start in range(0, len(frames), length):
         images = [Image.fromarray(frame) for frame in frames[start : start + length]]
-        for scorer in own:
+        for scorer in used:
             for name, values in scorer(images, [""] * len(images), [None] * len(images)).items():
-                found.setdefault(name, []).append(float(np.mean(values)))
-    return found
+                scores.setdefault(name, []).append(float(np.mean(values)))  # type: ignore[arg-type]  # all are numbers
+    return scores
 
 
 def animated(frames: np.ndarray, fps: int) -> bytes:
@@ -204,15 +225,15 @@ def animated(frames: np.ndarray, fps: int) -> bytes:
     return buffer.getvalue()
 
 
-def _work(options: Videos, model: str, prompts: Sequence[str], folder: Folder) -> list[dict[str, Any]]:
+def _run_workers(options: Videos, model: str, prompts: Sequence[str], folder: Folder) -> list[VideoRow]:
     samples = [
-        {"way": way, "prompt": prompt, "seed": options.seed + number}
-        for way in (PLAIN, options.steered)
+        VideoSample(system, prompt, options.seed + number)
+        for system in (PLAIN, options.steered)
         for number, prompt in enumerate(prompts)
     ]
-    items = [{"sample": json.dumps(sample)} for sample in samples]
+    items = [{"sample": json.dumps(asdict(sample))} for sample in samples]
     stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        VideoStudio,
+        VideoWorker,
         fn_constructor_args=(options, model, folder.uri),
         batch_size=1,
         num_cpus=options.cpus_per_process,
@@ -220,42 +241,38 @@ def _work(options: Videos, model: str, prompts: Sequence[str], folder: Folder) -
         concurrency=min(options.processes, len(items)),
     )
     stream.context.execution_options.preserve_order = True
-    return [json.loads(row["row"]) for row in iter_rows(stream)]
+    rows = [json.loads(row["row"]) for row in iter_rows(stream)]
+    return [VideoRow(sample, row["video"], row["scores"]) for sample, row in zip(samples, rows, strict=True)]
 
 
-def _summary(options: Videos, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each way's means, and what NASA changes on the same prompts and noise."""
-    plain, steered = ([row for row in rows if row["way"] == way] for way in (PLAIN, options.steered))
+def _summary(options: Videos, rows: Sequence[VideoRow]) -> Comparison:
+    """Return what NASA changes on the same prompts and noise, by metric."""
+    plain, steered = ([row for row in rows if row.sample.system == system] for system in (PLAIN, options.steered))
     metrics = []
-    for name in (kind for kind in KINDS if kind in rows[0]):
-        a, b = ([row[name] for row in own] for own in (steered, plain))
-        interval = paired_bootstrap(a, b)
-        found = {"metric": name, "a": mean(a)["value"], "b": mean(b)["value"], "pairs": len(a), **interval}
-        verdict = "a" if interval["low"] > 0 else "b" if interval["high"] < 0 else ""
-        sentence = {"a": "better with NASA", "b": "worse with NASA", "": "no difference is shown"}[verdict]
-        metrics.append(found | {"verdict": verdict, "sentence": sentence})
-    return {"a": options.steered, "b": PLAIN, "metrics": metrics}
+    for name in (kind for kind in KINDS if kind in rows[0].scores):
+        a, b = ([row.scores[name] for row in system] for system in (steered, plain))
+        found = paired_bootstrap(a, b)
+        verdict = "a" if found.low > 0 else "b" if found.high < 0 else ""
+        sentence = {"a": "better with NASA", "b": "worse with NASA", "": "no significant difference"}[verdict]
+        metrics.append(MetricComparison.of(name, found, verdict, sentence, mean(a).value, mean(b).value))
+    return Comparison(a=options.steered, b=PLAIN, metrics=tuple(metrics))
 
 
-def _report(options: Videos, summary: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Folder) -> str:
-    names = [metric["metric"] for metric in summary["metrics"]]
+def _report(options: Videos, summary: Comparison, rows: Sequence[VideoRow], folder: Folder) -> str:
+    names = tuple(metric.metric for metric in summary.metrics)
     half = len(rows) // 2
     cards = []
     for plain, steered in zip(rows[:half], rows[half:], strict=True):
-        videos = [{"way": row["way"], "image": _data_uri(folder / VIDEOS, row["video"])} for row in (steered, plain)]
-        scores = [steered[name] - plain[name] for name in names]
-        cards.append(
-            {"pictures": videos, "scores": scores, "set": "", "prompt": plain["prompt"], "seed": plain["seed"]}
-        )
+        videos = (Picture(row.sample.system, _data_uri(folder / VIDEOS, row.video)) for row in (steered, plain))
+        scores = tuple(steered.scores[name] - plain.scores[name] for name in names)
+        cards.append(Card(tuple(videos), scores, "", plain.sample.prompt, plain.sample.seed))
     return render(
         "comparison.html.j2",
-        {"metrics": names, "cards": cards, "columns": []},
+        PageData(names, tuple(cards)),
         title="videos with and without NASA",
-        what=f"Videos on the same prompts and the same noise, away from “{options.negative}” and without a negative.",
+        description=f"Videos on the same prompts and noise, with the negative prompt “{options.negative}” and without.",
         gallery="Videos, by what NASA changes",
         card_width="18rem",
-        a=summary["a"],
-        b=summary["b"],
         comparison=summary,
     )
 

@@ -7,9 +7,9 @@ file is read, not computed again: an interrupted evaluation resumes, and one mor
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,19 +27,25 @@ from pipeline.evaluation import exclusion
 from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.images import IMAGES, open_png, png_bytes
 from pipeline.evaluation.plan import EXCLUSION_SET, STUDENT, ExclusionUnit, SampleUnit, WorkUnit, work_units
+from pipeline.evaluation.results import EvaluationRow
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.scorers import Scorer
+from pipeline.evaluation.scorers.base import Options
 from pipeline.evaluation.suites import evaluation_suite
 from pipeline.hashing import sha256_of_json
 from pipeline.recipe import Evaluation, Recipe
 from pipeline.remote_errors import iter_rows
 from pipeline.storage import Folder
 
-SCORES = "scores"
+SCORES = "scores"  # the folder of scores
 MAX_ATTEMPTS = 4
-VERSION = 3  # of a unit's rows; raised when their columns change, so that older files are not read
+VERSION = 4  # of a unit's rows; raised when their columns change, so that older files are not read
 KEY_LENGTH = 24
-Row = dict[str, Any]  # of a Parquet file: its columns depend on the prompt set and the scorers
+Columns = dict[str, Any]
+"""A row of a Parquet file, whose columns depend on the prompt set and the scorers."""
+Results = tuple[list[EvaluationRow], dict[str, Options]]
+"""All rows, and the options of each column's scorer."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -70,31 +76,32 @@ class EvaluationWorker:
         self.suite = evaluation_suite(self.recipe)
         self.folder = Folder.from_uri(config.folder)
         self.units = recipe_work_units(self.recipe, Folder.from_uri(config.prompts))
-        self.options: dict[str, Any] = {}  # the scorer's options by column
+        self.options: dict[str, Options] = {}  # the scorer's options by column
         self.device = "cuda" if self.recipe.evaluation.gpus_per_process else "cpu"
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the rows of a batch of units as JSON."""
-        done = [self.rows(self.units[int(number)]) for number in batch["unit"]]
-        options = [self.options] * len(done)
-        return {"rows": np.array([json.dumps(each) for each in zip(done, options, strict=True)], dtype=object)}
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the rows of a batch of units, and the options of their scorers, as JSON."""
+        units = [self.rows(self.units[int(number)]) for number in batch["unit"]]
+        rows = [json.dumps([row.columns() for row in unit]) for unit in units]
+        options = [json.dumps(self.options)] * len(rows)
+        return {"rows": np.array(rows, dtype=object), "options": np.array(options, dtype=object)}
 
     @torch.no_grad()
-    def rows(self, unit: WorkUnit) -> list[Row]:
+    def rows(self, unit: WorkUnit) -> list[EvaluationRow]:
         """Return one row per image of a unit, with its scores."""
         key = self._key(unit)
         sampled = self._cached(IMAGES, f"{key}.parquet", lambda: list(self._sample(unit)))
+        pngs = [columns.pop("image") for columns in sampled]
+        rows = [replace(EvaluationRow.from_columns(columns), images=key) for columns in sampled]
         images: list[Image.Image] = []
-        rows = [{name: value for name, value in row.items() if name != "image"} | {"images": key} for row in sampled]
         for scorer in self.scorers if isinstance(unit, SampleUnit) else [self.judge[1]]:
             name = f"{key}-{sha256_of_json(scorer.options)[:KEY_LENGTH]}.parquet"
-            scores = self._cached(SCORES, name, lambda scorer=scorer: _score(scorer, sampled, images))  # type: ignore[misc]
-            for row, row_scores in zip(rows, scores, strict=True):
-                row |= row_scores
-                self.options |= dict.fromkeys(row_scores, scorer.options)
+            scores = self._cached(SCORES, name, partial(_score, scorer, rows, pngs, images))
+            rows = [_with_scores(row, columns) for row, columns in zip(rows, scores, strict=True)]
+            self.options |= {column: scorer.options for columns in scores for column in columns}
         return rows
 
-    def _cached(self, subfolder: str, name: str, compute: Callable[[], list[Row]]) -> list[Row]:
+    def _cached(self, subfolder: str, name: str, compute: Callable[[], list[Columns]]) -> list[Columns]:
         """Return the rows of a file, computing and writing them if it does not exist."""
         folder = self.folder / subfolder
         if folder.exists(name):
@@ -103,10 +110,10 @@ class EvaluationWorker:
         folder.write_table(name, pa.Table.from_pylist(rows))
         return rows
 
-    def _sample(self, unit: WorkUnit) -> Iterator[Row]:
+    def _sample(self, unit: WorkUnit) -> Iterator[Columns]:
         return self._sample_prompts(unit) if isinstance(unit, SampleUnit) else self._sample_exclusion(unit)
 
-    def _sample_prompts(self, unit: SampleUnit) -> Iterator[Row]:
+    def _sample_prompts(self, unit: SampleUnit) -> Iterator[Columns]:
         sampler, samples = self._sampler(unit.system.model), unit.samples
         negatives = [unit.system.negative_prompt_for(sample) for sample in samples]
         images = sampler.images(
@@ -116,18 +123,32 @@ class EvaluationWorker:
             [text for text in negatives if text is not None] or None,
         )
         for sample, used, pixels in zip(samples, negatives, to_pixels(images), strict=True):
-            row = {"system": unit.system.name, "set": sample.set, "index": sample.index, "seed": sample.seed}
-            row |= {"prompt": sample.prompt, "negative_prompt": sample.negative_prompt, "used_negative_prompt": used}
-            yield row | {f"asked_{name}": value for name, value in sample.asked} | {"image": png_bytes(pixels)}
+            row = EvaluationRow(
+                unit.system.name,
+                sample.set,
+                sample.prompt,
+                sample.negative_prompt,
+                sample.seed,
+                index=sample.index,
+                used_negative_prompt=used,
+                expected=dict(sample.expected),
+            )
+            yield row.columns() | {"image": png_bytes(pixels)}
 
-    def _sample_exclusion(self, unit: ExclusionUnit) -> Iterator[Row]:
+    def _sample_exclusion(self, unit: ExclusionUnit) -> Iterator[Columns]:
         pair, judge = unit.pair, self.judge[0]
         for group in exclusion.sample_pair(self._sampler(STUDENT), judge, pair, unit.samplings, unit.seeds):
-            row: Row = {"system": group.system, "set": EXCLUSION_SET}
-            row |= {"prompt": pair.prompt, "negative_prompt": pair.negative_prompt}
-            row |= {"calibration": unit.calibration, "selected": group.selected}
             for seed, pixels in zip(group.seeds, to_pixels(group.images), strict=True):
-                yield row | {"seed": seed, "image": png_bytes(pixels)}
+                row = EvaluationRow(
+                    group.system,
+                    EXCLUSION_SET,
+                    pair.prompt,
+                    pair.negative_prompt,
+                    seed,
+                    calibration=unit.calibration,
+                    selected=group.selected,
+                )
+                yield row.columns() | {"image": png_bytes(pixels)}
 
     @cached_property
     def scorers(self) -> list[Scorer]:
@@ -167,7 +188,9 @@ def load_student(teacher: Sampler, folder: Folder) -> Sampler:
     return Sampler(teacher.model, denoiser=denoiser.to(teacher.device))
 
 
-def run_workers(config: WorkerConfig, count: int, options: Evaluation) -> tuple[list[Row], dict[str, Any]]:
+def run_workers(
+    config: WorkerConfig, count: int, options: Evaluation
+) -> tuple[list[EvaluationRow], dict[str, Options]]:
     """Return the rows of all `count` units, in order, and the options of each column's scorer.
 
     If an actor or its node dies, the evaluation starts again and reads the units that are done.
@@ -180,7 +203,7 @@ def run_workers(config: WorkerConfig, count: int, options: Evaluation) -> tuple[
     return _run_once(config, count, options)
 
 
-def _run_once(config: WorkerConfig, count: int, options: Evaluation) -> tuple[list[Row], dict[str, Any]]:
+def _run_once(config: WorkerConfig, count: int, options: Evaluation) -> Results:
     numbers = ray.data.from_items([{"unit": number} for number in range(count)], override_num_blocks=count)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of max_restarts
@@ -194,16 +217,25 @@ def _run_once(config: WorkerConfig, count: int, options: Evaluation) -> tuple[li
             max_restarts=0,  # Ray warns at each start if it is more; `run_workers` starts again
         )
     stream.context.execution_options.preserve_order = True
-    results = [json.loads(unit["rows"]) for unit in iter_rows(stream)]
-    options_by_column = {column: scorer for _, columns in results for column, scorer in columns.items()}
-    return [row for rows, _ in results for row in rows], options_by_column
+    rows: list[EvaluationRow] = []
+    scorers: dict[str, Options] = {}
+    for unit in iter_rows(stream):
+        rows += map(EvaluationRow.from_columns, json.loads(unit["rows"]))
+        scorers |= json.loads(unit["options"])
+    return rows, scorers
 
 
-def _score(scorer: Scorer, rows: Sequence[Row], images: list[Image.Image]) -> list[Row]:
+def _score(
+    scorer: Scorer, rows: Sequence[EvaluationRow], pngs: Sequence[bytes], images: list[Image.Image]
+) -> list[Columns]:
     """Return one row of scores per image; `images` are decoded once for all scorers."""
     if not rows:
         return []
     if not images:
-        images += [open_png(row["image"]) for row in rows]
-    columns = scorer(images, [row["prompt"] for row in rows], [row["negative_prompt"] for row in rows])
+        images += map(open_png, pngs)
+    columns = scorer(images, [row.prompt for row in rows], [row.negative_prompt for row in rows])
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _with_scores(row: EvaluationRow, columns: Mapping[str, Any]) -> EvaluationRow:
+    return EvaluationRow.from_columns({**row.columns(), **columns})

@@ -26,8 +26,8 @@ class BenchmarksManifest(Manifest):
     kind: Literal["benchmarks"] = "benchmarks"
     files: dict[str, DataFile]
     seed: int
-    negopt: str | None
-    hpsv2: str | None
+    negopt: str | None = None
+    hpsv2: str | None = None
 
 
 def prepare_benchmarks(

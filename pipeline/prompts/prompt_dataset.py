@@ -29,7 +29,7 @@ class SourceFile(Record):
 
 
 class PromptRequest(Record):
-    """What prepared prompts depend on: the version of cleaning, recipe settings by name, and the files found."""
+    """The inputs of a preparation: the version of cleaning, recipe settings by name, and the files found."""
 
     cleaning: int
     settings: dict[str, JsonValue]

@@ -1,6 +1,5 @@
 """The artifacts of a version: one folder with the student, its evaluation, recipe, model card and MLflow's files."""
 
-import json
 import logging
 import shutil
 import warnings
@@ -47,7 +46,7 @@ def build(candidate: Candidate, scores: Scores, name: str, scratch: Path) -> Pat
     if sha256_of_folder(student) != candidate.student_sha256:
         raise UserError(f"{candidate.student.uri}: is not the student of its manifest. Distil or export it again.")
     folder = scratch / "version"
-    _save_model(candidate, student, folder)
+    _save_model(candidate, scores, student, folder)
     shutil.copytree(student, folder / STUDENT)
     (folder / EVALUATION).mkdir()
     for file in FILES:
@@ -59,7 +58,7 @@ def build(candidate: Candidate, scores: Scores, name: str, scratch: Path) -> Pat
     return folder
 
 
-def _save_model(candidate: Candidate, student: Path, folder: Path) -> None:
+def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Path) -> None:
     """Write MLflow's files: `MLmodel`, the code that generates, `nasa` and the requirements. Nothing is pickled."""
     quiet = logging.getLogger("mlflow.pyfunc")
     level = quiet.level
@@ -74,7 +73,10 @@ def _save_model(candidate: Candidate, student: Path, folder: Path) -> None:
                 signature=SIGNATURE,
                 input_example=pd.DataFrame([EXAMPLE]),
                 pip_requirements=requirements(),
-                model_config={"options": options(candidate.recipe, student), "scale": _scale(candidate)},
+                model_config={
+                    "options": options(candidate.recipe, student),
+                    "scale": SCALE if scores.chosen_scale is None else scores.chosen_scale,
+                },
                 mlflow_model=Model(run_id=candidate.mlflow_run, utc_time_created=EPOCH, model_uuid=_uuid(candidate)),
             )
     finally:
@@ -100,9 +102,3 @@ def requirements() -> list[str]:
     from importlib.metadata import version
 
     return [f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS]
-
-
-def _scale(candidate: Candidate) -> float:
-    """Return the scale that the evaluation chose."""
-    summary = json.loads(candidate.evaluation.read("summary.json"))
-    return float(summary.get("chosen_scale", SCALE))

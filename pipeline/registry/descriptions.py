@@ -59,13 +59,13 @@ def body(client: MlflowClient, candidate: Candidate, scores: Scores, decision: D
 
 def _table(scores: Scores, decision: Decision | None) -> str:
     if not scores.metrics:
-        return "There is no judge for this teacher: see the pictures."
+        return "There is no judge for this teacher: look at the images."
     gains = {found.metric: found.short for found in decision.comparisons} if decision else {}
     beside = f" gain over version {decision.against} |" if decision and gains else ""
     lines = [f"| metric | value (95 % interval) | images |{beside}", "|---|---|---|" + ("---|" if beside else "")]
     for metric, found in scores.metrics.items():
         gain = f" {gains.get(metric, '')} |" if beside else ""
-        lines.append(f"| {metric} | {scores.short(metric)} | {found['images']} |{gain}")
+        lines.append(f"| {metric} | {scores.short(metric)} | {found.images} |{gain}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from pipeline.evaluation.statistics import clustered_bootstrap, discordant_inter
 from pipeline.recipe import GuardrailMetric, Promotion
 from pipeline.registry.scores import Image, Scores
 
-LEAST_IMAGES = 30  # of each student: fewer say nothing
+MIN_IMAGES = 30  # of each student; fewer decide nothing
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def compare(
     confidence: float,
     *,
     higher_is_better: bool = True,
-    least_images: int = LEAST_IMAGES,
+    min_images: int = MIN_IMAGES,
 ) -> Comparison:
     """Compare on the same images: new minus old where higher is better, else old minus new.
 
@@ -70,9 +70,9 @@ def compare(
     for scores, whose in ((new, "this student"), (old, "the champion")):
         if not scores.images.get(metric):
             return Comparison(metric, problem=f"the evaluation of {whose} has no {metric}")
-        if not math.isfinite(scores.metrics[metric].get("value", 0.0)):
+        if not math.isfinite(scores.metrics[metric].value):
             return Comparison(metric, problem=f"the {metric} of {whose} is no number on some image")
-    if new.metrics[metric].get("options") != old.metrics[metric].get("options"):
+    if new.metrics[metric].options != old.metrics[metric].options:
         return Comparison(metric, problem=f"the champion's {metric} is of another version or other options")
     ours, theirs = new.images[metric], old.images[metric]
     selected = _is_selected(ours) and _is_selected(theirs)
@@ -84,15 +84,15 @@ def compare(
     better, worse = (ours, theirs) if higher_is_better else (theirs, ours)
     stratum = (lambda image: image[1]) if selected else (lambda image: None)
     found = clustered_bootstrap(better, worse, confidence=confidence, stratum=stratum)
-    if math.isnan(found["difference"]):
+    if math.isnan(found.difference):
         return Comparison(metric, problem=f"{metric} is of no prompt that both evaluations have images of")
-    if (fewest := int(found["fewest"])) < least_images:
-        return Comparison(metric, problem=f"{metric} is over {fewest} images; at least {least_images} are needed")
-    low, high = found["low"], found["high"]
+    if found.count < min_images:
+        return Comparison(metric, problem=f"{metric} is over {found.count} images; at least {min_images} are needed")
+    low, high = found.low, found.high
     if not selected and {*better.values(), *worse.values()} <= {0.0, 1.0}:
         exact = discordant_interval(list(better.values()), list(worse.values()), confidence)
         low, high = min(low, exact[0]), max(high, exact[1])
-    return Comparison(metric, found["difference"], low, high, fewest)
+    return Comparison(metric, found.difference, low, high, found.count)
 
 
 def _is_selected(images: Mapping[Image, float]) -> bool:
@@ -110,7 +110,7 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
             old,
             rule.confidence,
             higher_is_better=guard.higher_is_better,
-            least_images=_least_images(guard),
+            min_images=_min_images(guard),
         )
         for guard in rule.guardrails
     )
@@ -127,9 +127,9 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     return Decision(not failed, verdict, rule, against, (main, *guards))
 
 
-def _least_images(guard: GuardrailMetric) -> int:
+def _min_images(guard: GuardrailMetric) -> int:
     """Return how many images without a loss exclude a greater one than allowed: the rule of three."""
-    return max(LEAST_IMAGES, math.ceil(3 / guard.max_regression)) if guard.max_regression else LEAST_IMAGES
+    return max(MIN_IMAGES, math.ceil(3 / guard.max_regression)) if guard.max_regression else MIN_IMAGES
 
 
 def _sure(rule: Promotion) -> str:

@@ -201,8 +201,8 @@ def test_a_finished_run_of_another_teacher_or_prompts_is_named(run, tmp_path, ti
             "lora_teacher.target_modules=['to_q', 'to_x']",
             "lora_teacher.target_modules: got 'to_x'; expected the end of a layer's name",
         ),
-        ("prompts.count=7", "prompts.count: 7 here, but `prepare` was given 24000"),
-        ("prompts.near_duplicates=0.5", "prompts.near_duplicates: 0.5 here, but `prepare` was given 0.8"),
+        ("prompts.count=7", "prompts.count: got 7; expected 24000, which `prepare` was given"),
+        ("prompts.near_duplicates=0.5", "prompts.near_duplicates: got 0.5; expected 0.8, which `prepare` was given"),
     ],
 )
 def test_what_does_not_fit_the_prepared_run_is_refused(run, tmp_path, tiny_teacher, capsys, override, message):

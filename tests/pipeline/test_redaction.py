@@ -92,5 +92,5 @@ def test_a_manifest_s_files_cannot_leave_their_folder(tmp_path, capsys):
         text = manifest.read_text()
         manifest.write_text(text.replace('"negatives.parquet"', f'"{name}"'))
         assert main(["distill", *run, *small]) == 2
-        assert f"{name!r} is no file of this folder" in capsys.readouterr().err
+        assert f"got {name!r}; expected names of files in this folder" in capsys.readouterr().err
         manifest.write_text(text)

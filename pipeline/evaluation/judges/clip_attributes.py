@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -11,7 +10,9 @@ from torch import Tensor
 from datasets_prep.evaluation import EXCLUSION_PAIRS
 from datasets_prep.shapes.prompts import Pair
 from pipeline.evaluation.contact_sheet import to_pixels
-from pipeline.evaluation.judges.clip_judge import Calibration, ClipJudge, calibrate, read_labels
+from pipeline.evaluation.judges.clip_judge import ClipJudge, calibrate, read_labels
+from pipeline.evaluation.results import JudgeAccuracy
+from pipeline.evaluation.scorers.base import Options
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.recipe import Evaluation
 
@@ -39,7 +40,7 @@ class ClipAttributes:
     """The answer to each of `QUESTIONS`, by the nearest of its texts."""
 
     features: ClipFeatures
-    options: dict[str, Any]
+    options: Options
 
     @staticmethod
     def load(options: Evaluation, device: str) -> "ClipAttributes":
@@ -58,16 +59,16 @@ class ClipAttributes:
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
-    ) -> dict[str, list[Any]]:
-        """`shown_gender` and so on."""
+    ) -> dict[str, list[str]]:
+        """Return columns `shown_gender` and so on."""
         found = self.answers(images)
         return {f"shown_{name}": [shown[name] for shown in found] for name in QUESTIONS}
 
-    def calibration(self, table: str) -> dict[str, Calibration]:
+    def calibration(self, table: str) -> dict[str, JudgeAccuracy]:
         """Return the judge's accuracy by answer, over the labelled images of a CSV with the columns file,label."""
         labelled = read_labels(Path(table), list(QUESTION_OF))
         found = self.answers([Image.open(file).convert("RGB") for file, _ in labelled])
-        calibrated: dict[str, Calibration] = {}
+        calibrated: dict[str, JudgeAccuracy] = {}
         for question, answers in QUESTIONS.items():
             own = [
                 (shown[question], label) for shown, (_, label) in zip(found, labelled, strict=True) if label in answers

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from PIL.Image import Image
 
 from datasets_prep.sources import decoded
 from pipeline.errors import UserError, invalid
+from pipeline.evaluation.results import CorrectedShare, JudgeAccuracy
 from pipeline.evaluation.scorers.clip import prepare
 from pipeline.evaluation.scorers.pixels import batches
 from pipeline.evaluation.statistics import Share, share
@@ -46,25 +46,13 @@ class ClipJudge:
         return [names[index] for index in torch.cat(nearest).tolist()] if nearest else []
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Sensitivity and specificity for one class, over labelled images."""
-
-    sensitivity: Share
-    specificity: Share
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {"sensitivity": self.sensitivity.as_dict(), "specificity": self.specificity.as_dict()}
-
-
-def calibrate(found: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> dict[str, Calibration]:
-    """Each class against all others."""
-    pairs = list(zip(found, labels, strict=True))
+def calibrate(answers: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> dict[str, JudgeAccuracy]:
+    """Return the accuracy of a judge's answers for each class against all others."""
+    pairs = list(zip(answers, labels, strict=True))
     return {
-        name: Calibration(
-            share([answer == name for answer, label in pairs if label == name]),
-            share([answer != name for answer, label in pairs if label != name]),
+        name: JudgeAccuracy(
+            sensitivity=share([answer == name for answer, label in pairs if label == name]),
+            specificity=share([answer != name for answer, label in pairs if label != name]),
         )
         for name in classes
     }
@@ -82,18 +70,18 @@ def corrected_share(observed: float, sensitivity: float, specificity: float) -> 
     return min(1.0, max(0.0, (observed + specificity - 1) / informed))
 
 
-def removed_share(removed: Share, selected: Share, sensitivity: Share, specificity: Share) -> dict[str, float]:
-    """Return which share of what was there is gone, by a judge that errs, with a 95 % interval.
+def removed_share(removed: Share, selected: Share, sensitivity: Share, specificity: Share) -> CorrectedShare:
+    """Return the share of shown attributes that were removed, by a judge that errs, with a 95 % interval.
 
-    The judge chose the seeds: `selected` are its positives among all plain images, and some of them show nothing. Their
-    share that truly shows the attribute is PPV = sensitivity x prevalence / positives; of the new images the true share
-    follows from the judge's count by Rogan and Gladen's formula, as it judges them afresh. Removed is 1 - share / PPV:
-    0 where nothing changed, however often the judge errs.
+    The judge selected the seeds: `selected` is the share of its positives among all plain images, and some of those do
+    not show the attribute. The share that does is PPV = sensitivity x prevalence / positives. The true share among the
+    new images follows from the judge's count by Rogan and Gladen's formula, because it judges them independently.
+    Removed is then 1 - share / PPV, which is 0 where nothing changed, however often the judge errs.
 
-    A judge may also err on the new image as it erred on the plain one, since both come from the same noise: those that
-    it wrongly chose then stay "there", and removed is (1 - counted) / (PPV specificity). The truth lies between; the
-    interval spans both, each over 10,000 draws of all four shares from their Beta posteriors (Jeffreys' prior), the
-    same in each call. `value` is of fresh errors, `persistent` of those that stay.
+    A judge may also repeat its error on the new image, since both come from the same noise: wrongly selected images
+    then stay positive, and removed is (1 - counted) / (PPV specificity). The truth lies between the two. The interval
+    spans both, each over 10,000 draws of all four shares from their Beta posteriors (Jeffreys' prior, fixed seed).
+    `value` assumes independent errors, `persistent` repeated ones.
     """
     rng = np.random.default_rng(0)
     drawn = [
@@ -104,10 +92,10 @@ def removed_share(removed: Share, selected: Share, sensitivity: Share, specifici
     values = values[:, np.isfinite(values).all(axis=0)]
     points = _removed(*(np.array([each.value]) for each in (removed, selected, sensitivity, specificity)))[:, 0]
     if not values.size or not np.isfinite(points).all():
-        return {"value": math.nan, "persistent": math.nan, "low": 0.0, "high": 1.0}
+        return CorrectedShare(value=math.nan, persistent=math.nan, low=0.0, high=1.0)
     ends = np.concatenate([np.percentile(values, [2.5, 97.5], axis=1).ravel(), points])
     fresh, persistent = (float(point) for point in points)
-    return {"value": fresh, "persistent": persistent, "low": float(ends.min()), "high": float(ends.max())}
+    return CorrectedShare(value=fresh, persistent=persistent, low=float(ends.min()), high=float(ends.max()))
 
 
 def _removed(removed: np.ndarray, selected: np.ndarray, sensitivity: np.ndarray, specificity: np.ndarray) -> np.ndarray:

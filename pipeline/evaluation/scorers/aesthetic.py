@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from pipeline.evaluation.scorers.base import Metric
+from pipeline.evaluation.scorers.base import Metric, Options
 from pipeline.evaluation.scorers.pixels import batches, centre, resize, to_tensor
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.models.clip.preprocessing import normalize
@@ -33,7 +32,7 @@ class Aesthetic:
 
     features: ClipFeatures
     head: dict[str, Tensor]
-    options: dict[str, Any]
+    options: Options
     batch_size: int
 
     def __call__(

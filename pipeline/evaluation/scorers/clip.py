@@ -8,14 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import PIL.Image
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from pipeline.evaluation.scorers.base import Metric
+from pipeline.evaluation.scorers.base import Metric, Options
 from pipeline.evaluation.scorers.pixels import batches, centre, to_tensor
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.models.clip.preprocessing import Normalization
@@ -30,7 +29,7 @@ class ClipScore:
     """`clip_positive` and `clip_negative`, in -1..1; not a number where an image has no negative prompt."""
 
     features: ClipFeatures
-    options: dict[str, Any]
+    options: Options
     prefix: str
     batch_size: int
 

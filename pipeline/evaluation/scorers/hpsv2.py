@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -20,7 +19,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.errors import invalid
-from pipeline.evaluation.scorers.base import Metric
+from pipeline.evaluation.results import StyleScore, StyleTable
+from pipeline.evaluation.scorers.base import Metric, Options
 from pipeline.evaluation.scorers.pixels import batches, resize, to_tensor
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.models.clip.preprocessing import normalize
@@ -37,7 +37,7 @@ class HPSv2:
     """`hpsv2`: about 20 to 35 for images of today's models."""
 
     features: ClipFeatures
-    options: dict[str, Any]
+    options: Options
     antialias: bool
     jpeg_quality: int
     batch_size: int
@@ -97,13 +97,11 @@ def letterbox(pixels: Tensor, side: int, *, antialias: bool) -> Tensor:
     return F.pad(pixels, (left, side - width - left, top, side - height - top))
 
 
-def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def summary(scores: Mapping[str, Sequence[float]]) -> StyleTable:
     """Return the benchmark's table from scores by style: overall mean, means and deviations by style."""
-    everything = [score for style in scores.values() for score in style]
-    return {
-        "mean": float(np.mean(everything)),
-        "styles": {style: {"mean": group_mean(own), "std": group_std(own)} for style, own in scores.items()},
-    }
+    mean = float(np.mean([score for style in scores.values() for score in style]))
+    styles = {style: StyleScore(mean=group_mean(own), std=group_std(own)) for style, own in scores.items()}
+    return StyleTable(mean=mean, styles=styles)
 
 
 def group_means(scores: Sequence[float]) -> list[float]:

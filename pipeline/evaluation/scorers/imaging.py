@@ -7,14 +7,13 @@ is the mean over its frames.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.errors import invalid
-from pipeline.evaluation.scorers.base import Metric
+from pipeline.evaluation.scorers.base import Metric, Options
 from pipeline.evaluation.scorers.pixels import resize, to_tensor
 from pipeline.models.musiq import Musiq, sizes_of
 from pipeline.models.weights import read_tensors, require_layout, sha256, weights_file
@@ -30,7 +29,7 @@ class Imaging:
     """`imaging`: about 0.4 to 0.8. Images go one by one: each has patches of its own number."""
 
     model: Musiq
-    options: dict[str, Any]
+    options: Options
 
     @torch.no_grad()
     def __call__(
@@ -51,7 +50,7 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> Imaging:
     file, sizes, weights = _read(metric)
     model = Musiq(**sizes)
     model.load_state_dict(weights)
-    record = {"weights": metric.weights, "sha256": sha256(file), "scale": SCALE}
+    record: Options = {"weights": metric.weights, "sha256": sha256(file), "scale": SCALE}
     return Imaging(model.float().requires_grad_(False).eval().to(device), record)
 
 

@@ -1,7 +1,6 @@
-"""The scorers of the world of shapes: which attributes an image shows, and a small CLIP's cosines."""
+"""The scorers of the Shapes toy dataset: the attributes that an image shows, and a small CLIP's cosines."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from pipeline.evaluation.contact_sheet import from_pixels
 from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.scorers.base import Options
 from pipeline.hashing import sha256_of_bytes, sha256_of_folder
 from pipeline.models.clip.model import Clip
 from pipeline.recipe import BUNDLED
@@ -20,12 +20,12 @@ class Attributes:
 
     def __init__(self) -> None:
         content = (WEIGHTS / "judge.safetensors").read_bytes()
-        self.options: dict[str, Any] = {"judge": "attributes", "weights": sha256_of_bytes(content)}
+        self.options: Options = {"judge": "attributes", "weights": sha256_of_bytes(content)}
         self._judge = AttributeJudge.load()
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
-    ) -> dict[str, list[Any]]:
+    ) -> dict[str, list[str]]:
         """Return the attributes that images show."""
         found = self._judge.attributes(tensors(images))
         names = ("shape", "colour", "background", "quality")
@@ -33,15 +33,15 @@ class Attributes:
 
 
 class ShapesClip:
-    """`clip_positive` and `clip_negative`: the cosine of the image with either text, -1..1, by the embedded CLIP."""
+    """`clip_positive` and `clip_negative`: the cosine of the image with either text, -1..1, by the bundled CLIP."""
 
     def __init__(self) -> None:
-        self.options: dict[str, Any] = {"clip": BUNDLED, "weights": sha256_of_folder(WEIGHTS / "clip")}
+        self.options: Options = {"clip": BUNDLED, "weights": sha256_of_folder(WEIGHTS / "clip")}
         self._clip = Clip.load(BUNDLED)
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
-    ) -> dict[str, list[Any]]:
+    ) -> dict[str, list[float]]:
         """Return the cosines of images with both texts."""
         pixels = tensors(images)
         return {

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import JsonValue
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -85,7 +85,7 @@ def check_clip(path_or_id: str, architecture: str, field: str, names: Sequence[s
 
 def load_clip_features(
     path_or_id: str, architecture: str, field: str, device: torch.device | str, names: Sequence[str] = open_clip.NAMES
-) -> tuple[ClipFeatures, dict[str, Any]]:
+) -> tuple[ClipFeatures, dict[str, JsonValue]]:
     """Load a CLIP of either layout; return its features and what to record of its weights."""
     file = clip_file(path_or_id, field, names)
     normalization = Normalization.read(file.parent, field)
@@ -95,7 +95,7 @@ def load_clip_features(
         architecture = CONFIG
     else:
         features = ClipFeatures(open_clip.load(file, architecture, field, device), tokenize, normalization)
-    record: dict[str, Any] = {"weights": path_or_id, "sha256": sha256(file), "architecture": architecture}
+    record: dict[str, JsonValue] = {"weights": path_or_id, "sha256": sha256(file), "architecture": architecture}
     if normalization != Normalization():
         record |= {"image_mean": list(normalization.mean), "image_std": list(normalization.std)}
     return features, record

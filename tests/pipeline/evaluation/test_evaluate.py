@@ -77,10 +77,10 @@ def test_each_style_is_a_set_and_exclusion_is_the_paper_s_pairs(evaluated):
     asked = [row for row in rows if row["set"] != "exclusion" and row["system"] == "student, 1 step"]
     assert [row["set"] for row in asked] == [f"hpsv2/{style}" for style in HPSV2_STYLES for _ in range(PROMPTS)]
     assert asked[0]["negative_prompt"].startswith("worst quality, low quality")
-    clip = summary["metrics"]["clip_positive"]
-    assert clip["images"] == STYLES * PROMPTS
-    assert set(clip["sets"]) == {f"hpsv2/{style}" for style in HPSV2_STYLES}
-    assert clip["options"]["prefix"] == "A photo depicts "
+    clip = summary.metrics["clip_positive"]
+    assert clip.images == STYLES * PROMPTS
+    assert set(clip.sets) == {f"hpsv2/{style}" for style in HPSV2_STYLES}
+    assert clip.options["prefix"] == "A photo depicts "
     excluded = {(row["prompt"], row["negative_prompt"]) for row in rows if row["set"] == "exclusion"}
     assert excluded <= {(f"A photo of a {a}", b) for a, b in [("person", "male"), ("person", "female"),
         ("person", "young"), ("person", "old"), ("pet", "cat"), ("pet", "dog")]}  # fmt: skip
@@ -88,33 +88,32 @@ def test_each_style_is_a_set_and_exclusion_is_the_paper_s_pairs(evaluated):
 
 def test_the_judge_of_exclusion_is_calibrated(evaluated):
     _, (summary, _) = evaluated
-    if not summary.get("exclusion"):
+    if not summary.exclusion:
         pytest.skip("no image of this random model shows a pair's attribute")
-    assert set(summary["calibration"]) == {"male", "female", "cat", "dog", "another"}
-    for row in summary["exclusion_by_pair"]:
-        own = summary["calibration"].get(row["negative_prompt"])
-        assert ("removed_corrected" in row) == (own is not None)
+    assert set(summary.calibration) == {"male", "female", "cat", "dog", "another"}
+    for row in summary.exclusion_by_pair:
+        assert (row.removed_corrected is not None) == (row.negative_prompt in summary.calibration)
 
 
 def test_two_students_are_compared_on_the_same_noise(evaluated):
     folder, _ = evaluated
     own = [Folder.from_uri(folder / name / "evaluation") for name in ("one", "two")]
     found = compare(*own, ("one", "two"), Folder.from_uri(folder / "both"))
-    assert {row["metric"] for row in found["metrics"]} == {"clip_positive", "clip_negative"}
-    for row in found["metrics"]:
-        assert row["pairs"] == STYLES * PROMPTS
-        assert row["difference"] == pytest.approx(row["a"] - row["b"])
-        expected = {True: "beats", False: "no difference is shown"}[row["low"] > 0 or row["high"] < 0]
-        assert expected in row["sentence"]
+    assert {row.metric for row in found.metrics} == {"clip_positive", "clip_negative"}
+    for row in found.metrics:
+        assert row.pairs == STYLES * PROMPTS
+        assert row.difference == pytest.approx(row.a - row.b)
+        expected = {True: "beats", False: "no significant difference"}[row.low > 0 or row.high < 0]
+        assert expected in row.sentence
     page = (folder / "both/report.html").read_text()
-    assert "one beside two" in page
+    assert "one and two" in page
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
-    for column in data["columns"]:  # the slider: each way by both
-        assert all([each["way"] for each in way["pictures"]] == ["one", "two"] for way in column["ways"])
-        assert len({way["way"] for way in column["ways"]}) == len(column["ways"]) >= 3
-    assert "exclusion" in evaluated[1][0] or len(data["columns"]) == STYLES * PROMPTS
+    for column in data["columns"]:  # the slider: each sampling method by both
+        assert all([each["label"] for each in method["pictures"]] == ["one", "two"] for method in column["methods"])
+        assert len({method["label"] for method in column["methods"]}) == len(column["methods"]) >= 3
+    assert evaluated[1][0].exclusion or len(data["columns"]) == STYLES * PROMPTS
     same = compare(own[0], own[0], ("one", "one again"), Folder.from_uri(folder / "same"))
-    assert {(row["difference"], row["verdict"]) for row in same["metrics"]} == {(0.0, "")}
+    assert {(row.difference, row.verdict) for row in same.metrics} == {(0.0, "")}
 
 
 @pytest.mark.parametrize(

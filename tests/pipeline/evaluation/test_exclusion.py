@@ -36,9 +36,9 @@ def test_summary_keeps_trained_and_untrained_apart_and_leaves_calibration_out():
         *trials(LOW, [(True, True)] * 50, calibration=True),
     ]
     trained, untrained = summarise(collected)
-    assert (trained["trained_negative"], untrained["trained_negative"]) == (True, False)
-    assert (trained["removed"]["hits"], trained["removed"]["total"]) == (1, 2)
-    assert untrained["kept"]["value"] == 0
+    assert (trained.trained_negative, untrained.trained_negative) == (True, False)
+    assert (trained.removed.hits, trained.removed.total) == (1, 2)
+    assert untrained.kept.value == 0
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.prompt} minus {pair.negative_prompt}")

@@ -1,10 +1,10 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -13,14 +13,15 @@ from pipeline.evaluation import aggregate
 from pipeline.evaluation.contact_sheet import contact_sheet
 from pipeline.evaluation.images import ImageStore
 from pipeline.evaluation.report import figure, percent, write_report
-from pipeline.evaluation.statistics import Share
+from pipeline.evaluation.results import EvaluationRow, read_rows, read_summary, write_rows
+from pipeline.evaluation.statistics import Difference, Share, mean
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 
 ATTACK = "</script><script>alert('&')</script>"
-WAYS = ("no negative", "NASA 0.25", "NASA 0.5", "CFG 2")
-SHOWN = {"shown_shape": "star", "shown_colour": "blue", "shown_background": "white", "shown_quality": "clean"}
-ASKED = {"asked_shape": "star", "asked_colour": "red", "asked_background": "white"}
+METHODS = ("no negative", "NASA 0.25", "NASA 0.5", "CFG 2")
+SHOWN = {"shape": "star", "colour": "blue", "background": "white", "quality": "clean"}
+EXPECTED = {"shape": "star", "colour": "red", "background": "white"}
 
 
 def png(value):
@@ -32,38 +33,38 @@ def png(value):
 def rows_of(judged, count=5):
     systems = ("student, 1 step", "student, 1 step, NASA 0.5", "teacher, 1 step")
     rows = [
-        {"system": system, "set": "held-out", "index": i, "prompt": f"{ATTACK} {i}", "negative_prompt": ATTACK}
-        | {"seed": i, "away": None, "clip": float(i)}
+        EvaluationRow(
+            system, "held-out", f"{ATTACK} {i}", ATTACK, i, index=i, images="all", scores={"clip": float(i)},
+            expected=EXPECTED if judged else {}, shown=SHOWN if judged else {},
+        )
         for system in systems
         for i in range(count)
-    ]
-    if judged:
-        rows = [row | SHOWN | ASKED for row in rows]
-        pair = PAIRS[0]
-        rows += [
-            {"system": way, "set": "exclusion", "prompt": pair.prompt, "negative_prompt": pair.negative_prompt}
-            | {"seed": seed, "calibration": seed < 2, "selected": True, **SHOWN}
-            for seed in range(4)
-            for way in WAYS
-            if seed >= 2 or "CFG" not in way
-        ]
-    return rows
+    ]  # fmt: skip
+    pair = PAIRS[0]
+    return rows + [
+        EvaluationRow(
+            method, "exclusion", pair.prompt, pair.negative_prompt, seed, images="all", calibration=seed < 2,
+            selected=True, shown=SHOWN,
+        )
+        for seed in range(4 if judged else 0)
+        for method in METHODS
+        if seed >= 2 or "CFG" not in method
+    ]  # fmt: skip
+
+
+def evaluation_of(rows, folder, options, **recipe):
+    folder = Folder.from_uri(folder)
+    images = [row.columns() | {"image": png(5 * number)} for number, row in enumerate(rows)]
+    (folder / "images").write_table("all.parquet", pa.Table.from_pylist(images))
+    rows = [aggregate.judge(row) for row in rows]
+    recipe = Recipe().model_copy(update=recipe)
+    return recipe, aggregate.summarise(recipe, rows, options), rows, ImageStore(folder, rows)
 
 
 @pytest.fixture(params=[False, True], ids=["not judged", "judged"])
 def evaluated(request, tmp_path):
-    """Recipe, summary, rows and pictures of an evaluation whose images are of one colour each."""
-    rows = rows_of(request.param)
-    made = [{**row, "image": png(5 * number)} for number, row in enumerate(rows)]
-    folder = Folder.from_uri(tmp_path)
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(made), buffer)
-    folder.write("images/all.parquet", buffer.getvalue())
-    rows = [{**row, "images": "all"} for row in rows]
-    aggregate.judge(rows)
-    recipe = Recipe().model_copy(update={"name": ATTACK})
-    summary = aggregate.summarise(recipe, rows, {"clip": {"version": 3}})
-    return recipe, summary, rows, ImageStore(folder, rows)
+    """Recipe, summary, rows and images of an evaluation whose images are of one colour each."""
+    return evaluation_of(rows_of(request.param), tmp_path, {"clip": {"version": 3}}, name=ATTACK)
 
 
 def test_the_page_escapes_every_text(evaluated):
@@ -84,42 +85,42 @@ def test_the_page_holds_every_image_of_the_student(evaluated):
     assert [card["prompt"] for card in data["cards"]] == [f"{ATTACK} {i}" for i in range(5)]
     assert len({card["pictures"][0]["image"] for card in data["cards"]}) == 5
     assert all(card["pictures"][0]["image"].startswith("data:image/webp;base64,") for card in data["cards"])
-    ways = [each["way"] for each in data["columns"][0]["ways"]]
-    assert ways == (list(WAYS) if "exclusion" in summary else ["student, 1 step", "student, 1 step, NASA 0.5"])
-    assert len(data["columns"]) == (2 if "exclusion" in summary else 5)
-    images = {each["pictures"][0]["image"] for column in data["columns"] for each in column["ways"]}
-    assert len(images) == len(ways) * len(data["columns"])
+    methods = [each["label"] for each in data["columns"][0]["methods"]]
+    assert methods == (list(METHODS) if summary.exclusion else ["student, 1 step", "student, 1 step, NASA 0.5"])
+    assert len(data["columns"]) == (2 if summary.exclusion else 5)
+    images = {each["pictures"][0]["image"] for column in data["columns"] for each in column["methods"]}
+    assert len(images) == len(methods) * len(data["columns"])
 
 
 def test_the_summary_has_each_metric_with_its_interval_and_options(evaluated):
     _, summary, _, _ = evaluated
-    clip = summary["metrics"]["clip"]
-    assert (clip["value"], clip["images"], clip["options"]) == (2.0, 5, {"version": 3})
-    assert clip["low"] == pytest.approx(2 - 1.96 * np.std(range(5), ddof=1) / np.sqrt(5), abs=1e-3)
-    if "exclusion" not in summary:
+    clip = summary.metrics["clip"]
+    assert (clip.value, clip.images, clip.options) == (2.0, 5, {"version": 3})
+    assert clip.low == pytest.approx(2 - 1.96 * np.std(range(5), ddof=1) / np.sqrt(5), abs=1e-3)
+    if not summary.exclusion:
         return
-    assert summary["metrics"]["clean"]["value"] == 1.0
-    assert summary["metrics"]["all_right"]["value"] == 0.0  # the colour is another
-    assert summary["metrics"]["exclusion_removed"]["images"] == 2
-    assert summary["metrics"]["exclusion_removed"]["value"] == 1.0  # blue is not red
-    assert summary["student_minus_teacher_one_step"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "pairs": 5}
+    assert summary.metrics["clean"].value == 1.0
+    assert summary.metrics["all_right"].value == 0.0  # the colour is another
+    assert summary.metrics["exclusion_removed"].images == 2
+    assert summary.metrics["exclusion_removed"].value == 1.0  # blue is not red
+    assert summary.student_minus_teacher_one_step == Difference(difference=0.0, low=0.0, high=0.0, count=5)
 
 
-def test_the_sheet_has_a_row_a_way(evaluated):
+def test_the_sheet_has_a_row_for_each_method(evaluated):
     _, summary, _, pictures = evaluated
     pixels = np.asarray(pictures.sheet(summary))
-    rows = 3 if "exclusion" in summary else 2  # of exclusion: plain, guidance, the chosen scale
+    rows = 3 if summary.exclusion else 2  # of exclusion: plain, guidance, the chosen scale
     assert pixels.shape[0] > rows * 16
     colours = {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()}
     shown = [row for column in pictures.side_by_side(summary) for row in column]
-    chosen = summary.get("chosen_way")
-    own = [row for row in shown if not chosen or row["system"] in (WAYS[0], chosen, "CFG 2")]
+    chosen = summary.chosen_sampling_method
+    own = [row for row in shown if not chosen or row.system in (METHODS[0], chosen, "CFG 2")]
     assert all(tuple(pictures.pixels(row)[0, 0].tolist()) in colours for row in own)
 
 
 def test_no_images_have_no_figure():
-    assert percent(Share(0, 0).as_dict()) == "no images"
-    assert figure({"images": 0}) == "no images"
+    assert percent(Share(0, 0)) == "no images"
+    assert figure(mean([])) == "no images"
 
 
 def test_a_contact_sheet_shows_every_image():
@@ -131,15 +132,16 @@ def test_a_contact_sheet_shows_every_image():
 
 
 def test_a_report_without_a_metric_has_no_empty_table_and_nothing_to_sort_by(tmp_path):
-    rows = [{name: value for name, value in row.items() if name != "clip"} for row in rows_of(False)]
-    folder, buffer = Folder.from_uri(tmp_path), io.BytesIO()
-    made = [{**row, "image": png(5 * number)} for number, row in enumerate(rows)]
-    pq.write_table(pa.Table.from_pylist(made), buffer)
-    folder.write("images/all.parquet", buffer.getvalue())
-    rows = [{**row, "images": "all"} for row in rows]
-    recipe = Recipe()
-    summary = aggregate.summarise(recipe, rows, {})
-    page = write_report(recipe, summary, rows, ImageStore(folder, rows))
+    page = write_report(*evaluation_of([replace(row, scores={}) for row in rows_of(False)], tmp_path, {}))
     assert 'id="systems"' not in page
-    assert "Nothing scored these images" in page
+    assert "No scores: the recipe has no" in page
     assert page.count("<label hidden>") == 2
+
+
+def test_a_row_and_a_summary_are_read_back(evaluated, tmp_path):
+    _, summary, rows, _ = evaluated
+    folder = Folder.from_uri(tmp_path / "again")
+    write_rows(folder, rows)
+    folder.write_json("summary.json", summary.values())
+    assert read_rows(folder) == rows
+    assert read_summary(folder) == summary

@@ -9,13 +9,13 @@ import subprocess
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipeline.evaluation import aggregate
 from pipeline.evaluation.images import ImageStore
 from pipeline.evaluation.report import write_report
+from pipeline.evaluation.results import EvaluationRow
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 
@@ -33,16 +33,15 @@ def page(tmp_path_factory):
     folder = Folder.from_uri(tmp_path_factory.mktemp("report"))
     noise = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     images = [_png(np.roll(noise, turn)) for turn in range(48)]
-    made = []
+    rows = []
     for number in range(IMAGES):
+        prompt = f"photo {number} of a {'cat' if number % 100 == 7 else 'dog'}"
+        scores = {"score": float(number * 7919 % IMAGES)}
         for system in SYSTEMS if number < 50 else SYSTEMS[:1]:
-            row = {"system": system, "set": "hpsv2/photo", "index": number, "seed": number, "away": None}
-            row |= {"prompt": f"photo {number} of a {'cat' if number % 100 == 7 else 'dog'}", "negative_prompt": "red"}
-            made.append(row | {"score": float(number * 7919 % IMAGES), "image": images[number % 48]})
-    rows = [{name: value for name, value in row.items() if name != "image"} | {"images": "all"} for row in made]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(made), buffer)
-    folder.write("images/all.parquet", buffer.getvalue())
+            row = EvaluationRow(system, "hpsv2/photo", prompt, "red", number, index=number, images="all", scores=scores)
+            rows.append(row)
+    encoded = [row.columns() | {"image": images[row.index % 48]} for row in rows]
+    (folder / "images").write_table("all.parquet", pa.Table.from_pylist(encoded))
     recipe = Recipe(name="many")
     summary = aggregate.summarise(recipe, rows, {})
     folder.write("report.html", write_report(recipe, summary, rows, ImageStore(folder, rows)).encode())
@@ -154,7 +153,7 @@ def test_it_works_from_the_keyboard(page, tmp_path):
 def test_the_slider_shows_each_way(page, tmp_path):
     async def script(tab):
         seen = []
-        await tab.value("document.getElementById('way').focus()")
+        await tab.value("document.getElementById('method').focus()")
         for _ in SYSTEMS:
             seen.append(await tab.value("document.getElementById('way-name').textContent"))
             await tab.key("ArrowRight")

@@ -27,7 +27,7 @@ def test_no_images_say_nothing():
 
 def test_shares_count_true_flags():
     assert share([True, False, True, np.True_]) == Share(3, 4)
-    assert share([True, False]).as_dict()["value"] == 0.5
+    assert share([True, False]).value == 0.5
 
 
 def test_the_bootstrap_covers_the_true_difference():
@@ -35,7 +35,7 @@ def test_the_bootstrap_covers_the_true_difference():
     for _ in range(100):
         b = rng.normal(size=80)
         interval = paired_bootstrap(b + rng.normal(0.5, 1, size=80), b, draws=400)
-        covered += interval["low"] <= 0.5 <= interval["high"]
+        covered += interval.low <= 0.5 <= interval.high
     assert 88 <= covered <= 99
 
 
@@ -47,8 +47,8 @@ def test_the_bootstrap_is_a_function_of_its_seed():
 def test_the_bootstrap_keeps_pairs_together():
     b = np.random.default_rng(0).normal(scale=100, size=50)
     interval = paired_bootstrap(b + 1, b)
-    assert interval == pytest.approx({"difference": 1, "low": 1, "high": 1})
-    assert paired_bootstrap(b, b + 1)["difference"] == pytest.approx(-1)
+    assert (interval.difference, interval.low, interval.high) == pytest.approx((1, 1, 1))
+    assert paired_bootstrap(b, b + 1).difference == pytest.approx(-1)
 
 
 @pytest.mark.parametrize(("better", "worse"), [(7, 0), (0, 7), (12, 5), (40, 30)])
@@ -71,5 +71,5 @@ def test_a_stratified_difference_is_that_within_its_strata():
     """All of `a` is right where it is easy and `b` where it is hard; within each they are the same."""
     a = {("easy", i): 1.0 for i in range(80)} | {("hard", i): 0.0 for i in range(20)}
     b = {("easy", i): 1.0 for i in range(20)} | {("hard", i): 0.0 for i in range(80)}
-    assert clustered_bootstrap(a, b)["difference"] == pytest.approx(0.6)
-    assert clustered_bootstrap(a, b, stratum=lambda key: key[0])["difference"] == 0.0
+    assert clustered_bootstrap(a, b).difference == pytest.approx(0.6)
+    assert clustered_bootstrap(a, b, stratum=lambda key: key[0]).difference == 0.0

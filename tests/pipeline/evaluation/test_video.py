@@ -8,7 +8,7 @@ from PIL import Image
 
 from jobs.__main__ import main
 from pipeline.evaluation import video
-from pipeline.evaluation.video import Videos, VideoStudio, animated, clip_scores
+from pipeline.evaluation.video import Videos, VideoSample, VideoWorker, animated, clip_scores
 
 SMALL = ["height=16", "width=16", "num_frames=5", "frames_per_block=1", "max_sequence_length=16", "fps=2"]
 SMALL += ["cpus_per_process=0.5"]
@@ -55,13 +55,17 @@ def arguments(wan, prompts, folder, *more):
 def test_the_job_makes_each_prompt_twice_on_the_same_noise(ray_cluster, wan, prompts, tmp_path, capsys):
     assert main(arguments(wan, prompts, tmp_path / "out")) == 0, capsys.readouterr().err
     rows = [json.loads(file.read_text()) for file in (tmp_path / "out/videos").glob("*.json")]
-    assert sorted((row["prompt"], row["seed"], row["way"]) for row in rows) == [
+    assert sorted((row["prompt"], row["seed"], row["system"]) for row in rows) == [
         ("a cat sleeps", 1, "NASA 0.5"),
         ("a cat sleeps", 1, "no negative"),
         ("a dog runs", 0, "NASA 0.5"),
         ("a dog runs", 0, "no negative"),
     ]
-    videos = {row["way"]: (tmp_path / f"out/videos/{row['video']}.webp").read_bytes() for row in rows if row["seed"]}
+    videos = {
+        json.loads(file.read_text())["system"]: file.with_suffix(".webp").read_bytes()
+        for file in (tmp_path / "out/videos").glob("*.json")
+        if json.loads(file.read_text())["seed"]
+    }
     assert videos["NASA 0.5"] != videos["no negative"]
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("data:image/webp") == 4
@@ -71,13 +75,13 @@ def test_a_video_that_is_there_is_not_made_again(wan, tmp_path, monkeypatch):
     options = Videos(
         model=str(wan), height=16, width=16, num_frames=5, frames_per_block=1, max_sequence_length=16, fps=2
     )
-    worker = VideoStudio(options, str(wan), str(tmp_path))
+    worker = VideoWorker(options, str(wan), str(tmp_path))
     worker.scorers = [Red()]
-    sample = {"way": "NASA 0.5", "prompt": "a dog", "seed": 3}
+    sample = VideoSample("NASA 0.5", "a dog", 3)
     first = worker.row(sample)
-    kept = json.loads((tmp_path / f"videos/{first['video']}.json").read_text())
+    kept = json.loads((tmp_path / f"videos/{first.video}.json").read_text())
     assert len(kept["clips"]["aesthetic"]) == 2  # of 4 frames and of 1
-    assert first["aesthetic"] == pytest.approx(np.mean(kept["clips"]["aesthetic"]))
+    assert first.scores["aesthetic"] == pytest.approx(np.mean(kept["clips"]["aesthetic"]))
     monkeypatch.setattr(video, "generate_video", None)
     assert worker.row(sample) == first
 

@@ -55,16 +55,16 @@ def rows_of(recipe, folder, tiny_teacher, monkeypatch, scorers, work_units=None,
 
 def test_all_systems_make_each_sample_once(recipe, tmp_path, tiny_teacher, monkeypatch, made):
     rows = rows_of(recipe, Folder.from_uri(tmp_path), tiny_teacher, monkeypatch, [Checksum()])
-    counts = {name: sum(row["system"] == name for row in rows) for name in dict.fromkeys(row["system"] for row in rows)}
+    counts = {name: sum(row.system == name for row in rows) for name in dict.fromkeys(row.system for row in rows)}
     assert counts == {
         "student, 1 step": 4,
         "student, 1 step, NASA 0.5": 4,
         "student, 1 step, CFG 2": 4,
         "teacher, 2 steps, guidance 3": 2,
     }
-    assert [row["seed"] for row in rows[:4]] == [5, 6, 7, 8]
-    assert [row["used_negative_prompt"] is None for row in rows] == [True] * 4 + [False] * 8 + [True] * 2
-    assert len({row["checksum_1"] for row in rows}) == 14  # other prompts, noise and ways are other images
+    assert [row.seed for row in rows[:4]] == [5, 6, 7, 8]
+    assert [row.used_negative_prompt is None for row in rows] == [True] * 4 + [False] * 8 + [True] * 2
+    assert len({row.scores["checksum_1"] for row in rows}) == 14  # other prompts, noise and ways are other images
     assert len(made) == 14
 
 
@@ -85,7 +85,7 @@ def test_another_scorer_costs_only_itself(recipe, tmp_path, tiny_teacher, monkey
     made.clear()
     rows = rows_of(recipe, folder, tiny_teacher, monkeypatch, [first, second])
     assert (len(made), first.seen, second.seen) == (0, 14, 14)
-    assert all(row["checksum_1"] == row["checksum_2"] for row in rows)
+    assert all(row.scores["checksum_1"] == row.scores["checksum_2"] for row in rows)
 
 
 def test_another_student_is_made_anew(recipe, tmp_path, tiny_teacher, monkeypatch, made):

@@ -53,7 +53,7 @@ def write_evaluation(folder, values, *, options=OPTIONS, seed=0):
     """`values` has each metric's scores of the images."""
     buffer = io.BytesIO()
     rows = [
-        {"system": system, "set": "held-out", "prompt": f"a prompt {i}", "seed": seed + i}
+        {"system": system, "set": "held-out", "prompt": f"a prompt {i}", "negative_prompt": "", "seed": seed + i}
         | {metric: float(scores[i]) - worse for metric, scores in values.items()}
         for system, worse in (("teacher", 1.0), ("student, 1 step", 0.0))
         for i in range(IMAGES)

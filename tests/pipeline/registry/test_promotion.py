@@ -1,8 +1,11 @@
 """The promotion rule on synthetic scores."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from pipeline.evaluation.results import MetricSummary
 from pipeline.recipe import GuardrailMetric, Promotion
 from pipeline.registry.promotion import compare, decide, first
 from pipeline.registry.scores import Scores
@@ -12,6 +15,10 @@ NOISE = np.random.default_rng(0).normal(0, 0.05, IMAGES)
 RULE = Promotion(metric="quality", margin=0.02)
 
 
+def summary(value, images=IMAGES, options=None):
+    return MetricSummary(value=value, low=value - 0.1, high=value + 0.1, images=images, options=options or {})
+
+
 def scores(options=None, first=0, **shifts):
     """Each metric: the same images' noise about 0.5 + shift, and a little noise of its own."""
     images, metrics = {}, {}
@@ -19,7 +26,7 @@ def scores(options=None, first=0, **shifts):
         own = np.random.default_rng(len(metric)).normal(0, 0.01, IMAGES)
         values = 0.5 + shift + NOISE + (own if shift else 0)
         images[metric] = {("set", f"prompt {i}", first + i): float(value) for i, value in enumerate(values)}
-        metrics[metric] = {"value": 0.5, "low": 0.4, "high": 0.6, "images": IMAGES, "options": options or {}}
+        metrics[metric] = summary(0.5, options=options)
     return Scores(metrics, images, "0" * 64)
 
 
@@ -95,7 +102,8 @@ def test_what_cannot_be_compared_is_not_promoted_and_says_why(new, old, why):
 def test_a_score_that_is_no_number_on_some_image_is_not_compared(whose):
     """The images that are left may be the easy ones."""
     pair = {"new": scores(quality=0.1), "old": scores(quality=0.0)}
-    pair[whose].metrics["quality"]["value"] = float("nan")
+    nan = pair[whose].metrics["quality"].model_copy(update={"value": float("nan")})
+    pair[whose] = replace(pair[whose], metrics={"quality": nan})
     decision = decide(RULE, pair["new"], pair["old"], "2")
     assert not decision.promoted
     assert "is no number on some image" in decision.verdict
@@ -112,7 +120,7 @@ def with_exclusion(quality, seeds, kept):
     """A metric of exclusion beside the other: over the seeds whose plain image shows what the negative names."""
     own, rng = scores(quality=quality), np.random.default_rng(len(seeds))
     images = {("exclusion", "a photo of a shape", seed): float(rng.random() < kept) for seed in seeds}
-    metrics = {"kept": {"value": kept, "images": len(images), "options": {}}}
+    metrics = {"kept": summary(kept, len(images))}
     return Scores(own.metrics | metrics, own.images | {"kept": images}, own.sha256)
 
 
@@ -138,7 +146,7 @@ def pairs_of(easy, hard, seed):
     own = {("exclusion", "easy", i): float(rng.random() < 0.99) for i in range(easy)}
     own |= {("exclusion", "hard", i): float(rng.random() < 0.6) for i in range(hard)}
     quality = scores(quality=0.1 * (seed == 1))
-    metrics = {"kept": {"value": 0.8, "images": len(own), "options": {}}}
+    metrics = {"kept": summary(0.8, len(own))}
     return Scores(quality.metrics | metrics, quality.images | {"kept": own}, "")
 
 
@@ -163,7 +171,7 @@ def test_images_of_pairs_that_are_left_out_are_not_counted():
 def test_few_pairs_that_differ_are_judged_by_the_exact_sign_test():
     """Seven of thirty, all in favour: p = 0.0078 on one side, and a bootstrap at 99.9 % says better all the same."""
     images = [("set", f"prompt {i}", i) for i in range(30)]
-    metrics = {"quality": {"options": {}}}
+    metrics = {"quality": summary(0.5)}
     new = Scores(metrics, {"quality": dict.fromkeys(images, 1.0)}, "")
     old = Scores(metrics, {"quality": {image: float(i >= 7) for i, image in enumerate(images)}}, "")
     year, single = Promotion(metric="quality"), Promotion(metric="quality", decisions=1)
@@ -178,7 +186,7 @@ def test_a_guard_needs_images_enough_to_exclude_a_loss():
     assert "better, but kept is over 29 images; at least 30 are needed" in decision.verdict
 
 
-@pytest.mark.parametrize("metrics", [{}, {"quality": {"value": float("nan"), "low": 0, "high": 0, "images": 9}}])
+@pytest.mark.parametrize("metrics", [{}, {"quality": summary(float("nan"))}])
 def test_a_student_without_a_score_is_no_first_champion(metrics):
     decision = first(RULE, Scores(metrics, {}, ""))
     assert not decision.promoted
@@ -204,7 +212,7 @@ def promotes_by_chance(rule, rng):
     def student():
         right = (rng.random(64) < chances).astype(float)
         images = {"quality": {("set", f"prompt {i}", i): value for i, value in enumerate(right)}}
-        return Scores({"quality": {"options": {}}}, images, "")
+        return Scores({"quality": summary(0.5)}, images, "")
 
     champion = student()
     return any(decide(rule, student(), champion, "1").promoted for _ in range(10))

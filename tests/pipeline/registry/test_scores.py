@@ -8,7 +8,8 @@ import pytest
 from pipeline.registry.scores import Scores
 from pipeline.storage import Folder
 
-ROW = {"system": "mine", "set": "a", "prompt": "p", "seed": 1, "quality": 0.5}
+ROW = {"system": "mine", "set": "a", "prompt": "p", "negative_prompt": "n", "seed": 1, "quality": 0.5}
+QUALITY = {"value": 0.5, "low": 0.4, "high": 0.6, "images": 1}
 
 
 def folder_of(tmp_path, rows, metrics):
@@ -28,25 +29,27 @@ def test_the_student_s_images_alone_count_and_only_those_with_a_value(tmp_path):
         ROW | {"set": "b", "quality": 0.25},
         ROW | {"system": "another", "quality": 9.0},
     ]
-    found = Scores.read(folder_of(tmp_path, rows, {"quality": {"value": 0.5, "low": 0.4, "high": 0.6}}))
+    found = Scores.read(folder_of(tmp_path, rows, {"quality": QUALITY}))
     assert found.images == {"quality": {("a", "p", 1): 0.5, ("b", "p", 1): 0.25}}
     assert found.short("quality") == "0.500 (0.400-0.600)"
     assert found.short("gone") == ""
 
 
 def test_rows_of_one_image_with_other_negatives_are_their_mean(tmp_path):
-    found = Scores.read(folder_of(tmp_path, [ROW, ROW | {"quality": 0.7}], {"quality": {}}))
+    found = Scores.read(
+        folder_of(tmp_path, [ROW, ROW | {"negative_prompt": "m", "quality": 0.7}], {"quality": QUALITY})
+    )
     assert found.images["quality"] == {("a", "p", 1): pytest.approx(0.6)}
 
 
 def test_other_scores_are_another_evaluation(tmp_path):
-    first = Scores.read(folder_of(tmp_path / "1", [ROW], {"quality": {}}))
-    again = Scores.read(folder_of(tmp_path / "2", [ROW], {"quality": {}}))
-    other = Scores.read(folder_of(tmp_path / "3", [ROW | {"quality": 0.6}], {"quality": {}}))
+    first = Scores.read(folder_of(tmp_path / "1", [ROW], {"quality": QUALITY}))
+    again = Scores.read(folder_of(tmp_path / "2", [ROW], {"quality": QUALITY}))
+    other = Scores.read(folder_of(tmp_path / "3", [ROW | {"quality": 0.6}], {"quality": QUALITY}))
     assert first.sha256 == again.sha256 != other.sha256
 
 
 def test_an_evaluation_without_a_judge_has_no_scores(tmp_path):
     folder = Folder.from_uri(tmp_path)
-    folder.write("summary.json", b'{"negative_prompt": "low quality"}')
+    folder.write("summary.json", b'{"student": "mine", "metrics": {}}')
     assert (Scores.read(folder).metrics, Scores.read(folder).images) == ({}, {})

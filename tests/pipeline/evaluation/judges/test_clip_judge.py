@@ -8,13 +8,13 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.evaluation.judges.clip_judge import (
-    Calibration,
     ClipJudge,
     calibrate,
     corrected_share,
     read_labels,
     removed_share,
 )
+from pipeline.evaluation.results import JudgeAccuracy
 from pipeline.evaluation.statistics import Share, share
 from pipeline.models.clip.preprocessing import Normalization
 
@@ -43,10 +43,10 @@ def test_each_class_is_calibrated_against_the_others():
     labels = ["red"] * 4 + ["green"] * 3 + ["blue"] * 3
     found = ["red", "red", "red", "blue", "green", "green", "red", "blue", "blue", "blue"]
     calibration = calibrate(found, labels, list(TEXTS))
-    assert calibration["red"] == Calibration(Share(3, 4), Share(5, 6))
-    assert calibration["green"] == Calibration(Share(2, 3), Share(7, 7))
-    assert calibration["blue"].as_dict()["specificity"]["value"] == 6 / 7
-    assert calibration["blue"].as_dict()["sensitivity"]["low"] == Share(3, 3).interval[0]
+    assert calibration["red"] == JudgeAccuracy(sensitivity=Share(3, 4), specificity=Share(5, 6))
+    assert calibration["green"] == JudgeAccuracy(sensitivity=Share(2, 3), specificity=Share(7, 7))
+    assert calibration["blue"].specificity.value == 6 / 7
+    assert calibration["blue"].sensitivity.low == Share(3, 3).interval[0]
 
 
 @pytest.mark.parametrize("true", [0.0, 0.03, 0.4, 1.0])
@@ -123,10 +123,10 @@ def test_a_judge_that_chose_the_seeds_itself_is_corrected_for_it(prevalence, sen
     labels = share([True] * round(1000 * sensitivity) + [False] * round(1000 * (1 - sensitivity)))
     others = share([True] * round(1000 * specificity) + [False] * round(1000 * (1 - specificity)))
     found = removed_share(counted, share(chosen.tolist()), labels, others)
-    assert found["value"] == pytest.approx(removed, abs=0.02)
-    assert found["low"] <= removed + 0.001
-    assert found["high"] >= removed - 0.001
-    assert found["low"] <= found["value"] <= found["high"]
+    assert found.value == pytest.approx(removed, abs=0.02)
+    assert found.low <= removed + 0.001
+    assert found.high >= removed - 0.001
+    assert found.low <= found.value <= found.high
     if not removed:
         assert counted.value > 0.1, "what is counted without a correction"
 
@@ -142,8 +142,8 @@ def test_a_judge_that_errs_again_on_the_same_noise_is_within_the_interval(remove
     after = np.where(gone, rng.random(images) >= 0.9, plain)
     labels = Share(900, 1000)
     estimate = removed_share(share((~after[plain]).tolist()), share(plain.tolist()), labels, labels)
-    assert estimate["persistent"] == pytest.approx(removed, abs=0.03)
-    assert estimate["low"] - 0.01 <= removed <= estimate["high"] + 0.01
+    assert estimate.persistent == pytest.approx(removed, abs=0.03)
+    assert estimate.low - 0.01 <= removed <= estimate.high + 0.01
 
 
 def test_few_labelled_images_make_a_wide_interval():
@@ -156,9 +156,9 @@ def test_few_labelled_images_make_a_wide_interval():
         )
         for n in (1, 100)
     )
-    assert few["high"] - few["low"] > 1.3 * (many["high"] - many["low"])
+    assert few.high - few.low > 1.3 * (many.high - many.low)
 
 
 def test_a_judge_no_better_than_chance_corrects_nothing():
     half = Share(50, 100)
-    assert np.isnan(removed_share(half, half, half, half)["value"])
+    assert np.isnan(removed_share(half, half, half, half).value)

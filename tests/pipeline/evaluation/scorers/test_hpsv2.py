@@ -74,9 +74,9 @@ def test_the_summary_is_the_benchmark_s():
     scores = {"anime": list(np.linspace(20, 30, 200)), "photo": [27.0] * 80}
     groups = [np.mean(scores["anime"][:80]), np.mean(scores["anime"][80:160]), np.mean(scores["anime"][160:])]
     found = hpsv2.summary(scores)
-    assert found["mean"] == pytest.approx((25 * 200 + 27 * 80) / 280)
-    assert found["styles"]["anime"] == pytest.approx({"mean": np.mean(groups), "std": np.std(groups)})
-    assert found["styles"]["photo"] == pytest.approx({"mean": 27, "std": 0})
+    assert found.mean == pytest.approx((25 * 200 + 27 * 80) / 280)
+    assert found.styles["anime"].values() == pytest.approx({"mean": np.mean(groups), "std": np.std(groups)})
+    assert found.styles["photo"].values() == pytest.approx({"mean": 27, "std": 0})
 
 
 @pytest.mark.parametrize("version", ["v2.0", "v2.1"])
