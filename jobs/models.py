@@ -40,5 +40,5 @@ def run(options: argparse.Namespace) -> None:
         done = versions.promote(uri, name, shared.required(options, "version"))
         print(f"{name}: the champion is version {done['to']}" + (f", no longer {done['from']}" if done["from"] else ""))
     else:
-        found = versions.download(uri, name, Path(shared.required(options, "out")), options.version)
-        print(f"{name} version {found['version']}: {found['folder']}; its pipeline is in {found['folder']}/student")
+        number, folder = versions.download(uri, name, Path(shared.required(options, "out")), options.version)
+        print(f"{name} version {number}: {folder}; its pipeline is in {folder}/student")

@@ -1,5 +1,7 @@
-"""Surfaces of Ray that are private or missing from its types; tests/pipeline/test_compat.py holds each."""
+"""Surfaces of Ray and DeepSpeed that are private or missing from types; tests/pipeline/test_compat.py holds each."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyarrow import fs
@@ -44,3 +46,13 @@ def persist_checkpoint(storage: Any, local: Checkpoint, name: str) -> Checkpoint
 def run_storage(storage: Any) -> tuple[fs.FileSystem, str]:
     """Return the file system and the path of the training run's storage."""
     return storage.storage_filesystem, storage.experiment_fs_path
+
+
+@contextmanager
+def universal_checkpoint(engine: Any, universal: bool) -> Iterator[None]:
+    """Let a DeepSpeed engine load the universal format in the block; its public setting is fixed at initialization."""
+    engine._config.load_universal_checkpoint = universal
+    try:
+        yield
+    finally:
+        engine._config.load_universal_checkpoint = False

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from contextvars import ContextVar
-from typing import Any, TextIO
+from typing import TextIO
 
 FORMAT_VARIABLE = "NASA_DISTILL_LOG_FORMAT"
 FORMATS = ("text", "json")
@@ -23,10 +23,10 @@ _LIBRARY_LEVELS = {
     "ray.data.exceptions": logging.CRITICAL,  # asks for a bug report about Ray
     "ray.train": logging.ERROR,
 }
-_context: ContextVar[dict[str, Any]] = ContextVar("log_context", default={})  # noqa: B039
+_context: ContextVar[dict[str, object]] = ContextVar("log_context", default={})  # noqa: B039
 
 
-def set_context(**values: Any) -> None:
+def set_context(**values: object) -> None:
     """Add values, such as `rank`, `run` and `step`, to the records of this process."""
     _context.set({**_context.get(), **values})
 
@@ -61,7 +61,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a JSON line with time, level, logger, message and context."""
-        values = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        values: dict[str, object] = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
         values |= {"message": record.getMessage(), **_context.get()}
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)

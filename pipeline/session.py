@@ -42,17 +42,17 @@ def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Ite
 
 def _variables() -> dict[str, str]:
     """Return the environment variables of all workers; those of the submitted job win, as Ray rejects duplicates."""
-    own = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if log_format := os.environ.get(logs.FORMAT_VARIABLE):
-        own[logs.FORMAT_VARIABLE] = log_format
+        variables[logs.FORMAT_VARIABLE] = log_format
     given = submitted_environment().get("env_vars") or {}
-    return {name: value for name, value in own.items() if name not in given}
+    return {name: value for name, value in variables.items() if name not in given}
 
 
 def submitted_environment() -> dict[str, Any]:
     """Return the runtime environment that this job was submitted with; empty outside a job."""
-    told = json.loads(os.environ.get(IN_JOB) or "{}")
-    return dict(told.get("runtime_env") or {})
+    config = json.loads(os.environ.get(IN_JOB) or "{}")
+    return dict(config.get("runtime_env") or {})
 
 
 def _configure_output() -> None:

@@ -290,7 +290,7 @@ def write_inputs(folder, teacher):
 def checkout(tmp_path_factory, tiny_teacher):
     """A copy of the checkout in which `make demo` has run, small; the environment is not installed again."""
     folder = tmp_path_factory.mktemp("checkout") / "nasa-distill"
-    left_out = shutil.ignore_patterns(".git", ".venv", "runs", "build", "__pycache__", ".*_cache", "*.egg-info")
+    left_out = shutil.ignore_patterns(".git", ".venv", "venv", "runs", "build", "__pycache__", ".*_cache", "*.egg-info")
     shutil.copytree(ROOT, folder, ignore=left_out)
     write_inputs(folder, tiny_teacher)
     done = shell(f"make demo VENV={sys.prefix} -o {sys.prefix}/installed RECIPE=tiny.toml", folder)

@@ -1,16 +1,16 @@
-"""Ray's job server, with one clear line for each way of not reaching it."""
+"""The client of Ray's job server; each way of not reaching it is an error of one line."""
 
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pipeline.errors import UserError, invalid
+from pipeline.errors import UserError, first_line, invalid
 
 DEFAULT = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 10
@@ -33,12 +33,21 @@ class JobClient(Protocol):
     def stop_job(self, job_id: str) -> bool:
         """Stop a job; tell whether it was running."""
 
+    def get_job_logs(self, job_id: str) -> str:
+        """Return the logs of a job so far."""
 
-def connect(address: str | None = None) -> Any:
+    def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        """Yield the logs of a job as they are written."""
+
+    def get_address(self) -> str:
+        """Return the job server's URL."""
+
+
+def connect(address: str | None = None) -> JobClient:
     """Return a `ray.job_submission.JobSubmissionClient` that has answered.
 
     Args:
-        address: of the job server; that of RAY_API_SERVER_ADDRESS, or this machine's port 8265, where it is not given.
+        address: the job server's URL; by default RAY_API_SERVER_ADDRESS, or port 8265 of this machine.
 
     Raises:
         UserError: where nothing answers, the token is not the cluster's, or it runs another version of Ray.
@@ -64,7 +73,7 @@ def connect(address: str | None = None) -> Any:
         raise UserError(_token_line(address, token)) from None
     except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--job-server: got {address!r}, which is no Ray job server ({_line(error)}); "
+            f"--job-server: got {address!r}, which is no Ray job server ({first_line(error)}); "
             f"expected a URL such as {DEFAULT}."
         ) from None
     server = getattr(client, "_server_ray_version", None) or found
@@ -77,8 +86,8 @@ def connect(address: str | None = None) -> Any:
 
 
 @contextmanager
-def cluster_at(address: str | None = None) -> Iterator[Any]:
-    """`connect`, and a UserError too where the cluster stops answering before the block ends."""
+def cluster_at(address: str | None = None) -> Iterator[JobClient]:
+    """Connect; a cluster that stops answering before the block ends is a UserError too."""
     client = connect(address)
     import requests
     from ray.exceptions import AuthenticationError
@@ -91,12 +100,12 @@ def cluster_at(address: str | None = None) -> Iterator[Any]:
         if isinstance(error, RuntimeError) and not str(error).startswith(REQUEST_FAILED):
             raise
         raise UserError(
-            f"--job-server: the cluster at {client.get_address()} stopped answering: {_line(error)}; "
-            "run the same command again when it is back"
+            f"--job-server: the cluster at {client.get_address()} stopped answering: {first_line(error)}. "
+            "Run the same command again when it is back."
         ) from None
 
 
-def connect_from_job(address: str | None = None) -> Any:
+def connect_from_job(address: str | None = None) -> JobClient:
     """Return a client of the cluster that this job runs on."""
     if address is None and os.environ.get("RAY_ADDRESS"):
         from ray.dashboard.utils import get_address_for_submission_client
@@ -117,14 +126,14 @@ def _url(address: str) -> str:
 
 
 def _reach(address: str) -> None:
-    """Ray's client waits for an answer without end, as of a forwarded port whose other end is gone."""
+    """Check that the server answers: Ray's own client would wait without end, such as for a dead forwarded port."""
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:
         return  # it answers: what is wrong, Ray's client will say
     except (OSError, ValueError, HTTPException) as error:
         raise UserError(
-            f"--job-server: no Ray cluster answers at {address} ({_line(error)}); "
+            f"--job-server: no Ray cluster answers at {address} ({first_line(error)}). "
             "Start one, or forward port 8265 of its head node."
         ) from None
 
@@ -141,12 +150,8 @@ def find_token() -> str:
 
 
 def _token_line(address: str, token: str) -> str:
-    had = "is not the cluster's" if token else "is missing"
+    problem = "is not the cluster's" if token else "is missing"
     return (
-        f"token: the cluster at {address} asks for one, and the one here {had}; "
+        f"token: the cluster at {address} asks for one, and the one here {problem}. "
         f"Put the cluster's token into RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH or {TOKEN_FILE}."
     )
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

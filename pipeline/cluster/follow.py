@@ -5,6 +5,7 @@ import sys
 import time
 from typing import Any, TextIO
 
+from pipeline.cluster.client import JobClient
 from pipeline.errors import UserError, invalid
 
 BAR = "distil:"  # how a line of the training's progress bar begins
@@ -45,7 +46,7 @@ class Printer:
         self.in_bar = bar
 
 
-def follow(client: Any, submission_id: str, out: TextIO | None = None) -> int:
+def follow(client: JobClient, submission_id: str, out: TextIO | None = None) -> int:
     """Print the job's log until it ends; returns its exit code, 130 where it was stopped."""
     printer, away_since = Printer(out or sys.stdout), 0.0
     while True:
@@ -64,7 +65,7 @@ def follow(client: Any, submission_id: str, out: TextIO | None = None) -> int:
         time.sleep(PAUSE_SECONDS)
 
 
-async def _tail(client: Any, submission_id: str, printer: Printer) -> None:
+async def _tail(client: JobClient, submission_id: str, printer: Printer) -> None:
     printer.begin()
     async for text in client.tail_job_logs(submission_id):
         printer(text)

@@ -4,13 +4,14 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.cluster.client import JobClient
 from pipeline.cluster.follow import ENDED
 from pipeline.errors import invalid
 
 STOP_SECONDS = 60
 
 
-def rows(client: Any) -> list[dict[str, str]]:
+def rows(client: JobClient) -> list[dict[str, str]]:
     """Return one row per job, newest last."""
     jobs = [job for job in client.list_jobs() if job.submission_id]
     return [row_of(job) for job in sorted(jobs, key=lambda job: job.start_time or 0)]
@@ -28,7 +29,7 @@ def row_of(job: Any) -> dict[str, str]:
     }
 
 
-def details_of(client: Any, submission_id: str) -> Any:
+def details_of(client: JobClient, submission_id: str) -> Any:
     """Return the job with this id, or whose id begins so: of several attempts at one job the latest.
 
     Raises:
@@ -48,7 +49,7 @@ def attempt_of(submission_id: str) -> tuple[str, int]:
     return (stem, int(number)) if stem and number.isdigit() else (submission_id, 0)
 
 
-def stop(client: Any, submission_id: str) -> str:
+def stop(client: JobClient, submission_id: str) -> str:
     """Stop a job, wait until it has ended and return its state."""
     if client.get_job_info(submission_id).status in ENDED:
         return "had ended before"

@@ -7,7 +7,6 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import yaml
@@ -16,6 +15,9 @@ from pipeline.errors import UserError, invalid
 from pipeline.recipe import RECIPES, Recipe, Train
 from pipeline.redaction import contains_secret, redact
 from pipeline.resources import training_request
+
+Spec = dict[str, object]
+"""A part of a manifest, as YAML has it."""
 
 KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
 RECURRING = ("RayCronJob", "CronJob")
@@ -62,7 +64,7 @@ def render(kind: str, recipe: Recipe, place: Place) -> str:
 class _Dumper(yaml.SafeDumper):
     """Writes out what comes twice."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
@@ -86,14 +88,14 @@ def _check(kind: str, recipe: Recipe, place: Place) -> None:
         raise invalid("--gpus-per-node", place.gpus_per_node, f"{max(1, most)}, for one process, to 16")
 
 
-def _metadata(recipe: Recipe) -> dict[str, Any]:
+def _metadata(recipe: Recipe) -> Spec:
     return {
         "name": re.sub(r"[^a-z0-9]+", "-", f"nasa-{recipe.name}".lower())[:LONGEST_NAME].strip("-"),
         "labels": {"app.kubernetes.io/name": "nasa-distill"},
     }
 
 
-def _job(recipe: Recipe, place: Place) -> dict[str, Any]:
+def _job(recipe: Recipe, place: Place) -> Spec:
     words = ["python", "-m", "jobs", "run", "--run", place.run, *_options(place)]
     return {
         "apiVersion": "ray.io/v1",
@@ -103,7 +105,7 @@ def _job(recipe: Recipe, place: Place) -> dict[str, Any]:
     }
 
 
-def _cron_job(recipe: Recipe, place: Place) -> dict[str, Any]:
+def _cron_job(recipe: Recipe, place: Place) -> Spec:
     """KubeRay starts every time that was missed at once, and overlaps: `run-scheduled` does what is due, once."""
     options = recipe.schedule
     spec = {
@@ -125,7 +127,7 @@ def _options(place: Place) -> list[str]:
     return ["--recipe", place.recipe, *sets, "--ray-address", "auto", "--tracking-uri", place.tracking_uri]
 
 
-def _job_spec(words: list[str], recipe: Recipe, place: Place) -> dict[str, Any]:
+def _job_spec(words: list[str], recipe: Recipe, place: Place) -> Spec:
     """Return a RayJob whose cluster ends with the job; a further attempt resumes."""
     return {
         "entrypoint": shlex.join(words),
@@ -138,13 +140,13 @@ def _job_spec(words: list[str], recipe: Recipe, place: Place) -> dict[str, Any]:
     }
 
 
-def _cluster(recipe: Recipe, place: Place) -> dict[str, Any]:
+def _cluster(recipe: Recipe, place: Place) -> Spec:
     metadata = {**_metadata(recipe), "name": CLUSTER}
     spec = _cluster_spec(recipe, place)
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
 
 
-def _cluster_spec(recipe: Recipe, place: Place) -> dict[str, Any]:
+def _cluster_spec(recipe: Recipe, place: Place) -> Spec:
     """Return a head without GPU, and autoscaled pods with GPUs."""
     train, nodes = recipe.train, nodes_of(recipe, place.gpus_per_node)
     cpus = math.ceil(_each(train)["CPU"] * _workers_on_a_node(train, place.gpus_per_node)) + 1
@@ -193,7 +195,7 @@ def _each(train: Train) -> dict[str, float]:
     return training_request(train).per_process
 
 
-def _pod(name: str, resources: dict[str, str], place: Place, more: dict[str, Any]) -> dict[str, Any]:
+def _pod(name: str, resources: dict[str, str], place: Place, more: Spec) -> Spec:
     container = {
         "name": name,
         "image": place.image,
@@ -216,7 +218,7 @@ def _pod(name: str, resources: dict[str, str], place: Place, more: dict[str, Any
     }
 
 
-def _submitter(recipe: Recipe, place: Place) -> dict[str, Any]:
+def _submitter(recipe: Recipe, place: Place) -> Spec:
     """Return a CronJob that submits to the standing RayCluster."""
     url = f"http://{CLUSTER}-head-svc:8265"
     words = _run_scheduled(recipe, place)[3:]

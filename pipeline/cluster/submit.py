@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import lockfile, manifest
+from pipeline.cluster.client import JobClient
 from pipeline.cluster.follow import FAILED, STOPPED
 from pipeline.cluster.package import RECIPE_FILE, pack
 from pipeline.errors import UserError, invalid
@@ -63,7 +64,7 @@ class Job:
         return shlex.join(("python", "-m", "jobs", self.command, *recipe, *self.arguments))
 
 
-def submit(client: Any, job: Job, given: Mapping[str, str] | None = None) -> bool:
+def submit(client: JobClient, job: Job, given: Mapping[str, str] | None = None) -> bool:
     """Submit a job unless the cluster has it; return whether it was submitted now."""
     _require_public(job)
     if known(client, job.id):
@@ -83,7 +84,7 @@ def submit(client: Any, job: Job, given: Mapping[str, str] | None = None) -> boo
         return _send(client, job, runtime_env, metadata)
 
 
-def _send(client: Any, job: Job, runtime_env: dict[str, Any], metadata: dict[str, str]) -> bool:
+def _send(client: JobClient, job: Job, runtime_env: Mapping[str, object], metadata: dict[str, str]) -> bool:
     """Submit with retries, which Ray's client does not do; the submission id makes them safe."""
     import requests
 
@@ -104,7 +105,7 @@ def _send(client: Any, job: Job, runtime_env: dict[str, Any], metadata: dict[str
     raise AssertionError
 
 
-def known(client: Any, submission_id: str) -> Any:
+def known(client: JobClient, submission_id: str) -> Any:
     """Return a job's details, or None."""
     return next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
 
@@ -128,7 +129,7 @@ def _require_public(job: Job) -> None:
             raise UserError(f"submit: the secret in {redact(text)!r} could be read in the cluster. {OWN_SECRETS}")
 
 
-def with_attempt(client: Any, job: Job, attempt: int, retry: bool) -> Job:
+def with_attempt(client: JobClient, job: Job, attempt: int, retry: bool) -> Job:
     """Return the job with the requested attempt, else the latest one; with `retry`, the next if that one failed."""
     if attempt < 0:
         raise invalid("--attempt", attempt, "1 or more")

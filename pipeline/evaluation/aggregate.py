@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -54,22 +53,19 @@ def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOpti
     samples = [row for row in rows if row.set != EXCLUSION_SET]
     by_system = {name: [row for row in samples if row.system == name] for name in _distinct(samples, "system")}
     systems = {name: _metrics(system_rows, options) for name, system_rows in by_system.items()}
-    metrics, found = dict(systems[STUDENT_SYSTEM]), {}
-    if any(row.set == EXCLUSION_SET and row.selected for row in rows):
-        found = _exclusion(recipe.evaluation, rows)
-        metrics |= _exclusion_metrics(rows, found["chosen_sampling_method"], options)
-    if "all_right" in metrics and TEACHER_ONE_STEP in by_system:
-        found["student_minus_teacher_one_step"] = paired(
-            by_system[STUDENT_SYSTEM], by_system[TEACHER_ONE_STEP], "all_right"
-        )
-        found["named_negative_prompt"] = DEGRADATIONS
-    return Summary(
+    summary = Summary(
         student=STUDENT_SYSTEM,
-        metrics=metrics,
+        metrics=systems[STUDENT_SYSTEM],
         systems=systems,
         negative_prompts={row.set: row.negative_prompt for row in samples[::-1]},
-        **found,
     )
+    if any(row.set == EXCLUSION_SET and row.selected for row in rows):
+        summary = _with_exclusion(summary, recipe.evaluation, rows, options)
+    if "all_right" in summary.metrics and TEACHER_ONE_STEP in by_system:
+        gain = paired(by_system[STUDENT_SYSTEM], by_system[TEACHER_ONE_STEP], "all_right")
+        update = {"student_minus_teacher_one_step": gain, "named_negative_prompt": DEGRADATIONS}
+        summary = summary.model_copy(update=update)
+    return summary
 
 
 def _metrics(rows: Sequence[EvaluationRow], options: ScorerOptions) -> dict[str, MetricSummary]:
@@ -114,15 +110,20 @@ def metric_names(rows: Sequence[EvaluationRow]) -> list[str]:
     return [name for name in FLAGS if name in names] + [name for name in names if name not in FLAGS]
 
 
-def _exclusion(options: Evaluation, rows: Sequence[EvaluationRow]) -> dict[str, Any]:
+def _with_exclusion(
+    summary: Summary, evaluation: Evaluation, rows: Sequence[EvaluationRow], options: ScorerOptions
+) -> Summary:
     trials = [trial_of(row) for row in rows if row.set == EXCLUSION_SET and row.selected]
-    best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_samplings(options))
-    return {
-        "chosen_scale": best.scale,
-        "chosen_sampling_method": best.label,
-        "exclusion": tuple(exclusion.summarise(trials)),
-        "exclusion_by_pair": tuple(exclusion.by_pair(trials)),
-    }
+    best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_samplings(evaluation))
+    return summary.model_copy(
+        update={
+            "metrics": summary.metrics | _exclusion_metrics(rows, best.label, options),
+            "chosen_scale": best.scale,
+            "chosen_sampling_method": best.label,
+            "exclusion": tuple(exclusion.summarise(trials)),
+            "exclusion_by_pair": tuple(exclusion.by_pair(trials)),
+        }
+    )
 
 
 def selected(rows: Sequence[EvaluationRow]) -> dict[tuple[str, str], Share]:

@@ -17,6 +17,8 @@ BASES = RECIPES / "bases"
 _BASE = "base"
 S = TypeVar("S", bound=Section)
 _MAX_DEPTH = 8
+TomlTable = dict[str, Any]
+"""A table of a TOML file."""
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -39,7 +41,7 @@ def parse_section(section: type[S], overrides: Sequence[str]) -> S:
     return section.from_values(_overridden({}, overrides))
 
 
-def _recipe(values: dict[str, Any], overrides: Sequence[str]) -> Recipe:
+def _recipe(values: TomlTable, overrides: Sequence[str]) -> Recipe:
     recipe = Recipe.from_values(_overridden(values, overrides))
     for line in dump(recipe).splitlines():  # written to manifests, reports, model cards and MLflow
         if (shown := redact(line, {})) != line:
@@ -47,7 +49,7 @@ def _recipe(values: dict[str, Any], overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _read(name: str, folders: Sequence[Path], relative_to: Path = Path()) -> tuple[dict[str, Any], Path]:
+def _read(name: str, folders: Sequence[Path], relative_to: Path = Path()) -> tuple[TomlTable, Path]:
     """Return the values of a recipe by its name in one of `folders`, or of a TOML file, and that file's folder."""
     files = [folder / f"{name}.toml" for folder in folders]
     if name.endswith(".toml"):
@@ -62,14 +64,14 @@ def _read(name: str, folders: Sequence[Path], relative_to: Path = Path()) -> tup
         raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from None
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: str, where: str) -> TomlTable:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where}: not valid TOML: {error}") from error
 
 
-def _with_base(read: tuple[dict[str, Any], Path], depth: int = 0) -> dict[str, Any]:
+def _with_base(read: tuple[TomlTable, Path], depth: int = 0) -> TomlTable:
     """Merge a recipe's values over those of its base; lists replace lists."""
     values, folder = read
     name = values.pop(_BASE, None)
@@ -80,7 +82,7 @@ def _with_base(read: tuple[dict[str, Any], Path], depth: int = 0) -> dict[str, A
     return _merged(_with_base(_read(name, [RECIPES, BASES], folder), depth + 1), values)
 
 
-def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> TomlTable:
     merged = dict(base)
     for name, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
@@ -88,13 +90,13 @@ def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _overridden(values: TomlTable, overrides: Sequence[str]) -> TomlTable:
     for override in overrides:
         values = _merged(values, _override(values, override))
     return values
 
 
-def _override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
+def _override(values: Mapping[str, Any], override: str) -> TomlTable:
     """Return the nested values of one `section.field=value`."""
     key, separator, text = override.partition("=")
     if not separator:

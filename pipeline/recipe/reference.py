@@ -24,6 +24,8 @@ one run: `python -m jobs distill --recipe mine.toml --set train.steps=500`.
 - An editor completes and checks recipes by the JSON schema in [recipe.schema.json](recipe.schema.json): begin the file
   with `#:schema docs/recipe.schema.json`, as Even Better TOML and Taplo read it.
 """
+Schema = Mapping[str, Any]
+"""A node of a JSON schema."""
 
 
 def markdown() -> str:
@@ -39,7 +41,7 @@ def json_schema() -> str:
     return json.dumps(schema, indent=2) + "\n"
 
 
-def _section(path: str, node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+def _section(path: str, node: Schema, schema: Schema) -> Iterator[str]:
     title, below = f"## `{path}`" if path else "## Top level", []
     yield from (title, "", *_about(node), "| field | type | default | description |", "|---|---|---|---|")
     descriptions = _attributes(node.get("description", ""))
@@ -56,7 +58,7 @@ def _section(path: str, node: Mapping[str, Any], schema: Mapping[str, Any]) -> I
         yield from _section(brackets.format(full), child, schema)
 
 
-def _about(node: Mapping[str, Any]) -> list[str]:
+def _about(node: Schema) -> list[str]:
     text = node.get("description", "").partition("\nAttributes:")[0].strip()
     return [re.sub(r"\s*\n(?!\n)\s*", " ", text), ""] if text and "properties" in node else []
 
@@ -67,12 +69,12 @@ def _attributes(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
 
-def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = schema["$defs"][node["$ref"].rpartition("/")[2]]
+def _resolved(node: Schema, schema: Schema) -> Schema:
+    found: Schema = schema["$defs"][node["$ref"].rpartition("/")[2]]
     return found
 
 
-def _type(field: Mapping[str, Any]) -> str:
+def _type(field: Schema) -> str:
     if "enum" in field:
         return ", ".join(f"`{json.dumps(value)}`" for value in field["enum"])
     if field["type"] == "array":
@@ -83,7 +85,7 @@ def _type(field: Mapping[str, Any]) -> str:
     return f"{field['type']} {limits}".rstrip()
 
 
-def _default(field: Mapping[str, Any]) -> str:
+def _default(field: Schema) -> str:
     return f"`{json.dumps(field['default'])}`" if "default" in field else "required"
 
 

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
 
 from pipeline.evaluation.plan import EXCLUSION_SET
@@ -45,9 +45,9 @@ class Decision:
     against: str
     comparisons: tuple[Comparison, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, JsonValue]:
         """Return the decision as JSON values."""
-        values: dict[str, Any] = to_jsonable_python(self)
+        values: dict[str, JsonValue] = to_jsonable_python(self)
         return values
 
 

@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow.tracking import MlflowClient
@@ -137,8 +136,8 @@ def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
         client.delete_registered_model_alias(name, CHALLENGER)
 
 
-def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> dict[str, Any]:
-    """Download a version's folder, by default the champion's, and check the student's checksum."""
+def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> tuple[str, Path]:
+    """Download a version, by default the champion; return its number and folder, whose checksum is checked."""
     with tracking.reached(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
         number = version or mlflow_registry.aliases(client, name).get(CHAMPION)
@@ -149,7 +148,7 @@ def download(tracking_uri: str, name: str, folder: Path, version: str | None = N
             raise invalid("out", str(folder), "an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         mlflow.artifacts.download_artifacts(artifact_uri=found.source, dst_path=str(folder.parent / folder.name))
-        return {"version": number, "folder": _checked(folder, found.tags.get(mlflow_registry.STUDENT, ""))}
+        return number, _checked(folder, found.tags.get(mlflow_registry.STUDENT, ""))
 
 
 def _checked(folder: Path, expected: str) -> Path:

@@ -163,8 +163,8 @@ def _started_from(recipe: Recipe, home: Folder, tracking_uri: str) -> str:
     complete = f"{_champion_key(started_from)}.json"  # written after the folder beside it
     if not target.parent.exists(complete):
         with tempfile.TemporaryDirectory() as scratch:
-            downloaded = versions.download(tracking_uri, model, Path(scratch) / "version", champion.version)
-            target.upload(downloaded["folder"] / "student")
+            _, folder = versions.download(tracking_uri, model, Path(scratch) / "version", champion.version)
+            target.upload(folder / "student")
         record = {"model": model, "version": champion.version, "student_sha256": champion.student_sha256}
         target.parent.write_json(complete, record)
     return started_from

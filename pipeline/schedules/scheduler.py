@@ -8,13 +8,12 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from pipeline import ROOT
 from pipeline.cluster.client import JobClient
@@ -104,7 +103,7 @@ class Scheduler:
         )
 
     @cached_property
-    def runtime_env(self) -> dict[str, Any]:
+    def runtime_env(self) -> Mapping[str, object]:
         """The jobs' runtime environment: the scheduler's own; else the checkout or, without git, the image's code."""
         if submitted := submitted_environment():
             return {name: submitted[name] for name in ("working_dir", "env_vars") if name in submitted}

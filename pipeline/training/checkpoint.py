@@ -10,7 +10,6 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -109,7 +108,7 @@ def load(distiller: Distiller, folder: Path) -> int:
     return int(state["step"])
 
 
-def _layout(distiller: Distiller) -> dict[str, Any]:
+def _layout(distiller: Distiller) -> dict[str, int]:
     return {"workers": distiller.world_size, "zero_stage": distiller.recipe.train.zero_stage}
 
 

@@ -36,7 +36,7 @@ from pipeline.training.deepspeed_engine import ready_deepspeed
 from pipeline.training.export import export
 from pipeline.training.interruptible_trainer import InterruptibleTrainer
 from pipeline.training.previews import preview_prompts, preview_texts
-from pipeline.training.progress_actor import progress_bar
+from pipeline.training.progress_actor import ProgressSink, progress_bar
 from pipeline.training.restore import remove_uncommitted_checkpoints
 from pipeline.training.train_loop_config import TrainLoopConfig
 from pipeline.training.validation import RETRIES, validate
@@ -110,7 +110,7 @@ def _resource_requests(recipe: Recipe) -> list[ResourceRequest]:
     return [training, evaluation] if recipe.evaluation.every_n_checkpoints else [training]
 
 
-def _raise_user_error(actor: Any) -> None:
+def _raise_user_error(actor: ProgressSink) -> None:
     """Raise the UserError that a worker met, such as a shard that has changed."""
     if message := ray.get(actor.user_error.remote()):
         raise UserError(message) from None
@@ -158,7 +158,7 @@ def _mlflow_run(recipe: Recipe, prompts: PromptsManifest, teacher: Path, folder:
     return mlflow_run
 
 
-def _validation(config: TrainLoopConfig, folder: Folder, actor: Any) -> ValidationConfig:
+def _validation(config: TrainLoopConfig, folder: Folder, actor: ProgressSink) -> ValidationConfig:
     """Return how Ray Train evaluates checkpoints; the task only waits for its actors and needs no CPU."""
     sha256 = sha256_of_folder(Path(config.teacher_folder))
     return ValidationConfig(
@@ -167,7 +167,7 @@ def _validation(config: TrainLoopConfig, folder: Folder, actor: Any) -> Validati
     )
 
 
-def _fit(config: TrainLoopConfig, actor: Any, folder: Folder, validation: ValidationConfig | None) -> Result:
+def _fit(config: TrainLoopConfig, actor: ProgressSink, folder: Folder, validation: ValidationConfig | None) -> Result:
     train = config.recipe.train
     if remove_uncommitted_checkpoints(folder / TRAIN_NAME):
         print("Ray Train's checkpoint snapshot was corrupt; looking for intact checkpoints", flush=True)

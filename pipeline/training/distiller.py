@@ -3,11 +3,11 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasa.diffusion import decode
 from nasa.distillation import StepRandomness, StudentLoss, TextConditions, lora_teacher_loss, sample_step, student_loss
@@ -132,7 +132,9 @@ class Distiller:
         engines.student.step()
         lora_loss = student.lora_loss
         if lora_loss is None:
-            lora_loss = lora_teacher_loss(engines.lora_teacher, diffusion, texts, randomness, student.x0)
+            lora_loss = lora_teacher_loss(
+                cast(nn.Module, engines.lora_teacher), diffusion, texts, randomness, student.x0
+            )
         engines.lora_teacher.backward(share * lora_loss)
         engines.lora_teacher.step()
         return {
@@ -169,7 +171,7 @@ class Distiller:
 
     def student_weights(self) -> dict[str, Tensor]:
         """Return the trained weights by their names in the denoiser."""
-        named = self.engines.student.module.model.named_parameters()
+        named = self.engines.student.module.get_submodule("model").named_parameters()
         return {name: value.detach() for name, value in named if value.requires_grad}
 
     def _update_ema(self, step: int) -> None:

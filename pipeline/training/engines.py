@@ -4,7 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,31 @@ from nasa.denoiser import distillation_of, output_layer, steerable
 from nasa.families import Family
 from nasa.precision import cast_frozen
 from nasa.teachers import add_lora, lora_parameters
+from pipeline.compat import universal_checkpoint
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_engine import BETAS, WEIGHT_DECAY, EngineOptions, initialize
 
-MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float, int], Any]
+
+class Engine(Protocol):
+    """The part of `deepspeed.DeepSpeedEngine` that a training step uses."""
+
+    module: nn.Module
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the network."""
+
+    def backward(self, loss: Tensor) -> object:
+        """Add a loss's gradients to those of the step."""
+
+    def step(self) -> None:
+        """Update the weights, once all passes of a step have been accumulated."""
+
+    def get_global_grad_norm(self) -> float:
+        """Return the norm of the last step's gradients, before clipping."""
+
+
+MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float, int], Engine]
 
 
 @dataclass(frozen=True)
@@ -28,14 +48,13 @@ class Engines:
     called while its network is not being trained loses count of its gradients.
     """
 
-    student: Any
-    lora_teacher: Any
+    student: Engine
+    lora_teacher: Engine
 
     @property
     def teachers(self) -> nn.Module:
         """The frozen teacher with the LoRA teacher's adapters."""
-        module: nn.Module = self.lora_teacher.module
-        return module
+        return self.lora_teacher.module
 
     def save(self, folder: Path) -> None:
         """Save this rank's part of both engines."""
@@ -45,19 +64,18 @@ class Engines:
     def load(self, folder: Path, *, universal: bool = False) -> None:
         """Load what `save` wrote with the same world size and ZeRO stage, or DeepSpeed's universal format with any."""
         for name, engine in self.named():
-            engine._config.load_universal_checkpoint = universal  # read when loading, and settable only at the start
-            loaded, _ = engine.load_checkpoint(str(folder), tag=name)
-            engine._config.load_universal_checkpoint = False
+            with universal_checkpoint(engine, universal):
+                loaded, _ = engine.load_checkpoint(str(folder), tag=name)
             assert loaded is not None, f"{folder}/{name}"
 
     def named(self) -> tuple[tuple[str, Any], ...]:
-        """Return both engines by name."""
+        """Return both engines, which are DeepSpeed's if they are saved, by name."""
         return ("student", self.student), ("lora_teacher", self.lora_teacher)
 
 
 def deepspeed_engine(
     recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
-) -> Any:
+) -> Engine:
     """Return a DeepSpeed engine for one network."""
     passes = recipe.gradient_accumulation_steps(workers)
     options = EngineOptions(
@@ -66,7 +84,8 @@ def deepspeed_engine(
         max_grad_norm=recipe.train.max_grad_norm,
         zero_stage=recipe.train.zero_stage,
     )
-    return initialize(model, parameters, learning_rate, options)
+    engine: Engine = initialize(model, parameters, learning_rate, options)
+    return engine
 
 
 class PlainEngine:

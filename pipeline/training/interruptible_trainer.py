@@ -13,6 +13,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline.compat import register_sigint_handler
 from pipeline.interrupts import at_once
+from pipeline.training.progress_actor import ProgressSink
 
 NOTICE = "stopping after this step and its checkpoint; Ctrl-C again stops at once"
 POLL_SECONDS = 0.2
@@ -29,7 +30,7 @@ class InterruptibleTrainer(TorchTrainer):
     Before the first step, and where `interrupts.at_once` is set, Ray Train is asked at once.
     """
 
-    def __init__(self, actor: Any, *args: Any, **options: Any) -> None:
+    def __init__(self, actor: ProgressSink, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._actor = actor
         self._ended = threading.Event()

@@ -3,7 +3,8 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from pipeline import models
 from pipeline.errors import UserError, invalid
@@ -68,7 +69,7 @@ def _named(part: str, name: str) -> str:
     return name if part == "." else f"{part}.{name}"
 
 
-def _configuration(folder: Path) -> dict[str, Any]:
+def _configuration(folder: Path) -> dict[str, JsonValue]:
     for name in ("scheduler_config.json", "config.json", models.STUDENT_FILE):
         if (folder / name).is_file():
             return dict(json.loads((folder / name).read_text()))

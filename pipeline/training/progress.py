@@ -12,6 +12,7 @@ import torch
 from pipeline.recipe import Recipe
 from pipeline.tracking import Tracker
 from pipeline.training.previews import draw_previews
+from pipeline.training.progress_actor import ProgressSink
 
 if TYPE_CHECKING:
     from pipeline.training.distiller import Distiller
@@ -26,7 +27,7 @@ class ProgressReporter:
     def __init__(
         self,
         tracker: Tracker | None,
-        actor: Any,
+        actor: ProgressSink,
         recipe: Recipe,
         first_step: int,
         attempt: int = 0,

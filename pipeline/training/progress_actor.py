@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -18,6 +18,30 @@ POLL_SECONDS = 0.5
 LOG_SECONDS = (2.0, 30.0)  # interval between the first two log lines, and the longest
 NAME = "distil"
 Reading = tuple[bool, int, str, list[str]]  # whether it is the last one; step, status, new messages
+
+
+class RemoteMethod(Protocol):
+    """A method of a Ray actor."""
+
+    def remote(self, *arguments: object) -> Any:
+        """Call the method; return an object reference."""
+
+
+class ProgressSink(Protocol):
+    """The handle of a `ProgressActor`, as Ray returns it."""
+
+    update: RemoteMethod
+    log: RemoteMethod
+    set_stop_reason: RemoteMethod
+    stop_reason: RemoteMethod
+    request_stop: RemoteMethod
+    stop_requested: RemoteMethod
+    has_steps: RemoteMethod
+    set_checkpoint_stored: RemoteMethod
+    checkpoint_stored: RemoteMethod
+    set_user_error: RemoteMethod
+    user_error: RemoteMethod
+    read: RemoteMethod
 
 
 class ProgressActor:
@@ -79,10 +103,11 @@ class ProgressActor:
 
 
 @contextmanager
-def progress_bar(steps: int) -> Iterator[Any]:
+def progress_bar(steps: int) -> Iterator[ProgressSink]:
     """Draw the progress in this process; yields the actor, which is placed on the driver's node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
+    handle = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
+    actor = cast(ProgressSink, handle)
     done, draw = threading.Event(), _draw_on_terminal if sys.stderr.isatty() else _print_to_log
     thread = threading.Thread(target=draw, args=(steps, _readings(actor, done)), daemon=True)
     thread.start()
@@ -93,7 +118,7 @@ def progress_bar(steps: int) -> Iterator[Any]:
         thread.join(timeout=5)
 
 
-def _readings(actor: Any, done: threading.Event) -> Iterator[Reading]:
+def _readings(actor: ProgressSink, done: threading.Event) -> Iterator[Reading]:
     """Yield the actor's state twice a second, and once more at the end."""
     finished = False
     while not finished:

@@ -17,9 +17,10 @@ from pipeline.storage import Folder
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import STATE_FILE
 from pipeline.training.distiller import Distiller
+from pipeline.training.progress_actor import ProgressSink
 
 
-def restore(distiller: Distiller, latest: Checkpoint | None, actor: Any, *, attempt: int = 0) -> int:
+def restore(distiller: Distiller, latest: Checkpoint | None, actor: ProgressSink, *, attempt: int = 0) -> int:
     """Load the newest intact checkpoint up to `latest`; return the next step.
 
     Without a `latest` Ray Train knows no checkpoint. An intact one in the run's storage is used all the same, since the

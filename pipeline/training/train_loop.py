@@ -3,7 +3,6 @@
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -26,6 +25,7 @@ from pipeline.training.divergence import DivergedError, DivergenceDetector
 from pipeline.training.interruptible_trainer import StopRequestedError
 from pipeline.training.previews import preview_texts
 from pipeline.training.progress import ProgressReporter
+from pipeline.training.progress_actor import ProgressSink
 from pipeline.training.restore import restore, wait_for_latest
 from pipeline.training.train_loop_config import TrainLoopConfig
 from pipeline.training.validation import is_due
@@ -33,7 +33,7 @@ from pipeline.training.validation import is_due
 UPLOAD_RETRIES = 8  # about two minutes
 
 
-def train(config: TrainLoopConfig, actor: Any) -> None:
+def train(config: TrainLoopConfig, actor: ProgressSink) -> None:
     """Train on one worker.
 
     A UserError is fatal: after Ray Train's restart the worker returns at once. A TransientError is retried normally.
@@ -49,7 +49,7 @@ def train(config: TrainLoopConfig, actor: Any) -> None:
         raise
 
 
-def _run(config: TrainLoopConfig, actor: Any) -> None:
+def _run(config: TrainLoopConfig, actor: ProgressSink) -> None:
     """Train from the latest checkpoint, or from the start, to the recipe's last step."""
     logs.configure()
     check_versions()

@@ -6,7 +6,7 @@ Outputs are named by the checkpoint's weights, so that a second task for the sam
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ray.train import Checkpoint
 
@@ -20,6 +20,7 @@ from pipeline.registry.register import RegisteredManifest, register
 from pipeline.storage import Folder
 from pipeline.training.checkpoint import EMA_FILE, STATE_FILE
 from pipeline.training.export import export
+from pipeline.training.progress_actor import ProgressSink
 from pipeline.training.train_loop_config import TrainLoopConfig
 
 VERSIONS = "versions"  # folder of the students of a run's checkpoints
@@ -47,7 +48,7 @@ def is_due(recipe: Recipe, step: int) -> bool:
 
 
 def validate(
-    checkpoint: Checkpoint, config: TrainLoopConfig, teacher_sha256: str, run_folder: Folder, actor: Any
+    checkpoint: Checkpoint, config: TrainLoopConfig, teacher_sha256: str, run_folder: Folder, actor: ProgressSink
 ) -> dict[str, float]:
     """Export a checkpoint's student, evaluate and register it; return its metrics, which Ray Train keeps with it."""
     evaluation = config.recipe.evaluation.model_copy(update={"teacher_prompts": 0})  # the teacher does not change

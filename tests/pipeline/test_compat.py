@@ -1,7 +1,8 @@
-"""The surfaces of Ray that `pipeline.compat` uses. What they do is tested where it is used: in training itself."""
+"""Surfaces of Ray and DeepSpeed that `pipeline.compat` uses; training's tests show what they do."""
 
 import inspect
 
+from deepspeed.runtime.engine import DeepSpeedEngine
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -42,3 +43,8 @@ def test_the_storage_has_what_is_used():
 def test_the_snapshot_names_its_checkpoints():
     source = inspect.getsource(checkpoint_manager)
     assert compat.CHECKPOINT_NAME in source
+
+
+def test_an_engine_reads_the_universal_flag_when_it_loads():
+    assert "self._config.load_universal_checkpoint" in inspect.getsource(DeepSpeedEngine.load_universal_checkpoint)
+    assert "self.load_universal_checkpoint()" in inspect.getsource(DeepSpeedEngine.load_checkpoint)
