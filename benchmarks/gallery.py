@@ -11,7 +11,7 @@ from PIL import Image
 from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, held_out_prompts
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.contact_sheet import contact_sheet, to_pixels
-from pipeline.evaluation.evaluate import distilled_student
+from pipeline.evaluation.evaluate import load_distilled_student
 from pipeline.evaluation.judges.attributes import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.storage import Folder
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("distilled", help="the folder of a distilled student")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds to search for what a negative names")
     options = parser.parse_args()
-    student = distilled_student(Folder.from_uri(options.distilled))
+    student = load_distilled_student(Folder.from_uri(options.distilled))
     scales(student, options.seeds).save(IMAGES / "scales.png")
     quality(student).save(IMAGES / "quality.png")
 

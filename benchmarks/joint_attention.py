@@ -26,9 +26,9 @@ from nasa.diffusion import decode
 from nasa.joint import JOINT_ATTENTION
 from nasa.prompt_embeds import tokenize
 from pipeline import models
-from pipeline.evaluation.exclusion import shares, trials
+from pipeline.evaluation.exclusion import method_shares, run_trials
 from pipeline.evaluation.judges.attributes import AttributeJudge
-from pipeline.evaluation.sampling import SamplingMethod, noise_of
+from pipeline.evaluation.sampling import SamplingMethod, seeded_noise
 from pipeline.evaluation.suites.shapes import ATTRIBUTES
 from pipeline.shapes import WEIGHTS
 from pipeline.shapes.clip import WIDTH
@@ -148,7 +148,7 @@ class FlowSampler:
             steered = {"negative_prompt_embeds": away[0], "scale": way.scale, "joint_attention": way.kind}
         with nasa.steer(self.pipe, **steered):
             latents = self.pipe(
-                prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=noise_of(seeds, (4, 8, 8)),
+                prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=seeded_noise(seeds, (4, 8, 8)),
                 height=64, width=64, num_inference_steps=SAMPLING_STEPS, output_type="latent", **options,
             ).images  # fmt: skip
         return decode(self.teacher.vae, latents)
@@ -166,11 +166,11 @@ def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> d
         for name in ATTRIBUTES
     }
     ways = [SamplingMethod(kind, scale) for kind, scales in SCALES.items() for scale in scales]
-    collected = trials(sampler, judge, ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
+    collected = run_trials(sampler, judge, ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
     return {
         "accuracy": accuracy,
-        "plain": shares(collected, SamplingMethod()),
-        "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
+        "plain": method_shares(collected, SamplingMethod()),
+        "rows": [{"way": way.kind, "scale": way.scale, **method_shares(collected, way)} for way in ways],
     }
 
 

@@ -15,8 +15,8 @@ import matplotlib
 import numpy as np
 
 from pipeline import manifest
-from pipeline.evaluation.evaluate import distilled_student
-from pipeline.evaluation.exclusion import shares, trials
+from pipeline.evaluation.evaluate import load_distilled_student
+from pipeline.evaluation.exclusion import method_shares, run_trials
 from pipeline.evaluation.judges.attributes import AttributeJudge
 from pipeline.evaluation.sampling import SamplingMethod
 from pipeline.storage import Folder
@@ -52,15 +52,17 @@ def main() -> None:
 def measure(folder: Path, seeds: int = SEEDS) -> dict[str, Any]:
     """Shares of each way over the seeds whose plain image shows what the negative names."""
     record = manifest.read(Folder.from_uri(folder), manifest.DistilledManifest)
-    recipe, student = record.recipe, distilled_student(Folder.from_uri(folder))
+    recipe, student = record.recipe, load_distilled_student(Folder.from_uri(folder))
     ways = [SamplingMethod(kind, scale) for kind, scales in SCALES.items() for scale in scales]
-    collected = trials(student, AttributeJudge.load(), ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
+    collected = run_trials(
+        student, AttributeJudge.load(), ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False
+    )
     return {
         "student": record.student_sha256,
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "plain": shares(collected, SamplingMethod()),
-        "rows": [{"way": way.kind, "scale": way.scale, **shares(collected, way)} for way in ways],
+        "plain": method_shares(collected, SamplingMethod()),
+        "rows": [{"way": way.kind, "scale": way.scale, **method_shares(collected, way)} for way in ways],
     }
 
 

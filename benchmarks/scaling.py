@@ -25,7 +25,7 @@ from pipeline import models, recipe
 from pipeline.gpus import GPUS
 from pipeline.recipe import Recipe
 from pipeline.training import distiller, engines
-from pipeline.training.estimate import UTILISATION, denoiser_of, estimate
+from pipeline.training.estimate import UTILISATION, estimate, meta_denoiser
 
 WARM_UP = 2
 GPUS_A_NODE = 8
@@ -110,7 +110,7 @@ def extrapolate(name: str, gpu: str) -> None:
     images = options.train.batch_size // options.train.num_workers
     per_image = estimate(options).flops / images
     peak = GPUS[gpu].flops[options.train.precision]
-    size = 4.0 * sum(p.numel() for p in denoiser_of(options)[0].parameters())
+    size = 4.0 * sum(p.numel() for p in meta_denoiser(options)[0].parameters())
     print(f"{name} on {gpu}: {per_image / 1e12:.1f} TFLOP an image, {size / 1e9:.2f} GB of float32 gradients")
     print("| GPUs | images a GPU | total batch | arithmetic, s | " + " | ".join(f"at {n}" for n in NETWORKS) + " |")
     print("|---|---|---|---|" + "---|" * len(NETWORKS))

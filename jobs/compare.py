@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.evaluation.compare import compare
+    from pipeline.evaluation.comparison import compare
     from pipeline.storage import Folder
 
     one, other = PurePosixPath(options.run), PurePosixPath(options.other)

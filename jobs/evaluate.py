@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pipeline.evaluation.evaluate import evaluate
-    from pipeline.evaluation.summary_table import table
+    from pipeline.evaluation.summary_table import format_summary
 
     folder = shared.folder_of(options, "evaluation")
     summary = evaluate(
@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> None:
         options.overrides,
         options.ray_address,
     )
-    print(table(summary))
+    print(format_summary(summary))
     print(f"report: {folder.uri}/report.html\ncontact sheet: {folder.uri}/contact_sheet.png")

@@ -28,9 +28,9 @@ def run(options: argparse.Namespace) -> None:
     recipe = shared.recipe_of(options)
     if options.kind != "RayCluster":  # which runs no recipe, and is only as large as one asks for
         shared.require_shared_prompts(recipe)
-    from pipeline.cluster.manifests import Place, render
+    from pipeline.cluster.kubernetes_manifests import ManifestValues, render
 
-    place = Place(
+    place = ManifestValues(
         run=options.run,
         recipe=options.recipe,
         image=options.image,

@@ -10,8 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.cluster.client import cluster_at
-    from pipeline.cluster.listing import rows
+    from pipeline.cluster.job_client import cluster_at
+    from pipeline.cluster.job_listing import job_rows
 
     with cluster_at(options.job_server) as client:
-        print(shared.table(rows(client), "no jobs yet; `python -m jobs submit` sends one"))
+        print(shared.table(job_rows(client), "no jobs yet; `python -m jobs submit` sends one"))

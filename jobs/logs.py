@@ -15,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline.cluster.client import cluster_at
-    from pipeline.cluster.listing import details_of
+    from pipeline.cluster.job_client import cluster_at
+    from pipeline.cluster.job_listing import job_details
 
     with cluster_at(options.job_server) as client:
-        details = details_of(client, options.job)
+        details = job_details(client, options.job)
         if options.follow:
-            return submit.followed(client, details.submission_id)
+            return submit.follow_until_end(client, details.submission_id)
         print(client.get_job_logs(details.submission_id), end="")
         return 0

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     if options.action == "list":
         print(
             shared.table(
-                versions.listed(uri, options.name), "no registered models yet; `python -m jobs register` makes one"
+                versions.list_rows(uri, options.name), "no registered models yet; `python -m jobs register` makes one"
             )
         )
         return

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.cluster.client import connect_from_job
+    from pipeline.cluster.job_client import connect_from_job
     from pipeline.schedules.schedule_store import ScheduleStore
     from pipeline.schedules.scheduler import Scheduler, serve
     from pipeline.storage import Folder

@@ -11,13 +11,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline.cluster.client import cluster_at
-    from pipeline.cluster.follow import ENDED, exit_code
-    from pipeline.cluster.listing import details_of, row_of
+    from pipeline.cluster.job_client import cluster_at
+    from pipeline.cluster.job_listing import job_details, job_row
+    from pipeline.cluster.job_logs import ENDED, exit_code
 
     with cluster_at(options.job_server) as client:
-        details = details_of(client, options.job)
-    for name, value in row_of(details).items():
+        details = job_details(client, options.job)
+    for name, value in job_row(details).items():
         print(f"{name:9} {value}")
     if details.message:
         print(f"message   {details.message.strip().splitlines()[0]}")

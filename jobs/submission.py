@@ -10,7 +10,7 @@ from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
-    from pipeline.cluster.submit import Job
+    from pipeline.cluster.job_submission import Job
 
 FOLDERS = ("run", "runs", "out", "store")
 OF_RECIPE = ("recipe", "teacher", "prompts", "overrides", "cron", "timezone")  # options that the resolved recipe holds
@@ -19,7 +19,7 @@ ONCE = "once"  # of what does not recur
 
 def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Job":
     """Return the job of a command, with its recipe resolved here and its folders checked to be shared."""
-    from pipeline.cluster.submit import Job
+    from pipeline.cluster.job_submission import Job
     from pipeline.recipe import dump
 
     parser = argparse.ArgumentParser()
@@ -36,7 +36,7 @@ def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Jo
             _require_shared(action, value)
         if dest in ("ray_address", "job_server") or (sent and dest in OF_RECIPE):
             continue
-        arguments += _again(action, shared.shared_tracking(value) if dest == "tracking_uri" else value)
+        arguments += _as_arguments(action, shared.shared_tracking(value) if dest == "tracking_uri" else value)
     if "ray_address" in actions:
         arguments += ["--ray-address", "auto"]
     return Job(
@@ -58,10 +58,10 @@ def _scheduled_time(options: argparse.Namespace, recipe: Recipe | None) -> str:
     when = recipe.schedule
     if not when.cron:
         raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN', or --scheduled-time.")
-    return cron.stamp(cron.latest(when.cron, when.timezone, datetime.now(UTC)))
+    return cron.format_stamp(cron.latest_time(when.cron, when.timezone, datetime.now(UTC)))
 
 
-def _again(action: argparse.Action, value: Any) -> list[str]:
+def _as_arguments(action: argparse.Action, value: Any) -> list[str]:
     """Return the arguments that give an option this value."""
     if value is None or value is False or value == []:
         return []

@@ -63,32 +63,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline.cluster.client import cluster_at
-    from pipeline.cluster.submit import submit, with_attempt
+    from pipeline.cluster.job_client import cluster_at
+    from pipeline.cluster.job_submission import submit, with_attempt
 
     job = submission.job_of(options, options.submitted, COMMANDS[options.submitted])
     with cluster_at(options.job_server) as client:
         job = with_attempt(client, job, options.attempt, options.retry)
         sent = submit(client, job, submission.variables_of(options))
-        print(f"submitted {job.id}" if sent else already(client, job.id), flush=True)
+        print(f"submitted {job.id}" if sent else existing_job_line(client, job.id), flush=True)
         if options.no_wait:
             return 0
-        return followed(client, job.id)
+        return follow_until_end(client, job.id)
 
 
-def already(client: Any, submission_id: str) -> str:
+def existing_job_line(client: Any, submission_id: str) -> str:
     """Return the state of a job that was submitted before, and how to run it again."""
     status = str(client.get_job_info(submission_id).status)
     again = "; pass --retry to resume it" if status in ("FAILED", "STOPPED") else ""
     return f"already submitted: {submission_id} ({status.lower()}){again}"
 
 
-def followed(client: Any, submission_id: str) -> int:
+def follow_until_end(client: Any, submission_id: str) -> int:
     """Follow a job until it ends and return its exit code; Ctrl-C leaves it running."""
-    from pipeline.cluster.follow import follow
+    from pipeline.cluster.job_logs import follow_job
 
     try:
-        code = follow(client, submission_id)
+        code = follow_job(client, submission_id)
     except KeyboardInterrupt:
         print(
             f"\n{submission_id} goes on; `python -m jobs logs {submission_id} --follow` follows it, "

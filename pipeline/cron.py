@@ -17,12 +17,12 @@ STAMP = "%Y%m%dT%H%MZ"
 def is_cron(expression: str) -> bool:
     """Tell whether the expression has five fields and matches any time."""
     try:
-        return len(expression.split()) == 5 and bool(following(expression, "UTC", datetime(2000, 1, 1, tzinfo=UTC)))
+        return len(expression.split()) == 5 and bool(next_time(expression, "UTC", datetime(2000, 1, 1, tzinfo=UTC)))
     except (CronSimError, ValueError):
         return False
 
 
-def is_zone(name: str) -> bool:
+def is_time_zone(name: str) -> bool:
     """Tell whether this is an IANA time zone."""
     try:
         ZoneInfo(name)
@@ -31,25 +31,25 @@ def is_zone(name: str) -> bool:
     return True
 
 
-def latest(expression: str, timezone: str, now: datetime) -> datetime:
+def latest_time(expression: str, timezone: str, now: datetime) -> datetime:
     """Return the newest matching time at or before `now`, in UTC."""
     after = now.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
     found = next(CronSim(expression, after.astimezone(ZoneInfo(timezone)), reverse=True)).astimezone(UTC)
     while (
-        later := following(expression, timezone, found)[0]
+        later := next_time(expression, timezone, found)[0]
     ) <= now:  # backwards it skips some of an hour that comes twice
         found = later
     return found
 
 
-def following(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
+def next_time(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
     """Return the next matching times after `now`, in UTC."""
     coming = CronSim(expression, now.astimezone(ZoneInfo(timezone)))
     later = (when for each in coming if (when := each.astimezone(UTC)) > now)  # an hour that comes twice begins anew
     return list(islice(later, count))
 
 
-def stamp(when: datetime) -> str:
+def format_stamp(when: datetime) -> str:
     """Return a time as a file name that sorts by time, such as 20261129T0300Z."""
     return when.astimezone(UTC).strftime(STAMP)
 
@@ -57,11 +57,11 @@ def stamp(when: datetime) -> str:
 def is_stamp(text: str) -> bool:
     """Tell whether a text is such a file name."""
     try:
-        return stamp(of_stamp(text)) == text
+        return format_stamp(parse_stamp(text)) == text
     except ValueError:
         return False
 
 
-def of_stamp(text: str) -> datetime:
+def parse_stamp(text: str) -> datetime:
     """Parse such a file name."""
     return datetime.strptime(text, STAMP).replace(tzinfo=UTC)

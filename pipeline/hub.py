@@ -13,7 +13,7 @@ from pipeline.errors import TransientError, UserError
 from pipeline.storage import Folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
+FILE_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 VARIANTS = ("*.fp16.safetensors", "*non_ema*", "*/flax_*", "*openvino*", "safety_checker/*")
 HUB_SECONDS = 10
 
@@ -23,14 +23,14 @@ def is_hub_id(place: str) -> bool:
     return bool(HUB_ID.fullmatch(place)) and not Path(place).exists()
 
 
-def local_folder(place: str, field: str, revision: str = "main", wanted: Sequence[str] = WANTED) -> Path:
+def local_folder(place: str, field: str, revision: str = "main", wanted: Sequence[str] = FILE_PATTERNS) -> Path:
     """Return a local folder, fetching what is elsewhere; the hub's token is read from HF_TOKEN.
 
     Of the hub's files those that fit `wanted`.
     """
     if not is_hub_id(place):
         folder = Folder.from_uri(place)
-        return Path(folder.path) if folder.is_local else _copied(folder)
+        return Path(folder.path) if folder.is_local else _download_from_s3(folder)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -39,13 +39,13 @@ def local_folder(place: str, field: str, revision: str = "main", wanted: Sequenc
             snapshot_download(place, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(VARIANTS))
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise (UserError if _is_mistake(error) else TransientError)(
+        raise (UserError if _is_user_error(error) else TransientError)(
             f"{field}: {place!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}. "
             "Use a folder, s3://, or a hub id whose terms the account of HF_TOKEN has accepted."
         ) from None
 
 
-def on_hub(place: str, revision: str, *, missing: str) -> str:
+def hub_status(place: str, revision: str, *, missing: str) -> str:
     """Say whether a model is in the hub's local cache or on the hub, without fetching it; `missing` begins a no."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -76,13 +76,13 @@ def hub_info(place: str, revision: str) -> Any:
         raise TransientError(f"{place} at {revision} cannot be had from the hub: {line}") from None
 
 
-def _is_mistake(error: Exception) -> bool:
+def _is_user_error(error: Exception) -> bool:
     """Tell whether the hub has no such model, or not for this token; other errors are transient."""
     response = getattr(error, "response", None)
     return isinstance(error, ValueError) or (response is not None and response.status_code in (401, 403, 404))
 
 
-def _copied(folder: Folder) -> Path:
+def _download_from_s3(folder: Folder) -> Path:
     """Download an S3 folder into the local cache, shared by all processes; refresh it when a file changes."""
     files = folder.walk()
     told = "\0".join([folder.uri, *(f"{file.path} {file.size} {file.mtime_ns}" for file in files)])

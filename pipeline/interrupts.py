@@ -4,10 +4,10 @@ import os
 import signal
 import threading
 
-at_once = threading.Event()  # set where not even a last checkpoint may be written
+stop_immediately = threading.Event()  # set where not even a last checkpoint may be written
 
 
-def interrupt_at_once() -> None:
+def interrupt_immediately() -> None:
     """Interrupt this process as Ctrl-C does, and leave no time; `_thread.interrupt_main` would not wake what sleeps."""
-    at_once.set()
+    stop_immediately.set()
     os.kill(os.getpid(), signal.SIGINT)

@@ -10,20 +10,20 @@ from pipeline.errors import UserError
 
 LOCK = ROOT / "requirements.lock"
 PINNED = "NASA_DISTILL_PINNED"  # in the environment of a submitted job's processes, unless any versions will do
-SHOWN = 3
+MAX_SHOWN = 3
 
 
 def check_versions() -> None:
     """Raise a UserError in a submitted job's process whose node has other versions than the lock."""
-    if os.environ.get(PINNED) and (wrong := differences(LOCK)):
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    if os.environ.get(PINNED) and (wrong := version_differences(LOCK)):
+        more = f" and {len(wrong) - MAX_SHOWN} more" if len(wrong) > MAX_SHOWN else ""
         raise UserError(
-            f"environment: on this machine {', '.join(wrong[:SHOWN])}{more}; expected the versions of {LOCK.name}, "
+            f"environment: on this machine {', '.join(wrong[:MAX_SHOWN])}{more}; expected the versions of {LOCK.name}, "
             "installed on every node, or `submit --ignore-lock`"
         )
 
 
-def differences(lock: Path) -> list[str]:
+def version_differences(lock: Path) -> list[str]:
     """Return the installed packages whose version differs from the lock; a local part, as in 2.13.0+cu130, is ignored.
 
     What is not installed is not looked at: a node needs no linters.

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.prompts.prepare import prepare
 from pipeline.recipe import Recipe
-from pipeline.registry.outcome import RegisteredVersion
 from pipeline.registry.register import register_run
+from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training.distill import distill

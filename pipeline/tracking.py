@@ -48,7 +48,7 @@ def client(uri: str) -> MlflowClient:
 
 
 @contextmanager
-def reached(uri: str) -> Iterator[MlflowClient]:
+def reachable_client(uri: str) -> Iterator[MlflowClient]:
     """Yield a client within whose context a failure of MLflow is one line.
 
     A server is called once before, since MLflow would try a dead one for minutes.
@@ -74,15 +74,15 @@ def _reach(uri: str) -> None:
         raise StorageError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
 
 
-def require(uri: str) -> None:
+def require_reachable(uri: str) -> None:
     """Refuse, in one line, a tracking store that is not there."""
-    with reached(uri):
+    with reachable_client(uri):
         pass
 
 
 def require_run(uri: str, run_id: str) -> None:
     """Refuse, in one line, a tracking store that does not hold this run."""
-    with reached(uri) as tracker:
+    with reachable_client(uri) as tracker:
         try:
             tracker.get_run(run_id)
         except MlflowException as error:
@@ -93,7 +93,7 @@ def require_run(uri: str, run_id: str) -> None:
 
 def create_run(uri: str, name: str, params: Mapping[str, Any]) -> str:
     """Create a run in the driver and return its id; rank 0 appends to it, also after a restart."""
-    with reached(uri) as tracker:
+    with reachable_client(uri) as tracker:
         experiment_id = _experiment(tracker, uri)
         run_id: str = tracker.create_run(experiment_id, run_name=name).info.run_id
         tracker.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
@@ -132,7 +132,7 @@ class Tracker:
             if step > self._written:
                 self._client.log_batch(self.run_id, metrics=entries)
 
-        self._later(write)
+        self._enqueue(write)
 
     def skip_written(self, name: str, value: float) -> None:
         """Write no step again at which the metric `name` has this value: a run that continues computes some twice."""
@@ -141,19 +141,19 @@ class Tracker:
             written = self._client.get_metric_history(self.run_id, name)
             self._written = max((metric.step for metric in written if metric.value == value), default=-1)
 
-        self._later(read)
+        self._enqueue(read)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self._later(lambda: self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()]))
+        self._enqueue(lambda: self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()]))
 
     def image(self, image: Image.Image, key: str, step: int) -> None:
         """Log an image of a step."""
-        self._later(lambda: self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True))
+        self._enqueue(lambda: self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True))
 
     def file(self, path: Path, folder: str = "") -> None:
         """Log a file as an artifact."""
-        self._later(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
+        self._enqueue(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
     def watch_machine(self) -> None:
         """MLflow's own metrics of this machine, each ten seconds, as long as the store answers."""
@@ -164,11 +164,11 @@ class Tracker:
             )
             self._monitor.start()
 
-        self._later(start)
+        self._enqueue(start)
 
     def finish(self, status: str = "FINISHED") -> None:
         """Set the run's final status and wait for pending writes."""
-        self._later(lambda: self._client.set_terminated(self.run_id, status))
+        self._enqueue(lambda: self._client.set_terminated(self.run_id, status))
         self.flush()
 
     def flush(self) -> None:
@@ -180,7 +180,7 @@ class Tracker:
         if lost:
             logger.warning("MLflow at %s: %d writes are lost", redact(self._client.tracking_uri), lost)
 
-    def _later(self, write: Callable[[], object]) -> None:
+    def _enqueue(self, write: Callable[[], object]) -> None:
         try:
             self._waiting.put_nowait(write)
         except queue.Full:

@@ -144,7 +144,7 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
 def fresh(options: Recipe) -> Distiller:
     """A distillation of the embedded teacher at its first step, in this process alone."""
     corpus = negatives.corpus(sample_negatives(options.prompts.negative_draws, options.seed))
-    sampler = NegativeSampler.of(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
+    sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
     model = models.load(models.teacher_folder(options.teacher))
     built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
     clip = Clip.load(options.train.clip_model) if options.train.clip_weight else None
@@ -186,7 +186,7 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
             for shown, scene in pairs
         ]
     first = evaluation.seed * 1000
-    tested = exclusion.trials(
+    tested = exclusion.run_trials(
         sampler,
         attributes,
         [NASA_I],

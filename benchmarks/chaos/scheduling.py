@@ -31,7 +31,7 @@ def scheduler(world: World) -> list[str]:
 
 def clock_jumps(world: World) -> list[str]:
     """The scheduler's clock, which is injected, jumps forwards, and back and forwards again: one run, one version."""
-    from pipeline.cluster.client import connect
+    from pipeline.cluster.job_client import connect
     from pipeline.schedules.schedule_store import ScheduleStore
     from pipeline.schedules.scheduler import Scheduler
     from pipeline.storage import Folder

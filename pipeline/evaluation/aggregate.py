@@ -23,7 +23,7 @@ EXCLUSION_METRICS = tuple(f"exclusion_{name}" for name in exclusion.OUTCOMES)
 FLAGS = (*ATTRIBUTES, "all_right", "clean", "clean_and_right")
 
 
-def judge(row: EvaluationRow) -> EvaluationRow:
+def add_judged_metrics(row: EvaluationRow) -> EvaluationRow:
     """Return a row with the metrics that follow from the expected and the shown attributes, 1.0 or 0.0 each.
 
     Rows of the exclusion test that choose the scale, or whose negative prompt training never used, get none.
@@ -35,15 +35,15 @@ def judge(row: EvaluationRow) -> EvaluationRow:
         flags = {name: float(row.expected.get(name) == row.shown[name]) for name in ATTRIBUTES}
         all_right, clean = min(flags.values()), float(row.shown["quality"] == "clean")
         flags |= {"all_right": all_right, "clean": clean, "clean_and_right": all_right * clean}
-    elif row.selected and (trial := trial_of(row)).pair.trained and not trial.calibration:
+    elif row.selected and (trial := to_trial(row)).pair.trained and not trial.calibration:
         flags = {f"exclusion_{name}": float(getattr(trial, name)) for name in exclusion.OUTCOMES}
     return replace(row, scores={**row.scores, **flags})
 
 
-def trial_of(row: EvaluationRow) -> exclusion.Trial:
+def to_trial(row: EvaluationRow) -> exclusion.Trial:
     """Return the trial of a row of the exclusion test."""
     pair = PAIR_OF[row.prompt, row.negative_prompt]
-    return exclusion.Trial.of(pair, row.seed, row.system, row.shown, calibration=bool(row.calibration))
+    return exclusion.Trial.from_shown(pair, row.seed, row.system, row.shown, calibration=bool(row.calibration))
 
 
 def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOptions) -> Summary:
@@ -62,7 +62,7 @@ def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOpti
     if any(row.set == EXCLUSION_SET and row.selected for row in rows):
         summary = _with_exclusion(summary, recipe.evaluation, rows, options)
     if "all_right" in summary.metrics and TEACHER_ONE_STEP in by_system:
-        gain = paired(by_system[STUDENT_SYSTEM], by_system[TEACHER_ONE_STEP], "all_right")
+        gain = paired_difference(by_system[STUDENT_SYSTEM], by_system[TEACHER_ONE_STEP], "all_right")
         update = {"student_minus_teacher_one_step": gain, "named_negative_prompt": DEGRADATIONS}
         summary = summary.model_copy(update=update)
     return summary
@@ -89,7 +89,7 @@ def _set_means(rows: Sequence[EvaluationRow], name: str) -> dict[str, float] | N
 def _benchmark(rows: Sequence[EvaluationRow], name: str) -> StyleTable | None:
     """Return HPSv2's own table, if it scored its styles."""
     styles = {each: values for each, values in _by_set(rows, name).items() if each.startswith("hpsv2/")}
-    return hpsv2.summary(styles) if name == "hpsv2" and styles else None
+    return hpsv2.benchmark_table(styles) if name == "hpsv2" and styles else None
 
 
 def _by_set(rows: Sequence[EvaluationRow], name: str) -> dict[str, list[float]]:
@@ -113,7 +113,7 @@ def metric_names(rows: Sequence[EvaluationRow]) -> list[str]:
 def _with_exclusion(
     summary: Summary, evaluation: Evaluation, rows: Sequence[EvaluationRow], options: ScorerOptions
 ) -> Summary:
-    trials = [trial_of(row) for row in rows if row.set == EXCLUSION_SET and row.selected]
+    trials = [to_trial(row) for row in rows if row.set == EXCLUSION_SET and row.selected]
     best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_samplings(evaluation))
     return summary.model_copy(
         update={
@@ -121,12 +121,12 @@ def _with_exclusion(
             "chosen_scale": best.scale,
             "chosen_sampling_method": best.label,
             "exclusion": tuple(exclusion.summarise(trials)),
-            "exclusion_by_pair": tuple(exclusion.by_pair(trials)),
+            "exclusion_by_pair": tuple(exclusion.summarise_by_pair(trials)),
         }
     )
 
 
-def selected(rows: Sequence[EvaluationRow]) -> dict[tuple[str, str], Share]:
+def selected_shares(rows: Sequence[EvaluationRow]) -> dict[tuple[str, str], Share]:
     """Return, by pair, the share of the test's correct plain images that show the attribute."""
     flags: dict[tuple[str, str], list[bool]] = {}
     for row in rows:
@@ -150,16 +150,14 @@ def _exclusion_metrics(
     }
 
 
-def paired(a: Sequence[EvaluationRow], b: Sequence[EvaluationRow], metric: str) -> Difference:
+def paired_difference(a: Sequence[EvaluationRow], b: Sequence[EvaluationRow], metric: str) -> Difference:
     """Return the mean of a - b on the prompts and seeds that both have, with its interval."""
-    pairs = [(one.scores.get(metric), other.scores.get(metric)) for one, other in same_prompt_and_noise(a, b)]
+    pairs = [(one.scores.get(metric), other.scores.get(metric)) for one, other in matched_rows(a, b)]
     both = [(one, other) for one, other in pairs if one is not None and other is not None]
     return paired_bootstrap([one for one, _ in both], [other for _, other in both])
 
 
-def same_prompt_and_noise(
-    a: Sequence[EvaluationRow], b: Sequence[EvaluationRow]
-) -> list[tuple[EvaluationRow, EvaluationRow]]:
+def matched_rows(a: Sequence[EvaluationRow], b: Sequence[EvaluationRow]) -> list[tuple[EvaluationRow, EvaluationRow]]:
     """Return pairs of rows with the same prompt and noise."""
     by_key = {row.image_key: row for row in b}
     return [(row, by_key[row.image_key]) for row in a if row.image_key in by_key]

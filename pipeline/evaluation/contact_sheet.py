@@ -19,7 +19,7 @@ def to_pixels(images: Tensor) -> np.ndarray:
     return pixels
 
 
-def as_saved(images: Tensor) -> Tensor:
+def round_to_uint8(images: Tensor) -> Tensor:
     """Round images to 8 bits per channel, as a PNG does."""
     return from_pixels(to_pixels(images))
 

@@ -37,7 +37,7 @@ class EvaluationManifest(Manifest):
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedStudent:
     """A student to evaluate: its diffusers folder, the hashes of both models, and its training run."""
 
     student: Folder
@@ -47,9 +47,9 @@ class Subject:
     step: int
 
     @staticmethod
-    def from_distilled(folder: Folder, run: DistilledManifest) -> "Subject":
+    def from_distilled(folder: Folder, run: DistilledManifest) -> "EvaluatedStudent":
         """Return the student that `distill` wrote."""
-        return Subject(folder / "student", run.student_sha256, run.teacher_sha256, run.mlflow_run, run.step)
+        return EvaluatedStudent(folder / "student", run.student_sha256, run.teacher_sha256, run.mlflow_run, run.step)
 
 
 def evaluate(
@@ -67,12 +67,12 @@ def evaluate(
     """
     run = manifest.read(student_folder, DistilledManifest)
     recipe = _with_overrides(run.recipe, overrides)
-    subject = Subject.from_distilled(student_folder, run)
+    subject = EvaluatedStudent.from_distilled(student_folder, run)
     return evaluate_student(subject, recipe, prompt_folder, folder, tracking_uri, ray_address)
 
 
 def evaluate_student(
-    subject: Subject,
+    subject: EvaluatedStudent,
     recipe: Recipe,
     prompt_folder: Folder,
     folder: Folder,
@@ -82,9 +82,9 @@ def evaluate_student(
     wait_for_ever: bool = False,
 ) -> Summary:
     """Evaluate any student; `wait_for_ever` waits for resources without a limit."""
-    if folder.exists(manifest.NAME) and _is_of(manifest.read(folder, EvaluationManifest), subject, recipe):
+    if folder.exists(manifest.NAME) and _matches(manifest.read(folder, EvaluationManifest), subject, recipe):
         return read_summary(folder)
-    count = require(recipe, prompt_folder)
+    count = check_inputs(recipe, prompt_folder)
     config = _worker_config(subject, recipe, prompt_folder, folder)
     with ray_session(ray_address):
         if not wait_for_ever:
@@ -92,15 +92,15 @@ def evaluate_student(
                 evaluation_request(recipe.evaluation), recipe.train.resource_timeout_minutes, ray_address
             )
         rows, scorers = run_workers(config, count, recipe.evaluation)
-    rows = [aggregate.judge(row) for row in rows]
-    summary = _calibrated(recipe, aggregate.summarise(recipe, rows, scorers), rows)
+    rows = [aggregate.add_judged_metrics(row) for row in rows]
+    summary = _with_calibration(recipe, aggregate.summarise(recipe, rows, scorers), rows)
     _write(folder, recipe, summary, rows)
-    _track(folder, summary, subject, tracking_uri)
+    _log_to_mlflow(folder, summary, subject, tracking_uri)
     manifest.write(folder, EvaluationManifest(recipe=recipe, student_sha256=subject.student_sha256))
     return summary
 
 
-def require(recipe: Recipe, prompt_folder: Folder) -> int:
+def check_inputs(recipe: Recipe, prompt_folder: Folder) -> int:
     """Check weights and prompts before any image is sampled; return the number of work units."""
     evaluation_suite(recipe).check()
     return len(recipe_work_units(recipe, prompt_folder))
@@ -113,22 +113,22 @@ def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return parse(dump(recipe), overrides)
 
 
-def _is_of(finished: EvaluationManifest, subject: Subject, recipe: Recipe) -> bool:
+def _matches(finished: EvaluationManifest, subject: EvaluatedStudent, recipe: Recipe) -> bool:
     return finished.recipe == recipe and finished.student_sha256 == subject.student_sha256
 
 
-def _calibrated(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> Summary:
+def _with_calibration(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> Summary:
     """Return the summary with the judge's accuracy on labelled images, and the shares corrected for its errors."""
     options = recipe.evaluation
     if not summary.exclusion_by_pair or not options.calibration:
         return summary
     calibration = clip_attributes.ClipAttributes.load(options, "cpu").calibration(options.calibration)
-    selected = aggregate.selected(rows)
-    pairs = tuple(exclusion.corrected(pair, calibration, selected) for pair in summary.exclusion_by_pair)
+    selected = aggregate.selected_shares(rows)
+    pairs = tuple(exclusion.correct_for_judge_errors(pair, calibration, selected) for pair in summary.exclusion_by_pair)
     return summary.model_copy(update={"calibration": calibration, "exclusion_by_pair": pairs})
 
 
-def _worker_config(subject: Subject, recipe: Recipe, prompt_folder: Folder, folder: Folder) -> WorkerConfig:
+def _worker_config(subject: EvaluatedStudent, recipe: Recipe, prompt_folder: Folder, folder: Folder) -> WorkerConfig:
     return WorkerConfig(
         recipe,
         str(models.teacher_folder(recipe.teacher, revision=recipe.revision)),
@@ -149,10 +149,10 @@ def _write(folder: Folder, recipe: Recipe, summary: Summary, rows: Sequence[Eval
     folder.write(REPORT, write_report(recipe, summary, rows, images).encode())
 
 
-def _track(folder: Folder, summary: Summary, subject: Subject, tracking_uri: str) -> None:
+def _log_to_mlflow(folder: Folder, summary: Summary, subject: EvaluatedStudent, tracking_uri: str) -> None:
     """Log scores, contact sheet and report to the student's training run in MLflow."""
     tracker = tracking.Tracker(tracking_uri, subject.mlflow_run)
-    tracker.metrics(flat_metrics(summary), subject.step, 0)
+    tracker.metrics(mlflow_metrics(summary), subject.step, 0)
     with TemporaryDirectory() as scratch:
         for name in (SHEET, REPORT):
             copy = Path(scratch) / name
@@ -161,7 +161,7 @@ def _track(folder: Folder, summary: Summary, subject: Subject, tracking_uri: str
         tracker.flush()
 
 
-def flat_metrics(summary: Summary) -> dict[str, float]:
+def mlflow_metrics(summary: Summary) -> dict[str, float]:
     """Return the student's metrics by MLflow names, without NaN.
 
     Ray Train ranks checkpoints by them, and a NaN would stand above every score.
@@ -173,7 +173,7 @@ def flat_metrics(summary: Summary) -> dict[str, float]:
     }
 
 
-def distilled_student(student_folder: Folder) -> Sampler:
+def load_distilled_student(student_folder: Folder) -> Sampler:
     """Return the student that `distill` wrote; its `model` is the teacher, whose other parts it shares."""
     recipe = manifest.read(student_folder, DistilledManifest).recipe
     folder = models.teacher_folder(recipe.teacher, revision=recipe.revision)

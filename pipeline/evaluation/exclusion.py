@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets_prep.shapes.prompts import PAIRS, Pair
-from pipeline.evaluation.contact_sheet import as_saved
+from pipeline.evaluation.contact_sheet import round_to_uint8
 from pipeline.evaluation.judges.clip_judge import removed_share
 from pipeline.evaluation.results import ExclusionShares, JudgeAccuracy, PairShares
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
@@ -42,7 +42,7 @@ class Trial:
     clean: bool
 
     @staticmethod
-    def of(pair: Pair, seed: int, sampling: str, shown: Mapping[str, str], *, calibration: bool) -> "Trial":
+    def from_shown(pair: Pair, seed: int, sampling: str, shown: Mapping[str, str], *, calibration: bool) -> "Trial":
         """Judge an image by what it shows."""
         return Trial(
             pair,
@@ -74,7 +74,7 @@ def sample_pair(
     The first group is the plain images of those, the last the plain images of the other seeds.
     """
     plain = sampler.images(SamplingMethod(), [pair.prompt] * len(seeds), seeds)
-    shows = [_shows(shown, pair) for shown in judge.attributes(as_saved(plain))]
+    shows = [_shows(shown, pair) for shown in judge.attributes(round_to_uint8(plain))]
     selected, others = (
         [seed for seed, flag in zip(seeds, shows, strict=True) if flag is wanted] for wanted in (True, False)
     )
@@ -84,13 +84,13 @@ def sample_pair(
         for sampling in samplings:
             images = sampler.images(sampling, [pair.prompt] * count, selected, [pair.negative_prompt] * count)
             yield ImageGroup(sampling.label, selected, images, selected=True)
-        images = sampler.images(SamplingMethod(), [negated(pair)] * count, selected)
+        images = sampler.images(SamplingMethod(), [negated_prompt(pair)] * count, selected)
         yield ImageGroup(NEGATED, selected, images, selected=True)
     if others:
         yield ImageGroup(SamplingMethod().label, others, plain[~torch.tensor(shows)], selected=False)
 
 
-def negated(pair: Pair) -> str:
+def negated_prompt(pair: Pair) -> str:
     """Return the prompt with the negative in words."""
     return f"{pair.prompt}, not {pair.negative_prompt}"
 
@@ -99,7 +99,7 @@ def _shows(shown: Mapping[str, str], pair: Pair) -> bool:
     return shown[pair.attribute] == pair.value and all(shown[name] == value for name, value in pair.asked)
 
 
-def trials(
+def run_trials(
     sampler: Sampler,
     judge: Judge,
     samplings: Sequence[SamplingMethod],
@@ -109,7 +109,7 @@ def trials(
 ) -> list[Trial]:
     """Return the trials of every sampling method on every pair and selected seed."""
     return [
-        Trial.of(pair, seed, group.system, shown, calibration=calibration)
+        Trial.from_shown(pair, seed, group.system, shown, calibration=calibration)
         for pair in PAIRS
         for group in sample_pair(sampler, judge, pair, samplings, seeds)
         if group.selected
@@ -141,7 +141,7 @@ def summarise(collected: Iterable[Trial]) -> list[ExclusionShares]:
     return rows
 
 
-def by_pair(collected: Iterable[Trial]) -> list[PairShares]:
+def summarise_by_pair(collected: Iterable[Trial]) -> list[PairShares]:
     """Return the share of images without the attribute, by pair and method, as in the paper's Table 2."""
     groups: dict[tuple[Pair, str], list[Trial]] = {}
     for trial in collected:
@@ -159,7 +159,7 @@ def by_pair(collected: Iterable[Trial]) -> list[PairShares]:
     ]
 
 
-def corrected(
+def correct_for_judge_errors(
     row: PairShares, calibration: Mapping[str, JudgeAccuracy], selected: Mapping[tuple[str, str], Share]
 ) -> PairShares:
     """Return a pair's shares with the share removed corrected for the judge's errors, with a 95 % interval.
@@ -174,7 +174,7 @@ def corrected(
     return row.model_copy(update={"removed_corrected": removed})
 
 
-def shares(collected: Iterable[Trial], sampling: SamplingMethod) -> dict[str, float]:
+def method_shares(collected: Iterable[Trial], sampling: SamplingMethod) -> dict[str, float]:
     """Return the number of images of one method, and the shares removed, kept and clean."""
     own = [trial for trial in collected if trial.sampling == sampling.label]
     figures = {name: share([getattr(trial, name) for trial in own]).value for name in OUTCOMES}

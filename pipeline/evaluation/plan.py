@@ -84,7 +84,7 @@ def work_units(
     for system in systems:
         for samples in prompt_sets:
             own = samples[: options.teacher_prompts] if system.subset_only else samples
-            units += [SampleUnit(system, tuple(part)) for part in _parts(own, options.batch_size)]
+            units += [SampleUnit(system, tuple(part)) for part in _batches(own, options.batch_size)]
     return units + list(_exclusion_units(options, pairs))
 
 
@@ -122,9 +122,9 @@ def _exclusion_units(options: Evaluation, pairs: Sequence[Pair]) -> Iterator[Exc
         (range(split, last), negative_samplings(options), False),
     ):
         for pair in pairs:
-            for part in _parts(seeds, options.batch_size):
+            for part in _batches(seeds, options.batch_size):
                 yield ExclusionUnit(pair, tuple(samplings), tuple(part), calibration)
 
 
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[first : first + size] for first in range(0, len(items), size))

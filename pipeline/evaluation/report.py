@@ -80,7 +80,7 @@ class PageData:
 def render(template: str, data: PageData, **values: object) -> str:
     """Render a template; `data` is what its script shows."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
-    environment.filters |= {"percent": percent, "interval": interval, "figure": figure}
+    environment.filters |= {"percent": format_share, "interval": format_interval, "figure": format_metric}
     page: str = environment.get_template(template).render(data=asdict(data), **values)
     return page
 
@@ -92,7 +92,7 @@ def page_data(summary: Summary, rows: Sequence[EvaluationRow], images: ImageStor
     return PageData(
         tuple(names),
         tuple(_card(row, names, images) for row in student),
-        tuple(column_of([column], [images]) for column in images.side_by_side(summary)[:COMPARED]),
+        tuple(slider_column([column], [images]) for column in images.side_by_side(summary)[:COMPARED]),
     )
 
 
@@ -101,7 +101,7 @@ def _card(row: EvaluationRow, names: Sequence[str], images: ImageStore) -> Card:
     return Card((Picture("", data_uri(images.png(row))),), scores, row.set, row.prompt, row.seed)
 
 
-def column_of(
+def slider_column(
     columns: Sequence[Sequence[EvaluationRow]], images: Sequence[ImageStore], names: Sequence[str] = ("",)
 ) -> Column:
     """Return one prompt and noise by every sampling method; `columns` has the rows of each student."""
@@ -114,19 +114,19 @@ def column_of(
     return Column(columns[0][0].prompt, columns[0][0].negative_prompt, tuple(methods))
 
 
-def percent(share: Share) -> str:
+def format_share(share: Share) -> str:
     """Return a share with its interval, such as '97.3 % (95.5 to 98.4)'."""
-    return interval(share) if share.total else "no images"
+    return format_interval(share) if share.total else "no images"
 
 
-def interval(share: Share | CorrectedShare) -> str:
+def format_interval(share: Share | CorrectedShare) -> str:
     """Return a share with its interval; one of a judge no better than chance is unknown."""
     if not math.isfinite(share.value):
         return "unknown: the judge is no better than chance"
     return f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
 
-def figure(metric: Estimate) -> str:
+def format_metric(metric: Estimate) -> str:
     """Return a mean with its interval, such as '0.312 (0.305 to 0.319)'."""
     return f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})" if metric.images else "no images"
 

@@ -16,7 +16,7 @@ from nasa.rules import RULES
 from nasa.student import generate, generate_with_cfg
 from pipeline.models import TextToImage
 
-BATCH = 64
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Sampler:
     ) -> Tensor:
         """Return images [B, 3, H, W] in about -1..1."""
         chunks = []
-        for first in range(0, len(prompts), BATCH):
-            part = slice(first, first + BATCH)
+        for first in range(0, len(prompts), BATCH_SIZE):
+            part = slice(first, first + BATCH_SIZE)
             negative = None if negatives is None else self.model.encode(list(negatives[part]))
             latents = self._latents(sampling, list(prompts[part]), seeds[part], negative)
             chunks.append(decode(self.model.vae, latents).cpu())
@@ -65,7 +65,7 @@ class Sampler:
     def _latents(
         self, sampling: SamplingMethod, prompts: list[str], seeds: Sequence[int], negative: PromptEmbeds | None
     ) -> Tensor:
-        noise = noise_of(seeds, self.model.latent_shape).to(self.device)
+        noise = seeded_noise(seeds, self.model.latent_shape).to(self.device)
         prompt = self.model.encode(prompts)
         diffusion = self.model.diffusion
         if sampling.kind == "steps":
@@ -99,6 +99,6 @@ class Sampler:
         return latents
 
 
-def noise_of(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Return standard normal latents, one generator per seed."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])

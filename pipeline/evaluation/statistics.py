@@ -177,11 +177,11 @@ def discordant_interval(a: Sequence[float], b: Sequence[float], confidence: floa
         return 0.0, 0.0
     tail = (1 - confidence) / 2
     differing = better + worse
-    low, high = _least_share(better, differing, tail), 1 - _least_share(worse, differing, tail)
+    low, high = _clopper_pearson_low(better, differing, tail), 1 - _clopper_pearson_low(worse, differing, tail)
     return (2 * low - 1) * differing / len(a), (2 * high - 1) * differing / len(a)
 
 
-def _least_share(hits: int, total: int, tail: float) -> float:
+def _clopper_pearson_low(hits: int, total: int, tail: float) -> float:
     """Return the share at which so many hits or more have the chance `tail`: Clopper and Pearson's lower end."""
     counts = np.arange(hits, total + 1)
     ways = np.array([math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts])

@@ -1,12 +1,12 @@
 """The table of an evaluation's summary, for the terminal."""
 
-from pipeline.evaluation.report import percent
+from pipeline.evaluation.report import format_share
 from pipeline.evaluation.results import Summary
 
 SHARES = ("shape", "colour", "background", "all_right", "clean")
 
 
-def table(summary: Summary) -> str:
+def format_summary(summary: Summary) -> str:
     """Return the metrics of each system, then the exclusion test by method."""
     systems = summary.systems
     names = [name for name in SHARES if name in summary.metrics] or list(systems[summary.student])
@@ -28,7 +28,7 @@ def _exclusion(summary: Summary) -> list[str]:
     lines = [f"{'negative prompt, seeds that show the attribute':<48}{'removed':>24}{'kept':>24}"]
     for row in summary.exclusion:
         seen = "" if row.trained_negative else " (never trained on)"
-        lines.append(f"{row.sampling_method + seen:<48}{percent(row.removed):>24}{percent(row.kept):>24}")
+        lines.append(f"{row.sampling_method + seen:<48}{format_share(row.removed):>24}{format_share(row.kept):>24}")
     gain = summary.student_minus_teacher_one_step
     if gain is None:
         return lines

@@ -24,7 +24,7 @@ from nasa.causal import FRAMES_PER_BLOCK, generate_video
 from pipeline import manifest, models
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation import scorers
-from pipeline.evaluation.compare import Comparison, MetricComparison
+from pipeline.evaluation.comparison import Comparison, MetricComparison
 from pipeline.evaluation.evaluate import REPORT
 from pipeline.evaluation.report import Card, PageData, Picture, render
 from pipeline.evaluation.results import SCORES, SUMMARY
@@ -45,7 +45,7 @@ CLIP_SECONDS = 2
 WIDTH = 256  # of a video in the report, in pixels
 
 
-class Videos(Section):
+class VideoOptions(Section):
     """The options of a video evaluation.
 
     Attributes:
@@ -75,7 +75,7 @@ class Videos(Section):
     resource_timeout_minutes: NonNegative = TIMEOUT_MINUTES
 
     @property
-    def steered(self) -> str:
+    def steered_system(self) -> str:
         """The name of the steered system."""
         return f"NASA {self.scale:g}"
 
@@ -85,14 +85,14 @@ class VideosManifest(Manifest):
 
     command = "evaluate-video"
     kind: Literal["evaluate-video"] = "evaluate-video"
-    options: Videos
+    options: VideoOptions
     prompts: int
 
 
 def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | None = None) -> Comparison:
     """Write the videos, `scores.parquet`, `summary.json` and `report.html`; a second call resumes."""
-    options: Videos = parse_section(Videos, overrides)
-    model, prompts = _checked(options)
+    options: VideoOptions = parse_section(VideoOptions, overrides)
+    model, prompts = _check_options(options)
     request = ResourceRequest("", "process", 1, ray_resources(options.cpus_per_process, options.gpus_per_process))
     with ray_session(address):
         wait_for_resources(request, options.resource_timeout_minutes, address)
@@ -105,7 +105,7 @@ def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | Non
     return summary
 
 
-def _checked(options: Videos) -> tuple[str, list[str]]:
+def _check_options(options: VideoOptions) -> tuple[str, list[str]]:
     """Return the model's folder and the prompts, after checking all inputs."""
     kinds = [metric.kind for metric in options.metrics]
     if len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
@@ -154,7 +154,7 @@ class VideoRow:
 class VideoWorker:
     """A Ray Data actor that generates videos, stores them with their scores, and returns their rows."""
 
-    def __init__(self, options: Videos, model: str, folder: str) -> None:
+    def __init__(self, options: VideoOptions, model: str, folder: str) -> None:
         self.options, self.model, self.folder = options, model, Folder.from_uri(folder) / VIDEOS
         self.device = "cuda" if options.gpus_per_process else "cpu"
 
@@ -169,7 +169,7 @@ class VideoWorker:
         if not self.folder.exists(f"{key}.json"):
             frames = self._frames(sample)
             clips = clip_scores(frames, CLIP_SECONDS * self.options.fps, self.scorers)
-            self.folder.write(f"{key}.webp", animated(frames, self.options.fps))
+            self.folder.write(f"{key}.webp", encode_webp(frames, self.options.fps))
             self.folder.write_json(f"{key}.json", {**asdict(sample), "clips": clips})
         clips = self.folder.read_json(f"{key}.json")["clips"]
         return VideoRow(sample, key, {name: float(np.mean(values)) for name, values in clips.items()})
@@ -214,7 +214,7 @@ def clip_scores(frames: np.ndarray, length: int, used: Sequence[scorers.Scorer])
     return scores
 
 
-def animated(frames: np.ndarray, fps: int) -> bytes:
+def encode_webp(frames: np.ndarray, fps: int) -> bytes:
     """Encode frames as an animated WebP."""
     images = [Image.fromarray(frame) for frame in frames]
     for image in images:
@@ -225,10 +225,10 @@ def animated(frames: np.ndarray, fps: int) -> bytes:
     return buffer.getvalue()
 
 
-def _run_workers(options: Videos, model: str, prompts: Sequence[str], folder: Folder) -> list[VideoRow]:
+def _run_workers(options: VideoOptions, model: str, prompts: Sequence[str], folder: Folder) -> list[VideoRow]:
     samples = [
         VideoSample(system, prompt, options.seed + number)
-        for system in (PLAIN, options.steered)
+        for system in (PLAIN, options.steered_system)
         for number, prompt in enumerate(prompts)
     ]
     items = [{"sample": json.dumps(asdict(sample))} for sample in samples]
@@ -245,20 +245,22 @@ def _run_workers(options: Videos, model: str, prompts: Sequence[str], folder: Fo
     return [VideoRow(sample, row["video"], row["scores"]) for sample, row in zip(samples, rows, strict=True)]
 
 
-def _summary(options: Videos, rows: Sequence[VideoRow]) -> Comparison:
+def _summary(options: VideoOptions, rows: Sequence[VideoRow]) -> Comparison:
     """Return what NASA changes on the same prompts and noise, by metric."""
-    plain, steered = ([row for row in rows if row.sample.system == system] for system in (PLAIN, options.steered))
+    plain, steered = (
+        [row for row in rows if row.sample.system == system] for system in (PLAIN, options.steered_system)
+    )
     metrics = []
     for name in (kind for kind in KINDS if kind in rows[0].scores):
         a, b = ([row.scores[name] for row in system] for system in (steered, plain))
         found = paired_bootstrap(a, b)
         verdict = "a" if found.low > 0 else "b" if found.high < 0 else ""
         sentence = {"a": "better with NASA", "b": "worse with NASA", "": "no significant difference"}[verdict]
-        metrics.append(MetricComparison.of(name, found, verdict, sentence, mean(a).value, mean(b).value))
-    return Comparison(a=options.steered, b=PLAIN, metrics=tuple(metrics))
+        metrics.append(MetricComparison.from_difference(name, found, verdict, sentence, mean(a).value, mean(b).value))
+    return Comparison(a=options.steered_system, b=PLAIN, metrics=tuple(metrics))
 
 
-def _report(options: Videos, summary: Comparison, rows: Sequence[VideoRow], folder: Folder) -> str:
+def _report(options: VideoOptions, summary: Comparison, rows: Sequence[VideoRow], folder: Folder) -> str:
     names = tuple(metric.metric for metric in summary.metrics)
     half = len(rows) // 2
     cards = []

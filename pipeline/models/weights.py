@@ -1,6 +1,5 @@
 """Files of weights: where they lie, what they hold, and their hash."""
 
-import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import invalid
+from pipeline.errors import first_line, invalid
 from pipeline.hub import is_hub_id, local_folder
 
 CONFIGURATION = ("*.json", "*.txt")  # downloaded with the weights
@@ -55,17 +54,13 @@ def read_tensors(file: Path, field: str) -> dict[str, Tensor]:
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        expected = f".safetensors, or a torch file of tensors alone (cannot be read: {_first_line(error)})"
+        expected = f".safetensors, or a torch file of tensors alone (cannot be read: {first_line(error)})"
         raise invalid(field, str(file), expected) from None
     for key in ("state_dict", "params"):
         content = content.get(key, content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise invalid(field, str(file), "a mapping of names to tensors, or one under `state_dict` or `params`")
     return dict(content)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def require_layout(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path, field: str) -> None:
@@ -88,9 +83,3 @@ def require_layout(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     ]
     if described:
         raise invalid(field, str(file), f"weights of this metric's model (the file {'; '.join(described)})")
-
-
-def sha256(file: Path) -> str:
-    """Return the hash of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -18,8 +18,8 @@ from pipeline.prompts.clean import CleanedFile
 from pipeline.storage import Folder
 
 SCHEMA = pa.schema([("index", pa.int64()), ("prompt", pa.string())])
-HELD = 512 * 2**20
-BYTES_A_PROMPT = 256
+MAX_HELD_BYTES = 512 * 2**20
+BYTES_PER_PROMPT = 256
 Write = Callable[..., None]
 
 
@@ -58,7 +58,7 @@ class Corpus:
 
     def prompts(self, rows: np.ndarray) -> list[str]:
         """Return the prompts of some rows, ascending."""
-        return [text for part, places in self._by_part(rows) for text in _taken(part, places)]
+        return [text for part, places in self._by_part(rows) for text in _take_prompts(part, places)]
 
     def _by_part(self, rows: np.ndarray) -> Iterator[tuple[CleanChunk, np.ndarray]]:
         for part in self.parts:
@@ -67,7 +67,7 @@ class Corpus:
                 yield part, rows[low:high] - part.first
 
 
-def _taken(part: CleanChunk, places: np.ndarray) -> list[str]:
+def _take_prompts(part: CleanChunk, places: np.ndarray) -> list[str]:
     texts: list[str] = part.read(["prompt"])["prompt"].take(pa.array(places)).to_pylist()
     return texts
 
@@ -88,12 +88,12 @@ def deduplicate(corpus: Corpus, threshold: float, accounts: dict[str, CleaningSt
         for part in corpus.parts:
             places = np.flatnonzero(removed[part.first : part.first + part.rows])
             if len(places):
-                accounts[part.source].remove(reason, _taken(part, places))
+                accounts[part.source].remove(reason, _take_prompts(part, places))
     kept: np.ndarray = ~(exact | near)
     return kept
 
 
-def measure(corpus: Corpus, kept: np.ndarray, accounts: dict[str, CleaningStats]) -> None:
+def record_distributions(corpus: Corpus, kept: np.ndarray, accounts: dict[str, CleaningStats]) -> None:
     """Record the distributions of what stays."""
     for source, account in accounts.items():
         own = [part for part in corpus.parts if part.source == source]
@@ -110,15 +110,17 @@ def write_shards(corpus: Corpus, kept: np.ndarray, source: str, rows_per_shard: 
     parts = [part for part in corpus.parts if part.source == source]
     index, rows = 0, sum(int(kept[part.first : part.first + part.rows].sum()) for part in parts)
     shards = max(1, round(rows / rows_per_shard))
-    at_once = max(1, HELD // (rows_per_shard * BYTES_A_PROMPT))
+    at_once = max(1, MAX_HELD_BYTES // (rows_per_shard * BYTES_PER_PROMPT))
     for first in range(0, shards, at_once):
-        for number, table in _shards(parts, kept, shards, range(first, min(first + at_once, shards))):
+        for number, table in _iter_shards(parts, kept, shards, range(first, min(first + at_once, shards))):
             columns = [pa.array(np.arange(index, index + table.num_rows)), table["prompt"]]
             write(f"shard-{source}-{number:05d}.parquet", pa.table(columns, schema=SCHEMA), source=source)
             index += table.num_rows
 
 
-def _shards(parts: Sequence[CleanChunk], kept: np.ndarray, count: int, wanted: range) -> Iterator[tuple[int, pa.Table]]:
+def _iter_shards(
+    parts: Sequence[CleanChunk], kept: np.ndarray, count: int, wanted: range
+) -> Iterator[tuple[int, pa.Table]]:
     """Yield those of a source's `count` shards that have rows."""
     held: dict[int, list[pa.Table]] = {number: [] for number in wanted}
     for part in parts:

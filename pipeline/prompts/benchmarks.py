@@ -10,7 +10,7 @@ from datasets_prep.sources import read
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.manifest import DataFile, Manifest
-from pipeline.prompts import inputs
+from pipeline.prompts import input_files
 from pipeline.prompts.clean import ROWS_PER_CHUNK
 from pipeline.prompts.prompt_dataset import write_data_file
 from pipeline.recipe import Source
@@ -36,15 +36,17 @@ def prepare_benchmarks(
     """Write the paper's pairs, and of NegOpt's files and HPSv2's folder what is given; returns the manifest's files."""
     tables = {EXCLUSION: evaluation.exclusion_pairs()}
     if negopt:
-        tables[NEGOPT] = _named("--negopt", negopt, evaluation.sample_pairs, list(_pairs(negopt)), count, seed)
+        tables[NEGOPT] = _with_option_name(
+            "--negopt", negopt, evaluation.sample_pairs, list(_read_negopt(negopt)), count, seed
+        )
     if hpsv2:
-        tables[HPSV2] = _named("--hpsv2", hpsv2, evaluation.styled_prompts, _styles(hpsv2))
+        tables[HPSV2] = _with_option_name("--hpsv2", hpsv2, evaluation.styled_prompts, _read_styles(hpsv2))
     files = {name: write_data_file(folder, name, table) for name, table in tables.items()}
     manifest.write(folder, BenchmarksManifest(files=files, seed=seed, negopt=negopt, hpsv2=hpsv2))
     return files
 
 
-def _named(option: str, value: str, make: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
+def _with_option_name(option: str, value: str, make: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
     """Raise an error of the content with the option that named it."""
     try:
         return make(*arguments)
@@ -52,14 +54,14 @@ def _named(option: str, value: str, make: Callable[..., pa.Table], *arguments: A
         raise UserError(f"{option}: {value!r}: {error}") from None
 
 
-def _pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
-    for _, found in inputs.find((Source(path=files),), "--negopt"):
+def _read_negopt(files: str) -> Iterator[tuple[str | None, str | None]]:
+    for _, found in input_files.find_inputs((Source(path=files),), "--negopt"):
         for each in found:
             for table in read(each.file(), ROWS_PER_CHUNK):
                 yield from zip(table["text"].to_pylist(), table["negative"].to_pylist(), strict=True)
 
 
-def _styles(place: str) -> dict[str, bytes]:
+def _read_styles(place: str) -> dict[str, bytes]:
     folder = Folder.from_uri(place)
     names = [name for name in folder.list_files() if name.removesuffix(".json") in evaluation.HPSV2_STYLES]
     return {name.removesuffix(".json"): folder.read(name) for name in names}

@@ -17,7 +17,7 @@ from datasets_prep.chunk import CleaningStats, process
 from datasets_prep.filters import CountTokens, Filters
 from datasets_prep.sources import SCHEMA, read
 from pipeline.errors import UserError, first_line
-from pipeline.prompts.inputs import Input
+from pipeline.prompts.input_files import InputFile
 from pipeline.remote_errors import iter_rows
 from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, ray_resources, wait_for_resources
 from pipeline.storage import Folder
@@ -72,14 +72,14 @@ class ChunkReport:
 class CleanedFile:
     """A file's clean chunks and statistics."""
 
-    input: Input
+    input: InputFile
     folder: Folder
     account: CleaningStats
     parts: tuple[str, ...]
 
 
 def clean(
-    inputs: Sequence[Input], config: CleaningConfig, folder: Folder, address: str | None = None
+    inputs: Sequence[InputFile], config: CleaningConfig, folder: Folder, address: str | None = None
 ) -> list[CleanedFile]:
     """Clean the files that are not cleaned yet; `folder` has a folder for each file."""
     missing = [file for file in inputs if not (folder / file.key(config.text)).exists(STATISTICS)]
@@ -94,7 +94,7 @@ def clean(
     return [_cleaned_file(file, folder / file.key(config.text)) for file in inputs]
 
 
-def _collect(missing: Sequence[Input], done: Iterator[ChunkReport], config: CleaningConfig, folder: Folder) -> None:
+def _collect(missing: Sequence[InputFile], done: Iterator[ChunkReport], config: CleaningConfig, folder: Folder) -> None:
     """Add up the chunks' statistics; a file's are written when its last chunk and all before it are reported."""
     reports: dict[str, dict[int, str]] = {file.key(config.text): {} for file in missing}
     lengths: dict[str, int] = {}
@@ -111,7 +111,7 @@ def _collect(missing: Sequence[Input], done: Iterator[ChunkReport], config: Clea
             reports[report.key] = {}
 
 
-def _cleaned_file(file: Input, folder: Folder) -> CleanedFile:
+def _cleaned_file(file: InputFile, folder: Folder) -> CleanedFile:
     statistics = folder.read_json(STATISTICS)
     return CleanedFile(file, folder, CleaningStats.of(statistics), tuple(map(_part, range(statistics["parts"]))))
 
@@ -120,7 +120,7 @@ def _part(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def chunks(file: Input, key: str, rows: int) -> Iterator[RawChunk]:
+def chunks(file: InputFile, key: str, rows: int) -> Iterator[RawChunk]:
     """Yield the file's raw chunks; an empty file has one."""
     row, number, held = 0, 0, None
     for table in read(file.file(), rows):
@@ -163,7 +163,7 @@ def token_counter(tokenizer: str) -> CountTokens:
 
 
 def _in_process(
-    missing: Sequence[Input], config: CleaningConfig, folder: Folder, _: str | None
+    missing: Sequence[InputFile], config: CleaningConfig, folder: Folder, _: str | None
 ) -> Iterator[ChunkReport]:
     for file in missing:
         for chunk in chunks(file, file.key(config.text), config.rows):
@@ -171,7 +171,7 @@ def _in_process(
 
 
 def _on_ray(
-    missing: Sequence[Input], config: CleaningConfig, folder: Folder, address: str | None
+    missing: Sequence[InputFile], config: CleaningConfig, folder: Folder, address: str | None
 ) -> Iterator[ChunkReport]:
     """Clean on Ray; reading is a separate task with a small share of a core, so that one large file uses all cores.
 

@@ -18,7 +18,7 @@ from pipeline.storage import Folder
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncoderConfig:
     """The configuration of an encoder process. `seed` is that of the sampled negatives."""
 
     teacher: str
@@ -31,10 +31,10 @@ class Encoding:
     seed: int
 
 
-class Encoder:
+class TextEncoderWorker:
     """One text-encoding process, with the corpus of negatives."""
 
-    def __init__(self, encoding: Encoding) -> None:
+    def __init__(self, encoding: EncoderConfig) -> None:
         self.encoding, self.device = encoding, "cuda" if torch.cuda.is_available() else "cpu"
 
     @cached_property
@@ -80,7 +80,7 @@ def to_bits(tensor: Tensor) -> np.ndarray:
     return array
 
 
-def embeds_of(batch: dict[str, np.ndarray], device: Any) -> PromptEmbeds:
+def embeds_from_batch(batch: dict[str, np.ndarray], device: Any) -> PromptEmbeds:
     """Return the prompts, then the negatives, of a batch that an `Encoder` returned."""
     embeds, mask = (batch[name].swapaxes(0, 1) if name in batch else None for name in ("embeds", "attention_mask"))
     assert embeds is not None
@@ -93,9 +93,9 @@ def _tensor(pairs: np.ndarray) -> Tensor:
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
-def encode_cached(encoding: Encoding, texts: Sequence[str]) -> bytes:
+def encode_cached(encoding: EncoderConfig, texts: Sequence[str]) -> bytes:
     """Encode texts one by one, for `decode_cached`."""
-    encoder = Encoder(encoding)
+    encoder = TextEncoderWorker(encoding)
     embeds = cat([encoder.model.encode([text]) for text in texts])
     return save({name: part.cpu().contiguous() for name, part in _parts(embeds).items()})
 
@@ -110,9 +110,9 @@ def decode_cached(texts: Sequence[str], content: bytes, device: Any) -> dict[str
     }
 
 
-def encoding_of(recipe: Recipe, teacher_folder: str, prompts_uri: str, seed: int) -> Encoding:
+def encoder_config(recipe: Recipe, teacher_folder: str, prompts_uri: str, seed: int) -> EncoderConfig:
     """Return the encoder configuration of a recipe."""
-    return Encoding(
+    return EncoderConfig(
         recipe.teacher,
         recipe.revision,
         teacher_folder,

@@ -12,7 +12,7 @@ from datasets_prep.negatives import contradicts
 from pipeline.prompts.prepare import NEGATIVES
 from pipeline.storage import Folder
 
-_REDRAWS = 16
+_MAX_REDRAWS = 16
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class NegativeSampler:
     def read(folder: Folder, *, avoid_contradictions: bool) -> "NegativeSampler":
         """Read the corpus of a prepared folder."""
         table = pq.read_table(io.BytesIO(folder.read(NEGATIVES)))
-        return NegativeSampler.of(table, avoid_contradictions=avoid_contradictions)
+        return NegativeSampler.from_table(table, avoid_contradictions=avoid_contradictions)
 
     @staticmethod
-    def of(corpus: pa.Table, *, avoid_contradictions: bool) -> "NegativeSampler":
+    def from_table(corpus: pa.Table, *, avoid_contradictions: bool) -> "NegativeSampler":
         """`corpus` is of `datasets_prep.negatives`."""
         weights = corpus["weight"].to_numpy().astype(np.float64)
         return NegativeSampler(
@@ -42,13 +42,13 @@ class NegativeSampler:
     ) -> list[str]:
         """`places` are the prompts' in the global batch. With `one`, all of them have the same negative."""
         if one:
-            return [self._one(prompts, np.random.default_rng((seed, step)))] * len(prompts)
+            return [self._draw_one(prompts, np.random.default_rng((seed, step)))] * len(prompts)
         pairs = zip(prompts, places, strict=True)
-        return [self._one([prompt], np.random.default_rng((seed, step, place))) for prompt, place in pairs]
+        return [self._draw_one([prompt], np.random.default_rng((seed, step, place))) for prompt, place in pairs]
 
-    def _one(self, prompts: Sequence[str], rng: np.random.Generator) -> str:
+    def _draw_one(self, prompts: Sequence[str], rng: np.random.Generator) -> str:
         """Sample a negative; one that contradicts the prompt is sampled again, a bounded number of times."""
-        for _ in range(_REDRAWS):
+        for _ in range(_MAX_REDRAWS):
             text = self.texts[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.texts) - 1)]
             if not (self.avoid_contradictions and any(contradicts(prompt, text) for prompt in prompts)):
                 break

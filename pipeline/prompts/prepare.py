@@ -15,11 +15,11 @@ from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.hub import is_hub_id, local_folder
 from pipeline.manifest import DataFile
-from pipeline.prompts import assemble, clean, inputs
+from pipeline.prompts import assemble, clean, input_files
 from pipeline.prompts.assemble import SCHEMA
-from pipeline.prompts.inputs import Input
+from pipeline.prompts.input_files import InputFile
 from pipeline.prompts.prompt_dataset import PromptRequest, PromptsManifest, SourceRecord, write_data_file
-from pipeline.prompts.request import more_files, request_of
+from pipeline.prompts.prompt_request import build_request, count_new_files
 from pipeline.recipe import BUNDLED, Prompts, Recipe, Source
 from pipeline.storage import Folder
 
@@ -28,7 +28,7 @@ CLEANED = "cleaned"  # the folder of what each input file gave
 
 
 @dataclass
-class Prepared:
+class Preparation:
     """The files written so far, and the statistics of each source."""
 
     folder: Folder
@@ -52,12 +52,12 @@ def prepare(
     Raises:
         UserError: where the folder holds prompts of other sources, or prepared in another way.
     """
-    found = [] if recipe.prompts.is_bundled else inputs.find(_placed(recipe.prompts))
+    found = [] if recipe.prompts.is_bundled else input_files.find_inputs(_resolved_sources(recipe.prompts))
     observed = _negative_files(recipe.prompts)
-    request = request_of(recipe, [each for _, files in found for each in files], observed)
+    request = build_request(recipe, [each for _, files in found for each in files], observed)
     if folder.exists(manifest.NAME):
         prepared = manifest.read(folder, PromptsManifest)
-        more = more_files(folder, prepared, request)
+        more = count_new_files(folder, prepared, request)
         if not more:
             return prepared
         if _is_in_use(folder):
@@ -67,14 +67,14 @@ def prepare(
             )
             return prepared
         say(f"{folder.uri}: {more} files more than it was prepared from: they are cleaned, and its shards written anew")
-    made = Prepared(folder)
+    made = Preparation(folder)
     if recipe.prompts.is_bundled:
-        _embedded(recipe, made)
+        _write_bundled(recipe, made)
     else:
-        _own(recipe, found, made, address)
-    _check_enough(made)
-    _negatives(recipe, observed, made)
-    return _finish(recipe, made, request)
+        _write_sources(recipe, found, made, address)
+    _check_not_empty(made)
+    _write_negatives(recipe, observed, made)
+    return _write_manifest(recipe, made, request)
 
 
 def _is_in_use(folder: Folder) -> bool:
@@ -82,16 +82,16 @@ def _is_in_use(folder: Folder) -> bool:
     return (folder.parent / "distilled").exists(manifest.RUN_FILE)
 
 
-def _placed(prompts: Prompts) -> list[Source]:
+def _resolved_sources(prompts: Prompts) -> list[Source]:
     return [source.model_copy(update={"path": prompts.resolve(source.path)}) for source in prompts.sources]
 
 
-def _negative_files(prompts: Prompts) -> list[Input]:
+def _negative_files(prompts: Prompts) -> list[InputFile]:
     path = prompts.negatives and prompts.resolve(prompts.negatives)
-    return inputs.find((Source(path=path),), "prompts.negatives")[0][1] if path else []
+    return input_files.find_inputs((Source(path=path),), "prompts.negatives")[0][1] if path else []
 
 
-def _embedded(recipe: Recipe, made: Prepared) -> None:
+def _write_bundled(recipe: Recipe, made: Preparation) -> None:
     """Write a sample of the Shapes toy dataset, which needs no cleaning."""
     prompts = list(world.sample_prompts(recipe.prompts.count, recipe.seed))
     made.accounts[BUNDLED] = CleaningStats(rows=len(prompts))
@@ -102,7 +102,9 @@ def _embedded(recipe: Recipe, made: Prepared) -> None:
         made.write(f"shard-{BUNDLED}-{number:05d}.parquet", table, source=BUNDLED)
 
 
-def _own(recipe: Recipe, found: list[tuple[str, list[Input]]], made: Prepared, address: str | None) -> None:
+def _write_sources(
+    recipe: Recipe, found: list[tuple[str, list[InputFile]]], made: Preparation, address: str | None
+) -> None:
     options = recipe.prompts
     config = clean.CleaningConfig(options.filters, _tokenizer(recipe), clean.ROWS_PER_CHUNK)
     cleaned = clean.clean([each for _, files in found for each in files], config, made.folder / CLEANED, address)
@@ -118,7 +120,7 @@ def _own(recipe: Recipe, found: list[tuple[str, list[Input]]], made: Prepared, a
         made.accounts[file.input.source].add(file.account)
     corpus = assemble.Corpus(cleaned)
     kept = assemble.deduplicate(corpus, options.near_duplicates, made.accounts)
-    assemble.measure(corpus, kept, made.accounts)
+    assemble.record_distributions(corpus, kept, made.accounts)
     for name, _ in found:
         assemble.write_shards(corpus, kept, name, options.rows_per_shard, made.write)
 
@@ -151,7 +153,7 @@ def _tokenizer(recipe: Recipe) -> str:
     return text
 
 
-def _check_enough(made: Prepared) -> None:
+def _check_not_empty(made: Preparation) -> None:
     for source, account in made.accounts.items():
         if not account.kept:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in account.removed.most_common()) or "no rows"
@@ -159,15 +161,15 @@ def _check_enough(made: Prepared) -> None:
             raise UserError(f"prompts.sources: {source!r} has no prompt left ({reasons}); allowed: one or more{first}")
 
 
-def _negatives(recipe: Recipe, observed: list[Input], made: Prepared) -> None:
+def _write_negatives(recipe: Recipe, observed: list[InputFile], made: Preparation) -> None:
     if recipe.prompts.is_bundled:
         table = negatives.corpus(world.sample_negatives(recipe.prompts.negative_draws, recipe.seed))
     else:
-        table = negatives.build(recipe.prompts.negative_count, recipe.seed, Counter(_observed(observed)))
+        table = negatives.build(recipe.prompts.negative_count, recipe.seed, Counter(_read_negatives(observed)))
     made.write(NEGATIVES, table)
 
 
-def _observed(files: list[Input]) -> Iterator[str]:
+def _read_negatives(files: list[InputFile]) -> Iterator[str]:
     """Return the negative prompts that people wrote: a table's column of them, or a file of nothing else."""
     for each in files:
         for table in read(each.file(), clean.ROWS_PER_CHUNK):
@@ -175,7 +177,7 @@ def _observed(files: list[Input]) -> Iterator[str]:
             yield from (text for text in table[own].drop_null().to_pylist() if text.strip())
 
 
-def _finish(recipe: Recipe, made: Prepared, request: PromptRequest) -> PromptsManifest:
+def _write_manifest(recipe: Recipe, made: Preparation, request: PromptRequest) -> PromptsManifest:
     names = list(made.accounts)
     rows = {name: sum(file.rows for file in made.files.values() if file.source == name) for name in names}
     assert all(account.kept == rows[name] for name, account in made.accounts.items())
@@ -209,7 +211,7 @@ def _source_record(account: CleaningStats, prompts: int, per_epoch: int) -> Sour
     return SourceRecord(prompts=prompts, per_epoch=per_epoch, rows=rows, removed=removed, statistics=statistics)
 
 
-def _remove_unlisted(made: Prepared) -> None:
+def _remove_unlisted(made: Preparation) -> None:
     """Delete the shards of an earlier preparation that are not part of this one."""
     for name in made.folder.list_files():
         if name.endswith(".parquet") and name not in made.files:

@@ -21,7 +21,7 @@ from pipeline.storage import Folder
 
 RANGE_SIZE = 65_536  # positions that one task reads
 STEPS_ENCODED = 16  # of a task where encoders follow, whose output is a thousand times as large
-AHEAD = 2  # tasks at a time
+MAX_CONCURRENT_READS = 2  # tasks at a time
 CPUS = 0  # of a task: it is light, and must run where the workers have taken every core
 
 
@@ -74,7 +74,9 @@ class PromptStream:
         if not ranges:
             return
         stream: ray.data.Dataset = ray.data.from_items(ranges, override_num_blocks=len(ranges))
-        stream = stream.map_batches(self._read, batch_size=1, num_cpus=CPUS, concurrency=min(AHEAD, len(ranges)))
+        stream = stream.map_batches(
+            self._read, batch_size=1, num_cpus=CPUS, concurrency=min(MAX_CONCURRENT_READS, len(ranges))
+        )
         if encoders:
             stream = stream.map_batches(
                 encoders.make,
@@ -95,9 +97,9 @@ class PromptStream:
             int(batch["first"][0]), np.frombuffer(batch["source_N"][0], np.uint8), tuple(batch["source_offsets"][0])
         )
         prompts = self.prompts_of(span).to_numpy(zero_copy_only=False)
-        return {"prompt": prompts, "position": span.first + np.flatnonzero(self._own(span))}
+        return {"prompt": prompts, "position": span.first + np.flatnonzero(self._is_own_sample(span))}
 
-    def _own(self, span: SampleRange) -> np.ndarray:
+    def _is_own_sample(self, span: SampleRange) -> np.ndarray:
         """Return bool [N]: whether a position's index in the batch belongs to this worker."""
         position_N = span.first + np.arange(len(span.source_N))
         own: np.ndarray = (position_N - self.sample_indices.start) % self.batch_size < len(self.sample_indices)
@@ -105,7 +107,7 @@ class PromptStream:
 
     def prompts_of(self, span: SampleRange) -> pa.Array:
         """Return the prompts of consecutive positions, in order."""
-        own_N = self._own(span)
+        own_N = self._is_own_sample(span)
         rows = self.sampler.locate(span)
         source_M, file_M, row_M = rows.source_N[own_N], rows.file_N[own_N], rows.row_N[own_N]
         found, where = [], [np.empty(0, np.int64)]

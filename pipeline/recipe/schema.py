@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from datasets_prep.filters import Filters
 from nasa.method import Method
-from pipeline.cron import FIELDS, is_cron, is_zone
+from pipeline.cron import FIELDS, is_cron, is_time_zone
 from pipeline.gpus import GPUS
 from pipeline.recipe.section import (
     Fraction,
@@ -333,7 +333,7 @@ class Schedule(Section):
 
     cron: Annotated[str, expecting(lambda value: not value or is_cron(value), f"five fields: {FIELDS}")] = ""
     """minute, hour, day of month, month, day of week; empty: no recurrence"""
-    timezone: Annotated[str, expecting(is_zone, "an IANA name, such as Europe/Berlin")] = "UTC"
+    timezone: Annotated[str, expecting(is_time_zone, "an IANA name, such as Europe/Berlin")] = "UTC"
     """IANA time zone of `cron`"""
     retries: NonNegativeInt = 2
     """attempts after the first one fails"""

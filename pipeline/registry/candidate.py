@@ -40,7 +40,7 @@ class Candidate:
     evaluation: Folder
 
     @staticmethod
-    def of_run(distilled: Folder, evaluated: Folder) -> "Candidate":
+    def from_run(distilled: Folder, evaluated: Folder) -> "Candidate":
         """Return the student of a finished run, from the manifests of its two folders."""
         manifest.read(evaluated, EvaluationManifest)
         run = manifest.read(distilled, DistilledManifest)

@@ -7,11 +7,11 @@ from urllib.parse import quote
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from pipeline.registry.bundle import DECISION
 from pipeline.registry.candidate import SHORT, Candidate
-from pipeline.registry.mlflow_registry import CHAMPION, METRIC, STATE, STEP, WHY, aliases, tag, versions
+from pipeline.registry.mlflow_registry import CHAMPION, METRIC, STATE, STEP, WHY, aliases, list_versions, set_tags
 from pipeline.registry.promotion import Decision
 from pipeline.registry.scores import Scores
+from pipeline.registry.version_artifacts import DECISION
 
 BREAK = "\n\n"
 SHOWN = 20  # versions on the model's page; `python -m jobs models` lists all
@@ -32,7 +32,7 @@ def score_of(tags: Mapping[str, str]) -> str:
     return f"{metric} {tags[metric]}" if tags.get(metric) else "no score"
 
 
-def body(client: MlflowClient, candidate: Candidate, scores: Scores, decision: Decision | None) -> str:
+def version_description(client: MlflowClient, candidate: Candidate, scores: Scores, decision: Decision | None) -> str:
     """Return a version's description below its first paragraph: scores, the comparison, links and images."""
     experiment = client.get_run(candidate.mlflow_run).info.experiment_id
     run = f"#/experiments/{experiment}/runs/{candidate.mlflow_run}/artifacts/{candidate.artifact_path}"
@@ -69,11 +69,11 @@ def _table(scores: Scores, decision: Decision | None) -> str:
     return "\n".join(lines)
 
 
-def restate(client: MlflowClient, name: str, number: str, state: str) -> None:
+def set_state(client: MlflowClient, name: str, number: str, state: str) -> None:
     """Change what a version is; its page and its tag say so first."""
     found = client.get_model_version(name, number)
     write_page(client, name, number, state, found.tags.get(WHY, ""), (found.description or "").partition(BREAK)[2])
-    tag(client, name, number, **{STATE: state})
+    set_tags(client, name, number, **{STATE: state})
 
 
 def write_page(client: MlflowClient, name: str, number: str, state: str, why: str, rest: str) -> None:
@@ -81,10 +81,10 @@ def write_page(client: MlflowClient, name: str, number: str, state: str, why: st
     client.update_model_version(name, number, description=f"{state[:1].upper()}{state[1:]}: {why}.{BREAK}{rest}")
 
 
-def refresh(client: MlflowClient, name: str) -> None:
+def refresh_model_page(client: MlflowClient, name: str) -> None:
     """Write the model's own page: which version is the champion, since when, and why, before all others."""
     champion = aliases(client, name).get(CHAMPION)
-    there = sorted(versions(client, name), key=lambda found: str(found.version) != champion)
+    there = sorted(list_versions(client, name), key=lambda found: str(found.version) != champion)
     head = "There is no champion."
     if champion is not None:
         tags = there[0].tags

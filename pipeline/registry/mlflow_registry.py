@@ -12,7 +12,7 @@ STATE, WHY, METRIC, STEP, PREVIOUS = "state", "why", "metric", "step", "previous
 DECIDED = "decided_on"  # what made it no champion; written last, so that a version without it is decided again
 
 
-def names(client: MlflowClient) -> list[str]:
+def model_names(client: MlflowClient) -> list[str]:
     """Return the names of all registered models, sorted."""
     found, token = [], None
     while page := client.search_registered_models(page_token=token):
@@ -33,14 +33,14 @@ def is_model(client: MlflowClient, name: str) -> bool:
     return True
 
 
-def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+def list_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     """Return the versions of a registered model, newest first."""
     return sorted(client.search_model_versions(f"name = '{name}'"), key=lambda found: -int(found.version))
 
 
-def version_of(client: MlflowClient, name: str, number: str, field: str) -> ModelVersion:
+def get_version(client: MlflowClient, name: str, number: str, field: str) -> ModelVersion:
     """Return an existing version; `field` is the option that named it."""
-    there = versions(client, name)
+    there = list_versions(client, name)
     for found in there:
         if str(found.version) == number:
             return found
@@ -51,7 +51,7 @@ def version_of(client: MlflowClient, name: str, number: str, field: str) -> Mode
 def require_model(client: MlflowClient, name: str) -> None:
     """Raise a UserError where no model of this name is registered."""
     if not is_model(client, name):
-        raise invalid("name", name, f"a registered model: {', '.join(names(client)) or 'there is none yet'}")
+        raise invalid("name", name, f"a registered model: {', '.join(model_names(client)) or 'there is none yet'}")
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:
@@ -68,7 +68,7 @@ def ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def tag(client: MlflowClient, name: str, number: str, **values: str) -> None:
+def set_tags(client: MlflowClient, name: str, number: str, **values: str) -> None:
     """Set tags of a version."""
     for key, value in values.items():
         client.set_model_version_tag(name, number, key, value)

@@ -51,7 +51,7 @@ class Decision:
         return values
 
 
-def compare(
+def compare_metric(
     metric: str,
     new: Scores,
     old: Scores,
@@ -102,9 +102,9 @@ def _is_selected(images: Mapping[Image, float]) -> bool:
 
 def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     """Promoted where the whole interval of the metric's gain is above the margin and every guard's above its loss."""
-    main = compare(rule.metric, new, old, rule.decision_confidence, higher_is_better=rule.higher_is_better)
+    main = compare_metric(rule.metric, new, old, rule.decision_confidence, higher_is_better=rule.higher_is_better)
     guards = tuple(
-        compare(
+        compare_metric(
             guard.metric,
             new,
             old,
@@ -114,12 +114,11 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
         )
         for guard in rule.guardrails
     )
-    failed = _failed(rule, main, guards)
+    failed = _rejection_reason(rule, main, guards)
     if not failed:
         kept = f", {' and '.join(guard.metric for guard in guards)} kept" if guards else ""
-        verdict = (
-            f"{main.metric} {main.short} better than version {against}: above {rule.margin:g}, {_sure(rule)}{kept}"
-        )
+        margin = f"above {rule.margin:g}, {_confidence_text(rule)}"
+        verdict = f"{main.metric} {main.short} better than version {against}: {margin}{kept}"
     elif main.problem:
         verdict = f"not comparable with version {against}: {main.problem}"
     else:
@@ -132,15 +131,15 @@ def _min_images(guard: GuardrailMetric) -> int:
     return max(MIN_IMAGES, math.ceil(3 / guard.max_regression)) if guard.max_regression else MIN_IMAGES
 
 
-def _sure(rule: Promotion) -> str:
+def _confidence_text(rule: Promotion) -> str:
     over = f" over {rule.decisions} decisions" if rule.decisions > 1 else ""
     return f"{100 * rule.confidence:g} % sure{over}"
 
 
-def _failed(rule: Promotion, main: Comparison, guards: tuple[Comparison, ...]) -> str:
+def _rejection_reason(rule: Promotion, main: Comparison, guards: tuple[Comparison, ...]) -> str:
     """Return the first reason against promotion, or an empty string."""
     if main.low is None or main.low <= rule.margin:
-        return main.problem or f"not above {rule.margin:g}, {_sure(rule)}"
+        return main.problem or f"not above {rule.margin:g}, {_confidence_text(rule)}"
     for guard, found in zip(rule.guardrails, guards, strict=True):
         if found.problem:
             return f"better, but {found.problem}"
@@ -149,7 +148,7 @@ def _failed(rule: Promotion, main: Comparison, guards: tuple[Comparison, ...]) -
     return ""
 
 
-def first(rule: Promotion, scores: Scores) -> Decision:
+def decide_first(rule: Promotion, scores: Scores) -> Decision:
     """Make the first student the champion where its evaluation has the rule's metric; one without is not judged."""
     if scores.has(rule.metric):
         return Decision(True, "the first version with a score", rule, "")

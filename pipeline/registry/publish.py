@@ -19,7 +19,7 @@ def publish(client: MlflowClient, run_id: str, local: Path, place: str) -> None:
         UserError: where the store does not give back what it was given.
     """
     for _ in range(ATTEMPTS):
-        wanted = different(client, run_id, local, place)
+        wanted = differing_files(client, run_id, local, place)
         if not wanted:
             return
         if wanted == _names(local):
@@ -27,12 +27,12 @@ def publish(client: MlflowClient, run_id: str, local: Path, place: str) -> None:
             continue
         for name in wanted:
             client.log_artifact(run_id, str(local / name), (Path(place) / name).parent.as_posix())
-    wrong = different(client, run_id, local, place)
+    wrong = differing_files(client, run_id, local, place)
     if wrong:
         raise UserError(f"{place}/{wrong[0]}: the artifact store does not hold what was uploaded")
 
 
-def different(client: MlflowClient, run_id: str, local: Path, place: str) -> list[str]:
+def differing_files(client: MlflowClient, run_id: str, local: Path, place: str) -> list[str]:
     """Return the files that the artifacts lack or hold differently, by reading them back."""
     there = _listed(client, run_id, place)
     root = client.get_run(run_id).info.artifact_uri

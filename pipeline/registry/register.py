@@ -13,12 +13,12 @@ from pipeline import manifest, tracking
 from pipeline.hashing import sha256_of_bytes
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe, dump
-from pipeline.registry import bundle, descriptions, mlflow_registry
+from pipeline.registry import descriptions, mlflow_registry, version_artifacts
 from pipeline.registry.candidate import SHORT, Candidate
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
-from pipeline.registry.outcome import RegisteredVersion
-from pipeline.registry.promotion import Decision, decide, first
+from pipeline.registry.promotion import Decision, decide, decide_first
 from pipeline.registry.publish import publish
+from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.registry.scores import Scores
 from pipeline.storage import Folder
 
@@ -37,7 +37,7 @@ class RegisteredManifest(Manifest):
     decision: str
 
     @staticmethod
-    def of(student_sha256: str, mlflow_run: str, outcome: RegisteredVersion) -> "RegisteredManifest":
+    def from_outcome(student_sha256: str, mlflow_run: str, outcome: RegisteredVersion) -> "RegisteredManifest":
         """Return the manifest of an outcome."""
         return RegisteredManifest(student_sha256=student_sha256, mlflow_run=mlflow_run, **asdict(outcome))
 
@@ -64,37 +64,37 @@ def register(candidate: Candidate, tracking_uri: str) -> RegisteredVersion:
     A second call with another evaluation updates the scores, and decides again about a version that was never champion.
     """
     entry = _Entry(candidate, Scores.read(candidate.evaluation))
-    with tracking.reached(tracking_uri) as client:
+    with tracking.reachable_client(tracking_uri) as client:
         tracking.require_run(tracking_uri, candidate.mlflow_run)
         mlflow_registry.ensure_model(client, entry.name)
         number = _version(client, entry)
         _assign_alias(client, entry, number)
-        descriptions.refresh(client, entry.name)
+        descriptions.refresh_model_page(client, entry.name)
         return _registered_version(client, entry.name, number)
 
 
 def register_run(distilled: Folder, evaluated: Folder, folder: Folder, tracking_uri: str) -> RegisteredVersion:
     """Register the student of a finished run, and record the result in `folder`."""
-    candidate = Candidate.of_run(distilled, evaluated)
+    candidate = Candidate.from_run(distilled, evaluated)
     outcome = register(candidate, tracking_uri)
-    manifest.write(folder, RegisteredManifest.of(candidate.student_sha256, candidate.mlflow_run, outcome))
+    manifest.write(folder, RegisteredManifest.from_outcome(candidate.student_sha256, candidate.mlflow_run, outcome))
     return outcome
 
 
 def _version(client: MlflowClient, entry: _Entry) -> str:
     """Return the version of this student with this evaluation: existing, updated or new."""
-    number = _lowest(client, entry)
+    number = _lowest_version(client, entry)
     if number is not None:
         tags = client.get_model_version(entry.name, number).tags
         if tags.get(mlflow_registry.EVALUATION) == entry.scores.sha256:
             return number
     with tempfile.TemporaryDirectory() as scratch:
-        folder = bundle.build(entry.candidate, entry.scores, entry.name, Path(scratch))
+        folder = version_artifacts.build_artifacts(entry.candidate, entry.scores, entry.name, Path(scratch))
         publish(client, entry.candidate.mlflow_run, folder, entry.candidate.artifact_path)
     if number is None:
         return _create(client, entry)
     _describe(client, entry, number, None)
-    mlflow_registry.tag(client, entry.name, number, **_tags(entry))
+    mlflow_registry.set_tags(client, entry.name, number, **_tags(entry))
     return number
 
 
@@ -103,17 +103,17 @@ def _create(client: MlflowClient, entry: _Entry) -> str:
     run_id = entry.candidate.mlflow_run
     source = f"{client.get_run(run_id).info.artifact_uri}/{entry.candidate.artifact_path}"
     own = str(client.create_model_version(entry.name, source=source, run_id=run_id, tags=_tags(entry)).version)
-    lowest = _lowest(client, entry)
+    lowest = _lowest_version(client, entry)
     assert lowest is not None
     if lowest != own:
         client.delete_model_version(entry.name, own)
     return lowest
 
 
-def _lowest(client: MlflowClient, entry: _Entry) -> str | None:
+def _lowest_version(client: MlflowClient, entry: _Entry) -> str | None:
     same = [
         str(found.version)
-        for found in mlflow_registry.versions(client, entry.name)
+        for found in mlflow_registry.list_versions(client, entry.name)
         if found.tags.get(mlflow_registry.STUDENT) == entry.candidate.student_sha256
     ]
     return same[-1] if same else None
@@ -155,13 +155,13 @@ def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
         _set_champion(client, entry.name, number)
     else:
         _set_challenger(client, entry.name, number)
-        mlflow_registry.tag(client, entry.name, number, **{DECIDED: made_of})
+        mlflow_registry.set_tags(client, entry.name, number, **{DECIDED: made_of})
 
 
 def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decision:
     rule = entry.recipe.promotion
     if champion is None:
-        return first(rule, entry.scores)
+        return decide_first(rule, entry.scores)
     return decide(rule, entry.scores, _scores_of(client, entry.name, champion), champion)
 
 
@@ -171,7 +171,7 @@ def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
     if mlflow_registry.EVALUATION not in found.tags:
         return Scores({}, {}, "")
     with tempfile.TemporaryDirectory() as scratch:
-        place = f"{found.source}/{bundle.EVALUATION}"
+        place = f"{found.source}/{version_artifacts.EVALUATION}"
         local = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=scratch)
         return Scores.read(Folder.from_uri(local))
 
@@ -179,17 +179,17 @@ def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
 def _record_decision(client: MlflowClient, entry: _Entry, number: str, decision: Decision, made_of: str) -> None:
     """Record a decision as an artifact, as tags and in the description, before the alias moves."""
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / bundle.DECISION
+        file = Path(scratch) / version_artifacts.DECISION
         record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.as_json()}
         file.write_text(json.dumps(record, indent=2) + "\n")
         client.log_artifact(entry.candidate.mlflow_run, str(file), entry.candidate.artifact_path)
-    mlflow_registry.tag(client, entry.name, number, **{WHY: decision.verdict, PREVIOUS: decision.against})
+    mlflow_registry.set_tags(client, entry.name, number, **{WHY: decision.verdict, PREVIOUS: decision.against})
     _describe(client, entry, number, decision)
 
 
 def _describe(client: MlflowClient, entry: _Entry, number: str, decision: Decision | None) -> None:
     tags = client.get_model_version(entry.name, number).tags
-    rest = descriptions.body(client, entry.candidate, entry.scores, decision)
+    rest = descriptions.version_description(client, entry.candidate, entry.scores, decision)
     descriptions.write_page(client, entry.name, number, tags.get(STATE, "new"), tags.get(WHY, ""), rest)
 
 
@@ -202,22 +202,22 @@ def _set_champion(client: MlflowClient, name: str, number: str) -> None:
     before = tags.get(PREVIOUS)
     since = f"{CHAMPION} since {descriptions.today()}"
     if before and client.get_model_version(name, before).tags.get(STATE, "").startswith(f"{CHAMPION} since"):
-        descriptions.restate(
+        descriptions.set_state(
             client, name, before, f"{CHAMPION} until {descriptions.today()}, replaced by version {number}"
         )
     if not tags.get(STATE, "").startswith(CHAMPION):
-        descriptions.restate(client, name, number, since)
+        descriptions.set_state(client, name, number, since)
 
 
 def _set_challenger(client: MlflowClient, name: str, number: str) -> None:
     """Make a version the challenger, the newest one that is not the champion, and retag the previous one."""
     before = mlflow_registry.aliases(client, name).get(CHALLENGER)
     if before is not None and before != number:
-        descriptions.restate(
+        descriptions.set_state(
             client, name, before, f"{CHALLENGER} until {descriptions.today()}, replaced by version {number}"
         )
     client.set_registered_model_alias(name, CHALLENGER, number)
-    descriptions.restate(client, name, number, f"{CHALLENGER} since {descriptions.today()}")
+    descriptions.set_state(client, name, number, f"{CHALLENGER} since {descriptions.today()}")
 
 
 def _registered_version(client: MlflowClient, name: str, number: str) -> RegisteredVersion:

@@ -11,16 +11,18 @@ from pipeline import tracking
 from pipeline.errors import UserError, invalid
 from pipeline.hashing import sha256_of_folder
 from pipeline.registry import descriptions, mlflow_registry
-from pipeline.registry.bundle import STUDENT
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, PREVIOUS, STATE, WHY
+from pipeline.registry.version_artifacts import STUDENT
 
 
-def listed(tracking_uri: str, name: str | None = None) -> list[dict[str, str]]:
+def list_rows(tracking_uri: str, name: str | None = None) -> list[dict[str, str]]:
     """Return one row per version of every model, or of one, newest first."""
-    with tracking.reached(tracking_uri) as client:
+    with tracking.reachable_client(tracking_uri) as client:
         if name is not None:
             mlflow_registry.require_model(client, name)
-        return [row for model in ([name] if name else mlflow_registry.names(client)) for row in _rows(client, model)]
+        return [
+            row for model in ([name] if name else mlflow_registry.model_names(client)) for row in _rows(client, model)
+        ]
 
 
 def _rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
@@ -35,7 +37,7 @@ def _rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
             "created": time.strftime("%Y-%m-%d %H:%M", time.gmtime(found.creation_timestamp / 1000)),
             "why": _why(found.tags, str(found.version) in alias_of),
         }
-        for found in mlflow_registry.versions(client, name)
+        for found in mlflow_registry.list_versions(client, name)
     ]
 
 
@@ -54,7 +56,7 @@ class Champion:
 
 def champion(tracking_uri: str, name: str) -> Champion | None:
     """Return the champion, or None where the model has none yet."""
-    with tracking.reached(tracking_uri) as client:
+    with tracking.reachable_client(tracking_uri) as client:
         number = mlflow_registry.aliases(client, name).get(CHAMPION) if mlflow_registry.is_model(client, name) else None
         if number is None:
             return None
@@ -66,7 +68,7 @@ def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, s
 
     It is written down before the alias moves, so that an interrupted call does the same when it is called again.
     """
-    with tracking.reached(tracking_uri) as client:
+    with tracking.reachable_client(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
         current = mlflow_registry.aliases(client, name).get(CHAMPION)
         if current is None:
@@ -86,7 +88,7 @@ def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, s
 
 def promote(tracking_uri: str, name: str, version: str) -> dict[str, str]:
     """Make a version the champion by hand, whatever its scores say; return it and the champion before, if any."""
-    with tracking.reached(tracking_uri) as client:
+    with tracking.reachable_client(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
         current = mlflow_registry.aliases(client, name).get(CHAMPION)
         _make_champion(client, name, current, version, "version", "promoted by hand", "replaced by hand by", anew=True)
@@ -108,28 +110,30 @@ def _make_champion(
 
     A champion `anew` goes back to the one that it replaces; one of before to the one that it replaced then.
     """
-    found = mlflow_registry.version_of(client, name, target, field)
+    found = mlflow_registry.get_version(client, name, target, field)
     if target == current:
         raise UserError(f"{field}: version {target} of {name} is the champion already")
     if current and (anew or not found.tags.get(STATE, "").startswith(CHAMPION)):
-        mlflow_registry.tag(client, name, target, **{PREVIOUS: current})
+        mlflow_registry.set_tags(client, name, target, **{PREVIOUS: current})
     day = descriptions.today()
     if current:
-        descriptions.restate(client, name, current, f"{CHAMPION} until {day}, {fate} version {target}")
-    descriptions.restate(client, name, target, f"{CHAMPION} since {day}, {how}")
+        descriptions.set_state(client, name, current, f"{CHAMPION} until {day}, {fate} version {target}")
+    descriptions.set_state(client, name, target, f"{CHAMPION} since {day}, {how}")
     client.set_registered_model_alias(name, CHAMPION, target)
     _restore_challenger(client, name, target)
-    descriptions.refresh(client, name)
+    descriptions.refresh_model_page(client, name)
 
 
 def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
     """Keep the challenger the newest version that is not the champion."""
-    others = [str(found.version) for found in mlflow_registry.versions(client, name) if str(found.version) != champion]
+    others = [
+        str(found.version) for found in mlflow_registry.list_versions(client, name) if str(found.version) != champion
+    ]
     current = mlflow_registry.aliases(client, name).get(CHALLENGER)
     if others and others[0] != current:
         client.set_registered_model_alias(name, CHALLENGER, others[0])
         if current and current != champion:
-            descriptions.restate(
+            descriptions.set_state(
                 client, name, current, f"{CHALLENGER} until {descriptions.today()}, replaced by version {others[0]}"
             )
     elif not others and current:
@@ -138,12 +142,12 @@ def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
 
 def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> tuple[str, Path]:
     """Download a version, by default the champion; return its number and folder, whose checksum is checked."""
-    with tracking.reached(tracking_uri) as client:
+    with tracking.reachable_client(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
         number = version or mlflow_registry.aliases(client, name).get(CHAMPION)
         if number is None:
             raise UserError(f"name: {name} has no champion. Pass --version NUMBER.")
-        found = mlflow_registry.version_of(client, name, number, "version")
+        found = mlflow_registry.get_version(client, name, number, "version")
         if folder.exists() and any(folder.iterdir()):
             raise invalid("out", str(folder), "an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)

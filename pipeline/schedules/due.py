@@ -62,7 +62,7 @@ def _start_or_skip(
         why = "was still running" if last.state == RUNNING else "is being retried"
         record = ScheduledRun(scheduled_time, SKIPPED, f"scheduled run {last.scheduled_time} {why}")
         return DueAction(scheduled_time, record=record)
-    if now - cron.of_stamp(scheduled_time) > timedelta(hours=hours):
+    if now - cron.parse_stamp(scheduled_time) > timedelta(hours=hours):
         record = ScheduledRun(scheduled_time, MISSED, f"nothing ran within {hours:g} hours")
         return DueAction(scheduled_time, record=record)
     return DueAction(scheduled_time, 1)
@@ -75,13 +75,13 @@ def _is_unfinished(schedule: StoredSchedule, last: ScheduledRun) -> bool:
     """
     if last.state == RUNNING:
         return True
-    too_old = last.scheduled_time < cron.stamp(datetime.fromisoformat(schedule.added_at))
+    too_old = last.scheduled_time < cron.format_stamp(datetime.fromisoformat(schedule.added_at))
     wanted = last.scheduled_time == _requested_time(schedule) or not (schedule.paused or too_old)
     return wanted and last.can_continue(schedule.recipe.schedule.retries)
 
 
 def _requested_time(schedule: StoredSchedule) -> str | None:
-    return cron.stamp(datetime.fromisoformat(schedule.requested_at)) if schedule.requested_at else None
+    return cron.format_stamp(datetime.fromisoformat(schedule.requested_at)) if schedule.requested_at else None
 
 
 def _cron_time(schedule: StoredSchedule, now: datetime) -> str | None:
@@ -89,5 +89,5 @@ def _cron_time(schedule: StoredSchedule, now: datetime) -> str | None:
     if schedule.paused:
         return None
     options = schedule.recipe.schedule
-    latest = cron.latest(options.cron, options.timezone, now)
-    return cron.stamp(latest) if latest > datetime.fromisoformat(schedule.added_at) else None
+    latest = cron.latest_time(options.cron, options.timezone, now)
+    return cron.format_stamp(latest) if latest > datetime.fromisoformat(schedule.added_at) else None

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from pipeline import cron
 from pipeline.errors import UserError
 from pipeline.records import STRICT
-from pipeline.registry.outcome import RegisteredVersion
+from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.storage import Folder
 
 RUNNING, DONE, FAILED, INVALID_CONFIG = "running", "done", "failed", "invalid_config"
@@ -112,7 +112,7 @@ class History:
     def newest_started(self, now: datetime) -> ScheduledRun | None:
         """Return the newest run that was started; later times than `now` come from a clock that was wrong."""
         for scheduled_time in reversed(self.times()):
-            if scheduled_time <= cron.stamp(now) and (run := self.read(scheduled_time)) and run.attempts:
+            if scheduled_time <= cron.format_stamp(now) and (run := self.read(scheduled_time)) and run.attempts:
                 return run
         return None
 
@@ -158,4 +158,4 @@ def from_iso(text: str) -> datetime:
 
 def scheduled_at(run: ScheduledRun) -> datetime:
     """Return a run's scheduled time."""
-    return cron.of_stamp(run.scheduled_time)
+    return cron.parse_stamp(run.scheduled_time)

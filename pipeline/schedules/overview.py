@@ -24,7 +24,7 @@ def history_rows(store: ScheduleStore, name: str) -> list[dict[str, str]]:
 def next_time(schedule: StoredSchedule, now: datetime | None = None) -> str:
     """Return the next scheduled time in the schedule's own time zone."""
     options = schedule.recipe.schedule
-    when = cron.following(options.cron, options.timezone, now or datetime.now(UTC))[0]
+    when = cron.next_time(options.cron, options.timezone, now or datetime.now(UTC))[0]
     return f"{when.astimezone(ZoneInfo(options.timezone)):%a %Y-%m-%d %H:%M %Z}"
 
 
@@ -34,10 +34,10 @@ def run_now(store: ScheduleStore, name: str, now: datetime | None = None) -> str
     newest = history.newest_started(when + timedelta(days=1))  # a cluster's clock may be ahead of this one
     if newest:
         when = max(when, scheduled_at(newest) + timedelta(minutes=1))
-    while history.read(cron.stamp(when)):
+    while history.read(cron.format_stamp(when)):
         when += timedelta(minutes=1)
     store.request_run(name, when)
-    return cron.stamp(when)
+    return cron.format_stamp(when)
 
 
 def _schedule_row(store: ScheduleStore, schedule: StoredSchedule) -> dict[str, str]:

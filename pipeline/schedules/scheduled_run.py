@@ -15,12 +15,12 @@ from pathlib import Path
 
 from pipeline import cron
 from pipeline.errors import TransientError, UserError, first_line
-from pipeline.interrupts import at_once, interrupt_at_once
+from pipeline.interrupts import interrupt_immediately, stop_immediately
 from pipeline.main_job import run_pipeline
 from pipeline.recipe import Recipe
 from pipeline.redaction import redact
 from pipeline.registry import versions
-from pipeline.registry.outcome import RegisteredVersion
+from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.schedules import history
 from pipeline.schedules.history import DONE, FAILED, FINAL, INVALID_CONFIG, RUNNING, SKIPPED, History, ScheduledRun
 from pipeline.schedules.lease import TTL_SECONDS, BusyError, Lease
@@ -48,14 +48,16 @@ def run_scheduled(
     recorded and raised again.
     """
     runs = History(home)
-    latest = scheduled_time or cron.stamp(cron.latest(recipe.schedule.cron, recipe.schedule.timezone, clock()))
+    latest = scheduled_time or cron.format_stamp(
+        cron.latest_time(recipe.schedule.cron, recipe.schedule.timezone, clock())
+    )
     time = scheduled_time or _unfinished_before(runs, latest, recipe, clock()) or latest
     requested = scheduled_time is not None
     if reason := _nothing_to_do(runs, time, recipe, clock(), requested=requested):
         return f"{time}: {reason}"
     _accept_interrupts()
     try:
-        with Lease(home, _holder(time), lease_ttl, on_lost=interrupt_at_once) as lease:
+        with Lease(home, _holder(time), lease_ttl, on_lost=interrupt_immediately) as lease:
             _record_deaths(runs, time, recipe, clock())
             if reason := _nothing_to_do(runs, time, recipe, clock(), requested=requested):
                 return f"{time}: {reason}"
@@ -94,7 +96,7 @@ def _nothing_to_do(runs: History, time: str, recipe: Recipe, now: datetime, *, r
         return f"failed {len(record.attempts)} times: {record.reason}"
     if newest and newest.scheduled_time > time and not requested:
         return f"is superseded: {newest.scheduled_time} was started after it"
-    late = now - cron.of_stamp(time)
+    late = now - cron.parse_stamp(time)
     hours = recipe.schedule.max_lateness_hours
     if record is None and not requested and late > timedelta(hours=hours):
         return f"is {late.total_seconds() / 3600:.1f} hours late; schedule.max_lateness_hours is {hours:g}"
@@ -103,7 +105,7 @@ def _nothing_to_do(runs: History, time: str, recipe: Recipe, now: datetime, *, r
 
 def _accept_interrupts() -> None:
     """Restore SIGINT, which a shell's background processes ignore: it ends a job whose lease is lost."""
-    at_once.clear()
+    stop_immediately.clear()
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline import ROOT
-from pipeline.cluster.client import JobClient
-from pipeline.cluster.follow import ENDED, STOPPED
-from pipeline.cluster.package import pack
-from pipeline.cluster.submit import settings
+from pipeline.cluster.job_client import JobClient
+from pipeline.cluster.job_logs import ENDED, STOPPED
+from pipeline.cluster.job_submission import forwarded_environment
+from pipeline.cluster.working_dir import pack
 from pipeline.errors import UserError, first_line
 from pipeline.redaction import redact
 from pipeline.schedules import history
@@ -107,7 +107,7 @@ class Scheduler:
         """The jobs' runtime environment: the scheduler's own; else the checkout or, without git, the image's code."""
         if submitted := submitted_environment():
             return {name: submitted[name] for name in ("working_dir", "env_vars") if name in submitted}
-        variables = {"env_vars": settings(os.environ, {})}
+        variables = {"env_vars": forwarded_environment(os.environ, {})}
         if not (ROOT / ".git").exists():
             return variables
         pack(Path(self._package.name))

@@ -36,11 +36,11 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        update = orthogonalized(gradient.lerp(momentum, MOMENTUM).flatten(1))
+        update = orthogonalize(gradient.lerp(momentum, MOMENTUM).flatten(1))
         parameter.add_(update.view_as(parameter), alpha=-lr * ADAMW_RMS * max(update.shape) ** 0.5)
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Return about the nearest matrix with orthonormal rows or columns, by a Newton-Schulz iteration of degree 5."""
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]

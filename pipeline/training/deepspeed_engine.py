@@ -24,7 +24,7 @@ class EngineOptions:
     zero_stage: int
 
 
-def ready_deepspeed() -> None:
+def prepare_deepspeed() -> None:
     """Prepare the environment for DeepSpeed; call it before anything imports DeepSpeed.
 
     It is told of a machine without a GPU, and warns where it finds out itself. What it compiles it compiles with the
@@ -61,7 +61,7 @@ def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: 
 
     Precision is the module's own affair: on CUDA the engine turns an outer autocast off.
     """
-    ready_deepspeed()
+    prepare_deepspeed()
     import deepspeed
 
     compile_deepspeed()

@@ -22,7 +22,7 @@ from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
 from pipeline.hashing import sha256_of_folder
 from pipeline.hub import is_hub_id
 from pipeline.manifest import DistilledManifest
-from pipeline.prompts.encode import encode_cached, encoding_of
+from pipeline.prompts.encode import encode_cached, encoder_config
 from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.recipe import Recipe, Train
 from pipeline.redaction import redact
@@ -32,7 +32,7 @@ from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training import preflight, run_identity
 from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
-from pipeline.training.deepspeed_engine import ready_deepspeed
+from pipeline.training.deepspeed_engine import prepare_deepspeed
 from pipeline.training.export import export
 from pipeline.training.interruptible_trainer import InterruptibleTrainer
 from pipeline.training.previews import preview_prompts, preview_texts
@@ -60,11 +60,11 @@ def distill(
         KeyboardInterrupt: on Ctrl-C, after the current step's checkpoint is stored.
     """
     if folder.exists(manifest.NAME):
-        return _finished(recipe, prompt_folder, folder)
+        return _load_finished(recipe, prompt_folder, folder)
     prompts, teacher, init = preflight.check(recipe, prompt_folder, folder)
     if not folder.exists(manifest.RUN_FILE):  # a resumed run writes to MLflow when it answers
-        tracking.require(tracking_uri)
-    ready_deepspeed()
+        tracking.require_reachable(tracking_uri)
+    prepare_deepspeed()
     with ray_session(address):
         for request in _resource_requests(recipe):
             wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
@@ -83,7 +83,7 @@ def distill(
             cached_embeds=cached_embeds,
         )
         with progress_bar(recipe.train.steps) as actor:
-            validation = _validation(config, folder, actor) if recipe.evaluation.every_n_checkpoints else None
+            validation = _validation_config(config, folder, actor) if recipe.evaluation.every_n_checkpoints else None
             try:
                 result = _fit(config, actor, folder, validation)
             except TrainingError:
@@ -98,7 +98,7 @@ def distill(
         raise TrainingError(
             f'training diverged: {divergence}. Lower student.learning_rate, or set train.on_divergence = "rollback".'
         )
-    distilled = _finish(config, folder, teacher, result)
+    distilled = _export_student(config, folder, teacher, result)
     if interrupted:  # during the last steps: the student is complete, and the next command is not started
         raise KeyboardInterrupt
     return distilled
@@ -122,13 +122,13 @@ def _encode_previews(recipe: Recipe, teacher: str, prompts: Folder, previews: Se
     if not options.num_encoders:
         return b""
     encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_cached)
-    encoding = encoding_of(recipe, teacher, prompts.uri, recipe.seed)
+    encoding = encoder_config(recipe, teacher, prompts.uri, recipe.seed)
     with unwrap_remote_errors():
         content: bytes = ray.get(encode.remote(encoding, preview_texts(previews)))
     return content
 
 
-def _finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> DistilledManifest:
+def _load_finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> DistilledManifest:
     """Return the manifest of a finished run, which must be the one that is requested."""
     distilled, state = manifest.read(folder, DistilledManifest), run_identity.FINISHED
     run_identity.require_same_run(folder, distilled.recipe, recipe, state)
@@ -158,7 +158,7 @@ def _mlflow_run(recipe: Recipe, prompts: PromptsManifest, teacher: Path, folder:
     return mlflow_run
 
 
-def _validation(config: TrainLoopConfig, folder: Folder, actor: ProgressSink) -> ValidationConfig:
+def _validation_config(config: TrainLoopConfig, folder: Folder, actor: ProgressSink) -> ValidationConfig:
     """Return how Ray Train evaluates checkpoints; the task only waits for its actors and needs no CPU."""
     sha256 = sha256_of_folder(Path(config.teacher_folder))
     return ValidationConfig(
@@ -196,7 +196,7 @@ def _fit(config: TrainLoopConfig, actor: ProgressSink, folder: Folder, validatio
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise TrainingError(
-            f"training stopped: {_cause(error, train)}; {_save_traceback(folder, error)}; "
+            f"training stopped: {_failure_cause(error, train)}; {_save_traceback(folder, error)}; "
             f"{resume_hint()} to continue from the last checkpoint"
         ) from error
 
@@ -232,7 +232,7 @@ def _select_checkpoint(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict
     return max(scored, key=lambda each: sign * each[1][name])
 
 
-def _cause(error: TrainingFailedError, train: Train) -> str:
+def _failure_cause(error: TrainingFailedError, train: Train) -> str:
     """Return the last line of the first failed worker's traceback, or of the controller's."""
     if is_startup_timeout(error):
         return f"the cluster had no resources for {training_request(train)} in {_max_startup_timeouts(train)} minutes"
@@ -250,7 +250,7 @@ def _save_traceback(folder: Folder, error: TrainingFailedError) -> str:
     return f"the traceback is in {folder.uri}/{FAILURE_FILE}"
 
 
-def _finish(config: TrainLoopConfig, folder: Folder, teacher: Path, result: Result) -> DistilledManifest:
+def _export_student(config: TrainLoopConfig, folder: Folder, teacher: Path, result: Result) -> DistilledManifest:
     """Export the EMA weights as a diffusers folder, the raw weights beside it, then write the manifest."""
     recipe = config.recipe
     selected, metrics = _select_checkpoint(recipe, result)

@@ -57,8 +57,8 @@ class Distiller:
         places = self.recipe.batch_slice(self.rank, self.world_size)
         assert len(prompts) == len(places)
         texts = self._encoder(step, prompts, encoded)
-        shared = torch.Generator().manual_seed(mix(self.seed, step))
-        each = [torch.Generator().manual_seed(mix(self.seed, step, 1 + place)) for place in places]
+        shared = torch.Generator().manual_seed(mix_seeds(self.seed, step))
+        each = [torch.Generator().manual_seed(mix_seeds(self.seed, step, 1 + place)) for place in places]
         randomness = sample_step(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, each)
         sums: dict[str, Tensor | float] = defaultdict(float)
         for number in range(self._passes):
@@ -71,7 +71,7 @@ class Distiller:
                 sums[name] = sums[name] + value * share / self._passes
         self._update_ema(step)
         return {
-            **self._over_processes(sums),
+            **self._reduce_metrics(sums),
             "gradient_norm_student": float(self.engines.student.get_global_grad_norm()),
             "gradient_norm_lora_teacher": float(self.engines.lora_teacher.get_global_grad_norm()),
             "scale": randomness.scale,
@@ -81,7 +81,7 @@ class Distiller:
     @property
     def seed(self) -> int:
         """The random seed: the recipe's, and another one after each rollback."""
-        return self.recipe.seed if not self.attempt else mix(self.recipe.seed, 0, 0, self.attempt)
+        return self.recipe.seed if not self.attempt else mix_seeds(self.recipe.seed, 0, 0, self.attempt)
 
     def _encoder(
         self, step: int, prompts: Sequence[str], encoded: PromptEmbeds | None
@@ -100,7 +100,7 @@ class Distiller:
 
         return encode
 
-    def _over_processes(self, own: Mapping[str, Tensor | float]) -> dict[str, float]:
+    def _reduce_metrics(self, own: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Return the means over all ranks, with one all-reduce."""
         device = self.null.embeds.device
         values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in own.values()])
@@ -109,9 +109,9 @@ class Distiller:
             values /= self.world_size
         return dict(zip(own, values.tolist(), strict=True))
 
-    def any_process(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Tell whether the flag is set in any process; all get the same answer."""
-        return self._over_processes({"flag": float(flag)})["flag"] > 0
+        return self._reduce_metrics({"flag": float(flag)})["flag"] > 0
 
     def _micro_step(
         self,
@@ -179,7 +179,7 @@ class Distiller:
             update_ema(self.ema, self.student_weights(), self.recipe.student.ema_decay, step)
 
 
-def mix(*numbers: int) -> int:
+def mix_seeds(*numbers: int) -> int:
     """Return one seed from several numbers; neighbouring numbers give unrelated streams."""
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:

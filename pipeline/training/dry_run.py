@@ -10,7 +10,7 @@ from pipeline import manifest, models
 from pipeline.errors import UserError
 from pipeline.evaluation.suites import BenchmarkSuite, evaluation_suite
 from pipeline.gpus import GPUS
-from pipeline.hub import is_hub_id, on_hub
+from pipeline.hub import hub_status, is_hub_id
 from pipeline.models.clip.model import clip_folder, decoder_folder
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.benchmarks import BenchmarksManifest
@@ -142,46 +142,46 @@ def _hours(recipe: Recipe, found: Estimate, whole: Budget) -> Iterator[str]:
 
 def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
     """Yield every input's name and state; nothing is downloaded."""
-    yield "prompts", _state(lambda: f"{prompt_dataset.check(prompts).prompts:,} in {prompts.uri}")
-    yield "teacher", _model(recipe.teacher, recipe.revision, lambda: str(models.teacher_folder(recipe.teacher)))
+    yield "prompts", _status(lambda: f"{prompt_dataset.check(prompts).prompts:,} in {prompts.uri}")
+    yield "teacher", _model_status(recipe.teacher, recipe.revision, lambda: str(models.teacher_folder(recipe.teacher)))
     train = recipe.train
     if recipe.student.init:
         yield (
             "student.init",
-            _model(recipe.student.init, "main", lambda: str(models.teacher_folder(recipe.student.init))),
+            _model_status(recipe.student.init, "main", lambda: str(models.teacher_folder(recipe.student.init))),
         )
     if train.clip_weight:
-        yield "train.clip_model", _model(train.clip_model, "main", lambda: str(clip_folder(train.clip_model)))
+        yield "train.clip_model", _model_status(train.clip_model, "main", lambda: str(clip_folder(train.clip_model)))
         if train.clip_decoder:
             yield (
                 "train.clip_decoder",
-                _model(train.clip_decoder, "main", lambda: str(decoder_folder(train.clip_decoder))),
+                _model_status(train.clip_decoder, "main", lambda: str(decoder_folder(train.clip_decoder))),
             )
     options = recipe.evaluation
     for metric in options.metrics:
-        yield f"weights of {metric.kind}", _model(metric.weights, "main", partial(_file, metric.weights))
+        yield f"weights of {metric.kind}", _model_status(metric.weights, "main", partial(_require_file, metric.weights))
     if isinstance(evaluation_suite(recipe), BenchmarkSuite) and options.prompt_sets:
         own = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
-        yield "benchmarks", _state(lambda: f"{', '.join(options.prompt_sets)} in {_complete(own).uri}")
+        yield "benchmarks", _status(lambda: f"{', '.join(options.prompt_sets)} in {_require_benchmarks(own).uri}")
 
 
-def _complete(folder: Folder) -> Folder:
+def _require_benchmarks(folder: Folder) -> Folder:
     manifest.read(folder, BenchmarksManifest)
     return folder
 
 
-def _file(place: str) -> str:
+def _require_file(place: str) -> str:
     if not place or not Path(place).expanduser().exists():
         raise UserError(f"{place!r} is not there")
     return place
 
 
-def _state(find: Callable[[], str]) -> str:
+def _status(find: Callable[[], str]) -> str:
     try:
         return find()
     except UserError as error:
         return f"{MISSING}: {error}"
 
 
-def _model(place: str, revision: str, find: Callable[[], str]) -> str:
-    return on_hub(place, revision, missing=MISSING) if is_hub_id(place) else _state(find)
+def _model_status(place: str, revision: str, find: Callable[[], str]) -> str:
+    return hub_status(place, revision, missing=MISSING) if is_hub_id(place) else _status(find)

@@ -55,7 +55,7 @@ class Estimate:
         return self.flops / (UTILISATION * peak_flops)
 
 
-def denoiser_of(recipe: Recipe) -> tuple[Any, Family]:
+def meta_denoiser(recipe: Recipe) -> tuple[Any, Family]:
     """Return the teacher's denoiser on the meta device, and its family."""
     with torch.device("meta"):
         if (published := published_model(recipe.teacher)) and is_hub_id(recipe.teacher):
@@ -78,7 +78,7 @@ def estimate(recipe: Recipe) -> Estimate:
     passes = recipe.gradient_accumulation_steps(workers)
     micro = -(-options.batch_size // (workers * passes))
     reduced = options.precision == "bfloat16"
-    model, family = denoiser_of(recipe)
+    model, family = meta_denoiser(recipe)
     model.requires_grad_(True)
     if recipe.student.lora_rank:
         add_lora(
@@ -132,11 +132,11 @@ def _measure(recipe: Recipe, model: Any, family: Family, batch: int, reduced: bo
 
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             denoiser(*inputs(1))
-        bytes_kept = saved_bytes(lambda: denoiser(*inputs(batch)), model)
+        bytes_kept = count_saved_bytes(lambda: denoiser(*inputs(batch)), model)
     return float(counter.get_total_flops()), bytes_kept
 
 
-def saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
+def count_saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
     """Count the bytes that autograd keeps of a forward pass, each storage once, without weights and their casts."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, tuple[int, Any]] = {}
@@ -183,7 +183,7 @@ def _fused_attention() -> Iterator[None]:
 
 
 def _lora_parameters(recipe: Recipe) -> int:
-    model, family = denoiser_of(recipe)
+    model, family = meta_denoiser(recipe)
     with torch.device("meta"):
         add_lora(
             model,
@@ -200,13 +200,13 @@ def _clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float
     images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # of a pass
     if not options.clip_weight:
         return 0.0, 0.0
-    side = denoiser_of(recipe)[0].config.sample_size
+    side = meta_denoiser(recipe)[0].config.sample_size
     with torch.device("meta"):
         decoder = diffusers.AutoencoderTiny() if options.clip_decoder else _autoencoder()
         nn.Module.to(decoder, torch.bfloat16 if reduced else torch.float32).requires_grad_(False)
         latents = torch.zeros(images, 4, side, side, dtype=next(decoder.parameters()).dtype, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
-            kept = saved_bytes(lambda: decoder.decode(latents, return_dict=False)[0], decoder)
+            kept = count_saved_bytes(lambda: decoder.decode(latents, return_dict=False)[0], decoder)
     return 2.0 * counter.get_total_flops(), kept
 
 

@@ -12,7 +12,7 @@ from ray.train import Result
 from ray.train.torch import TorchTrainer
 
 from pipeline.compat import register_sigint_handler
-from pipeline.interrupts import at_once
+from pipeline.interrupts import stop_immediately
 from pipeline.training.progress_actor import ProgressSink
 
 NOTICE = "stopping after this step and its checkpoint; Ctrl-C again stops at once"
@@ -53,7 +53,7 @@ class InterruptibleTrainer(TorchTrainer):
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             signal.signal(signal.SIGINT, abort)
-            if at_once.is_set() or not ray.get(self._actor.has_steps.remote()):
+            if stop_immediately.is_set() or not ray.get(self._actor.has_steps.remote()):
                 abort(number, frame)
                 return
             print(NOTICE, file=sys.stderr, flush=True)

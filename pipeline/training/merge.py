@@ -10,7 +10,7 @@ from pipeline import models
 from pipeline.errors import UserError, invalid
 from pipeline.storage import Folder
 
-MEANINGS = {  # of a student's parts: what its output stands for, from where, in which latents and of which text
+OUTPUT_FIELDS = {  # of a student's parts: what its output stands for, from where, in which latents and of which text
     ".": ("start_timestep",),
     "scheduler": (
         *("_class_name", "prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end"),
@@ -54,7 +54,7 @@ def require_same_output(first: Path, second_folder: Path, second: str) -> None:
     Raises:
         UserError: naming what differs, with both values.
     """
-    for part, names in MEANINGS.items():
+    for part, names in OUTPUT_FIELDS.items():
         mine, theirs = (_configuration(folder / part) for folder in (first, second_folder))
         for name in names:
             if mine.get(name) != theirs.get(name):

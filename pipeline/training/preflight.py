@@ -12,7 +12,7 @@ from pipeline.evaluation import evaluate
 from pipeline.models.clip.model import clip_folder, decoder_folder
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prompt_dataset import PromptsManifest
-from pipeline.prompts.request import INDEPENDENT
+from pipeline.prompts.prompt_request import INDEPENDENT
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training.engines import lora_teacher_targets
@@ -36,12 +36,12 @@ def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[Prompt
         if recipe.train.clip_decoder:
             decoder_folder(recipe.train.clip_decoder)
     if recipe.evaluation.every_n_checkpoints:
-        evaluate.require(recipe, prompt_folder)
-    check_store(folder)
+        evaluate.check_inputs(recipe, prompt_folder)
+    check_storage(folder)
     return prepared, teacher, init
 
 
-def check_store(folder: Folder) -> None:
+def check_storage(folder: Folder) -> None:
     """Write a small file, read it back, remove it.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Literal
 from ray.train import Checkpoint
 
 from pipeline import manifest, models
-from pipeline.evaluation.evaluate import Subject, evaluate_student, flat_metrics
+from pipeline.evaluation.evaluate import EvaluatedStudent, evaluate_student, mlflow_metrics
 from pipeline.hashing import sha256_of_file
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
@@ -58,13 +58,17 @@ def validate(
     folder, prompts = subject.student.parent, Folder.from_uri(config.prompts_uri)
     summary = evaluate_student(subject, recipe, prompts, folder / "evaluation", config.tracking_uri, wait_for_ever=True)
     outcome = register(_candidate(subject, config), config.tracking_uri)
-    manifest.write(folder / "registered", RegisteredManifest.of(subject.student_sha256, config.mlflow_run, outcome))
+    manifest.write(
+        folder / "registered", RegisteredManifest.from_outcome(subject.student_sha256, config.mlflow_run, outcome)
+    )
     subject.student.delete()  # the registered version holds it
     actor.log.remote(f"step {subject.step}: {outcome}")
-    return flat_metrics(summary)
+    return mlflow_metrics(summary)
 
 
-def _export_student(checkpoint: Path, config: TrainLoopConfig, teacher_sha256: str, run_folder: Folder) -> Subject:
+def _export_student(
+    checkpoint: Path, config: TrainLoopConfig, teacher_sha256: str, run_folder: Folder
+) -> EvaluatedStudent:
     recipe = config.recipe
     step = int(json.loads((checkpoint / STATE_FILE).read_text())["step"])
     weights = checkpoint / EMA_FILE
@@ -78,10 +82,10 @@ def _export_student(checkpoint: Path, config: TrainLoopConfig, teacher_sha256: s
         student = export(recipe, teacher, init, weights, folder / "student")
         manifest.write(folder, StudentManifest(step=step, ema_sha256=sha256, student_sha256=student))
     student_sha256 = manifest.read(folder, StudentManifest).student_sha256
-    return Subject(folder / "student", student_sha256, teacher_sha256, config.mlflow_run, step)
+    return EvaluatedStudent(folder / "student", student_sha256, teacher_sha256, config.mlflow_run, step)
 
 
-def _candidate(subject: Subject, config: TrainLoopConfig) -> Candidate:
+def _candidate(subject: EvaluatedStudent, config: TrainLoopConfig) -> Candidate:
     return Candidate(
         student=subject.student,
         student_sha256=subject.student_sha256,

@@ -18,7 +18,7 @@ from pyarrow.fs import LocalFileSystem
 
 from datasets_prep.sources import File, read
 from pipeline import manifest, recipe
-from pipeline.cluster.submit import Job
+from pipeline.cluster.job_submission import Job
 from pipeline.errors import UserError
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prepare import prepare

@@ -78,7 +78,7 @@ def test_a_store_that_is_not_there_is_one_line_at_once(uri, message):
         tracking.create_run(uri, "run", {})
     assert "\n" not in str(refused.value)
     with pytest.raises(StorageError):
-        tracking.require(uri)
+        tracking.require_reachable(uri)
 
 
 def test_a_run_that_is_not_there_is_a_mistake_and_a_store_that_fails_is_none(tracker, monkeypatch):

@@ -13,7 +13,7 @@ __all__ = ["SCORERS", "Kind", "Metric", "Scorer", "check", "check_all", "load"]
 
 
 @dataclass(frozen=True)
-class Kind:
+class ScorerKind:
     """How a metric is checked and loaded, and which fields of its own it reads."""
 
     check: Callable[[Metric], None]
@@ -23,10 +23,10 @@ class Kind:
 
 COMMON = ("kind", "weights", "batch_size")
 SCORERS = {
-    "hpsv2": Kind(hpsv2.check, hpsv2.load, ("architecture", "version", "antialias", "jpeg_quality")),
-    "clip": Kind(clip.check, clip.load, ("architecture", "prefix")),
-    "aesthetic": Kind(aesthetic.check, aesthetic.load, ("architecture", "head")),
-    "imaging": Kind(imaging.check, imaging.load, ()),
+    "hpsv2": ScorerKind(hpsv2.check, hpsv2.load, ("architecture", "version", "antialias", "jpeg_quality")),
+    "clip": ScorerKind(clip.check, clip.load, ("architecture", "prefix")),
+    "aesthetic": ScorerKind(aesthetic.check, aesthetic.load, ("architecture", "head")),
+    "imaging": ScorerKind(imaging.check, imaging.load, ()),
 }
 
 

@@ -15,10 +15,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.evaluation.scorers.base import Metric, Options
-from pipeline.evaluation.scorers.pixels import batches, centre, resize, to_tensor
+from pipeline.evaluation.scorers.pixels import batches, center_start, resize, to_tensor
+from pipeline.hashing import sha256_of_file
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.models.clip.preprocessing import normalize
-from pipeline.models.weights import read_tensors, require_layout, sha256, weights_file
+from pipeline.models.weights import read_tensors, require_layout, weights_file
 
 FIELD, HEAD_FIELD = "evaluation.metrics.weights", "evaluation.metrics.head"
 ARCHITECTURE = "ViT-L-14-quickgelu"
@@ -55,7 +56,7 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> Aesthetic:
     """Load the CLIP and the head."""
     features, record = load_clip_features(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
     file, head = _read_head(metric, features.model.config.projection_dim)
-    record |= {"head": metric.head, "head_sha256": sha256(file), "scale": SCALE}
+    record |= {"head": metric.head, "head_sha256": sha256_of_file(file), "scale": SCALE}
     head = {name: value.to(device, torch.float32) for name, value in head.items()}
     return Aesthetic(features, head, record, metric.batch_size)
 
@@ -75,5 +76,5 @@ def prepare(image: Image, *, side: int) -> Tensor:
     if short != side:
         height, width = (side if length == short else int(side * length / short) for length in (height, width))
         pixels = resize(pixels, height, width, "bicubic", antialias=False)
-    top, left = centre(height, side), centre(width, side)
+    top, left = center_start(height, side), center_start(width, side)
     return normalize(pixels[:, top : top + side, left : left + side])

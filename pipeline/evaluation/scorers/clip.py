@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.evaluation.scorers.base import Metric, Options
-from pipeline.evaluation.scorers.pixels import batches, centre, to_tensor
+from pipeline.evaluation.scorers.pixels import batches, center_start, to_tensor
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.models.clip.preprocessing import Normalization
 
@@ -75,5 +75,5 @@ def shortest_side(image: Image, side: int) -> Image:
 
 def centre_crop(image: Image, side: int) -> Image:
     """Crop the centre square."""
-    left, top = (centre(length, side) for length in image.size)
+    left, top = (center_start(length, side) for length in image.size)
     return image.crop((left, top, left + side, top + side))

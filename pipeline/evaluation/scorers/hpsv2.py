@@ -97,7 +97,7 @@ def letterbox(pixels: Tensor, side: int, *, antialias: bool) -> Tensor:
     return F.pad(pixels, (left, side - width - left, top, side - height - top))
 
 
-def summary(scores: Mapping[str, Sequence[float]]) -> StyleTable:
+def benchmark_table(scores: Mapping[str, Sequence[float]]) -> StyleTable:
     """Return the benchmark's table from scores by style: overall mean, means and deviations by style."""
     mean = float(np.mean([score for style in scores.values() for score in style]))
     styles = {style: StyleScore(mean=group_mean(own), std=group_std(own)) for style, own in scores.items()}

@@ -15,8 +15,9 @@ from torch import Tensor
 from pipeline.errors import invalid
 from pipeline.evaluation.scorers.base import Metric, Options
 from pipeline.evaluation.scorers.pixels import resize, to_tensor
+from pipeline.hashing import sha256_of_file
 from pipeline.models.musiq import Musiq, sizes_of
-from pipeline.models.weights import read_tensors, require_layout, sha256, weights_file
+from pipeline.models.weights import read_tensors, require_layout, weights_file
 
 FIELD = "evaluation.metrics.weights"
 FILE = "musiq_spaq_ckpt-358bb6af.pth"
@@ -50,7 +51,7 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> Imaging:
     file, sizes, weights = _read(metric)
     model = Musiq(**sizes)
     model.load_state_dict(weights)
-    record: Options = {"weights": metric.weights, "sha256": sha256(file), "scale": SCALE}
+    record: Options = {"weights": metric.weights, "sha256": sha256_of_file(file), "scale": SCALE}
     return Imaging(model.float().requires_grad_(False).eval().to(device), record)
 
 

@@ -19,7 +19,7 @@ def resize(pixels: Tensor, height: int, width: int, mode: str, *, antialias: boo
     return F.interpolate(pixels[None], (height, width), mode=mode, align_corners=False, antialias=antialias)[0]
 
 
-def centre(length: int, side: int) -> int:
+def center_start(length: int, side: int) -> int:
     """Return the start of a centred range of `side` pixels; halves are rounded as in torchvision."""
     return round((length - side) / 2)
 

@@ -13,10 +13,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from nasa import prompt_embeds
 from pipeline.errors import invalid
+from pipeline.hashing import sha256_of_file
 from pipeline.models.clip import open_clip
 from pipeline.models.clip.preprocessing import Normalization
 from pipeline.models.clip.tokenizer import tokenize
-from pipeline.models.weights import read_tensors, require_layout, sha256, weights_file
+from pipeline.models.weights import read_tensors, require_layout, weights_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # transformers' layout
 VOCABULARIES = ("tokenizer.json", "vocab.json")
@@ -78,7 +79,7 @@ def check_clip(path_or_id: str, architecture: str, field: str, names: Sequence[s
             f"one of {', '.join(open_clip.ARCHITECTURES)}",
         )
     file = clip_file(path_or_id, field, names)
-    if in_transformers_layout(file):
+    if is_transformers_layout(file):
         return _check_transformers_clip(file, field)
     return open_clip.check(file, architecture, field)
 
@@ -89,13 +90,13 @@ def load_clip_features(
     """Load a CLIP of either layout; return its features and what to record of its weights."""
     file = clip_file(path_or_id, field, names)
     normalization = Normalization.read(file.parent, field)
-    if in_transformers_layout(file):
+    if is_transformers_layout(file):
         model, tokenizer = load_transformers_clip(file.parent, device)
         features = ClipFeatures(model, lambda texts: prompt_embeds.tokenize(tokenizer, list(texts)), normalization)
         architecture = CONFIG
     else:
         features = ClipFeatures(open_clip.load(file, architecture, field, device), tokenize, normalization)
-    record: dict[str, JsonValue] = {"weights": path_or_id, "sha256": sha256(file), "architecture": architecture}
+    record: dict[str, JsonValue] = {"weights": path_or_id, "sha256": sha256_of_file(file), "architecture": architecture}
     if normalization != Normalization():
         record |= {"image_mean": list(normalization.mean), "image_std": list(normalization.std)}
     return features, record
@@ -106,7 +107,7 @@ def clip_file(path_or_id: str, field: str, names: Sequence[str]) -> Path:
     return weights_file(path_or_id, field, (*names, WEIGHTS))
 
 
-def in_transformers_layout(file: Path) -> bool:
+def is_transformers_layout(file: Path) -> bool:
     """Tell whether the file lies in a folder of transformers' layout."""
     return file.name == WEIGHTS and (file.parent / CONFIG).is_file()
 

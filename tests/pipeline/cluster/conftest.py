@@ -42,7 +42,7 @@ def cluster_url(s3_server):
 
 @pytest.fixture
 def client(cluster_url):
-    from pipeline.cluster.client import connect
+    from pipeline.cluster.job_client import connect
 
     return connect(cluster_url)
 

@@ -144,7 +144,7 @@ def test_an_address_without_a_cluster_is_one_line(capfd, address, message):
 
 def test_a_server_that_does_not_answer_is_one_line(capfd, monkeypatch):
     """Such as a forwarded port whose other end is gone."""
-    monkeypatch.setattr("pipeline.cluster.client.TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("pipeline.cluster.job_client.TIMEOUT_SECONDS", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

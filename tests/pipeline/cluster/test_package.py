@@ -4,12 +4,12 @@ import subprocess
 import pytest
 from ray._private import ray_constants
 
-from pipeline.cluster.package import LARGEST, RECIPE_FILE, pack, tracked
+from pipeline.cluster.working_dir import MAX_BYTES, RECIPE_FILE, pack, tracked_files
 from pipeline.errors import UserError
 
 
 def test_the_job_server_takes_what_may_be_packed():
-    assert LARGEST < ray_constants.DASHBOARD_CLIENT_MAX_SIZE
+    assert MAX_BYTES < ray_constants.DASHBOARD_CLIENT_MAX_SIZE
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_what_was_deleted_and_links_stay_here(checkout):
     os.symlink("/etc/passwd", checkout / "link")
     subprocess.run(["git", "add", "link"], cwd=checkout, check=True)
     (checkout / "big.bin").unlink()
-    assert tracked(checkout) == [".gitignore", "nasa/a.py"]
+    assert tracked_files(checkout) == [".gitignore", "nasa/a.py"]
 
 
 def test_too_large_is_said_before_anything_is_copied(checkout, tmp_path):

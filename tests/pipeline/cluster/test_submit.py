@@ -6,11 +6,11 @@ import requests
 
 from jobs.__main__ import make_parser
 from jobs.submission import variables_of
-from jobs.submit import followed
-from pipeline.cluster import follow as following
-from pipeline.cluster import submit as submitting
-from pipeline.cluster.follow import Printer, exit_code, follow
-from pipeline.cluster.submit import Job, settings, submit, with_attempt
+from jobs.submit import follow_until_end
+from pipeline.cluster import job_logs as following
+from pipeline.cluster import job_submission as submitting
+from pipeline.cluster.job_logs import LogPrinter, exit_code, follow_job
+from pipeline.cluster.job_submission import Job, forwarded_environment, submit, with_attempt
 from pipeline.errors import UserError
 from pipeline.lockfile import PINNED
 
@@ -107,7 +107,7 @@ def test_settings_go_along_and_secrets_do_not():
         "HF_TOKEN": "hush",
         "PATH": "/",
     }
-    sent = settings(environment, {"NCCL_DEBUG": "INFO"})
+    sent = forwarded_environment(environment, {"NCCL_DEBUG": "INFO"})
     assert sent.items() >= {"AWS_ENDPOINT_URL": "http://s3:9000", "NCCL_DEBUG": "INFO"}.items()
     assert "hush" not in str(sent)
     assert "PATH" not in sent
@@ -116,7 +116,7 @@ def test_settings_go_along_and_secrets_do_not():
 @pytest.mark.parametrize(("words", "held"), [([], "1"), (["--ignore-lock"], "")])
 def test_a_job_is_held_to_the_lock_unless_ignore_lock_will_do(words, held):
     options = make_parser().parse_args(["submit", "prepare", "--run", "/run", *words])
-    assert settings({}, variables_of(options))[PINNED] == held
+    assert forwarded_environment({}, variables_of(options))[PINNED] == held
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_a_job_is_held_to_the_lock_unless_ignore_lock_will_do(words, held):
 )
 def test_a_secret_that_is_given_is_refused_and_not_repeated(name):
     with pytest.raises(UserError, match=f"--env: {name} looks like a secret") as caught:
-        settings({}, {name: "hush"})
+        forwarded_environment({}, {name: "hush"})
     assert "hush" not in str(caught.value)
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated():
     with pytest.raises(UserError, match="MLFLOW_TRACKING_URI: a password in it") as caught:
-        settings({"MLFLOW_TRACKING_URI": "https://me:hush@mlflow"}, {})
+        forwarded_environment({"MLFLOW_TRACKING_URI": "https://me:hush@mlflow"}, {})
     assert "hush" not in str(caught.value)
 
 
@@ -158,7 +158,7 @@ def test_ctrl_c_leaves_the_job_running_and_is_no_success(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(following, "follow", interrupted)
-    assert followed(FakeClient(), "run-sd21") == 130
+    assert follow_until_end(FakeClient(), "run-sd21") == 130
     assert "run-sd21 goes on" in capsys.readouterr().err
 
 
@@ -183,7 +183,7 @@ class LoggingClient:
 def test_each_line_is_printed_once_whatever_breaks():
     out = io.StringIO()
     client = LoggingClient(["one\ntwo\n", "three\nfour\n"], breaks=3)
-    assert follow(client, "job", out) == 0
+    assert follow_job(client, "job", out) == 0
     assert out.getvalue() == "one\ntwo\nthree\nfour\n"
     assert client.calls == 4
 
@@ -206,7 +206,7 @@ def test_the_bar_is_drawn_in_place_on_a_terminal_alone():
         (io.StringIO(), text),
         (Terminal(), "begin\n\rdistil: 1 of 3 steps\x1b[K\rdistil: 2 of 3 steps\x1b[K\nend\n"),
     ):
-        printer = Printer(out)
+        printer = LogPrinter(out)
         printer.begin()
         printer(text)
         assert out.getvalue() == expected

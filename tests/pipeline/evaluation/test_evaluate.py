@@ -10,8 +10,8 @@ from PIL import Image
 from datasets_prep.evaluation import HPSV2_STYLES
 from pipeline import tracking
 from pipeline.errors import UserError
-from pipeline.evaluation.compare import compare
-from pipeline.evaluation.evaluate import Subject, evaluate_student
+from pipeline.evaluation.comparison import compare
+from pipeline.evaluation.evaluate import EvaluatedStudent, evaluate_student
 from pipeline.hashing import sha256_of_folder
 from pipeline.prompts.benchmarks import prepare_benchmarks
 from pipeline.recipe import parse
@@ -65,7 +65,7 @@ def evaluated(ray_cluster, tmp_path_factory, sets, tiny_teacher):
     recipe, run = parse("", sets), tracking.create_run(uri, "test", {})
     summaries = []
     for name, student in (("one", tiny_teacher), ("two", other)):
-        subject = Subject(Folder.from_uri(student), sha256_of_folder(student), "t", run, 3)
+        subject = EvaluatedStudent(Folder.from_uri(student), sha256_of_folder(student), "t", run, 3)
         place = Folder.from_uri(folder / name / "evaluation")
         summaries.append(evaluate_student(subject, recipe, Folder.from_uri(folder), place, uri))
     return folder, summaries
@@ -133,7 +133,7 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
 )
 def test_what_is_missing_is_said_before_any_image_is_made(evaluated, sets, tmp_path, tiny_teacher, override, message):
     folder, _ = evaluated
-    subject = Subject(Folder.from_uri(tiny_teacher), "s", "t", "run", 3)
+    subject = EvaluatedStudent(Folder.from_uri(tiny_teacher), "s", "t", "run", 3)
     with pytest.raises(UserError, match=message.replace("[", "\\[")):
         evaluate_student(
             subject,

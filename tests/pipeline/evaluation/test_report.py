@@ -12,7 +12,7 @@ from datasets_prep.shapes.prompts import PAIRS
 from pipeline.evaluation import aggregate
 from pipeline.evaluation.contact_sheet import contact_sheet
 from pipeline.evaluation.images import ImageStore
-from pipeline.evaluation.report import figure, percent, write_report
+from pipeline.evaluation.report import format_metric, format_share, write_report
 from pipeline.evaluation.results import EvaluationRow, read_rows, read_summary, write_rows
 from pipeline.evaluation.statistics import Difference, Share, mean
 from pipeline.recipe import Recipe
@@ -56,7 +56,7 @@ def evaluation_of(rows, folder, options, **recipe):
     folder = Folder.from_uri(folder)
     images = [row.columns() | {"image": png(5 * number)} for number, row in enumerate(rows)]
     (folder / "images").write_table("all.parquet", pa.Table.from_pylist(images))
-    rows = [aggregate.judge(row) for row in rows]
+    rows = [aggregate.add_judged_metrics(row) for row in rows]
     recipe = Recipe().model_copy(update=recipe)
     return recipe, aggregate.summarise(recipe, rows, options), rows, ImageStore(folder, rows)
 
@@ -119,8 +119,8 @@ def test_the_sheet_has_a_row_for_each_method(evaluated):
 
 
 def test_no_images_have_no_figure():
-    assert percent(Share(0, 0)) == "no images"
-    assert figure(mean([])) == "no images"
+    assert format_share(Share(0, 0)) == "no images"
+    assert format_metric(mean([])) == "no images"
 
 
 def test_a_contact_sheet_shows_every_image():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from jobs.__main__ import main
 from pipeline.evaluation import video
-from pipeline.evaluation.video import Videos, VideoSample, VideoWorker, animated, clip_scores
+from pipeline.evaluation.video import VideoOptions, VideoSample, VideoWorker, clip_scores, encode_webp
 
 SMALL = ["height=16", "width=16", "num_frames=5", "frames_per_block=1", "max_sequence_length=16", "fps=2"]
 SMALL += ["cpus_per_process=0.5"]
@@ -42,7 +42,7 @@ def test_a_clip_s_score_is_the_mean_of_its_frames():
 
 def test_a_video_plays(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (3, 16, 32, 3), dtype=np.uint8)
-    (tmp_path / "x.webp").write_bytes(animated(frames, 4))
+    (tmp_path / "x.webp").write_bytes(encode_webp(frames, 4))
     with Image.open(tmp_path / "x.webp") as image:
         assert (image.n_frames, image.size) == (3, (32, 16))
 
@@ -72,7 +72,7 @@ def test_the_job_makes_each_prompt_twice_on_the_same_noise(ray_cluster, wan, pro
 
 
 def test_a_video_that_is_there_is_not_made_again(wan, tmp_path, monkeypatch):
-    options = Videos(
+    options = VideoOptions(
         model=str(wan), height=16, width=16, num_frames=5, frames_per_block=1, max_sequence_length=16, fps=2
     )
     worker = VideoWorker(options, str(wan), str(tmp_path))

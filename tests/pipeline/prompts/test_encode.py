@@ -52,15 +52,15 @@ def distiller(own, folder, fixed):
 @pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
     own = options(teacher, f"train.micro_batch_size={BATCH // passes}")
-    encoding = encode.encoding_of(own, str(teacher), folder.uri, own.seed)
+    encoding = encode.encoder_config(own, str(teacher), folder.uri, own.seed)
     texts = preview_texts(["a photo of a ring"])
     fixed = encode.decode_cached(texts, encode.encode_cached(encoding, texts), "cpu")
     apart, within = distiller(own, folder, fixed), distiller(own, folder, {})
     assert apart.model.pipe.text_encoder is None
     stream = PromptStream(folder, check(folder), own.seed, BATCH, range(BATCH))
-    encoders = EncoderPool(1, 0.5, 0.0, encode.Encoder, encoding)
+    encoders = EncoderPool(1, 0.5, 0.0, encode.TextEncoderWorker, encoding)
     for step, batch in enumerate(stream.batches(0, 3, encoders)):
-        encoded = encode.embeds_of(batch.encoded, "cpu")
+        encoded = encode.embeds_from_batch(batch.encoded, "cpu")
         ours, theirs = apart.step(step, batch.prompts, encoded), within.step(step, batch.prompts)
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert step == 2
@@ -72,7 +72,7 @@ def test_bfloat16_arrives_bit_for_bit():
     states = torch.randn(2, 3, 5, 4).bfloat16()  # prompt and negative, three texts
     stacked = np.stack([encode.to_bits(part) for part in states], axis=1)
     assert stacked.shape == (3, 2, 5, 4)
-    again = encode.embeds_of({"embeds": stacked}, "cpu")
+    again = encode.embeds_from_batch({"embeds": stacked}, "cpu")
     assert again.embeds.dtype == torch.bfloat16
     assert torch.equal(again.embeds, states.reshape(6, 5, 4))
 

@@ -5,12 +5,12 @@ import json
 import pyarrow as pa
 import pytest
 
-from pipeline.prompts.inputs import find
+from pipeline.prompts.input_files import find_inputs
 from pipeline.recipe import Source
 
 
 def names(path):
-    ((_, found),) = find((Source(path=str(path), name="x"),))
+    ((_, found),) = find_inputs((Source(path=str(path), name="x"),))
     return [each.uri.rpartition("/")[2] for each in found]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.evaluation.results import MetricSummary
 from pipeline.recipe import GuardrailMetric, Promotion
-from pipeline.registry.promotion import compare, decide, first
+from pipeline.registry.promotion import compare_metric, decide, decide_first
 from pipeline.registry.scores import Scores
 
 IMAGES = 200
@@ -57,7 +57,7 @@ def test_of_a_metric_where_lower_is_better_a_fall_is_a_gain(shift, promoted):
 
 def test_more_confidence_is_a_wider_interval():
     pairs = scores(quality=0.05), scores(quality=0.0)
-    narrow, wide = (compare("quality", *pairs, confidence) for confidence in (0.5, 0.99))
+    narrow, wide = (compare_metric("quality", *pairs, confidence) for confidence in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
@@ -152,19 +152,19 @@ def pairs_of(easy, hard, seed):
 
 def test_students_that_show_other_pairs_are_compared_pair_by_pair():
     """Of the same skill, and one shows the easy pair more often: over all images it would seem 20 points worse."""
-    found = compare("kept", pairs_of(60, 340, 1), pairs_of(340, 60, 0), 0.95)
+    found = compare_metric("kept", pairs_of(60, 340, 1), pairs_of(340, 60, 0), 0.95)
     assert found.low < 0 < found.high
     assert abs(found.gain) < 0.08
 
 
 def test_students_without_a_pair_in_common_are_not_compared():
-    found = compare("kept", pairs_of(100, 0, 1), pairs_of(0, 100, 0), 0.95)
+    found = compare_metric("kept", pairs_of(100, 0, 1), pairs_of(0, 100, 0), 0.95)
     assert "is of no prompt that both evaluations have images of" in found.problem
 
 
 def test_images_of_pairs_that_are_left_out_are_not_counted():
     """Twenty-five of the one pair that both show: all 125 and 425 images would have been enough."""
-    rare = compare("kept", pairs_of(100, 25, 1), pairs_of(2, 423, 0), 0.95)
+    rare = compare_metric("kept", pairs_of(100, 25, 1), pairs_of(2, 423, 0), 0.95)
     assert rare.problem == "kept is over 25 images; at least 30 are needed"
 
 
@@ -188,10 +188,10 @@ def test_a_guard_needs_images_enough_to_exclude_a_loss():
 
 @pytest.mark.parametrize("metrics", [{}, {"quality": summary(float("nan"))}])
 def test_a_student_without_a_score_is_no_first_champion(metrics):
-    decision = first(RULE, Scores(metrics, {}, ""))
+    decision = decide_first(RULE, Scores(metrics, {}, ""))
     assert not decision.promoted
     assert "its evaluation has no quality" in decision.verdict
-    assert first(RULE, scores(quality=0.0)).promoted
+    assert decide_first(RULE, scores(quality=0.0)).promoted
 
 
 def test_a_series_of_equally_good_students_keeps_its_champion():

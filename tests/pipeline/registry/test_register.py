@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.hashing import sha256_of_folder
 from pipeline.recipe import dump
 from pipeline.registry import descriptions, mlflow_registry, register
-from pipeline.registry.outcome import RegisteredVersion
+from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.storage import Folder
 
 NAME = "nasa-tiny"
@@ -32,7 +32,7 @@ def state(client):
         mlflow_registry.aliases(client, NAME),
         [
             (found.version, found.tags, found.description, found.source)
-            for found in mlflow_registry.versions(client, NAME)
+            for found in mlflow_registry.list_versions(client, NAME)
         ],
         client.get_registered_model(NAME).description,
     )
@@ -57,7 +57,7 @@ def test_a_version_holds_the_student_its_lineage_and_its_scores(uri, client, can
 def test_several_students_of_a_run_lie_side_by_side(uri, client, candidate):
     for number in range(2):
         register.register(candidate(number), uri)
-    sources = [found.source for found in mlflow_registry.versions(client, NAME)]
+    sources = [found.source for found in mlflow_registry.list_versions(client, NAME)]
     hashes = [sha256_of_folder(Path(source.removeprefix("file://")) / "student") for source in sources]
     assert hashes == [candidate(1).student_sha256, candidate(0).student_sha256]
 
@@ -104,7 +104,7 @@ def test_a_newer_challenger_takes_the_alias_of_the_one_before(uri, client, candi
     for number, mean in enumerate((0.5, 0.4, 0.3)):
         register.register(candidate(number, mean=mean), uri)
     assert mlflow_registry.aliases(client, NAME) == {"champion": "1", "challenger": "3"}
-    states = [found.tags["state"] for found in mlflow_registry.versions(client, NAME)[:2]]
+    states = [found.tags["state"] for found in mlflow_registry.list_versions(client, NAME)[:2]]
     assert states == [
         f"challenger since {descriptions.today()}",
         f"challenger until {descriptions.today()}, replaced by version 3",
@@ -124,7 +124,7 @@ def test_an_interruption_anywhere_and_a_second_call_end_in_the_same_state(uri, c
         register.register(other, uri)
     expected, total = state(client), writes()
     monkeypatch.setattr(register, "publish", lambda *_: None)  # the artifacts are there from the first time
-    monkeypatch.setattr(register.bundle, "build", lambda *_: None)
+    monkeypatch.setattr(register.version_artifacts, "build", lambda *_: None)
     for call in range(1, total + 1):
         database.write_bytes(backup)
         with monkeypatch.context() as patch:
@@ -132,7 +132,7 @@ def test_an_interruption_anywhere_and_a_second_call_end_in_the_same_state(uri, c
             with pytest.raises(KeyboardInterrupt):
                 register.register(other, uri)
         named = mlflow_registry.aliases(client, NAME)
-        assert named["champion"] in {str(found.version) for found in mlflow_registry.versions(client, NAME)}
+        assert named["champion"] in {str(found.version) for found in mlflow_registry.list_versions(client, NAME)}
         register.register(other, uri)
         assert state(client) == expected, f"interrupted at write {call} of {total}"
 
@@ -148,7 +148,7 @@ def test_an_upload_that_was_cut_off_is_completed(uri, client, candidate, monkeyp
         patch.setattr(register, "_create", cut)
         with pytest.raises(KeyboardInterrupt):
             register.register(first, uri)
-    assert mlflow_registry.versions(client, NAME) == []
+    assert mlflow_registry.list_versions(client, NAME) == []
     root = Path(client.get_run(first.mlflow_run).info.artifact_uri.removeprefix("file://")) / first.artifact_path
     weights = root / "student/unet/diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
@@ -166,7 +166,7 @@ def test_a_store_that_loses_what_it_was_given_is_refused(uri, client, candidate,
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", lambda *_: None)
     with pytest.raises(UserError, match="does not hold what was uploaded"):
         register.register(candidate(0), uri)
-    assert mlflow_registry.versions(client, NAME) == []
+    assert mlflow_registry.list_versions(client, NAME) == []
 
 
 def test_a_student_that_is_not_its_manifest_s_is_refused(uri, candidate, students):
@@ -178,7 +178,7 @@ def test_a_student_that_is_not_its_manifest_s_is_refused(uri, candidate, student
 def test_two_that_register_the_same_student_at_once_make_one_version(uri, client, candidate, monkeypatch):
     """Both have looked before either has made a version."""
     first = candidate(0)
-    look, blind = register._lowest, 0
+    look, blind = register._lowest_version, 0
 
     def both_see_nothing(*args):
         nonlocal blind
@@ -188,7 +188,7 @@ def test_two_that_register_the_same_student_at_once_make_one_version(uri, client
     register.register(first, uri)
     monkeypatch.setattr(register, "_lowest", both_see_nothing)
     assert register.register(first, uri).version == 1
-    assert [str(found.version) for found in mlflow_registry.versions(client, NAME)] == ["1"]
+    assert [str(found.version) for found in mlflow_registry.list_versions(client, NAME)] == ["1"]
     assert mlflow_registry.aliases(client, NAME) == {"champion": "1"}
 
 
@@ -219,7 +219,7 @@ def test_the_decision_is_written_down(uri, client, candidate):
     for number, mean in enumerate((0.5, 0.7, 0.6)):
         outcome = register.register(candidate(number, mean=mean), uri)
     assert outcome.alias == "challenger"
-    found = {str(version.version): version for version in mlflow_registry.versions(client, NAME)}
+    found = {str(version.version): version for version in mlflow_registry.list_versions(client, NAME)}
     assert found["1"].tags["state"] == f"champion until {descriptions.today()}, replaced by version 2"
     assert found["2"].tags["state"] == f"champion since {descriptions.today()}"
     assert found["2"].tags["previous_champion"] == "1"

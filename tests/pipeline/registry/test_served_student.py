@@ -9,7 +9,7 @@ from nasa.testing.pipelines import tiny_pixart
 from pipeline import models, recipe
 from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
-from pipeline.registry import bundle
+from pipeline.registry import version_artifacts
 
 MAKE = {"unet": tiny_stable_diffusion, "pixart": tiny_pixart}
 
@@ -26,7 +26,7 @@ def test_the_pipeline_with_its_options_makes_the_image_that_was_judged(tmp_path,
     assert models.student_record(student) == {"start_timestep": start}
     pipe = models.load_pipeline(student)
     side = model.denoiser.config.sample_size * pipe.vae_scale_factor
-    options = bundle.options(own, student) | {"height": side, "width": side}
+    options = version_artifacts.call_options(own, student) | {"height": side, "width": side}
     noise = torch.Generator().manual_seed(3)
     served = pipe("a cat", generator=noise, output_type="np", **options).images[0]
     assert np.abs((255 * served).round() - judged.astype(float)).max() <= 2

@@ -10,7 +10,7 @@ from jobs.__main__ import main
 from pipeline.hashing import sha256_of_folder
 from pipeline.registry import descriptions, mlflow_registry, register
 from pipeline.registry.versions import champion as find_champion
-from pipeline.registry.versions import listed, rollback
+from pipeline.registry.versions import list_rows, rollback
 
 NAME = "nasa-tiny"
 
@@ -31,7 +31,7 @@ def test_a_model_is_found_among_many(three):
     client = mlflow.MlflowClient(three)
     for number in range(101):
         client.create_registered_model(f"another-{number:03}")
-    assert len(mlflow_registry.names(client)) == 102
+    assert len(mlflow_registry.model_names(client)) == 102
     assert find_champion(three, NAME).version == "3"
     assert len(find_champion(three, NAME).student_sha256) == 64
     assert find_champion(three, "another-000") is None
@@ -49,14 +49,14 @@ def test_the_list_says_which_is_best_and_why(three, capsys):
     assert "clean_and_right 0.70" in lines[2]
     assert "better than version 2: above 0, 95 % sure over 52 decisions" in lines[2]
     assert f"champion until {descriptions.today()}, replaced by version 3" in lines[3]
-    assert [row["step"] for row in listed(three, NAME)] == ["400", "300", "200", "100"]
+    assert [row["step"] for row in list_rows(three, NAME)] == ["400", "300", "200", "100"]
 
 
 def test_a_rollback_goes_back_one_champion_at_a_time(three, client, capsys):
     assert main(["models", "rollback", "--name", NAME, "--tracking-uri", three]) == 0
     assert "the champion is version 2 again, no longer version 3" in capsys.readouterr().out
     assert champion(client) == "2"
-    tags = {str(found.version): found.tags for found in mlflow_registry.versions(client, NAME)}
+    tags = {str(found.version): found.tags for found in mlflow_registry.list_versions(client, NAME)}
     assert tags["3"]["state"] == f"champion until {descriptions.today()}, rolled back to version 2"
     assert tags["2"]["state"] == f"champion since {descriptions.today()}, rolled back from version 3"
     today = descriptions.today()

@@ -9,7 +9,7 @@ from pipeline import cron
 from pipeline.errors import StorageError, TrainingError, TransientError, UserError
 from pipeline.recipe import load
 from pipeline.registry import versions
-from pipeline.registry.outcome import RegisteredVersion
+from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.schedules import scheduled_run
 from pipeline.schedules.history import DIED, History, ScheduledRun
 from pipeline.schedules.lease import Lease, LeaseRecord, lease_store
@@ -293,4 +293,4 @@ def test_a_record_that_is_none_is_one_line(run_it, past, tmp_path):
 
 
 def test_runs_are_named_by_their_time():
-    assert cron.stamp(NOW.replace(hour=3)) == TIME
+    assert cron.format_stamp(NOW.replace(hour=3)) == TIME

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pipeline.shapes_training.fit import fit
-from pipeline.shapes_training.muon import orthogonalized
+from pipeline.shapes_training.muon import orthogonalize
 
 STEPS = 8
 
@@ -52,6 +52,6 @@ def test_orthogonalized_keeps_the_directions_and_evens_their_lengths(shape):
     """Newton-Schulz of degree 5 brings all singular values near 1 and leaves the singular vectors."""
     u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(1)), full_matrices=False)
     stretched = u @ torch.diag(torch.linspace(0.5, 3, min(shape))) @ v
-    turned = u.T @ orthogonalized(stretched) @ v.T
+    turned = u.T @ orthogonalize(stretched) @ v.T
     assert (turned.diagonal() - 1).abs().max() < 0.35
     assert (turned - turned.diagonal().diag()).abs().max() < 1e-4

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.evaluation.evaluate import flat_metrics
+from pipeline.evaluation.evaluate import mlflow_metrics
 from pipeline.recipe import parse
 from pipeline.training.distill import _select_checkpoint
 
@@ -32,4 +32,4 @@ def test_the_best_checkpoint_is_one_whose_score_is_a_number(scores, higher, best
 
 def test_a_figure_that_is_no_number_does_not_reach_the_ranking_of_checkpoints():
     metrics = {"a": {"value": NAN, "images": 3}, "b": {"value": 0.5, "images": 3}, "c": {"value": 0.0, "images": 0}}
-    assert flat_metrics({"metrics": metrics}) == {"eval_b": 0.5}
+    assert mlflow_metrics({"metrics": metrics}) == {"eval_b": 0.5}

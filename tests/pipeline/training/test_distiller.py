@@ -15,7 +15,7 @@ from pipeline.models.clip.model import Clip
 from pipeline.prompts.negatives import NegativeSampler
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
-from pipeline.training.export import whole_weights
+from pipeline.training.export import full_weights
 
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house", "car", "hat", "pen", "cup")]
 TOLERANCE = 2e-5
@@ -133,7 +133,7 @@ def test_merged_adapters_compute_the_same(tiny_teacher):
         plain.denoiser.load_state_dict(merged_weights(adapted.model))
         torch.testing.assert_close(merged(*inputs), expected, atol=TOLERANCE, rtol=TOLERANCE)
     assert not torch.allclose(untrained, expected, atol=10 * TOLERANCE)
-    exported = whole_weights(distiller.recipe, tiny_teacher, distiller.student_weights())
+    exported = full_weights(distiller.recipe, tiny_teacher, distiller.student_weights())
     assert exported.keys() == plain.denoiser.state_dict().keys()
     for name, value in exported.items():
         torch.testing.assert_close(value, plain.denoiser.state_dict()[name])

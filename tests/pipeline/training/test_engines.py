@@ -6,13 +6,13 @@ import sysconfig
 from pathlib import Path
 
 from pipeline import ROOT
-from pipeline.training.deepspeed_engine import ready_deepspeed
+from pipeline.training.deepspeed_engine import prepare_deepspeed
 
 
 def test_deepspeed_is_compiled_by_the_ninja_of_this_environment(monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     for _ in range(2):
-        ready_deepspeed()
+        prepare_deepspeed()
     assert os.environ["PATH"] == f"{sysconfig.get_path('scripts')}:/usr/bin:/bin"
 
 

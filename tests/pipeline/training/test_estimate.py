@@ -12,7 +12,7 @@ from nasa.testing import tiny_stable_diffusion
 from pipeline import recipe
 from pipeline.errors import UserError
 from pipeline.recipe import load, parse
-from pipeline.training.estimate import GIB, estimate, require_fit, saved_bytes
+from pipeline.training.estimate import GIB, count_saved_bytes, estimate, require_fit
 
 PUBLISHED = {"sd15": 859_520_964, "sd21": 865_910_724, "pixart": 610_856_096}  # parameters of the denoisers
 
@@ -65,7 +65,7 @@ def test_bytes_kept_on_the_meta_device_are_those_of_a_real_pass():
         denoiser = steerable(model.to(device))
         inputs = torch.zeros(3, 4, 4, 4, device=device), torch.zeros(3, device=device)
         text = PromptEmbeds(torch.zeros(3, 16, 16, device=device))
-        kept.append(saved_bytes(lambda: denoiser(*inputs, text), model))  # noqa: B023
+        kept.append(count_saved_bytes(lambda: denoiser(*inputs, text), model))  # noqa: B023
     assert kept[0] == kept[1] > 100_000
 
 

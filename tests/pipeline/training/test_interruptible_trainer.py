@@ -7,7 +7,7 @@ import time
 import pytest
 from ray.train.torch import TorchTrainer
 
-from pipeline.interrupts import at_once
+from pipeline.interrupts import stop_immediately
 from pipeline.training import interruptible_trainer
 from pipeline.training.interruptible_trainer import InterruptibleTrainer
 
@@ -34,7 +34,7 @@ def fit(monkeypatch):
     monkeypatch.setattr(interruptible_trainer, "GRACE_SECONDS", 0.05)
     monkeypatch.setattr(interruptible_trainer, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(TorchTrainer, "__init__", lambda self: None)
-    monkeypatch.setattr(at_once, "_flag", False)
+    monkeypatch.setattr(stop_immediately, "_flag", False)
     aborted = []
 
     def own_handler(self, controller):
@@ -72,7 +72,7 @@ def test_before_the_first_step_and_without_the_lease_it_ends_at_once(fit):
     actor = Actor(steps=0)
     assert fit(actor, press) == 1
     assert not actor.asked
-    at_once.set()
+    stop_immediately.set()
     actor = Actor(steps=3)
     assert fit(actor, press) == 2
     assert not actor.asked

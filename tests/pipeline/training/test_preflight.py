@@ -11,11 +11,11 @@ from pipeline.training import preflight
 
 
 def test_the_probe_of_a_store_leaves_nothing(tmp_path):
-    preflight.check_store(Folder.from_uri(tmp_path / "run"))
+    preflight.check_storage(Folder.from_uri(tmp_path / "run"))
     assert list((tmp_path / "run").iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        preflight.check_store(Folder.from_uri(tmp_path / "file" / "run"))
+        preflight.check_storage(Folder.from_uri(tmp_path / "file" / "run"))
 
 
 def test_an_epsilon_teacher_without_signal_at_its_end_is_refused(tiny_teacher, tmp_path):

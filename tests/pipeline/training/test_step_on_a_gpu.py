@@ -26,7 +26,7 @@ def test_a_step_of_the_recipe(name):
     recipe = load(name)
     dtype = engines.compute_dtype(recipe)
     assert dtype == torch.bfloat16
-    (student_model, family), (teacher_model, _) = (estimate.denoiser_of(recipe) for _ in range(2))
+    (student_model, family), (teacher_model, _) = (estimate.meta_denoiser(recipe) for _ in range(2))
     student_model.to(META), teacher_model.to(META)
     cast_frozen(teacher_model, dtype, keep=output_layer(teacher_model))
     options = recipe.lora_teacher

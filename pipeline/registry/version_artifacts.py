@@ -17,7 +17,7 @@ from pipeline import models
 from pipeline.errors import UserError
 from pipeline.hashing import sha256_of_folder
 from pipeline.recipe import Recipe, dump
-from pipeline.registry import card
+from pipeline.registry import model_card
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.scores import FILES, Scores
 
@@ -40,7 +40,7 @@ EPOCH = "1970-01-01 00:00:00"  # MLflow's file is the same each time it is writt
 SCALE = 0.5  # alpha of a row that names none, where the evaluation chose none
 
 
-def build(candidate: Candidate, scores: Scores, name: str, scratch: Path) -> Path:
+def build_artifacts(candidate: Candidate, scores: Scores, name: str, scratch: Path) -> Path:
     """Write the folder and return it; the student is checked to be the one that was evaluated."""
     student = candidate.student.local_copy(scratch / "copy")
     if sha256_of_folder(student) != candidate.student_sha256:
@@ -53,7 +53,7 @@ def build(candidate: Candidate, scores: Scores, name: str, scratch: Path) -> Pat
         if candidate.evaluation.exists(file):
             (folder / EVALUATION / file).write_bytes(candidate.evaluation.read(file))
     (folder / "recipe.toml").write_text(dump(candidate.recipe), encoding="utf-8")
-    page = card.render(candidate, scores, name, options(candidate.recipe, student))
+    page = model_card.render(candidate, scores, name, call_options(candidate.recipe, student))
     (folder / "README.md").write_text(page, encoding="utf-8")
     return folder
 
@@ -72,9 +72,9 @@ def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Pat
                 code_paths=[str(Path(nasa.__file__).parent)],
                 signature=SIGNATURE,
                 input_example=pd.DataFrame([EXAMPLE]),
-                pip_requirements=requirements(),
+                pip_requirements=pip_requirements(),
                 model_config={
-                    "options": options(candidate.recipe, student),
+                    "options": call_options(candidate.recipe, student),
                     "scale": SCALE if scores.chosen_scale is None else scores.chosen_scale,
                 },
                 mlflow_model=Model(run_id=candidate.mlflow_run, utc_time_created=EPOCH, model_uuid=_uuid(candidate)),
@@ -83,7 +83,7 @@ def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Pat
         quiet.setLevel(level)
 
 
-def options(recipe: Recipe, student: Path) -> dict[str, object]:
+def call_options(recipe: Recipe, student: Path) -> dict[str, object]:
     """Return the call options of the student's pipeline for one step."""
     found: dict[str, object] = {"num_inference_steps": 1, "guidance_scale": 0.0}
     found |= distillation_of(models.family_of_folder(student)).call_options
@@ -97,7 +97,7 @@ def _uuid(candidate: Candidate) -> str:
     return candidate.student_sha256[:32]
 
 
-def requirements() -> list[str]:
+def pip_requirements() -> list[str]:
     """Return installed versions, without the local part of a build such as `+cpu`."""
     from importlib.metadata import version
 

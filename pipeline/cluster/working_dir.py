@@ -8,16 +8,16 @@ from pipeline import ROOT
 from pipeline.errors import UserError
 
 RECIPE_FILE = "submitted.toml"
-LARGEST = 95 * 2**20  # bytes: Ray's job server takes requests of 100 MiB
+MAX_BYTES = 95 * 2**20  # bytes: Ray's job server takes requests of 100 MiB
 
 
-def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, largest: int = LARGEST) -> int:
+def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, largest: int = MAX_BYTES) -> int:
     """Copy what git tracks under `root` into the folder `target`; returns its bytes.
 
     Raises:
         UserError: outside a git checkout, or where it is too large; nothing was copied then.
     """
-    files = tracked(root)
+    files = tracked_files(root)
     sizes = {file: (root / file).stat().st_size for file in files}
     total = sum(sizes.values())
     if total > largest:
@@ -34,7 +34,7 @@ def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, larges
     return total
 
 
-def tracked(root: Path) -> list[str]:
+def tracked_files(root: Path) -> list[str]:
     """Files that are there; a link is left out, as what it points to may not be ours to send."""
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--recurse-submodules"]
     try:

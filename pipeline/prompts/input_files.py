@@ -18,7 +18,7 @@ from pipeline.storage import Folder
 _SIDE_FILES = ("dataset_info.json", "state.json", "dataset_dict.json", "manifest.json")
 
 
-class Input(SourceFile):
+class InputFile(SourceFile):
     """One file of a source, as it was found."""
 
     @property
@@ -37,24 +37,24 @@ class Input(SourceFile):
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def find(sources: Sequence[Source], field: str = "prompts.sources") -> list[tuple[str, list[Input]]]:
+def find_inputs(sources: Sequence[Source], field: str = "prompts.sources") -> list[tuple[str, list[InputFile]]]:
     """Return each source's name and files, sorted; all are of readable formats."""
-    names = [source.name or _name(source.path) for source in sources]
+    names = [source.name or _source_name(source.path) for source in sources]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{field}: the name {name!r} twice is not allowed; allowed: a `name` for each")
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
             raise UserError(f"{field}: the name {name!r} is not allowed; allowed: letters, digits, - and _")
-    return [(name, _files(name, source, field)) for name, source in zip(names, sources, strict=True)]
+    return [(name, _source_files(name, source, field)) for name, source in zip(names, sources, strict=True)]
 
 
-def _name(path: str) -> str:
+def _source_name(path: str) -> str:
     """Return the last part of a path without its ending."""
     plain = [part for part in PurePosixPath(path.removeprefix("s3://")).parts if "*" not in part]
     return re.sub(r"[^\w-]+", "-", plain[-1].split(".")[0]).strip("-") or "prompts" if plain else "prompts"
 
 
-def _files(name: str, source: Source, field: str) -> list[Input]:
+def _source_files(name: str, source: Source, field: str) -> list[InputFile]:
     place = Folder.from_uri(source.path)
     fixed = place.path.split("*")[0].rpartition("/")[0] if "*" in place.path else place.path
     try:
@@ -67,7 +67,7 @@ def _files(name: str, source: Source, field: str) -> list[Input]:
     if "*" in place.path:
         entries = [entry for entry in entries if _pattern(place.path).fullmatch(entry.path) and not _is_cache(entry)]
     elif info.type == fs.FileType.Directory:
-        entries = _kept(entries, place.filesystem)
+        entries = _files_of_folders(entries, place.filesystem)
     found = [entry for entry in entries if entry.is_file]
     if not found:
         raise UserError(
@@ -81,7 +81,7 @@ def _files(name: str, source: Source, field: str) -> list[Input]:
             raise UserError(f"{field}: {error}") from None
     root = "" if place.is_local else "s3://"
     return [
-        Input(
+        InputFile(
             source=name,
             uri=root + entry.path,
             column=source.column,
@@ -102,21 +102,21 @@ def _is_cache(entry: fs.FileInfo) -> bool:
     return bool(re.fullmatch(r"cache-\w+\.arrow", entry.base_name))
 
 
-def _kept(entries: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.FileInfo]:
+def _files_of_folders(entries: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.FileInfo]:
     """Return the files of a folder that can be read, or are refused by name."""
     files = [entry for entry in entries if entry.is_file and not entry.base_name.startswith((".", "_"))]
     files.sort(key=_folder)
-    return [entry for _, own in groupby(files, _folder) for entry in _of_folder(list(own), filesystem)]
+    return [entry for _, own in groupby(files, _folder) for entry in _readable_files(list(own), filesystem)]
 
 
 def _folder(entry: fs.FileInfo) -> str:
     return str(entry.path).rpartition("/")[0]
 
 
-def _of_folder(files: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.FileInfo]:
+def _readable_files(files: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.FileInfo]:
     """Return the shards of a Hugging Face dataset, the archives of img2dataset, or all files."""
     state = next((entry for entry in files if entry.base_name == "state.json"), None)
-    if state and (shards := _shards(state, filesystem)):
+    if state and (shards := _dataset_shards(state, filesystem)):
         return [entry for entry in files if entry.base_name in shards]
     readable = [
         entry
@@ -132,7 +132,7 @@ def _of_folder(files: list[fs.FileInfo], filesystem: fs.FileSystem) -> list[fs.F
     return [entry for entry in readable if entry.base_name not in copies]
 
 
-def _shards(state: fs.FileInfo, filesystem: fs.FileSystem) -> set[str]:
+def _dataset_shards(state: fs.FileInfo, filesystem: fs.FileSystem) -> set[str]:
     """Return the files in a dataset's `state.json`, or none."""
     try:
         with filesystem.open_input_stream(state.path) as stream:

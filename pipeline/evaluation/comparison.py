@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.evaluation.aggregate import metric_names, paired, same_prompt_and_noise
+from pipeline.evaluation.aggregate import matched_rows, metric_names, paired_difference
 from pipeline.evaluation.evaluate import REPORT, EvaluationManifest
 from pipeline.evaluation.images import ImageStore
-from pipeline.evaluation.report import COMPARED, Card, Column, PageData, Picture, column_of, data_uri, render
+from pipeline.evaluation.report import COMPARED, Card, Column, PageData, Picture, data_uri, render, slider_column
 from pipeline.evaluation.results import EvaluationRow, Summary, read_rows, read_summary, student_rows
 from pipeline.evaluation.statistics import Difference
 from pipeline.records import Record
@@ -31,7 +31,9 @@ class MetricComparison(Record):
     high: float | None = None
 
     @staticmethod
-    def of(metric: str, found: Difference, verdict: str, sentence: str, a: float, b: float) -> "MetricComparison":
+    def from_difference(
+        metric: str, found: Difference, verdict: str, sentence: str, a: float, b: float
+    ) -> "MetricComparison":
         """Return the comparison of a difference with its interval."""
         return MetricComparison(
             metric=metric,
@@ -62,7 +64,7 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> Com
     """
     (first, first_rows), (second, second_rows) = _read(a), _read(b)
     students = student_rows(first_rows, first), student_rows(second_rows, second)
-    if not same_prompt_and_noise(*students):
+    if not matched_rows(*students):
         raise UserError(f"{b.uri}: shares no prompt and seed with {a.uri}. Evaluate both on the same prompt sets.")
     shared = [name for name in metric_names(students[0]) if name in metric_names(students[1])]
     metrics = tuple(_metric(name, *students, (first, second), names) for name in shared)
@@ -100,13 +102,13 @@ def _metric(
     first, second = (summary.metrics[name] for summary in summaries)
     if first.options != second.options:
         return MetricComparison(metric=name, pairs=0, sentence="another version or other options: not compared")
-    found = paired(a, b, name)
+    found = paired_difference(a, b, name)
     sign = -1 if name in LOWER_IS_BETTER else 1
     low, high = sorted((sign * found.low, sign * found.high))
     verdict = "a" if low > 0 else "b" if high < 0 else ""
     winner, other = names if verdict == "a" else names[::-1]
     sentence = f"{winner} beats {other}" if verdict else "no significant difference"
-    return MetricComparison.of(name, found, verdict, sentence, first.value, second.value)
+    return MetricComparison.from_difference(name, found, verdict, sentence, first.value, second.value)
 
 
 def _cards(
@@ -117,7 +119,7 @@ def _cards(
 ) -> list[Card]:
     """Return cards of two images, whose scores are the differences."""
     cards = []
-    for rows in same_prompt_and_noise(*students):
+    for rows in matched_rows(*students):
         pictures = (
             Picture(name, data_uri(store.png(row))) for name, store, row in zip(names, images, rows, strict=True)
         )
@@ -140,5 +142,5 @@ def _columns(summaries: Sequence[Summary], images: Sequence[ImageStore], names: 
     for key in [key for key in first if key in second][:COMPARED]:
         systems = [system for system in first[key] if system in second[key]]
         rows = [[student[key][system] for system in systems] for student in (first, second)]
-        columns.append(column_of(rows, images, names))
+        columns.append(slider_column(rows, images, names))
     return columns

@@ -27,12 +27,12 @@ ACCOUNT = "nasa-distill"  # a service account, to which a cloud binds a role wit
 CLUSTER = "nasa-distill"
 HEAD = {"cpu": "4", "memory": "32Gi"}
 GPU_MEMORY_GI = 64  # of main memory, for each GPU
-DAYS = 86_400
-LONGEST_NAME = 36  # of a RayCronJob, whose jobs have longer ones
+SECONDS_PER_DAY = 86_400
+MAX_NAME_LENGTH = 36  # of a RayCronJob, whose jobs have longer ones
 
 
 @dataclass(frozen=True)
-class Place:
+class ManifestValues:
     """The values that a Kubernetes manifest needs besides the recipe.
 
     Attributes:
@@ -50,7 +50,7 @@ class Place:
     gpus_per_node: int = 1
 
 
-def render(kind: str, recipe: Recipe, place: Place) -> str:
+def render(kind: str, recipe: Recipe, place: ManifestValues) -> str:
     """Return the manifest as YAML.
 
     Raises:
@@ -68,7 +68,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _check(kind: str, recipe: Recipe, place: Place) -> None:
+def _check(kind: str, recipe: Recipe, place: ManifestValues) -> None:
     if not (RECIPES / f"{place.recipe}.toml").is_file():
         names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise invalid("--recipe", place.recipe, f"a recipe of the image: {names}", "Change its fields with --set.")
@@ -83,19 +83,19 @@ def _check(kind: str, recipe: Recipe, place: Place) -> None:
             )
     if kind in RECURRING and not recipe.schedule.cron:
         raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
-    most = math.ceil(max(_each(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
+    most = math.ceil(max(_worker_resources(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
     if not max(1, most) <= place.gpus_per_node <= 16:
         raise invalid("--gpus-per-node", place.gpus_per_node, f"{max(1, most)}, for one process, to 16")
 
 
 def _metadata(recipe: Recipe) -> Spec:
     return {
-        "name": re.sub(r"[^a-z0-9]+", "-", f"nasa-{recipe.name}".lower())[:LONGEST_NAME].strip("-"),
+        "name": re.sub(r"[^a-z0-9]+", "-", f"nasa-{recipe.name}".lower())[:MAX_NAME_LENGTH].strip("-"),
         "labels": {"app.kubernetes.io/name": "nasa-distill"},
     }
 
 
-def _job(recipe: Recipe, place: Place) -> Spec:
+def _job(recipe: Recipe, place: ManifestValues) -> Spec:
     words = ["python", "-m", "jobs", "run", "--run", place.run, *_options(place)]
     return {
         "apiVersion": "ray.io/v1",
@@ -105,7 +105,7 @@ def _job(recipe: Recipe, place: Place) -> Spec:
     }
 
 
-def _cron_job(recipe: Recipe, place: Place) -> Spec:
+def _cron_job(recipe: Recipe, place: ManifestValues) -> Spec:
     """KubeRay starts every time that was missed at once, and overlaps: `run-scheduled` does what is due, once."""
     options = recipe.schedule
     spec = {
@@ -117,41 +117,41 @@ def _cron_job(recipe: Recipe, place: Place) -> Spec:
     return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _metadata(recipe), "spec": spec}
 
 
-def _run_scheduled(recipe: Recipe, place: Place) -> list[str]:
+def _run_scheduled(recipe: Recipe, place: ManifestValues) -> list[str]:
     when = ["--cron", recipe.schedule.cron, "--timezone", recipe.schedule.timezone]
     return ["python", "-m", "jobs", "run-scheduled", "--runs", place.run, *when, *_options(place)]
 
 
-def _options(place: Place) -> list[str]:
+def _options(place: ManifestValues) -> list[str]:
     sets = [word for one in place.sets for word in ("--set", one)]
     return ["--recipe", place.recipe, *sets, "--ray-address", "auto", "--tracking-uri", place.tracking_uri]
 
 
-def _job_spec(words: list[str], recipe: Recipe, place: Place) -> Spec:
+def _job_spec(words: list[str], recipe: Recipe, place: ManifestValues) -> Spec:
     """Return a RayJob whose cluster ends with the job; a further attempt resumes."""
     return {
         "entrypoint": shlex.join(words),
         "submissionMode": "K8sJobMode",
         "backoffLimit": recipe.schedule.retries,
-        "activeDeadlineSeconds": 7 * DAYS,
+        "activeDeadlineSeconds": 7 * SECONDS_PER_DAY,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 3600,
         "rayClusterSpec": _cluster_spec(recipe, place),
     }
 
 
-def _cluster(recipe: Recipe, place: Place) -> Spec:
+def _cluster(recipe: Recipe, place: ManifestValues) -> Spec:
     metadata = {**_metadata(recipe), "name": CLUSTER}
     spec = _cluster_spec(recipe, place)
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
 
 
-def _cluster_spec(recipe: Recipe, place: Place) -> Spec:
+def _cluster_spec(recipe: Recipe, place: ManifestValues) -> Spec:
     """Return a head without GPU, and autoscaled pods with GPUs."""
-    train, nodes = recipe.train, nodes_of(recipe, place.gpus_per_node)
-    cpus = math.ceil(_each(train)["CPU"] * _workers_on_a_node(train, place.gpus_per_node)) + 1
+    train, nodes = recipe.train, num_nodes(recipe, place.gpus_per_node)
+    cpus = math.ceil(_worker_resources(train)["CPU"] * _workers_per_node(train, place.gpus_per_node)) + 1
     resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * place.gpus_per_node}Gi"}
-    if "GPU" in _each(train) or recipe.evaluation.gpus_per_process:
+    if "GPU" in _worker_resources(train) or recipe.evaluation.gpus_per_process:
         resources["nvidia.com/gpu"] = str(place.gpus_per_node)
     ports = [{"containerPort": 6379, "name": "gcs-server"}, {"containerPort": 8265, "name": "dashboard"}]
     return {
@@ -176,26 +176,26 @@ def _cluster_spec(recipe: Recipe, place: Place) -> Spec:
     }
 
 
-def nodes_of(recipe: Recipe, gpus_per_node: int) -> int:
+def num_nodes(recipe: Recipe, gpus_per_node: int) -> int:
     """Return the number of pods that hold all workers and, with evaluation of checkpoints, the evaluation processes."""
     train, evaluation = recipe.train, recipe.evaluation
-    gpus = train.num_workers * _each(train).get("GPU", 0)
+    gpus = train.num_workers * _worker_resources(train).get("GPU", 0)
     if evaluation.every_n_checkpoints:
         gpus += evaluation.num_processes * evaluation.gpus_per_process
-    return math.ceil(max(train.num_workers / _workers_on_a_node(train, gpus_per_node), gpus / gpus_per_node))
+    return math.ceil(max(train.num_workers / _workers_per_node(train, gpus_per_node), gpus / gpus_per_node))
 
 
-def _workers_on_a_node(train: Train, gpus_per_node: int) -> int:
-    each = _each(train).get("GPU", 0)
+def _workers_per_node(train: Train, gpus_per_node: int) -> int:
+    each = _worker_resources(train).get("GPU", 0)
     return int(gpus_per_node // each) if each else 1
 
 
-def _each(train: Train) -> dict[str, float]:
+def _worker_resources(train: Train) -> dict[str, float]:
     """Return the resources of a worker with its encoders."""
     return training_request(train).per_process
 
 
-def _pod(name: str, resources: dict[str, str], place: Place, more: Spec) -> Spec:
+def _pod(name: str, resources: dict[str, str], place: ManifestValues, more: Spec) -> Spec:
     container = {
         "name": name,
         "image": place.image,
@@ -218,7 +218,7 @@ def _pod(name: str, resources: dict[str, str], place: Place, more: Spec) -> Spec
     }
 
 
-def _submitter(recipe: Recipe, place: Place) -> Spec:
+def _submitter(recipe: Recipe, place: ManifestValues) -> Spec:
     """Return a CronJob that submits to the standing RayCluster."""
     url = f"http://{CLUSTER}-head-svc:8265"
     words = _run_scheduled(recipe, place)[3:]

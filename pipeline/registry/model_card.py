@@ -30,7 +30,7 @@ def render(candidate: Candidate, scores: Scores, name: str, options: Mapping[str
         keep_trailing_newline=True,
     )
     known = licence(recipe.teacher, recipe.revision)
-    page: str = environment.get_template("card.md.j2").render(
+    page: str = environment.get_template("model_card.md.j2").render(
         candidate=candidate,
         recipe=recipe,
         scores=scores,
@@ -39,13 +39,13 @@ def render(candidate: Candidate, scores: Scores, name: str, options: Mapping[str
         licence_tag=known.lower() if re.fullmatch(r"[\w.+-]+", known) and known != UNKNOWN else "other",
         bundled=recipe.teacher == BUNDLED,
         on_hub=is_hub_id(recipe.teacher),
-        call=_listed(options, "="),
-        listed=_listed,
+        call=_join_items(options, "="),
+        listed=_join_items,
     )
     return page
 
 
-def _listed(values: Mapping[str, object], between: str = " ") -> str:
+def _join_items(values: Mapping[str, object], between: str = " ") -> str:
     return ", ".join(f"{key}{between}{value}" for key, value in values.items())
 
 
@@ -54,7 +54,7 @@ def licence(teacher: str, revision: str = "main") -> str:
     if teacher == BUNDLED:
         return "Apache-2.0"
     if is_hub_id(teacher):
-        return _on_hub(teacher, revision)
+        return _hub_licence(teacher, revision)
     folder = Folder.from_uri(teacher)
     if folder.exists("README.md"):
         front = FRONT_MATTER.match(folder.read("README.md").decode(errors="replace"))
@@ -68,7 +68,7 @@ def licence(teacher: str, revision: str = "main") -> str:
     return UNKNOWN
 
 
-def _on_hub(teacher: str, revision: str) -> str:
+def _hub_licence(teacher: str, revision: str) -> str:
     """Read it from the hub's metadata, if the hub answers."""
     try:
         found = hub_info(teacher, revision).card_data

@@ -14,7 +14,7 @@ from pipeline.errors import UserError, first_line, invalid
 
 DEFAULT = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 10
-REQUEST_FAILED = "Request failed"  # how Ray's client begins what the server refused
+REQUEST_FAILED_PREFIX = "Request failed"  # how Ray's client begins what the server refused
 TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -53,7 +53,7 @@ def connect(address: str | None = None) -> JobClient:
         UserError: where nothing answers, the token is not the cluster's, or it runs another version of Ray.
     """
     address = _url(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT)
-    _reach(address)
+    _check_reachable(address)
     token = find_token()
     import logging
 
@@ -70,7 +70,7 @@ def connect(address: str | None = None) -> JobClient:
         found = client.get_version()
         client.list_jobs()  # the version is told to everyone
     except AuthenticationError:
-        raise UserError(_token_line(address, token)) from None
+        raise UserError(_token_error(address, token)) from None
     except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--job-server: got {address!r}, which is no Ray job server ({first_line(error)}); "
@@ -95,9 +95,9 @@ def cluster_at(address: str | None = None) -> Iterator[JobClient]:
     try:
         yield client
     except AuthenticationError:
-        raise UserError(_token_line(client.get_address(), find_token())) from None
+        raise UserError(_token_error(client.get_address(), find_token())) from None
     except (requests.RequestException, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith(REQUEST_FAILED):
+        if isinstance(error, RuntimeError) and not str(error).startswith(REQUEST_FAILED_PREFIX):
             raise
         raise UserError(
             f"--job-server: the cluster at {client.get_address()} stopped answering: {first_line(error)}. "
@@ -125,7 +125,7 @@ def _url(address: str) -> str:
     return given.rstrip("/")
 
 
-def _reach(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Check that the server answers: Ray's own client would wait without end, such as for a dead forwarded port."""
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=TIMEOUT_SECONDS).close()
@@ -149,7 +149,7 @@ def find_token() -> str:
         return ""
 
 
-def _token_line(address: str, token: str) -> str:
+def _token_error(address: str, token: str) -> str:
     problem = "is not the cluster's" if token else "is missing"
     return (
         f"token: the cluster at {address} asks for one, and the one here {problem}. "

@@ -7,7 +7,7 @@ from pydantic import JsonValue
 
 from pipeline.errors import UserError
 from pipeline.prompts import clean
-from pipeline.prompts.inputs import Input
+from pipeline.prompts.input_files import InputFile
 from pipeline.prompts.prompt_dataset import PromptRequest, PromptsManifest, SourceFile
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
@@ -15,7 +15,7 @@ from pipeline.storage import Folder
 INDEPENDENT = ("avoid_contradictions",)  # settings of prompts that only training reads
 
 
-def request_of(recipe: Recipe, files: Sequence[Input], negatives: Sequence[Input]) -> PromptRequest:
+def build_request(recipe: Recipe, files: Sequence[InputFile], negatives: Sequence[InputFile]) -> PromptRequest:
     """Return the request that a recipe makes of the files found."""
     return PromptRequest(
         cleaning=0 if recipe.prompts.is_bundled else clean.VERSION,
@@ -31,7 +31,7 @@ def _settings(recipe: Recipe) -> dict[str, JsonValue]:
     return {**settings, "seed": recipe.seed, **teacher}
 
 
-def more_files(folder: Folder, prepared: PromptsManifest, request: PromptRequest) -> int:
+def count_new_files(folder: Folder, prepared: PromptsManifest, request: PromptRequest) -> int:
     """Return the number of files to add to a finished preparation; 0 if it is what is requested.
 
     Raises:
@@ -45,15 +45,15 @@ def more_files(folder: Folder, prepared: PromptsManifest, request: PromptRequest
     for name in {**held.settings, **request.settings}:
         got, expected = request.settings.get(name), held.settings.get(name)
         if got != expected:
-            raise UserError(f"{name}: got {_short(got)}; expected {_short(expected)}, {where}")
+            raise UserError(f"{name}: got {_format_value(got)}; expected {_format_value(expected)}, {where}")
     if held.cleaning != request.cleaning:
         raise UserError(f"prompts: got version {request.cleaning} of the cleaning; expected {held.cleaning}, {where}")
-    return _added("prompts.sources", held.files, request.files, where) + _added(
+    return _count_added("prompts.sources", held.files, request.files, where) + _count_added(
         "prompts.negatives", held.negative_files, request.negative_files, where
     )
 
 
-def _added(name: str, held: Sequence[SourceFile], found: Sequence[SourceFile], where: str) -> int:
+def _count_added(name: str, held: Sequence[SourceFile], found: Sequence[SourceFile], where: str) -> int:
     now = [file.values() for file in found]
     if lost := [file.uri for file in held if file.values() not in now]:
         raise UserError(
@@ -63,9 +63,9 @@ def _added(name: str, held: Sequence[SourceFile], found: Sequence[SourceFile], w
     return len(found) - len(held)
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_short, value))
+        return ", ".join(map(_format_value, value))
     if isinstance(value, Mapping):
         given = {name: item for name, item in value.items() if item not in ("", None)}
         return repr(given["path"]) if set(given) == {"path", "weight"} and given["weight"] == 0 else str(given)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import lockfile, manifest
-from pipeline.cluster.client import JobClient
-from pipeline.cluster.follow import FAILED, STOPPED
-from pipeline.cluster.package import RECIPE_FILE, pack
+from pipeline.cluster.job_client import JobClient
+from pipeline.cluster.job_logs import FAILED, STOPPED
+from pipeline.cluster.working_dir import RECIPE_FILE, pack
 from pipeline.errors import UserError, invalid
 from pipeline.redaction import contains_secret, is_secret, redact
 
@@ -22,7 +22,7 @@ SETTINGS = (  # that go along; none of them is a secret
     *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
     *("HF_ENDPOINT", "HF_HUB_OFFLINE"),
 )
-OWN_SECRETS = "Set it in the nodes' environment, an instance role or a Kubernetes secret."
+FORWARDED_SECRETS = "Set it in the nodes' environment, an instance role or a Kubernetes secret."
 SENDS, PAUSE_SECONDS = 5, 2.0
 
 
@@ -67,10 +67,10 @@ class Job:
 def submit(client: JobClient, job: Job, given: Mapping[str, str] | None = None) -> bool:
     """Submit a job unless the cluster has it; return whether it was submitted now."""
     _require_public(job)
-    if known(client, job.id):
+    if find_job(client, job.id):
         return False
     os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # git has said what goes along
-    variables = settings(os.environ, given or {})
+    variables = forwarded_environment(os.environ, given or {})
     with tempfile.TemporaryDirectory() as folder:
         if not job.in_image:
             pack(Path(folder), job.recipe_toml)
@@ -99,26 +99,28 @@ def _send(client: JobClient, job: Job, runtime_env: Mapping[str, object], metada
                 raise UserError(f"--job-server: the cluster stopped answering: {type(error).__name__}") from None
             time.sleep(PAUSE_SECONDS)
         except RuntimeError as error:
-            if known(client, job.id):  # an earlier try, or another person's
+            if find_job(client, job.id):  # an earlier try, or another person's
                 return False
             raise UserError(f"submit: the cluster refused the job: {str(error).splitlines()[0]}") from None
     raise AssertionError
 
 
-def known(client: JobClient, submission_id: str) -> Any:
+def find_job(client: JobClient, submission_id: str) -> Any:
     """Return a job's details, or None."""
     return next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
 
 
-def settings(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+def forwarded_environment(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """Return the job's environment variables; the dashboard shows them, so a secret is an error."""
     own = {name: here[name] for name in SETTINGS if here.get(name)}
     chosen = {manifest.CODE: manifest.code_version(), lockfile.PINNED: "1", **own, **given}
     for name, value in chosen.items():
         if is_secret(name):
-            raise UserError(f"--env: {name} looks like a secret, and a job's variables can be read. {OWN_SECRETS}")
+            raise UserError(
+                f"--env: {name} looks like a secret, and a job's variables can be read. {FORWARDED_SECRETS}"
+            )
         if contains_secret(value):
-            raise UserError(f"{name}: a password in it could be read in the cluster. {OWN_SECRETS}")
+            raise UserError(f"{name}: a password in it could be read in the cluster. {FORWARDED_SECRETS}")
     return chosen
 
 
@@ -126,7 +128,7 @@ def _require_public(job: Job) -> None:
     """Refuse secrets in the command, which the dashboard shows, and in the recipe, which the cluster stores."""
     for text in (*job.arguments, *(job.recipe_toml or "").splitlines()):
         if contains_secret(text):
-            raise UserError(f"submit: the secret in {redact(text)!r} could be read in the cluster. {OWN_SECRETS}")
+            raise UserError(f"submit: the secret in {redact(text)!r} could be read in the cluster. {FORWARDED_SECRETS}")
 
 
 def with_attempt(client: JobClient, job: Job, attempt: int, retry: bool) -> Job:

@@ -4,32 +4,32 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.cluster.client import JobClient
-from pipeline.cluster.follow import ENDED
+from pipeline.cluster.job_client import JobClient
+from pipeline.cluster.job_logs import ENDED
 from pipeline.errors import invalid
 
 STOP_SECONDS = 60
 
 
-def rows(client: JobClient) -> list[dict[str, str]]:
+def job_rows(client: JobClient) -> list[dict[str, str]]:
     """Return one row per job, newest last."""
     jobs = [job for job in client.list_jobs() if job.submission_id]
-    return [row_of(job) for job in sorted(jobs, key=lambda job: job.start_time or 0)]
+    return [job_row(job) for job in sorted(jobs, key=lambda job: job.start_time or 0)]
 
 
-def row_of(job: Any) -> dict[str, str]:
+def job_row(job: Any) -> dict[str, str]:
     """`exit` is the command's own code, where it has ended."""
     code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
     return {
         "job": job.submission_id,
         "status": str(getattr(job.status, "value", job.status)).lower(),
-        "started": _time(job.start_time),
-        "took": _took(job),
+        "started": _format_time(job.start_time),
+        "took": _format_duration(job),
         "exit": code,
     }
 
 
-def details_of(client: JobClient, submission_id: str) -> Any:
+def job_details(client: JobClient, submission_id: str) -> Any:
     """Return the job with this id, or whose id begins so: of several attempts at one job the latest.
 
     Raises:
@@ -37,19 +37,19 @@ def details_of(client: JobClient, submission_id: str) -> Any:
     """
     ids = [job.submission_id for job in client.list_jobs() if job.submission_id]
     found = [own for own in ids if own == submission_id] or [own for own in ids if own.startswith(submission_id)]
-    if len({attempt_of(own)[0] for own in found}) != 1:
+    if len({attempt_number(own)[0] for own in found}) != 1:
         known = ", ".join(sorted(found or ids)) or "none yet"
         raise invalid("job", submission_id, f"the id of one job: {known}")
-    return client.get_job_info(max(found, key=attempt_of))
+    return client.get_job_info(max(found, key=attempt_number))
 
 
-def attempt_of(submission_id: str) -> tuple[str, int]:
+def attempt_number(submission_id: str) -> tuple[str, int]:
     """Return what all attempts at a job have in common, and the attempt's number; 0 for an id of another form."""
     stem, _, number = submission_id.rpartition("-")
     return (stem, int(number)) if stem and number.isdigit() else (submission_id, 0)
 
 
-def stop(client: JobClient, submission_id: str) -> str:
+def stop_job(client: JobClient, submission_id: str) -> str:
     """Stop a job, wait until it has ended and return its state."""
     if client.get_job_info(submission_id).status in ENDED:
         return "had ended before"
@@ -61,11 +61,11 @@ def stop(client: JobClient, submission_id: str) -> str:
     return "is stopping"
 
 
-def _time(milliseconds: int | None) -> str:
+def _format_time(milliseconds: int | None) -> str:
     return "" if not milliseconds else f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _took(job: Any) -> str:
+def _format_duration(job: Any) -> str:
     if not job.start_time:
         return ""
     seconds = int((job.end_time / 1000 if job.end_time else time.time()) - job.start_time / 1000)

@@ -5,18 +5,18 @@ import sys
 import time
 from typing import Any, TextIO
 
-from pipeline.cluster.client import JobClient
+from pipeline.cluster.job_client import JobClient
 from pipeline.errors import UserError, invalid
 
 BAR = "distil:"  # how a line of the training's progress bar begins
-AWAY_SECONDS = 300  # for which the job server may be away
+MAX_OUTAGE_SECONDS = 300  # for which the job server may be away
 PAUSE_SECONDS = 2.0
 FAILED, STOPPED = "FAILED", "STOPPED"  # as Ray has them
 ENDED = ("SUCCEEDED", FAILED, STOPPED)
 STOPPED_CODE = 130
 
 
-class Printer:
+class LogPrinter:
     """Prints each line once, whatever is sent again; lines of the bar in place on a terminal."""
 
     def __init__(self, out: TextIO) -> None:
@@ -46,12 +46,12 @@ class Printer:
         self.in_bar = bar
 
 
-def follow(client: JobClient, submission_id: str, out: TextIO | None = None) -> int:
+def follow_job(client: JobClient, submission_id: str, out: TextIO | None = None) -> int:
     """Print the job's log until it ends; returns its exit code, 130 where it was stopped."""
-    printer, away_since = Printer(out or sys.stdout), 0.0
+    printer, away_since = LogPrinter(out or sys.stdout), 0.0
     while True:
         try:
-            asyncio.run(_tail(client, submission_id, printer))
+            asyncio.run(_print_logs(client, submission_id, printer))
             details = client.get_job_info(submission_id)
             if details.status in ENDED:
                 return exit_code(details)
@@ -59,21 +59,21 @@ def follow(client: JobClient, submission_id: str, out: TextIO | None = None) -> 
         except RuntimeError as error:
             if "404" in str(error):
                 raise invalid("job", submission_id, "a job of this cluster") from None
-            away_since = _still_away(away_since, error)
+            away_since = _check_outage(away_since, error)
         except OSError as error:  # aiohttp's and requests' too
-            away_since = _still_away(away_since, error)
+            away_since = _check_outage(away_since, error)
         time.sleep(PAUSE_SECONDS)
 
 
-async def _tail(client: JobClient, submission_id: str, printer: Printer) -> None:
+async def _print_logs(client: JobClient, submission_id: str, printer: LogPrinter) -> None:
     printer.begin()
     async for text in client.tail_job_logs(submission_id):
         printer(text)
 
 
-def _still_away(since: float, error: BaseException) -> float:
+def _check_outage(since: float, error: BaseException) -> float:
     now = time.monotonic()
-    if since and now - since > AWAY_SECONDS:
+    if since and now - since > MAX_OUTAGE_SECONDS:
         raise UserError(f"--job-server: the cluster stopped answering: {str(error).splitlines()[0]}") from None
     return since or now
 
