@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         shared.require_shared_prompts(recipe)
     from pipeline.cluster.kubernetes_manifests import ManifestValues, render
 
-    place = ManifestValues(
+    values = ManifestValues(
         run=options.run,
         recipe=options.recipe,
         image=options.image,
@@ -38,4 +38,4 @@ def run(options: argparse.Namespace) -> None:
         sets=tuple(options.overrides),
         gpus_per_node=options.gpus_per_node,
     )
-    print(render(options.kind, recipe, place), end="")
+    print(render(options.kind, recipe, values), end="")

@@ -6,7 +6,7 @@ IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job how it was su
 
 
 class UserError(ValueError):
-    """A mistake in a recipe, an option, a folder or a file, told in one line."""
+    """An error in a recipe, an option, a folder or a file; its message is one line."""
 
 
 class TransientError(UserError):

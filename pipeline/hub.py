@@ -18,50 +18,52 @@ VARIANTS = ("*.fp16.safetensors", "*non_ema*", "*/flax_*", "*openvino*", "safety
 HUB_SECONDS = 10
 
 
-def is_hub_id(place: str) -> bool:
+def is_hub_id(path_or_id: str) -> bool:
     """`organisation/name`, where no folder of that name is here."""
-    return bool(HUB_ID.fullmatch(place)) and not Path(place).exists()
+    return bool(HUB_ID.fullmatch(path_or_id)) and not Path(path_or_id).exists()
 
 
-def local_folder(place: str, field: str, revision: str = "main", wanted: Sequence[str] = FILE_PATTERNS) -> Path:
+def local_folder(path_or_id: str, field: str, revision: str = "main", wanted: Sequence[str] = FILE_PATTERNS) -> Path:
     """Return a local folder, fetching what is elsewhere; the hub's token is read from HF_TOKEN.
 
     Of the hub's files those that fit `wanted`.
     """
-    if not is_hub_id(place):
-        folder = Folder.from_uri(place)
+    if not is_hub_id(path_or_id):
+        folder = Folder.from_uri(path_or_id)
         return Path(folder.path) if folder.is_local else _download_from_s3(folder)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(
-            snapshot_download(place, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(VARIANTS))
+            snapshot_download(
+                path_or_id, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(VARIANTS)
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise (UserError if _is_user_error(error) else TransientError)(
-            f"{field}: {place!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}. "
+            f"{field}: {path_or_id!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}. "
             "Use a folder, s3://, or a hub id whose terms the account of HF_TOKEN has accepted."
         ) from None
 
 
-def hub_status(place: str, revision: str, *, missing: str) -> str:
+def hub_status(path_or_id: str, revision: str, *, missing: str) -> str:
     """Say whether a model is in the hub's local cache or on the hub, without fetching it; `missing` begins a no."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return f"in {snapshot_download(place, revision=revision, local_files_only=True)}"
+        return f"in {snapshot_download(path_or_id, revision=revision, local_files_only=True)}"
     except (LocalEntryNotFoundError, OSError, ValueError):
         pass
     try:
-        found = hub_info(place, revision)
+        found = hub_info(path_or_id, revision)
     except TransientError as error:
         return f"{missing}: {error}"
-    return f"{place} at {found.sha}, to be fetched from the hub"
+    return f"{path_or_id} at {found.sha}, to be fetched from the hub"
 
 
-def hub_info(place: str, revision: str) -> Any:
+def hub_info(path_or_id: str, revision: str) -> Any:
     """Ask the hub about a model, for at most `HUB_SECONDS`.
 
     Raises:
@@ -70,10 +72,10 @@ def hub_info(place: str, revision: str) -> Any:
     from huggingface_hub import model_info
 
     try:
-        return model_info(place, revision=revision, timeout=HUB_SECONDS)
+        return model_info(path_or_id, revision=revision, timeout=HUB_SECONDS)
     except Exception as error:  # of whatever HTTP library the hub's client uses
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TransientError(f"{place} at {revision} cannot be had from the hub: {line}") from None
+        raise TransientError(f"{path_or_id} at {revision} cannot be had from the hub: {line}") from None
 
 
 def _is_user_error(error: Exception) -> bool:
@@ -85,9 +87,9 @@ def _is_user_error(error: Exception) -> bool:
 def _download_from_s3(folder: Folder) -> Path:
     """Download an S3 folder into the local cache, shared by all processes; refresh it when a file changes."""
     files = folder.walk()
-    told = "\0".join([folder.uri, *(f"{file.path} {file.size} {file.mtime_ns}" for file in files)])
+    fingerprint = "\0".join([folder.uri, *(f"{file.path} {file.size} {file.mtime_ns}" for file in files)])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill"
-    target = cache / hashlib.sha256(told.encode()).hexdigest()[:16]
+    target = cache / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""MLflow as a place to write to that may be away: a tracking outage never ends a training run."""
+"""The MLflow tracker, which buffers writes: a tracking outage never ends a training run."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ from pipeline.redaction import redact
 from pipeline.retry import backoff_seconds
 
 EXPERIMENT = "nasa-distill"
-BUFFERED = 1000  # writes that wait for a store that is away
+BUFFERED = 1000  # writes that wait while the server is unavailable
 MAX_RETRY_SECONDS = 10.0
 FLUSH_SECONDS = 20
 REACH_SECONDS = 10
@@ -105,8 +105,8 @@ def _experiment(tracker: MlflowClient, uri: str) -> str:
     if experiment := tracker.get_experiment_by_name(EXPERIMENT):
         return str(experiment.experiment_id)
     local = uri.startswith("sqlite:///")
-    place = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
-    return str(tracker.create_experiment(EXPERIMENT, artifact_location=place))
+    location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
+    return str(tracker.create_experiment(EXPERIMENT, artifact_location=location))
 
 
 class Tracker:

@@ -1,4 +1,4 @@
-"""The client of Ray's job server; each way of not reaching it is an error of one line."""
+"""The client of Ray's job server; each reason for not reaching it is an error of one line."""
 
 import os
 import urllib.error
@@ -68,7 +68,7 @@ def connect(address: str | None = None) -> JobClient:
         # Ray sends no token of its own where RAY_AUTH_MODE was not set before it was imported
         client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
         found = client.get_version()
-        client.list_jobs()  # the version is told to everyone
+        client.list_jobs()  # unlike the version, it needs the token
     except AuthenticationError:
         raise UserError(_token_error(address, token)) from None
     except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError, TypeError) as error:

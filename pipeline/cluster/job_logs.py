@@ -9,7 +9,7 @@ from pipeline.cluster.job_client import JobClient
 from pipeline.errors import UserError, invalid
 
 BAR = "distil:"  # how a line of the training's progress bar begins
-MAX_OUTAGE_SECONDS = 300  # for which the job server may be away
+MAX_OUTAGE_SECONDS = 300  # of the job server
 PAUSE_SECONDS = 2.0
 FAILED, STOPPED = "FAILED", "STOPPED"  # as Ray has them
 ENDED = ("SUCCEEDED", FAILED, STOPPED)
@@ -17,7 +17,7 @@ STOPPED_CODE = 130
 
 
 class LogPrinter:
-    """Prints each line once, whatever is sent again; lines of the bar in place on a terminal."""
+    """Prints each line once, although lines are sent again; redraws the bar on a terminal."""
 
     def __init__(self, out: TextIO) -> None:
         self.out, self.terminal = out, out.isatty()

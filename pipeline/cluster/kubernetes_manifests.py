@@ -50,15 +50,15 @@ class ManifestValues:
     gpus_per_node: int = 1
 
 
-def render(kind: str, recipe: Recipe, place: ManifestValues) -> str:
+def render(kind: str, recipe: Recipe, values: ManifestValues) -> str:
     """Return the manifest as YAML.
 
     Raises:
         UserError: where a cluster cannot do what is asked.
     """
-    _check(kind, recipe, place)
+    _check(kind, recipe, values)
     build = {"RayCluster": _cluster, "RayJob": _job, "RayCronJob": _cron_job, "CronJob": _submitter}[kind]
-    return str(yaml.dump(build(recipe, place), Dumper=_Dumper, sort_keys=False, width=1000))
+    return str(yaml.dump(build(recipe, values), Dumper=_Dumper, sort_keys=False, width=1000))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -68,15 +68,15 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _check(kind: str, recipe: Recipe, place: ManifestValues) -> None:
-    if not (RECIPES / f"{place.recipe}.toml").is_file():
+def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
+    if not (RECIPES / f"{values.recipe}.toml").is_file():
         names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
-        raise invalid("--recipe", place.recipe, f"a recipe of the image: {names}", "Change its fields with --set.")
-    if not place.run.startswith("s3://"):
-        raise invalid("--run", place.run, "s3://BUCKET/FOLDER, which every node reaches")
-    if not place.tracking_uri.startswith(("http://", "https://")):
-        raise invalid("--tracking-uri", place.tracking_uri, "a server's http:// or https:// address")
-    for text in (place.tracking_uri, place.run, place.image, *place.sets):
+        raise invalid("--recipe", values.recipe, f"a recipe of the image: {names}", "Change its fields with --set.")
+    if not values.run.startswith("s3://"):
+        raise invalid("--run", values.run, "s3://BUCKET/FOLDER, which every node reaches")
+    if not values.tracking_uri.startswith(("http://", "https://")):
+        raise invalid("--tracking-uri", values.tracking_uri, "a server's http:// or https:// address")
+    for text in (values.tracking_uri, values.run, values.image, *values.sets):
         if contains_secret(text):
             raise UserError(
                 f"manifest: it would hold the secret in {redact(text)!r}. Put it into the Secret {SECRET!r}."
@@ -84,8 +84,8 @@ def _check(kind: str, recipe: Recipe, place: ManifestValues) -> None:
     if kind in RECURRING and not recipe.schedule.cron:
         raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
     most = math.ceil(max(_worker_resources(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
-    if not max(1, most) <= place.gpus_per_node <= 16:
-        raise invalid("--gpus-per-node", place.gpus_per_node, f"{max(1, most)}, for one process, to 16")
+    if not max(1, most) <= values.gpus_per_node <= 16:
+        raise invalid("--gpus-per-node", values.gpus_per_node, f"{max(1, most)}, for one process, to 16")
 
 
 def _metadata(recipe: Recipe) -> Spec:
@@ -95,39 +95,39 @@ def _metadata(recipe: Recipe) -> Spec:
     }
 
 
-def _job(recipe: Recipe, place: ManifestValues) -> Spec:
-    words = ["python", "-m", "jobs", "run", "--run", place.run, *_options(place)]
+def _job(recipe: Recipe, values: ManifestValues) -> Spec:
+    words = ["python", "-m", "jobs", "run", "--run", values.run, *_options(values)]
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": _metadata(recipe),
-        "spec": _job_spec(words, recipe, place),
+        "spec": _job_spec(words, recipe, values),
     }
 
 
-def _cron_job(recipe: Recipe, place: ManifestValues) -> Spec:
+def _cron_job(recipe: Recipe, values: ManifestValues) -> Spec:
     """KubeRay starts every time that was missed at once, and overlaps: `run-scheduled` does what is due, once."""
     options = recipe.schedule
     spec = {
         "schedule": options.cron,
         "timeZone": options.timezone,
         "suspend": False,
-        "jobTemplate": _job_spec(_run_scheduled(recipe, place), recipe, place),
+        "jobTemplate": _job_spec(_run_scheduled(recipe, values), recipe, values),
     }
     return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _metadata(recipe), "spec": spec}
 
 
-def _run_scheduled(recipe: Recipe, place: ManifestValues) -> list[str]:
+def _run_scheduled(recipe: Recipe, values: ManifestValues) -> list[str]:
     when = ["--cron", recipe.schedule.cron, "--timezone", recipe.schedule.timezone]
-    return ["python", "-m", "jobs", "run-scheduled", "--runs", place.run, *when, *_options(place)]
+    return ["python", "-m", "jobs", "run-scheduled", "--runs", values.run, *when, *_options(values)]
 
 
-def _options(place: ManifestValues) -> list[str]:
-    sets = [word for one in place.sets for word in ("--set", one)]
-    return ["--recipe", place.recipe, *sets, "--ray-address", "auto", "--tracking-uri", place.tracking_uri]
+def _options(values: ManifestValues) -> list[str]:
+    sets = [word for one in values.sets for word in ("--set", one)]
+    return ["--recipe", values.recipe, *sets, "--ray-address", "auto", "--tracking-uri", values.tracking_uri]
 
 
-def _job_spec(words: list[str], recipe: Recipe, place: ManifestValues) -> Spec:
+def _job_spec(words: list[str], recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a RayJob whose cluster ends with the job; a further attempt resumes."""
     return {
         "entrypoint": shlex.join(words),
@@ -136,23 +136,23 @@ def _job_spec(words: list[str], recipe: Recipe, place: ManifestValues) -> Spec:
         "activeDeadlineSeconds": 7 * SECONDS_PER_DAY,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 3600,
-        "rayClusterSpec": _cluster_spec(recipe, place),
+        "rayClusterSpec": _cluster_spec(recipe, values),
     }
 
 
-def _cluster(recipe: Recipe, place: ManifestValues) -> Spec:
+def _cluster(recipe: Recipe, values: ManifestValues) -> Spec:
     metadata = {**_metadata(recipe), "name": CLUSTER}
-    spec = _cluster_spec(recipe, place)
+    spec = _cluster_spec(recipe, values)
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
 
 
-def _cluster_spec(recipe: Recipe, place: ManifestValues) -> Spec:
+def _cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a head without GPU, and autoscaled pods with GPUs."""
-    train, nodes = recipe.train, num_nodes(recipe, place.gpus_per_node)
-    cpus = math.ceil(_worker_resources(train)["CPU"] * _workers_per_node(train, place.gpus_per_node)) + 1
-    resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * place.gpus_per_node}Gi"}
+    train, nodes = recipe.train, num_nodes(recipe, values.gpus_per_node)
+    cpus = math.ceil(_worker_resources(train)["CPU"] * _workers_per_node(train, values.gpus_per_node)) + 1
+    resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * values.gpus_per_node}Gi"}
     if "GPU" in _worker_resources(train) or recipe.evaluation.gpus_per_process:
-        resources["nvidia.com/gpu"] = str(place.gpus_per_node)
+        resources["nvidia.com/gpu"] = str(values.gpus_per_node)
     ports = [{"containerPort": 6379, "name": "gcs-server"}, {"containerPort": 8265, "name": "dashboard"}]
     return {
         "rayVersion": ray.__version__,
@@ -161,7 +161,7 @@ def _cluster_spec(recipe: Recipe, place: ManifestValues) -> Spec:
         "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 600},
         "headGroupSpec": {
             "rayStartParams": {"num-gpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _pod("ray-head", HEAD, place, {"ports": ports}),
+            "template": _pod("ray-head", HEAD, values, {"ports": ports}),
         },
         "workerGroupSpecs": [
             {
@@ -170,7 +170,7 @@ def _cluster_spec(recipe: Recipe, place: ManifestValues) -> Spec:
                 "minReplicas": 0,
                 "maxReplicas": nodes,
                 "rayStartParams": {},
-                "template": _pod("ray-worker", resources, place, {}),
+                "template": _pod("ray-worker", resources, values, {}),
             }
         ],
     }
@@ -195,12 +195,12 @@ def _worker_resources(train: Train) -> dict[str, float]:
     return training_request(train).per_process
 
 
-def _pod(name: str, resources: dict[str, str], place: ManifestValues, more: Spec) -> Spec:
+def _pod(name: str, resources: dict[str, str], values: ManifestValues, more: Spec) -> Spec:
     container = {
         "name": name,
-        "image": place.image,
+        "image": values.image,
         "resources": {"requests": resources, "limits": resources},
-        "env": [{"name": "MLFLOW_TRACKING_URI", "value": place.tracking_uri}],
+        "env": [{"name": "MLFLOW_TRACKING_URI", "value": values.tracking_uri}],
         "envFrom": [{"secretRef": {"name": SECRET, "optional": True}}],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
@@ -218,20 +218,20 @@ def _pod(name: str, resources: dict[str, str], place: ManifestValues, more: Spec
     }
 
 
-def _submitter(recipe: Recipe, place: ManifestValues) -> Spec:
+def _submitter(recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a CronJob that submits to the standing RayCluster."""
     url = f"http://{CLUSTER}-head-svc:8265"
-    words = _run_scheduled(recipe, place)[3:]
+    words = _run_scheduled(recipe, values)[3:]
     at = words.index("--ray-address")
     words[at : at + 2] = ["--job-server", url]
     token = {"secretKeyRef": {"name": TOKEN_SECRET, "key": "auth_token"}}
     container = {
         "name": "submit",
-        "image": place.image,
+        "image": values.image,
         "command": ["python", "-m", "jobs", "submit", *words, "--in-image", "--retry"],
         "env": [
             {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": token["secretKeyRef"]}},
-            {"name": "MLFLOW_TRACKING_URI", "value": place.tracking_uri},
+            {"name": "MLFLOW_TRACKING_URI", "value": values.tracking_uri},
         ],
         "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},

@@ -1,4 +1,4 @@
-"""Evaluation: fixed prompts and seeds through the student and its teacher, scored, tabled and drawn."""
+"""Evaluation of a student: fixed prompts and seeds, scores, a summary, a contact sheet and a report."""
 
 import io
 import math

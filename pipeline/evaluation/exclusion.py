@@ -70,7 +70,7 @@ def sample_pair(
 ) -> Iterator[ImageGroup]:
     """Yield the images of one pair by every sampling method, and with the negative in the prompt's words.
 
-    Selected are the seeds whose plain image shows the attribute and what was asked for; only they are sampled again.
+    A seed is selected if its plain image shows the attribute and the prompt; only selected seeds are sampled again.
     The first group is the plain images of those, the last the plain images of the other seeds.
     """
     plain = sampler.images(SamplingMethod(), [pair.prompt] * len(seeds), seeds)

@@ -18,11 +18,11 @@ SIDE = 192  # of a thumbnail, in pixels
 COMPARED = 48  # prompts that are shown by every sampling method
 
 
-def write_report(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow], pictures: ImageStore) -> str:
+def write_report(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow], images: ImageStore) -> str:
     """Return the report's HTML, in which every value is escaped."""
     return render(
         "report.html.j2",
-        page_data(summary, rows, pictures),
+        page_data(summary, rows, images),
         title=f"{recipe.name}: evaluation",
         gallery="All images",
         card_width="9rem",

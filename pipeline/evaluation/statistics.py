@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.records import Record
 
 Z95 = 1.959963984540054
-DRAWS = 2000  # of a bootstrap; also the number that is computed at once
+NUM_RESAMPLES = 2000  # of a bootstrap, by default and at once
 MIN_PER_STRATUM = 5  # values of either side
 
 
@@ -76,10 +76,12 @@ def share(flags: Sequence[bool]) -> Share:
 
 
 def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, draws: int | None = None, seed: int = 0
+    a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, num_resamples: int | None = None, seed: int = 0
 ) -> Difference:
     """Return the mean of a - b over pairs with its percentile bootstrap interval, (1 - confidence) / 2 on each side."""
-    return clustered_bootstrap(dict(enumerate(a)), dict(enumerate(b)), confidence=confidence, draws=draws, seed=seed)
+    return clustered_bootstrap(
+        dict(enumerate(a)), dict(enumerate(b)), confidence=confidence, num_resamples=num_resamples, seed=seed
+    )
 
 
 def clustered_bootstrap(
@@ -87,7 +89,7 @@ def clustered_bootstrap(
     b: Mapping[Any, float],
     *,
     confidence: float = 0.95,
-    draws: int | None = None,
+    num_resamples: int | None = None,
     seed: int = 0,
     stratum: Callable[[Any], Any] = lambda key: None,
 ) -> Difference:
@@ -99,10 +101,10 @@ def clustered_bootstrap(
 
     The bootstrap resamples the keys of either side, each with the values that it has. Keys that both sides have are
     pairs, so that an image that is hard for both counts once; if all keys are shared, this is the paired bootstrap.
-    The default of `draws` is 2,000, or more where the confidence would leave fewer than 20 draws beyond each end.
+    By default there are 2,000 resamples, or more where fewer than 20 would lie beyond each end.
     """
     rng = np.random.default_rng(seed)
-    draws = draws or max(DRAWS, math.ceil(40 / (1 - confidence)))
+    num_resamples = num_resamples or max(NUM_RESAMPLES, math.ceil(40 / (1 - confidence)))
     groups: dict[Any, list[Any]] = {}
     for key in sorted(a.keys() | b.keys()):
         groups.setdefault(stratum(key), []).append(key)
@@ -114,8 +116,8 @@ def clustered_bootstrap(
         return Difference(difference=math.nan, low=math.nan, high=math.nan, count=0)
     resampled = np.concatenate(
         [
-            sum(each.weight * each.drawn(rng, min(DRAWS, draws - first)) for each in strata) / weight
-            for first in range(0, draws, DRAWS)
+            sum(each.weight * each.resample(rng, min(NUM_RESAMPLES, num_resamples - first)) for each in strata) / weight
+            for first in range(0, num_resamples, NUM_RESAMPLES)
         ]
     )
     low, high = np.nanpercentile(resampled, [50 - 50 * confidence, 50 + 50 * confidence])
@@ -152,14 +154,14 @@ class _Stratum:
         own, other = self.values.sum(axis=1) / self.present.sum(axis=1)
         return float(own - other)
 
-    def drawn(self, rng: np.random.Generator, draws: int) -> np.ndarray:
-        """Return the difference in each of so many draws of the keys; not a number in one without either side."""
+    def resample(self, rng: np.random.Generator, num_resamples: int) -> np.ndarray:
+        """Return the difference in each resample of the keys; NaN in one that lacks a side."""
         count = self.values.shape[1]
-        keys = rng.integers(0, count, (draws, count))
+        keys = rng.integers(0, count, (num_resamples, count))
         with np.errstate(invalid="ignore"):
             own, other = (
-                values[keys].sum(axis=1) / there[keys].sum(axis=1)
-                for values, there in zip(self.values, self.present, strict=True)
+                values[keys].sum(axis=1) / present[keys].sum(axis=1)
+                for values, present in zip(self.values, self.present, strict=True)
             )
         difference: np.ndarray = own - other
         return difference
@@ -184,11 +186,15 @@ def discordant_interval(a: Sequence[float], b: Sequence[float], confidence: floa
 def _clopper_pearson_low(hits: int, total: int, tail: float) -> float:
     """Return the share at which so many hits or more have the chance `tail`: Clopper and Pearson's lower end."""
     counts = np.arange(hits, total + 1)
-    ways = np.array([math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts])
+    log_binomials = np.array([math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts])
     low, high = 0.0, 1.0
     for _ in range(60):
         share = (low + high) / 2
-        chance = np.exp(ways + counts * math.log(share) + (total - counts) * math.log1p(-share)).sum() if hits else 1.0
+        chance = (
+            np.exp(log_binomials + counts * math.log(share) + (total - counts) * math.log1p(-share)).sum()
+            if hits
+            else 1.0
+        )
         low, high = (share, high) if chance < tail else (low, share)
     return low if hits else 0.0
 

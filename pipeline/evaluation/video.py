@@ -51,7 +51,7 @@ class VideoOptions(Section):
     Attributes:
         model: a Wan pipeline with a CausVid student's weights: a folder or a hub id, at `revision`.
         prompts: a text file, one prompt a line.
-        negative: what NASA, at `scale`, steers away from.
+        negative: the negative prompt of NASA at `scale`.
         metrics: sections of kind "aesthetic" and "imaging", with their weights.
         frames_per_block: latent frames that are made at once.
     """

@@ -1,7 +1,7 @@
 """MUSIQ (arXiv 2108.05997): how good an image's pixels are, read from patches of it at three sizes.
 
 The image in three sizes (longest side 224, 384, as it is) is cut in patches of 32 pixels; a small residual network
-makes each a token, to which the embeddings of its place, on a grid of 10 by 10, and of its size are added; a
+makes each a token, to which the embeddings of its position, on a grid of 10 by 10, and of its size are added; a
 transformer's first token gives the mark. Modules are named as in the checkpoint that is loaded.
 
 B images or patches, C channels, H height, W width, L tokens, D features, N heads.
@@ -145,11 +145,11 @@ class Musiq(nn.Module):
 
     def forward(self, pixels_CHW: Tensor) -> Tensor:
         """Return a scalar, of pixels in 0..1 of any height and width."""
-        patches, places, scales = multiscale(2 * pixels_CHW - 1)
+        patches, positions, scales = multiscale(2 * pixels_CHW - 1)
         x_BCHW = F.relu(self.gn_root(self.conv_root(patches)))
         x_BCHW = self.block1(F.max_pool2d(pad_same(x_BCHW, 3, 2), 3, 2))
         tokens_LD = self.embedding(x_BCHW.permute(0, 2, 3, 1).flatten(1))  # channels last, as in TensorFlow
-        score: Tensor = self.head(self.transformer_encoder(tokens_LD, places, scales))[0]
+        score: Tensor = self.head(self.transformer_encoder(tokens_LD, positions, scales))[0]
         return score
 
 
@@ -159,12 +159,16 @@ def multiscale(pixels_CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sizes = [(round(height * side / max(height, width)), round(width * side / max(height, width))) for side in SIDES]
     resized = [F.interpolate(pixels_CHW[None], size, mode="bicubic", align_corners=False)[0] for size in sizes]
     parts = [patches_of(image) for image in (*resized, pixels_CHW)]
-    scales = [torch.full_like(places, index) for index, (_, places) in enumerate(parts)]
-    return torch.cat([patches for patches, _ in parts]), torch.cat([places for _, places in parts]), torch.cat(scales)
+    scales = [torch.full_like(positions, index) for index, (_, positions) in enumerate(parts)]
+    return (
+        torch.cat([patches for patches, _ in parts]),
+        torch.cat([positions for _, positions in parts]),
+        torch.cat(scales),
+    )
 
 
 def patches_of(pixels_CHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Patches [L, C, 32, 32], row by row, and their places: each row and column of patches on a grid of 10."""
+    """Return patches [L, C, 32, 32], row by row, and their positions on a 10 x 10 grid."""
     padded = pad_same(pixels_CHW[None], PATCH, PATCH)[0]
     cut_CHWhw = padded.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
     rows, columns = (on_grid(count).to(pixels_CHW.device) for count in cut_CHWhw.shape[1:3])

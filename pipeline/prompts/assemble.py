@@ -58,7 +58,7 @@ class Corpus:
 
     def prompts(self, rows: np.ndarray) -> list[str]:
         """Return the prompts of some rows, ascending."""
-        return [text for part, places in self._by_part(rows) for text in _take_prompts(part, places)]
+        return [text for part, row_indices in self._by_part(rows) for text in _take_prompts(part, row_indices)]
 
     def _by_part(self, rows: np.ndarray) -> Iterator[tuple[CleanChunk, np.ndarray]]:
         for part in self.parts:
@@ -67,8 +67,8 @@ class Corpus:
                 yield part, rows[low:high] - part.first
 
 
-def _take_prompts(part: CleanChunk, places: np.ndarray) -> list[str]:
-    texts: list[str] = part.read(["prompt"])["prompt"].take(pa.array(places)).to_pylist()
+def _take_prompts(part: CleanChunk, row_indices: np.ndarray) -> list[str]:
+    texts: list[str] = part.read(["prompt"])["prompt"].take(pa.array(row_indices)).to_pylist()
     return texts
 
 
@@ -86,9 +86,9 @@ def deduplicate(corpus: Corpus, threshold: float, accounts: dict[str, CleaningSt
         )
     for reason, removed in (("exact duplicate", exact), ("near duplicate", near)):
         for part in corpus.parts:
-            places = np.flatnonzero(removed[part.first : part.first + part.rows])
-            if len(places):
-                accounts[part.source].remove(reason, _take_prompts(part, places))
+            row_indices = np.flatnonzero(removed[part.first : part.first + part.rows])
+            if len(row_indices):
+                accounts[part.source].remove(reason, _take_prompts(part, row_indices))
     kept: np.ndarray = ~(exact | near)
     return kept
 
@@ -132,6 +132,6 @@ def _iter_shards(
         for number, (first, last) in zip(wanted, pairwise(edges.tolist()), strict=True):
             held[number].append(sorted_.slice(first, last - first))
     for number, tables in held.items():
-        whole = pa.concat_tables(tables)
-        if whole.num_rows:
-            yield number, whole.combine_chunks()
+        shard = pa.concat_tables(tables)
+        if shard.num_rows:
+            yield number, shard.combine_chunks()

@@ -61,7 +61,7 @@ def _read_negopt(files: str) -> Iterator[tuple[str | None, str | None]]:
                 yield from zip(table["text"].to_pylist(), table["negative"].to_pylist(), strict=True)
 
 
-def _read_styles(place: str) -> dict[str, bytes]:
-    folder = Folder.from_uri(place)
+def _read_styles(path: str) -> dict[str, bytes]:
+    folder = Folder.from_uri(path)
     names = [name for name in folder.list_files() if name.removesuffix(".json") in evaluation.HPSV2_STYLES]
     return {name.removesuffix(".json"): folder.read(name) for name in names}

@@ -39,7 +39,7 @@ class TextEncoderWorker:
 
     @cached_property
     def model(self) -> models.TextEncoder:
-        """Loaded by the first batch, whose mistakes are told: those of an actor's start arrive as its death alone."""
+        """The text encoder, loaded lazily: an exception in an actor's constructor is only an ActorDiedError."""
         own = self.encoding
         model = models.load_text_encoder(
             models.local_or_download(own.teacher_folder, own.teacher, revision=own.revision), self.device
@@ -57,10 +57,10 @@ class TextEncoderWorker:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add `embeds` [N, 2, T, D] and `attention_mask` [N, 2, T] of each prompt and its negative."""
         prompts = batch["prompt"].tolist()
-        steps, places = np.divmod(batch["position"], self.encoding.batch_size)
+        steps, indices = np.divmod(batch["position"], self.encoding.batch_size)
         negatives = [
-            self.negatives.draw([prompt], self.encoding.seed, int(step), [int(place)])[0]
-            for prompt, step, place in zip(prompts, steps, places, strict=True)
+            self.negatives.draw([prompt], self.encoding.seed, int(step), [int(index)])[0]
+            for prompt, step, index in zip(prompts, steps, indices, strict=True)
         ]
         embeds = self.model.encode([*prompts, *negatives])
         parts = {name: to_bits(part) for name, part in _parts(embeds).items()}

@@ -1,4 +1,4 @@
-"""The files of a recipe's sources: found, told apart, and known again."""
+"""Input files of a recipe's sources: discovery by path, folder or pattern, and cache keys."""
 
 import hashlib
 import json
@@ -28,13 +28,13 @@ class InputFile(SourceFile):
 
     def file(self) -> File:
         """Return the file as `datasets_prep.sources` reads it."""
-        place = Folder.from_uri(self.uri)
-        return File(place.filesystem, place.path, self.column)
+        folder = Folder.from_uri(self.uri)
+        return File(folder.filesystem, folder.path, self.column)
 
-    def key(self, how: str) -> str:
+    def key(self, settings: str) -> str:
         """Return the cache key of this content under these settings."""
-        told = json.dumps([self.uri, self.column, self.size, self.changed, how])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        fingerprint = json.dumps([self.uri, self.column, self.size, self.changed, settings])
+        return hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
 
 
 def find_inputs(sources: Sequence[Source], field: str = "prompts.sources") -> list[tuple[str, list[InputFile]]]:
@@ -55,19 +55,19 @@ def _source_name(path: str) -> str:
 
 
 def _source_files(name: str, source: Source, field: str) -> list[InputFile]:
-    place = Folder.from_uri(source.path)
-    fixed = place.path.split("*")[0].rpartition("/")[0] if "*" in place.path else place.path
+    folder = Folder.from_uri(source.path)
+    prefix = folder.path.split("*")[0].rpartition("/")[0] if "*" in folder.path else folder.path
     try:
-        info = place.filesystem.get_file_info(fixed)
+        info = folder.filesystem.get_file_info(prefix)
         entries = [info]
         if info.type == fs.FileType.Directory:
-            entries = place.filesystem.get_file_info(fs.FileSelector(fixed, recursive=True))
+            entries = folder.filesystem.get_file_info(fs.FileSelector(prefix, recursive=True))
     except OSError as error:
         raise UserError(f"{field}: {source.path!r} cannot be listed: {str(error).splitlines()[0]}") from None
-    if "*" in place.path:
-        entries = [entry for entry in entries if _pattern(place.path).fullmatch(entry.path) and not _is_cache(entry)]
+    if "*" in folder.path:
+        entries = [entry for entry in entries if _pattern(folder.path).fullmatch(entry.path) and not _is_cache(entry)]
     elif info.type == fs.FileType.Directory:
-        entries = _files_of_folders(entries, place.filesystem)
+        entries = _files_of_folders(entries, folder.filesystem)
     found = [entry for entry in entries if entry.is_file]
     if not found:
         raise UserError(
@@ -79,7 +79,7 @@ def _source_files(name: str, source: Source, field: str) -> list[InputFile]:
             reader_of(entry.path)
         except ValueError as error:
             raise UserError(f"{field}: {error}") from None
-    root = "" if place.is_local else "s3://"
+    root = "" if folder.is_local else "s3://"
     return [
         InputFile(
             source=name,

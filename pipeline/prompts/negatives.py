@@ -1,4 +1,4 @@
-"""Negative prompts in training: each worker holds the whole corpus and draws from it."""
+"""Negative prompts in training: each worker holds the corpus and samples from it."""
 
 import io
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _MAX_REDRAWS = 16
 
 @dataclass(frozen=True)
 class NegativeSampler:
-    """Draws a negative for each prompt, by weight, as a function of (seed, step, the prompt's place in the batch)."""
+    """Samples a negative for each prompt, by weight, from (seed, step, index in the global batch)."""
 
     texts: list[str]
     cumulative: np.ndarray
@@ -38,13 +38,13 @@ class NegativeSampler:
         )
 
     def draw(
-        self, prompts: Sequence[str], seed: int, step: int, places: Sequence[int], *, one: bool = False
+        self, prompts: Sequence[str], seed: int, step: int, sample_indices: Sequence[int], *, one: bool = False
     ) -> list[str]:
-        """`places` are the prompts' in the global batch. With `one`, all of them have the same negative."""
+        """Return a negative for each prompt; with `one`, all of them get the same."""
         if one:
             return [self._draw_one(prompts, np.random.default_rng((seed, step)))] * len(prompts)
-        pairs = zip(prompts, places, strict=True)
-        return [self._draw_one([prompt], np.random.default_rng((seed, step, place))) for prompt, place in pairs]
+        pairs = zip(prompts, sample_indices, strict=True)
+        return [self._draw_one([prompt], np.random.default_rng((seed, step, index))) for prompt, index in pairs]
 
     def _draw_one(self, prompts: Sequence[str], rng: np.random.Generator) -> str:
         """Sample a negative; one that contradicts the prompt is sampled again, a bounded number of times."""

@@ -46,11 +46,11 @@ def prepare(
 ) -> PromptsManifest:
     """Write `shard-SOURCE-NNNNN.parquet`, `negatives.parquet`, `card.html` and the manifest; returns the manifest.
 
-    What the folder was already made from, in the same way, is not made again; of one file more, that one is cleaned,
-    unless a distillation was begun on what there is, which would refuse any other prompts.
+    A second call with the same request returns the manifest. Additional files are cleaned and added, unless a
+    distillation was begun on the folder, which would reject any other prompts.
 
     Raises:
-        UserError: where the folder holds prompts of other sources, or prepared in another way.
+        UserError: where the folder holds prompts of other sources or settings.
     """
     found = [] if recipe.prompts.is_bundled else input_files.find_inputs(_resolved_sources(recipe.prompts))
     observed = _negative_files(recipe.prompts)

@@ -1,1 +1,1 @@
-"""The model registry in MLflow: students with their lineage and scores, a champion, and the way back."""
+"""The model registry in MLflow: students with lineage and scores, promotion, and rollback."""

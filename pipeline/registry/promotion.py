@@ -103,32 +103,32 @@ def _is_selected(images: Mapping[Image, float]) -> bool:
 def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     """Promoted where the whole interval of the metric's gain is above the margin and every guard's above its loss."""
     main = compare_metric(rule.metric, new, old, rule.decision_confidence, higher_is_better=rule.higher_is_better)
-    guards = tuple(
+    guardrail_gains = tuple(
         compare_metric(
-            guard.metric,
+            guardrail.metric,
             new,
             old,
             rule.confidence,
-            higher_is_better=guard.higher_is_better,
-            min_images=_min_images(guard),
+            higher_is_better=guardrail.higher_is_better,
+            min_images=_min_images(guardrail),
         )
-        for guard in rule.guardrails
+        for guardrail in rule.guardrails
     )
-    failed = _rejection_reason(rule, main, guards)
+    failed = _rejection_reason(rule, main, guardrail_gains)
     if not failed:
-        kept = f", {' and '.join(guard.metric for guard in guards)} kept" if guards else ""
+        kept = f", {' and '.join(guardrail.metric for guardrail in guardrail_gains)} kept" if guardrail_gains else ""
         margin = f"above {rule.margin:g}, {_confidence_text(rule)}"
         verdict = f"{main.metric} {main.short} better than version {against}: {margin}{kept}"
     elif main.problem:
         verdict = f"not comparable with version {against}: {main.problem}"
     else:
         verdict = f"{main.metric} {main.short} beside version {against}: {failed}"
-    return Decision(not failed, verdict, rule, against, (main, *guards))
+    return Decision(not failed, verdict, rule, against, (main, *guardrail_gains))
 
 
-def _min_images(guard: GuardrailMetric) -> int:
+def _min_images(guardrail: GuardrailMetric) -> int:
     """Return how many images without a loss exclude a greater one than allowed: the rule of three."""
-    return max(MIN_IMAGES, math.ceil(3 / guard.max_regression)) if guard.max_regression else MIN_IMAGES
+    return max(MIN_IMAGES, math.ceil(3 / guardrail.max_regression)) if guardrail.max_regression else MIN_IMAGES
 
 
 def _confidence_text(rule: Promotion) -> str:
@@ -136,15 +136,15 @@ def _confidence_text(rule: Promotion) -> str:
     return f"{100 * rule.confidence:g} % sure{over}"
 
 
-def _rejection_reason(rule: Promotion, main: Comparison, guards: tuple[Comparison, ...]) -> str:
+def _rejection_reason(rule: Promotion, main: Comparison, guardrail_gains: tuple[Comparison, ...]) -> str:
     """Return the first reason against promotion, or an empty string."""
     if main.low is None or main.low <= rule.margin:
         return main.problem or f"not above {rule.margin:g}, {_confidence_text(rule)}"
-    for guard, found in zip(rule.guardrails, guards, strict=True):
+    for guardrail, found in zip(rule.guardrails, guardrail_gains, strict=True):
         if found.problem:
             return f"better, but {found.problem}"
-        if found.low is None or found.low < -guard.max_regression:
-            return f"better, but {found.metric} {found.short} may lose more than {guard.max_regression:g}"
+        if found.low is None or found.low < -guardrail.max_regression:
+            return f"better, but {found.metric} {found.short} may lose more than {guardrail.max_regression:g}"
     return ""
 
 
@@ -152,5 +152,5 @@ def decide_first(rule: Promotion, scores: Scores) -> Decision:
     """Make the first student the champion where its evaluation has the rule's metric; one without is not judged."""
     if scores.has(rule.metric):
         return Decision(True, "the first version with a score", rule, "")
-    verdict = f"its evaluation has no {rule.metric}: if its pictures are good, promote it by hand"
+    verdict = f"its evaluation has no {rule.metric}: if its images are good, promote it by hand"
     return Decision(False, verdict, rule, "")

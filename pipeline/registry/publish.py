@@ -12,34 +12,35 @@ from pipeline.errors import UserError
 ATTEMPTS = 2  # another process may write the same files at the same time
 
 
-def publish(client: MlflowClient, run_id: str, local: Path, place: str) -> None:
+def publish(client: MlflowClient, run_id: str, local: Path, artifact_path: str) -> None:
     """Upload what is not there already; every file is then there, with its SHA-256.
 
     Raises:
         UserError: where the store does not give back what it was given.
     """
     for _ in range(ATTEMPTS):
-        wanted = differing_files(client, run_id, local, place)
+        wanted = differing_files(client, run_id, local, artifact_path)
         if not wanted:
             return
         if wanted == _names(local):
-            client.log_artifacts(run_id, str(local), place)
+            client.log_artifacts(run_id, str(local), artifact_path)
             continue
         for name in wanted:
-            client.log_artifact(run_id, str(local / name), (Path(place) / name).parent.as_posix())
-    wrong = differing_files(client, run_id, local, place)
+            client.log_artifact(run_id, str(local / name), (Path(artifact_path) / name).parent.as_posix())
+    wrong = differing_files(client, run_id, local, artifact_path)
     if wrong:
-        raise UserError(f"{place}/{wrong[0]}: the artifact store does not hold what was uploaded")
+        raise UserError(f"{artifact_path}/{wrong[0]}: the artifact store does not hold what was uploaded")
 
 
-def differing_files(client: MlflowClient, run_id: str, local: Path, place: str) -> list[str]:
+def differing_files(client: MlflowClient, run_id: str, local: Path, artifact_path: str) -> list[str]:
     """Return the files that the artifacts lack or hold differently, by reading them back."""
-    there = _listed(client, run_id, place)
+    there = _listed(client, run_id, artifact_path)
     root = client.get_run(run_id).info.artifact_uri
     return [
         name
         for name in _names(local)
-        if f"{place}/{name}" not in there or _stored(client, f"{root}/{place}/{name}") != _sha256(local / name)
+        if f"{artifact_path}/{name}" not in there
+        or _stored(client, f"{root}/{artifact_path}/{name}") != _sha256(local / name)
     ]
 
 
@@ -47,9 +48,9 @@ def _names(local: Path) -> list[str]:
     return sorted(file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file())
 
 
-def _listed(client: MlflowClient, run_id: str, place: str) -> set[str]:
+def _listed(client: MlflowClient, run_id: str, artifact_path: str) -> set[str]:
     found: set[str] = set()
-    for entry in client.list_artifacts(run_id, place):
+    for entry in client.list_artifacts(run_id, artifact_path):
         found |= _listed(client, run_id, entry.path) if entry.is_dir else {entry.path}
     return found
 

@@ -171,8 +171,8 @@ def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
     if mlflow_registry.EVALUATION not in found.tags:
         return Scores({}, {}, "")
     with tempfile.TemporaryDirectory() as scratch:
-        place = f"{found.source}/{version_artifacts.EVALUATION}"
-        local = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=scratch)
+        artifact_uri = f"{found.source}/{version_artifacts.EVALUATION}"
+        local = mlflow.artifacts.download_artifacts(artifact_uri=artifact_uri, dst_path=scratch)
         return Scores.read(Folder.from_uri(local))
 
 

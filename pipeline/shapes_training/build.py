@@ -105,9 +105,9 @@ def teacher_figures(folder: Path, judge: AttributeClassifier) -> dict[str, float
     """Return the share of right attributes on held-out prompts, with an evaluation's steps and guidance."""
     options = Evaluation()
     prompts = held_out_prompts(options.num_prompts, options.seed)
-    way = SamplingMethod("steps", options.teacher_guidance, options.teacher_steps)
+    sampling = SamplingMethod("steps", options.teacher_guidance, options.teacher_steps)
     seeds = range(options.seed, options.seed + len(prompts))
-    images = Sampler(models.load(folder)).images(way, [text for text, _ in prompts], seeds)
+    images = Sampler(models.load(folder)).images(sampling, [text for text, _ in prompts], seeds)
     pairs = list(zip(AttributeJudge(judge).attributes(images), (scene for _, scene in prompts), strict=True))
     return {
         name: round(sum(found[name] == getattr(scene, name) for found, scene in pairs) / len(pairs), 4)

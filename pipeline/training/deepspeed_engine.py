@@ -32,9 +32,9 @@ def prepare_deepspeed() -> None:
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    scripts, places = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)
-    if places.split(os.pathsep)[0] != scripts:
-        os.environ["PATH"] = f"{scripts}{os.pathsep}{places}"
+    scripts, search_path = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)
+    if search_path.split(os.pathsep)[0] != scripts:
+        os.environ["PATH"] = f"{scripts}{os.pathsep}{search_path}"
 
 
 def compile_deepspeed() -> None:

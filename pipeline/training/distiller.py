@@ -51,15 +51,15 @@ class Distiller:
         """Update the student, then the LoRA teacher on the same images, for this rank's `prompts`; return the metrics.
 
         `encoded` are the prompts and then a negative for each, where others than this process have encoded them.
-        Every random number is a function of the seed, the step and an image's place in the global batch, so that a
-        restart randomness the same, and so does another number of processes. The figures are means over all processes.
+        Every random number is a function of the seed, the step and an image's index in the global batch, so that a
+        restart, or another number of processes, uses the same numbers. The metrics are means over all processes.
         """
-        places = self.recipe.batch_slice(self.rank, self.world_size)
-        assert len(prompts) == len(places)
+        indices = self.recipe.batch_slice(self.rank, self.world_size)
+        assert len(prompts) == len(indices)
         texts = self._encoder(step, prompts, encoded)
         shared = torch.Generator().manual_seed(mix_seeds(self.seed, step))
-        each = [torch.Generator().manual_seed(mix_seeds(self.seed, step, 1 + place)) for place in places]
-        randomness = sample_step(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, each)
+        generators = [torch.Generator().manual_seed(mix_seeds(self.seed, step, 1 + index)) for index in indices]
+        randomness = sample_step(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, generators)
         sums: dict[str, Tensor | float] = defaultdict(float)
         for number in range(self._passes):
             first, last = (edge * len(prompts) // self._passes for edge in (number, number + 1))
@@ -90,9 +90,9 @@ class Distiller:
         count = len(prompts)
         if encoded is not None:
             return lambda part: TextConditions(encoded[:count][part], encoded[count:][part], self.null)
-        places = self.recipe.batch_slice(self.rank, self.world_size)
+        indices = self.recipe.batch_slice(self.rank, self.world_size)
         one = self.recipe.method.negative_per == "batch"
-        negatives = self.negatives.draw(prompts, self.seed, step, places, one=one)
+        negatives = self.negatives.draw(prompts, self.seed, step, indices, one=one)
 
         def encode(part: slice) -> TextConditions:
             own = self.model.encode([*prompts[part], *negatives[part]])
@@ -152,13 +152,13 @@ class Distiller:
     def _clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:
         """Return SwiftBrush v2's clamped CLIP loss on this pass's part of the step's CLIP images.
 
-        The images are chosen by their place in the global batch, so any number of workers and passes looks at the
+        The images are chosen by their index in the global batch, so any number of workers and passes looks at the
         same ones, and the passes add up to the mean over all of them. The weight falls to 0 linearly.
         """
         train = self.recipe.train
         weight = train.clip_weight * max(0.0, 1 - step / train.steps)
-        places = self.recipe.batch_slice(self.rank, self.world_size)[first : first + len(prompts)]
-        chosen = [index for index, place in enumerate(places) if self.recipe.has_clip_loss(place)]
+        indices = self.recipe.batch_slice(self.rank, self.world_size)[first : first + len(prompts)]
+        chosen = [index for index, index in enumerate(indices) if self.recipe.has_clip_loss(index)]
         if self.clip is None or not weight or not chosen:
             return 0.0
         with self.precision():

@@ -37,7 +37,7 @@ class Budget:
 
     @property
     def gpu_hours(self) -> float | None:
-        """GPU hours of the whole run."""
+        """GPU hours of the total run."""
         if self.training_hours is None or self.evaluation_hours is None:
             return None
         return self.training_gpus * self.training_hours + self.evaluation_gpus * self.evaluation_hours
@@ -72,13 +72,13 @@ def budget(recipe: Recipe, found: Estimate) -> Budget:
 def _evaluation_flops(recipe: Recipe, found: Estimate) -> float:
     """Count the denoiser's operations of one evaluation beside the training, whose teacher makes no images."""
     options = recipe.evaluation
-    ways = 1 + len(options.scales) + 2  # plain, NASA at each scale, guidance with its two passes
+    num_methods = 1 + len(options.scales) + 2  # plain, NASA at each scale, guidance with its two passes
     images = 0.0
     for name in options.prompt_sets or ("own",):
         if name == "exclusion":
-            images += len(EXCLUSION_PAIRS) * options.exclusion_seeds * ways
+            images += len(EXCLUSION_PAIRS) * options.exclusion_seeds * num_methods
         else:
-            images += options.num_prompts * (len(HPSV2_STYLES) if name == "hpsv2" else 1) * ways
+            images += options.num_prompts * (len(HPSV2_STYLES) if name == "hpsv2" else 1) * num_methods
     return images * found.forward_flops
 
 
@@ -103,10 +103,10 @@ def describe(recipe: Recipe, prompts: Folder) -> str:
     lines = [f"denoiser: {found.parameters / 1e6:,.0f} M parameters; passes a step: {found.passes}"]
     lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in found.memory.items()]
     lines.append(f"  {found.total / GIB:7.2f} GiB  of each worker's memory")
-    whole = budget(recipe, found)
-    lines += _hours(recipe, found, whole)
-    lines.append(f"  disk: {whole.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")
-    lines.append(f"  host memory: {whole.host_memory / GIB:,.0f} GiB for each worker on its machine, while it loads")
+    total = budget(recipe, found)
+    lines += _hours(recipe, found, total)
+    lines.append(f"  disk: {total.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")
+    lines.append(f"  host memory: {total.host_memory / GIB:,.0f} GiB for each worker on its machine, while it loads")
     checks = list(_inputs(recipe, prompts))
     lines += [f"  {name}: {state}" for name, state in checks]
     if absent := [name for name, state in checks if state.startswith(MISSING)]:
@@ -114,9 +114,9 @@ def describe(recipe: Recipe, prompts: Folder) -> str:
     return "\n".join(lines)
 
 
-def _hours(recipe: Recipe, found: Estimate, whole: Budget) -> Iterator[str]:
+def _hours(recipe: Recipe, found: Estimate, total: Budget) -> Iterator[str]:
     train = recipe.train
-    if whole.training_hours is None:
+    if total.training_hours is None:
         yield f"  {train.num_workers} workers on CPUs; {train.steps:,} steps"
         return
     gpu = GPUS[train.gpu]
@@ -124,17 +124,17 @@ def _hours(recipe: Recipe, found: Estimate, whole: Budget) -> Iterator[str]:
     yield (
         f"  {train.gpu}: {gpu.memory / GIB:.0f} GiB; {found.flops / 1e12:,.0f} TFLOP a step and worker, "
         f"{seconds:.2f} s at {UTILISATION:.0%} of its peak (assumed); "
-        f"{train.steps:,} steps: {whole.training_hours:,.0f} h"
+        f"{train.steps:,} steps: {total.training_hours:,.0f} h"
     )
     beside = ""
-    if whole.evaluations:
+    if total.evaluations:
         beside = (
-            f" and {whole.evaluation_gpus:g} beside them for {whole.evaluations} evaluations "
-            f"({whole.evaluation_hours:,.1f} h in all)"
+            f" and {total.evaluation_gpus:g} beside them for {total.evaluations} evaluations "
+            f"({total.evaluation_hours:,.1f} h in all)"
         )
-    yield f"  GPUs: {whole.training_gpus:g} for training{beside}; {whole.gpu_hours:,.0f} GPU hours"
-    if gpu.usd_per_hour and whole.gpu_hours:
-        cost = whole.gpu_hours * gpu.usd_per_hour
+    yield f"  GPUs: {total.training_gpus:g} for training{beside}; {total.gpu_hours:,.0f} GPU hours"
+    if gpu.usd_per_hour and total.gpu_hours:
+        cost = total.gpu_hours * gpu.usd_per_hour
         yield f"  cost: {cost:,.0f} USD at {gpu.usd_per_hour:.2f} USD a GPU hour (docs/costs.md says whose price)"
     else:
         yield "  cost: no price is known for this GPU; multiply the GPU hours by yours"
@@ -170,10 +170,10 @@ def _require_benchmarks(folder: Folder) -> Folder:
     return folder
 
 
-def _require_file(place: str) -> str:
-    if not place or not Path(place).expanduser().exists():
-        raise UserError(f"{place!r} is not there")
-    return place
+def _require_file(path: str) -> str:
+    if not path or not Path(path).expanduser().exists():
+        raise UserError(f"{path!r} is not there")
+    return path
 
 
 def _status(find: Callable[[], str]) -> str:
@@ -183,5 +183,5 @@ def _status(find: Callable[[], str]) -> str:
         return f"{MISSING}: {error}"
 
 
-def _model_status(place: str, revision: str, find: Callable[[], str]) -> str:
-    return hub_status(place, revision, missing=MISSING) if is_hub_id(place) else _status(find)
+def _model_status(path: str, revision: str, find: Callable[[], str]) -> str:
+    return hub_status(path, revision, missing=MISSING) if is_hub_id(path) else _status(find)

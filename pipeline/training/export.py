@@ -18,11 +18,11 @@ def export(recipe: Recipe, teacher: Path, init: str, weights: Path, folder: Fold
 
     `init` is the folder of the denoiser that it started from, or empty for the teacher's.
     """
-    whole = full_weights(recipe, Path(init or teacher), load_file(weights))
+    weights_by_name = full_weights(recipe, Path(init or teacher), load_file(weights))
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "student"
-        sha256 = models.save_student(teacher, whole, made, start_timestep=recipe.method.start_timestep)
-        folder.upload(made)
+        exported = Path(scratch) / "student"
+        sha256 = models.save_student(teacher, weights_by_name, exported, start_timestep=recipe.method.start_timestep)
+        folder.upload(exported)
     return sha256
 
 

@@ -27,7 +27,7 @@ class StopRequestedError(Exception):
 class InterruptibleTrainer(TorchTrainer):
     """A trainer that on SIGINT asks the workers to stop, and Ray Train once their checkpoint is stored.
 
-    Before the first step, and where `interrupts.at_once` is set, Ray Train is asked at once.
+    Before the first step, and if `interrupts.stop_immediately` is set, Ray Train is asked immediately.
     """
 
     def __init__(self, actor: ProgressSink, *args: Any, **options: Any) -> None:

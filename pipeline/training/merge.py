@@ -24,8 +24,8 @@ OUTPUT_FIELDS = {  # of a student's parts: what its output stands for, from wher
 def merge(first: str, second: str, weight: float, target: Folder) -> str:
     """Write (1 - weight) first + weight second as a diffusers folder; returns its hash.
 
-    Section 4.3 of arXiv 2408.14176: 0.5 of a student trained whole without the CLIP loss and 0.5 of a LoRA student
-    trained with it. All but the denoiser is the first's.
+    Section 4.3 of arXiv 2408.14176 takes 0.5 of a fully trained student without the CLIP loss, and 0.5 of a LoRA
+    student with it. All parts but the denoiser are the first's.
     """
     if not 0 <= weight <= 1:
         raise invalid("--weight", weight, "0 to 1")

@@ -31,7 +31,7 @@ TEACHER_ONE_STEP = "teacher, 1 step"
 class ShapesSuite:
     """Held-out prompts with known attributes, judged by the bundled classifier.
 
-    Systems "named" steer away from the degradations by name instead of "a bad photo".
+    Systems "named" use the degradations by name as negative prompt instead of "a bad photo".
     """
 
     options: Evaluation
