@@ -2,7 +2,7 @@
 
 import argparse
 
-from datasets_prep.evaluation import NEGOPT_PAIRS
+from datasets_prep.benchmark_prompts import NEGOPT_PAIRS
 from jobs import options as shared
 from pipeline.errors import UserError
 

@@ -22,8 +22,8 @@ from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
 from pipeline.hashing import sha256_of_folder
 from pipeline.hub import is_hub_id
 from pipeline.manifest import DistilledManifest
-from pipeline.prompts.encode import encode_cached, encoding_of
 from pipeline.prompts.prompt_dataset import PromptsManifest
+from pipeline.prompts.text_encoding import encode_cached, encoder_config
 from pipeline.recipe import Recipe, Train
 from pipeline.redaction import redact
 from pipeline.remote_errors import unwrap_remote_errors
@@ -122,7 +122,7 @@ def _encode_previews(recipe: Recipe, teacher: str, prompts: Folder, previews: Se
     if not options.num_encoders:
         return b""
     encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_cached)
-    encoding = encoding_of(recipe, teacher, prompts.uri, recipe.seed)
+    encoding = encoder_config(recipe, teacher, prompts.uri, recipe.seed)
     with unwrap_remote_errors():
         content: bytes = ray.get(encode.remote(encoding, preview_texts(previews)))
     return content

@@ -17,7 +17,7 @@ from nasa.precision import autocast
 from nasa.prompt_embeds import PromptEmbeds
 from pipeline.models import TextToImage
 from pipeline.models.clip.model import Clip
-from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.recipe import Recipe
 from pipeline.training.engines import Engines, compute_dtype
 
@@ -92,7 +92,7 @@ class Distiller:
             return lambda part: TextConditions(encoded[:count][part], encoded[count:][part], self.null)
         places = self.recipe.batch_slice(self.rank, self.world_size)
         one = self.recipe.method.negative_per == "batch"
-        negatives = self.negatives.draw(prompts, self.seed, step, places, one=one)
+        negatives = self.negatives.sample(prompts, self.seed, step, places, per_batch=one)
 
         def encode(part: slice) -> TextConditions:
             own = self.model.encode([*prompts[part], *negatives[part]])

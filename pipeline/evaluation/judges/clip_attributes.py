@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from datasets_prep.evaluation import EXCLUSION_PAIRS
+from datasets_prep.benchmark_prompts import EXCLUSION_PAIRS
 from datasets_prep.shapes.prompts import Pair
 from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.judges.clip_judge import ClipJudge, calibrate, read_labels

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from datasets_prep.evaluation import NEGATIVE_PROMPTS
+from datasets_prep.benchmark_prompts import NEGATIVE_PROMPTS
 from datasets_prep.shapes.prompts import Pair
 from pipeline import manifest
 from pipeline.errors import UserError
