@@ -1,6 +1,6 @@
 """Syntax of prompt tools, Midjourney and AUTOMATIC1111, only in the form that these define.
 
-Midjourney: https://docs.prompt_syntax.com/hc/en-us/articles/32859204029709-Parameter-List. A parameter is a whole token
+Midjourney: https://docs.midjourney.com/hc/en-us/articles/32859204029709-Parameter-List. A parameter is a whole token
 (`--ar 3:2`), whose dash an editor may have replaced by another one; anything else is text and is kept. A parameter that
 is attached to a word must have a value and end the text, or be a ratio. Without a value it must end the text.
 """

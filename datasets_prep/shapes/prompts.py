@@ -21,7 +21,7 @@ DEGRADATIONS = ", ".join(QUALITIES[1:])  # names each degradation
 
 
 @dataclass(frozen=True)
-class Pair:
+class ExclusionPair:
     """A prompt and a negative prompt that names the `value` of an `attribute`; `asked` are the prompt's attributes."""
 
     prompt: str
@@ -37,17 +37,17 @@ class Pair:
 
 
 PAIRS = (
-    Pair("a photo of a shape", "red", "colour", "red", ()),
-    Pair("a photo of a star", "blue", "colour", "blue", (("shape", "star"),)),
-    Pair("a photo of a square on a white background", "green", "colour", "green",
+    ExclusionPair("a photo of a shape", "red", "colour", "red", ()),
+    ExclusionPair("a photo of a star", "blue", "colour", "blue", (("shape", "star"),)),
+    ExclusionPair("a photo of a square on a white background", "green", "colour", "green",
          (("shape", "square"), ("background", "white"))),
-    Pair("a photo of a yellow shape", "circle", "shape", "circle", (("colour", "yellow"),)),
-    Pair("a photo of a red shape on a blue background", "star", "shape", "star",
+    ExclusionPair("a photo of a yellow shape", "circle", "shape", "circle", (("colour", "yellow"),)),
+    ExclusionPair("a photo of a red shape on a blue background", "star", "shape", "star",
          (("colour", "red"), ("background", "blue"))),
-    Pair("a photo of a green cross", "white background", "background", "white",
+    ExclusionPair("a photo of a green cross", "white background", "background", "white",
          (("colour", "green"), ("shape", "cross"))),
-    Pair("a photo of a shape", "purple", "colour", "purple", ()),
-    Pair("a photo of a white shape", "ring", "shape", "ring", (("colour", "white"),)),
+    ExclusionPair("a photo of a shape", "purple", "colour", "purple", ()),
+    ExclusionPair("a photo of a white shape", "ring", "shape", "ring", (("colour", "white"),)),
 )  # fmt: skip
 
 MAX_REPEATS = 3000  # consecutive known samples after which no held-out prompt is left
@@ -62,12 +62,12 @@ def sample_prompts(count: int, seed: int) -> Iterator[str]:
 def sample_negatives(count: int, seed: int) -> Iterator[str]:
     """Yield tag lists of training scenes and lists of quality words, without the words of `NEVER_NEGATIVE`."""
     rng = np.random.default_rng((seed, 11))
-    made = 0
-    while made < count:
+    sampled = 0
+    while sampled < count:
         quality = rng.random() < QUALITY_LIST_SHARE
         text = sample_quality_list(rng) if quality else sample_tags(sample_scene(rng), rng, max_tags=2)
         if not any(word in text for word in NEVER_NEGATIVE):
-            made += 1
+            sampled += 1
             yield text
 
 
@@ -86,7 +86,5 @@ def held_out_prompts(count: int, seed: int) -> list[tuple[str, Scene]]:
         repeats = repeats + 1 if text in chosen else 0
         chosen.setdefault(text, scene)
         if repeats > MAX_REPEATS:
-            raise ValueError(
-                f"got {count}; expected at most {len(chosen)}: the Shapes toy dataset has no more prompts."
-            )
+            raise ValueError(f"got {count}; expected at most {len(chosen)}, the number of held-out prompts.")
     return list(chosen.items())

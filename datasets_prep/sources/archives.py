@@ -64,25 +64,25 @@ def _families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterator[lis
 
     An error is raised after the members before it are yielded.
     """
-    held: dict[str, Member] = {}
+    pending: dict[str, Member] = {}
     size, last = 0, None
     try:
         for member in _members(archive):
             if member.stream is not None:
                 yield from read(member.name, member.stream, rows)
                 continue
-            is_full = (len(held) >= MAX_MEMBERS or size >= MAX_HELD_BYTES) and last and member.stem != last.stem
-            if last and (is_full or member.family != last.family or member.name in held):
-                yield list(held.values())
-                held, size = {}, 0
-            held[member.name] = last = member
+            is_full = (len(pending) >= MAX_MEMBERS or size >= MAX_HELD_BYTES) and last and member.stem != last.stem
+            if last and (is_full or member.family != last.family or member.name in pending):
+                yield list(pending.values())
+                pending, size = {}, 0
+            pending[member.name] = last = member
             size += len(member.content)
     except UNREADABLE:
-        if held:
-            yield list(held.values())
+        if pending:
+            yield list(pending.values())
         raise
-    if held:
-        yield list(held.values())
+    if pending:
+        yield list(pending.values())
 
 
 def _samples(family: Sequence[Member]) -> Iterator[list[Member]]:

@@ -96,10 +96,10 @@ def _check_size(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def _columns(schema: pa.Schema, chosen: str) -> dict[str, str]:
     """Return a table's columns; the chosen one may be a field of a nested column, by its name with dots."""
-    found = find_columns(schema.names, chosen)
-    if chosen and "text" not in found and chosen in _paths(schema):
-        found["text"] = chosen
-    return found
+    names = find_columns(schema.names, chosen)
+    if chosen and "text" not in names and chosen in _paths(schema):
+        names["text"] = chosen
+    return names
 
 
 def _paths(schema: pa.Schema) -> list[str]:

@@ -6,14 +6,14 @@ from datasets_prep.sources.rows import COLUMNS
 def find_columns(columns: list[str], chosen: str) -> dict[str, str]:
     """Return the names of a file's columns by the field of `SCHEMA` that they hold."""
     by_lower = {name.lower(): name for name in reversed(columns)}
-    found = {
-        target: by_lower[name] for target, names in COLUMNS.items() for name in reversed(names) if name in by_lower
+    names_by_field = {
+        target: by_lower[name] for target, aliases in COLUMNS.items() for name in reversed(aliases) if name in by_lower
     }
     if chosen:
-        found.pop("text", None)
+        names_by_field.pop("text", None)
         if chosen in columns:
-            found["text"] = chosen
-    return found
+            names_by_field["text"] = chosen
+    return names_by_field
 
 
 def missing_column(chosen: str, names: list[str]) -> str:

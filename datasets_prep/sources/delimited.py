@@ -104,32 +104,32 @@ def _record(fields: list[str], indices: dict[str, int], width: int) -> dict[str,
 
 def _texts(text: _Lines) -> Iterator[dict[str, Any]]:
     """Yield the texts of a file of one column: a quoted text over several lines, or an unquoted line."""
-    held: list[str] = []
+    pending: list[str] = []
     while True:
         try:
-            line = held.pop(0) if held else next(text, None)
+            line = pending.pop(0) if pending else next(text, None)
         except csv.Error as error:
             yield {"problem": str(error)}
             continue
         if line is None:
             return
         if line.startswith('"'):
-            line, held = _quoted_text(line, held, text)
+            line, pending = _quoted_text(line, pending, text)
         quoted = _QUOTED.fullmatch(line)
         yield {"text": quoted[1].replace('""', '"') if quoted else line.strip()}
 
 
-def _quoted_text(line: str, held: list[str], text: _Lines) -> tuple[str, list[str]]:
+def _quoted_text(line: str, pending: list[str], text: _Lines) -> tuple[str, list[str]]:
     """Return a quoted text with the lines that continue it, and the lines that remain.
 
     If the quote is not closed within the length of a prompt, return the first line alone.
     """
     taken, size, quotes = [line], len(line), line.count('"')
     while quotes % 2 and size <= MAX_PROMPT_BYTES:
-        more = held.pop(0) if held else next(text, None)
+        more = pending.pop(0) if pending else next(text, None)
         if more is None:
             break
         taken.append(more)
         size, quotes = size + len(more), quotes + more.count('"')
     text_with_lines = "".join(taken)
-    return (text_with_lines, held) if _QUOTED.fullmatch(text_with_lines) else (line, taken[1:] + held)
+    return (text_with_lines, pending) if _QUOTED.fullmatch(text_with_lines) else (line, taken[1:] + pending)

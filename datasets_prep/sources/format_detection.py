@@ -52,25 +52,25 @@ def format_of_name(path: str) -> str | None:
     return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), None)
 
 
-def detect_format(head: bytes, named: str, column: str) -> str:
+def detect_format(head: bytes, name_format: str, column: str) -> str:
     """Return a format of `ENDINGS`, "document" for JSON that is not JSON lines, or "no prompts: " and the reason."""
     if _PICKLE.match(head):
         return "no prompts: a pickle, which runs the code in it when it is read"
     for magic, what in _NO_PROMPTS.items():
         if head.startswith(magic):
             return f"no prompts: {what}"
-    return _detect_binary(head, named) or _detect_page_or_media(head) or _detect_text(head, named, column)
+    return _detect_binary(head, name_format) or _detect_page_or_media(head) or _detect_text(head, name_format, column)
 
 
-def _detect_binary(head: bytes, named: str) -> str:
+def _detect_binary(head: bytes, name_format: str) -> str:
     is_binary = _CONTROL.search(head) is not None
-    if head.startswith((b"PAR1", b"PARE")) and (is_binary or named == "parquet"):
+    if head.startswith((b"PAR1", b"PARE")) and (is_binary or name_format == "parquet"):
         return "parquet"
     if head.startswith(b"FEA1") and is_binary:
         return "no prompts: Feather version 1; write it again as Parquet"
     if head.startswith((b"ARROW1\0", b"\xff\xff\xff\xff")):
         return "arrow"
-    if head[257:262] == b"ustar" or (named == "tar" and head):
+    if head[257:262] == b"ustar" or (name_format == "tar" and head):
         return "tar"
     return ""
 
@@ -83,42 +83,46 @@ def _detect_page_or_media(head: bytes) -> str:
     return ""
 
 
-def _detect_text(head: bytes, named: str, column: str) -> str:
+def _detect_text(head: bytes, name_format: str, column: str) -> str:
     if not head or b"\0" in head[:512]:
-        return named or ("text" if not head else "no prompts: of no known format")
-    text, whole = head.decode("utf-8", "replace").lstrip(), len(head) < HEAD
-    if text[:1] in ("{", "[") and (json_format := _detect_json(text, whole, named, column)):
+        return name_format or ("text" if not head else "no prompts: of no known format")
+    text, is_complete = head.decode("utf-8", "replace").lstrip(), len(head) < HEAD
+    if text[:1] in ("{", "[") and (json_format := _detect_json(text, is_complete, name_format, column)):
         return json_format
-    if named == "csv" or (named != "text" and _is_header(text.partition("\n")[0], column)):
+    if name_format == "csv" or (name_format != "text" and _is_header(text.partition("\n")[0], column)):
         return "csv"
-    return named or "text"
+    return name_format or "text"
 
 
-def _detect_json(text: str, whole: bool, named: str, column: str) -> str:
+def _detect_json(text: str, is_complete: bool, name_format: str, column: str) -> str:
     """Tell JSON lines from one document, also if either is corrupt or truncated; empty if it is neither."""
     line, _, rest = text.partition("\n")
-    complete = bool(rest) or whole
+    has_first_line = bool(rest) or is_complete
     try:
-        first = json.loads(line) if complete else None
+        first = json.loads(line) if has_first_line else None
     except (ValueError, RecursionError):
         first = None
     if isinstance(first, dict) and "problem" not in row_from_object(first, column):
         return "json"
     if first is not None and rest.strip():
-        return "json" if named == "json" or (isinstance(first, dict) and named != "text") else ""
-    if first is not None or (whole and _is_json(text)) or (_begins_document(text, whole) and not _is_lines(rest)):
+        return "json" if name_format == "json" or (isinstance(first, dict) and name_format != "text") else ""
+    if (
+        first is not None
+        or (is_complete and _is_json(text))
+        or (_begins_document(text, is_complete) and not _is_lines(rest))
+    ):
         return "document"
     return ""
 
 
-def _begins_document(text: str, whole: bool) -> bool:
+def _begins_document(text: str, is_complete: bool) -> bool:
     """Tell whether a text begins as a JSON object, or as a list with a complete first element."""
     if not (listed := _BEGINS_LIST.match(text)):
         return bool(_BEGINS_OBJECT.match(text))
     try:
         _, end = json.JSONDecoder().raw_decode(text, listed.start("element"))
     except (ValueError, RecursionError):
-        return not whole
+        return not is_complete
     return text[end:].lstrip()[:1] in ("", ",", "]")
 
 

@@ -90,23 +90,23 @@ def rows_to_tables(items: Iterable[Mapping[str, Any] | pa.Table], rows: int) -> 
 
     Rows before an error are yielded before it is raised.
     """
-    held: list[Mapping[str, Any]] = []
+    pending: list[Mapping[str, Any]] = []
     try:
         for item in items:
             is_table = isinstance(item, pa.Table)
             if not is_table:
-                held.append(item)
-            if held and (is_table or len(held) == rows):
-                yield table_from_rows(held)
-                held = []
+                pending.append(item)
+            if pending and (is_table or len(pending) == rows):
+                yield table_from_rows(pending)
+                pending = []
             if is_table:
                 yield item
     except UNREADABLE:
-        if held:
-            yield table_from_rows(held)
+        if pending:
+            yield table_from_rows(pending)
         raise
-    if held:
-        yield table_from_rows(held)
+    if pending:
+        yield table_from_rows(pending)
 
 
 def row_from_object(value: Any, column: str) -> dict[str, Any]:

@@ -126,13 +126,13 @@ def _chunk_name(number: int) -> str:
 
 def raw_chunks(file: SourceFile, key: str, rows: int) -> Iterator[RawChunk]:
     """Yield the file's raw chunks; an empty file has one."""
-    row, number, held = 0, 0, None
+    row, number, previous = 0, 0, None
     for table in read_tables(file.prompt_file(), rows):
-        if held is not None:
-            yield held
-        held = RawChunk(key, number, row, _to_ipc(table), last=False)
+        if previous is not None:
+            yield previous
+        previous = RawChunk(key, number, row, _to_ipc(table), last=False)
         row, number = row + table.num_rows, number + 1
-    yield replace(held or RawChunk(key, 0, 0, _to_ipc(SCHEMA.empty_table()), last=True), last=True)
+    yield replace(previous or RawChunk(key, 0, 0, _to_ipc(SCHEMA.empty_table()), last=True), last=True)
 
 
 def _to_ipc(table: pa.Table) -> bytes:
