@@ -12,24 +12,24 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from datasets_prep.cleaning import SYNTAX, cleaned
-from datasets_prep.sources import File, read
-from datasets_prep.terms import evidence
+from datasets_prep.blocklist import blocking_terms
+from datasets_prep.cleaning import SYNTAX, clean_with_changes
+from datasets_prep.sources import PromptFile, read_tables
 
 
 def texts_of(file: Path) -> list[str]:
-    tables = read(File(fs.LocalFileSystem(), str(file.absolute())), 10_000)
+    tables = read_tables(PromptFile(fs.LocalFileSystem(), str(file.absolute())), 10_000)
     return [text for table in tables for text in table["text"].drop_null().to_pylist() if text]
 
 
 def changes(texts: list[str]) -> list[tuple[str, str, str]]:
     """Yield the syntax rules that changed a text, with the text before and after."""
-    return [change for text in texts for change in cleaned(text)[1] if change[0] in SYNTAX]
+    return [change for text in texts for change in clean_with_changes(text)[1] if change[0] in SYNTAX]
 
 
 def blocked(texts: list[str]) -> list[tuple[str, str]]:
-    """The terms for which each is blocked, and the text."""
-    return [(" + ".join(found), text) for text in texts if (found := evidence(text))]
+    """Yield the terms for which a text is blocked, and the text."""
+    return [(" + ".join(found), text) for text in texts if (found := blocking_terms(text))]
 
 
 def main() -> None:

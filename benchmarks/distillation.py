@@ -52,7 +52,7 @@ class Baseline:
 def numbers(like: Distiller, step: int, prompts: list[str]) -> tuple[TextConditions, StepRandomness]:
     """The texts and the random numbers that `like` has at this step."""
     options, places = like.recipe, range(len(prompts))
-    own = like.model.encode([*prompts, *like.negatives.draw(prompts, options.seed, step, places)])
+    own = like.model.encode([*prompts, *like.negatives.sample(prompts, options.seed, step, places)])
     shared = torch.Generator().manual_seed(distiller.mix_seeds(options.seed, step))
     each = [torch.Generator().manual_seed(distiller.mix_seeds(options.seed, step, 1 + place)) for place in places]
     randomness = sample_step(options.method, like.model.diffusion, like.model.latent_shape, shared, each)

@@ -18,7 +18,7 @@ import pyarrow.dataset
 from pipeline import recipe
 from pipeline.gpus import GPUS
 from pipeline.prompts import prompt_dataset
-from pipeline.prompts.stream import PromptStream
+from pipeline.prompts.prompt_stream import PromptStream
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 from pipeline.training.estimate import UTILISATION, estimate
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     folder = Folder.from_uri(arguments.prompts)
-    prepared = prompt_dataset.check(folder)
+    prepared = prompt_dataset.load_manifest(folder)
     steps = prepared.epoch // BATCH
     with ray_session():
         next(stream(folder, prepared, steps - 1, 1))  # processes are started

@@ -1,8 +1,8 @@
-"""Exact and near duplicates over a whole corpus: MinHash signatures a chunk at a time, then buckets a band at a time.
+"""Exact and near duplicates over a whole corpus: MinHash signatures by chunk, then buckets by band.
 
 Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4. With 20 bands of 6 rows two prompts whose
-words overlap by 0.8 (Jaccard, over pairs of neighbouring words) meet in a band with probability 0.998, and by 0.5 with
-0.27; what meets is compared by its words, so a meeting alone removes nothing.
+words overlap by 0.8 (Jaccard, over pairs of neighbouring words) share a bucket with probability 0.998, and by 0.5 with
+0.27; candidate pairs are then compared by their words, so sharing a bucket alone removes nothing.
 """
 
 import re
@@ -18,21 +18,21 @@ BANDS, ROWS = 20, 6
 _SEED = 1
 _ASCII_WORD = re.compile(r"[a-z0-9#%&+<=>@$]+")
 _JOINERS = r"\u200c\u200d"
-_TAGS = r"\U000e0020-\U000e007f"  # of the flags of England, Scotland and Wales
+_TAGS = r"\U000e0020-\U000e007f"  # in the flags of England, Scotland and Wales
 _WORD = regex.compile(
     rf"[\p{{So}}\p{{EMod}}][\p{{So}}\p{{EMod}}\p{{M}}{_JOINERS}{_TAGS}]*"
     rf"|[\p{{L}}\p{{M}}\p{{N}}\p{{Sc}}\p{{Sm}}\p{{Co}}\p{{Cn}}#%&@{_JOINERS}--|~]+",
     regex.V1,
 )
-_PRESENTATION = re.compile("[\ufe0e\ufe0f]")  # as text or as a picture
+_PRESENTATION = re.compile("[\ufe0e\ufe0f]")  # variation selectors: as text or as an emoji
 _MIX = np.array([pow(0x9E3779B97F4A7C15, power + 1, 2**64) | 1 for power in range(ROWS)], dtype=np.uint64)
 
 
 def normal_form(text: str) -> str:
-    """Return what duplicates share: words and symbols, in lower case.
+    """Return the words and symbols of a text in lower case, which duplicates share.
 
-    A word is letters with the marks that belong to them, digits, and signs that tell words apart (`C++`, `C#`, `50%`);
-    an emoji is a word. Space, punctuation and separators (`|`, `~`) part words. A text without any stands for itself.
+    A word is letters with their marks, digits, and signs that distinguish words (`C++`, `C#`, `50%`); an emoji is a
+    word. Space, punctuation and separators (`|`, `~`) separate words. A text without words is returned as it is.
     """
     lower = text.lower()
     words = _ASCII_WORD.findall(lower) if text.isascii() else _WORD.findall(_PRESENTATION.sub("", lower))
@@ -40,7 +40,7 @@ def normal_form(text: str) -> str:
 
 
 def shingles(normal: str) -> frozenset[str]:
-    """Pairs of neighbouring words; a single word stands for itself."""
+    """Return pairs of neighbouring words, or a single word itself."""
     words = normal.split()
     return frozenset(map(" ".join, pairwise(words))) if len(words) > 1 else frozenset(words)
 
@@ -51,13 +51,13 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def exact_keys(normals: Sequence[str]) -> np.ndarray:
-    """uint64 [N]; equal for equal texts, and for others with a probability of 2^-64."""
+    """Return uint64 [N], equal for equal texts, and for different ones with a probability of 2^-64."""
     digests = b"".join(blake2b(normal.encode(), digest_size=8).digest() for normal in normals)
     return np.frombuffer(digests, dtype=np.uint64)
 
 
 def band_keys(normals: Sequence[str]) -> np.ndarray:
-    """uint64 [N, BANDS]; two texts share a key of a band where all its rows of their signatures agree."""
+    """Return uint64 [N, BANDS]; two texts share the key of a band if all rows of their signatures in it agree."""
     if not normals:
         return np.empty((0, BANDS), dtype=np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_token_sets([list(shingles(n)) for n in normals], BANDS * ROWS, _SEED)
@@ -66,16 +66,16 @@ def band_keys(normals: Sequence[str]) -> np.ndarray:
     return keys
 
 
-def repeats(keys_N: np.ndarray) -> np.ndarray:
-    """Bool [N]: true where an earlier row has the same key."""
+def exact_duplicates(keys_N: np.ndarray) -> np.ndarray:
+    """Return bool [N], true where an earlier row has the same key."""
     _, first = np.unique(keys_N, return_index=True)
-    repeated = np.ones(len(keys_N), bool)
-    repeated[first] = False
-    return repeated
+    duplicate = np.ones(len(keys_N), bool)
+    duplicate[first] = False
+    return duplicate
 
 
-def meetings(keys_N: np.ndarray) -> np.ndarray:
-    """int64 [M, 2]: rows that share a key, earlier first: each with the first of them and with the one before."""
+def candidate_pairs(keys_N: np.ndarray) -> np.ndarray:
+    """Return int64 [M, 2], pairs of rows with the same key: each row with the first one and with the previous one."""
     order = np.argsort(keys_N, kind="stable")
     sorted_N = keys_N[order]
     starts = np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]]) if len(order) else np.empty(0, bool)
@@ -86,25 +86,25 @@ def meetings(keys_N: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate([with_first, with_last]), axis=0)
 
 
-def near_repeats(
+def near_duplicates(
     bands: Callable[[int], np.ndarray],
     texts: Callable[[np.ndarray], Sequence[str]],
     count: int,
     threshold: float,
     skipped_N: np.ndarray,
 ) -> np.ndarray:
-    """Bool [N]: true where an earlier row that is alike, or like one that is alike, stands for this one.
+    """Return bool [N], true where an earlier row is similar, directly or through other similar rows.
 
-    `bands(number)` gives the keys of one band, uint64 [N]; `texts(rows)` the normal forms of some rows. Rows of
-    `skipped_N` are left out. Memory is one band and the texts of the rows that meet.
+    `bands(number)` returns the keys of one band, uint64 [N]; `texts(rows)` the normal forms of some rows. Rows of
+    `skipped_N` are ignored. Memory holds one band and the texts of the candidates.
     """
-    own = np.flatnonzero(~skipped_N)
+    rows = np.flatnonzero(~skipped_N)
     pairs = [np.empty((0, 2), np.int64)]
     for number in range(BANDS):
-        pairs.append(own[meetings(bands(number)[own])])
-    every = np.unique(np.concatenate(pairs), axis=0)
-    involved, places = np.unique(every, return_inverse=True)
-    sets = [shingles(text) for text in texts(involved)]
+        pairs.append(rows[candidate_pairs(bands(number)[rows])])
+    unique_pairs = np.unique(np.concatenate(pairs), axis=0)
+    candidates, indices = np.unique(unique_pairs, return_inverse=True)
+    sets = [shingles(text) for text in texts(candidates)]
     parent = np.arange(count)
 
     def root(row: int) -> int:
@@ -113,9 +113,9 @@ def near_repeats(
             row = int(parent[row])
         return row
 
-    for (a, b), (first, second) in zip(every.tolist(), places.reshape(-1, 2).tolist(), strict=True):
+    for (a, b), (first, second) in zip(unique_pairs.tolist(), indices.reshape(-1, 2).tolist(), strict=True):
         if jaccard(sets[first], sets[second]) >= threshold:
             low, high = sorted((root(a), root(b)))
             parent[high] = low
-    repeated: np.ndarray = parent != np.arange(count)
-    return repeated
+    duplicate: np.ndarray = parent != np.arange(count)
+    return duplicate

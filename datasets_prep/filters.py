@@ -1,4 +1,4 @@
-"""Filters of prompts: each is a function from prompts to the rows it removes."""
+"""Filters of prompts: functions from a table of prompts to a mask of the rows to remove."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datasets_prep import terms
+from datasets_prep import blocklist
 
-MINORS = "sexual terms about minors"
-Removed = np.ndarray  # bool, one a row: true where the filter removes it
+SEXUAL_ABOUT_MINORS = "sexual terms about minors"
+RemovalMask = np.ndarray  # bool, one per row: true where the filter removes it
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
-SHORT = 40  # characters, below which ASCII text does not tell its language well
-SHORT_MARGIN = 0.05  # the probability from which a short text may be of the asked language
+SHORT = 40  # characters, below which the language of an ASCII text is uncertain
+SHORT_MARGIN = 0.05  # probability from which a short text may be in the requested language
 CANDIDATES = 5
 
 
 @dataclass(frozen=True)
 class Filters:
-    """An empty or zero value turns a filter off; scores filter rows that have one.
+    """Settings of the filters. An empty or zero value turns a filter off; a row without a score passes its filter.
 
     Attributes:
         language: code such as "en"; prompts in another language are removed.
@@ -54,64 +54,62 @@ class Filters:
             if value < 0:
                 raise ValueError(f"{name}: got {value!r}; expected 0 or more.")
         if 0 < self.max_tokens < self.min_tokens:
-            raise ValueError(
-                f"min_tokens: {self.min_tokens} is not allowed; allowed: up to max_tokens, {self.max_tokens}"
-            )
+            raise ValueError(f"min_tokens: got {self.min_tokens}; expected at most max_tokens, {self.max_tokens}.")
 
 
-def _above(table: pa.Table, score: str, limit: float) -> Removed:
+def _above(table: pa.Table, score: str, limit: float) -> RemovalMask:
     return np.asarray(np.nan_to_num(table[score].to_numpy(), nan=-np.inf) > limit)
 
 
-def _aesthetic(table: pa.Table, options: Filters) -> Removed:
+def _aesthetic(table: pa.Table, options: Filters) -> RemovalMask:
     return np.asarray(np.nan_to_num(table["aesthetic"].to_numpy(), nan=np.inf) < options.min_aesthetic)
 
 
-def _watermark(table: pa.Table, options: Filters) -> Removed:
+def _watermark(table: pa.Table, options: Filters) -> RemovalMask:
     return _above(table, "pwatermark", options.max_pwatermark or np.inf)
 
 
-def _unsafe(table: pa.Table, options: Filters) -> Removed:
+def _unsafe(table: pa.Table, options: Filters) -> RemovalMask:
     return _above(table, "punsafe", options.max_punsafe or np.inf)
 
 
-def _short(table: pa.Table, options: Filters) -> Removed:
+def _short(table: pa.Table, options: Filters) -> RemovalMask:
     return np.asarray(table["tokens"].to_numpy() < options.min_tokens)
 
 
-def _long(table: pa.Table, options: Filters) -> Removed:
+def _long(table: pa.Table, options: Filters) -> RemovalMask:
     return np.asarray(table["tokens"].to_numpy() > (options.max_tokens or np.inf))
 
 
-def _of_texts(removes: Callable[[str], bool]) -> Callable[[pa.Table, Filters], Removed]:
+def _text_filter(removes: Callable[[str], bool]) -> Callable[[pa.Table, Filters], RemovalMask]:
     return lambda table, _: np.fromiter(map(removes, table["prompt"].to_pylist()), bool, table.num_rows)
 
 
-def _nsfw(table: pa.Table, options: Filters) -> Removed:
+def _nsfw(table: pa.Table, options: Filters) -> RemovalMask:
     if not options.remove_nsfw:
         return np.zeros(table.num_rows, bool)
-    return _of_texts(terms.explicit)(table, options)
+    return _text_filter(blocklist.is_explicit)(table, options)
 
 
-def _language(table: pa.Table, options: Filters) -> Removed:
+def _language(table: pa.Table, options: Filters) -> RemovalMask:
     if not options.language:
         return np.zeros(table.num_rows, bool)
     is_other = _is_other_language(options.language, options.language_confidence)
-    return _of_texts(is_other)(table, options)
+    return _text_filter(is_other)(table, options)
 
 
-def _is_other_language(asked: str, confidence: float) -> Callable[[str], bool]:
+def _is_other_language(requested: str, confidence: float) -> Callable[[str], bool]:
     """Tell whether a text is in another language; a short ASCII text is only if the requested one is improbable."""
     detect = _detector()
 
     def is_other(text: str) -> bool:
-        found = detect(text)
-        best = found[0]
-        if best["lang"] == asked or best["score"] < confidence:
+        candidates = detect(text)
+        best = candidates[0]
+        if best["lang"] == requested or best["score"] < confidence:
             return False
         if len(text) >= SHORT or not text.isascii():
             return True
-        return all(other["lang"] != asked or other["score"] < SHORT_MARGIN for other in found)
+        return all(other["lang"] != requested or other["score"] < SHORT_MARGIN for other in candidates)
 
     return is_other
 
@@ -125,9 +123,9 @@ def _detector() -> Callable[[str], Sequence[Mapping[str, Any]]]:
     return lambda text: detector.detect(text, k=CANDIDATES)
 
 
-FILTERS: Mapping[str, Callable[[pa.Table, Filters], Removed]] = MappingProxyType(
+FILTERS: Mapping[str, Callable[[pa.Table, Filters], RemovalMask]] = MappingProxyType(
     {
-        MINORS: _of_texts(terms.sexual_about_minors),
+        SEXUAL_ABOUT_MINORS: _text_filter(blocklist.is_sexual_about_minors),
         "low aesthetic score": _aesthetic,
         "watermark": _watermark,
         "unsafe": _unsafe,
@@ -137,6 +135,6 @@ FILTERS: Mapping[str, Callable[[pa.Table, Filters], Removed]] = MappingProxyType
         "language": _language,
     }
 )
-"""In the order in which they are asked: each sees what those before it kept."""
-FIRST_BY_TOKENS = "too few tokens"
-"""From here on the filters need the column `tokens`, the costliest of all: it is counted of what is left by then."""
+"""The filters in the order of application: each sees the rows that those before it kept."""
+FIRST_TOKEN_FILTER = "too few tokens"
+"""The first filter that needs the column `tokens`. Counting is costly, so only the rows left by then are counted."""

@@ -1,4 +1,4 @@
-"""The negative-prompt corpus: distinct texts with the weight to draw them by."""
+"""The negative-prompt corpus: distinct texts with their sampling weights."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow as pa
 
-from datasets_prep.cleaning import collapse
+from datasets_prep.cleaning import normalise_term
 
 SCHEMA = pa.schema([("negative_prompt", pa.string()), ("weight", pa.int64())])
 COMMON_TERMS = (
@@ -49,46 +49,49 @@ COMMON_TERMS = (
     "cartoon",
 )
 _VOCABULARY = 2_000  # terms
-_MOST_TERMS = 8  # of a combination
+_MAX_TERMS = 8  # in a combination
 _FUNCTION_WORDS = {"a", "an", "the", "of", "on", "in", "at", "and", "with", "photo", "background", "shape"}
 
 
-def corpus(texts: Iterable[str]) -> pa.Table:
-    """Distinct texts, most frequent first (ties in alphabetical order), weighted by frequency."""
+def weighted_corpus(texts: Iterable[str]) -> pa.Table:
+    """Return distinct texts, most frequent first (ties in alphabetical order), weighted by frequency."""
     counts = sorted(Counter(texts).items(), key=lambda item: (-item[1], item[0]))
     return pa.table({"negative_prompt": [t for t, _ in counts], "weight": [n for _, n in counts]}, schema=SCHEMA)
 
 
-def build(count: int, seed: int, observed: Mapping[str, int] = MappingProxyType({})) -> pa.Table:
-    """Exactly `count` distinct negative prompts: those most often observed, at most half, and combinations of terms.
+def build_corpus(count: int, seed: int, observed: Mapping[str, int] = MappingProxyType({})) -> pa.Table:
+    """Return exactly `count` distinct negative prompts: the most frequently observed and combinations of terms.
 
-    A combination is of up to eight terms, drawn without repetition by how often each was observed; the common terms are
-    drawn too. No two have the same terms. An observed prompt weighs as often as it was observed, another once.
+    At most half are observed prompts, weighted by their frequency. A combination has weight 1 and up to eight terms,
+    sampled without replacement by how often each was observed; the common terms are included. No two negative prompts
+    have the same set of terms.
     """
-    whole = sorted(observed.items(), key=lambda item: (-item[1], item[0]))[: count // 2]
-    chosen = {frozenset(terms(text)): (text, weight) for text, weight in reversed(whole)}
+    frequent = sorted(observed.items(), key=lambda item: (-item[1], item[0]))[: count // 2]
+    chosen = {frozenset(split_terms(text)): (text, weight) for text, weight in reversed(frequent)}
     frequency = Counter(dict.fromkeys(COMMON_TERMS, 1))
     for text, times in observed.items():
-        for term in terms(text):
+        for term in split_terms(text):
             frequency[term] += times
     vocabulary = [term for term, _ in frequency.most_common(_VOCABULARY)]
-    shares = np.array([frequency[term] for term in vocabulary]) ** 0.5  # the root: rare terms are seen as well
+    shares = (
+        np.array([frequency[term] for term in vocabulary]) ** 0.5
+    )  # the root, so that rare terms are sampled as well
     rng = np.random.default_rng((seed, 30))
     for term in vocabulary[: count - len(chosen)]:
         chosen.setdefault(frozenset([term]), (term, 1))
     while len(chosen) < count:
-        size = int(rng.integers(2, _MOST_TERMS + 1))
+        size = int(rng.integers(2, _MAX_TERMS + 1))
         drawn = rng.choice(len(vocabulary), size, replace=False, p=shares / shares.sum())
-        own = [vocabulary[number] for number in drawn]
-        chosen.setdefault(frozenset(own), (", ".join(own), 1))
+        combination = [vocabulary[number] for number in drawn]
+        chosen.setdefault(frozenset(combination), (", ".join(combination), 1))
     texts = sorted(chosen.values(), key=lambda item: (-item[1], item[0]))
     return pa.table({"negative_prompt": [t for t, _ in texts], "weight": [n for _, n in texts]}, schema=SCHEMA)
 
 
-def terms(text: str) -> list[str]:
+def split_terms(text: str) -> list[str]:
     """Return the distinct comma-separated terms of a negative prompt, in lower case."""
-    own = (collapse(re.sub(r"[()\[\]{}<>]|:\s*[\d.]+", " ", term)).casefold() for term in text.split(","))
-    return list(dict.fromkeys(term for term in own if term))
+    parts = (normalise_term(re.sub(r"[()\[\]{}<>]|:\s*[\d.]+", " ", term)).casefold() for term in text.split(","))
+    return list(dict.fromkeys(term for term in parts if term))
 
 
 def content_words(text: str) -> frozenset[str]:
@@ -97,5 +100,5 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def contradicts(prompt: str, negative_prompt: str) -> bool:
-    """Whether the negative names a thing that the prompt asks for."""
+    """Tell whether the negative prompt names a thing that the prompt asks for."""
     return not content_words(prompt).isdisjoint(content_words(negative_prompt))

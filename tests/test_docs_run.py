@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from datasets_prep.evaluation import HPSV2_STYLES
+from datasets_prep.benchmark_prompts import HPSV2_STYLES
 from nasa.testing import TINY_PIPELINES
 from pipeline import recipe
 

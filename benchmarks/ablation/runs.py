@@ -25,7 +25,7 @@ from pipeline.evaluation.judges.attributes import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.evaluation.suites.shapes import ATTRIBUTES
 from pipeline.models.clip.model import Clip
-from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training import engines
@@ -143,7 +143,7 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
 
 def fresh(options: Recipe) -> Distiller:
     """A distillation of the embedded teacher at its first step, in this process alone."""
-    corpus = negatives.corpus(sample_negatives(options.prompts.negative_draws, options.seed))
+    corpus = negatives.weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
     sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
     model = models.load(models.teacher_folder(options.teacher))
     built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)

@@ -1,4 +1,4 @@
-"""The world of shapes: a small text-to-image world in which every attribute is known exactly."""
+"""The Shapes toy dataset: scenes of which every attribute is known, with their images and captions."""
 
 from datasets_prep.shapes.caption import full_prompt, sample_caption, sample_tags
 from datasets_prep.shapes.render import IMAGE_SIZE, render

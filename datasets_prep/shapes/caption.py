@@ -1,8 +1,8 @@
-"""Captions of the world of shapes: sentences that mention some attributes, and tag lists.
+"""Captions of the Shapes toy dataset: sentences that mention some attributes, and tag lists.
 
-Captions say what is there, never what is not, as captions on the web do. A degraded image is
-captioned with its own word, with a common quality word, or not at all, so that "a photo" alone
-sometimes is a bad one and an ordinary negative prompt ("low quality") has something to remove.
+Like captions on the web, they say what is in the image, never what is not. The caption of a degraded image names its
+degradation, uses a common quality word, or mentions neither. So "a photo" alone is sometimes a bad one, and an ordinary
+negative prompt ("low quality") has something to remove.
 """
 
 import re
@@ -33,22 +33,22 @@ def sample_caption(scene: Scene, rng: np.random.Generator) -> str:
     return _with_articles("a " + " ".join(word for word in words if word))
 
 
-def sample_tags(scene: Scene, rng: np.random.Generator, *, most: int = 3) -> str:
-    """Sample a comma-separated list of at most `most` attributes, as negative prompts are written."""
+def sample_tags(scene: Scene, rng: np.random.Generator, *, max_tags: int = 3) -> str:
+    """Sample a comma-separated list of at most `max_tags` attributes, as negative prompts are written."""
     tags = [scene.shape, scene.colour, f"{scene.background} background", scene.size]
     if scene.quality != "clean":
         tags += [_quality(scene, rng, unmentioned=0.0)] * 2
     if rng.random() < 0.3:
         tags[:2] = [f"{scene.colour} {scene.shape}"]
-    count = int(rng.integers(1, most + 1))
+    count = int(rng.integers(1, max_tags + 1))
     chosen = rng.permutation(tags)[:count].tolist()
     return ", ".join(dict.fromkeys(chosen))
 
 
-def sample_quality_list(rng: np.random.Generator, *, most: int = 5) -> str:
-    """Words for bad images without regard to a scene: "low quality, blurry, ugly"."""
+def sample_quality_list(rng: np.random.Generator, *, max_tags: int = 5) -> str:
+    """Sample a list of words for bad images, such as "low quality, blurry, ugly"."""
     words = [*(word for words in QUALITY_WORDS.values() for word in words), *COMMON_QUALITY_WORDS]
-    chosen = rng.permutation(len(words))[: int(rng.integers(1, most + 1))]
+    chosen = rng.permutation(len(words))[: int(rng.integers(1, max_tags + 1))]
     return ", ".join(words[index] for index in chosen)
 
 

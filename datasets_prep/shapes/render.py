@@ -58,7 +58,7 @@ def _draw(draw: ImageDraw.ImageDraw, shape: str, centre: Point, radius: float) -
 
 
 def _corners(x: float, y: float, radii: tuple[float, ...], count: int) -> list[Point]:
-    """Corners at equal angles from the top, clockwise, cycling through the radii."""
+    """Return corners at equal angles from the top, clockwise, cycling through the radii."""
     angles = [2 * math.pi * i / count for i in range(count)]
     lengths = [radii[i % len(radii)] for i in range(count)]
     return [(x + r * math.sin(a), y - r * math.cos(a)) for r, a in zip(lengths, angles, strict=True)]
@@ -76,6 +76,6 @@ def _degrade(image: np.ndarray, quality: str) -> np.ndarray:
 
 
 def _grain() -> np.ndarray:
-    """Coarse speckle of zero mean, [64, 64] in grey levels: squares lighter and darker in turn."""
+    """Return coarse speckle of zero mean, [64, 64] in grey levels: alternating lighter and darker squares."""
     turns = np.indices((IMAGE_SIZE // _GRAIN_SIZE,) * 2).sum(axis=0) % 2
     return np.kron(_GRAIN_STRENGTH * (1 - 2.0 * turns), np.ones((_GRAIN_SIZE, _GRAIN_SIZE)))

@@ -27,7 +27,7 @@ POSITIONS = {  # offset of the object's centre from the image's, pixels (right, 
 }
 QUALITIES = ("clean", "blurry", "grainy", "dark")
 DEGRADED_SHARE = 0.45
-HELD_OUT_SHARE = 8  # one in so many (shape, colour, background, size) tuples is never trained on
+HELD_OUT_SHARE = 8  # one in this many (shape, colour, background, size) tuples is never trained on
 
 
 _COLOUR_NAMES, _SIZE_NAMES, _POSITION_NAMES = tuple(COLOURS), tuple(SIZES), tuple(POSITIONS)
@@ -35,7 +35,7 @@ _COLOUR_NAMES, _SIZE_NAMES, _POSITION_NAMES = tuple(COLOURS), tuple(SIZES), tupl
 
 @dataclass(frozen=True)
 class Scene:
-    """Attributes by name, and the small variations that no caption mentions."""
+    """The attributes of a scene, and small variations that no caption mentions."""
 
     shape: str
     colour: str
@@ -48,7 +48,7 @@ class Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether this combination is kept for evaluation; a function of the attributes alone."""
+    """Tell whether a scene is held out for evaluation; a function of its shape, colours and size."""
     key = f"{scene.shape}/{scene.colour}/{scene.background}/{scene.size}"
     return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_SHARE == 0
 

@@ -1,7 +1,7 @@
 """Readers of prompt files as Arrow tables of a bounded number of rows, one module per format.
 
-The format is told by the content. A row that cannot be read is a row all the same, with its `problem` in place of a
-text: rows in are rows out and rows refused. A file that cannot be read at all is one such row.
+The format is detected from the content. A row that cannot be read is returned with its `problem` in place of a text, so
+that no row is lost. A file that cannot be read at all is one such row.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,84 +12,93 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources import archives, delimited, documents, lines, tables
-from datasets_prep.sources.rows import SCHEMA, SCORES, UNREADABLE, File, problem_of, refused
-from datasets_prep.sources.sniff import COMPRESSED, ENDINGS, kind_of, named_kind
-from datasets_prep.sources.unpack import Unpacked, decoded, unpacked
+from datasets_prep.sources import archives, columnar, delimited, json_documents, lines
+from datasets_prep.sources.decompression import DecompressedStream, decode_text, decompress
+from datasets_prep.sources.format_detection import COMPRESSED, ENDINGS, detect_format, format_of_name
+from datasets_prep.sources.rows import SCHEMA, SCORES, UNREADABLE, PromptFile, describe_error, unreadable_tables
 
-__all__ = ["PICKLES", "READERS", "SCHEMA", "SCORES", "File", "decoded", "read", "reader_of"]
+__all__ = [
+    "PICKLE_ENDINGS",
+    "READABLE_ENDINGS",
+    "SCHEMA",
+    "SCORES",
+    "PromptFile",
+    "decode_text",
+    "read_tables",
+    "require_format",
+]
 
-PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".joblib")
-READERS = tuple(ENDINGS)
-"""Endings of the names of files that are read."""
+PICKLE_ENDINGS = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".joblib")
+READABLE_ENDINGS = tuple(ENDINGS)
+"""Name endings of readable files."""
 
 
-def read(file: File, rows: int) -> Iterator[pa.Table]:
-    """Tables of `SCHEMA`, of at most so many rows.
+def read_tables(file: PromptFile, rows: int) -> Iterator[pa.Table]:
+    """Yield a file's rows as tables of `SCHEMA`, each of at most `rows` rows.
 
     Raises:
-        ValueError: for a name of no known format, and for a pickle's.
+        ValueError: if the name is of no known format, or of a pickle.
     """
-    named = reader_of(file.path)
+    name_format = require_format(file.path)
     try:
         with closing(file.stream()) as raw:
-            content = unpacked(raw)
-            if content.as_is and kind_of(content.head, named, file.column) == "parquet":
+            content = decompress(raw)
+            if content.is_unchanged and detect_format(content.head, name_format, file.column) == "parquet":
                 with file.filesystem.open_input_file(file.path) as opened:
-                    yield from tables.read_parquet(opened, rows, file.column)
+                    yield from columnar.read_parquet(opened, rows, file.column)
             else:
-                yield from _read_content(content, rows, named, file.column)
+                yield from _read_content(content, rows, name_format, file.column)
     except UNREADABLE as error:
-        yield from refused(1, f"file: {problem_of(error)}", rows)
+        yield from unreadable_tables(1, f"file: {describe_error(error)}", rows)
 
 
-def _read_content(content: Unpacked, rows: int, named: str, column: str) -> Iterator[pa.Table]:
-    kind = kind_of(content.head, named, column)
-    if kind == "tar":
+def _read_content(content: DecompressedStream, rows: int, name_format: str, column: str) -> Iterator[pa.Table]:
+    detected = detect_format(content.head, name_format, column)
+    if detected == "tar":
         yield from archives.read_tar(content.stream, rows, column, partial(_read_member, column))
-    elif kind == "text":
+    elif detected == "text":
         yield from lines.read_text(content.stream, rows)
-    elif kind in _BY_COLUMN:
-        yield from _BY_COLUMN[kind](content.stream, rows, column)
+    elif detected in _COLUMN_READERS:
+        yield from _COLUMN_READERS[detected](content.stream, rows, column)
     else:
-        yield from refused(1, f"file: {kind}", rows)
+        yield from unreadable_tables(1, f"file: {detected}", rows)
 
 
 def _read_member(column: str, name: str, stream: BinaryIO, rows: int) -> Iterator[pa.Table]:
     """Read a file within an archive; an unreadable one is one row with the reason."""
     try:
-        yield from _read_content(unpacked(stream), rows, named_kind(name) or "", column)
+        yield from _read_content(decompress(stream), rows, format_of_name(name) or "", column)
     except pa.ArrowException as error:
-        yield from refused(1, f"{name}: {problem_of(error)}", rows)
+        yield from unreadable_tables(1, f"{name}: {describe_error(error)}", rows)
 
 
-_BY_COLUMN: Mapping[str, Callable[[BinaryIO, int, str], Iterator[pa.Table]]] = MappingProxyType(
+_COLUMN_READERS: Mapping[str, Callable[[BinaryIO, int, str], Iterator[pa.Table]]] = MappingProxyType(
     {
         "json": lines.read_json_lines,
-        "document": documents.read_json_document,
+        "document": json_documents.read_json_document,
         "csv": delimited.read_csv,
-        "parquet": tables.read_parquet_stream,
-        "arrow": tables.read_arrow,
+        "parquet": columnar.read_parquet_stream,
+        "arrow": columnar.read_arrow,
     }
 )
 
 
-def reader_of(path: str) -> str:
-    """Return the kind of file that a name promises; empty if any is possible.
+def require_format(path: str) -> str:
+    """Return the format that a file's name implies; empty if the content decides.
 
     Raises:
-        ValueError: as `read` does.
+        ValueError: if the name is of no known format, or of a pickle.
     """
     name = path.lower()
     while name.endswith(COMPRESSED):
         name = name.rpartition(".")[0]
-    if name.endswith(PICKLES):
+    if name.endswith(PICKLE_ENDINGS):
         raise ValueError(
-            f"{path}: a pickle runs the code that is in it when it is read, and is refused; convert it where you trust "
-            "it: `python -c \"import pickle, json; [print(json.dumps({'prompt': p})) for p in "
-            f"pickle.load(open('{path.rpartition('/')[2]}', 'rb'))]\" > prompts.jsonl`"
+            f"{path}: got a pickle, which runs the code in it when it is read; expected another format. If you trust "
+            "it, convert it: `python -c \"import pickle, json; [print(json.dumps({'prompt': p})) for p in "
+            f"pickle.load(open('{path.rpartition('/')[2]}', 'rb'))]\" > prompts.jsonl`."
         )
-    kind = named_kind(path)
-    if kind is None:
-        raise ValueError(f"{path}: not of a known format; allowed: {', '.join(READERS)}")
-    return kind
+    name_format = format_of_name(path)
+    if name_format is None:
+        raise ValueError(f"{path}: got an unknown format; expected {', '.join(READABLE_ENDINGS)}.")
+    return name_format

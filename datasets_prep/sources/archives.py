@@ -1,9 +1,9 @@
-"""Tar archives, read as they stream: files of prompts, and WebDataset's samples, such as img2dataset writes them.
+"""Tar archives as streams: files of prompts, and samples of WebDataset, such as img2dataset's.
 
-A sample is files that follow one another and whose names differ in the ending alone: an image or another medium, and
-its caption as text, its metadata as JSON, or both. WebDataset ends a sample's name at its first dot, so that
-`1.seg.png` belongs to `1.jpg`; many names have dots of their own (`sdxl1.0_0001.png`). Both are read: a longer name is
-a sample by itself where it has a caption, and belongs to the shorter one where it has not.
+A sample is consecutive files whose names differ only in the ending: an image or another medium, and its caption as
+text, its metadata as JSON, or both. WebDataset ends a sample's name at its first dot, so that `1.seg.png` belongs to
+`1.jpg`, but many names contain dots (`sdxl1.0_0001.png`). Both are read: a longer name is a sample of its own if it has
+a caption, and otherwise belongs to the shorter one.
 """
 
 import io
@@ -14,12 +14,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from datasets_prep.sources.rows import UNREADABLE, in_tables, row_of
-from datasets_prep.sources.sniff import named_kind
-from datasets_prep.sources.unpack import with_head
+from datasets_prep.sources.decompression import peek
+from datasets_prep.sources.format_detection import format_of_name
+from datasets_prep.sources.rows import UNREADABLE, row_from_object, rows_to_tables
 
-SMALL = 2**20  # bytes of what may belong to a sample; a larger file is one of prompts
-MOST_MEMBERS, MOST_HELD = 2**12, 2**24  # of names that are one up to the first dot: members, and bytes of their content
+SMALL = 2**20  # bytes of a file that may belong to a sample; a larger one is a file of prompts
+MAX_MEMBERS, MAX_HELD_BYTES = 2**12, 2**24  # of a family: members, and bytes of their content
 CAPTIONS = ("txt", "text", "caption", "cap")
 MEDIA = """
 jpg jpeg png webp gif bmp tif tiff avif heic jxl mp4 webm mov avi mkv mp3 wav flac npy npz pt pth safetensors
@@ -29,7 +29,7 @@ Reader = Callable[[str, BinaryIO, int], Iterator[pa.Table]]
 
 
 class Member(NamedTuple):
-    """A file of an archive. `stem` is its name without its ending, `family` its name up to the first dot."""
+    """A file of an archive. `stem` is its name without the ending, `family` its name up to the first dot."""
 
     name: str
     stem: str
@@ -39,57 +39,60 @@ class Member(NamedTuple):
 
 
 def read_tar(stream: BinaryIO, rows: int, column: str, read: Reader) -> Iterator[pa.Table]:
-    """`read` reads a file of prompts by its name. Other files are passed over, unless they belong to a sample."""
+    """Read an archive; `read` reads its files of prompts. Other files are skipped, unless they belong to a sample."""
     with tarfile.open(fileobj=stream, mode="r|") as archive:
-        yield from in_tables(_found(archive, rows, column, read), rows)
+        yield from rows_to_tables(_items(archive, rows, column, read), rows)
 
 
-def _found(archive: tarfile.TarFile, rows: int, column: str, read: Reader) -> Iterator[dict[str, Any] | pa.Table]:
-    for found in _families(archive, rows, read):
-        if isinstance(found, pa.Table):
-            yield found
+def _items(archive: tarfile.TarFile, rows: int, column: str, read: Reader) -> Iterator[dict[str, Any] | pa.Table]:
+    for family in _families(archive, rows, read):
+        if isinstance(family, pa.Table):
+            yield family
             continue
-        for sample in _samples(found):
+        for sample in _samples(family):
             if _is_sample(sample):
                 yield from _captions(sample, column)
             else:
                 for member in sample:
-                    if named_kind(member.name) is not None:
+                    if format_of_name(member.name) is not None:
                         for table in read(member.name, io.BytesIO(member.content), rows):
                             yield from table.to_pylist()
 
 
 def _families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterator[list[Member] | pa.Table]:
-    """Neighbours of one family, as many as can be held; what is large, as it was read. An error comes last."""
-    held: dict[str, Member] = {}
+    """Yield consecutive members of one family, as many as fit in memory, and tables of large files.
+
+    An error is raised after the members before it are yielded.
+    """
+    pending: dict[str, Member] = {}
     size, last = 0, None
     try:
         for member in _members(archive):
             if member.stream is not None:
                 yield from read(member.name, member.stream, rows)
                 continue
-            is_full = (len(held) >= MOST_MEMBERS or size >= MOST_HELD) and last and member.stem != last.stem
-            if last and (is_full or member.family != last.family or member.name in held):
-                yield list(held.values())
-                held, size = {}, 0
-            held[member.name] = last = member
+            is_full = (len(pending) >= MAX_MEMBERS or size >= MAX_HELD_BYTES) and last and member.stem != last.stem
+            if last and (is_full or member.family != last.family or member.name in pending):
+                yield list(pending.values())
+                pending, size = {}, 0
+            pending[member.name] = last = member
             size += len(member.content)
     except UNREADABLE:
-        if held:
-            yield list(held.values())
+        if pending:
+            yield list(pending.values())
         raise
-    if held:
-        yield list(held.values())
+    if pending:
+        yield list(pending.values())
 
 
 def _samples(family: Sequence[Member]) -> Iterator[list[Member]]:
-    """Group members by stem; one without a caption joins the shortest stem that its own extends, beside a medium."""
+    """Group members by stem; one without a caption joins the shortest stem that it extends, if that has a medium."""
     by_stem: dict[str, list[Member]] = {}
     for member in family:
         by_stem.setdefault(member.stem, []).append(member)
     joined: dict[str, list[str]] = {}
-    for stem, own in by_stem.items():
-        joined.setdefault(stem if _is_captioned(own) else _shortest(stem, by_stem), []).append(stem)
+    for stem, members in by_stem.items():
+        joined.setdefault(stem if _is_captioned(members) else _shortest(stem, by_stem), []).append(stem)
     for stems in joined.values():
         parts = [by_stem[stem] for stem in stems]
         together = [member for part in parts for member in part]
@@ -100,7 +103,7 @@ def _shortest(stem: str, stems: Container[str]) -> str:
     folder, slash, base = stem.rpartition("/")
     parts = base.split(".")
     shorter = (f"{folder}{slash}{'.'.join(parts[:count])}" for count in range(1, len(parts)))
-    return next((each for each in shorter if each in stems), stem)
+    return next((name for name in shorter if name in stems), stem)
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[Member]:
@@ -112,9 +115,9 @@ def _members(archive: tarfile.TarFile) -> Iterator[Member]:
         stem, family = f"{folder}/{base.rpartition('.')[0]}", f"{folder}/{base.partition('.')[0]}"
         if _ending(base) in _MEDIA:
             yield Member(member.name, stem, family, b"", None)
-        elif named_kind(base) is not None or _ending(base) in CAPTIONS:
+        elif format_of_name(base) is not None or _ending(base) in CAPTIONS:
             opened: Any = archive.extractfile(member)
-            content, stream = with_head(opened, SMALL)
+            content, stream = peek(opened, SMALL)
             is_whole = len(content) == member.size
             yield Member(member.name, stem, family, content if is_whole else b"", None if is_whole else stream)
 
@@ -137,7 +140,7 @@ def _is_captioned(group: Sequence[Member]) -> bool:
 
 
 def _captions(sample: Sequence[Member], column: str) -> Iterator[dict[str, Any]]:
-    """Return one row, or one per caption (`1.en.txt`, `1.de.txt`) if no column is chosen."""
+    """Yield one row, or one per caption (`1.en.txt`, `1.de.txt`) if no column is chosen."""
     captions = [member for member in sample if _ending(member.name) in CAPTIONS]
     by_stem: dict[str, list[Member]] = {}
     for caption in captions:
@@ -146,13 +149,13 @@ def _captions(sample: Sequence[Member], column: str) -> Iterator[dict[str, Any]]
         yield _sample(sample, column)
         return
     others = [member for member in sample if _ending(member.name) not in CAPTIONS]
-    for own in by_stem.values():
-        yield _sample([*others, *own], column)
+    for captions_of_stem in by_stem.values():
+        yield _sample([*others, *captions_of_stem], column)
 
 
 def _sample(group: Sequence[Member], column: str) -> dict[str, Any]:
-    """Return a sample's row; a caption file precedes the metadata unless a column is chosen."""
-    content = {_ending(member.name): member.content for member in sorted(group, key=lambda each: -len(each.stem))}
+    """Return a sample's row; a caption file takes precedence over the metadata, unless a column is chosen."""
+    content = {_ending(member.name): member.content for member in sorted(group, key=lambda member: -len(member.stem))}
     value: dict[str, Any] = {}
     try:
         if "json" in content:
@@ -165,7 +168,7 @@ def _sample(group: Sequence[Member], column: str) -> dict[str, Any]:
         return {"problem": "not UTF-8"}
     except (ValueError, RecursionError):
         return {"problem": "not JSON"}
-    row = row_of(value, column)
+    row = row_from_object(value, column)
     if row.get("problem") == "no prompt":
         return {"problem": f"no caption beside {_ending(group[0].name)}; there is {', '.join(content)}"}
     return row

@@ -1,22 +1,22 @@
-"""Recognition of a table's columns."""
+"""Recognition of the columns of a table."""
 
 from datasets_prep.sources.rows import COLUMNS
 
 
-def columns_of(columns: list[str], chosen: str) -> dict[str, str]:
-    """Return the names of a file's columns by their content."""
+def find_columns(columns: list[str], chosen: str) -> dict[str, str]:
+    """Return the names of a file's columns by the field of `SCHEMA` that they hold."""
     by_lower = {name.lower(): name for name in reversed(columns)}
-    found = {
-        target: by_lower[name] for target, names in COLUMNS.items() for name in reversed(names) if name in by_lower
+    names_by_field = {
+        target: by_lower[name] for target, aliases in COLUMNS.items() for name in reversed(aliases) if name in by_lower
     }
     if chosen:
-        found.pop("text", None)
+        names_by_field.pop("text", None)
         if chosen in columns:
-            found["text"] = chosen
-    return found
+            names_by_field["text"] = chosen
+    return names_by_field
 
 
-def no_column(chosen: str, names: list[str]) -> str:
-    """Return the error of a column that is missing."""
+def missing_column(chosen: str, names: list[str]) -> str:
+    """Return the problem of a table without the column of prompts."""
     wanted = repr(chosen) if chosen else " or ".join(COLUMNS["text"])
     return f"file: no column {wanted}; it has {', '.join(names)[:200]}"

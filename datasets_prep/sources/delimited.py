@@ -1,4 +1,4 @@
-"""Tables as text with a header: fields between commas, tabs, semicolons or bars, which may be quoted."""
+"""CSV: a header, then fields separated by commas, tabs, semicolons or bars, which may be quoted."""
 
 import csv
 import re
@@ -7,37 +7,44 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.columns import columns_of, no_column
-from datasets_prep.sources.lines import lines
-from datasets_prep.sources.rows import MOST_BYTES, MOST_RECORD, SCORES, in_tables, number_of, refused
+from datasets_prep.sources.columns import find_columns, missing_column
+from datasets_prep.sources.lines import iter_lines
+from datasets_prep.sources.rows import (
+    MAX_PROMPT_BYTES,
+    MAX_RECORD_BYTES,
+    SCORES,
+    rows_to_tables,
+    to_float,
+    unreadable_tables,
+)
 
 DELIMITERS = ",\t;|"
 _SEPARATOR_LINE = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # as Excel writes it
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"\s*')
-_TOO_LONG = f"line of more than {MOST_RECORD} bytes"
-csv.field_size_limit(max(csv.field_size_limit(), MOST_RECORD))
+_TOO_LONG = f"line of more than {MAX_RECORD_BYTES} bytes"
+csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
 
 
 def read_csv(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
     """Read comma-, tab- or semicolon-separated values."""
     text = _Lines(stream)
-    line = next((each for each in text if each.strip()), "")
-    if found := _SEPARATOR_LINE.match(line):
-        delimiter, line = found[1], next(text, "")
+    first_line = next((line for line in text if line.strip()), "")
+    if separator := _SEPARATOR_LINE.match(first_line):
+        delimiter, first_line = separator[1], next(text, "")
     else:
-        delimiter = delimiter_of(line)
-    header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter or ","), [])]
-    names = columns_of(header, column)
+        delimiter = guess_delimiter(first_line)
+    header = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter or ","), [])]
+    names = find_columns(header, column)
     if "text" not in names:
-        yield from refused(1, no_column(column, header), rows)
+        yield from unreadable_tables(1, missing_column(column, header), rows)
     elif delimiter:
-        places = {target: header.index(name) for target, name in names.items()}
-        yield from in_tables(_records(text, delimiter, places, len(header)), rows)
+        indices = {target: header.index(name) for target, name in names.items()}
+        yield from rows_to_tables(_records(text, delimiter, indices, len(header)), rows)
     else:
-        yield from in_tables(_texts(text), rows)
+        yield from rows_to_tables(_texts(text), rows)
 
 
-def delimiter_of(header: str) -> str:
+def guess_delimiter(header: str) -> str:
     """Return the most frequent delimiter; empty if the file has one column."""
     plain = _QUOTED.sub("", header)
     best = max(DELIMITERS, key=plain.count)
@@ -45,10 +52,16 @@ def delimiter_of(header: str) -> str:
 
 
 class _Lines:
-    """Lines as text, with their ends; what is no UTF-8 as lone surrogates. `ended` once there was none."""
+    """An iterator of lines as text, with their ends; invalid UTF-8 becomes lone surrogates.
+
+    Attributes:
+        lines: the lines as bytes.
+        ended: whether all lines were read.
+        lines_in_row: number of lines read since the counter was reset, which is at the start of each row.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.lines, self.ended, self.begun = lines(stream, MOST_RECORD), False, 0
+        self.lines, self.ended, self.lines_in_row = iter_lines(stream, MAX_RECORD_BYTES), False, 0
 
     def __iter__(self) -> "_Lines":
         return self
@@ -59,16 +72,16 @@ class _Lines:
         except StopIteration:
             self.ended = True
             raise
-        self.begun += 1
+        self.lines_in_row += 1
         if line is None:
             raise csv.Error(_TOO_LONG)
         return line.decode("utf-8", "surrogateescape")
 
 
-def _records(text: _Lines, delimiter: str, places: dict[str, int], width: int) -> Iterator[dict[str, Any]]:
+def _records(text: _Lines, delimiter: str, indices: dict[str, int], width: int) -> Iterator[dict[str, Any]]:
     reader = csv.reader(text, delimiter=delimiter)
     while True:
-        text.begun = 0
+        text.lines_in_row = 0
         try:
             fields = next(reader)
         except StopIteration:
@@ -76,47 +89,47 @@ def _records(text: _Lines, delimiter: str, places: dict[str, int], width: int) -
         except csv.Error as error:
             yield {"problem": str(error)}
             continue
-        if text.ended and text.begun:
-            yield {"problem": f"a quote that is not closed, in a row of {text.begun} lines"}
+        if text.ended and text.lines_in_row:
+            yield {"problem": f"a quote that is not closed, in a row of {text.lines_in_row} lines"}
         elif fields:
-            yield _record(fields, places, width)
+            yield _record(fields, indices, width)
 
 
-def _record(fields: list[str], places: dict[str, int], width: int) -> dict[str, Any]:
+def _record(fields: list[str], indices: dict[str, int], width: int) -> dict[str, Any]:
     if len(fields) != width:
-        return {"problem": f"{len(fields)} fields where {width} were expected"}
-    row: dict[str, Any] = {target: fields[place] for target, place in places.items()}
-    return row | {score: number_of(row[score]) for score in SCORES if score in row}
+        return {"problem": f"{len(fields)} fields; expected {width}"}
+    row: dict[str, Any] = {target: fields[index] for target, index in indices.items()}
+    return row | {score: to_float(row[score]) for score in SCORES if score in row}
 
 
 def _texts(text: _Lines) -> Iterator[dict[str, Any]]:
-    """Yield the texts of one column: a quoted text over several lines, or a line as it is, with its commas."""
-    held: list[str] = []
+    """Yield the texts of a file of one column: a quoted text over several lines, or an unquoted line."""
+    pending: list[str] = []
     while True:
         try:
-            line = held.pop(0) if held else next(text, None)
+            line = pending.pop(0) if pending else next(text, None)
         except csv.Error as error:
             yield {"problem": str(error)}
             continue
         if line is None:
             return
         if line.startswith('"'):
-            line, held = _whole(line, held, text)
-        found = _QUOTED.fullmatch(line)
-        yield {"text": found[1].replace('""', '"') if found else line.strip()}
+            line, pending = _quoted_text(line, pending, text)
+        quoted = _QUOTED.fullmatch(line)
+        yield {"text": quoted[1].replace('""', '"') if quoted else line.strip()}
 
 
-def _whole(line: str, held: list[str], text: _Lines) -> tuple[str, list[str]]:
-    """Return a quoted text with the lines that continue it, and the rest of `held`.
+def _quoted_text(line: str, pending: list[str], text: _Lines) -> tuple[str, list[str]]:
+    """Return a quoted text with the lines that continue it, and the lines that remain.
 
-    The line alone where its quote is not closed within a prompt's length.
+    If the quote is not closed within the length of a prompt, return the first line alone.
     """
     taken, size, quotes = [line], len(line), line.count('"')
-    while quotes % 2 and size <= MOST_BYTES:
-        more = held.pop(0) if held else next(text, None)
+    while quotes % 2 and size <= MAX_PROMPT_BYTES:
+        more = pending.pop(0) if pending else next(text, None)
         if more is None:
             break
         taken.append(more)
         size, quotes = size + len(more), quotes + more.count('"')
-    whole = "".join(taken)
-    return (whole, held) if _QUOTED.fullmatch(whole) else (line, taken[1:] + held)
+    text_with_lines = "".join(taken)
+    return (text_with_lines, pending) if _QUOTED.fullmatch(text_with_lines) else (line, taken[1:] + pending)

@@ -1,4 +1,4 @@
-"""Text, a prompt a line, and JSON, an object or a text a line."""
+"""Text with one prompt per line, and JSON lines."""
 
 import json
 from collections.abc import Iterator
@@ -6,35 +6,35 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.rows import MOST_BYTES, in_tables, row_or_text
+from datasets_prep.sources.rows import MAX_PROMPT_BYTES, row_from_json, rows_to_tables
 
-MOST_JSON_BYTES = 16 * MOST_BYTES  # of a line: an object may hold more than its prompt
+MAX_JSON_BYTES = 16 * MAX_PROMPT_BYTES  # per line: an object may have more than its prompt
 
 
 def read_text(stream: BinaryIO, rows: int) -> Iterator[pa.Table]:
     """Read one prompt per line; a blank line is a row without text."""
-    yield from in_tables(map(_text_row, lines(stream, MOST_BYTES)), rows)
+    yield from rows_to_tables(map(_text_row, iter_lines(stream, MAX_PROMPT_BYTES)), rows)
 
 
 def read_json_lines(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
-    """Blank lines are no rows."""
-    whole = (line for line in lines(stream, MOST_JSON_BYTES) if line is None or line.strip())
-    yield from in_tables((_json_row(line, column) for line in whole), rows)
+    """Read one object or text per line; blank lines are skipped."""
+    present = (line for line in iter_lines(stream, MAX_JSON_BYTES) if line is None or line.strip())
+    yield from rows_to_tables((_json_row(line, column) for line in present), rows)
 
 
-def lines(stream: BinaryIO, most: int) -> Iterator[bytes | None]:
-    """Lines with their ends; None is one that is longer than `most` bytes."""
-    begins = True
-    while part := stream.readline(most):
-        ends = part.endswith(b"\n") or len(part) < most
-        if begins:
-            yield part if ends else None
-        begins = ends
+def iter_lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
+    """Yield lines with their ends, and None for a line of more than `max_bytes`."""
+    is_start = True
+    while part := stream.readline(max_bytes):
+        is_end = part.endswith(b"\n") or len(part) < max_bytes
+        if is_start:
+            yield part if is_end else None
+        is_start = is_end
 
 
 def _text_row(line: bytes | None) -> dict[str, Any]:
     if line is None:
-        return {"problem": f"line of more than {MOST_BYTES} bytes"}
+        return {"problem": f"line of more than {MAX_PROMPT_BYTES} bytes"}
     try:
         return {"text": line.decode("utf-8-sig").strip()}
     except UnicodeDecodeError:
@@ -43,9 +43,9 @@ def _text_row(line: bytes | None) -> dict[str, Any]:
 
 def _json_row(line: bytes | None, column: str) -> dict[str, Any]:
     if line is None:
-        return {"problem": f"line of more than {MOST_JSON_BYTES} bytes"}
+        return {"problem": f"line of more than {MAX_JSON_BYTES} bytes"}
     try:
-        return row_or_text(json.loads(line.decode("utf-8-sig")), column)
+        return row_from_json(json.loads(line.decode("utf-8-sig")), column)
     except UnicodeDecodeError:
         return {"problem": "not UTF-8"}
     except (ValueError, RecursionError):

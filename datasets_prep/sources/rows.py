@@ -32,12 +32,12 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "pwatermark": ("pwatermark",),
     }
 )
-"""Names in the wild, in lower case, by what they hold."""
+"""Common column names in lower case, by the field of `SCHEMA` that they hold."""
 
-MOST_BYTES = 100_000  # of one prompt: twenty times the longest that anyone typed
-MOST_RECORD = 2**24  # bytes of one JSON value, or of one field of a CSV: what is larger is not held
+MAX_PROMPT_BYTES = 100_000  # twenty times the longest that anyone typed
+MAX_RECORD_BYTES = 2**24  # one JSON value or CSV field
 BUFFER = 2**18
-TOO_LONG = f"prompt of more than {MOST_BYTES} bytes"
+TOO_LONG = f"prompt of more than {MAX_PROMPT_BYTES} bytes"
 _STORE_FAILED = (FileNotFoundError, PermissionError, ConnectionError, TimeoutError)
 UNREADABLE = (
     OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, tarfile.TarError, csv.Error, pa.ArrowException
@@ -45,8 +45,8 @@ UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class File:
-    """One file of a source. `column` holds the prompts, with dots into nested objects; empty: found by name."""
+class PromptFile:
+    """A file of prompts. `column` is the column of prompts, with dots into nested objects; empty: found by its name."""
 
     filesystem: fs.FileSystem
     path: str
@@ -58,20 +58,22 @@ class File:
         return opened
 
 
-def table_of(columns: dict[str, Any], count: int) -> pa.Table:
+def table_from_columns(columns: dict[str, Any], count: int) -> pa.Table:
     """Return a table of `SCHEMA`; missing columns are null."""
     arrays = [columns[field.name] if field.name in columns else pa.nulls(count) for field in SCHEMA]
     return pa.table(arrays, names=SCHEMA.names).cast(SCHEMA)
 
 
-def of_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def table_from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return a table of rows; a lone surrogate or an overlong prompt is a problem."""
     columns: dict[str, Any] = {field.name: [row.get(field.name) for row in rows] for field in SCHEMA}
     for number, (text, negative) in enumerate(zip(columns["text"], columns["negative"], strict=True)):
         if problem := _problem(text, negative):
             columns["text"][number] = columns["negative"][number] = None
             columns["problem"][number] = problem
-    return table_of({name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}, len(rows))
+    return table_from_columns(
+        {name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}, len(rows)
+    )
 
 
 def _problem(text: str | None, negative: str | None) -> str | None:
@@ -80,78 +82,78 @@ def _problem(text: str | None, negative: str | None) -> str | None:
         (negative or "").encode()
     except UnicodeEncodeError:
         return "not UTF-8"
-    return TOO_LONG if size > MOST_BYTES else None
+    return TOO_LONG if size > MAX_PROMPT_BYTES else None
 
 
-def in_tables(found: Iterable[Mapping[str, Any] | pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Put single rows together in tables of so many; tables among them are given as they are, in order.
+def rows_to_tables(items: Iterable[Mapping[str, Any] | pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Combine single rows into tables of `rows` rows; yield tables among them unchanged, in order.
 
-    What was found before an error is given before it is raised.
+    Rows before an error are yielded before it is raised.
     """
-    held: list[Mapping[str, Any]] = []
+    pending: list[Mapping[str, Any]] = []
     try:
-        for each in found:
-            whole = isinstance(each, pa.Table)
-            if not whole:
-                held.append(each)
-            if held and (whole or len(held) == rows):
-                yield of_rows(held)
-                held = []
-            if whole:
-                yield each
+        for item in items:
+            is_table = isinstance(item, pa.Table)
+            if not is_table:
+                pending.append(item)
+            if pending and (is_table or len(pending) == rows):
+                yield table_from_rows(pending)
+                pending = []
+            if is_table:
+                yield item
     except UNREADABLE:
-        if held:
-            yield of_rows(held)
+        if pending:
+            yield table_from_rows(pending)
         raise
-    if held:
-        yield of_rows(held)
+    if pending:
+        yield table_from_rows(pending)
 
 
-def row_of(value: Any, column: str) -> dict[str, Any]:
+def row_from_object(value: Any, column: str) -> dict[str, Any]:
     """Return the row of a JSON object."""
     if not isinstance(value, dict):
         return {"problem": "not an object"}
-    own = {name.lower(): item for name, item in value.items()}
+    values = {name.lower(): item for name, item in value.items()}
     row: dict[str, Any] = {}
     for target, names in COLUMNS.items():
-        row[target] = next((own[name] for name in names if name in own), None)
-    row["text"] = inner(value, column) if column else row["text"]
+        row[target] = next((values[name] for name in names if name in values), None)
+    row["text"] = nested_value(value, column) if column else row["text"]
     if not isinstance(row["text"], str):
         return {"problem": "no prompt" if row["text"] is None else "the prompt is no text"}
     row["negative"] = row["negative"] if isinstance(row["negative"], str) else None
     for score in SCORES:
-        row[score] = number_of(row[score]) if isinstance(row[score], int | float) else None
+        row[score] = to_float(row[score]) if isinstance(row[score], int | float) else None
     return row
 
 
-def row_or_text(value: Any, column: str) -> dict[str, Any]:
+def row_from_json(value: Any, column: str) -> dict[str, Any]:
     """Return the row of a JSON value; a string is a prompt unless a column is chosen."""
-    return {"text": value} if isinstance(value, str) and not column else row_of(value, column)
+    return {"text": value} if isinstance(value, str) and not column else row_from_object(value, column)
 
 
-def inner(value: Any, column: str) -> Any:
+def nested_value(value: Any, column: str) -> Any:
     """Return a nested value by a column name with dots; a key that contains dots comes first."""
     if isinstance(value, dict) and column in value:
         return value[column]
     name, _, rest = column.partition(".")
-    return inner(value.get(name), rest) if rest and isinstance(value, dict) else None
+    return nested_value(value.get(name), rest) if rest and isinstance(value, dict) else None
 
 
-def number_of(value: Any) -> float | None:
+def to_float(value: Any) -> float | None:
     """Return a number, or None."""
     with suppress(TypeError, ValueError, OverflowError):
         return float(value)
     return None
 
 
-def refused(count: int, problem: str, rows: int) -> Iterator[pa.Table]:
+def unreadable_tables(count: int, problem: str, rows: int) -> Iterator[pa.Table]:
     """Yield tables of at most `rows` rows that hold a problem."""
     for first in range(0, count, rows):
         size = min(rows, count - first)
-        yield table_of({"problem": pa.array([problem] * size)}, size)
+        yield table_from_columns({"problem": pa.array([problem] * size)}, size)
 
 
-def problem_of(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return one line about wrong data; an error of the store is raised again."""
     if isinstance(error, _STORE_FAILED) or "AWS Error" in str(error):
         raise error

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from datasets_prep.shapes.prompts import PAIRS, Pair
+from datasets_prep.shapes.prompts import PAIRS, ExclusionPair
 from pipeline.evaluation.contact_sheet import round_to_uint8
 from pipeline.evaluation.judges.clip_judge import removed_share
 from pipeline.evaluation.results import ExclusionShares, JudgeAccuracy, PairShares
@@ -33,7 +33,7 @@ class Judge(Protocol):
 class Trial:
     """One pair and seed whose plain image shows the attribute, and the outcome by one sampling method."""
 
-    pair: Pair
+    pair: ExclusionPair
     seed: int
     sampling: str
     calibration: bool
@@ -42,7 +42,9 @@ class Trial:
     clean: bool
 
     @staticmethod
-    def from_shown(pair: Pair, seed: int, sampling: str, shown: Mapping[str, str], *, calibration: bool) -> "Trial":
+    def from_shown(
+        pair: ExclusionPair, seed: int, sampling: str, shown: Mapping[str, str], *, calibration: bool
+    ) -> "Trial":
         """Judge an image by what it shows."""
         return Trial(
             pair,
@@ -66,7 +68,7 @@ class ImageGroup:
 
 
 def sample_pair(
-    sampler: Sampler, judge: Judge, pair: Pair, samplings: Sequence[SamplingMethod], seeds: Sequence[int]
+    sampler: Sampler, judge: Judge, pair: ExclusionPair, samplings: Sequence[SamplingMethod], seeds: Sequence[int]
 ) -> Iterator[ImageGroup]:
     """Yield the images of one pair by every sampling method, and with the negative in the prompt's words.
 
@@ -90,12 +92,12 @@ def sample_pair(
         yield ImageGroup(SamplingMethod().label, others, plain[~torch.tensor(shows)], selected=False)
 
 
-def negated_prompt(pair: Pair) -> str:
+def negated_prompt(pair: ExclusionPair) -> str:
     """Return the prompt with the negative in words."""
     return f"{pair.prompt}, not {pair.negative_prompt}"
 
 
-def _shows(shown: Mapping[str, str], pair: Pair) -> bool:
+def _shows(shown: Mapping[str, str], pair: ExclusionPair) -> bool:
     return shown[pair.attribute] == pair.value and all(shown[name] == value for name, value in pair.asked)
 
 
@@ -143,7 +145,7 @@ def summarise(collected: Iterable[Trial]) -> list[ExclusionShares]:
 
 def summarise_by_pair(collected: Iterable[Trial]) -> list[PairShares]:
     """Return the share of images without the attribute, by pair and method, as in the paper's Table 2."""
-    groups: dict[tuple[Pair, str], list[Trial]] = {}
+    groups: dict[tuple[ExclusionPair, str], list[Trial]] = {}
     for trial in collected:
         if not trial.calibration:
             groups.setdefault((trial.pair, trial.sampling), []).append(trial)

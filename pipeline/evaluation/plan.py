@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from datasets_prep.shapes.prompts import Pair
+from datasets_prep.shapes.prompts import ExclusionPair
 from pipeline.evaluation.sampling import SamplingMethod
 from pipeline.recipe import Evaluation
 
@@ -67,7 +67,7 @@ class SampleUnit:
 class ExclusionUnit:
     """A unit of work: one pair of prompt and negative prompt on some seeds, by every sampling method."""
 
-    pair: Pair
+    pair: ExclusionPair
     samplings: tuple[SamplingMethod, ...]
     seeds: tuple[int, ...]
     calibration: bool
@@ -77,7 +77,10 @@ WorkUnit = SampleUnit | ExclusionUnit
 
 
 def work_units(
-    options: Evaluation, prompt_sets: Sequence[Sequence[EvalSample]], systems: Sequence[System], pairs: Sequence[Pair]
+    options: Evaluation,
+    prompt_sets: Sequence[Sequence[EvalSample]],
+    systems: Sequence[System],
+    pairs: Sequence[ExclusionPair],
 ) -> list[WorkUnit]:
     """Return all the work of an evaluation, in an order that does not depend on the workers."""
     units: list[WorkUnit] = []
@@ -112,7 +115,7 @@ def negative_samplings(options: Evaluation) -> list[SamplingMethod]:
     return [*nasa_samplings(options), SamplingMethod("cfg", options.cfg_scale)]
 
 
-def _exclusion_units(options: Evaluation, pairs: Sequence[Pair]) -> Iterator[ExclusionUnit]:
+def _exclusion_units(options: Evaluation, pairs: Sequence[ExclusionPair]) -> Iterator[ExclusionUnit]:
     """Yield the pairs on two groups of seeds: a third chooses the scale, the others test it."""
     first = options.seed * 1000
     split = first + options.exclusion_seeds // 3

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import nasa
-from datasets_prep.evaluation import NEGATIVE_PROMPTS
+from datasets_prep.benchmark_prompts import NEGATIVE_PROMPTS
 from nasa.causal import FRAMES_PER_BLOCK, generate_video
 from pipeline import manifest, models
 from pipeline.errors import UserError, invalid

@@ -1,18 +1,18 @@
-"""The prompts that models are compared on, as files of a folder: prepared once, and the same for every model."""
+"""Preparation of benchmark prompts, which are the same for every model."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from datasets_prep import evaluation
-from datasets_prep.sources import read
+from datasets_prep import benchmark_prompts
+from datasets_prep.sources import read_tables
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.manifest import DataFile, Manifest
-from pipeline.prompts import input_files
-from pipeline.prompts.clean import ROWS_PER_CHUNK
+from pipeline.prompts.file_cleaning import ROWS_PER_CHUNK
 from pipeline.prompts.prompt_dataset import write_data_file
+from pipeline.prompts.source_files import find_source_files
 from pipeline.recipe import Source
 from pipeline.storage import Folder
 
@@ -33,35 +33,35 @@ class BenchmarksManifest(Manifest):
 def prepare_benchmarks(
     folder: Folder, negopt: str | None, hpsv2: str | None, count: int, seed: int
 ) -> dict[str, DataFile]:
-    """Write the paper's pairs, and of NegOpt's files and HPSv2's folder what is given; returns the manifest's files."""
-    tables = {EXCLUSION: evaluation.exclusion_pairs()}
+    """Write the paper's pairs, and those of NegOpt and HPSv2 that are given; return the manifest's files."""
+    tables = {EXCLUSION: benchmark_prompts.exclusion_pairs()}
     if negopt:
-        tables[NEGOPT] = _with_option_name(
-            "--negopt", negopt, evaluation.sample_pairs, list(_read_negopt(negopt)), count, seed
+        tables[NEGOPT] = _with_option(
+            "--negopt", negopt, benchmark_prompts.sample_pairs, list(_pairs(negopt)), count, seed
         )
     if hpsv2:
-        tables[HPSV2] = _with_option_name("--hpsv2", hpsv2, evaluation.styled_prompts, _read_styles(hpsv2))
+        tables[HPSV2] = _with_option("--hpsv2", hpsv2, benchmark_prompts.styled_prompts, _styles(hpsv2))
     files = {name: write_data_file(folder, name, table) for name, table in tables.items()}
     manifest.write(folder, BenchmarksManifest(files=files, seed=seed, negopt=negopt, hpsv2=hpsv2))
     return files
 
 
-def _with_option_name(option: str, value: str, make: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
-    """Raise an error of the content with the option that named it."""
+def _with_option(option: str, value: str, make: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
+    """Call `make`, and raise its error with the option that the data came from."""
     try:
         return make(*arguments)
     except ValueError as error:
         raise UserError(f"{option}: {value!r}: {error}") from None
 
 
-def _read_negopt(files: str) -> Iterator[tuple[str | None, str | None]]:
-    for _, found in input_files.find_inputs((Source(path=files),), "--negopt"):
-        for each in found:
-            for table in read(each.file(), ROWS_PER_CHUNK):
+def _pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
+    for _, source_files in find_source_files((Source(path=files),), "--negopt"):
+        for file in source_files:
+            for table in read_tables(file.prompt_file(), ROWS_PER_CHUNK):
                 yield from zip(table["text"].to_pylist(), table["negative"].to_pylist(), strict=True)
 
 
-def _read_styles(path: str) -> dict[str, bytes]:
-    folder = Folder.from_uri(path)
-    names = [name for name in folder.list_files() if name.removesuffix(".json") in evaluation.HPSV2_STYLES]
+def _styles(uri: str) -> dict[str, bytes]:
+    folder = Folder.from_uri(uri)
+    names = [name for name in folder.list_files() if name.removesuffix(".json") in benchmark_prompts.HPSV2_STYLES]
     return {name.removesuffix(".json"): folder.read(name) for name in names}

@@ -1,40 +1,41 @@
-"""Preparation of prompts: sources to the shards that training reads, and the negative-prompt corpus."""
+"""Preparation of prompts: from source files to the shards that training reads, and the negative-prompt corpus."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from datasets_prep import card, negatives
+from datasets_prep import data_card, negatives
 from datasets_prep.chunk import CleaningStats
 from datasets_prep.epoch_sampler import epoch_quotas
-from datasets_prep.shapes import prompts as world
-from datasets_prep.sources import read
+from datasets_prep.shapes import prompts as shapes
+from datasets_prep.sources import read_tables
 from pipeline import manifest
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line, invalid
 from pipeline.hub import is_hub_id, local_folder
 from pipeline.manifest import DataFile
-from pipeline.prompts import assemble, clean, input_files
-from pipeline.prompts.assemble import SCHEMA
-from pipeline.prompts.input_files import InputFile
+from pipeline.prompts import file_cleaning, sharding
+from pipeline.prompts.preparation_request import build_request, count_added_files
 from pipeline.prompts.prompt_dataset import PromptRequest, PromptsManifest, SourceRecord, write_data_file
-from pipeline.prompts.prompt_request import build_request, count_new_files
+from pipeline.prompts.sharding import SCHEMA
+from pipeline.prompts.source_files import SourceFile, find_source_files
 from pipeline.recipe import BUNDLED, Prompts, Recipe, Source
 from pipeline.storage import Folder
 
 NEGATIVES, CARD = "negatives.parquet", "card.html"
-CLEANED = "cleaned"  # the folder of what each input file gave
+CLEANED = "cleaned"  # the folder of cleaned source files
+Report = Callable[[str], None]
 
 
 @dataclass
-class Preparation:
-    """The files written so far, and the statistics of each source."""
+class PreparationOutput:
+    """The data files written so far, and the statistics and first problem of each source."""
 
     folder: Folder
     files: dict[str, DataFile] = field(default_factory=dict)
-    accounts: dict[str, CleaningStats] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)  # of a source, the first in it
+    stats: dict[str, CleaningStats] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
     def write(self, name: str, table: pa.Table, source: str | None = None) -> None:
         """Write a table and record its hash."""
@@ -42,43 +43,43 @@ class Preparation:
 
 
 def prepare(
-    recipe: Recipe, folder: Folder, address: str | None = None, say: Callable[[str], None] = lambda text: None
+    recipe: Recipe, folder: Folder, address: str | None = None, report: Report = lambda line: None
 ) -> PromptsManifest:
-    """Write `shard-SOURCE-NNNNN.parquet`, `negatives.parquet`, `card.html` and the manifest; returns the manifest.
+    """Write `shard-SOURCE-NNNNN.parquet`, `negatives.parquet`, `card.html` and the manifest; return the manifest.
 
-    A second call with the same request returns the manifest. Additional files are cleaned and added, unless a
-    distillation was begun on the folder, which would reject any other prompts.
+    If the folder was prepared for the same request, nothing is done. If the sources have new files, only these are
+    cleaned; but once a distillation has begun the folder stays as it is, because it would refuse other prompts.
 
     Raises:
-        UserError: where the folder holds prompts of other sources or settings.
+        UserError: if the folder holds prompts of other sources or settings.
     """
-    found = [] if recipe.prompts.is_bundled else input_files.find_inputs(_resolved_sources(recipe.prompts))
-    observed = _negative_files(recipe.prompts)
-    request = build_request(recipe, [each for _, files in found for each in files], observed)
+    sources = {} if recipe.prompts.is_bundled else dict(find_source_files(_resolved_sources(recipe.prompts)))
+    negative_files = _negative_files(recipe.prompts)
+    request = build_request(recipe, [file for files in sources.values() for file in files], negative_files)
     if folder.exists(manifest.NAME):
         prepared = manifest.read(folder, PromptsManifest)
-        more = count_new_files(folder, prepared, request)
-        if not more:
+        added = count_added_files(folder, prepared, request)
+        if not added:
             return prepared
         if _is_in_use(folder):
-            say(
-                f"{folder.uri}: {more} files more than it was prepared from are not in it, as a distillation was begun "
-                "on it. Pass another --run to take them."
+            report(
+                f"{folder.uri}: {added} new files are not included, because a distillation has begun with these "
+                "prompts. Pass another --run to include them."
             )
             return prepared
-        say(f"{folder.uri}: {more} files more than it was prepared from: they are cleaned, and its shards written anew")
-    made = Preparation(folder)
+        report(f"{folder.uri}: {added} new files are cleaned, and the shards are written again.")
+    output = PreparationOutput(folder)
     if recipe.prompts.is_bundled:
-        _write_bundled(recipe, made)
+        _write_bundled(recipe, output)
     else:
-        _write_sources(recipe, found, made, address)
-    _check_not_empty(made)
-    _write_negatives(recipe, observed, made)
-    return _write_manifest(recipe, made, request)
+        _write_sources(recipe, sources, output, address)
+    _check_not_empty(output)
+    _write_negatives(recipe, negative_files, output)
+    return _finish(recipe, output, request)
 
 
 def _is_in_use(folder: Folder) -> bool:
-    """Whether the run that this folder belongs to has begun its distillation."""
+    """Tell whether the run of this folder has begun its distillation."""
     return (folder.parent / "distilled").exists(manifest.RUN_FILE)
 
 
@@ -86,53 +87,56 @@ def _resolved_sources(prompts: Prompts) -> list[Source]:
     return [source.model_copy(update={"path": prompts.resolve(source.path)}) for source in prompts.sources]
 
 
-def _negative_files(prompts: Prompts) -> list[InputFile]:
+def _negative_files(prompts: Prompts) -> list[SourceFile]:
     path = prompts.negatives and prompts.resolve(prompts.negatives)
-    return input_files.find_inputs((Source(path=path),), "prompts.negatives")[0][1] if path else []
+    return find_source_files((Source(path=path),), "prompts.negatives")[0][1] if path else []
 
 
-def _write_bundled(recipe: Recipe, made: Preparation) -> None:
+def _write_bundled(recipe: Recipe, output: PreparationOutput) -> None:
     """Write a sample of the Shapes toy dataset, which needs no cleaning."""
-    prompts = list(world.sample_prompts(recipe.prompts.count, recipe.seed))
-    made.accounts[BUNDLED] = CleaningStats(rows=len(prompts))
+    prompts = list(shapes.sample_prompts(recipe.prompts.count, recipe.seed))
+    output.stats[BUNDLED] = CleaningStats(rows=len(prompts))
     rows = recipe.prompts.rows_per_shard
     for number, first in enumerate(range(0, len(prompts), rows)):
         chunk = prompts[first : first + rows]
         table = pa.table({"index": range(first, first + len(chunk)), "prompt": chunk}, schema=SCHEMA)
-        made.write(f"shard-{BUNDLED}-{number:05d}.parquet", table, source=BUNDLED)
+        output.write(f"shard-{BUNDLED}-{number:05d}.parquet", table, source=BUNDLED)
 
 
 def _write_sources(
-    recipe: Recipe, found: list[tuple[str, list[InputFile]]], made: Preparation, address: str | None
+    recipe: Recipe, sources: dict[str, list[SourceFile]], output: PreparationOutput, address: str | None
 ) -> None:
+    """Clean the source files, deduplicate all of them together, and write the shards of each source."""
     options = recipe.prompts
-    config = clean.CleaningConfig(options.filters, _tokenizer(recipe), clean.ROWS_PER_CHUNK)
-    cleaned = clean.clean([each for _, files in found for each in files], config, made.folder / CLEANED, address)
-    made.accounts.update({name: CleaningStats() for name, _ in found})
+    config = file_cleaning.CleaningConfig(options.filters, _tokenizer(recipe), file_cleaning.ROWS_PER_CHUNK)
+    files = [file for files in sources.values() for file in files]
+    cleaned = file_cleaning.clean_files(files, config, output.folder / CLEANED, address)
+    output.stats.update({name: CleaningStats() for name in sources})
     for file in cleaned:
-        if problem := _first_problem(file):
-            if options.on_unreadable == "stop":
-                raise UserError(
-                    f"{file.input.uri}: {file.account.removed['unreadable']} unreadable, such as {problem}; "
-                    'allowed: none, or prompts.on_unreadable = "skip"'
-                )
-            made.problems.setdefault(file.input.source, f"{file.input.uri}: {problem}")
-        made.accounts[file.input.source].add(file.account)
-    corpus = assemble.Corpus(cleaned)
-    kept = assemble.deduplicate(corpus, options.near_duplicates, made.accounts)
-    assemble.record_distributions(corpus, kept, made.accounts)
-    for name, _ in found:
-        assemble.write_shards(corpus, kept, name, options.rows_per_shard, made.write)
+        _add_stats(file, output, stop=options.on_unreadable == "stop")
+    corpus = sharding.CleanCorpus(cleaned)
+    kept = sharding.deduplicate(corpus, options.near_duplicates, output.stats)
+    sharding.set_distributions(corpus, kept, output.stats)
+    for name in sources:
+        sharding.write_shards(corpus, kept, name, options.rows_per_shard, output.write)
 
 
-def _first_problem(file: clean.CleanedFile) -> str:
-    """Return the first unreadable row's number and problem, or an empty string."""
-    first = file.account.first_unreadable
-    return f"row {first[0]}: {first[1]}" if first else ""
+def _add_stats(file: file_cleaning.CleanedFile, output: PreparationOutput, *, stop: bool) -> None:
+    """Add a file's statistics to its source; `stop` makes an unreadable row an error."""
+    source, uri = file.source_file.source, file.source_file.uri
+    if file.stats.first_unreadable:
+        row, problem = file.stats.first_unreadable
+        if stop:
+            raise UserError(
+                f"{uri}: got {file.stats.removed['unreadable']} unreadable rows, the first row {row}: {problem}; "
+                'expected none. Repair the file, or pass prompts.on_unreadable = "skip".'
+            )
+        output.problems.setdefault(source, f"{uri}: row {row}: {problem}")
+    output.stats[source].merge(file.stats)
 
 
 def _tokenizer(recipe: Recipe) -> str:
-    """Return the tokenizer.json of the recipe's tokenizer, or of its teacher."""
+    """Return the content of the tokenizer.json of the recipe's tokenizer, or of its teacher."""
     from transformers import AutoTokenizer
 
     from pipeline.models import teacher_folder
@@ -146,73 +150,74 @@ def _tokenizer(recipe: Recipe) -> str:
     try:
         text: str = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"prompts.tokenizer: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}; "
-            "allowed: a folder with a tokenizer that the `tokenizers` library reads"
-        ) from None
+        expected = f"a folder with a tokenizer that the `tokenizers` library reads ({first_line(error)})"
+        raise invalid("prompts.tokenizer", str(folder), expected) from None
     return text
 
 
-def _check_not_empty(made: Preparation) -> None:
-    for source, account in made.accounts.items():
-        if not account.kept:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in account.removed.most_common()) or "no rows"
-            first = f"; the first unreadable is {made.problems[source]}" if source in made.problems else ""
-            raise UserError(f"prompts.sources: {source!r} has no prompt left ({reasons}); allowed: one or more{first}")
+def _check_not_empty(output: PreparationOutput) -> None:
+    for source, stats in output.stats.items():
+        if not stats.kept:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in stats.removed.most_common()) or "no rows"
+            first = f"; the first unreadable row is {output.problems[source]}" if source in output.problems else ""
+            raise UserError(
+                f"prompts.sources: {source!r}: got no usable prompt ({reasons}); expected one or more{first}."
+            )
 
 
-def _write_negatives(recipe: Recipe, observed: list[InputFile], made: Preparation) -> None:
+def _write_negatives(recipe: Recipe, files: Sequence[SourceFile], output: PreparationOutput) -> None:
     if recipe.prompts.is_bundled:
-        table = negatives.corpus(world.sample_negatives(recipe.prompts.negative_draws, recipe.seed))
+        table = negatives.weighted_corpus(shapes.sample_negatives(recipe.prompts.negative_draws, recipe.seed))
     else:
-        table = negatives.build(recipe.prompts.negative_count, recipe.seed, Counter(_read_negatives(observed)))
-    made.write(NEGATIVES, table)
+        observed = Counter(_observed_negatives(files))
+        table = negatives.build_corpus(recipe.prompts.negative_count, recipe.seed, observed)
+    output.write(NEGATIVES, table)
 
 
-def _read_negatives(files: list[InputFile]) -> Iterator[str]:
-    """Return the negative prompts that people wrote: a table's column of them, or a file of nothing else."""
-    for each in files:
-        for table in read(each.file(), clean.ROWS_PER_CHUNK):
-            own = "negative" if table["negative"].null_count < table.num_rows else "text"
-            yield from (text for text in table[own].drop_null().to_pylist() if text.strip())
+def _observed_negatives(files: Sequence[SourceFile]) -> Iterator[str]:
+    """Yield the negative prompts that people wrote: a table's column of them, or a file that contains nothing else."""
+    for file in files:
+        for table in read_tables(file.prompt_file(), file_cleaning.ROWS_PER_CHUNK):
+            column = "negative" if table["negative"].null_count < table.num_rows else "text"
+            yield from (text for text in table[column].drop_null().to_pylist() if text.strip())
 
 
-def _write_manifest(recipe: Recipe, made: Preparation, request: PromptRequest) -> PromptsManifest:
-    names = list(made.accounts)
-    rows = {name: sum(file.rows for file in made.files.values() if file.source == name) for name in names}
-    assert all(account.kept == rows[name] for name, account in made.accounts.items())
+def _finish(recipe: Recipe, output: PreparationOutput, request: PromptRequest) -> PromptsManifest:
+    names = list(output.stats)
+    rows = {name: sum(file.rows for file in output.files.values() if file.source == name) for name in names}
+    assert all(stats.kept == rows[name] for name, stats in output.stats.items())
     epoch = epoch_quotas(list(rows.values()), [source.weight for source in recipe.prompts.sources])
     quotas = dict(zip(names, epoch, strict=True))
-    pages = {
-        name: {**made.accounts[name].to_dict(), "prompts": rows[name], "per_epoch": quotas[name]} for name in names
+    card_sources = {
+        name: {**output.stats[name].to_dict(), "prompts": rows[name], "per_epoch": quotas[name]} for name in names
     }
-    negative_prompts = made.folder.read_table(NEGATIVES)
-    made.folder.write(CARD, card.page(recipe.name, pages, negative_prompts).encode())
+    negative_prompts = output.folder.read_table(NEGATIVES)
+    output.folder.write(CARD, data_card.render(recipe.name, card_sources, negative_prompts).encode())
     prepared = PromptsManifest(
         recipe=recipe,
         request=request,
-        files=made.files,
-        sources={name: _source_record(made.accounts[name], rows[name], quotas[name]) for name in names},
+        files=output.files,
+        sources={name: _source_record(output.stats[name], rows[name], quotas[name]) for name in names},
         prompts=sum(rows.values()),
-        shards=len(made.files) - 1,
-        negative_prompts=made.files[NEGATIVES].rows,
+        shards=len(output.files) - 1,
+        negative_prompts=output.files[NEGATIVES].rows,
         epoch=sum(epoch),
     )
-    manifest.write(made.folder, prepared)
-    _remove_unlisted(made)
-    return manifest.read(made.folder, PromptsManifest)
+    manifest.write(output.folder, prepared)
+    _remove_unlisted(output)
+    return manifest.read(output.folder, PromptsManifest)
 
 
-def _source_record(account: CleaningStats, prompts: int, per_epoch: int) -> SourceRecord:
+def _source_record(stats: CleaningStats, prompts: int, per_epoch: int) -> SourceRecord:
     """Return a source's record; the blocked texts are in the card alone."""
-    statistics = account.to_dict()
+    statistics = stats.to_dict()
     del statistics["blocked"]
     rows, removed = statistics.pop("rows"), statistics.pop("removed")
     return SourceRecord(prompts=prompts, per_epoch=per_epoch, rows=rows, removed=removed, statistics=statistics)
 
 
-def _remove_unlisted(made: Preparation) -> None:
+def _remove_unlisted(output: PreparationOutput) -> None:
     """Delete the shards of an earlier preparation that are not part of this one."""
-    for name in made.folder.list_files():
-        if name.endswith(".parquet") and name not in made.files:
-            made.folder.remove(name)
+    for name in output.folder.list_files():
+        if name.endswith(".parquet") and name not in output.files:
+            output.folder.remove(name)

@@ -13,23 +13,14 @@ from pipeline import manifest
 from pipeline.errors import UserError, invalid
 from pipeline.hashing import sha256_of_bytes
 from pipeline.manifest import DataFile, Manifest
+from pipeline.prompts.source_files import SourceFile
 from pipeline.recipe import Recipe
 from pipeline.records import Record
 from pipeline.storage import Folder
 
 
-class SourceFile(Record):
-    """A file of a source, with its size and modification time."""
-
-    source: str
-    uri: str
-    column: str
-    size: int
-    changed: str
-
-
 class PromptRequest(Record):
-    """The inputs of a preparation: the version of cleaning, recipe settings by name, and the files found."""
+    """The inputs that prepared prompts depend on: version of cleaning, recipe settings by name, and source files."""
 
     cleaning: int
     settings: dict[str, JsonValue]
@@ -74,8 +65,12 @@ class PromptsManifest(Manifest):
         return EpochSampler(tuple(sources), seed)
 
 
-def check(folder: Folder) -> PromptsManifest:
-    """Return the manifest of prepared prompts after checking that its files exist."""
+def load_manifest(folder: Folder) -> PromptsManifest:
+    """Return the manifest of prepared prompts after checking the names and sizes of its files.
+
+    Raises:
+        UserError: if there is no manifest, or a file is missing or of another size.
+    """
     prepared = manifest.read(folder, PromptsManifest)
     for name, expected in prepared.files.items():
         if "/" in name or name in ("", ".", "..") or not name.isprintable():
@@ -100,11 +95,11 @@ def write_data_file(folder: Folder, name: str, table: pa.Table, source: str | No
 
 
 @lru_cache(maxsize=4)
-def shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
+def read_shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
     """Return a shard's prompts after checking its hash.
 
     Raises:
-        UserError: where its content is not what was prepared.
+        UserError: if its content is not what was prepared.
     """
     content = folder.read(name)
     if sha256_of_bytes(content) != sha256:
@@ -116,9 +111,9 @@ def shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
 
 def first_prompts(folder: Folder) -> list[str]:
     """Return the prompts of the first shard."""
-    prepared = check(folder)
+    prepared = load_manifest(folder)
     name = min((file for file in prepared.files if file.startswith("shard-")), default=None)
     if name is None:
         raise UserError(f"{folder.uri}/{manifest.NAME}: lists no shard. Run `python -m jobs prepare` again.")
-    texts: list[str] = shard(folder, name, prepared.files[name].sha256).to_pylist()
+    texts: list[str] = read_shard(folder, name, prepared.files[name].sha256).to_pylist()
     return texts

@@ -22,8 +22,8 @@ from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
 from pipeline.hashing import sha256_of_folder
 from pipeline.hub import is_hub_id
 from pipeline.manifest import DistilledManifest
-from pipeline.prompts.encode import encode_cached, encoder_config
 from pipeline.prompts.prompt_dataset import PromptsManifest
+from pipeline.prompts.text_encoding import encode_cached, encoder_config
 from pipeline.recipe import Recipe, Train
 from pipeline.redaction import redact
 from pipeline.remote_errors import unwrap_remote_errors

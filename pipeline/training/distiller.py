@@ -17,7 +17,7 @@ from nasa.precision import autocast
 from nasa.prompt_embeds import PromptEmbeds
 from pipeline.models import TextToImage
 from pipeline.models.clip.model import Clip
-from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.recipe import Recipe
 from pipeline.training.engines import Engines, compute_dtype
 
@@ -91,8 +91,8 @@ class Distiller:
         if encoded is not None:
             return lambda part: TextConditions(encoded[:count][part], encoded[count:][part], self.null)
         indices = self.recipe.batch_slice(self.rank, self.world_size)
-        one = self.recipe.method.negative_per == "batch"
-        negatives = self.negatives.draw(prompts, self.seed, step, indices, one=one)
+        per_batch = self.recipe.method.negative_per == "batch"
+        negatives = self.negatives.sample(prompts, self.seed, step, indices, per_batch=per_batch)
 
         def encode(part: slice) -> TextConditions:
             own = self.model.encode([*prompts[part], *negatives[part]])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from datasets_prep.evaluation import EXCLUSION_PAIRS, HPSV2_STYLES
+from datasets_prep.benchmark_prompts import EXCLUSION_PAIRS, HPSV2_STYLES
 from pipeline import manifest, models
 from pipeline.errors import UserError
 from pipeline.evaluation.suites import BenchmarkSuite, evaluation_suite
@@ -142,7 +142,7 @@ def _hours(recipe: Recipe, found: Estimate, total: Budget) -> Iterator[str]:
 
 def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
     """Yield every input's name and state; nothing is downloaded."""
-    yield "prompts", _status(lambda: f"{prompt_dataset.check(prompts).prompts:,} in {prompts.uri}")
+    yield "prompts", _status(lambda: f"{prompt_dataset.load_manifest(prompts).prompts:,} in {prompts.uri}")
     yield "teacher", _model_status(recipe.teacher, recipe.revision, lambda: str(models.teacher_folder(recipe.teacher)))
     train = recipe.train
     if recipe.student.init:

@@ -11,8 +11,8 @@ from pipeline.errors import UserError, invalid
 from pipeline.evaluation import evaluate
 from pipeline.models.clip.model import clip_folder, decoder_folder
 from pipeline.prompts import prompt_dataset
+from pipeline.prompts.preparation_request import TRAINING_ONLY
 from pipeline.prompts.prompt_dataset import PromptsManifest
-from pipeline.prompts.prompt_request import INDEPENDENT
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training.engines import lora_teacher_targets
@@ -26,7 +26,7 @@ def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[Prompt
         UserError: naming the field or the folder.
     """
     require_fit(recipe)
-    prepared = prompt_dataset.check(prompt_folder)
+    prepared = prompt_dataset.load_manifest(prompt_folder)
     _check_prompts(recipe, prepared)
     teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
     init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
@@ -58,7 +58,7 @@ def _check_prompts(recipe: Recipe, prepared: PromptsManifest) -> None:
     """Check that the prompts were prepared with the recipe's settings."""
     given = prepared.recipe.prompts.values()
     for name, value in recipe.prompts.values().items():
-        if name not in INDEPENDENT and given.get(name) != value:
+        if name not in TRAINING_ONLY and given.get(name) != value:
             raise invalid(
                 f"prompts.{name}",
                 value,

@@ -13,9 +13,9 @@ from pipeline.compat import persist_checkpoint
 from pipeline.errors import TransientError, UserError
 from pipeline.lockfile import check_versions
 from pipeline.models.clip.model import Clip, load_decoder
-from pipeline.prompts.encode import TextEncoderWorker, decode_cached, embeds_from_batch, encoder_config
-from pipeline.prompts.negatives import NegativeSampler
-from pipeline.prompts.stream import EncoderPool, PromptStream
+from pipeline.prompts.negative_sampler import NegativeSampler
+from pipeline.prompts.prompt_stream import EncoderPool, PromptStream
+from pipeline.prompts.text_encoding import TextEncoderActor, decode_cached, encoder_config, prompt_embeds_from_batch
 from pipeline.retry import backoff_seconds
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
@@ -107,7 +107,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
         started = time.monotonic()
         batch = next(stream)
         waited = time.monotonic() - started
-        encoded = embeds_from_batch(batch.encoded, distiller.null.embeds.device) if batch.encoded else None
+        encoded = prompt_embeds_from_batch(batch.encoded, distiller.null.embeds.device) if batch.encoded else None
         metrics = distiller.step(step, batch.prompts, encoded)
         reporter.update(step, metrics, waited)
         try:
@@ -133,7 +133,7 @@ def _encoders(distiller: Distiller, prompts_uri: str) -> EncoderPool | None:
         return None
     encoding = encoder_config(distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed)
     return EncoderPool(
-        options.num_encoders, options.cpus_per_encoder, options.gpus_per_encoder, TextEncoderWorker, encoding
+        options.num_encoders, options.cpus_per_encoder, options.gpus_per_encoder, TextEncoderActor, encoding
     )
 
 

@@ -4,22 +4,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_prep import terms
-from datasets_prep.chunk import SCHEMA, CleaningStats, process
+from datasets_prep import blocklist
+from datasets_prep.chunk import SCHEMA, CleaningStats, clean_table
 from datasets_prep.dedup import (
     BANDS,
     band_keys,
+    candidate_pairs,
+    exact_duplicates,
     exact_keys,
     jaccard,
-    meetings,
-    near_repeats,
+    near_duplicates,
     normal_form,
-    repeats,
     shingles,
 )
 from datasets_prep.filters import Filters
 from datasets_prep.sources.rows import SCHEMA as RAW
-from datasets_prep.sources.rows import table_of
+from datasets_prep.sources.rows import table_from_columns
 
 
 def words(texts):
@@ -27,13 +27,13 @@ def words(texts):
 
 
 def raw(texts, **columns):
-    return table_of({"text": pa.array(texts, pa.string()), **columns}, len(texts))
+    return table_from_columns({"text": pa.array(texts, pa.string()), **columns}, len(texts))
 
 
 def removed(texts, filters, **columns):
-    table, account = process(raw(texts, **columns), 0, filters, words)
-    assert account.kept == table.num_rows
-    return [i for i in range(len(texts)) if i not in table["row"].to_pylist()], account
+    table, stats = clean_table(raw(texts, **columns), 0, filters, words)
+    assert stats.kept == table.num_rows
+    return [i for i in range(len(texts)) if i not in table["row"].to_pylist()], stats
 
 
 SCORES = pa.array([0.4, 0.6, None], pa.float32())
@@ -56,10 +56,10 @@ TEXTS = ["a red fox in the snow", "ein roter Fuchs im Schnee auf dem Berg", "nud
     ],
 )
 def test_a_filter_removes_its_rows_and_says_so(filters, columns, expected, reason):
-    found, account = removed(TEXTS, filters, **columns)
+    found, stats = removed(TEXTS, filters, **columns)
     assert found == expected
-    assert dict(account.removed) == ({reason: len(expected)} if reason else {})
-    assert sorted(account.samples.get(reason, [])) == [TEXTS[i] for i in expected]
+    assert dict(stats.removed) == ({reason: len(expected)} if reason else {})
+    assert sorted(stats.samples.get(reason, [])) == [TEXTS[i] for i in expected]
 
 
 @pytest.mark.parametrize(
@@ -89,17 +89,17 @@ def test_a_filter_that_cannot_be(name, value, allowed):
     ],
 )
 def test_sexual_terms_about_minors_are_blocked_whatever_the_filters(text, blocked):
-    assert terms.sexual_about_minors(text) == blocked
-    found, account = removed([text], Filters(max_punsafe=0, max_pwatermark=0))
+    assert blocklist.is_sexual_about_minors(text) == blocked
+    found, stats = removed([text], Filters(max_punsafe=0, max_pwatermark=0))
     assert bool(found) == blocked
-    assert account.removed["sexual terms about minors"] == blocked
-    assert not account.samples.get("sexual terms about minors")
+    assert stats.removed["sexual terms about minors"] == blocked
+    assert not stats.samples.get("sexual terms about minors")
 
 
 def test_what_is_blocked_about_minors_is_told_apart_from_the_samples():
     texts = ["a naked child", "a kid in lingerie", "the naked child", "a child with a kite"]
-    _, account = process(raw(texts), 0, Filters(), words)
-    record = account.to_dict()
+    _, stats = clean_table(raw(texts), 0, Filters(), words)
+    record = stats.to_dict()
     assert record["blocked_terms"] == {"naked + child": 2, "lingerie + kid": 1}
     assert sorted(record["blocked"]) == [
         ["lingerie + kid", "a kid in lingerie"],
@@ -111,13 +111,13 @@ def test_what_is_blocked_about_minors_is_told_apart_from_the_samples():
 
 def test_what_cleaning_changed_is_counted_and_shown():
     long = "word " * 100
-    _, account = process(
+    _, stats = clean_table(
         raw([f"{long}--ar 3:2", "a fox --ar 3:2 --no dog", "<i>a</i> dog", "a cat"]), 0, Filters(), words
     )
-    assert account.changed == {"--parameter": 2, "--no": 1, "HTML": 1}
-    assert account.changes["HTML"] == [["<i>a</i> dog", "a dog"]]
-    assert account.changes["--no"] == [["a fox --ar 3:2 --no dog", "a fox --ar 3:2  "]]
-    shown = dict(account.changes["--parameter"])
+    assert stats.changed == {"--parameter": 2, "--no": 1, "HTML": 1}
+    assert stats.changes["HTML"] == [["<i>a</i> dog", "a dog"]]
+    assert stats.changes["--no"] == [["a fox --ar 3:2 --no dog", "a fox --ar 3:2  "]]
+    shown = dict(stats.changes["--parameter"])
     assert {before[0] for before in shown} == {"a", "\u2026"}
     assert all("--ar 3:2" in before and "--ar" not in after for before, after in shown.items())
     assert all(len(text) < 210 for pair in shown.items() for text in pair)
@@ -125,9 +125,9 @@ def test_what_cleaning_changed_is_counted_and_shown():
 
 def test_the_first_unreadable_row_is_kept():
     kinds = RAW.field("problem").type
-    first = process(raw(["a", None], problem=pa.array([None, "not JSON"], kinds)), 10, Filters(), words)[1]
-    second = process(raw([None], problem=pa.array(["no prompt"], kinds)), 7, Filters(), words)[1]
-    first.add(second)
+    first = clean_table(raw(["a", None], problem=pa.array([None, "not JSON"], kinds)), 10, Filters(), words)[1]
+    second = clean_table(raw([None], problem=pa.array(["no prompt"], kinds)), 7, Filters(), words)[1]
+    first.merge(second)
     assert first.first_unreadable == [7, "no prompt"]
 
 
@@ -148,30 +148,30 @@ def test_short_english_is_no_other_language_and_another_language_is():
 
 def test_tokens_are_counted_of_what_the_scores_left():
     counted = []
-    process(raw(TEXTS, punsafe=SCORES), 0, Filters(), lambda texts: counted.extend(texts) or words(texts))
+    clean_table(raw(TEXTS, punsafe=SCORES), 0, Filters(), lambda texts: counted.extend(texts) or words(texts))
     assert counted == [TEXTS[0], TEXTS[2]]
 
 
 def test_refused_and_empty_rows_are_counted_by_their_place():
     table = raw(["--ar 3:2", None, "a  tree "], problem=pa.array([None, "not JSON", None], RAW.field("problem").type))
-    kept, account = process(table, 100, Filters(), words)
+    kept, stats = clean_table(table, 100, Filters(), words)
     assert kept.schema == SCHEMA
     assert kept.select(["prompt", "tokens", "row"]).to_pylist() == [{"prompt": "a tree", "tokens": 2, "row": 102}]
-    assert dict(account.removed) == {"unreadable": 1, "empty": 1}
-    assert account.samples["unreadable"] == ["row 101: not JSON"]
-    assert sum(account.tokens) == 1
+    assert dict(stats.removed) == {"unreadable": 1, "empty": 1}
+    assert stats.samples["unreadable"] == ["row 101: not JSON"]
+    assert sum(stats.tokens) == 1
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.sampled_from(["a b c", "nude", "--ar 3:2", "x", "d e f g"]), max_size=12), st.integers(1, 5))
 def test_accounts_add_up_whatever_the_chunks(texts, size):
     filters = Filters(remove_nsfw=True)
-    _, whole = process(raw(texts), 0, filters, words)
+    _, whole = clean_table(raw(texts), 0, filters, words)
     parts = CleaningStats()
     for first in reversed(range(0, len(texts), size)):
-        parts.add(process(raw(texts[first : first + size]), first, filters, words)[1])
+        parts.merge(clean_table(raw(texts[first : first + size]), first, filters, words)[1])
     assert parts.to_dict() == whole.to_dict()
-    assert CleaningStats.of(whole.to_dict()) == whole
+    assert CleaningStats.from_dict(whole.to_dict()) == whole
 
 
 LONG = "a portrait of an old sailor with a white beard and a pipe in heavy rain by a harbour at night, oil on canvas"
@@ -189,9 +189,9 @@ CORPUS = [
 
 def near(texts, threshold=0.8):
     normals = [normal_form(text) for text in texts]
-    exact = repeats(exact_keys(normals))
+    exact = exact_duplicates(exact_keys(normals))
     keys = band_keys(normals)
-    found = near_repeats(
+    found = near_duplicates(
         lambda number: keys[:, number],
         lambda rows: [normals[row] for row in rows],
         len(texts),
@@ -237,7 +237,7 @@ def test_pairs_at_the_threshold_are_found():
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 5), max_size=20))
 def test_meetings_join_what_shares_a_key(keys):
-    found = meetings(np.array(keys, dtype=np.uint64)).tolist()
+    found = candidate_pairs(np.array(keys, dtype=np.uint64)).tolist()
     assert all(a < b and keys[a] == keys[b] for a, b in found)
     for row, key in enumerate(keys):
         first = keys.index(key)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_prep.cleaning import RULES, clean, cleaned, negatives_of
+from datasets_prep.cleaning import RULES, clean, clean_with_changes, extract_negative_terms
 
 CASES = [
     ("https://s.mj.run/abc a red fox:: 2 in the snow::0.5 --ar 3:2 --v 5 --q 2", "a red fox in the snow"),
@@ -115,7 +115,7 @@ def test_what_is_no_prompt_is_removed(raw, expected):
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_plain_text_is_kept_word_for_word(text):
-    assert cleaned(text) == (text, [])
+    assert clean_with_changes(text) == (text, [])
 
 
 WORDS = """
@@ -145,13 +145,13 @@ def test_text_without_syntax_comes_back_as_it_was(parts, quoted):
 
 
 def test_each_rule_is_told_with_what_it_changed():
-    text, changes = cleaned("<b>a  fox</b> --ar 3:2 --no dogs")
+    text, changes = clean_with_changes("<b>a  fox</b> --ar 3:2 --no dogs")
     assert text == "a fox"
     assert [rule for rule, _, _ in changes] == ["HTML", "--no", "--parameter"]
     assert changes[1][1:] == ("a  fox --ar 3:2 --no dogs", "a  fox --ar 3:2  ")
-    assert [rule for rule, _, _ in cleaned("a\u200b\n fox")[1]] == ["broken or invisible characters"]
-    assert [rule for rule, _, _ in cleaned("a\n fox")[1]] == ["line ends and repeated space"]
-    assert {rule for rule, _, _ in cleaned(CASES[0][0])[1]} < set(RULES)
+    assert [rule for rule, _, _ in clean_with_changes("a\u200b\n fox")[1]] == ["broken or invisible characters"]
+    assert [rule for rule, _, _ in clean_with_changes("a\n fox")[1]] == ["line ends and repeated space"]
+    assert {rule for rule, _, _ in clean_with_changes(CASES[0][0])[1]} < set(RULES)
 
 
 @settings(deadline=None, max_examples=300)
@@ -168,5 +168,5 @@ def test_any_text_is_cleaned_to_something_printable(text):
 
 
 def test_a_midjourney_prompt_names_its_negatives():
-    assert negatives_of("a street --no people, text --ar 1:1") == ["people", "text"]
-    assert negatives_of("a street --ar 1:1") == []
+    assert extract_negative_terms("a street --no people, text --ar 1:1") == ["people", "text"]
+    assert extract_negative_terms("a street --ar 1:1") == []

@@ -37,8 +37,8 @@ def sequence(order, first, last, size=7):
 @given(ORDERS, st.integers(1, 50))
 def test_every_source_is_gone_through_once_before_any_prompt_comes_again(order, size):
     epochs = 3
-    every = sequence(order, 0, epochs * order.epoch, size)
-    assert len(every) == epochs * order.epoch
+    every = sequence(order, 0, epochs * order.epoch_size, size)
+    assert len(every) == epochs * order.epoch_size
     for number, source in enumerate(order.sources):
         own = [item for item in every if item[0] == number]
         whole = {(number, file, row) for file, rows in enumerate(source.rows) for row in range(rows)}
@@ -47,7 +47,7 @@ def test_every_source_is_gone_through_once_before_any_prompt_comes_again(order, 
             assert len(set(turn)) == len(turn)
             assert set(turn) == whole or len(turn) < source.total
         for epoch in range(epochs):
-            part = every[epoch * order.epoch : (epoch + 1) * order.epoch]
+            part = every[epoch * order.epoch_size : (epoch + 1) * order.epoch_size]
             assert sum(item[0] == number for item in part) == source.per_epoch
 
 

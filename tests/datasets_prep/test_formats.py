@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from datasets_prep.sources import File, archives, decoded, read
+from datasets_prep.sources import PromptFile, archives, decode_text, read_tables
 
 TEXTS = ["a red fox, in the snow", 'a "lighthouse" at dusk', "two boats\non a lake", "caf\u00e9 \U0001f431"]
 FLAT = [text.replace("\n", " ") for text in TEXTS]
@@ -23,7 +23,7 @@ OBJECTS = [{"url": f"https://example.org/{i}.jpg", "prompt": text, "width": 512}
 
 
 def rows(path, column="", size=3):
-    tables = list(read(File(fs.LocalFileSystem(), str(path), column), size))
+    tables = list(read_tables(PromptFile(fs.LocalFileSystem(), str(path), column), size))
     assert all(table.num_rows <= size for table in tables)
     return [row for table in tables for row in table.to_pylist()]
 
@@ -134,7 +134,7 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, ending, encoding):
     text = ("\ufeff" if encoding == "utf-16-be" else "") + content.decode()
     (tmp_path / f"a.{ending}").write_bytes(PACKED[f".{packed}" if packed else ""](text.encode(encoding)))
     assert texts(tmp_path / f"a.{ending}") == (FLAT if kind == "txt" else TEXTS)
-    assert decoded(text.encode(encoding)) == content.decode()
+    assert decode_text(text.encode(encoding)) == content.decode()
 
 
 def test_a_cut_utf_16_file_gives_what_is_before_its_end(tmp_path):
@@ -163,7 +163,7 @@ def test_a_batch_that_says_it_is_larger_than_any_memory(tmp_path):
     at = whole.index(body.to_bytes(8, "little"), schema)
     whole[at + 6] = 1
     (tmp_path / "a.arrow").write_bytes(whole)
-    assert problems(tmp_path / "a.arrow") == ["file: a batch that is larger than the memory"]
+    assert problems(tmp_path / "a.arrow") == ["file: a batch that is larger than memory"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -321,7 +321,7 @@ def test_samples_whose_names_have_dots_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / "a.tar").write_bytes(tar(files))
     wanted = [f"caption {i}" for i in range(100)]
     assert texts(tmp_path / "a.tar") == wanted
-    for most in ("MOST_MEMBERS", "MOST_HELD"):
+    for most in ("MAX_MEMBERS", "MAX_HELD_BYTES"):
         monkeypatch.setattr(archives, most, 7)
         assert texts(tmp_path / "a.tar") == wanted
     (tmp_path / "cut.tar").write_bytes(tar(files)[: 2 * 512 * 150])

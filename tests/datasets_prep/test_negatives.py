@@ -1,13 +1,13 @@
 import pytest
 
-from datasets_prep.negatives import SCHEMA, contradicts, corpus
+from datasets_prep.negatives import SCHEMA, contradicts, weighted_corpus
 
 
 def test_the_corpus_has_distinct_texts_by_weight_then_alphabet():
-    table = corpus(["ugly", "dark", "blurry", "dark", "ugly", "dark"])
+    table = weighted_corpus(["ugly", "dark", "blurry", "dark", "ugly", "dark"])
     assert table.schema == SCHEMA
     assert table.to_pydict() == {"negative_prompt": ["dark", "ugly", "blurry"], "weight": [3, 2, 1]}
-    assert corpus(["b", "a", "c"])["negative_prompt"].to_pylist() == ["a", "b", "c"]
+    assert weighted_corpus(["b", "a", "c"])["negative_prompt"].to_pylist() == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

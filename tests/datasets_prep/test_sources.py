@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from datasets_prep.sources import SCHEMA, File, read
+from datasets_prep.sources import SCHEMA, PromptFile, read_tables
 
 LINES = [
     (json.dumps({"img_path": "000/a.jpg", "prompt": "a red fox", "Task2": {"Caption": "a fox"}}), None),
@@ -27,7 +27,7 @@ PROBLEMS = [problem for _, problem in LINES] + ["not UTF-8"]
 
 
 def rows(path, size=4, column=""):
-    tables = list(read(File(fs.LocalFileSystem(), str(path), column), size))
+    tables = list(read_tables(PromptFile(fs.LocalFileSystem(), str(path), column), size))
     assert all(table.schema == SCHEMA and table.num_rows <= size for table in tables)
     return [row for table in tables for row in table.to_pylist()]
 
@@ -86,7 +86,7 @@ def test_csv(tmp_path, name, comma):
     found = rows(tmp_path / name)
     good = [(row["text"], row["punsafe"]) for row in found if not row["problem"]]
     assert good == [(f"a{comma} b\nc", 0.5), ("plain", None)]
-    assert sorted(row["problem"] for row in found if row["problem"]) == ["4 fields where 3 were expected", "not UTF-8"]
+    assert sorted(row["problem"] for row in found if row["problem"]) == ["4 fields; expected 3", "not UTF-8"]
 
 
 LAION = {
@@ -175,7 +175,7 @@ def test_a_shard_of_a_hugging_face_dataset(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("captions.pkl", "a pickle runs the code that is in it.*json.dumps"), ("a.docx", "allowed: .tar.gz, .tgz")],
+    [("captions.pkl", "got a pickle, which runs the code in it.*json.dumps"), ("a.docx", "expected .tar.gz, .tgz")],
 )
 def test_what_is_refused_says_why(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,7 @@ with atheris.instrument_imports(include=["pipeline", "datasets_prep"]):
     import pyarrow.parquet as pq
     from pyarrow.fs import LocalFileSystem
 
-    from datasets_prep.sources import File, read
+    from datasets_prep.sources import PromptFile, read_tables
     from pipeline import manifest, recipe
     from pipeline.errors import UserError
     from pipeline.manifest import DataFile
@@ -32,7 +32,7 @@ def of_recipe(content: bytes) -> None:
 
 def of_manifest(content: bytes) -> None:
     (PLACE / manifest.NAME).write_bytes(content)
-    prompt_dataset.check(Folder.from_uri(PLACE))
+    prompt_dataset.load_manifest(Folder.from_uri(PLACE))
 
 
 def of_lines(content: bytes) -> None:
@@ -53,7 +53,7 @@ def of_checkpoint(content: bytes) -> None:
 
 def _rows(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    for table in read(File(LocalFileSystem(), str(file)), 100):
+    for table in read_tables(PromptFile(LocalFileSystem(), str(file)), 100):
         table.to_pylist()
     assert file.read_bytes() == content, "the file was changed"
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
-from datasets_prep.sources import File, read
+from datasets_prep.sources import PromptFile, read_tables
 from pipeline import manifest, recipe
 from pipeline.cluster.job_submission import Job
 from pipeline.errors import UserError
@@ -100,7 +100,7 @@ def test_any_overrides(overrides):
 def test_any_manifest(tmp_path, content):
     folder = Folder.from_uri(tmp_path)
     folder.write(manifest.NAME, content if isinstance(content, bytes) else json.dumps(content).encode())
-    one_line(lambda: prompt_dataset.check(folder))
+    one_line(lambda: prompt_dataset.load_manifest(folder))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_name_of_two_lines_in_a_manifest(small, tmp_path, place, value):
     own = Folder.from_uri(tmp_path)
     own.write(manifest.NAME, json.dumps(damaged).encode())
     with pytest.raises(UserError, match="one") as refused:
-        prompt_dataset.check(own)
+        prompt_dataset.load_manifest(own)
     assert "\n" not in str(refused.value)
 
 
@@ -154,7 +154,7 @@ def test_a_shard_of_which_any_byte_is_another(small, tmp_path, data):
     own = Folder.from_uri(tmp_path)
     own.write(name, bytes(content))
     with pytest.raises(UserError, match="differs from the manifest"):
-        prompt_dataset.shard(own, name, record.files[name].sha256)
+        prompt_dataset.read_shard(own, name, record.files[name].sha256)
 
 
 LINES = st.lists(st.text(max_size=60) | JSON.map(json.dumps), max_size=8)
@@ -259,9 +259,9 @@ def test_any_damage_to_a_table_of_prompts(tmp_path, data, kind):
 def _read(file, content):
     """All rows that the file gives; each has a text or a problem, and the file is as it was."""
     file.write_bytes(content)
-    own = File(LocalFileSystem(), str(file))
+    own = PromptFile(LocalFileSystem(), str(file))
     try:
-        rows = [row for table in islice(read(own, 10), 10_000) for row in table.to_pylist()]
+        rows = [row for table in islice(read_tables(own, 10), 10_000) for row in table.to_pylist()]
     except ValueError as error:  # in one line, of a file as a whole
         assert "\n" not in str(error)  # noqa: PT017
         rows = [{"text": None, "problem": str(error)}]

@@ -26,7 +26,7 @@ def _tracking_elsewhere(monkeypatch, tmp_path):
             "recipe: got 'nope'; expected one of gpu-smoke, pixart, sd15, sd21, shapes",
         ),
         (["prepare", "--set", "train.batch_size=-1"], "train.batch_size: got -1; expected a number above 0"),
-        (["prepare", "--prompts", "gone.txt"], "prompts.sources: 'gone.txt': no such file"),
+        (["prepare", "--prompts", "gone.txt"], "prompts.sources: got 'gone.txt'; expected an existing file"),
         (["evaluate"], "no complete distill here (no manifest.json); run `python -m jobs distill` first"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import StorageError, UserError
-from pipeline.prompts.encode import EncoderConfig, TextEncoderWorker
+from pipeline.prompts.text_encoding import EncoderConfig, TextEncoderActor
 from pipeline.remote_errors import iter_batches, iter_rows
 
 
@@ -44,7 +44,7 @@ def test_what_an_encoder_does_not_find_is_told(ray_cluster, tmp_path):
     nowhere = EncoderConfig(str(tmp_path / "teacher"), "main", "", str(tmp_path), False, False, 4, 0)
     prompts = ray_cluster.data.from_items([{"prompt": "a cat", "position": 0}])
     encoded = prompts.map_batches(
-        TextEncoderWorker, fn_constructor_args=(nowhere,), batch_size=1, num_cpus=0.25, concurrency=1
+        TextEncoderActor, fn_constructor_args=(nowhere,), batch_size=1, num_cpus=0.25, concurrency=1
     )
     with pytest.raises(UserError, match=f"^{tmp_path}/negatives.parquet: no such file$"):
         list(iter_rows(encoded))

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.chaos.faults import Faults
 from pipeline.errors import UserError
 from pipeline.prompts.prepare import prepare
-from pipeline.prompts.prompt_dataset import check, shard
-from pipeline.prompts.stream import PromptStream
+from pipeline.prompts.prompt_dataset import load_manifest, read_shard
+from pipeline.prompts.prompt_stream import PromptStream
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 
@@ -39,8 +39,8 @@ def recipe(bucket):
 
 def stream(folder):
     """The prompts of one epoch, read without a cluster."""
-    reader = PromptStream(folder, check(folder), 0, 6, range(6))
-    return [text for span in reader.sampler.ranges(0, 600, 256) for text in reader.prompts_of(span).to_pylist()]
+    reader = PromptStream(folder, load_manifest(folder), 0, 6, range(6))
+    return [text for span in reader.sampler.ranges(0, 600, 256) for text in reader.read_prompts(span).to_pylist()]
 
 
 def test_from_a_bucket_to_a_bucket(bucket, recipe):
@@ -57,7 +57,7 @@ def test_what_passes_is_waited_for(bucket, recipe, faults, how, monkeypatch):
     faults.how = how
     faults.fails = lambda number, path: number % 5 == 3
     record = prepare(recipe, folder)
-    shard.cache_clear()
+    read_shard.cache_clear()
     assert record.prompts == 600
     assert not any(source.removed for source in record.sources.values())
     assert len(set(stream(folder))) == 600

@@ -19,13 +19,13 @@ from pipeline.storage import Folder
 WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 PORTS = {"master": 29333, "volume": 28080, "filer": 28888, "s3": 28333}
 READ = """
-from pipeline.prompts.prompt_dataset import check
-from pipeline.prompts.stream import PromptStream
+from pipeline.prompts.prompt_dataset import load_manifest
+from pipeline.prompts.prompt_stream import PromptStream
 from pipeline.session import ray_session
 from pipeline.storage import Folder
 folder = Folder.from_uri("s3://corpus/run/prompts")
 with ray_session():
-    batches = PromptStream(folder, check(folder), 0, 50, range(25, 50)).batches(3, 40)
+    batches = PromptStream(folder, load_manifest(folder), 0, 50, range(25, 50)).batches(3, 40)
     seen = [text for batch in batches for text in batch.prompts]
 print(len(seen), len(set(seen)))
 """

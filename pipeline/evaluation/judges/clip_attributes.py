@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from datasets_prep.evaluation import EXCLUSION_PAIRS
-from datasets_prep.shapes.prompts import Pair
+from datasets_prep.benchmark_prompts import EXCLUSION_PAIRS
+from datasets_prep.shapes.prompts import ExclusionPair
 from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.judges.clip_judge import ClipJudge, calibrate, read_labels
 from pipeline.evaluation.results import JudgeAccuracy
@@ -30,7 +30,7 @@ QUESTIONS: Mapping[str, Mapping[str, str]] = {
 }
 QUESTION_OF = {name: question for question, answers in QUESTIONS.items() for name in answers}
 PAIRS = tuple(
-    Pair(prompt, negative, QUESTION_OF[negative], negative, (("subject", prompt.rpartition(" ")[2]),))
+    ExclusionPair(prompt, negative, QUESTION_OF[negative], negative, (("subject", prompt.rpartition(" ")[2]),))
     for prompt, negative in EXCLUSION_PAIRS
 )
 

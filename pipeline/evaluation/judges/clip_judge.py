@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from datasets_prep.sources import decoded
+from datasets_prep.sources import decode_text
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation.results import CorrectedShare, JudgeAccuracy
 from pipeline.evaluation.scorers.clip import prepare
@@ -121,7 +121,7 @@ def read_labels(table: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:
         UserError: where a column, a file or a class is not known, with the line.
     """
     try:
-        reader = csv.DictReader(io.StringIO(decoded(table.read_bytes()), newline=""))
+        reader = csv.DictReader(io.StringIO(decode_text(table.read_bytes()), newline=""))
         rows, columns = list(reader), reader.fieldnames
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{table}: cannot be read: {error}. Give a CSV with the columns file,label.") from None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from datasets_prep.shapes.prompts import Pair
+from datasets_prep.shapes.prompts import ExclusionPair
 from pipeline.evaluation.exclusion import Judge
 from pipeline.evaluation.plan import EvalSample, System
 from pipeline.evaluation.scorers import Scorer
@@ -14,7 +14,7 @@ class EvaluationSuite(Protocol):
     """The prompts that a recipe's students are evaluated on, and the judge and scorers."""
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
+    def pairs(self) -> tuple[ExclusionPair, ...]:
         """The pairs of prompt and negative prompt of the exclusion test."""
 
     def check(self) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from datasets_prep.evaluation import NEGATIVE_PROMPTS
-from datasets_prep.shapes.prompts import Pair
+from datasets_prep.benchmark_prompts import NEGATIVE_PROMPTS
+from datasets_prep.shapes.prompts import ExclusionPair
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
@@ -28,7 +28,7 @@ class BenchmarkSuite:
     options: Evaluation
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
+    def pairs(self) -> tuple[ExclusionPair, ...]:
         """The paper's pairs of Table 2, if the recipe asks for the exclusion set."""
         return clip_attributes.PAIRS if EXCLUSION_SET in self.options.prompt_sets else ()
 

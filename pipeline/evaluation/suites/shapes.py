@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, Pair, held_out_prompts
+from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, ExclusionPair, held_out_prompts
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
 from pipeline.evaluation.exclusion import Judge
@@ -37,7 +37,7 @@ class ShapesSuite:
     options: Evaluation
 
     @property
-    def pairs(self) -> tuple[Pair, ...]:
+    def pairs(self) -> tuple[ExclusionPair, ...]:
         """The toy dataset's pairs."""
         return PAIRS
 

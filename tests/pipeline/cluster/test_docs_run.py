@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets_prep.evaluation import HPSV2_STYLES
+from datasets_prep.benchmark_prompts import HPSV2_STYLES
 from jobs.__main__ import main
 from pipeline import ROOT
 from pipeline.storage import Folder

@@ -75,7 +75,7 @@ def test_a_scheduler_that_is_a_job_submits_what_is_due_with_its_own_code(submit,
     (name,) = [word for word in out.split() if word.startswith("scheduled-often-")]
     code, out, _ = submit("logs", name, "--follow")
     assert code == 2, "the mistake in the recipe is the job's"
-    assert "'/gone.txt': no such file" in out
+    assert "got '/gone.txt'; expected an existing file" in out
     (tick,) = (tmp_path / "store/often/history").glob("*.json")
     assert json.loads(tick.read_text())["state"] == "refused"
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets_prep.evaluation import HPSV2_STYLES
+from datasets_prep.benchmark_prompts import HPSV2_STYLES
 from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.evaluation.comparison import compare

@@ -22,5 +22,5 @@ def test_as_many_of_one_s_own_prompts_as_were_asked_for(tmp_path, monkeypatch, c
 def test_more_prompts_than_the_toy_dataset_has_is_one_line(tmp_path):
     """It was an endless search."""
     options = recipe.parse("", ["evaluation.num_prompts=20000"])
-    with pytest.raises(UserError, match=r"^evaluation.num_prompts: got 20000; expected at most \d+: "):
+    with pytest.raises(UserError, match=r"^evaluation.num_prompts: got 20000; expected at most \d+, "):
         recipe_work_units(options, Folder.from_uri(tmp_path))

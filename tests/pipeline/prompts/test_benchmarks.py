@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets_prep.evaluation import sample_pairs
+from datasets_prep.benchmark_prompts import sample_pairs
 from jobs.__main__ import main
 from pipeline import manifest
 from pipeline.prompts.benchmarks import BenchmarksManifest
@@ -68,10 +68,10 @@ def test_the_draw_follows_from_the_seed_alone(tmp_path, negopt):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "photo.json").unlink(), "photo.json is missing"),
+        (lambda folder: (folder / "photo.json").unlink(), "photo.json: missing"),
         (lambda folder: (folder / "photo.json").write_text("["), "photo.json: not valid JSON"),
-        (lambda folder: (folder / "photo.json").write_text("[1]"), "photo.json: no list of prompts"),
-        (lambda folder: (folder / "photo.json").write_text('["a"]'), "photo.json: 1 prompts; allowed: 800"),
+        (lambda folder: (folder / "photo.json").write_text("[1]"), "photo.json: got other JSON; expected a list"),
+        (lambda folder: (folder / "photo.json").write_text('["a"]'), "photo.json: got 1 prompts; expected 800."),
     ],
 )
 def test_hpsv2_files_that_are_not(tmp_path, hpsv2, capsys, change, message):
@@ -83,7 +83,7 @@ def test_hpsv2_files_that_are_not(tmp_path, hpsv2, capsys, change, message):
 
 def test_too_few_pairs_are_one_line(tmp_path, negopt, capsys):
     assert main(["prepare-benchmarks", "--run", str(tmp_path / "run"), "--negopt", negopt]) == 2
-    assert "40 distinct pairs are fewer than the 30000 asked for" in capsys.readouterr().err
+    assert "got 40 distinct pairs; expected at least 30000." in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there_is_named_once(tmp_path, capsys):

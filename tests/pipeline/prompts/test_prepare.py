@@ -8,9 +8,9 @@ import pytest
 from datasets_prep.negatives import COMMON_TERMS
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.prompts import clean
+from pipeline.prompts import file_cleaning
 from pipeline.prompts.prepare import CARD, CLEANED, NEGATIVES, SCHEMA, prepare
-from pipeline.prompts.prompt_dataset import check
+from pipeline.prompts.prompt_dataset import load_manifest
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 
@@ -39,7 +39,7 @@ def table(folder, name):
 
 
 def rows(folder, source="shapes"):
-    record = check(folder)
+    record = load_manifest(folder)
     tables = [table(folder, name) for name in record.shards_of(source)]
     assert all(each.schema == SCHEMA for each in tables)
     return [row for each in tables for row in each.to_pylist()]
@@ -66,7 +66,7 @@ def test_the_same_recipe_gives_the_same_files(folder, tmp_path):
     again, other = Folder.from_uri(tmp_path / "again"), Folder.from_uri(tmp_path / "other")
     for place, seed in ((folder, 0), (again, 0), (other, 1)):
         prepare(parse("", [*SMALL, f"seed={seed}"]), place)
-    first, second, third = (check(place).files for place in (folder, again, other))
+    first, second, third = (load_manifest(place).files for place in (folder, again, other))
     assert first == second
     assert first["shard-shapes-00000.parquet"].sha256 != third["shard-shapes-00000.parquet"].sha256
 
@@ -122,9 +122,9 @@ def test_a_second_preparation_does_nothing_and_another_file_costs_only_itself(fo
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "1.txt").write_text("".join(f"one {i}\n" for i in range(50)))
     recipe, cleaned = of(tmp_path / "in", overrides=["prompts.rows_per_shard=10"]), []
-    original = clean.clean_chunk
+    original = file_cleaning.clean_chunk
     monkeypatch.setattr(
-        clean, "clean_chunk", lambda message, *rest: cleaned.append(message) or original(message, *rest)
+        file_cleaning, "clean_chunk", lambda message, *rest: cleaned.append(message) or original(message, *rest)
     )
     first = prepare(recipe, folder)
     assert len(cleaned) == 1
@@ -133,10 +133,10 @@ def test_a_second_preparation_does_nothing_and_another_file_costs_only_itself(fo
     assert times == {name: (tmp_path / "prompts" / name).stat().st_mtime_ns for name in folder.list_files()}
     (tmp_path / "in" / "2.txt").write_text("two\n")
     said = []
-    assert prepare(recipe, folder, say=said.append).prompts == 51
+    assert prepare(recipe, folder, report=said.append).prompts == 51
     assert len(cleaned) == 2
-    assert "1 files more" in said[0]
-    assert set(folder.list_files()) == {*check(folder).files, CARD, manifest.NAME}
+    assert "1 new files are cleaned" in said[0]
+    assert set(folder.list_files()) == {*load_manifest(folder).files, CARD, manifest.NAME}
 
 
 def test_prompts_that_a_distillation_was_begun_on_stay_as_they_are(folder, tmp_path):
@@ -148,10 +148,10 @@ def test_prompts_that_a_distillation_was_begun_on_stay_as_they_are(folder, tmp_p
     for number, count in ((2, 1), (3, 2)):
         (tmp_path / "in" / f"{number}.txt").write_text(f"{number}\n")
         said = []
-        assert prepare(of(tmp_path / "in"), folder, say=said.append) == record
+        assert prepare(of(tmp_path / "in"), folder, report=said.append) == record
         (line,) = said
-        assert f"{count} files more than it was prepared from are not in it" in line
-        assert "Pass another --run to take them." in line
+        assert f"{count} new files are not included" in line
+        assert "Pass another --run to include them." in line
         assert before == {name: folder.read(name) for name in folder.list_files()}
     with pytest.raises(UserError, match="seed: got 3"):
         prepare(of(tmp_path / "in", overrides=["seed=3"]), folder)
@@ -164,8 +164,8 @@ def test_prompts_that_a_distillation_was_begun_on_stay_as_they_are(folder, tmp_p
         (["seed=3"], "seed: got 3; expected 0, as in "),
         (["prompts.filters.language=en"], "prompts.filters: got {'language': 'en', "),
         (["prompts.sources=[{path='shapes'}]"], "prompts.sources: got 'shapes'; expected '"),
-        ("one\nother\n", "prompts.sources: got 1 of 1 files changed or gone, such as '.*in/1.txt'; expected them unch"),
-        ("", "prompts.sources: got 1 of 1 files changed or gone"),
+        ("one\nother\n", "prompts.sources: got 1 of 1 files changed or missing, such as '.*in/1.txt'; expected them"),
+        ("", "prompts.sources: got 1 of 1 files changed or missing"),
     ],
 )
 def test_a_finished_folder_is_not_prepared_from_something_else(folder, tmp_path, change, message):
@@ -186,13 +186,13 @@ def test_a_finished_folder_is_not_prepared_from_something_else(folder, tmp_path,
 def test_a_folder_whose_manifest_was_removed_is_prepared_again_from_what_was_cleaned(folder, tmp_path, monkeypatch):
     prepare(own(tmp_path, b"a fox\na dog\n"), folder)
     folder.remove(manifest.NAME)
-    monkeypatch.setattr(clean, "clean_chunk", None)
+    monkeypatch.setattr(file_cleaning, "clean_chunk", None)
     assert prepare(of(tmp_path / "own.txt", overrides=["seed=1"]), folder).prompts == 2
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("gone.parquet", "prompts.negatives: .*no such file"), ("a.pkl", "prompts.negatives: .*a pickle runs the code")],
+    [("gone.parquet", "prompts.negatives: got .*; expected an exist"), ("a.pkl", "prompts.negatives: .*got a pickle")],
 )
 def test_negatives_that_cannot_be_read_are_named(folder, tmp_path, name, message):
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
@@ -204,7 +204,7 @@ def test_negatives_that_cannot_be_read_are_named(folder, tmp_path, name, message
 def test_what_was_cleaned_before_an_interruption_is_kept(folder, tmp_path, monkeypatch):
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(f"text {number}\n")
-    recipe, original, calls = of(tmp_path / "*.txt"), clean.clean_chunk, []
+    recipe, original, calls = of(tmp_path / "*.txt"), file_cleaning.clean_chunk, []
 
     def third_fails(message, *rest):
         calls.append(message.key)
@@ -212,7 +212,7 @@ def test_what_was_cleaned_before_an_interruption_is_kept(folder, tmp_path, monke
             raise KeyboardInterrupt
         return original(message, *rest)
 
-    monkeypatch.setattr(clean, "clean_chunk", third_fails)
+    monkeypatch.setattr(file_cleaning, "clean_chunk", third_fails)
     with pytest.raises(KeyboardInterrupt):
         prepare(recipe, folder)
     assert not folder.exists(manifest.NAME)
@@ -284,7 +284,9 @@ def test_the_same_lines_give_the_same_counts_in_each_format(folder, tmp_path, en
 def test_the_first_unreadable_row_is_named_with_its_file(folder, tmp_path):
     for number, content in enumerate((b"", b'{"x": 1}\nbroken\n', b"broken\n")):
         (tmp_path / f"{number}.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=r"\(unreadable: 3\); .* first unreadable is /.*/1.jsonl: row 0: no prompt$"):
+    with pytest.raises(
+        UserError, match=r"\(unreadable: 3\); .* first unreadable row is .*/1.jsonl: row 0: no prompt\.$"
+    ):
         prepare(of(tmp_path / "*.jsonl"), folder)
 
 
@@ -293,12 +295,12 @@ def test_prompts_are_cleaned_the_same_on_ray(ray_cluster, folder, tmp_path, monk
         lines = [json.dumps({"prompt": f"file {number} line {i} --v 5"}) for i in range(count)]
         (tmp_path / f"{number}.jsonl").write_text("\n".join(lines))
     recipe = of(tmp_path / "*.jsonl")
-    monkeypatch.setattr(clean, "ROWS_PER_CHUNK", 4)
+    monkeypatch.setattr(file_cleaning, "ROWS_PER_CHUNK", 4)
     prepare(recipe, folder)
-    monkeypatch.setattr(clean, "IN_PROCESS", 0)
+    monkeypatch.setattr(file_cleaning, "MAX_IN_PROCESS_BYTES", 0)
     other = Folder.from_uri(tmp_path / "on-ray")
     prepare(recipe, other)
-    first, second = check(folder), check(other)
+    first, second = load_manifest(folder), load_manifest(other)
     assert first.files == second.files
     assert first.sources == second.sources
     parts = sorted(path.name for path in (tmp_path / "on-ray" / CLEANED).rglob("*.parquet"))
@@ -308,8 +310,8 @@ def test_prompts_are_cleaned_the_same_on_ray(ray_cluster, folder, tmp_path, monk
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\n", r"'own' has no prompt left \(unreadable: 1\); allowed: one or more"),
-        (b"", r"prompts.sources: 'own' has no prompt left \(no rows\)"),
+        (b"\xff\n", r"'own': got no usable prompt \(unreadable: 1\); expected one or more"),
+        (b"", r"prompts.sources: 'own': got no usable prompt \(no rows\)"),
         (b"--ar 3:2\nnaked child\n", "(empty: 1, sexual terms about minors: 1|sexual terms about minors: 1, empty: 1)"),
     ],
 )
@@ -320,7 +322,7 @@ def test_a_file_without_prompts_is_refused(folder, tmp_path, content, message):
 
 
 def test_unreadable_rows_stop_where_the_recipe_says_so(folder, tmp_path):
-    with pytest.raises(UserError, match=r"own.txt: 1 unreadable, such as row 1: not UTF-8; allowed: none, or"):
+    with pytest.raises(UserError, match=r"own.txt: got 1 unreadable rows, the first row 1: not UTF-8; expected none"):
         prepare(own(tmp_path, b"good\n\xff\n", "prompts.on_unreadable=stop"), folder)
     assert not folder.exists(manifest.NAME)
 
@@ -333,10 +335,10 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(folder, tmp_path):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ("[{path='gone.txt'}]", "prompts.sources: 'gone.txt': no such file; allowed: a file, a folder or a pattern"),
-        ("[{path='*.pkl'}]", "a pickle runs the code that is in it"),
-        ("[{path='a.txt'}, {path='./a.txt'}]", "the name 'a' twice is not allowed; allowed: a `name` for each"),
-        ("[{path='a.txt', name='../up'}]", "the name '../up' is not allowed"),
+        ("[{path='gone.txt'}]", "prompts.sources: got 'gone.txt'; expected an existing file, folder or pattern"),
+        ("[{path='*.pkl'}]", "got a pickle, which runs the code in it"),
+        ("[{path='a.txt'}, {path='./a.txt'}]", "prompts.sources: name: got 'a'; expected another name for each"),
+        ("[{path='a.txt', name='../up'}]", "name: got '../up'; expected letters"),
         ("[{path='a.txt', name='x'}, {path='shapes'}]", 'sources: got "shapes" beside others; expected it alone'),
         ("[]", "prompts.sources: got \\[\\]; expected at least one entry"),
         ("[{path='a.txt', weight=-1}]", r"prompts.sources\[0\].weight: got -1; expected a number at least 0"),
@@ -362,14 +364,14 @@ def test_a_truncated_file_is_noticed(folder):
     with pytest.raises(
         UserError, match=f"shard-shapes-00001.parquet: size: got {len(content) - 10}; expected the {len(content)} bytes"
     ):
-        check(folder)
+        load_manifest(folder)
 
 
 def test_a_missing_file_of_the_manifest_is_noticed(folder, tmp_path):
     prepare(parse("", SMALL), folder)
     (tmp_path / "prompts" / "shard-shapes-00001.parquet").unlink()
     with pytest.raises(UserError, match=r"shard-shapes-00001.parquet: missing; the manifest lists it"):
-        check(folder)
+        load_manifest(folder)
 
 
 @pytest.mark.parametrize(
@@ -384,4 +386,4 @@ def test_an_incomplete_or_other_folder_is_refused(folder, content, message):
     if content is not None:
         folder.write(manifest.NAME, content)
     with pytest.raises(UserError, match=message):
-        check(folder)
+        load_manifest(folder)

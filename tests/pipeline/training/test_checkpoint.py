@@ -10,7 +10,7 @@ import torch.multiprocessing
 
 from pipeline import models, recipe
 from pipeline.models.clip.model import Clip
-from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller
 

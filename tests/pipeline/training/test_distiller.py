@@ -12,7 +12,7 @@ from nasa.teachers import merged_weights
 from nasa.testing.pipelines import TINY_PIPELINES
 from pipeline import models, recipe
 from pipeline.models.clip.model import Clip
-from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
 from pipeline.training.export import full_weights
@@ -145,10 +145,10 @@ def test_one_negative_for_a_batch(tiny_teacher):
     plain, distiller.negatives = distiller.negatives, distiller
 
     def spy(*args, **options):
-        drawn.append(plain.draw(*args, **options))
+        drawn.append(plain.sample(*args, **options))
         return drawn[-1]
 
-    distiller.draw = spy
+    distiller.sample = spy
     steps(distiller, 6)
     assert all(len(set(texts)) == 1 for texts in drawn)
     assert len({texts[0] for texts in drawn}) > 1

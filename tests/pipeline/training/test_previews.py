@@ -6,7 +6,7 @@ import torch
 from pipeline import models
 from pipeline.evaluation.suites import evaluation_suite
 from pipeline.prompts import prompt_dataset
-from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.recipe import parse
 from pipeline.training import engines, previews
 from pipeline.training.distiller import Distiller

@@ -19,7 +19,7 @@ from pipeline import models, tracking
 from pipeline.evaluation import evaluate
 from pipeline.hashing import sha256_of_folder
 from pipeline.prompts.prepare import prepare
-from pipeline.prompts.prompt_dataset import check
+from pipeline.prompts.prompt_dataset import load_manifest
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 from pipeline.training.checkpoint import EMA_FILE, STATE_FILE
@@ -75,7 +75,7 @@ def config(tmp_path):
     uri = f"sqlite:///{tmp_path}/ml.db"
     teacher = models.teacher_folder("shapes")
     run = tracking.create_run(uri, "test", {})
-    return TrainLoopConfig(recipe, str(teacher), "", prompts.uri, check(prompts), uri, run)
+    return TrainLoopConfig(recipe, str(teacher), "", prompts.uri, load_manifest(prompts), uri, run)
 
 
 def checkpoint_of(folder, config, step, factor):

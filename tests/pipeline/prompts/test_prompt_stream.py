@@ -6,10 +6,10 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.prompts import prompt_dataset as reading
-from pipeline.prompts import stream as stream_module
+from pipeline.prompts import prompt_stream as stream_module
 from pipeline.prompts.prepare import prepare
-from pipeline.prompts.prompt_dataset import check, shard
-from pipeline.prompts.stream import PromptStream
+from pipeline.prompts.prompt_dataset import load_manifest, read_shard
+from pipeline.prompts.prompt_stream import PromptStream
 from pipeline.recipe import parse
 from pipeline.storage import Folder
 
@@ -32,7 +32,7 @@ def prepared(tmp_path_factory):
 
 def sequence(folder, first, last, workers=1, seed=0):
     """The prompts of all workers, step by step."""
-    record = check(folder)
+    record = load_manifest(folder)
     places = [range(rank * BATCH // workers, (rank + 1) * BATCH // workers) for rank in range(workers)]
     streams = [PromptStream(folder, record, seed, BATCH, own).batches(first, last) for own in places]
     return [[prompt for part in step for prompt in part.prompts] for step in zip(*streams, strict=True)]
@@ -70,24 +70,26 @@ def test_no_steps_are_no_batches(prepared):
 
 def test_a_late_start_reads_its_own_shards_alone(prepared, monkeypatch):
     """The first span from the middle of an epoch on: as many reads as a start at 0."""
-    record, reads = check(prepared), []
-    monkeypatch.setattr(reading, "shard", lambda folder, name, sha: reads.append(name) or original(folder, name, sha))
+    record, reads = load_manifest(prepared), []
+    monkeypatch.setattr(
+        reading, "read_shard", lambda folder, name, sha: reads.append(name) or original(folder, name, sha)
+    )
     stream = PromptStream(prepared, record, 0, BATCH, range(BATCH))
-    stream.prompts_of(next(stream.sampler.ranges(9 * BATCH, 10 * BATCH, 6)))
+    stream.read_prompts(next(stream.sampler.ranges(9 * BATCH, 10 * BATCH, 6)))
     assert 0 < len(reads) <= 4
 
 
-original = shard
+original = read_shard
 
 
 def test_a_shard_that_changed_is_named_when_it_is_read(ray_cluster, tmp_path):
     folder = Folder.from_uri(tmp_path / "prompts")
     prepare(parse("", ["prompts.count=20", "prompts.negative_draws=5"]), folder)
-    record, name = check(folder), "shard-shapes-00000.parquet"
+    record, name = load_manifest(folder), "shard-shapes-00000.parquet"
     content = bytearray(folder.read(name))
     content[10] ^= 1
     folder.write(name, bytes(content))
-    stream = PromptStream(folder, check(folder), 0, 4, range(4))
+    stream = PromptStream(folder, load_manifest(folder), 0, 4, range(4))
     expected = f"^{folder.uri}/{name}: its content differs from the manifest's hash. Run `python"
     with pytest.raises(UserError, match=expected):
         next(stream.batches(0, 2))

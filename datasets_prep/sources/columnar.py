@@ -1,4 +1,4 @@
-"""Tables in binary: Parquet, and Arrow's streams and files, such as the shards of a Hugging Face dataset."""
+"""Columnar formats: Parquet, and Arrow streams and files, such as the shards of a Hugging Face dataset."""
 
 import shutil
 import tempfile
@@ -10,21 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets_prep.sources.columns import columns_of, no_column
+from datasets_prep.sources.columns import find_columns, missing_column
 from datasets_prep.sources.rows import (
-    MOST_BYTES,
+    MAX_PROMPT_BYTES,
     SCHEMA,
     SCORES,
     TOO_LONG,
     UNREADABLE,
-    number_of,
-    problem_of,
-    refused,
-    table_of,
+    describe_error,
+    table_from_columns,
+    to_float,
+    unreadable_tables,
 )
 
-ROWS_A_BYTE = 1000  # at most: a column of one value again and again takes almost nothing
-_ARROW_FILE = b"ARROW1\0\0"  # before what is a stream, but for the footer after it
+MAX_ROWS_PER_BYTE = 1000  # a column of one repeated value takes almost no space
+_ARROW_FILE = b"ARROW1\0\0"  # before the stream and its footer
 
 
 def read_parquet(opened: Any, rows: int, column: str) -> Iterator[pa.Table]:
@@ -33,17 +33,17 @@ def read_parquet(opened: Any, rows: int, column: str) -> Iterator[pa.Table]:
         schema, size = parquet.schema_arrow, _size(opened)
         names = _columns(schema, column)
         if "text" not in names:
-            count = _believed(parquet.metadata.num_rows, size)
-            yield from refused(count, no_column(column, _paths(schema)), rows)
+            count = _plausible_rows(parquet.metadata.num_rows, size)
+            yield from unreadable_tables(count, missing_column(column, _paths(schema)), rows)
             return
         for group in range(parquet.num_row_groups):
-            left = _believed(parquet.metadata.row_group(group).num_rows, size)
+            left = _plausible_rows(parquet.metadata.row_group(group).num_rows, size)
             try:
                 for batch in parquet.iter_batches(rows, [group], list(names.values())):
-                    yield _of_columns(pa.Table.from_batches([batch]), names)
+                    yield _table_from_columns(pa.Table.from_batches([batch]), names)
                     left -= batch.num_rows
             except UNREADABLE as error:
-                yield from refused(left, f"row group {group}: {problem_of(error)}", rows)
+                yield from unreadable_tables(left, f"row group {group}: {describe_error(error)}", rows)
 
 
 def read_parquet_stream(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
@@ -55,51 +55,51 @@ def read_parquet_stream(stream: BinaryIO, rows: int, column: str) -> Iterator[pa
 
 
 def _size(opened: Any) -> int:
-    place = opened.tell()
+    position = opened.tell()
     size = int(opened.seek(0, 2))
-    opened.seek(place)
+    opened.seek(position)
     return size
 
 
-def _believed(rows: int, size: int) -> int:
+def _plausible_rows(rows: int, size: int) -> int:
     """Return a footer's row count, unless a file of this size cannot have so many."""
-    return rows if 0 < rows <= ROWS_A_BYTE * size else 1
+    return rows if 0 < rows <= MAX_ROWS_PER_BYTE * size else 1
 
 
 def read_arrow(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
-    """Arrow's stream format, as `save_to_disk` leaves it, and its file format, which is a stream with a footer."""
+    """Read Arrow's stream format, which `save_to_disk` writes, or its file format, which is a stream with a footer."""
     is_file = stream.peek(len(_ARROW_FILE)).startswith(_ARROW_FILE)  # type: ignore[attr-defined]
     stream.read(len(_ARROW_FILE) if is_file else 0)
     with pa.ipc.open_stream(stream) as batches:
         names = _columns(batches.schema, column)
         if "text" not in names:
-            yield from refused(1, no_column(column, _paths(batches.schema)), rows)
+            yield from unreadable_tables(1, missing_column(column, _paths(batches.schema)), rows)
             return
         if not stream.peek(1):  # type: ignore[attr-defined]
-            yield from refused(1, "file: cut after its schema", rows)
-        for batch in _believable(batches):
+            yield from unreadable_tables(1, "file: cut after its schema", rows)
+        for batch in _check_size(batches):
             batch.validate(full=True)  # Arrow trusts a stream's offsets, and reads outside of it where they are wrong
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, rows):
-                yield _of_columns(table.slice(first, rows), names)
+                yield _table_from_columns(table.slice(first, rows), names)
         if not is_file and stream.read(1):
-            yield from refused(1, "file: data after the end of its stream", rows)
+            yield from unreadable_tables(1, "file: data after the end of its stream", rows)
 
 
-def _believable(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _check_size(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Raise an error for a batch that is larger than any memory, which a damaged stream may claim."""
     try:
         yield from batches
     except MemoryError:
-        raise pa.ArrowInvalid("a batch that is larger than the memory") from None
+        raise pa.ArrowInvalid("a batch that is larger than memory") from None
 
 
 def _columns(schema: pa.Schema, chosen: str) -> dict[str, str]:
     """Return a table's columns; the chosen one may be a field of a nested column, by its name with dots."""
-    found = columns_of(schema.names, chosen)
-    if chosen and "text" not in found and chosen in _paths(schema):
-        found["text"] = chosen
-    return found
+    names = find_columns(schema.names, chosen)
+    if chosen and "text" not in names and chosen in _paths(schema):
+        names["text"] = chosen
+    return names
 
 
 def _paths(schema: pa.Schema) -> list[str]:
@@ -122,7 +122,7 @@ def _column(table: pa.Table, name: str) -> pa.Array:
     return pc.struct_field(values, rest) if rest else values
 
 
-def _of_columns(table: pa.Table, names: dict[str, str]) -> pa.Table:
+def _table_from_columns(table: pa.Table, names: dict[str, str]) -> pa.Table:
     columns: dict[str, Any] = {}
     for target, name in names.items():
         values = _column(table, name)
@@ -133,11 +133,11 @@ def _of_columns(table: pa.Table, names: dict[str, str]) -> pa.Table:
     text = columns["text"].to_pylist()
     problems = _problems(text, _column(table, names["text"]))
     columns["text"] = pa.array([None if bad else value for value, bad in zip(text, problems, strict=True)], pa.string())
-    return table_of({**columns, "problem": pa.array(problems, SCHEMA.field("problem").type)}, table.num_rows)
+    return table_from_columns({**columns, "problem": pa.array(problems, SCHEMA.field("problem").type)}, table.num_rows)
 
 
 def _problems(texts: list[str | None], raw: pa.Array) -> list[str | None]:
-    """Return the problem of each text; `raw` is what the texts were made of."""
+    """Return the problem of each text; `raw` is the column that the texts were converted from."""
     there = raw.is_valid().to_pylist()
     nested = pa.types.is_nested(raw.type)
     return [
@@ -149,14 +149,14 @@ def _problems(texts: list[str | None], raw: pa.Array) -> list[str | None]:
 
 
 def _is_long(text: str) -> bool:
-    return len(text) > MOST_BYTES or (4 * len(text) > MOST_BYTES and len(text.encode()) > MOST_BYTES)
+    return len(text) > MAX_PROMPT_BYTES or (4 * len(text) > MAX_PROMPT_BYTES and len(text.encode()) > MAX_PROMPT_BYTES)
 
 
 def _numbers(values: pa.Array) -> pa.Array:
-    """Null where there is no number."""
+    """Return values as numbers; null where there is none."""
     with suppress(pa.ArrowException):
         return values.cast(pa.float32())
-    return pa.array([number_of(value.as_py()) for value in values], pa.float32())
+    return pa.array([to_float(value.as_py()) for value in values], pa.float32())
 
 
 def _texts(values: pa.Array) -> pa.Array:

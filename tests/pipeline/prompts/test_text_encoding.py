@@ -8,11 +8,11 @@ from nasa.testing.pipelines import tiny_pixart
 from pipeline import models, recipe
 from pipeline.errors import UserError
 from pipeline.models.clip.model import Clip
-from pipeline.prompts import encode
-from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts import text_encoding
+from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.prepare import prepare
-from pipeline.prompts.prompt_dataset import check
-from pipeline.prompts.stream import EncoderPool, PromptStream
+from pipeline.prompts.prompt_dataset import load_manifest
+from pipeline.prompts.prompt_stream import EncoderPool, PromptStream
 from pipeline.storage import Folder
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
@@ -52,15 +52,15 @@ def distiller(own, folder, fixed):
 @pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
     own = options(teacher, f"train.micro_batch_size={BATCH // passes}")
-    encoding = encode.encoder_config(own, str(teacher), folder.uri, own.seed)
+    encoding = text_encoding.encoder_config(own, str(teacher), folder.uri, own.seed)
     texts = preview_texts(["a photo of a ring"])
-    fixed = encode.decode_cached(texts, encode.encode_cached(encoding, texts), "cpu")
+    fixed = text_encoding.decode_cached(texts, text_encoding.encode_cached(encoding, texts), "cpu")
     apart, within = distiller(own, folder, fixed), distiller(own, folder, {})
     assert apart.model.pipe.text_encoder is None
-    stream = PromptStream(folder, check(folder), own.seed, BATCH, range(BATCH))
-    encoders = EncoderPool(1, 0.5, 0.0, encode.TextEncoderWorker, encoding)
+    stream = PromptStream(folder, load_manifest(folder), own.seed, BATCH, range(BATCH))
+    encoders = EncoderPool(1, 0.5, 0.0, text_encoding.TextEncoderActor, encoding)
     for step, batch in enumerate(stream.batches(0, 3, encoders)):
-        encoded = encode.embeds_from_batch(batch.encoded, "cpu")
+        encoded = text_encoding.prompt_embeds_from_batch(batch.encoded, "cpu")
         ours, theirs = apart.step(step, batch.prompts, encoded), within.step(step, batch.prompts)
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert step == 2
@@ -70,9 +70,9 @@ def test_training_sees_the_same_texts(ray_cluster, teacher, folder, passes):
 
 def test_bfloat16_arrives_bit_for_bit():
     states = torch.randn(2, 3, 5, 4).bfloat16()  # prompt and negative, three texts
-    stacked = np.stack([encode.to_bits(part) for part in states], axis=1)
+    stacked = np.stack([text_encoding.tensor_to_numpy(part) for part in states], axis=1)
     assert stacked.shape == (3, 2, 5, 4)
-    again = encode.embeds_from_batch({"embeds": stacked}, "cpu")
+    again = text_encoding.prompt_embeds_from_batch({"embeds": stacked}, "cpu")
     assert again.embeds.dtype == torch.bfloat16
     assert torch.equal(again.embeds, states.reshape(6, 5, 4))
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.negative_sampler import NegativeSampler
 
 
 def sampler(avoid=True, **weights):
@@ -9,32 +9,32 @@ def sampler(avoid=True, **weights):
     return NegativeSampler(list(weights), np.cumsum(shares / shares.sum()), avoid)
 
 
-def test_negatives_are_a_function_of_seed_step_and_place():
+def test_negatives_are_a_function_of_seed_step_and_index():
     negatives, prompts = sampler(red=1, blue=1, dark=1), ["a photo"] * 40
-    drawn = negatives.draw(prompts, 0, 5, range(40))
-    assert negatives.draw(prompts[20:], 0, 5, range(20, 40)) == drawn[20:]
+    drawn = negatives.sample(prompts, 0, 5, range(40))
+    assert negatives.sample(prompts[20:], 0, 5, range(20, 40)) == drawn[20:]
     for other in [(1, 5, range(40)), (0, 6, range(40)), (0, 5, range(40, 80))]:
-        assert negatives.draw(prompts, *other) != drawn
+        assert negatives.sample(prompts, *other) != drawn
 
 
 def test_one_negative_for_all_denies_none_of_them():
     negatives, prompts = sampler(red=1, blue=1, dark=1), ["a red star", "a blue star"]
-    drawn = [negatives.draw(prompts, 0, step, range(2), one=True) for step in range(20)]
+    drawn = [negatives.sample(prompts, 0, step, range(2), per_batch=True) for step in range(20)]
     assert drawn == [["dark", "dark"]] * 20
 
 
 def test_negatives_are_drawn_by_weight():
-    drawn = sampler(red=6, blue=3, dark=1).draw(["a photo"] * 5000, 0, 0, range(5000))
+    drawn = sampler(red=6, blue=3, dark=1).sample(["a photo"] * 5000, 0, 0, range(5000))
     shares = [drawn.count(text) / 5000 for text in ("red", "blue", "dark")]
     assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
 
 
 @pytest.mark.parametrize("avoid", [True, False])
 def test_contradictions_are_avoided_where_asked(avoid):
-    drawn = sampler(avoid, red=1, blue=1).draw(["a photo of a red star"] * 200, 0, 0, range(200))
+    drawn = sampler(avoid, red=1, blue=1).sample(["a photo of a red star"] * 200, 0, 0, range(200))
     assert ("red" in drawn) is not avoid
     assert "blue" in drawn
 
 
 def test_a_prompt_that_every_negative_contradicts_still_gets_one():
-    assert sampler(red=1).draw(["a red star"], 0, 0, [0]) == ["red"]
+    assert sampler(red=1).sample(["a red star"], 0, 0, [0]) == ["red"]

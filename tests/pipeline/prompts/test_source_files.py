@@ -5,13 +5,13 @@ import json
 import pyarrow as pa
 import pytest
 
-from pipeline.prompts.input_files import find_inputs
+from pipeline.prompts.source_files import find_source_files
 from pipeline.recipe import Source
 
 
 def names(path):
-    ((_, found),) = find_inputs((Source(path=str(path), name="x"),))
-    return [each.uri.rpartition("/")[2] for each in found]
+    ((_, found),) = find_source_files((Source(path=str(path), name="x"),))
+    return [file.uri.rpartition("/")[2] for file in found]
 
 
 @pytest.fixture(params=["[2024] best prompts?", "caf\u00e9 \U0001f431 #1 100% {a}", "a+b (copy) ^$", "plain"])

@@ -1,4 +1,4 @@
-"""Cleaning of a corpus, file by file; a file that was cleaned with the same settings before is not cleaned again.
+"""Cleaning of source files; a file that was cleaned with the same settings before is not cleaned again.
 
 One task reads a file as a stream of chunks of bounded size, and as many tasks as there are cores clean them, on Ray
 Data. A cleaned file is complete when its statistics are written.
@@ -13,26 +13,26 @@ from typing import Any
 import pyarrow as pa
 
 from datasets_prep.chunk import BAND_COLUMNS as BANDS
-from datasets_prep.chunk import CleaningStats, process
+from datasets_prep.chunk import CleaningStats, clean_table
 from datasets_prep.filters import CountTokens, Filters
-from datasets_prep.sources import SCHEMA, read
+from datasets_prep.sources import SCHEMA, read_tables
 from pipeline.errors import UserError, first_line
-from pipeline.prompts.input_files import InputFile
+from pipeline.prompts.source_files import SourceFile
 from pipeline.remote_errors import iter_rows
 from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, ray_resources, wait_for_resources
 from pipeline.storage import Folder
 
 ROWS_PER_CHUNK = 10_000
-IN_PROCESS = 16 * 2**20  # bytes of input for which no cluster is started
+MAX_IN_PROCESS_BYTES = 16 * 2**20  # of input that is cleaned without starting Ray
 READER_CPUS = 0.1  # the rest of the core cleans
 CORES_PER_READER = 8  # that one reader keeps busy
 STATISTICS = "statistics.json"
-VERSION = 3  # raised when cleaning gives other prompts
+VERSION = 3  # increased when a change of the code changes the cleaned prompts
 
 
 @dataclass(frozen=True)
 class CleaningConfig:
-    """The settings that a cleaned file depends on. `tokenizer` is a tokenizer.json's text, `rows` a chunk's size."""
+    """The settings of cleaning: filters, the content of a tokenizer.json, and the rows per chunk."""
 
     filters: Filters
     tokenizer: str
@@ -72,31 +72,33 @@ class ChunkReport:
 class CleanedFile:
     """A file's clean chunks and statistics."""
 
-    input: InputFile
+    source_file: SourceFile
     folder: Folder
-    account: CleaningStats
-    parts: tuple[str, ...]
+    stats: CleaningStats
+    chunks: tuple[str, ...]
 
 
-def clean(
-    inputs: Sequence[InputFile], config: CleaningConfig, folder: Folder, address: str | None = None
+def clean_files(
+    files: Sequence[SourceFile], config: CleaningConfig, folder: Folder, address: str | None = None
 ) -> list[CleanedFile]:
     """Clean the files that are not cleaned yet; `folder` has a folder for each file."""
-    missing = [file for file in inputs if not (folder / file.key(config.text)).exists(STATISTICS)]
+    missing = [file for file in files if not (folder / file.cache_key(config.text)).exists(STATISTICS)]
     try:
         if missing:
-            run = _in_process if sum(file.size for file in missing) < IN_PROCESS and not address else _on_ray
+            run = _in_process if sum(file.size for file in missing) < MAX_IN_PROCESS_BYTES and not address else _on_ray
             _collect(missing, run(missing, config, folder, address), config, folder)
     except OSError as error:
         raise UserError(
             f"prompts.sources: cannot be read: {first_line(error)}. Run the same command again to continue."
         ) from error
-    return [_cleaned_file(file, folder / file.key(config.text)) for file in inputs]
+    return [_cleaned_file(file, folder / file.cache_key(config.text)) for file in files]
 
 
-def _collect(missing: Sequence[InputFile], done: Iterator[ChunkReport], config: CleaningConfig, folder: Folder) -> None:
+def _collect(
+    missing: Sequence[SourceFile], done: Iterator[ChunkReport], config: CleaningConfig, folder: Folder
+) -> None:
     """Add up the chunks' statistics; a file's are written when its last chunk and all before it are reported."""
-    reports: dict[str, dict[int, str]] = {file.key(config.text): {} for file in missing}
+    reports: dict[str, dict[int, str]] = {file.cache_key(config.text): {} for file in missing}
     lengths: dict[str, int] = {}
     for report in done:
         by_number = reports[report.key]
@@ -106,29 +108,31 @@ def _collect(missing: Sequence[InputFile], done: Iterator[ChunkReport], config: 
         if len(by_number) == lengths.get(report.key):
             total = CleaningStats()
             for number in sorted(by_number):
-                total.add(CleaningStats.of(json.loads(by_number[number])))
+                total.merge(CleaningStats.from_dict(json.loads(by_number[number])))
             (folder / report.key).write_json(STATISTICS, {**total.to_dict(), "parts": len(by_number)})
             reports[report.key] = {}
 
 
-def _cleaned_file(file: InputFile, folder: Folder) -> CleanedFile:
+def _cleaned_file(file: SourceFile, folder: Folder) -> CleanedFile:
     statistics = folder.read_json(STATISTICS)
-    return CleanedFile(file, folder, CleaningStats.of(statistics), tuple(map(_part, range(statistics["parts"]))))
+    return CleanedFile(
+        file, folder, CleaningStats.from_dict(statistics), tuple(map(_chunk_name, range(statistics["parts"])))
+    )
 
 
-def _part(number: int) -> str:
+def _chunk_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def chunks(file: InputFile, key: str, rows: int) -> Iterator[RawChunk]:
+def raw_chunks(file: SourceFile, key: str, rows: int) -> Iterator[RawChunk]:
     """Yield the file's raw chunks; an empty file has one."""
-    row, number, held = 0, 0, None
-    for table in read(file.file(), rows):
-        if held is not None:
-            yield held
-        held = RawChunk(key, number, row, _to_ipc(table), last=False)
+    row, number, previous = 0, 0, None
+    for table in read_tables(file.prompt_file(), rows):
+        if previous is not None:
+            yield previous
+        previous = RawChunk(key, number, row, _to_ipc(table), last=False)
         row, number = row + table.num_rows, number + 1
-    yield replace(held or RawChunk(key, 0, 0, _to_ipc(SCHEMA.empty_table()), last=True), last=True)
+    yield replace(previous or RawChunk(key, 0, 0, _to_ipc(SCHEMA.empty_table()), last=True), last=True)
 
 
 def _to_ipc(table: pa.Table) -> bytes:
@@ -141,10 +145,10 @@ def _to_ipc(table: pa.Table) -> bytes:
 def clean_chunk(chunk: RawChunk, config: CleaningConfig, folder: Folder) -> ChunkReport:
     """Write the clean part of one chunk and return its report."""
     raw = pa.ipc.open_stream(chunk.table).read_all()
-    table, account = process(raw, chunk.row, config.filters, token_counter(config.tokenizer))
+    table, stats = clean_table(raw, chunk.row, config.filters, token_counter(config.tokenizer))
     compression = {"prompt": "zstd"} | dict.fromkeys(BANDS, "none")
-    (folder / chunk.key).write_table(_part(chunk.number), table, use_dictionary=False, compression=compression)
-    return ChunkReport(chunk.key, chunk.number, chunk.last, json.dumps(account.to_dict()))
+    (folder / chunk.key).write_table(_chunk_name(chunk.number), table, use_dictionary=False, compression=compression)
+    return ChunkReport(chunk.key, chunk.number, chunk.last, json.dumps(stats.to_dict()))
 
 
 @lru_cache(maxsize=1)
@@ -152,26 +156,26 @@ def token_counter(tokenizer: str) -> CountTokens:
     """Return a function that counts tokens with start and end, without truncating."""
     from tokenizers import Tokenizer
 
-    made = Tokenizer.from_str(tokenizer)
-    made.no_truncation()
-    made.no_padding()
+    counter = Tokenizer.from_str(tokenizer)
+    counter.no_truncation()
+    counter.no_padding()
 
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(encoding.ids) for encoding in made.encode_batch_fast(list(texts))]
+        return [len(encoding.ids) for encoding in counter.encode_batch_fast(list(texts))]
 
     return count
 
 
 def _in_process(
-    missing: Sequence[InputFile], config: CleaningConfig, folder: Folder, _: str | None
+    missing: Sequence[SourceFile], config: CleaningConfig, folder: Folder, _: str | None
 ) -> Iterator[ChunkReport]:
     for file in missing:
-        for chunk in chunks(file, file.key(config.text), config.rows):
+        for chunk in raw_chunks(file, file.cache_key(config.text), config.rows):
             yield clean_chunk(chunk, config, folder)
 
 
 def _on_ray(
-    missing: Sequence[InputFile], config: CleaningConfig, folder: Folder, address: str | None
+    missing: Sequence[SourceFile], config: CleaningConfig, folder: Folder, address: str | None
 ) -> Iterator[ChunkReport]:
     """Clean on Ray; reading is a separate task with a small share of a core, so that one large file uses all cores.
 
@@ -183,17 +187,17 @@ def _on_ray(
 
     def read_chunks(batch: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         file = missing[int(batch["item"][0])]
-        for chunk in chunks(file, file.key(config.text), config.rows):
+        for chunk in raw_chunks(file, file.cache_key(config.text), config.rows):
             yield {name: [value] for name, value in vars(chunk).items()}
 
-    def clean_one(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    def clean_batch(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         chunk = RawChunk(**{name: values[0] for name, values in batch.items()})
         return {name: [value] for name, value in vars(clean_chunk(chunk, config, folder)).items()}
 
     with ray_session(address, least_cpus=1):
         wait_for_resources(ResourceRequest("", "task", 1, ray_resources(1, 0)), TIMEOUT_MINUTES, address)
         readers = max(1, int(ray.cluster_resources().get("CPU", 1) / CORES_PER_READER))
-        files = ray.data.from_items(list(range(len(missing))), override_num_blocks=len(missing))
-        raw = files.map_batches(read_chunks, batch_size=1, num_cpus=READER_CPUS, concurrency=readers)
-        for row in iter_rows(raw.map_batches(clean_one, batch_size=1, num_cpus=1 - READER_CPUS)):
+        numbers = ray.data.from_items(list(range(len(missing))), override_num_blocks=len(missing))
+        raw = numbers.map_batches(read_chunks, batch_size=1, num_cpus=READER_CPUS, concurrency=readers)
+        for row in iter_rows(raw.map_batches(clean_batch, batch_size=1, num_cpus=1 - READER_CPUS)):
             yield ChunkReport(**row)

@@ -10,36 +10,36 @@ import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader
 
 from datasets_prep.cleaning_stats import SCORE_EDGES, TOKEN_EDGES
-from datasets_prep.negatives import terms
+from datasets_prep.negatives import split_terms
 
 SHOWN = 10
 SHOWN_TERMS = 30
 Bars = list[tuple[str, int, float]]
 
 
-def page(recipe: str, sources: Mapping[str, Mapping[str, Any]], negative_prompts: pa.Table) -> str:
+def render(recipe: str, sources: Mapping[str, Mapping[str, Any]], negative_prompts: pa.Table) -> str:
     """Return the page of a manifest's `sources`, with samples of blocked texts; every text is escaped."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     count = negative_prompts.num_rows
     shown = [*range(min(SHOWN, count)), *range(max(SHOWN, count - SHOWN), count)]
-    frequency = Counter(term for text in negative_prompts["negative_prompt"].to_pylist() for term in terms(text))
-    most = frequency.most_common(SHOWN_TERMS)
-    text: str = environment.get_template("card.html.j2").render(
+    frequency = Counter(term for text in negative_prompts["negative_prompt"].to_pylist() for term in split_terms(text))
+    frequent = frequency.most_common(SHOWN_TERMS)
+    text: str = environment.get_template("data_card.html.j2").render(
         recipe=recipe,
         sources=sources,
         total=sum(source["prompts"] for source in sources.values()),
         epoch=sum(source["per_epoch"] for source in sources.values()),
         negatives=count,
         negative_prompts=negative_prompts.take(shown).to_pylist(),
-        terms=_bars([term for term, _ in most], [times for _, times in most]),
+        terms=_bars([term for term, _ in frequent], [times for _, times in frequent]),
         distributions={name: list(_distributions(source)) for name, source in sources.items()},
     )
     return text
 
 
 def _distributions(source: Mapping[str, Any]) -> list[tuple[str, Bars]]:
-    found = (("Tokens", source["tokens"], TOKEN_EDGES), ("Aesthetic score", source["scores"], SCORE_EDGES))
-    return [(title, _bars(_ranges(edges), counts)) for title, counts, edges in found if sum(counts)]
+    histograms = (("Tokens", source["tokens"], TOKEN_EDGES), ("Aesthetic score", source["scores"], SCORE_EDGES))
+    return [(title, _bars(_ranges(edges), counts)) for title, counts, edges in histograms if sum(counts)]
 
 
 def _ranges(edges: Sequence[float]) -> list[str]:
@@ -48,5 +48,7 @@ def _ranges(edges: Sequence[float]) -> list[str]:
 
 def _bars(labels: Sequence[str], counts: Sequence[int]) -> Bars:
     """Return the bars of a histogram without empty ones; the longest is 100 wide."""
-    most = max(counts, default=1) or 1
-    return [(label, count, round(100 * count / most, 1)) for label, count in zip(labels, counts, strict=True) if count]
+    longest = max(counts, default=1) or 1
+    return [
+        (label, count, round(100 * count / longest, 1)) for label, count in zip(labels, counts, strict=True) if count
+    ]

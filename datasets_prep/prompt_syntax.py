@@ -1,8 +1,8 @@
-"""The syntax that prompt tools write beside the text: Midjourney's and AUTOMATIC1111's, only in the form they define.
+"""Syntax of prompt tools, Midjourney and AUTOMATIC1111, only in the form that these define.
 
 Midjourney: https://docs.midjourney.com/hc/en-us/articles/32859204029709-Parameter-List. A parameter is a whole token
-(`--ar 3:2`), the dash of which an editor may have turned into another one; anything else is text and is kept. Without a
-space before it, it must have a value and end the text, or be a ratio, and without a value it must end the text.
+(`--ar 3:2`), whose dash an editor may have replaced by another one; anything else is text and is kept. A parameter that
+is attached to a word must have a value and end the text, or be a ratio. Without a value it must end the text.
 """
 
 import re
@@ -44,19 +44,19 @@ _PARAMETER = re.compile(
     rf"{_BRACKETED}|(?:{_START}(?:{_VALUED}|{_BARE})|{_ATTACHED})(?:\s*{_VALUED}|\s*{_BARE})*", re.IGNORECASE
 )
 _CERTAIN = re.compile(rf"{_START}{_VALUED}|{_ATTACHED}", re.IGNORECASE)
-_AVOIDED = re.compile(
+_NO_PARAMETER = re.compile(
     rf"(?:{_START}|(?<=\d)(?P<attached>))(?P<dash>{_DASH})no(?=\s|$)\s*(?P<terms>.*?)"
     rf"(?=\s{_DASH}[a-zA-Z]|{_DASH}(?:{_NUMBERED}){_IS}\d|$)",
     re.IGNORECASE | re.DOTALL,
 )
-_IDIOM = re.compile(  # of a sentence with a dash in it: "--no one knew", "--no surprise"
+_IDIOM = re.compile(  # a sentence that contains a dash: "--no one knew", "--no surprise"
     r"(?:(?:one|longer|matter|doubt|wonder|sooner|less)\b"
     r"|(?:and|but|or|not|he|she|it|they|we|i|you)\b"
     r"|(?:big deal|chance|excuses?|exceptions?|hard feelings|idea|joke|kidding|more|need|problem|pun intended"
     r"|questions?(?: asked)?|reason|surprises?|thanks?(?: you)?|trouble|turning back|use|way|worries)\W*$)",
     re.IGNORECASE,
 )
-_MOST_WORDS = 4  # of a term, where nothing else says that it is one
+_MAX_TERM_WORDS = 4  # if nothing else shows that it is a term
 _COMMAND = re.compile(r"^\s*/imagine(?:\s+prompt)?(?:\s*:|(?=\s)|$)\s*", re.IGNORECASE)
 _URL = re.compile(r"<?\bhttps?://[^\s<>]*[^\s<>,;.!?)\]}\"']>?", re.IGNORECASE)
 _GLUED = r"(?<=\s)::\d*\.?\d+(?=[^\W\d_])|(?<=[^\s:])::\d*\.\d+(?=[^\W\d_])"  # to the next word
@@ -75,73 +75,73 @@ _EMPHASIS = re.compile(
 )
 
 
-def without_command(text: str) -> str:
+def remove_command(text: str) -> str:
     """Remove Discord's `/imagine prompt:`."""
     return _COMMAND.sub("", text) if "/" in text else text
 
 
-def without_caption(text: str) -> str:
-    """Remove what Midjourney's bot adds to a prompt: bold type, and ` - Upscaled by @name (fast)`."""
+def remove_discord_caption(text: str) -> str:
+    """Remove the caption of Midjourney's Discord bot: bold type, and ` - Upscaled by @name (fast)`."""
     if "**" in text and (bold := _BOLD.match(text)):
         return bold["prompt"]
     return _CAPTION.sub("", text) if " - " in text else text
 
 
-def without_addresses(text: str) -> str:
-    """Remove addresses of images."""
+def remove_urls(text: str) -> str:
+    """Remove URLs, such as those of image prompts."""
     return _URL.sub(" ", text) if "://" in text else text
 
 
-def without_choices(text: str) -> str:
-    """Replace `{a, b}`, of which Midjourney makes a prompt each, by its first option."""
+def resolve_choices(text: str) -> str:
+    """Replace `{a, b}`, which Midjourney expands to one prompt per option, by its first option."""
     if "{" in text:
         while (chosen := _CHOICE.sub(_first_option, text)) != text:
             text = chosen
     return text
 
 
-def _first_option(found: re.Match[str]) -> str:
-    return _OPTION_END.split(found[1])[0].replace("\\,", ",")
+def _first_option(choice: re.Match[str]) -> str:
+    return _OPTION_END.split(choice[1])[0].replace("\\,", ",")
 
 
-def without_avoided(text: str) -> str:
+def remove_no_parameter(text: str) -> str:
     """Remove `--no` with its terms."""
     if not _has_dash(text):
         return text
     is_prompt = _CERTAIN.search(text) is not None
-    return _AVOIDED.sub(lambda found: " " if _is_list(found, is_prompt) else found[0], text)
+    return _NO_PARAMETER.sub(lambda match: " " if _is_list(match, is_prompt) else match[0], text)
 
 
-def _is_list(found: re.Match[str], is_prompt: bool) -> bool:
-    """Whether terms follow and not the rest of a sentence; `is_prompt` where another parameter says it."""
-    terms = [term.split() for term in found["terms"].split(",")]
-    if _IDIOM.match(found["terms"]):
+def _is_list(match: re.Match[str], is_prompt: bool) -> bool:
+    """Tell whether a list of terms follows `--no`; `is_prompt` if another parameter shows that it is a prompt."""
+    terms = [term.split() for term in match["terms"].split(",")]
+    if _IDIOM.match(match["terms"]):
         return False
     if is_prompt:
         return True
-    if found["attached"] is not None:
+    if match["attached"] is not None:
         return False
-    if found["dash"] != "--":
+    if match["dash"] != "--":
         return len(terms) > 1 and all(len(term) == 1 for term in terms)
-    return all(len(term) <= _MOST_WORDS for term in terms)
+    return all(len(term) <= _MAX_TERM_WORDS for term in terms)
 
 
-def without_parameters(text: str) -> str:
+def remove_parameters(text: str) -> str:
     """Remove the parameters (`--ar 3:2`) other than `--no`."""
     return _PARAMETER.sub(" ", text) if _has_dash(text) else text
 
 
-def without_weights(text: str) -> str:
+def remove_weights(text: str) -> str:
     """Remove the weights of a prompt's parts (`a fox::2 in snow::0.5`)."""
     return _WEIGHT.sub(" ", text) if "::" in text else text
 
 
-def without_networks(text: str) -> str:
-    """Remove the names of weights to load (`<lora:name:0.8>`)."""
+def remove_lora_tags(text: str) -> str:
+    """Remove the names of LoRA and hypernetwork weights (`<lora:name:0.8>`)."""
     return _NETWORK.sub(" ", text) if "<" in text else text
 
 
-def without_emphasis(text: str) -> str:
+def remove_emphasis(text: str) -> str:
     """Replace `(words:1.2)` by its words."""
     if ":" in text and "(" in text:
         while (plain := _EMPHASIS.sub(r"\1", text)) != text:
@@ -153,7 +153,7 @@ def _has_dash(text: str) -> bool:
     return "--" in text or "\u2014" in text or "\u2013" in text
 
 
-def avoided(text: str) -> str:
-    """Return the terms of `--no`, as they were written."""
+def no_parameter_terms(text: str) -> str:
+    """Return the terms of `--no`, verbatim."""
     is_prompt = _CERTAIN.search(text) is not None
-    return next((found["terms"] for found in _AVOIDED.finditer(text) if _is_list(found, is_prompt)), "")
+    return next((match["terms"] for match in _NO_PARAMETER.finditer(text) if _is_list(match, is_prompt)), "")

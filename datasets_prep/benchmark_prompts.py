@@ -1,4 +1,4 @@
-"""Prompts that models are compared on: the paper's pairs, a sample of NegOpt, and HPSv2's."""
+"""Benchmark prompts: the paper's pairs, a sample of NegOpt, and HPSv2's."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow as pa
 
-from datasets_prep.cleaning import one_space
+from datasets_prep.cleaning import collapse_spaces
 
 PAIRS_SCHEMA = pa.schema([("index", pa.int64()), ("prompt", pa.string()), ("negative_prompt", pa.string())])
 STYLED_SCHEMA = pa.schema([("style", pa.string()), ("index", pa.int64()), ("prompt", pa.string())])
@@ -26,11 +26,11 @@ NEGATIVE_PROMPTS: Mapping[str, str] = MappingProxyType(
         "causvid": "low quality, bad anatomy, blurry, distortion, ugly, low resolution, unclear details",
     }
 )
-"""With which the paper evaluates."""
+"""The negative prompts of the paper's evaluation, by benchmark."""
 
 NEGOPT_PAIRS = 30_000
 HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
-HPSV2_PROMPTS = 800  # of a style
+HPSV2_PROMPTS = 800  # per style
 
 
 def exclusion_pairs() -> pa.Table:
@@ -40,38 +40,40 @@ def exclusion_pairs() -> pa.Table:
 
 
 def sample_pairs(pairs: Iterable[tuple[str | None, str | None]], count: int, seed: int) -> pa.Table:
-    """`count` distinct pairs of a prompt and a negative prompt, drawn without repetition, in the order of the draw.
+    """Sample `count` distinct pairs of a prompt and a negative prompt without replacement.
 
-    The paper's own draw of NegOpt is not published: this one is the same for a seed, whatever the order of `pairs`.
+    The sample depends on the seed, not on the order of `pairs`. The paper's own sample of NegOpt is not published.
 
     Raises:
-        ValueError: where there are fewer.
+        ValueError: if there are fewer.
     """
-    whole = sorted({(one_space(a), one_space(b)) for a, b in pairs if a and b and a.strip() and b.strip()})
-    if len(whole) < count:
-        raise ValueError(f"{len(whole)} distinct pairs are fewer than the {count} asked for")
-    chosen = np.random.default_rng((seed, 40)).permutation(len(whole))[:count]
-    columns = zip(*(whole[number] for number in chosen), strict=True)
+    distinct = sorted(
+        {(collapse_spaces(a), collapse_spaces(b)) for a, b in pairs if a and b and a.strip() and b.strip()}
+    )
+    if len(distinct) < count:
+        raise ValueError(f"got {len(distinct)} distinct pairs; expected at least {count}.")
+    chosen = np.random.default_rng((seed, 40)).permutation(len(distinct))[:count]
+    columns = zip(*(distinct[number] for number in chosen), strict=True)
     return pa.table([range(count), *columns], schema=PAIRS_SCHEMA)
 
 
 def styled_prompts(files: Mapping[str, bytes]) -> pa.Table:
-    """HPSv2's benchmark: a JSON list of prompts for each style, by the style's name.
+    """Return HPSv2's benchmark from a JSON list of prompts for each style, by the style's name.
 
     Raises:
-        ValueError: where a style is missing, or is no list of 800 prompts.
+        ValueError: if a style is missing or not a list of 800 prompts.
     """
     rows = []
     for style in HPSV2_STYLES:
         if style not in files:
-            raise ValueError(f"{style}.json is missing; allowed: {', '.join(f'{name}.json' for name in HPSV2_STYLES)}")
+            raise ValueError(f"{style}.json: missing; expected {', '.join(f'{name}.json' for name in HPSV2_STYLES)}.")
         try:
             prompts = json.loads(files[style])
         except ValueError as error:
             raise ValueError(f"{style}.json: not valid JSON: {error}") from None
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError(f"{style}.json: no list of prompts")
+            raise ValueError(f"{style}.json: got other JSON; expected a list of prompts.")
         if len(prompts) != HPSV2_PROMPTS:
-            raise ValueError(f"{style}.json: {len(prompts)} prompts; allowed: {HPSV2_PROMPTS}")
+            raise ValueError(f"{style}.json: got {len(prompts)} prompts; expected {HPSV2_PROMPTS}.")
         rows += [{"style": style, "index": number, "prompt": prompt} for number, prompt in enumerate(prompts)]
     return pa.Table.from_pylist(rows, schema=STYLED_SCHEMA)

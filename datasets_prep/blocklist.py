@@ -1,4 +1,4 @@
-"""Words that filters look for. Whole words, in lower case, with digits that stand for letters read as letters."""
+"""Word lists of the filters, compared as whole lower-case words; digits that stand for letters are read as letters."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ EXPLICIT = frozenset(
     onlyfans rape raped raping incest bestiality zoophilia
     """.split()  # noqa: SIM905
 )
-"""Sexual beyond doubt; and what no prompt should train."""
+"""Unambiguously sexual terms, and terms that no prompt should contain."""
 
 SUGGESTIVE = frozenset(
     """
@@ -23,7 +23,7 @@ SUGGESTIVE = frozenset(
     sensual sultry voluptuous fetish bdsm bondage dominatrix kinky submissive undressing stripping bathing shirtless
     """.split()  # noqa: SIM905
 )
-"""Sexual in some company; enough for the block on minors, not for the NSFW filter."""
+"""Terms that are sexual in some contexts: the filter of minors counts them, the NSFW filter does not."""
 
 MINORS = frozenset(
     """
@@ -70,22 +70,22 @@ _HARMLESS = re.compile(
     r"|sex\s+education\s+(?:class|curriculum|infographic|pamphlet|poster|textbook)"
     r"|baby[\s-](?:blue|pink)\s+(?=(?:bra|bikini|swimsuit|lingerie|underwear)\b))"
 )
-"""Phrases that are neither sexual nor of a minor, by the words in them alone. They count beside an explicit term."""
+"""Phrases that are neither sexual nor about a minor, despite their words. They count beside an explicit term."""
 ADULT = 18  # years
 
 
-def words(text: str) -> frozenset[str]:
+def extract_words(text: str) -> frozenset[str]:
     """Return the words of a text, including disguised ones (`nud3`, `n u d e`)."""
-    folded = _folded(text)
-    found = _WORD.findall(folded)
+    folded = _fold(text)
+    tokens = _WORD.findall(folded)
     if any(c in folded for c in _DISGUISES):
-        found += _disguised(folded)
-    if sum(len(word) == 1 for word in found) > 1:
-        found += _spelled(_SPELLED.findall(folded))
-    return frozenset(found)
+        tokens += _disguised_words(folded)
+    if sum(len(word) == 1 for word in tokens) > 1:
+        tokens += _spelled_terms(_SPELLED.findall(folded))
+    return frozenset(tokens)
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     """Return the text in lower case, without accents and fullwidth letters."""
     if text.isascii():
         return text.lower()
@@ -93,7 +93,7 @@ def _folded(text: str) -> str:
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
-def _disguised(folded: str) -> Iterator[str]:
+def _disguised_words(folded: str) -> Iterator[str]:
     """Yield readings of tokens that have digits or signs for some of their letters."""
     for token in _TOKEN.findall(folded):
         if any(c.isalpha() for c in token):
@@ -101,56 +101,53 @@ def _disguised(folded: str) -> Iterator[str]:
                 yield from _WORD.findall(token.translate(table))
 
 
-def _spelled(runs: Sequence[str]) -> Iterator[str]:
+def _spelled_terms(runs: Sequence[str]) -> Iterator[str]:
     """Yield the terms within runs of single letters; only neighbours are joined, never across a word.
 
-    Of the letters half or more must be letters: `n u d 3`, not the sizes `a 5 5`. The same one again and again, as in
-    a game of noughts and crosses, spells nothing.
+    At least half of the characters must be letters: `n u d 3`, not the sizes `a 5 5`. A run of one repeated character,
+    as in noughts and crosses, spells nothing.
     """
     for run in runs:
         letters = [c for c in run if c.isalnum() or c in "@$"]
-        for first in range(len(letters)):
-            for last in range(first + 3, min(len(letters), first + _LONGEST) + 1):
-                part = "".join(letters[first:last])
+        for start in range(len(letters)):
+            for end in range(start + 3, min(len(letters), start + _LONGEST) + 1):
+                part = "".join(letters[start:end])
                 if 2 * sum(c.isalpha() for c in part) >= len(part) and len(set(part)) > 1:
                     yield from (read for table in _READ_AS if (read := part.translate(table)) in _TERMS)
 
 
-def explicit(text: str) -> bool:
+def is_explicit(text: str) -> bool:
     """Tell whether a text has a sexual term."""
-    return not EXPLICIT.isdisjoint(words(text))
+    return not EXPLICIT.isdisjoint(extract_words(text))
 
 
-def sexual_about_minors(text: str) -> bool:
-    """Tell whether a prompt has a sexual term and one for a minor; it errs on the side of blocking."""
-    return bool(evidence(text))
+def is_sexual_about_minors(text: str) -> bool:
+    """Tell whether a prompt has a sexual term and a term for a minor; errs on the side of blocking."""
+    return bool(blocking_terms(text))
 
 
-def evidence(text: str) -> tuple[str, ...]:
-    """Return the terms for which a prompt is blocked as sexual about minors.
-
-    Empty where it is not.
-    """
-    found = words(text)
-    if both := BLOCKED & found:
-        return (min(both),)
-    if EXPLICIT.isdisjoint(found) and (plain := _HARMLESS.sub("thing ", _folded(text))) != _folded(text):
-        found = words(plain)
-    sexual = (EXPLICIT | SUGGESTIVE) & found
-    minor = sexual and _minor(found, text)
+def blocking_terms(text: str) -> tuple[str, ...]:
+    """Return the terms for which a prompt is blocked as sexual about minors; empty if it is not blocked."""
+    terms = extract_words(text)
+    if blocked := BLOCKED & terms:
+        return (min(blocked),)
+    if EXPLICIT.isdisjoint(terms) and (plain := _HARMLESS.sub("thing ", _fold(text))) != _fold(text):
+        terms = extract_words(plain)
+    sexual = (EXPLICIT | SUGGESTIVE) & terms
+    minor = sexual and _minor_term(terms, text)
     return (min(sexual), minor) if minor else ()
 
 
-def _minor(found: frozenset[str], text: str) -> str:
-    folded = _folded(text)
-    if named := MINORS & found:
+def _minor_term(terms: frozenset[str], text: str) -> str:
+    folded = _fold(text)
+    if named := MINORS & terms:
         return min(named)
     if young := _YOUNG.search(folded):
         return young[0]
-    return next((each[0] for each in _AGE.finditer(folded) if _is_below_adult(each)), "")
+    return next((age[0] for age in _AGE.finditer(folded) if _is_below_adult(age)), "")
 
 
 def _is_below_adult(age: re.Match[str]) -> bool:
-    """Tell whether a number word means less than eighteen."""
+    """Tell whether an age, in digits or as a word, is below eighteen."""
     digits = age["digits"] or age["aged"]
     return int(digits) < ADULT if digits else not age["tens"]

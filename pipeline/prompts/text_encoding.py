@@ -1,4 +1,4 @@
-"""Text encoders in processes of their own: prompts and negatives reach the training encoded, and its GPUs hold none."""
+"""Text encoding in separate processes, so that the workers' GPUs hold no text encoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from nasa.prompt_embeds import PromptEmbeds, cat
 from pipeline import models
-from pipeline.prompts.negatives import NegativeSampler
+from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The configuration of an encoder process. `seed` is that of the sampled negatives."""
+    """The configuration of an encoder actor. `seed` seeds the sampling of negatives."""
 
     teacher: str
     revision: str
@@ -31,39 +31,41 @@ class EncoderConfig:
     seed: int
 
 
-class TextEncoderWorker:
-    """One text-encoding process, with the corpus of negatives."""
+class TextEncoderActor:
+    """A Ray Data actor that encodes prompts and the negatives that it samples for them."""
 
-    def __init__(self, encoding: EncoderConfig) -> None:
-        self.encoding, self.device = encoding, "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, config: EncoderConfig) -> None:
+        self.config, self.device = config, "cuda" if torch.cuda.is_available() else "cpu"
 
     @cached_property
     def model(self) -> models.TextEncoder:
-        """The text encoder, loaded lazily: an exception in an actor's constructor is only an ActorDiedError."""
-        own = self.encoding
+        """The text encoder, loaded on the first batch: an exception in a constructor is only an ActorDiedError."""
+        config = self.config
         model = models.load_text_encoder(
-            models.local_or_download(own.teacher_folder, own.teacher, revision=own.revision), self.device
+            models.local_or_download(config.teacher_folder, config.teacher, revision=config.revision), self.device
         )
-        if own.bfloat16:
+        if config.bfloat16:
             model.to(torch.bfloat16)
         return model
 
     @cached_property
     def negatives(self) -> NegativeSampler:
         """The sampler of negative prompts."""
-        own = self.encoding
-        return NegativeSampler.read(Folder.from_uri(own.prompts_uri), avoid_contradictions=own.avoid_contradictions)
+        config = self.config
+        return NegativeSampler.read(
+            Folder.from_uri(config.prompts_uri), avoid_contradictions=config.avoid_contradictions
+        )
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add `embeds` [N, 2, T, D] and `attention_mask` [N, 2, T] of each prompt and its negative."""
         prompts = batch["prompt"].tolist()
-        steps, indices = np.divmod(batch["position"], self.encoding.batch_size)
+        steps, indices = np.divmod(batch["position"], self.config.batch_size)
         negatives = [
-            self.negatives.draw([prompt], self.encoding.seed, int(step), [int(index)])[0]
+            self.negatives.sample([prompt], self.config.seed, int(step), [int(index)])[0]
             for prompt, step, index in zip(prompts, steps, indices, strict=True)
         ]
         embeds = self.model.encode([*prompts, *negatives])
-        parts = {name: to_bits(part) for name, part in _parts(embeds).items()}
+        parts = {name: tensor_to_numpy(part) for name, part in _parts(embeds).items()}
         pairs = {name: np.stack(np.split(part, 2), axis=1) for name, part in parts.items()}
         return {"prompt": batch["prompt"], **pairs}
 
@@ -73,35 +75,35 @@ def _parts(encoded: PromptEmbeds) -> dict[str, Tensor]:
     return {"embeds": encoded.embeds} | ({} if mask is None else {"attention_mask": mask})
 
 
-def to_bits(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as numpy; bfloat16, which numpy lacks, as int16 of the same bits."""
-    own = tensor.cpu()
-    array: np.ndarray = (own.view(torch.int16) if own.dtype == torch.bfloat16 else own).numpy()
+def tensor_to_numpy(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as a numpy array; bfloat16, which numpy lacks, as int16 with the same bits."""
+    tensor = tensor.cpu()
+    array: np.ndarray = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
 
 
-def embeds_from_batch(batch: dict[str, np.ndarray], device: Any) -> PromptEmbeds:
-    """Return the prompts, then the negatives, of a batch that an `Encoder` returned."""
+def prompt_embeds_from_batch(batch: dict[str, np.ndarray], device: Any) -> PromptEmbeds:
+    """Return the embeddings of a `TextEncoderActor`'s batch: those of the prompts, then of their negatives."""
     embeds, mask = (batch[name].swapaxes(0, 1) if name in batch else None for name in ("embeds", "attention_mask"))
     assert embeds is not None
     return PromptEmbeds(_tensor(embeds).to(device), None if mask is None else _tensor(mask).to(device))
 
 
 def _tensor(pairs: np.ndarray) -> Tensor:
-    """Return [2, N, ...] of `to_bits` as a tensor [2 N, ...]."""
+    """Return an array [2, N, ...] of `tensor_to_numpy` as a tensor [2 N, ...]."""
     tensor = torch.from_numpy(np.ascontiguousarray(pairs.reshape(-1, *pairs.shape[2:])))
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
-def encode_cached(encoding: EncoderConfig, texts: Sequence[str]) -> bytes:
-    """Encode texts one by one, for `decode_cached`."""
-    encoder = TextEncoderWorker(encoding)
+def encode_cached(config: EncoderConfig, texts: Sequence[str]) -> bytes:
+    """Encode texts one by one and serialise the embeddings, for `decode_cached`."""
+    encoder = TextEncoderActor(config)
     embeds = cat([encoder.model.encode([text]) for text in texts])
     return save({name: part.cpu().contiguous() for name, part in _parts(embeds).items()})
 
 
 def decode_cached(texts: Sequence[str], content: bytes, device: Any) -> dict[str, PromptEmbeds]:
-    """Return the embeddings of texts by text."""
+    """Return the embeddings that `encode_cached` wrote, by text."""
     parts = {name: value.to(device) for name, value in load(content).items()}
     mask = parts.get("attention_mask")
     return {

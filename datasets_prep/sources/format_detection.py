@@ -1,4 +1,4 @@
-"""Detection of a stream's format by its first bytes and structure, and by its name where these leave it open."""
+"""Detection of a stream's format by its first bytes and structure, or by its name if these are ambiguous."""
 
 import json
 import re
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from datasets_prep.sources.decompression import HEAD
 from datasets_prep.sources.delimited import DELIMITERS
-from datasets_prep.sources.rows import COLUMNS, row_of
-from datasets_prep.sources.unpack import HEAD
+from datasets_prep.sources.rows import COLUMNS, row_from_object
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 ENDINGS: Mapping[str, str] = MappingProxyType(
@@ -18,7 +18,7 @@ ENDINGS: Mapping[str, str] = MappingProxyType(
         ".csv": "csv", ".tsv": "csv", ".arrow": "arrow", ".feather": "arrow", ".txt": "text",
     }
 )  # fmt: skip
-"""Of names, with the kind that each promises; empty where that is open."""
+"""The format that each name ending implies; empty if the content decides."""
 
 _NO_PROMPTS: Mapping[bytes, str] = MappingProxyType(
     {
@@ -39,43 +39,43 @@ _BEGINS_LIST = re.compile(r'\[\s*(?P<element>\{\s*"|")')
 _NAME = re.compile(r'"?[A-Za-z_][\w.-]*"?')
 
 
-def named_kind(path: str) -> str | None:
-    """Return the kind that a file's name promises; empty if any is possible, None for an unknown format."""
+def format_of_name(path: str) -> str | None:
+    """Return the format that a file's name implies; empty if the content decides, None if it is unknown."""
     name = path.lower()
     while name.endswith(COMPRESSED):
-        found = next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "")
-        if found:
-            return found
+        inner = next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "")
+        if inner:
+            return inner
         name = name.rpartition(".")[0]
         if not any(name.endswith(ending) for ending in ENDINGS):
             return ""
     return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), None)
 
 
-def kind_of(head: bytes, named: str, column: str) -> str:
-    """Return one of the kinds of `ENDINGS`, "document" for JSON that is no object per line, or "no " and the reason."""
+def detect_format(head: bytes, name_format: str, column: str) -> str:
+    """Return a format of `ENDINGS`, "document" for JSON that is not JSON lines, or "no prompts: " and the reason."""
     if _PICKLE.match(head):
-        return "no prompts: a pickle, which runs the code that is in it when it is read"
+        return "no prompts: a pickle, which runs the code in it when it is read"
     for magic, what in _NO_PROMPTS.items():
         if head.startswith(magic):
             return f"no prompts: {what}"
-    return _kind_of_table(head, named) or _kind_of_page(head) or _kind_of_text(head, named, column)
+    return _detect_binary(head, name_format) or _detect_page_or_media(head) or _detect_text(head, name_format, column)
 
 
-def _kind_of_table(head: bytes, named: str) -> str:
+def _detect_binary(head: bytes, name_format: str) -> str:
     is_binary = _CONTROL.search(head) is not None
-    if head.startswith((b"PAR1", b"PARE")) and (is_binary or named == "parquet"):
+    if head.startswith((b"PAR1", b"PARE")) and (is_binary or name_format == "parquet"):
         return "parquet"
     if head.startswith(b"FEA1") and is_binary:
         return "no prompts: Feather version 1; write it again as Parquet"
     if head.startswith((b"ARROW1\0", b"\xff\xff\xff\xff")):
         return "arrow"
-    if head[257:262] == b"ustar" or (named == "tar" and head):
+    if head[257:262] == b"ustar" or (name_format == "tar" and head):
         return "tar"
     return ""
 
 
-def _kind_of_page(head: bytes) -> str:
+def _detect_page_or_media(head: bytes) -> str:
     if _PAGE.match(head):
         return "no prompts: a web page, such as of an error when it was fetched"
     if _MEDIA.match(head):
@@ -83,68 +83,72 @@ def _kind_of_page(head: bytes) -> str:
     return ""
 
 
-def _kind_of_text(head: bytes, named: str, column: str) -> str:
+def _detect_text(head: bytes, name_format: str, column: str) -> str:
     if not head or b"\0" in head[:512]:
-        return named or ("text" if not head else "no prompts: of no known format")
-    text, whole = head.decode("utf-8", "replace").lstrip(), len(head) < HEAD
-    if text[:1] in ("{", "[") and (found := _kind_of_json(text, whole, named, column)):
-        return found
-    if named == "csv" or (named != "text" and _is_header(text.partition("\n")[0], column)):
+        return name_format or ("text" if not head else "no prompts: of no known format")
+    text, is_complete = head.decode("utf-8", "replace").lstrip(), len(head) < HEAD
+    if text[:1] in ("{", "[") and (json_format := _detect_json(text, is_complete, name_format, column)):
+        return json_format
+    if name_format == "csv" or (name_format != "text" and _is_header(text.partition("\n")[0], column)):
         return "csv"
-    return named or "text"
+    return name_format or "text"
 
 
-def _kind_of_json(text: str, whole: bool, named: str, column: str) -> str:
-    """Empty where it is none. Lines are told from one document also where either is damaged or cut."""
+def _detect_json(text: str, is_complete: bool, name_format: str, column: str) -> str:
+    """Tell JSON lines from one document, also if either is corrupt or truncated; empty if it is neither."""
     line, _, rest = text.partition("\n")
-    complete = bool(rest) or whole
+    has_first_line = bool(rest) or is_complete
     try:
-        first = json.loads(line) if complete else None
+        first = json.loads(line) if has_first_line else None
     except (ValueError, RecursionError):
         first = None
-    if isinstance(first, dict) and "problem" not in row_of(first, column):
+    if isinstance(first, dict) and "problem" not in row_from_object(first, column):
         return "json"
     if first is not None and rest.strip():
-        return "json" if named == "json" or (isinstance(first, dict) and named != "text") else ""
-    if first is not None or (whole and _is_json(text)) or (_begins(text, whole) and not _is_lines(rest)):
+        return "json" if name_format == "json" or (isinstance(first, dict) and name_format != "text") else ""
+    if (
+        first is not None
+        or (is_complete and _is_json(text))
+        or (_begins_document(text, is_complete) and not _is_lines(rest))
+    ):
         return "document"
     return ""
 
 
-def _begins(text: str, whole: bool) -> bool:
-    """Whether it begins as an object or a list of JSON does; of a list, with all of its first element."""
+def _begins_document(text: str, is_complete: bool) -> bool:
+    """Tell whether a text begins as a JSON object, or as a list with a complete first element."""
     if not (listed := _BEGINS_LIST.match(text)):
         return bool(_BEGINS_OBJECT.match(text))
     try:
         _, end = json.JSONDecoder().raw_decode(text, listed.start("element"))
     except (ValueError, RecursionError):
-        return not whole
+        return not is_complete
     return text[end:].lstrip()[:1] in ("", ",", "]")
 
 
 def _is_lines(text: str) -> bool:
-    """Whether more of its lines are objects than elements of a list, which have a comma after them."""
+    """Tell whether more lines are objects than list elements, which a comma follows."""
     objects = [line.strip() for line in text.split("\n") if line.lstrip().startswith("{")]
     return sum(map(_is_json, objects)) > sum(line.endswith(",") and _is_json(line[:-1]) for line in objects)
 
 
 def _is_json(text: str) -> bool:
-    """Whether all of it is values of JSON, one after another."""
-    decoder, at = json.JSONDecoder(), 0
+    """Tell whether a text consists of JSON values."""
+    decoder, offset = json.JSONDecoder(), 0
     try:
-        while at < len(text):
-            _, end = decoder.raw_decode(text, at)
-            at = end + len(text[end:]) - len(text[end:].lstrip())
+        while offset < len(text):
+            _, end = decoder.raw_decode(text, offset)
+            offset = end + len(text[end:]) - len(text[end:].lstrip())
     except (ValueError, RecursionError):
         return False
     return True
 
 
 def _is_header(line: str, column: str) -> bool:
-    """Whether a line is names of columns, two or more, of which one is for prompts."""
+    """Tell whether a line is a header of two or more columns, one of them for prompts."""
     wanted: Any = (column,) if column else COLUMNS["text"]
     for delimiter in DELIMITERS:
         names = [name.strip() for name in line.split(delimiter)]
         if len(names) > 1 and all(map(_NAME.fullmatch, names)):
-            return any(name.strip('"').lower() in [each.lower() for each in wanted] for name in names)
+            return any(name.strip('"').lower() in [column.lower() for column in wanted] for name in names)
     return False

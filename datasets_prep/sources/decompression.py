@@ -1,4 +1,4 @@
-"""Streams of bytes as they are read: compressed in any way that their first bytes tell, in any encoding with a mark."""
+"""Decompression and decoding of streams, as their first bytes or byte order mark tell."""
 
 import bz2
 import codecs
@@ -14,62 +14,65 @@ import pyarrow as pa
 
 from datasets_prep.sources.rows import UNREADABLE
 
-HEAD = 2**16  # bytes that are looked at to tell what a stream is
-LAYERS = 4
+HEAD = 2**16  # bytes that are read to detect a stream's format
+MAX_LAYERS = 4
 BUFFER = 2**18
-PART = 2**13  # at a time, since what is read together with the end of a cut file is lost with it
+PART = 2**13  # bytes per read: a read that meets a truncated end is lost as a whole
 
 
 @dataclass(frozen=True)
-class Unpacked:
-    """A stream, and its first bytes, which are still in it: all of them where they are fewer than `HEAD`.
+class DecompressedStream:
+    """A decompressed stream in UTF-8.
 
-    `as_is` where nothing had to be done to it.
+    Attributes:
+        head: the first `HEAD` bytes, which are still in the stream.
+        stream: the stream.
+        is_unchanged: whether the file has neither compression nor byte order mark.
     """
 
     head: bytes
     stream: BinaryIO
-    as_is: bool
+    is_unchanged: bool
 
 
-def unpacked(raw: BinaryIO) -> Unpacked:
+def decompress(raw: BinaryIO) -> DecompressedStream:
     """Return the stream without compression and byte order mark, in UTF-8."""
-    for layer in range(LAYERS + 1):
-        head, stream = with_head(raw)
-        opened = next((each for magic, each in _LAYERS if _begins(head, magic)), None)
-        if opened is None or layer == LAYERS:
+    for layer in range(MAX_LAYERS + 1):
+        head, stream = peek(raw)
+        open_layer = next((opener for magic, opener in _LAYERS if _begins(head, magic)), None)
+        if open_layer is None or layer == MAX_LAYERS:
             break
-        raw = opened(stream)
-    return Unpacked(head, _with_line_feeds(head, stream), as_is=layer == 0)
+        raw = open_layer(stream)
+    return DecompressedStream(head, _with_line_feeds(head, stream), is_unchanged=layer == 0)
 
 
 def _begins(head: bytes, magic: bytes | re.Pattern[bytes]) -> bool:
     return head.startswith(magic) if isinstance(magic, bytes) else magic.match(head) is not None
 
 
-def with_head(raw: BinaryIO, size: int = HEAD) -> tuple[bytes, BinaryIO]:
+def peek(raw: BinaryIO, size: int = HEAD) -> tuple[bytes, BinaryIO]:
     """Return the first bytes and a stream that still contains them.
 
-    An error on the way to them is kept until what stands before it was read.
+    An error is raised once the bytes before it have been read.
     """
     head, error = bytearray(), None
     try:
-        while len(head) < size and (part := _some(raw, size - len(head))):
+        while len(head) < size and (part := _read_some(raw, size - len(head))):
             head += part
     except UNREADABLE as raised:
         error = raised
-    return bytes(head), io.BufferedReader(_Rejoined(bytes(head), raw, error), BUFFER)
+    return bytes(head), io.BufferedReader(_PeekedStream(bytes(head), raw, error), BUFFER)
 
 
-def _some(raw: Any, size: int) -> bytes:
-    """Read at least a byte, unless at the end, without waiting for all."""
+def _read_some(raw: Any, size: int) -> bytes:
+    """Read at least one byte, unless at the end, without waiting for all."""
     size = min(size, PART)
     part: bytes = raw.read1(size) if hasattr(raw, "read1") else raw.read(size)
     return part
 
 
-class _Rejoined(io.RawIOBase):
-    """A stream of which the first bytes were read before."""
+class _PeekedStream(io.RawIOBase):
+    """A stream that returns bytes that were read ahead before the rest."""
 
     def __init__(self, head: bytes, rest: BinaryIO, error: Exception | None) -> None:
         self.head, self.rest, self.error = head, rest, error
@@ -83,31 +86,31 @@ class _Rejoined(io.RawIOBase):
         elif self.error:
             raise self.error
         else:
-            part = _some(self.rest, len(buffer))
+            part = _read_some(self.rest, len(buffer))
         buffer[: len(part)] = part
         return len(part)
 
 
-class _Converted(io.RawIOBase):
-    """A stream whose parts are each converted."""
+class _ConvertedStream(io.RawIOBase):
+    """A stream whose parts are converted one by one."""
 
     def __init__(self, stream: BinaryIO, convert: Callable[[bytes], bytes]) -> None:
-        self.stream, self.convert, self.left, self.ended = stream, convert, b"", False
+        self.stream, self.convert, self.converted, self.ended = stream, convert, b"", False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self.left and not self.ended:
-            part = _some(self.stream, BUFFER)
+        while not self.converted and not self.ended:
+            part = _read_some(self.stream, BUFFER)
             self.ended = not part
-            self.left = self.convert(part)
-        part, self.left = self.left[: len(buffer)], self.left[len(buffer) :]
+            self.converted = self.convert(part)
+        part, self.converted = self.converted[: len(buffer)], self.converted[len(buffer) :]
         buffer[: len(part)] = part
         return len(part)
 
 
-def _recoded(encoding: str) -> Callable[[BinaryIO], BinaryIO]:
+def _decode_utf(encoding: str) -> Callable[[BinaryIO], BinaryIO]:
     """Convert UTF-16 or UTF-32 to UTF-8; invalid characters stay invalid."""
 
     def convert(stream: BinaryIO) -> BinaryIO:
@@ -116,12 +119,12 @@ def _recoded(encoding: str) -> Callable[[BinaryIO], BinaryIO]:
         def part(content: bytes) -> bytes:
             return decoder.decode(content, final=not content).encode("utf-8", "surrogatepass")
 
-        return io.BufferedReader(_Converted(stream, part), BUFFER)
+        return io.BufferedReader(_ConvertedStream(stream, part), BUFFER)
 
     return convert
 
 
-def _after_mark(stream: BinaryIO) -> BinaryIO:
+def _skip_mark(stream: BinaryIO) -> BinaryIO:
     stream.read(len(codecs.BOM_UTF8))
     return stream
 
@@ -130,7 +133,7 @@ def _with_line_feeds(head: bytes, stream: BinaryIO) -> BinaryIO:
     """Convert the carriage returns of old Macs to line feeds."""
     if b"\r" not in head or b"\n" in head or b"\0" in head:
         return stream
-    return io.BufferedReader(_Converted(stream, lambda part: part.replace(b"\r", b"\n")), BUFFER)
+    return io.BufferedReader(_ConvertedStream(stream, lambda part: part.replace(b"\r", b"\n")), BUFFER)
 
 
 def _arrow_codec(name: str) -> Callable[[BinaryIO], BinaryIO]:
@@ -143,20 +146,20 @@ _LAYERS: tuple[tuple[bytes | re.Pattern[bytes], Callable[[Any], Any]], ...] = (
     (b"\xfd7zXZ\0", lzma.open),
     (b"\x28\xb5\x2f\xfd", _arrow_codec("zstd")),
     (b"\x04\x22\x4d\x18", _arrow_codec("lz4")),
-    (codecs.BOM_UTF8, _after_mark),
-    (codecs.BOM_UTF32_LE, _recoded("utf-32")),
-    (codecs.BOM_UTF32_BE, _recoded("utf-32")),
-    (codecs.BOM_UTF16_LE, _recoded("utf-16")),
-    (codecs.BOM_UTF16_BE, _recoded("utf-16")),
+    (codecs.BOM_UTF8, _skip_mark),
+    (codecs.BOM_UTF32_LE, _decode_utf("utf-32")),
+    (codecs.BOM_UTF32_BE, _decode_utf("utf-32")),
+    (codecs.BOM_UTF16_LE, _decode_utf("utf-16")),
+    (codecs.BOM_UTF16_BE, _decode_utf("utf-16")),
 )
-"""The first bytes of each, all of them where a part might be a word; the longer of two that begin alike first."""
+"""The first bytes of each layer, and how to open it; a longer mark stands before its prefix."""
 
 
-def decoded(content: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; without the mark.
+def decode_text(content: bytes) -> str:
+    """Decode UTF-8, or UTF-16 or UTF-32 with a byte order mark, and drop the mark.
 
     Raises:
-        UnicodeDecodeError: where it is none of these.
+        UnicodeDecodeError: if the content is none of these.
     """
     for mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         if content.startswith(mark):
