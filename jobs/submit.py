@@ -37,23 +37,27 @@ FOLLOWED_NO_LONGER = 130  # as of any command that Ctrl-C ends
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="submitted", required=True, metavar="command")
     for name, module in COMMANDS.items():
-        own = commands.add_parser(name, help=module.__doc__, description=module.__doc__, conflict_handler="resolve")
-        module.add_arguments(own)
-        shared.add_job_server(own)
-        own.add_argument(
+        subparser = commands.add_parser(
+            name, help=module.__doc__, description=module.__doc__, conflict_handler="resolve"
+        )
+        module.add_arguments(subparser)
+        shared.add_job_server(subparser)
+        subparser.add_argument(
             "--attempt", type=int, default=0, metavar="N", help="number of the attempt, from 1, of a job that ended"
         )
-        own.add_argument(
+        subparser.add_argument(
             "--retry", action="store_true", help="start the next attempt of a job that failed or was stopped"
         )
-        own.add_argument(
+        subparser.add_argument(
             "--in-image",
             action="store_true",
             help="use the code in the cluster's image instead of sending the checkout",
         )
-        own.add_argument("--ignore-lock", action="store_true", help="accept other package versions than the lock")
-        own.add_argument("--no-wait", action="store_true", help="exit after submitting, without following the log")
-        own.add_argument(
+        subparser.add_argument("--ignore-lock", action="store_true", help="accept other package versions than the lock")
+        subparser.add_argument(
+            "--no-wait", action="store_true", help="exit after submitting, without following the log"
+        )
+        subparser.add_argument(
             "--env",
             action="append",
             default=[],

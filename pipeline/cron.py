@@ -34,12 +34,12 @@ def is_time_zone(name: str) -> bool:
 def latest_time(expression: str, timezone: str, now: datetime) -> datetime:
     """Return the newest matching time at or before `now`, in UTC."""
     after = now.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
-    found = next(CronSim(expression, after.astimezone(ZoneInfo(timezone)), reverse=True)).astimezone(UTC)
+    time = next(CronSim(expression, after.astimezone(ZoneInfo(timezone)), reverse=True)).astimezone(UTC)
     while (
-        later := next_time(expression, timezone, found)[0]
+        later := next_time(expression, timezone, time)[0]
     ) <= now:  # backwards it skips some of an hour that comes twice
-        found = later
-    return found
+        time = later
+    return time
 
 
 def next_time(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:

@@ -57,10 +57,10 @@ def hub_status(path_or_id: str, revision: str, *, missing: str) -> str:
     except (LocalEntryNotFoundError, OSError, ValueError):
         pass
     try:
-        found = hub_info(path_or_id, revision)
+        info = hub_info(path_or_id, revision)
     except TransientError as error:
         return f"{missing}: {error}"
-    return f"{path_or_id} at {found.sha}, to be fetched from the hub"
+    return f"{path_or_id} at {info.sha}, to be fetched from the hub"
 
 
 def hub_info(path_or_id: str, revision: str) -> Any:

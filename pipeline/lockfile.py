@@ -32,9 +32,9 @@ def version_differences(lock: Path) -> list[str]:
     for line in lock.read_text(encoding="utf-8").splitlines():
         name, _, pinned = line.partition(";")[0].strip().partition("==")
         try:
-            found = metadata.version(name)
+            installed = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        if re.sub(r"\+.*", "", found) != pinned:
-            wrong.append(f"{name} is {found}, not {pinned}")
+        if re.sub(r"\+.*", "", installed) != pinned:
+            wrong.append(f"{name} is {installed}, not {pinned}")
     return wrong

@@ -83,7 +83,7 @@ def read(folder: Folder, kind: type[M]) -> M:
             f"{folder.uri}: no complete {expected} here (no {NAME}); run `python -m jobs {kind.command}` first"
         )
     values = folder.read_json(NAME)
-    found = values.get("kind") if isinstance(values, dict) else type(values).__name__
-    if found != expected:
-        raise invalid(f"{where}: kind", found, repr(expected))
+    stored = values.get("kind") if isinstance(values, dict) else type(values).__name__
+    if stored != expected:
+        raise invalid(f"{where}: kind", stored, repr(expected))
     return kind.from_values(values, where)

@@ -28,8 +28,8 @@ def is_secret(name: str) -> bool:
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     """Return the text with secrets of the environment and in URLs replaced by ***."""
-    own = os.environ if environment is None else environment
-    values = {value for name, value in own.items() if is_secret(name) and len(value) >= SHORTEST}
+    variables = os.environ if environment is None else environment
+    values = {value for name, value in variables.items() if is_secret(name) and len(value) >= SHORTEST}
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, MASK)
     for pattern in (IN_ADDRESS, USER):

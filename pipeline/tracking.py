@@ -56,11 +56,11 @@ def reachable_client(uri: str) -> Iterator[MlflowClient]:
     if uri.startswith(("http://", "https://")):
         _reach(uri)
     try:
-        own = client(uri)
+        mlflow_client = client(uri)
     except (MlflowException, OSError) as error:
         raise StorageError(f"tracking-uri: {uri}: {first_line(error)}") from error
     try:
-        yield own
+        yield mlflow_client
     except MlflowException as error:
         raise StorageError(f"tracking-uri: {uri}: {first_line(error)}") from error
 

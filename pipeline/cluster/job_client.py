@@ -67,7 +67,7 @@ def connect(address: str | None = None) -> JobClient:
     try:
         # Ray sends no token of its own where RAY_AUTH_MODE was not set before it was imported
         client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
-        found = client.get_version()
+        version = client.get_version()
         client.list_jobs()  # unlike the version, it needs the token
     except AuthenticationError:
         raise UserError(_token_error(address, token)) from None
@@ -76,7 +76,7 @@ def connect(address: str | None = None) -> JobClient:
             f"--job-server: got {address!r}, which is no Ray job server ({first_line(error)}); "
             f"expected a URL such as {DEFAULT}."
         ) from None
-    server = getattr(client, "_server_ray_version", None) or found
+    server = getattr(client, "_server_ray_version", None) or version
     if server != ray.__version__:
         raise UserError(
             f"--job-server: the cluster at {address} runs Ray {server}, here is {ray.__version__}; "

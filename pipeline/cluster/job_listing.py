@@ -36,11 +36,11 @@ def job_details(client: JobClient, submission_id: str) -> Any:
         UserError: where none begins so, or several jobs do.
     """
     ids = [job.submission_id for job in client.list_jobs() if job.submission_id]
-    found = [own for own in ids if own == submission_id] or [own for own in ids if own.startswith(submission_id)]
-    if len({attempt_number(own)[0] for own in found}) != 1:
-        known = ", ".join(sorted(found or ids)) or "none yet"
+    matching = [job for job in ids if job == submission_id] or [job for job in ids if job.startswith(submission_id)]
+    if len({attempt_number(job)[0] for job in matching}) != 1:
+        known = ", ".join(sorted(matching or ids)) or "none yet"
         raise invalid("job", submission_id, f"the id of one job: {known}")
-    return client.get_job_info(max(found, key=attempt_number))
+    return client.get_job_info(max(matching, key=attempt_number))
 
 
 def attempt_number(submission_id: str) -> tuple[str, int]:

@@ -112,8 +112,8 @@ def find_job(client: JobClient, submission_id: str) -> Any:
 
 def forwarded_environment(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """Return the job's environment variables; the dashboard shows them, so a secret is an error."""
-    own = {name: here[name] for name in SETTINGS if here.get(name)}
-    chosen = {manifest.CODE: manifest.code_version(), lockfile.PINNED: "1", **own, **given}
+    forwarded = {name: here[name] for name in SETTINGS if here.get(name)}
+    chosen = {manifest.CODE: manifest.code_version(), lockfile.PINNED: "1", **forwarded, **given}
     for name, value in chosen.items():
         if is_secret(name):
             raise UserError(
@@ -136,8 +136,8 @@ def with_attempt(client: JobClient, job: Job, attempt: int, retry: bool) -> Job:
     if attempt < 0:
         raise invalid("--attempt", attempt, "1 or more")
     stem = job.id.rpartition("-")[0]
-    made = [(str(each.submission_id).rpartition("-"), each.status) for each in client.list_jobs()]
-    attempts = {int(number): status for (own, _, number), status in made if own == stem and number.isdigit()}
+    jobs = [(str(each.submission_id).rpartition("-"), each.status) for each in client.list_jobs()]
+    attempts = {int(number): status for (prefix, _, number), status in jobs if prefix == stem and number.isdigit()}
     latest = max(attempts, default=0)
     again = retry and attempts.get(latest) in (FAILED, STOPPED)
     return replace(job, attempt=attempt or max(1, latest + again))

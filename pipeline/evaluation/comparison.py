@@ -32,19 +32,19 @@ class MetricComparison(Record):
 
     @staticmethod
     def from_difference(
-        metric: str, found: Difference, verdict: str, sentence: str, a: float, b: float
+        metric: str, difference: Difference, verdict: str, sentence: str, a: float, b: float
     ) -> "MetricComparison":
         """Return the comparison of a difference with its interval."""
         return MetricComparison(
             metric=metric,
-            pairs=found.count,
+            pairs=difference.count,
             sentence=sentence,
             verdict=verdict,
             a=a,
             b=b,
-            difference=found.difference,
-            low=found.low,
-            high=found.high,
+            difference=difference.difference,
+            low=difference.low,
+            high=difference.high,
         )
 
 
@@ -102,13 +102,13 @@ def _metric(
     first, second = (summary.metrics[name] for summary in summaries)
     if first.options != second.options:
         return MetricComparison(metric=name, pairs=0, sentence="another version or other options: not compared")
-    found = paired_difference(a, b, name)
+    difference = paired_difference(a, b, name)
     sign = -1 if name in LOWER_IS_BETTER else 1
-    low, high = sorted((sign * found.low, sign * found.high))
+    low, high = sorted((sign * difference.low, sign * difference.high))
     verdict = "a" if low > 0 else "b" if high < 0 else ""
     winner, other = names if verdict == "a" else names[::-1]
     sentence = f"{winner} beats {other}" if verdict else "no significant difference"
-    return MetricComparison.from_difference(name, found, verdict, sentence, first.value, second.value)
+    return MetricComparison.from_difference(name, difference, verdict, sentence, first.value, second.value)
 
 
 def _cards(

@@ -124,8 +124,8 @@ def best_scale(calibration: Iterable[Trial], samplings: Sequence[SamplingMethod]
     collected = list(calibration)
 
     def worst(sampling: SamplingMethod) -> float:
-        own = [trial for trial in collected if trial.sampling == sampling.label and trial.pair.trained]
-        return min(share([t.removed for t in own]).value, share([t.kept for t in own]).value) if own else -1.0
+        group = [trial for trial in collected if trial.sampling == sampling.label and trial.pair.trained]
+        return min(share([t.removed for t in group]).value, share([t.kept for t in group]).value) if group else -1.0
 
     return max(samplings, key=worst)
 
@@ -136,9 +136,9 @@ def summarise(collected: Iterable[Trial]) -> list[ExclusionShares]:
     test = [trial for trial in collected if not trial.calibration]
     for sampling in dict.fromkeys(trial.sampling for trial in test):
         for trained in (True, False):
-            own = [trial for trial in test if trial.sampling == sampling and trial.pair.trained == trained]
-            if own:
-                shares = {name: share([getattr(t, name) for t in own]) for name in OUTCOMES}
+            group = [trial for trial in test if trial.sampling == sampling and trial.pair.trained == trained]
+            if group:
+                shares = {name: share([getattr(t, name) for t in group]) for name in OUTCOMES}
                 rows.append(ExclusionShares(sampling_method=sampling, trained_negative=trained, **shares))
     return rows
 
@@ -154,10 +154,10 @@ def summarise_by_pair(collected: Iterable[Trial]) -> list[PairShares]:
             prompt=pair.prompt,
             negative_prompt=pair.negative_prompt,
             sampling_method=sampling,
-            removed=share([trial.removed for trial in own]),
-            kept=share([trial.kept for trial in own]),
+            removed=share([trial.removed for trial in group]),
+            kept=share([trial.kept for trial in group]),
         )
-        for (pair, sampling), own in groups.items()
+        for (pair, sampling), group in groups.items()
     ]
 
 
@@ -178,6 +178,6 @@ def correct_for_judge_errors(
 
 def method_shares(collected: Iterable[Trial], sampling: SamplingMethod) -> dict[str, float]:
     """Return the number of images of one method, and the shares removed, kept and clean."""
-    own = [trial for trial in collected if trial.sampling == sampling.label]
-    figures = {name: share([getattr(trial, name) for trial in own]).value for name in OUTCOMES}
-    return {"images": len(own), **figures}
+    group = [trial for trial in collected if trial.sampling == sampling.label]
+    shares = {name: share([getattr(trial, name) for trial in group]).value for name in OUTCOMES}
+    return {"images": len(group), **shares}

@@ -39,7 +39,7 @@ class System:
         model: `STUDENT` or `TEACHER`.
         sampling: the sampling method.
         uses_negative: whether it is given each sample's negative prompt.
-        negative_prompt_override: the negative prompt in place of the samples' own, if not empty.
+        negative_prompt_override: the negative prompt in place of the samples' selected, if not empty.
         subset_only: whether it samples only the first `teacher_prompts` of a set, because it is slow.
     """
 
@@ -86,8 +86,8 @@ def work_units(
     units: list[WorkUnit] = []
     for system in systems:
         for samples in prompt_sets:
-            own = samples[: options.teacher_prompts] if system.subset_only else samples
-            units += [SampleUnit(system, tuple(part)) for part in _batches(own, options.batch_size)]
+            selected = samples[: options.teacher_prompts] if system.subset_only else samples
+            units += [SampleUnit(system, tuple(part)) for part in _batches(selected, options.batch_size)]
     return units + list(_exclusion_units(options, pairs))
 
 

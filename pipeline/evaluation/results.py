@@ -55,10 +55,10 @@ class EvaluationRow:
 
     def columns(self) -> dict[str, object]:
         """Return the values of a table's columns; those that are None are left out."""
-        own = {name: value for name, value in vars(self).items() if name not in ("expected", "shown", "scores")}
-        own |= {f"{_EXPECTED}{name}": value for name, value in self.expected.items()}
-        own |= {f"{_SHOWN}{name}": value for name, value in self.shown.items()} | dict(self.scores)
-        return {name: value for name, value in own.items() if value is not None}
+        values = {name: value for name, value in vars(self).items() if name not in ("expected", "shown", "scores")}
+        values |= {f"{_EXPECTED}{name}": value for name, value in self.expected.items()}
+        values |= {f"{_SHOWN}{name}": value for name, value in self.shown.items()} | dict(self.scores)
+        return {name: value for name, value in values.items() if value is not None}
 
     @staticmethod
     def from_columns(columns: Mapping[str, Any]) -> "EvaluationRow":

@@ -146,24 +146,24 @@ class _Stratum:
 
     @property
     def weight(self) -> float:
-        own, other = self.present.sum(axis=1)
-        return float(own * other / (own + other))
+        a, b = self.present.sum(axis=1)
+        return float(a * b / (a + b))
 
     @property
     def difference(self) -> float:
-        own, other = self.values.sum(axis=1) / self.present.sum(axis=1)
-        return float(own - other)
+        a, b = self.values.sum(axis=1) / self.present.sum(axis=1)
+        return float(a - b)
 
     def resample(self, rng: np.random.Generator, num_resamples: int) -> np.ndarray:
         """Return the difference in each resample of the keys; NaN in one that lacks a side."""
         count = self.values.shape[1]
         keys = rng.integers(0, count, (num_resamples, count))
         with np.errstate(invalid="ignore"):
-            own, other = (
+            a, b = (
                 values[keys].sum(axis=1) / present[keys].sum(axis=1)
                 for values, present in zip(self.values, self.present, strict=True)
             )
-        difference: np.ndarray = own - other
+        difference: np.ndarray = a - b
         return difference
 
 

@@ -253,10 +253,12 @@ def _summary(options: VideoOptions, rows: Sequence[VideoRow]) -> Comparison:
     metrics = []
     for name in (kind for kind in KINDS if kind in rows[0].scores):
         a, b = ([row.scores[name] for row in system] for system in (steered, plain))
-        found = paired_bootstrap(a, b)
-        verdict = "a" if found.low > 0 else "b" if found.high < 0 else ""
+        difference = paired_bootstrap(a, b)
+        verdict = "a" if difference.low > 0 else "b" if difference.high < 0 else ""
         sentence = {"a": "better with NASA", "b": "worse with NASA", "": "no significant difference"}[verdict]
-        metrics.append(MetricComparison.from_difference(name, found, verdict, sentence, mean(a).value, mean(b).value))
+        metrics.append(
+            MetricComparison.from_difference(name, difference, verdict, sentence, mean(a).value, mean(b).value)
+        )
     return Comparison(a=options.steered_system, b=PLAIN, metrics=tuple(metrics))
 
 

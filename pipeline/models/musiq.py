@@ -180,9 +180,9 @@ def on_grid(count: int) -> Tensor:
     return F.interpolate(torch.arange(float(GRID))[None, None], count, mode="nearest")[0, 0].long()
 
 
-def sizes_of(found: Mapping[str, Tensor]) -> dict[str, int]:
+def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the sizes of a checkpoint from its shapes; the width of a head is always 64."""
-    layers = [int(name.partition("encoderblock_")[2].partition(".")[0]) for name in found if "encoderblock_" in name]
-    width = len(found["embedding.bias"])
-    inner = len(found["transformer_encoder.transformer.encoderblock_0.mlp.fc1.bias"])
+    layers = [int(name.partition("encoderblock_")[2].partition(".")[0]) for name in tensors if "encoderblock_" in name]
+    width = len(tensors["embedding.bias"])
+    inner = len(tensors["transformer_encoder.transformer.encoderblock_0.mlp.fc1.bias"])
     return {"width": width, "inner": inner, "heads": width // (WIDTH // HEADS), "layers": 1 + max(layers)}

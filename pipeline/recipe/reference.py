@@ -70,8 +70,8 @@ def _attributes(docstring: str) -> dict[str, str]:
 
 
 def _resolved(node: Schema, schema: Schema) -> Schema:
-    found: Schema = schema["$defs"][node["$ref"].rpartition("/")[2]]
-    return found
+    resolved: Schema = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    return resolved
 
 
 def _type(field: Schema) -> str:

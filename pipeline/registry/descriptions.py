@@ -60,19 +60,19 @@ def version_description(client: MlflowClient, candidate: Candidate, scores: Scor
 def _table(scores: Scores, decision: Decision | None) -> str:
     if not scores.metrics:
         return "There is no judge for this teacher: look at the images."
-    gains = {found.metric: found.short for found in decision.comparisons} if decision else {}
+    gains = {summary.metric: summary.short for summary in decision.comparisons} if decision else {}
     beside = f" gain over version {decision.against} |" if decision and gains else ""
     lines = [f"| metric | value (95 % interval) | images |{beside}", "|---|---|---|" + ("---|" if beside else "")]
-    for metric, found in scores.metrics.items():
+    for metric, summary in scores.metrics.items():
         gain = f" {gains.get(metric, '')} |" if beside else ""
-        lines.append(f"| {metric} | {scores.short(metric)} | {found.images} |{gain}")
+        lines.append(f"| {metric} | {scores.short(metric)} | {summary.images} |{gain}")
     return "\n".join(lines)
 
 
 def set_state(client: MlflowClient, name: str, number: str, state: str) -> None:
     """Change what a version is; its page and its tag say so first."""
-    found = client.get_model_version(name, number)
-    write_page(client, name, number, state, found.tags.get(WHY, ""), (found.description or "").partition(BREAK)[2])
+    version = client.get_model_version(name, number)
+    write_page(client, name, number, state, version.tags.get(WHY, ""), (version.description or "").partition(BREAK)[2])
     set_tags(client, name, number, **{STATE: state})
 
 
@@ -84,24 +84,24 @@ def write_page(client: MlflowClient, name: str, number: str, state: str, why: st
 def refresh_model_page(client: MlflowClient, name: str) -> None:
     """Write the model's own page: which version is the champion, since when, and why, before all others."""
     champion = aliases(client, name).get(CHAMPION)
-    there = sorted(list_versions(client, name), key=lambda found: str(found.version) != champion)
+    versions = sorted(list_versions(client, name), key=lambda version: str(version.version) != champion)
     head = "There is no champion."
     if champion is not None:
-        tags = there[0].tags
+        tags = versions[0].tags
         head = (
             f"**Champion: version {champion}**, {score_of(tags)}: {tags.get(STATE, '')}. "
             f"Why: {tags.get(WHY, 'not written down')}."
         )
-    page = BREAK.join([head, _versions_table(name, there[:SHOWN]), USE.format(name=name)])
+    page = BREAK.join([head, _versions_table(name, versions[:SHOWN]), USE.format(name=name)])
     client.update_registered_model(name, page)
 
 
-def _versions_table(name: str, there: Sequence[ModelVersion]) -> str:
+def _versions_table(name: str, versions: Sequence[ModelVersion]) -> str:
     lines = ["| version | state | score | step | why |", "|---|---|---|---|---|"]
-    for found in there:
-        tags = found.tags
+    for version in versions:
+        tags = version.tags
         lines.append(
-            f"| [{found.version}](#/models/{quote(name)}/versions/{found.version}) | {tags.get(STATE, '')} "
+            f"| [{version.version}](#/models/{quote(name)}/versions/{version.version}) | {tags.get(STATE, '')} "
             f"| {score_of(tags)} | {tags.get(STEP, '')} | {tags.get(WHY, '')} |"
         )
     return "\n".join(lines)

@@ -14,12 +14,12 @@ DECIDED = "decided_on"  # what made it no champion; written last, so that a vers
 
 def model_names(client: MlflowClient) -> list[str]:
     """Return the names of all registered models, sorted."""
-    found, token = [], None
+    names, token = [], None
     while page := client.search_registered_models(page_token=token):
-        found += [model.name for model in page]
+        names += [model.name for model in page]
         if not (token := page.token):
             break
-    return sorted(found)
+    return sorted(names)
 
 
 def is_model(client: MlflowClient, name: str) -> bool:
@@ -35,16 +35,16 @@ def is_model(client: MlflowClient, name: str) -> bool:
 
 def list_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     """Return the versions of a registered model, newest first."""
-    return sorted(client.search_model_versions(f"name = '{name}'"), key=lambda found: -int(found.version))
+    return sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: -int(version.version))
 
 
 def get_version(client: MlflowClient, name: str, number: str, field: str) -> ModelVersion:
     """Return an existing version; `field` is the option that named it."""
-    there = list_versions(client, name)
-    for found in there:
-        if str(found.version) == number:
-            return found
-    allowed = ", ".join(str(found.version) for found in reversed(there))
+    versions = list_versions(client, name)
+    for version in versions:
+        if str(version.version) == number:
+            return version
+    allowed = ", ".join(str(version.version) for version in reversed(versions))
     raise invalid(field, number, f"a version of {name}: {allowed}")
 
 

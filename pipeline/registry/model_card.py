@@ -58,9 +58,9 @@ def licence(teacher: str, revision: str = "main") -> str:
     folder = Folder.from_uri(teacher)
     if folder.exists("README.md"):
         front = FRONT_MATTER.match(folder.read("README.md").decode(errors="replace"))
-        found = LICENCE_LINE.search(front[1]) if front else None
-        if found:
-            return found[1]
+        match = LICENCE_LINE.search(front[1]) if front else None
+        if match:
+            return match[1]
     for file in LICENCE_FILES:
         if folder.exists(file):
             lines = folder.read(file).decode(errors="replace").split("\n")
@@ -71,7 +71,7 @@ def licence(teacher: str, revision: str = "main") -> str:
 def _hub_licence(teacher: str, revision: str) -> str:
     """Read it from the hub's metadata, if the hub answers."""
     try:
-        found = hub_info(teacher, revision).card_data
+        metadata = hub_info(teacher, revision).card_data
     except TransientError:
         return UNKNOWN
-    return str(getattr(found, "license", None) or UNKNOWN)
+    return str(getattr(metadata, "license", None) or UNKNOWN)

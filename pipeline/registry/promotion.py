@@ -83,16 +83,18 @@ def compare_metric(
         ours, theirs = ({image: values[image] for image in sorted(shared)} for values in (ours, theirs))
     better, worse = (ours, theirs) if higher_is_better else (theirs, ours)
     stratum = (lambda image: image[1]) if selected else (lambda image: None)
-    found = clustered_bootstrap(better, worse, confidence=confidence, stratum=stratum)
-    if math.isnan(found.difference):
+    difference = clustered_bootstrap(better, worse, confidence=confidence, stratum=stratum)
+    if math.isnan(difference.difference):
         return Comparison(metric, problem=f"{metric} is of no prompt that both evaluations have images of")
-    if found.count < min_images:
-        return Comparison(metric, problem=f"{metric} is over {found.count} images; at least {min_images} are needed")
-    low, high = found.low, found.high
+    if difference.count < min_images:
+        return Comparison(
+            metric, problem=f"{metric} is over {difference.count} images; at least {min_images} are needed"
+        )
+    low, high = difference.low, difference.high
     if not selected and {*better.values(), *worse.values()} <= {0.0, 1.0}:
         exact = discordant_interval(list(better.values()), list(worse.values()), confidence)
         low, high = min(low, exact[0]), max(high, exact[1])
-    return Comparison(metric, found.difference, low, high, found.count)
+    return Comparison(metric, difference.difference, low, high, difference.count)
 
 
 def _is_selected(images: Mapping[Image, float]) -> bool:
@@ -140,11 +142,11 @@ def _rejection_reason(rule: Promotion, main: Comparison, guardrail_gains: tuple[
     """Return the first reason against promotion, or an empty string."""
     if main.low is None or main.low <= rule.margin:
         return main.problem or f"not above {rule.margin:g}, {_confidence_text(rule)}"
-    for guardrail, found in zip(rule.guardrails, guardrail_gains, strict=True):
-        if found.problem:
-            return f"better, but {found.problem}"
-        if found.low is None or found.low < -guardrail.max_regression:
-            return f"better, but {found.metric} {found.short} may lose more than {guardrail.max_regression:g}"
+    for guardrail, comparison in zip(rule.guardrails, guardrail_gains, strict=True):
+        if comparison.problem:
+            return f"better, but {comparison.problem}"
+        if comparison.low is None or comparison.low < -guardrail.max_regression:
+            return f"better, but {comparison.metric} {comparison.short} may lose more than {guardrail.max_regression:g}"
     return ""
 
 

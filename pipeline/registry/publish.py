@@ -49,19 +49,19 @@ def _names(local: Path) -> list[str]:
 
 
 def _listed(client: MlflowClient, run_id: str, artifact_path: str) -> set[str]:
-    found: set[str] = set()
+    paths: set[str] = set()
     for entry in client.list_artifacts(run_id, artifact_path):
-        found |= _listed(client, run_id, entry.path) if entry.is_dir else {entry.path}
-    return found
+        paths |= _listed(client, run_id, entry.path) if entry.is_dir else {entry.path}
+    return paths
 
 
 def _stored(client: MlflowClient, uri: str) -> str:
     """Return the hash of a stored file; files are downloaded one at a time to limit disk use."""
     with tempfile.TemporaryDirectory() as scratch:
-        found = mlflow.artifacts.download_artifacts(
+        downloaded = mlflow.artifacts.download_artifacts(
             artifact_uri=uri, dst_path=scratch, tracking_uri=client.tracking_uri
         )
-        return _sha256(Path(found))
+        return _sha256(Path(downloaded))
 
 
 def _sha256(file: Path) -> str:

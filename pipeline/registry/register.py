@@ -102,19 +102,19 @@ def _create(client: MlflowClient, entry: _Entry) -> str:
     """Create a version. If two processes race, keep the lower version number and delete the other."""
     run_id = entry.candidate.mlflow_run
     source = f"{client.get_run(run_id).info.artifact_uri}/{entry.candidate.artifact_path}"
-    own = str(client.create_model_version(entry.name, source=source, run_id=run_id, tags=_tags(entry)).version)
+    created = str(client.create_model_version(entry.name, source=source, run_id=run_id, tags=_tags(entry)).version)
     lowest = _lowest_version(client, entry)
     assert lowest is not None
-    if lowest != own:
-        client.delete_model_version(entry.name, own)
+    if lowest != created:
+        client.delete_model_version(entry.name, created)
     return lowest
 
 
 def _lowest_version(client: MlflowClient, entry: _Entry) -> str | None:
     same = [
-        str(found.version)
-        for found in mlflow_registry.list_versions(client, entry.name)
-        if found.tags.get(mlflow_registry.STUDENT) == entry.candidate.student_sha256
+        str(version.version)
+        for version in mlflow_registry.list_versions(client, entry.name)
+        if version.tags.get(mlflow_registry.STUDENT) == entry.candidate.student_sha256
     ]
     return same[-1] if same else None
 
@@ -167,11 +167,11 @@ def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decisi
 
 def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
     """Return a version's scores from its artifacts; none for a version without an evaluation."""
-    found = client.get_model_version(name, number)
-    if mlflow_registry.EVALUATION not in found.tags:
+    version = client.get_model_version(name, number)
+    if mlflow_registry.EVALUATION not in version.tags:
         return Scores({}, {}, "")
     with tempfile.TemporaryDirectory() as scratch:
-        artifact_uri = f"{found.source}/{version_artifacts.EVALUATION}"
+        artifact_uri = f"{version.source}/{version_artifacts.EVALUATION}"
         local = mlflow.artifacts.download_artifacts(artifact_uri=artifact_uri, dst_path=scratch)
         return Scores.read(Folder.from_uri(local))
 

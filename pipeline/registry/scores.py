@@ -41,15 +41,15 @@ class Scores:
 
     def has(self, metric: str) -> bool:
         """Tell whether a metric has a value: a finite mean over at least one image."""
-        found = self.metrics.get(metric)
-        return bool(found and found.images and math.isfinite(found.value))
+        summary = self.metrics.get(metric)
+        return bool(summary and summary.images and math.isfinite(summary.value))
 
     def short(self, metric: str) -> str:
         """Return a metric such as '0.750 (0.712-0.781)'; an empty string where it is missing."""
         if metric not in self.metrics:
             return ""
-        found = self.metrics[metric]
-        return f"{found.value:.3f} ({found.low:.3f}-{found.high:.3f})"
+        summary = self.metrics[metric]
+        return f"{summary.value:.3f} ({summary.low:.3f}-{summary.high:.3f})"
 
 
 def _images(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[Image, float]]:
@@ -59,17 +59,17 @@ def _images(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[Image,
     exclusion test, a prompt with several negative prompts is a different image for each of them.
     """
     rows = [EvaluationRow.from_columns(columns) for columns in pq.read_table(io.BytesIO(content)).to_pylist()]
-    found: dict[str, dict[Image, list[float]]] = {metric: defaultdict(list) for metric in systems}
+    values_by_image: dict[str, dict[Image, list[float]]] = {metric: defaultdict(list) for metric in systems}
     for metric, system in systems.items():
         values = [(row, row.scores.get(metric)) for row in rows if row.system == system]
         scored = [(row, value) for row, value in values if value is not None and not math.isnan(value)]
         several = _with_several_negatives([row for row, _ in scored])
         for row, value in scored:
             prompt = f"{row.prompt} MINUS {row.negative_prompt}" if row.prompt in several else row.prompt
-            found[metric][row.set, prompt, row.seed].append(value)
+            values_by_image[metric][row.set, prompt, row.seed].append(value)
     return {
         metric: {image: sum(values) / len(values) for image, values in images.items()}
-        for metric, images in found.items()
+        for metric, images in values_by_image.items()
     }
 
 

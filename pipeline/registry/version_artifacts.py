@@ -85,11 +85,11 @@ def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Pat
 
 def call_options(recipe: Recipe, student: Path) -> dict[str, object]:
     """Return the call options of the student's pipeline for one step."""
-    found: dict[str, object] = {"num_inference_steps": 1, "guidance_scale": 0.0}
-    found |= distillation_of(models.family_of_folder(student)).call_options
+    options: dict[str, object] = {"num_inference_steps": 1, "guidance_scale": 0.0}
+    options |= distillation_of(models.family_of_folder(student)).call_options
     if recipe.method.start_timestep != -1:
-        found["timesteps"] = [recipe.method.start_timestep]
-    return found
+        options["timesteps"] = [recipe.method.start_timestep]
+    return options
 
 
 def _uuid(candidate: Candidate) -> str:

@@ -30,14 +30,14 @@ def _rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
     return [
         {
             "model": name,
-            "version": str(found.version),
-            "alias": alias_of.get(str(found.version), ""),
-            "score": descriptions.score_of(found.tags),
-            "step": found.tags.get(mlflow_registry.STEP, ""),
-            "created": time.strftime("%Y-%m-%d %H:%M", time.gmtime(found.creation_timestamp / 1000)),
-            "why": _why(found.tags, str(found.version) in alias_of),
+            "version": str(version.version),
+            "alias": alias_of.get(str(version.version), ""),
+            "score": descriptions.score_of(version.tags),
+            "step": version.tags.get(mlflow_registry.STEP, ""),
+            "created": time.strftime("%Y-%m-%d %H:%M", time.gmtime(version.creation_timestamp / 1000)),
+            "why": _why(version.tags, str(version.version) in alias_of),
         }
-        for found in mlflow_registry.list_versions(client, name)
+        for version in mlflow_registry.list_versions(client, name)
     ]
 
 
@@ -66,7 +66,7 @@ def champion(tracking_uri: str, name: str) -> Champion | None:
 def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, str]:
     """Make the champion before this one, or the version `to`, the champion again; return both versions.
 
-    It is written down before the alias moves, so that an interrupted call does the same when it is called again.
+    The decision is recorded before the alias moves, so that an interrupted call can be repeated.
     """
     with tracking.reachable_client(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
@@ -91,7 +91,9 @@ def promote(tracking_uri: str, name: str, version: str) -> dict[str, str]:
     with tracking.reachable_client(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
         current = mlflow_registry.aliases(client, name).get(CHAMPION)
-        _make_champion(client, name, current, version, "version", "promoted by hand", "replaced by hand by", anew=True)
+        _make_champion(
+            client, name, current, version, "version", "promoted by hand", "replaced by hand by", replaces_current=True
+        )
         return {"model": name, "from": current or "", "to": version}
 
 
@@ -101,24 +103,25 @@ def _make_champion(
     current: str | None,
     target: str,
     field: str,
-    how: str,
-    fate: str,
+    reason: str,
+    current_state: str,
     *,
-    anew: bool = False,
+    replaces_current: bool = False,
 ) -> None:
-    """Move the alias, and write down on both versions how it came about; the newest other one is the challenger.
+    """Move the alias, and record the reason on both versions; the newest other version becomes the challenger.
 
-    A champion `anew` goes back to the one that it replaces; one of before to the one that it replaced then.
+    With `replaces_current`, or for a version that was never champion, a later rollback returns to the champion that it replaces; a
+    former champion keeps the predecessor that it had then.
     """
-    found = mlflow_registry.get_version(client, name, target, field)
+    version = mlflow_registry.get_version(client, name, target, field)
     if target == current:
         raise UserError(f"{field}: version {target} of {name} is the champion already")
-    if current and (anew or not found.tags.get(STATE, "").startswith(CHAMPION)):
+    if current and (replaces_current or not version.tags.get(STATE, "").startswith(CHAMPION)):
         mlflow_registry.set_tags(client, name, target, **{PREVIOUS: current})
     day = descriptions.today()
     if current:
-        descriptions.set_state(client, name, current, f"{CHAMPION} until {day}, {fate} version {target}")
-    descriptions.set_state(client, name, target, f"{CHAMPION} since {day}, {how}")
+        descriptions.set_state(client, name, current, f"{CHAMPION} until {day}, {current_state} version {target}")
+    descriptions.set_state(client, name, target, f"{CHAMPION} since {day}, {reason}")
     client.set_registered_model_alias(name, CHAMPION, target)
     _restore_challenger(client, name, target)
     descriptions.refresh_model_page(client, name)
@@ -127,7 +130,9 @@ def _make_champion(
 def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
     """Keep the challenger the newest version that is not the champion."""
     others = [
-        str(found.version) for found in mlflow_registry.list_versions(client, name) if str(found.version) != champion
+        str(version.version)
+        for version in mlflow_registry.list_versions(client, name)
+        if str(version.version) != champion
     ]
     current = mlflow_registry.aliases(client, name).get(CHALLENGER)
     if others and others[0] != current:
@@ -147,16 +152,16 @@ def download(tracking_uri: str, name: str, folder: Path, version: str | None = N
         number = version or mlflow_registry.aliases(client, name).get(CHAMPION)
         if number is None:
             raise UserError(f"name: {name} has no champion. Pass --version NUMBER.")
-        found = mlflow_registry.get_version(client, name, number, "version")
+        registered = mlflow_registry.get_version(client, name, number, "version")
         if folder.exists() and any(folder.iterdir()):
             raise invalid("out", str(folder), "an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
-        mlflow.artifacts.download_artifacts(artifact_uri=found.source, dst_path=str(folder.parent / folder.name))
-        return number, _checked(folder, found.tags.get(mlflow_registry.STUDENT, ""))
+        mlflow.artifacts.download_artifacts(artifact_uri=registered.source, dst_path=str(folder.parent / folder.name))
+        return number, _checked(folder, registered.tags.get(mlflow_registry.STUDENT, ""))
 
 
 def _checked(folder: Path, expected: str) -> Path:
-    (root,) = [found.parent for found in folder.rglob("MLmodel")]
+    (root,) = [file.parent for file in folder.rglob("MLmodel")]
     if sha256_of_folder(root / STUDENT) != expected:
         raise UserError(f"{root / STUDENT}: is not what was registered (its checksum is another)")
     return root

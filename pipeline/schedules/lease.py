@@ -103,11 +103,11 @@ class Lease:
         deadline = time.monotonic() + self.ttl
         while time.monotonic() < deadline:
             time.sleep(self.ttl / 20)
-            found, found_version = self.store.read()
-            if found and not found.holder:
-                return found, found_version
-            if found_version != version:
-                raise BusyError((found or record).holder)
+            current, current_version = self.store.read()
+            if current and not current.holder:
+                return current, current_version
+            if current_version != version:
+                raise BusyError((current or record).holder)
         return record, version
 
     def _record(self) -> LeaseRecord:

@@ -110,7 +110,7 @@ def teacher_figures(folder: Path, judge: AttributeClassifier) -> dict[str, float
     images = Sampler(models.load(folder)).images(sampling, [text for text, _ in prompts], seeds)
     pairs = list(zip(AttributeJudge(judge).attributes(images), (scene for _, scene in prompts), strict=True))
     return {
-        name: round(sum(found[name] == getattr(scene, name) for found, scene in pairs) / len(pairs), 4)
+        name: round(sum(shown[name] == getattr(scene, name) for shown, scene in pairs) / len(pairs), 4)
         for name in ("shape", "colour", "background")
     }
 

@@ -43,7 +43,7 @@ class Budget:
         return self.training_gpus * self.training_hours + self.evaluation_gpus * self.evaluation_hours
 
 
-def budget(recipe: Recipe, found: Estimate) -> Budget:
+def budget(recipe: Recipe, estimated: Estimate) -> Budget:
     """Count what the run takes; hours are arithmetic at an assumed share of the GPU's peak."""
     train, options = recipe.train, recipe.evaluation
     evaluations = (
@@ -55,8 +55,8 @@ def budget(recipe: Recipe, found: Estimate) -> Budget:
     training = evaluation = None
     if gpu:
         peak = gpu.flops[train.precision]
-        training = found.step_seconds(peak) * train.steps / 3600
-        one = _evaluation_flops(recipe, found) / (UTILISATION * gpu.flops["float32"]) / 3600
+        training = estimated.step_seconds(peak) * train.steps / 3600
+        one = _evaluation_flops(recipe, estimated) / (UTILISATION * gpu.flops["float32"]) / 3600
         evaluation = one * evaluations / max(1, options.num_processes)
     return Budget(
         training_gpus=train.num_workers * (train.gpus_per_worker + train.num_encoders * train.gpus_per_encoder),
@@ -64,12 +64,12 @@ def budget(recipe: Recipe, found: Estimate) -> Budget:
         training_hours=training,
         evaluation_hours=evaluation,
         evaluations=evaluations,
-        disk=_disk(recipe, found),
-        host_memory=_host_memory(recipe, found),
+        disk=_disk(recipe, estimated),
+        host_memory=_host_memory(recipe, estimated),
     )
 
 
-def _evaluation_flops(recipe: Recipe, found: Estimate) -> float:
+def _evaluation_flops(recipe: Recipe, estimated: Estimate) -> float:
     """Count the denoiser's operations of one evaluation beside the training, whose teacher makes no images."""
     options = recipe.evaluation
     num_methods = 1 + len(options.scales) + 2  # plain, NASA at each scale, guidance with its two passes
@@ -79,32 +79,32 @@ def _evaluation_flops(recipe: Recipe, found: Estimate) -> float:
             images += len(EXCLUSION_PAIRS) * options.exclusion_seeds * num_methods
         else:
             images += options.num_prompts * (len(HPSV2_STYLES) if name == "hpsv2" else 1) * num_methods
-    return images * found.forward_flops
+    return images * estimated.forward_flops
 
 
-def _disk(recipe: Recipe, found: Estimate) -> float:
+def _disk(recipe: Recipe, estimated: Estimate) -> float:
     """Count the checkpoints that are kept, one that is being written, and both students with all their parts."""
-    trained, every = found.trained, found.parameters
+    trained, every = estimated.trained, estimated.parameters
     frozen = 2.0 if recipe.train.precision == "bfloat16" else 4.0
-    checkpoint = 4.0 * every + 12.0 * trained + frozen * every + 16.0 * found.lora_parameters + 8.0 * trained
+    checkpoint = 4.0 * every + 12.0 * trained + frozen * every + 16.0 * estimated.lora_parameters + 8.0 * trained
     student = 4.0 * (every + VAE_PARAMETERS + text_encoder_parameters(recipe))
     return checkpoint * (recipe.train.num_to_keep + 1) + 2 * student
 
 
-def _host_memory(recipe: Recipe, found: Estimate) -> float:
+def _host_memory(recipe: Recipe, estimated: Estimate) -> float:
     """Count a worker's peak while it loads: teacher and student in float32, with the teacher's other parts."""
     text = 0 if recipe.train.num_encoders else text_encoder_parameters(recipe)
-    return PROCESS_BYTES + 4.0 * (2 * found.parameters + text + VAE_PARAMETERS)
+    return PROCESS_BYTES + 4.0 * (2 * estimated.parameters + text + VAE_PARAMETERS)
 
 
 def describe(recipe: Recipe, prompts: Folder) -> str:
     """Write the estimate, the budget and the state of every input as lines for people."""
-    found = estimate(recipe)
-    lines = [f"denoiser: {found.parameters / 1e6:,.0f} M parameters; passes a step: {found.passes}"]
-    lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in found.memory.items()]
-    lines.append(f"  {found.total / GIB:7.2f} GiB  of each worker's memory")
-    total = budget(recipe, found)
-    lines += _hours(recipe, found, total)
+    estimated = estimate(recipe)
+    lines = [f"denoiser: {estimated.parameters / 1e6:,.0f} M parameters; passes a step: {estimated.passes}"]
+    lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in estimated.memory.items()]
+    lines.append(f"  {estimated.total / GIB:7.2f} GiB  of each worker's memory")
+    total = budget(recipe, estimated)
+    lines += _hours(recipe, estimated, total)
     lines.append(f"  disk: {total.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")
     lines.append(f"  host memory: {total.host_memory / GIB:,.0f} GiB for each worker on its machine, while it loads")
     checks = list(_inputs(recipe, prompts))
@@ -114,15 +114,15 @@ def describe(recipe: Recipe, prompts: Folder) -> str:
     return "\n".join(lines)
 
 
-def _hours(recipe: Recipe, found: Estimate, total: Budget) -> Iterator[str]:
+def _hours(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterator[str]:
     train = recipe.train
     if total.training_hours is None:
         yield f"  {train.num_workers} workers on CPUs; {train.steps:,} steps"
         return
     gpu = GPUS[train.gpu]
-    seconds = found.step_seconds(gpu.flops[train.precision])
+    seconds = estimated.step_seconds(gpu.flops[train.precision])
     yield (
-        f"  {train.gpu}: {gpu.memory / GIB:.0f} GiB; {found.flops / 1e12:,.0f} TFLOP a step and worker, "
+        f"  {train.gpu}: {gpu.memory / GIB:.0f} GiB; {estimated.flops / 1e12:,.0f} TFLOP a step and worker, "
         f"{seconds:.2f} s at {UTILISATION:.0%} of its peak (assumed); "
         f"{train.steps:,} steps: {total.training_hours:,.0f} h"
     )
@@ -161,8 +161,8 @@ def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
     for metric in options.metrics:
         yield f"weights of {metric.kind}", _model_status(metric.weights, "main", partial(_require_file, metric.weights))
     if isinstance(evaluation_suite(recipe), BenchmarkSuite) and options.prompt_sets:
-        own = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
-        yield "benchmarks", _status(lambda: f"{', '.join(options.prompt_sets)} in {_require_benchmarks(own).uri}")
+        folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
+        yield "benchmarks", _status(lambda: f"{', '.join(options.prompt_sets)} in {_require_benchmarks(folder).uri}")
 
 
 def _require_benchmarks(folder: Folder) -> Folder:

@@ -135,11 +135,11 @@ def build(
     """Build both engines: the student from `init`'s or the teacher's weights, and the teacher with LoRA adapters."""
     torch.manual_seed(recipe.seed)  # the adapters' initial values, the same on every rank
     dtype = compute_dtype(recipe)
-    own = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)
-    add_student_lora(recipe, own)
+    denoiser = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)
+    add_student_lora(recipe, denoiser)
     for part in teacher.parts():
         cast_frozen(part, dtype, keep=output_layer(part, teacher.family) if part is teacher.denoiser else None)
-    student = steerable(own, dtype, teacher.family).to(device)
+    student = steerable(denoiser, dtype, teacher.family).to(device)
     add_lora(
         teacher.denoiser,
         rank=recipe.lora_teacher.rank,

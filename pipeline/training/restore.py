@@ -91,14 +91,14 @@ def _checkpoints_in_storage() -> list[Checkpoint]:
     """Return the checkpoints in the run's storage, newest first."""
     storage = ray.train.get_context().get_storage()
     filesystem, root = run_storage(storage)
-    found = []
+    checkpoints = []
     for entry in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):
         if entry.base_name.startswith(CHECKPOINT_PREFIX) and entry.type == fs.FileType.Directory:
             with suppress(OSError, ValueError, KeyError, TypeError):  # an incomplete checkpoint has no state file
                 with filesystem.open_input_stream(f"{entry.path}/{STATE_FILE}") as stream:
                     state = json.loads(stream.read())
-                found.append((int(state["attempt"]), int(state["step"]), str(entry.path)))
-    return [Checkpoint(path, filesystem) for *_, path in sorted(found, reverse=True)]
+                checkpoints.append((int(state["attempt"]), int(state["step"]), str(entry.path)))
+    return [Checkpoint(path, filesystem) for *_, path in sorted(checkpoints, reverse=True)]
 
 
 def broadcast_checkpoints(checkpoints: list[Checkpoint]) -> list[Checkpoint]:

@@ -54,27 +54,29 @@ class ClipAttributes:
 
     def answers(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
         """Return the answer to each question for Pillow images."""
-        found = [ClipJudge(self.features, texts).classes(images) for texts in QUESTIONS.values()]
-        return [dict(zip(QUESTIONS, row, strict=True)) for row in zip(*found, strict=True)]
+        answers_ = [ClipJudge(self.features, texts).classes(images) for texts in QUESTIONS.values()]
+        return [dict(zip(QUESTIONS, row, strict=True)) for row in zip(*answers_, strict=True)]
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[str]]:
         """Return columns `shown_gender` and so on."""
-        found = self.answers(images)
-        return {f"shown_{name}": [shown[name] for shown in found] for name in QUESTIONS}
+        answers_ = self.answers(images)
+        return {f"shown_{name}": [shown[name] for shown in answers_] for name in QUESTIONS}
 
     def calibration(self, table: str) -> dict[str, JudgeAccuracy]:
         """Return the judge's accuracy by answer, over the labelled images of a CSV with the columns file,label."""
         labelled = read_labels(Path(table), list(QUESTION_OF))
-        found = self.answers([Image.open(file).convert("RGB") for file, _ in labelled])
+        shown_rows = self.answers([Image.open(file).convert("RGB") for file, _ in labelled])
         calibrated: dict[str, JudgeAccuracy] = {}
         for question, answers in QUESTIONS.items():
-            own = [
-                (shown[question], label) for shown, (_, label) in zip(found, labelled, strict=True) if label in answers
+            pairs = [
+                (shown[question], label)
+                for shown, (_, label) in zip(shown_rows, labelled, strict=True)
+                if label in answers
             ]
-            if own:
-                judged, labels = zip(*own, strict=True)
+            if pairs:
+                judged, labels = zip(*pairs, strict=True)
                 calibrated |= calibrate(judged, labels, list(answers))
         return calibrated
 

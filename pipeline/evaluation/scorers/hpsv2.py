@@ -100,7 +100,7 @@ def letterbox(pixels: Tensor, side: int, *, antialias: bool) -> Tensor:
 def benchmark_table(scores: Mapping[str, Sequence[float]]) -> StyleTable:
     """Return the benchmark's table from scores by style: overall mean, means and deviations by style."""
     mean = float(np.mean([score for style in scores.values() for score in style]))
-    styles = {style: StyleScore(mean=group_mean(own), std=group_std(own)) for style, own in scores.items()}
+    styles = {style: StyleScore(mean=group_mean(values), std=group_std(values)) for style, values in scores.items()}
     return StyleTable(mean=mean, styles=styles)
 
 

@@ -57,15 +57,15 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> Imaging:
 
 def _read(metric: Metric) -> tuple[Path, dict[str, int], dict[str, Tensor]]:
     file = weights_file(metric.weights, FIELD, (FILE,))
-    found = read_tensors(file, FIELD)
+    tensors = read_tensors(file, FIELD)
     try:
-        sizes = sizes_of(found)
+        sizes = sizes_of(tensors)
     except KeyError as error:
         raise invalid(FIELD, str(file), f"{FILE}, with a tensor {error.args[0]!r}") from None
     with torch.device("meta"):
         wanted = Musiq(**sizes).state_dict()
-    require_layout(found, wanted, file, FIELD)
-    return file, sizes, found
+    require_layout(tensors, wanted, file, FIELD)
+    return file, sizes, tensors
 
 
 def prepare(image: Image) -> Tensor:

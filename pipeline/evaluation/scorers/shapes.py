@@ -27,9 +27,9 @@ class Attributes:
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[str]]:
         """Return the attributes that images show."""
-        found = self._judge.attributes(tensors(images))
+        rows = self._judge.attributes(tensors(images))
         names = ("shape", "colour", "background", "quality")
-        return {f"shown_{name}": [shown[name] for shown in found] for name in names}
+        return {f"shown_{name}": [shown[name] for shown in rows] for name in names}
 
 
 class ShapesClip:
