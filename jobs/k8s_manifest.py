@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     options.teacher = options.prompts = None
     recipe = shared.recipe_of(options)
-    if options.kind != "RayCluster":  # which runs no recipe, and is only as large as one asks for
+    if options.kind != "RayCluster":  # a RayCluster runs no recipe
         shared.require_shared_prompts(recipe)
     from pipeline.cluster.kubernetes_manifests import ManifestValues, render
 

@@ -81,7 +81,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 
 def require_shared_prompts(recipe: Recipe) -> None:
-    """Refuse sources that only this machine has."""
+    """Reject sources that only this machine has."""
     if paths := recipe.prompts.node_local_paths:
         raise UserError(
             f"prompts.sources: got {paths[0]!r}; expected s3://, a path that every node has, or "
@@ -90,7 +90,7 @@ def require_shared_prompts(recipe: Recipe) -> None:
 
 
 def shared_tracking(given: str | None) -> str:
-    """Return an MLflow URI that other nodes reach, for which a local file is no default."""
+    """Return an MLflow URI that other nodes can reach; there is no local default."""
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise UserError(
@@ -100,7 +100,7 @@ def shared_tracking(given: str | None) -> str:
 
 
 def add_ray_address(parser: argparse.ArgumentParser) -> None:
-    """Add the address of a Ray cluster, whose driver the command then is."""
+    """Add the address of a Ray cluster; with it, the command is the cluster's driver."""
     parser.add_argument("--ray-address", metavar="ADDRESS", help="Ray cluster to join (default: start a local one)")
 
 

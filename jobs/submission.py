@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FOLDERS = ("run", "runs", "out", "store")
 OF_RECIPE = ("recipe", "teacher", "prompts", "overrides", "cron", "timezone")  # options that the resolved recipe holds
-ONCE = "once"  # of what does not recur
+ONCE = "once"  # the scheduled time of a job that does not recur
 
 
 def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Job":

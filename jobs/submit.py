@@ -31,7 +31,7 @@ COMMANDS = {
 }
 
 
-FOLLOWED_NO_LONGER = 130  # as of any command that Ctrl-C ends
+FOLLOWED_NO_LONGER = 130  # the exit code of any command that Ctrl-C ends
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

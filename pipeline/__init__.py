@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent  # of the checkout
 
-ENVIRONMENT = {  # of a command and its workers; libraries read it when they are first imported
+ENVIRONMENT = {  # environment variables of a command and its workers; libraries read them at their first import
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

@@ -1,7 +1,7 @@
 """Cron expressions: five fields in a time zone, and the times that they match.
 
-Over daylight saving as Debian's cron: what falls into the hour that is left out is due right after it, and what falls
-into the hour that comes twice is due once, unless it is due every hour.
+Daylight saving is handled as in Debian's cron: times in the skipped hour are due right after it, and times in the
+repeated hour are due once, unless they are due every hour.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ def latest_time(expression: str, timezone: str, now: datetime) -> datetime:
     time = next(CronSim(expression, after.astimezone(ZoneInfo(timezone)), reverse=True)).astimezone(UTC)
     while (
         later := next_time(expression, timezone, time)[0]
-    ) <= now:  # backwards it skips some of an hour that comes twice
+    ) <= now:  # searching backwards skips part of a repeated hour
         time = later
     return time
 
@@ -45,7 +45,7 @@ def latest_time(expression: str, timezone: str, now: datetime) -> datetime:
 def next_time(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
     """Return the next matching times after `now`, in UTC."""
     coming = CronSim(expression, now.astimezone(ZoneInfo(timezone)))
-    later = (when for each in coming if (when := each.astimezone(UTC)) > now)  # an hour that comes twice begins anew
+    later = (when for each in coming if (when := each.astimezone(UTC)) > now)  # a repeated hour starts again
     return list(islice(later, count))
 
 

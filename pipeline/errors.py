@@ -2,7 +2,7 @@
 
 import os
 
-IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in which Ray tells a job how it was submitted
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the processes of a submitted job
 
 
 class UserError(ValueError):

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-stop_immediately = threading.Event()  # set where not even a last checkpoint may be written
+stop_immediately = threading.Event()  # set if not even a last checkpoint may be written
 
 
 def interrupt_immediately() -> None:

@@ -9,7 +9,7 @@ from pipeline import ROOT
 from pipeline.errors import UserError
 
 LOCK = ROOT / "requirements.lock"
-PINNED = "NASA_DISTILL_PINNED"  # in the environment of a submitted job's processes, unless any versions will do
+PINNED = "NASA_DISTILL_PINNED"  # set in a submitted job unless --ignore-lock is given
 MAX_SHOWN = 3
 
 

@@ -15,7 +15,7 @@ from pipeline.storage import Folder
 
 NAME = "manifest.json"
 RUN_FILE = "run.json"  # in the folder of a distillation that was begun
-CODE = "NASA_DISTILL_CODE"  # what a submitted job was packed from: it has no git
+CODE = "NASA_DISTILL_CODE"  # the code version of a submitted job, which has no git
 M = TypeVar("M", bound="Manifest")
 
 

@@ -8,10 +8,10 @@ NAME = re.compile(  # of a variable, in capitals
     r"TOKEN|SECRET|PASS(WORD|WD|PHRASE|$)|(^|_)PASS(_|$)|PWD(_|$)|CREDENTIAL|COOKIE|(^|_)AUTH(_|$)|AUTHORIZATION|HEADERS(_|$)"
     r"|(API|ACCESS|PRIVATE|SIGNING)_?KEY|(^|_)KEY(_|$)"
 )
-SHORTEST = 8  # characters: a shorter value would hide words that are none
+SHORTEST = 8  # characters; masking shorter values would hide ordinary words
 MASK = "***"
 IN_ADDRESS = re.compile(r"(?P<head>\w[\w+.-]*://[^\s/:@]*:)\S+(?P<tail>@)")
-USER = re.compile(r"(?P<head>https?://)[^\s/:@?#]+(?P<tail>@)")  # a token in the place of a name
+USER = re.compile(r"(?P<head>https?://)[^\s/:@?#]+(?P<tail>@)")  # a token in place of a user name
 IN_QUERY = re.compile(
     r"(?P<head>[?&](?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|sig|\w*token|\w*secret"
     r"|(?:access|secret|api|private)_?key(?:_id)?|password|passwd|pwd)=)[^&\s'\"]+",

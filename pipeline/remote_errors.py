@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 
 from pipeline.errors import UserError
 
-RETRIES = "\nFailed to apply UDF"  # how Ray Data begins what it adds to a message
+RETRIES = "\nFailed to apply UDF"  # the prefix of what Ray Data appends to a message
 
 
 @contextmanager

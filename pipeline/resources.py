@@ -10,7 +10,7 @@ from pipeline.errors import TransientError, UserError
 from pipeline.recipe import Evaluation, Train
 
 TIMEOUT_MINUTES = 10.0  # for commands whose recipe sets none
-GRACE_SECONDS = 10  # in which a cluster with free resources places a group
+GRACE_SECONDS = 10  # within which a cluster with free resources places a group
 
 
 @dataclass(frozen=True)

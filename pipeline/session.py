@@ -13,7 +13,7 @@ import ray.data
 from pipeline import ENVIRONMENT, ROOT, logs
 from pipeline.errors import IN_JOB
 
-LEAST_CPUS = 4  # logical ones: two train workers share two real cores with the data they read
+LEAST_CPUS = 4  # logical CPUs: two train workers share two cores with their data tasks
 
 
 @contextmanager

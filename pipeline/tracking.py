@@ -69,7 +69,7 @@ def _reach(uri: str) -> None:
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()
     except urllib.error.HTTPError:
-        return  # it answers: what is wrong, MLflow will say
+        return  # it answers; MLflow reports the error
     except (OSError, ValueError) as error:
         raise StorageError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
 

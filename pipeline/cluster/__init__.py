@@ -1,1 +1,1 @@
-"""Jobs on a Ray cluster: submitted, followed, scheduled."""
+"""Ray jobs: client, submission, logs, listing and Kubernetes manifests."""

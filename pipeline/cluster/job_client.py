@@ -14,7 +14,7 @@ from pipeline.errors import UserError, first_line, invalid
 
 DEFAULT = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 10
-REQUEST_FAILED_PREFIX = "Request failed"  # how Ray's client begins what the server refused
+REQUEST_FAILED_PREFIX = "Request failed"  # the prefix of Ray's message for a rejected request
 TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -65,7 +65,7 @@ def connect(address: str | None = None) -> JobClient:
     for noisy in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{noisy}").setLevel(logging.WARNING)
     try:
-        # Ray sends no token of its own where RAY_AUTH_MODE was not set before it was imported
+        # Ray sends no token unless RAY_AUTH_MODE was set before its import
         client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
         version = client.get_version()
         client.list_jobs()  # unlike the version, it needs the token
@@ -130,7 +130,7 @@ def _check_reachable(address: str) -> None:
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:
-        return  # it answers: what is wrong, Ray's client will say
+        return  # it answers; Ray's client reports the error
     except (OSError, ValueError, HTTPException) as error:
         raise UserError(
             f"--job-server: no Ray cluster answers at {address} ({first_line(error)}). "

@@ -1,4 +1,4 @@
-"""Submitted jobs, as a person reads them."""
+"""A listing of submitted jobs for people."""
 
 import time
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ def job_rows(client: JobClient) -> list[dict[str, str]]:
 
 
 def job_row(job: Any) -> dict[str, str]:
-    """`exit` is the command's own code, where it has ended."""
+    """Return a job's row; `exit` is the exit code of its command, once it has ended."""
     code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
     return {
         "job": job.submission_id,
@@ -30,10 +30,10 @@ def job_row(job: Any) -> dict[str, str]:
 
 
 def job_details(client: JobClient, submission_id: str) -> Any:
-    """Return the job with this id, or whose id begins so: of several attempts at one job the latest.
+    """Return the job with this id or id prefix; of several attempts at one job, the latest.
 
     Raises:
-        UserError: where none begins so, or several jobs do.
+        UserError: where no job or several jobs match.
     """
     ids = [job.submission_id for job in client.list_jobs() if job.submission_id]
     matching = [job for job in ids if job == submission_id] or [job for job in ids if job.startswith(submission_id)]
@@ -44,7 +44,7 @@ def job_details(client: JobClient, submission_id: str) -> Any:
 
 
 def attempt_number(submission_id: str) -> tuple[str, int]:
-    """Return what all attempts at a job have in common, and the attempt's number; 0 for an id of another form."""
+    """Return an id's common part and its attempt number, which is 0 for an id of another form."""
     stem, _, number = submission_id.rpartition("-")
     return (stem, int(number)) if stem and number.isdigit() else (submission_id, 0)
 

@@ -8,10 +8,10 @@ from typing import Any, TextIO
 from pipeline.cluster.job_client import JobClient
 from pipeline.errors import UserError, invalid
 
-BAR = "distil:"  # how a line of the training's progress bar begins
+BAR = "distil:"  # the prefix of a progress bar's line
 MAX_OUTAGE_SECONDS = 300  # of the job server
 PAUSE_SECONDS = 2.0
-FAILED, STOPPED = "FAILED", "STOPPED"  # as Ray has them
+FAILED, STOPPED = "FAILED", "STOPPED"  # Ray's job states
 ENDED = ("SUCCEEDED", FAILED, STOPPED)
 STOPPED_CODE = 130
 
@@ -24,7 +24,7 @@ class LogPrinter:
         self.printed, self.in_bar = 0, False
 
     def begin(self) -> None:
-        """Start again, since the log is sent from its start once more."""
+        """Expect the log from its start again."""
         self.seen = 0
 
     def __call__(self, text: str) -> None:

@@ -18,7 +18,7 @@ from pipeline.cluster.working_dir import RECIPE_FILE, pack
 from pipeline.errors import UserError, invalid
 from pipeline.redaction import contains_secret, is_secret, redact
 
-SETTINGS = (  # that go along; none of them is a secret
+SETTINGS = (  # environment variables that are forwarded; none is a secret
     *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
     *("HF_ENDPOINT", "HF_HUB_OFFLINE"),
 )
@@ -69,7 +69,7 @@ def submit(client: JobClient, job: Job, given: Mapping[str, str] | None = None) 
     _require_public(job)
     if find_job(client, job.id):
         return False
-    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # git has said what goes along
+    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # git decides which files are packed
     variables = forwarded_environment(os.environ, given or {})
     with tempfile.TemporaryDirectory() as folder:
         if not job.in_image:
@@ -99,7 +99,7 @@ def _send(client: JobClient, job: Job, runtime_env: Mapping[str, object], metada
                 raise UserError(f"--job-server: the cluster stopped answering: {type(error).__name__}") from None
             time.sleep(PAUSE_SECONDS)
         except RuntimeError as error:
-            if find_job(client, job.id):  # an earlier try, or another person's
+            if find_job(client, job.id):  # from an earlier attempt or another person
                 return False
             raise UserError(f"submit: the cluster refused the job: {str(error).splitlines()[0]}") from None
     raise AssertionError

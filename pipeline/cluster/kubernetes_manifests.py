@@ -21,14 +21,14 @@ Spec = dict[str, object]
 
 KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
 RECURRING = ("RayCronJob", "CronJob")
-SECRET = "nasa-distill"  # what the processes need and no file may hold: keys of S3, HF_TOKEN
+SECRET = "nasa-distill"  # the Kubernetes Secret with S3 keys and HF_TOKEN
 TOKEN_SECRET = "ray-token"
-ACCOUNT = "nasa-distill"  # a service account, to which a cloud binds a role with access to the store
+ACCOUNT = "nasa-distill"  # the service account, to which the cloud binds a role with access to storage
 CLUSTER = "nasa-distill"
 HEAD = {"cpu": "4", "memory": "32Gi"}
-GPU_MEMORY_GI = 64  # of main memory, for each GPU
+GPU_MEMORY_GI = 64  # GiB of main memory per GPU
 SECONDS_PER_DAY = 86_400
-MAX_NAME_LENGTH = 36  # of a RayCronJob, whose jobs have longer ones
+MAX_NAME_LENGTH = 36  # of a RayCronJob, whose jobs' names are longer
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def render(kind: str, recipe: Recipe, values: ManifestValues) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes out what comes twice."""
+    """A YAML dumper without aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -106,7 +106,7 @@ def _job(recipe: Recipe, values: ManifestValues) -> Spec:
 
 
 def _cron_job(recipe: Recipe, values: ManifestValues) -> Spec:
-    """KubeRay starts every time that was missed at once, and overlaps: `run-scheduled` does what is due, once."""
+    """Return a RayCronJob. KubeRay starts all missed times at once; `run-scheduled` runs what is due once."""
     options = recipe.schedule
     spec = {
         "schedule": options.cron,

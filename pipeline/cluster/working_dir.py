@@ -1,4 +1,4 @@
-"""The working tree as the cluster gets it: what git tracks, as it is now, and the resolved recipe."""
+"""The working directory of a submitted job: the files that git tracks, and the resolved recipe."""
 
 import shutil
 import subprocess
@@ -35,7 +35,7 @@ def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, larges
 
 
 def tracked_files(root: Path) -> list[str]:
-    """Files that are there; a link is left out, as what it points to may not be ours to send."""
+    """Return tracked files that exist, without links, whose targets may lie outside the checkout."""
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--recurse-submodules"]
     try:
         listed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()

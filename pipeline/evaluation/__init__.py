@@ -1,1 +1,1 @@
-"""Images from a student, and what they are worth."""
+"""Evaluation of students: plan, workers, scorers, judges, summary and report."""

@@ -62,7 +62,7 @@ def evaluate(
 ) -> Summary:
     """Write `scores.parquet`, `summary.json`, `contact_sheet.png`, `report.html` and the manifest.
 
-    `overrides` are of the recipe's `evaluation` section. A finished evaluation of the same student is left as it is, an
+    `overrides` change the recipe's `evaluation` section. A finished evaluation of the same student is returned; an
     interrupted one resumes.
     """
     run = manifest.read(student_folder, DistilledManifest)

@@ -19,11 +19,11 @@ from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.evaluation.statistics import Share, share
 
 NEGATED = 'in the prompt: "not ..."'
-OUTCOMES = ("removed", "kept", "clean")  # of a trial
+OUTCOMES = ("removed", "kept", "clean")  # the outcomes of a trial
 
 
 class Judge(Protocol):
-    """Tells what images show."""
+    """A judge of what images show."""
 
     def attributes(self, images: Tensor) -> list[dict[str, str]]:
         """Return the value of every attribute of each image [B, 3, H, W] in -1..1."""

@@ -41,7 +41,7 @@ class Share:
     hits: int
     total: int
 
-    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorator of a property
+    @computed_field  # type: ignore[prop-decorator]  # mypy does not support decorated properties
     @property
     def value(self) -> float:
         """The share, or NaN of nothing."""

@@ -9,7 +9,7 @@ from pipeline.errors import invalid
 CHAMPION, CHALLENGER = "champion", "challenger"
 STUDENT, EVALUATION = "student_sha256", "evaluation_sha256"  # tags of a version
 STATE, WHY, METRIC, STEP, PREVIOUS = "state", "why", "metric", "step", "previous_champion"
-DECIDED = "decided_on"  # what made it no champion; written last, so that a version without it is decided again
+DECIDED = "decided_on"  # the evaluations of a decision; written last, so that an interrupted decision is repeated
 
 
 def model_names(client: MlflowClient) -> list[str]:

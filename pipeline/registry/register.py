@@ -140,7 +140,7 @@ def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
     tags = client.get_model_version(entry.name, number).tags
     champion = mlflow_registry.aliases(client, entry.name).get(CHAMPION)
     if number == champion:
-        _set_champion(client, entry.name, number)  # what an interrupted call had begun
+        _set_champion(client, entry.name, number)  # completes an interrupted call
     if number == champion or tags.get(STATE, "").startswith(CHAMPION):
         return
     made_of = f"evaluation {entry.scores.sha256[:SHORT]}"

@@ -29,15 +29,15 @@ SIGNATURE = ModelSignature(
     inputs=Schema(
         [
             ColSpec("string", "prompt"),
-            ColSpec(AnyType(), "negative_prompt", required=False),  # an empty column of a CSV is one of numbers
-            ColSpec(AnyType(), "seed", required=False),  # MLflow takes no missing value of a "long"
-            ColSpec(AnyType(), "scale", required=False),  # and no whole number for a "double"
+            ColSpec(AnyType(), "negative_prompt", required=False),  # an empty CSV column is read as numbers
+            ColSpec(AnyType(), "seed", required=False),  # MLflow accepts no missing value in a "long" column
+            ColSpec(AnyType(), "scale", required=False),  # nor an integer in a "double" column
         ]
     ),
     outputs=Schema([ColSpec("binary")]),
 )
-EPOCH = "1970-01-01 00:00:00"  # MLflow's file is the same each time it is written
-SCALE = 0.5  # alpha of a row that names none, where the evaluation chose none
+EPOCH = "1970-01-01 00:00:00"  # fixed, so that MLflow's file is reproducible
+SCALE = 0.5  # the default alpha if the evaluation chose none
 
 
 def build_artifacts(candidate: Candidate, scores: Scores, name: str, scratch: Path) -> Path:
@@ -62,7 +62,7 @@ def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Pat
     """Write MLflow's files: `MLmodel`, the code that generates, `nasa` and the requirements. Nothing is pickled."""
     quiet = logging.getLogger("mlflow.pyfunc")
     level = quiet.level
-    quiet.setLevel(logging.ERROR)  # it asks for type hints, which a table of optional columns has none of
+    quiet.setLevel(logging.ERROR)  # it suggests type hints, which a table with optional columns cannot have
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

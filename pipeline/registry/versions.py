@@ -110,8 +110,8 @@ def _make_champion(
 ) -> None:
     """Move the alias, and record the reason on both versions; the newest other version becomes the challenger.
 
-    With `replaces_current`, or for a version that was never champion, a later rollback returns to the champion that it replaces; a
-    former champion keeps the predecessor that it had then.
+    With `replaces_current`, or for a version that was never champion, a later rollback returns to the champion that it
+    replaces; a former champion keeps the predecessor that it had then.
     """
     version = mlflow_registry.get_version(client, name, target, field)
     if target == current:

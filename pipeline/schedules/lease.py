@@ -25,8 +25,8 @@ from pipeline.errors import StorageError, UserError, first_line
 from pipeline.records import STRICT
 from pipeline.storage import Folder
 
-TTL_SECONDS = 60.0  # without a heartbeat after which the lease expires
-Version = Any  # of the stored lease: its bytes in a local file, an ETag on S3; None where there is none
+TTL_SECONDS = 60.0  # time without a heartbeat after which the lease expires
+Version = Any  # the stored lease's bytes in a local file, its ETag on S3, or None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -95,7 +95,7 @@ class Lease:
         self._released.set()
         self._thread.join()
         if not self.lost:
-            with suppress(StorageError):  # it expires without heartbeats too
+            with suppress(StorageError):  # it expires anyway without heartbeats
                 self.store.compare_and_swap(self._version, FREE)
 
     def _wait_for_expiry(self, record: LeaseRecord, version: Version) -> tuple[LeaseRecord, Version]:

@@ -162,7 +162,7 @@ def _started_from(recipe: Recipe, home: Folder, tracking_uri: str) -> str:
         return TEACHER
     started_from = f"version {champion.version}, student {champion.student_sha256[:12]}"
     target = _champion_folder(home, started_from)
-    complete = f"{_champion_key(started_from)}.json"  # written after the folder beside it
+    complete = f"{_champion_key(started_from)}.json"  # written after the folder
     if not target.parent.exists(complete):
         with tempfile.TemporaryDirectory() as scratch:
             _, folder = versions.download(tracking_uri, model, Path(scratch) / "version", champion.version)

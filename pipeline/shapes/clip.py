@@ -5,7 +5,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 from pipeline.shapes.text import MAX_LENGTH
 
 WIDTH = 96
-NORMALIZATION = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # it is trained on images in -1..1
+NORMALIZATION = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # trained on images in -1..1
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:

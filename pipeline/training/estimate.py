@@ -108,7 +108,7 @@ def estimate(recipe: Recipe) -> Estimate:
         "CLIP loss": decoder_activations,
         "reserved": RESERVED,
     }
-    again = 2 if options.gradient_checkpointing else 0  # the student's and the LoRA teacher's forward, once more
+    again = 2 if options.gradient_checkpointing else 0  # recomputed forward passes of student and LoRA teacher
     per_image = (3 + 4 + 2 + again) * flops
     step = passes * (micro * per_image + decoder_flops)
     return Estimate(memory, step, every, passes, flops, trained, lora)
@@ -144,7 +144,10 @@ def count_saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes(), storage  # held, so that its address is not given again
+            kept[storage._cdata] = (
+                storage.nbytes(),
+                storage,
+            )  # keeps the storage alive, so that its address is not reused
         return tensor
 
     keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)

@@ -1,4 +1,4 @@
-"""Two students of one form as one: a weighted mean of their weights, as SwiftBrush v2 merges its two."""
+"""Merging of two students of one architecture: a weighted mean of their weights, as in SwiftBrush v2."""
 
 import json
 import tempfile
@@ -10,7 +10,7 @@ from pipeline import models
 from pipeline.errors import UserError, invalid
 from pipeline.storage import Folder
 
-OUTPUT_FIELDS = {  # of a student's parts: what its output stands for, from where, in which latents and of which text
+OUTPUT_FIELDS = {  # configuration fields that define what a student's output means
     ".": ("start_timestep",),
     "scheduler": (
         *("_class_name", "prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end"),
@@ -49,7 +49,7 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
 
 
 def require_same_output(first: Path, second_folder: Path, second: str) -> None:
-    """Refuse two students whose networks mean other things by the same output: a mean of them means nothing.
+    """Reject two students whose outputs have different meanings, since their mean has none.
 
     Raises:
         UserError: naming what differs, with both values.

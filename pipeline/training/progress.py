@@ -45,7 +45,7 @@ class ProgressReporter:
             actor.log.remote(f"resuming from the checkpoint at step {first_step} of {recipe.train.steps}")
 
     def begin_attempt(self, attempt: int) -> None:
-        """Log this attempt's metrics after those that are already written; a rolled-back attempt stays beside it."""
+        """Log this attempt's metrics after those already written; those of a rolled-back attempt stay."""
         self._attempt = attempt
         if self._tracker is not None:
             self._tracker.skip_written("attempt", float(attempt))

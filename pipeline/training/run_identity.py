@@ -16,7 +16,7 @@ BEGUN, FINISHED = "a run", "a finished student"
 _FURTHER = "; to train its student further, start another --run with --set student.init={}/student"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
-PLACEMENT = (  # fields of `train` that say where a run is computed, and not what it learns
+PLACEMENT = (  # fields of `train` that do not change what a run learns
     *("num_workers", "min_workers", "micro_batch_size", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
     *(
         "resource_timeout_minutes",
@@ -46,13 +46,15 @@ def read(folder: Folder) -> BegunRun:
 
 
 def require_same_run(folder: Folder, saved_recipe: Recipe, recipe: Recipe, state: str) -> None:
-    """Refuse a recipe that would have learned something else; `state` says what the folder holds.
+    """Reject a recipe that would train something else; `state` says what the folder holds.
 
     Raises:
         UserError: naming the first field that differs, both values, and what to do.
     """
     saved, given = (flatten(_without_placement(each, state).values()) for each in (saved_recipe, recipe))
-    for name, value in sorted(given.items(), key=lambda item: item[0] == "name"):  # a name follows from the rest
+    for name, value in sorted(
+        given.items(), key=lambda item: item[0] == "name"
+    ):  # compared last: a name follows from the rest
         if saved.get(name) != value:
             raise UserError(
                 f"{name}: got {_SHORT.repr(value)}; {folder.uri} holds {state} with {_SHORT.repr(saved.get(name))}. "
@@ -63,7 +65,7 @@ def require_same_run(folder: Folder, saved_recipe: Recipe, recipe: Recipe, state
 def require_same_prompts(
     folder: Folder, saved: Mapping[str, DataFile], prompts: Mapping[str, DataFile], state: str
 ) -> None:
-    """Refuse other prompts than the run was begun with.
+    """Reject prompts that differ from those of the run.
 
     Raises:
         UserError: naming the folder.
@@ -76,7 +78,7 @@ def require_same_prompts(
 
 
 def require_same_teacher(folder: Folder, saved_sha256: str, sha256: str, teacher: str) -> None:
-    """Refuse a teacher whose files are not those that the finished student was made from.
+    """Reject a teacher whose files differ from those of the run.
 
     Raises:
         UserError: naming the teacher.
@@ -103,7 +105,9 @@ def _without_placement(recipe: Recipe, state: str) -> Recipe:
     """
     chose = recipe if state == FINISHED and recipe.evaluation.student_selection == "best" else Recipe()
     placement = {name: Train.model_fields[name].default for name in PLACEMENT}
-    prompts = Prompts(avoid_contradictions=recipe.prompts.avoid_contradictions)  # the rest: by their files
+    prompts = Prompts(
+        avoid_contradictions=recipe.prompts.avoid_contradictions
+    )  # the other fields are compared by their files
     promotion = Promotion(metric=chose.promotion.metric, higher_is_better=chose.promotion.higher_is_better)
     return recipe.model_copy(
         update={

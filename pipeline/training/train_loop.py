@@ -1,4 +1,4 @@
-"""The training loop of one Ray Train worker: the stream, the steps, the checkpoints."""
+"""The training loop of one Ray Train worker: prompt stream, steps, checkpoints."""
 
 import tempfile
 import time
@@ -36,7 +36,7 @@ UPLOAD_RETRIES = 8  # about two minutes
 def train(config: TrainLoopConfig, actor: ProgressSink) -> None:
     """Train on one worker.
 
-    A UserError is fatal: after Ray Train's restart the worker returns at once. A TransientError is retried normally.
+    A UserError is fatal: after Ray Train's restart the worker returns immediately. A TransientError is retried.
     """
     if ray.get(actor.user_error.remote()):
         return
@@ -127,7 +127,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
 
 
 def _encoders(distiller: Distiller, prompts_uri: str) -> EncoderPool | None:
-    """Return the text encoders that the recipe asks for; they draw this attempt's negative prompts."""
+    """Return the recipe's text encoders, which also sample this attempt's negative prompts."""
     options = distiller.recipe.train
     if not options.num_encoders:
         return None

@@ -1,4 +1,4 @@
-"""The function that Ray Train calls on each worker; apart, so that the controller, which pickles it, loads no torch."""
+"""The function that Ray Train calls on each worker; its module imports no torch, since the controller pickles it."""
 
 from typing import Any
 

@@ -29,7 +29,7 @@ FIELD = "evaluation.metrics.weights"
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 ARCHITECTURE = "ViT-H-14"
 SCALE = 100
-GROUP = 80  # images whose means the benchmark's deviation is of
+GROUP = 80  # images per group; the benchmark's deviation is over the groups' means
 
 
 @dataclass(frozen=True)

@@ -131,5 +131,5 @@ def load_transformers_clip(folder: Path, device: torch.device | str = "cpu") -> 
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     longest = model.config.text_config.max_position_embeddings
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)  # unlimited where the folder does not say
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)  # unlimited if the folder does not set it
     return model.requires_grad_(False).eval().to(device), tokenizer
