@@ -1,4 +1,4 @@
-"""SHA-256 of files, folders and values: what a run was made from."""
+"""SHA-256 of files, folders and values."""
 
 import hashlib
 import json

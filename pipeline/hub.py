@@ -19,14 +19,14 @@ HUB_SECONDS = 10
 
 
 def is_hub_id(path_or_id: str) -> bool:
-    """`organisation/name`, where no folder of that name is here."""
+    """Tell whether this is `organisation/name` and no local folder."""
     return bool(HUB_ID.fullmatch(path_or_id)) and not Path(path_or_id).exists()
 
 
 def local_folder(path_or_id: str, field: str, revision: str = "main", wanted: Sequence[str] = FILE_PATTERNS) -> Path:
-    """Return a local folder, fetching what is elsewhere; the hub's token is read from HF_TOKEN.
+    """Return a local folder, downloading from S3 or the hub; the hub's token is read from HF_TOKEN.
 
-    Of the hub's files those that fit `wanted`.
+    Only files that match `wanted` are downloaded from the hub.
     """
     if not is_hub_id(path_or_id):
         folder = Folder.from_uri(path_or_id)
@@ -48,7 +48,7 @@ def local_folder(path_or_id: str, field: str, revision: str = "main", wanted: Se
 
 
 def hub_status(path_or_id: str, revision: str, *, missing: str) -> str:
-    """Say whether a model is in the hub's local cache or on the hub, without fetching it; `missing` begins a no."""
+    """Return a line that says whether a model is cached or on the hub; it starts with `missing` if it is not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

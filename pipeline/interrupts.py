@@ -1,4 +1,4 @@
-"""SIGINT from within: what a process is interrupted by that may not go on, because another one has taken over."""
+"""Immediate interruption of this process, such as when another process has taken over its lease."""
 
 import os
 import signal
@@ -8,6 +8,6 @@ stop_immediately = threading.Event()  # set if not even a last checkpoint may be
 
 
 def interrupt_immediately() -> None:
-    """Interrupt this process as Ctrl-C does, and leave no time; `_thread.interrupt_main` would not wake what sleeps."""
+    """Interrupt this process like Ctrl-C, without a last checkpoint; `interrupt_main` would not wake a sleep."""
     stop_immediately.set()
     os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a folder was made from, by which code, with which recipe, and what is in it."""
+"""Manifests: `manifest.json` records a folder's inputs, code version, recipe and content."""
 
 import os
 import subprocess

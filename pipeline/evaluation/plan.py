@@ -39,7 +39,7 @@ class System:
         model: `STUDENT` or `TEACHER`.
         sampling: the sampling method.
         uses_negative: whether it is given each sample's negative prompt.
-        negative_prompt_override: the negative prompt in place of the samples' selected, if not empty.
+        negative_prompt_override: the negative prompt in place of the samples' own, if not empty.
         subset_only: whether it samples only the first `teacher_prompts` of a set, because it is slow.
     """
 

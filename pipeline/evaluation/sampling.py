@@ -1,4 +1,4 @@
-"""Sampling methods that are compared: one step, one step with a negative prompt, many steps."""
+"""Sampling methods: one step, one step with a negative prompt, many steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class SamplingMethod:
-    """How a model is sampled. `kind` is "plain", "cfg" or an attention rule in one step, or "steps" for many."""
+    """A sampling method. `kind` is "plain", "cfg" or an attention rule for one step, or "steps" for many."""
 
     kind: str = "plain"
     scale: float = 0.0

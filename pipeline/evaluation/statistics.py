@@ -1,4 +1,4 @@
-"""Intervals for shares and for differences between two systems on the same prompts and seeds."""
+"""Estimates with intervals: shares, means, and differences of two systems on the same prompts and seeds."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -128,7 +128,7 @@ def clustered_bootstrap(
 
 @plain_dataclass(frozen=True)
 class _Stratum:
-    """Keys of either side, with each side's values and which keys it has; [2, N]."""
+    """The keys of a stratum: each side's values, and whether it has them; [2, N]."""
 
     values: np.ndarray
     present: np.ndarray
@@ -170,8 +170,8 @@ class _Stratum:
 def discordant_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float]:
     """Return the interval of mean(a) - mean(b) for pairs of zeros and ones, by the exact sign test.
 
-    Of the pairs that differ, Clopper and Pearson's interval of the share where a is 1 (McNemar's test, exactly); how
-    many differ is taken as given. Where few do, a bootstrap's interval is too narrow.
+    It is Clopper and Pearson's interval of the share of a among the pairs that differ (McNemar's exact test); their
+    number is taken as given. If few pairs differ, a bootstrap interval is too narrow.
     """
     better = sum(one > other for one, other in zip(a, b, strict=True))
     worse = sum(one < other for one, other in zip(a, b, strict=True))
@@ -184,7 +184,7 @@ def discordant_interval(a: Sequence[float], b: Sequence[float], confidence: floa
 
 
 def _clopper_pearson_low(hits: int, total: int, tail: float) -> float:
-    """Return the share at which so many hits or more have the chance `tail`: Clopper and Pearson's lower end."""
+    """Return Clopper and Pearson's lower end: the share at which `hits` or more have the probability `tail`."""
     counts = np.arange(hits, total + 1)
     log_binomials = np.array([math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts])
     low, high = 0.0, 1.0

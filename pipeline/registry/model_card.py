@@ -1,4 +1,4 @@
-"""The model card: what a version is, how it is used, what it was made from and under which licence."""
+"""The model card of a version: use, scores, lineage and licence."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The rule that makes a student the champion, and what it says of one student beside another."""
+"""Promotion: the rule that makes a student the champion, and its decisions."""
 
 import math
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def compare_metric(
 
 
 def _is_selected(images: Mapping[Image, float]) -> bool:
-    """Tell whether the student's own plain images chose these."""
+    """Tell whether these images were selected by the student's own plain images."""
     return all(name == EXCLUSION_SET for name, _, _ in images)
 
 
@@ -129,7 +129,7 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
 
 
 def _min_images(guardrail: GuardrailMetric) -> int:
-    """Return how many images without a loss exclude a greater one than allowed: the rule of three."""
+    """Return the images without regression that exclude one above `max_regression`: the rule of three."""
     return max(MIN_IMAGES, math.ceil(3 / guardrail.max_regression)) if guardrail.max_regression else MIN_IMAGES
 
 

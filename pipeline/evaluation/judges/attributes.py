@@ -13,7 +13,7 @@ from pipeline.shapes.samples import LABELS
 
 @dataclass(frozen=True)
 class AttributeJudge:
-    """Says which attributes an image of the world of shapes shows."""
+    """Predicts the attributes that an image of the Shapes toy dataset shows."""
 
     model: AttributeClassifier
 

@@ -37,7 +37,7 @@ PAIRS = tuple(
 
 @dataclass(frozen=True)
 class ClipAttributes:
-    """The answer to each of `QUESTIONS`, by the nearest of its texts."""
+    """Answers each of `QUESTIONS` for an image by the nearest of its texts."""
 
     features: ClipFeatures
     options: Options
@@ -82,7 +82,7 @@ class ClipAttributes:
 
 
 def check(options: Evaluation) -> None:
-    """Check that the judge and its labelled images are there."""
+    """Check that the judge and its labelled images exist."""
     check_clip(options.clip_judge, options.clip_judge_architecture, FIELD)
     if options.calibration:
         read_labels(Path(options.calibration), list(QUESTION_OF))

@@ -1,6 +1,6 @@
-"""A judge of real images: which of an attribute's classes an image shows, by CLIP without training.
+"""A zero-shot CLIP judge of real images: which of an attribute's classes an image shows.
 
-It errs, so that it is calibrated on labelled images first, and a share that it counts is corrected by what it misses.
+It is calibrated on labelled images first, and the shares that it counts are corrected for its errors.
 """
 
 import csv
@@ -29,7 +29,7 @@ POSTERIOR_DRAWS = 10_000
 
 @dataclass(frozen=True)
 class ClipJudge:
-    """Says for each image the class whose text is nearest, such as {"man": "a photo of a man", "woman": ...}."""
+    """Assigns each image the class whose text is nearest, such as {"man": "a photo of a man", "woman": ...}."""
 
     features: ClipFeatures
     texts: Mapping[str, str]
@@ -61,8 +61,8 @@ def calibrate(answers: Sequence[str], labels: Sequence[str], classes: Sequence[s
 def corrected_share(observed: float, sensitivity: float, specificity: float) -> float:
     """Return the true share of a class where the judge counts `observed` (Rogan and Gladen 1978), in 0..1.
 
-    It holds for images that the judge did not choose; for those that it did, see `removed_share`.
-    (observed + specificity - 1) / (sensitivity + specificity - 1); not a number of a judge no better than chance.
+    (observed + specificity - 1) / (sensitivity + specificity - 1), or NaN for a judge that is no better than chance. It
+    holds for images that the judge did not select; for those that it did, see `removed_share`.
     """
     informed = sensitivity + specificity - 1
     if not informed > 0:
@@ -99,9 +99,9 @@ def removed_share(removed: Share, selected: Share, sensitivity: Share, specifici
 
 
 def _removed(removed: np.ndarray, selected: np.ndarray, sensitivity: np.ndarray, specificity: np.ndarray) -> np.ndarray:
-    """Return the share removed by fresh errors and by persistent ones, [2, N], clipped to 0..1.
+    """Return the shares removed under independent and under persistent errors, [2, N], clipped to 0..1.
 
-    It is not a number of a judge no better than chance.
+    They are NaN for a judge that is no better than chance.
     """
     informed = sensitivity + specificity - 1
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -115,10 +115,10 @@ def _removed(removed: np.ndarray, selected: np.ndarray, sensitivity: np.ndarray,
 
 
 def read_labels(table: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:
-    """Files and labels from a CSV with the columns file,label; files lie beside it. A byte order mark is no text.
+    """Return files and labels of a CSV with the columns file,label; paths are relative to it.
 
     Raises:
-        UserError: where a column, a file or a class is not known, with the line.
+        UserError: naming the line of an unknown column, file or class.
     """
     try:
         reader = csv.DictReader(io.StringIO(decode_text(table.read_bytes()), newline=""))

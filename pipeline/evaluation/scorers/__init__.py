@@ -1,4 +1,4 @@
-"""Metrics of images, each to its authors' definition: `check` before any image is made, then `load`."""
+"""Image metrics as their authors define them: `check` before any image is sampled, then `load`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ __all__ = ["SCORERS", "Kind", "Metric", "Scorer", "check", "check_all", "load"]
 
 @dataclass(frozen=True)
 class ScorerKind:
-    """How a metric is checked and loaded, and which fields of its own it reads."""
+    """The functions that check and load a kind of metric, and the fields that only it reads."""
 
     check: Callable[[Metric], None]
     load: Callable[..., Scorer]
@@ -46,7 +46,7 @@ def check(metric: Metric) -> None:
 
 
 def check_all(metrics: Sequence[Metric]) -> None:
-    """Check a recipe's metrics, each kind of which stands once."""
+    """Check a recipe's metrics, at most one of each kind."""
     kinds = [metric.kind for metric in metrics]
     if len(set(kinds)) < len(kinds):
         raise invalid("evaluation.metrics", kinds, "each kind once")

@@ -69,7 +69,7 @@ def _read_head(metric: Metric, width: int) -> tuple[Path, dict[str, Tensor]]:
 
 
 def prepare(image: Image, *, side: int) -> Tensor:
-    """[3, side, side], normalised."""
+    """Return a normalised tensor [3, side, side]."""
     pixels = to_tensor(image)
     height, width = pixels.shape[1:]
     short = min(height, width)

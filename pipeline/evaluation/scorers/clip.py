@@ -62,7 +62,7 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> ClipScore:
 
 
 def prepare(image: Image, *, side: int, normalization: Normalization = OPENAI) -> Tensor:
-    """[3, side, side], normalised. RGB comes last, as in open_clip: Pillow weighs pixels by their alpha."""
+    """Return a normalised tensor [3, side, side]; RGB conversion is last, as in open_clip: Pillow weighs by alpha."""
     return normalization.from_unit(to_tensor(centre_crop(shortest_side(image, side), side)))
 
 

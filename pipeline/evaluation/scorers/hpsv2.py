@@ -1,8 +1,8 @@
-"""HPSv2 (arXiv 2306.09341): the cosine of an image and its prompt in a CLIP ViT-H-14 that people's choices taught.
+"""HPSv2 (arXiv 2306.09341): the cosine of image and prompt in a CLIP ViT-H-14 fine-tuned on human preferences.
 
-In the scale of its benchmark: x 100. Versions v2.0 and v2.1 differ by about 3 points. As the benchmark does it:
-the image is a JPEG file, becomes a tensor and only then is resized, its longest side to 224; it is filled with black,
-and only then normalised. Nothing is cropped, and the model's logit_scale is not used.
+Scores are scaled by 100, as in its benchmark; versions v2.0 and v2.1 differ by about 3 points. As in the benchmark, an
+image is encoded as JPEG, converted to a tensor, resized to a longest side of 224, padded with black and then
+normalised. Nothing is cropped, and the model's logit_scale is not used.
 """
 
 import io
@@ -73,7 +73,7 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> HPSv2:
 
 
 def prepare(image: Image, *, side: int, antialias: bool, jpeg_quality: int) -> Tensor:
-    """[3, side, side], normalised."""
+    """Return a normalised tensor [3, side, side]."""
     return normalize(letterbox(to_tensor(jpeg(image, jpeg_quality)), side, antialias=antialias))
 
 
@@ -87,7 +87,7 @@ def jpeg(image: Image, quality: int) -> Image:
 
 
 def letterbox(pixels: Tensor, side: int, *, antialias: bool) -> Tensor:
-    """[3, side, side]: the longest side resized to `side`, then zeros on both sides of the other."""
+    """Return [3, side, side]: the longest side resized to `side`, the other padded with zeros on both sides."""
     height, width = pixels.shape[1:]
     scale = side / float(max(height, width))
     if scale != 1.0:
@@ -110,7 +110,7 @@ def group_means(scores: Sequence[float]) -> list[float]:
 
 
 def group_mean(scores: Sequence[float]) -> float:
-    """Return the benchmark's mean: that of the means of groups of 80, where a short last group counts in full."""
+    """Return the benchmark's mean: that of the means of groups of 80, a short last group with full weight."""
     return float(np.mean(group_means(scores)))
 
 

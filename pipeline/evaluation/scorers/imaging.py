@@ -27,7 +27,7 @@ SCALE = 0.01
 
 @dataclass(frozen=True)
 class Imaging:
-    """`imaging`: about 0.4 to 0.8. Images go one by one: each has patches of its own number."""
+    """`imaging`: about 0.4 to 0.8. Images are scored one by one, since their numbers of patches differ."""
 
     model: Musiq
     options: Options
@@ -69,7 +69,7 @@ def _read(metric: Metric) -> tuple[Path, dict[str, int], dict[str, Tensor]]:
 
 
 def prepare(image: Image) -> Tensor:
-    """[3, H, W] in 0..1."""
+    """Return [3, H, W] in 0..1."""
     pixels = to_tensor(image)
     height, width = pixels.shape[1:]
     scale = LONGEST / max(height, width)

@@ -1,4 +1,4 @@
-"""Images as CLIP's tensors: the steps that its metrics put in different orders."""
+"""Preprocessing steps of images, which the metrics combine in different orders."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def to_tensor(image: Image) -> Tensor:
-    """[3, H, W] in 0..1. Transparency is dropped, not blended."""
+    """Return [3, H, W] in 0..1; transparency is dropped, not blended."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float().div(255)
 
 
 def resize(pixels: Tensor, height: int, width: int, mode: str, *, antialias: bool) -> Tensor:
-    """[C, height, width]; bicubic overshoots 0..1 and is left so."""
+    """Return [C, height, width]; bicubic interpolation may overshoot 0..1, which is kept."""
     return F.interpolate(pixels[None], (height, width), mode=mode, align_corners=False, antialias=antialias)[0]
 
 
@@ -25,6 +25,6 @@ def center_start(length: int, side: int) -> int:
 
 
 def batches(images: Sequence[Image], size: int, prepare: Callable[[Image], Tensor]) -> Iterator[Tensor]:
-    """[B, 3, H, W]."""
+    """Yield batches [B, 3, H, W]."""
     for start in range(0, len(images), size):
         yield torch.stack([prepare(image) for image in images[start : start + size]])

@@ -51,5 +51,5 @@ class ShapesClip:
 
 
 def tensors(images: Sequence[Image.Image]) -> Tensor:
-    """[B, 3, H, W] in -1..1, of images of one size."""
+    """Return [B, 3, H, W] in -1..1 from images of one size."""
     return from_pixels(np.stack([np.asarray(image.convert("RGB")) for image in images]))

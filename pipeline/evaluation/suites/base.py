@@ -18,7 +18,7 @@ class EvaluationSuite(Protocol):
         """The pairs of prompt and negative prompt of the exclusion test."""
 
     def check(self) -> None:
-        """Check that weights and labelled images are there, without computing anything.
+        """Check that weights and labelled images exist, without computing anything.
 
         Raises:
             UserError: naming what is missing.
