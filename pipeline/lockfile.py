@@ -1,4 +1,4 @@
-"""The installed packages against `requirements.lock`: a submitted job runs with the versions that were tested."""
+"""The check that a submitted job runs with the package versions of `requirements.lock`."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def check_versions() -> None:
 def version_differences(lock: Path) -> list[str]:
     """Return the installed packages whose version differs from the lock; a local part, as in 2.13.0+cu130, is ignored.
 
-    What is not installed is not looked at: a node needs no linters.
+    Packages that are not installed are ignored: a node needs no linters.
     """
     wrong = []
     for line in lock.read_text(encoding="utf-8").splitlines():

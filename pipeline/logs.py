@@ -69,7 +69,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to the present `sys.stderr`, which may be replaced after the handler is made."""
+    """A handler that writes to the current `sys.stderr`, which may be replaced later."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         logging.Handler.__init__(self)

@@ -1,4 +1,4 @@
-"""MUSIQ (arXiv 2108.05997): how good an image's pixels are, read from patches of it at three sizes.
+"""MUSIQ (arXiv 2108.05997): image quality from patches at three sizes.
 
 The image in three sizes (longest side 224, 384, as it is) is cut in patches of 32 pixels; a small residual network
 makes each a token, to which the embeddings of its position, on a grid of 10 by 10, and of its size are added; a
@@ -22,7 +22,7 @@ CHANNELS, GROUPS = 64, 32
 
 
 def pad_same(x_BCHW: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zeros on all sides, as TensorFlow's `SAME`: each pixel is in a window; the odd zero is right and below."""
+    """Pad with zeros as TensorFlow's `SAME`; an odd zero is at the right and the bottom."""
     pad = []
     for length in (x_BCHW.shape[3], x_BCHW.shape[2]):
         missing = max(0, (math.ceil(length / stride) - 1) * stride + kernel - length)
@@ -176,7 +176,7 @@ def patches_of(pixels_CHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def on_grid(count: int) -> Tensor:
-    """[count]: the grid's 10 lines, resized to `count` by the nearest."""
+    """Return [count]: the grid's 10 lines, resized to `count` by nearest neighbour."""
     return F.interpolate(torch.arange(float(GRID))[None, None], count, mode="nearest")[0, 0].long()
 
 

@@ -33,7 +33,7 @@ UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # a stu
 class TextToImage:
     """A text-to-image pipeline whose parts are frozen, float32, in evaluation mode.
 
-    Without a text encoder it knows the texts of `cached_embeds` alone.
+    Without a text encoder it only knows the texts of `cached_embeds`.
     """
 
     folder: Path
@@ -220,7 +220,7 @@ def save_denoiser(
 ) -> str:
     """Write a pipeline's folder with other weights of its denoiser; return the new folder's hash.
 
-    `record` is what diffusers' own files do not hold, by default what `folder` has of it.
+    `record` has what diffusers' own files lack; by default it is copied from `folder`.
     """
     pipe = load_pipeline(folder)
     getattr(pipe, family_of_folder(folder).denoiser_part).load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""Files of weights: where they lie, what they hold, and their hash."""
+"""Weight files: location, reading and layout."""
 
 import pickle
 from collections.abc import Mapping, Sequence

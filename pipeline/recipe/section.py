@@ -16,7 +16,7 @@ class Section(Record):
 
 
 def expecting(check: Callable[[Any], bool], expected: str) -> AfterValidator:
-    """Return a validator that accepts what `check` is true of; `expected` describes it in an error and in the docs."""
+    """Return a validator of `check`; `expected` describes the accepted values in an error and in the docs."""
 
     def validate(value: Any) -> Any:
         if not check(value):

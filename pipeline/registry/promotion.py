@@ -151,7 +151,7 @@ def _rejection_reason(rule: Promotion, main: Comparison, guardrail_gains: tuple[
 
 
 def decide_first(rule: Promotion, scores: Scores) -> Decision:
-    """Make the first student the champion where its evaluation has the rule's metric; one without is not judged."""
+    """Make the first student the champion if its evaluation has the rule's metric."""
     if scores.has(rule.metric):
         return Decision(True, "the first version with a score", rule, "")
     verdict = f"its evaluation has no {rule.metric}: if its images are good, promote it by hand"

@@ -1,4 +1,4 @@
-"""A local folder to a run's artifacts, on any server, checked by reading it back."""
+"""Upload of a local folder to a run's artifacts, checked by reading it back."""
 
 import hashlib
 import tempfile
@@ -13,10 +13,10 @@ ATTEMPTS = 2  # another process may write the same files at the same time
 
 
 def publish(client: MlflowClient, run_id: str, local: Path, artifact_path: str) -> None:
-    """Upload what is not there already; every file is then there, with its SHA-256.
+    """Upload the files that the artifacts lack; afterwards every file is stored with its SHA-256.
 
     Raises:
-        UserError: where the store does not give back what it was given.
+        UserError: if the store returns other content than was uploaded.
     """
     for _ in range(ATTEMPTS):
         wanted = differing_files(client, run_id, local, artifact_path)

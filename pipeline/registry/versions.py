@@ -1,4 +1,4 @@
-"""The versions that are there: listed, downloaded, and the champion put back."""
+"""Registered versions: listing, download, promotion by hand and rollback."""
 
 import time
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def _rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
 
 
 def _why(tags: dict[str, str], named: bool) -> str:
-    """Return the decision; a former champion first tells what replaced it."""
+    """Return the decision, and for a former champion first its replacement."""
     return tags.get(WHY, "") if named else "; ".join(filter(None, (tags.get(STATE, ""), tags.get(WHY, ""))))
 
 
@@ -64,7 +64,7 @@ def champion(tracking_uri: str, name: str) -> Champion | None:
 
 
 def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, str]:
-    """Make the champion before this one, or the version `to`, the champion again; return both versions.
+    """Make the previous champion, or the version `to`, the champion again; return both versions.
 
     The decision is recorded before the alias moves, so that an interrupted call can be repeated.
     """
@@ -87,7 +87,7 @@ def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, s
 
 
 def promote(tracking_uri: str, name: str, version: str) -> dict[str, str]:
-    """Make a version the champion by hand, whatever its scores say; return it and the champion before, if any."""
+    """Make a version the champion by hand, regardless of its scores; return it and the previous champion, if any."""
     with tracking.reachable_client(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
         current = mlflow_registry.aliases(client, name).get(CHAMPION)

@@ -1,1 +1,1 @@
-"""Distillations that come again: when each is due, one at a time, with a history."""
+"""Recurring distillations: schedules, due times, leases, runs and history."""

@@ -1,4 +1,4 @@
-"""The next action of a schedule, from the clock and its history alone: nothing here waits, writes or submits."""
+"""The next action of a schedule, from the clock and its history; nothing here waits, writes or submits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def due(
     now: datetime,
     job_outcome: Callable[[ScheduledRun], JobOutcome | None],
 ) -> DueAction | None:
-    """Return what is to be done now, or None.
+    """Return the action that is due now, or None.
 
     `job_outcome` returns how the job of a run that is recorded as running ended, or None while it runs.
     """

@@ -114,7 +114,7 @@ class Lease:
         return LeaseRecord(self.holder, self._token, self._heartbeat)
 
     def _send_heartbeats(self) -> None:
-        """Send heartbeats until the lease is released; whatever ends them before that reports the lease as lost."""
+        """Send heartbeats until the lease is released; if they end earlier, report the lease as lost."""
         try:
             self._until_lost_or_released()
         finally:
@@ -145,7 +145,7 @@ class Lease:
 
 
 class LeaseObserver:
-    """Tells whether a lease is held, without acquiring it or waiting: it compares one call with the next."""
+    """An observer that tells whether a lease is held, by comparing one call with the next."""
 
     def __init__(self, folder: Folder, ttl: float = TTL_SECONDS, name: str = "lease.json") -> None:
         self.store, self.ttl = lease_store(folder, name, ttl), ttl

@@ -36,7 +36,7 @@ def decoder_folder(path_or_id: str) -> Path:
 
 
 def load_decoder(path_or_id: str, device: torch.device | str) -> AutoencoderTiny:
-    """Load the decoder whose images the CLIP loss looks at, frozen."""
+    """Load the decoder of the CLIP loss, frozen."""
     decoder: AutoencoderTiny = AutoencoderTiny.from_pretrained(decoder_folder(path_or_id), use_safetensors=True)
     return decoder.requires_grad_(False).eval().to(device)
 

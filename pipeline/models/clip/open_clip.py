@@ -1,7 +1,7 @@
 """Checkpoints in open_clip's layout, loaded into transformers' CLIPModel with the same outputs as open_clip's model.
 
 open_clip holds queries, keys and values in one matrix, and its projections transposed. Sizes are read from the
-tensors' shapes; ARCHITECTURES has what shapes do not tell: the width of a head, and the activation.
+tensors' shapes; ARCHITECTURES has what does not follow from them: the width of a head, and the activation.
 """
 
 import re
@@ -24,7 +24,7 @@ TEXT_HEAD = 64  # width of a head of the text tower, in all architectures
 
 @dataclass(frozen=True)
 class Architecture:
-    """Properties that the tensors' shapes do not tell."""
+    """Properties that do not follow from the tensors' shapes."""
 
     vision_head: int  # width of a head of the image tower
     activation: str
