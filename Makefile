@@ -8,7 +8,7 @@ GPU_PYTHON ?= python3
 GPU_NEEDS = hjson ninja py-cpuinfo msgpack einops importlib-metadata zipp
 JOBS = $(BIN)/python -m jobs
 
-.PHONY: demo test test-slow chaos gpu gpu-wheels ui lint lock clean
+.PHONY: demo test test-unit test-slow chaos gpu gpu-wheels ui lint lock clean
 
 demo: $(VENV)/installed
 	$(JOBS) prepare --run $(RUN) --recipe $(RECIPE)
@@ -18,6 +18,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+test-unit: $(VENV)/installed
+	$(BIN)/python -m pytest -m 'not slow and not integration'
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

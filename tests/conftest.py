@@ -25,6 +25,17 @@ for _name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADD
     os.environ.pop(_name, None)
 
 
+SERVICES = {"ray_cluster", "s3_server", "cluster_url", "migrated", "seaweedfs"}  # fixtures that start a service
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests that use a service, so that `make test-unit` leaves them out."""
+    for item in items:
+        if SERVICES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("integration")
+
+
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory):
     """A folder in Stable Diffusion's layout with random weights."""

@@ -26,6 +26,8 @@ from datasets_prep.benchmark_prompts import HPSV2_STYLES
 from nasa.testing import TINY_PIPELINES
 from pipeline import recipe
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

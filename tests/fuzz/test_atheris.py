@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip("atheris")
 TARGETS = ["recipe", "manifest", "lines", "parquet", "checkpoint"]
 SECONDS = 60

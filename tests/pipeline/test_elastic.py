@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 STEPS = 60
 SETS = [

@@ -24,7 +24,7 @@ IMAGES = 3200
 SYSTEMS = ("student, 1 step", "student, 1 step, NASA 0.5", "student, 1 step, NASA 1")
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller
 
+pytestmark = pytest.mark.integration
+
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house")]
 OTHER_LAYOUT_TOLERANCE = 1e-4  # sums in another order
 SAVED_AFTER, STEPS = 2, 4
