@@ -167,7 +167,7 @@ RUN = {
 NOT_RUN = {  # by how the command begins
     "make test": "the tests themselves",
     "make test-slow": "the tests themselves",
-    "make chaos": "an hour of kills; tests/test_chaos.py tests its parts",
+    "make chaos": "an hour of kills; tests/benchmarks/test_chaos.py tests its parts",
     "make ui": "a server, which runs until it is ended",
     "make gpu": "a GPU",
     "make gpu-wheels": "a network: it downloads wheels",
@@ -190,7 +190,7 @@ NOT_RUN = {  # by how the command begins
         "a Ray cluster; tests/pipeline/cluster/test_docs_run.py has one",
     ),
     "python -m jobs models rollback --name nasa-sd21": "a cluster's registry; as above",
-    "python -m jobs train-shapes": "80 minutes; tests/pipeline/test_shapes_fit.py tests its training",
+    "python -m jobs train-shapes": "80 minutes; tests/pipeline/shapes_training/test_fit.py tests its training",
     "python -m benchmarks.gpu_step --size sd21": "a GPU",
     "python -m benchmarks.hpsv2 --golden": "HPSv2's weights, 4 GB",
     "OMP_NUM_THREADS=1 python -m benchmarks.hpsv2": "a checkpoint of HPSv2's size, 4 GB",
