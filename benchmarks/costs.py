@@ -39,10 +39,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name in RECIPES:
         for node in prices["nodes"]:
-            print(row(name, {**node, "an_hour": overrides.get(node["instance"], node["an_hour"])}))
+            print(format_row(name, {**node, "an_hour": overrides.get(node["instance"], node["an_hour"])}))
 
 
-def row(name: str, node: dict[str, Any]) -> str:
+def format_row(name: str, node: dict[str, Any]) -> str:
     """Return the row of a recipe on one node, all of whose GPUs are workers, with the recipe's own total batch."""
     workers = node["gpus"]
     options = recipe.load(name, [f"train.num_workers={workers}", f'train.gpu="{node["gpu"]}"'])

@@ -42,7 +42,7 @@ ROWS: dict[str, dict[str, bool]] = {
 }
 
 
-def tiny_unet() -> Any:
+def build_tiny_unet() -> Any:
     return diffusers.UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(32, 64),
@@ -54,7 +54,7 @@ def tiny_unet() -> Any:
 
 
 SIZES: dict[str, tuple[Callable[[], Any], int, int]] = {  # model, tokens, features
-    "tiny": (tiny_unet, 77, 64),
+    "tiny": (build_tiny_unet, 77, 64),
     "sd15": (architectures.stable_diffusion_15, 77, 768),
     "sd21": (architectures.stable_diffusion_21, 77, 1024),
     "pixart": (architectures.pixart_alpha, 120, 4096),

@@ -63,7 +63,7 @@ def main() -> None:
         measured = measure(sampler, options.seeds, options.prompts)
         DATA.write_text(json.dumps({"training_steps": options.steps, **measured}, indent=1) + "\n")
     data = json.loads(DATA.read_text())
-    print(table(data))
+    print(format_table(data))
     draw(data)
 
 
@@ -182,7 +182,7 @@ def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> d
     }
 
 
-def table(data: dict[str, Any]) -> str:
+def format_table(data: dict[str, Any]) -> str:
     """Return Markdown: the shares removed, kept and clean of each method at each scale."""
     lines = ["| method | scale | removed, % | prompted attributes kept, % | clean, % |", "|---|---|---|---|---|"]
     lines.append(f"| no negative | | 0 | 100 | {100 * data['plain']['clean']:.0f} |")

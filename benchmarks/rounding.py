@@ -21,11 +21,11 @@ def main() -> None:
     print(f"| schedule | start | 1 / alpha | {heading} |\n|---|---|---|---|")
     for name, start in STARTS:
         alphas_cumprod = DDIMScheduler(**SCHEDULES[name]).alphas_cumprod
-        alpha, error = rounding_error(alphas_cumprod, start)
+        alpha, error = measure_rounding_error(alphas_cumprod, start)
         print(f"| {name} | {start} | {1 / alpha:.1f} | {error:.3f} |")
 
 
-def rounding_error(alphas_cumprod: torch.Tensor, start: int) -> tuple[float, float]:
+def measure_rounding_error(alphas_cumprod: torch.Tensor, start: int) -> tuple[float, float]:
     """Return alpha and the rms error of x0 from rounding eps."""
     generator = torch.Generator().manual_seed(0)
     noise, x0 = torch.randn(2, 4, 4, 64, 64, generator=generator)

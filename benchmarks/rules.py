@@ -45,7 +45,7 @@ def main() -> None:
         measured = [measure(folder, options.seeds) for folder in options.distilled]
         DATA.write_text(json.dumps(measured, indent=1) + "\n")
     students = json.loads(DATA.read_text())
-    print(table(students))
+    print(format_table(students))
     draw(students)
 
 
@@ -65,19 +65,19 @@ def measure(folder: Path, seeds: int = SEEDS) -> dict[str, Any]:
     }
 
 
-def table(students: list[dict[str, Any]]) -> str:
+def format_table(students: list[dict[str, Any]]) -> str:
     """Return Markdown: each method's mean over the students, with the lowest and the highest."""
     lines = ["| method | scale | removed, % | prompted attributes kept, % | clean, % |", "|---|---|---|---|---|"]
     clean = [student["plain"]["clean"] for student in students]
-    lines.append(f"| none | | 0 | 100 | {_spread(clean)} |")
+    lines.append(f"| none | | 0 | 100 | {_format_spread(clean)} |")
     for rows in zip(*(student["rows"] for student in students), strict=True):
         name = rows[0]["way"].upper()
-        cells = (_spread([row[key] for row in rows]) for key in ("removed", "kept", "clean"))
+        cells = (_format_spread([row[key] for row in rows]) for key in ("removed", "kept", "clean"))
         lines.append(f"| {name} | {rows[0]['scale']:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _spread(shares: list[float]) -> str:
+def _format_spread(shares: list[float]) -> str:
     return f"{100 * float(np.mean(shares)):.0f} ({100 * min(shares):.0f} to {100 * max(shares):.0f})"
 
 

@@ -98,7 +98,7 @@ def measure(counts: Sequence[int], images: int, steps: int, rounds: int) -> None
         )
 
 
-def ring_seconds(size: float, gpus: int, link: float, network: float) -> float:
+def estimate_ring_seconds(size: float, gpus: int, link: float, network: float) -> float:
     """Return the seconds of reduce-scatter and all-gather of `size` bytes: 2 (N - 1) / N of them pass the slowest link.
 
     Within a node that is a GPU's own link; between nodes it is the node's network, which the rings of its GPUs share.
@@ -121,7 +121,7 @@ def extrapolate(name: str, gpu: str) -> None:
             compute = per_gpu * per_image / (UTILISATION * peak)
             cells: list[Any] = []
             for network in NETWORKS.values():
-                waiting = ring_seconds(size, gpus, LINKS[gpu], network)
+                waiting = estimate_ring_seconds(size, gpus, LINKS[gpu], network)
                 cells.append(
                     f"{gpus * per_gpu / (compute + waiting):,.0f} images/s ({waiting / (compute + waiting):.0%})"
                 )

@@ -15,7 +15,7 @@ BEGIN, END = "<!-- table: written by `python -m benchmarks.ablation` -->", "<!--
 
 def write(summary: dict[str, Any], plan: Plan, folder: Path) -> str:
     """Write data, figure and page under `folder` and return the table; only the table of an existing page changes."""
-    text = table(summary)
+    text = format_table(summary)
     for file in (DATA, IMAGE, PAGE):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / DATA).write_text(json.dumps({**plan.identity, **summary}, indent=1) + "\n")
@@ -27,14 +27,14 @@ def write(summary: dict[str, Any], plan: Plan, folder: Path) -> str:
     return text
 
 
-def table(summary: dict[str, Any]) -> str:
+def format_table(summary: dict[str, Any]) -> str:
     """Return Markdown: the shares of each variant, then the contrasts in points."""
     lines = [
         "| negative prompt in training on | clean and right, % | with NASA-I, % | removed, % | kept, % |",
         "|---|---|---|---|---|",
     ]
     for row in summary["table"]:
-        cells = [f"{row[name]['mean']:.1f} ({_join(row[name]['seeds'])})" for name in ("plain", "nasa_i")]
+        cells = [f"{row[name]['mean']:.1f} ({_join_values(row[name]['seeds'])})" for name in ("plain", "nasa_i")]
         cells += [f"{row[name]['mean']:.1f}" for name in ("removed", "kept")]
         lines.append(f"| {row['title']} | {' | '.join(cells)} |")
     lines += [
@@ -46,12 +46,12 @@ def table(summary: dict[str, Any]) -> str:
         images = {"plain": "plain", "nasa_i": "with NASA-I"}[row["measure"]]
         interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
         lines.append(
-            f"| {row['title']} | {images} | {row['difference']:+.1f} | {interval} | {_join(row['seeds'], '+')} |"
+            f"| {row['title']} | {images} | {row['difference']:+.1f} | {interval} | {_join_values(row['seeds'], '+')} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _join(values: list[float], sign: str = "") -> str:
+def _join_values(values: list[float], sign: str = "") -> str:
     return ", ".join(f"{value:{sign}.1f}" for value in values)
 
 

@@ -102,7 +102,10 @@ def ablate(plan: Plan, seeds: Sequence[int], processes: int) -> list[dict[str, A
             variant, seed = futures[future]
             row = future.result()
             folder.write(_row_file(variant, seed), (json.dumps(row) + "\n").encode())
-            print(f"{number}/{len(missing)}: {variant.title}, seed {seed}: {_share(row['plain']):.1f} %", flush=True)
+            print(
+                f"{number}/{len(missing)}: {variant.title}, seed {seed}: {_mean_percent(row['plain']):.1f} %",
+                flush=True,
+            )
     return [row for seed in seeds for variant in VARIANTS if (row := _read_row(plan, variant, seed)) is not None]
 
 
@@ -198,7 +201,7 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
     return {**row, **{name: [int(getattr(trial, name)) for trial in trials] for name in ("removed", "kept")}}
 
 
-def _share(flags: Sequence[int]) -> float:
+def _mean_percent(flags: Sequence[int]) -> float:
     return 100 * float(np.mean(flags))
 
 
@@ -211,12 +214,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for variant in complete:
         figures = {}
         for measure in ("plain", "nasa_i", "removed", "kept"):
-            shares = [_share(by_run[variant.name, seed][measure]) for seed in seeds]
+            shares = [_mean_percent(by_run[variant.name, seed][measure]) for seed in seeds]
             figures[measure] = {"mean": float(np.mean(shares)), "seeds": shares}
         table.append({"variant": variant.name, "title": variant.title, **figures})
     known = {variant.name for variant in complete}
     contrasts = [
-        {"title": title, "measure": measure, **contrast(by_run, seeds, a, b, measure)}
+        {"title": title, "measure": measure, **compute_contrast(by_run, seeds, a, b, measure)}
         for title, a, b in CONTRASTS
         for measure in ("plain", "nasa_i")
         if {a, b} <= known
@@ -224,7 +227,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"seeds": seeds, "table": table, "contrasts": contrasts}
 
 
-def contrast(
+def compute_contrast(
     by_run: dict[tuple[str, int], dict[str, Any]], seeds: Sequence[int], a: str, b: str, measure: str
 ) -> dict[str, Any]:
     """Return a - b in points: the mean, its 95 % bootstrap interval over prompts, and the difference of each seed."""

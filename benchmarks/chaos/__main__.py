@@ -37,7 +37,7 @@ def main() -> int:
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
         _run(options.only or list(SCENARIOS), options.minutes, options.runs, options.times, options.results, seed)
     rows = _read(options.results)
-    print(table(rows))
+    print(format_table(rows))
     return int(any(not row["same"] for row in rows))
 
 
@@ -53,7 +53,7 @@ def _run(names: list[str], minutes: float, runs: int | None, times: int, results
         while True:
             rows = _read(results)
             left = [name for name in names if runs is None or done[name] < runs]
-            left = [name for name in left if time.monotonic() + longest(rows, name) < deadline]
+            left = [name for name in left if time.monotonic() + longest_seconds(rows, name) < deadline]
             if not left:
                 return
             name = min(left, key=lambda name: count_injections(rows, name) / SCENARIOS[name][1])
@@ -81,12 +81,12 @@ def count_injections(rows: list[Row], name: str) -> int:
     return sum(len(row["notes"]) for row in rows if row["scenario"] == name)
 
 
-def longest(rows: list[Row], name: str) -> float:
+def longest_seconds(rows: list[Row], name: str) -> float:
     """Return the seconds of the longest run of a scenario, or the default if it never ran."""
     return max((float(row["seconds"]) for row in rows if row["scenario"] == name), default=DEFAULT_SECONDS)
 
 
-def table(rows: list[Row]) -> str:
+def format_table(rows: list[Row]) -> str:
     """Return a Markdown table: for each scenario its injections, runs, passed runs and times."""
     lines = ["| scenario | injections | runs | passed | median s | longest s |", "|---|---|---|---|---|---|"]
     for name in SCENARIOS:

@@ -8,7 +8,7 @@ from benchmarks.chaos.harness import Harness, Run, find_processes, wait_for
 from benchmarks.chaos.local_cluster import kill
 
 
-def truncated_checkpoint(harness: Harness) -> list[str]:
+def truncate_checkpoint(harness: Harness) -> list[str]:
     """Kill the driver and truncate a file of the newest checkpoint; the one before it is used."""
     run, notes = harness.new_run(), []
     for _ in range(harness.times):
@@ -30,7 +30,7 @@ def truncated_checkpoint(harness: Harness) -> list[str]:
     return notes
 
 
-def changed_shard(harness: Harness) -> list[str]:
+def change_shard(harness: Harness) -> list[str]:
     """Change a shard of prompts after the driver died; the restart fails with one clear line."""
     run, notes = harness.new_run(), []
     process = harness.start(harness.distill(run))

@@ -8,7 +8,7 @@ from benchmarks.chaos.harness import Harness, Run, find_processes, wait_for
 from benchmarks.chaos.local_cluster import LocalCluster, Process, kill
 
 
-def worker(harness: Harness) -> list[str]:
+def kill_worker(harness: Harness) -> list[str]:
     """Kill a train worker; Ray Train restarts the worker group from the latest checkpoint."""
     run, notes = harness.new_run(), []
     driver = harness.start(harness.distill(run))
@@ -22,7 +22,7 @@ def worker(harness: Harness) -> list[str]:
     return notes
 
 
-def driver(harness: Harness) -> list[str]:
+def kill_driver(harness: Harness) -> list[str]:
     """Kill the driver; the same command resumes."""
     run, notes = harness.new_run(), []
     kill_repeatedly(harness, harness.distill(run), harness.seconds, notes)
@@ -31,7 +31,7 @@ def driver(harness: Harness) -> list[str]:
     return notes
 
 
-def node(harness: Harness) -> list[str]:
+def kill_node(harness: Harness) -> list[str]:
     """Kill the node of both workers; a spare node takes over."""
     cluster, notes = harness.new_cluster(cpus=0), []
     try:
@@ -53,7 +53,7 @@ def node(harness: Harness) -> list[str]:
         cluster.kill()
 
 
-def node_without_spare(harness: Harness) -> list[str]:
+def kill_node_without_spare(harness: Harness) -> list[str]:
     """Kill one of two nodes; elastic training continues to the end on one worker."""
     cluster = harness.new_cluster(cpus=0)
     try:
@@ -72,7 +72,7 @@ def node_without_spare(harness: Harness) -> list[str]:
         cluster.kill()
 
 
-def head(harness: Harness) -> list[str]:
+def kill_head(harness: Harness) -> list[str]:
     """Kill the whole cluster; the same command resumes on a new one."""
     run, notes = harness.new_run(), []
     for _ in range(harness.times):
@@ -90,7 +90,7 @@ def head(harness: Harness) -> list[str]:
     return notes
 
 
-def evaluator(harness: Harness) -> list[str]:
+def kill_evaluator(harness: Harness) -> list[str]:
     """Kill an evaluation actor; the evaluation has every image exactly once."""
     run, notes = harness.new_evaluated_run(), []
     command, expected = run.command("evaluate", "--ray-address", harness.cluster.address), _scores(run)
@@ -107,7 +107,7 @@ def evaluator(harness: Harness) -> list[str]:
     return notes
 
 
-def registry_client(harness: Harness) -> list[str]:
+def kill_registry_client(harness: Harness) -> list[str]:
     """Kill `register` and run it again; there is one version."""
     run, notes = harness.new_evaluated_run(), []
     kill_repeatedly(harness, run.command("register"), 15, notes)

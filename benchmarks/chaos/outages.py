@@ -11,7 +11,7 @@ from benchmarks.chaos.harness import Harness, wait_for
 from benchmarks.chaos.local_cluster import free_ports, kill_group, wait_for_port
 
 
-def mlflow_down(harness: Harness) -> list[str]:
+def stop_mlflow(harness: Harness) -> list[str]:
     """Stop the tracking server for a minute during training."""
     run, notes = harness.new_run(), []
     (port,) = free_ports(1)
@@ -35,7 +35,7 @@ def mlflow_down(harness: Harness) -> list[str]:
     return notes if ended else [f"{delay:.0f} s after the run's record"]
 
 
-def s3_unavailable(harness: Harness) -> list[str]:
+def fail_s3_requests(harness: Harness) -> list[str]:
     """Answer every request to the store with 503 for half a minute at a time during training."""
     notes, (port,) = [], free_ports(1)
     store = harness.start([sys.executable, "-m", "moto.server", "-p", str(port)])
@@ -62,7 +62,7 @@ def s3_unavailable(harness: Harness) -> list[str]:
     return notes
 
 
-def disk_full(harness: Harness) -> list[str]:
+def fill_disk(harness: Harness) -> list[str]:
     """Fill the run's disk at a random moment; with free space again the same command resumes."""
     run, notes = harness.new_run(), []
     target = run.folder / "distilled"
@@ -74,7 +74,7 @@ def disk_full(harness: Harness) -> list[str]:
             delay = harness.sleep_randomly()
             if process.poll() is not None:
                 break
-            filler = _fill(target)
+            filler = _write_filler(target)
             code = process.assert_exit(0, 1, 2)
             filler.unlink()
             notes.append(f"{delay:.0f} s after the start, exit {code}")
@@ -95,7 +95,7 @@ def _create_bucket(name: str) -> None:
     boto3.client("s3").create_bucket(Bucket=name)
 
 
-def _fill(folder: Path) -> Path:
+def _write_filler(folder: Path) -> Path:
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         try:

@@ -12,20 +12,20 @@ from benchmarks.chaos.harness import Harness
 
 Scenario = Callable[[Harness], list[str]]
 SCENARIOS: dict[str, tuple[Scenario, int]] = {  # and the smallest number of injections to aim for
-    "worker": (kills.worker, 20),
-    "driver": (kills.driver, 20),
-    "node, with a spare": (kills.node, 5),
-    "node, without one": (kills.node_without_spare, 5),
-    "head": (kills.head, 5),
-    "evaluator": (kills.evaluator, 5),
-    "registry client": (kills.registry_client, 5),
-    "scheduler": (schedules.scheduler, 5),
-    "clock jumps": (schedules.clock_jumps, 5),
-    "MLflow down for a minute": (outages.mlflow_down, 5),
-    "S3 answers 503 for 30 s": (outages.s3_unavailable, 5),
-    "disk full": (outages.disk_full, 5),
-    "truncated checkpoint": (corruption.truncated_checkpoint, 5),
-    "changed shard": (corruption.changed_shard, 5),
+    "worker": (kills.kill_worker, 20),
+    "driver": (kills.kill_driver, 20),
+    "node, with a spare": (kills.kill_node, 5),
+    "node, without one": (kills.kill_node_without_spare, 5),
+    "head": (kills.kill_head, 5),
+    "evaluator": (kills.kill_evaluator, 5),
+    "registry client": (kills.kill_registry_client, 5),
+    "scheduler": (schedules.kill_scheduler, 5),
+    "clock jumps": (schedules.move_clock, 5),
+    "MLflow down for a minute": (outages.stop_mlflow, 5),
+    "S3 answers 503 for 30 s": (outages.fail_s3_requests, 5),
+    "disk full": (outages.fill_disk, 5),
+    "truncated checkpoint": (corruption.truncate_checkpoint, 5),
+    "changed shard": (corruption.change_shard, 5),
 }
 
 

@@ -12,7 +12,7 @@ from benchmarks.chaos.local_cluster import kill
 from pipeline.schedules.history import DONE, FAILED, INVALID_CONFIG
 
 
-def scheduler(harness: Harness) -> list[str]:
+def kill_scheduler(harness: Harness) -> list[str]:
     """Kill the scheduler and start it again; the run that is due is submitted once and done once."""
     run, notes = harness.new_run(), []
     store = run.folder / "schedules"
@@ -30,7 +30,7 @@ def scheduler(harness: Harness) -> list[str]:
     return notes
 
 
-def clock_jumps(harness: Harness) -> list[str]:
+def move_clock(harness: Harness) -> list[str]:
     """Move the scheduler's injected clock forwards, back and forwards again; there is one run and one version."""
     from pipeline.cluster.job_client import connect
     from pipeline.schedules.schedule_store import ScheduleStore

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.ablation import runs
-from benchmarks.ablation.report import BEGIN, END, table, write
-from benchmarks.ablation.runs import VARIANTS, Plan, contrast, summarise
+from benchmarks.ablation.report import BEGIN, END, format_table, write
+from benchmarks.ablation.runs import VARIANTS, Plan, compute_contrast, summarise
 from nasa.method import Method
 from pipeline import recipe
 
@@ -83,7 +83,7 @@ def test_variation_over_seeds_and_over_prompts_is_reported_separately():
 
 def test_the_interval_has_no_width_if_all_prompts_agree():
     same = {("a", 0): {"plain": [1] * 8}, ("b", 0): {"plain": [0] * 8}}
-    result = contrast(same, [0], "a", "b", "plain")
+    result = compute_contrast(same, [0], "a", "b", "plain")
     assert (result["difference"], result["low"], result["high"]) == (100.0, 100.0, 100.0)
 
 
@@ -97,7 +97,7 @@ def test_only_the_table_of_the_page_changes(plan, tmp_path):
     page = tmp_path / "ablation.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     text = write(summarise(rows()), plan, tmp_path)
-    assert text == table(summarise(rows()))
+    assert text == format_table(summarise(rows()))
     assert "| NASA-T vs. SBv2* | plain | +15.0 |" in text
     assert page.read_text() == f"before\n{BEGIN}\n\n{text}\n{END}\nafter\n"
     assert (tmp_path / "images/ablation.png").stat().st_size > 5_000

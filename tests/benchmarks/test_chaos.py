@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks.chaos import scenarios
-from benchmarks.chaos.__main__ import DEFAULT_SECONDS, longest, table
+from benchmarks.chaos.__main__ import DEFAULT_SECONDS, format_table, longest_seconds
 from benchmarks.chaos.scenarios import SCENARIOS, run_scenario
 from pipeline import ROOT
 
@@ -17,7 +17,7 @@ def row(scenario, same=True, seconds=10.0, times=1):
 
 
 def test_the_table_has_every_scenario_even_one_that_never_ran():
-    lines = table(
+    lines = format_table(
         [row("worker"), row("worker", seconds=20, times=5), row("worker", same=False, seconds=60)]
     ).splitlines()
     assert len(lines) == 2 + len(SCENARIOS)
@@ -28,12 +28,12 @@ def test_the_table_has_every_scenario_even_one_that_never_ran():
 def test_the_table_in_the_docs_is_of_the_recorded_results():
     rows = [json.loads(line) for line in (ROOT / "docs/data/chaos.jsonl").read_text().splitlines()]
     assert all(row["same"] for row in rows)
-    assert table(rows) in (ROOT / "docs/runbook.md").read_text()
+    assert format_table(rows) in (ROOT / "docs/runbook.md").read_text()
 
 
 def test_a_scenario_is_expected_to_take_as_long_as_its_longest_run():
     rows = [row("worker", seconds=100), row("worker", seconds=700), row("driver", seconds=20)]
-    assert [longest(rows, name) for name in ("worker", "driver", "head")] == [700, 20, DEFAULT_SECONDS]
+    assert [longest_seconds(rows, name) for name in ("worker", "driver", "head")] == [700, 20, DEFAULT_SECONDS]
 
 
 @pytest.mark.parametrize(
