@@ -1,9 +1,10 @@
-"""Arithmetic of one denoiser call at true size, counted by torch on the meta device: no weights, no memory, no GPU.
+"""Operations of one denoiser call at true size, counted on the meta device: no weights, no memory, no GPU.
 
     python -m benchmarks.flops
 
-One image (or video) a call; text encoders and the decoder left out. The extra is over the plain call: classifier-free
-guidance, NAG and NASA with K- and V- computed in each call, and NASA with them computed once for a `with` block.
+A call makes one image or video; text encoders and decoder are not counted. The columns are the extra over the plain
+call: classifier-free guidance, NAG and NASA with K- and V- computed in the call, and NASA with K- and V- reused from an
+earlier call of the `with` block.
 """
 
 import argparse
@@ -24,8 +25,8 @@ GIGA = 1e9
 
 
 @dataclass(frozen=True)
-class System:
-    """A denoiser as published; `inputs(batch)` are its call's arguments, `text` the [tokens, features] of a prompt."""
+class Workload:
+    """A published denoiser; `inputs(batch)` returns its call's arguments, `text` is a prompt's [tokens, features]."""
 
     name: str
     model: Callable[[], Any]
@@ -36,57 +37,57 @@ class System:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="NAME", help="systems whose name begins so (default: all)")
-    chosen = [system for system in SYSTEMS if system.name.startswith(parser.parse_args().only)]
-    print("| system | plain, GFLOP | CFG | NAG | NASA | NASA, K- and V- reused |")
+    parser.add_argument("--only", default="", metavar="NAME", help="only models whose name starts with this")
+    selected = [workload for workload in WORKLOADS if workload.name.startswith(parser.parse_args().only)]
+    print("| model | plain, GFLOP | CFG | NAG | NASA | NASA, K- and V- reused |")
     print("|---|---|---|---|---|---|")
-    for system in chosen:
+    for workload in selected:
         with torch.device("meta"):
-            row = extras(system)
-        shares = " | ".join(f"{row[way]:+.2%}" for way in ("cfg", "nag", "nasa", "nasa reused"))
-        print(f"| {system.name} | {row['plain'] / GIGA:,.0f} | {shares} |", flush=True)
+            row = count_extras(workload)
+        shares = " | ".join(f"{row[method]:+.2%}" for method in ("cfg", "nag", "nasa", "nasa reused"))
+        print(f"| {workload.name} | {row['plain'] / GIGA:,.0f} | {shares} |", flush=True)
 
 
-def extras(system: System) -> dict[str, float]:
-    """The plain call's arithmetic, and what each way adds to it as a share."""
-    model = system.model().eval()
-    plain = count(model, system, 1)
-    row: dict[str, float] = {"plain": plain, "cfg": count(model, system, 2) / plain - 1}
+def count_extras(workload: Workload) -> dict[str, float]:
+    """Return the plain call's operations, and what each method adds to them as a share."""
+    model = workload.model().eval()
+    plain = count_flops(model, workload, 1)
+    row: dict[str, float] = {"plain": plain, "cfg": count_flops(model, workload, 2) / plain - 1}
     for method in ("nag", "nasa"):
-        first, later = steered(model, system, method)
+        first, later = count_steered(model, workload, method)
         row[method] = first / plain - 1
     return {**row, "nasa reused": later / plain - 1}
 
 
-def steered(model: Any, system: System, method: str) -> tuple[float, float]:
-    """The first call of a block, in which K- and V- are computed, and a later one."""
-    parts = {system.attribute: model, "scheduler": SimpleNamespace(timesteps=[0]), "encode_prompt": lambda: None}
+def count_steered(model: Any, workload: Workload, rule: str) -> tuple[float, float]:
+    """Return the operations of a block's first call, which computes K- and V-, and of a later one."""
+    parts = {workload.attribute: model, "scheduler": SimpleNamespace(timesteps=[0]), "encode_prompt": lambda: None}
     pipe = SimpleNamespace(**parts)
-    reading = "joint" if method == "nag" else "text"  # NAG's authors attend to the negative and the image
-    negative = torch.zeros(1, *system.text)
-    with nasa.steer(pipe, negative_prompt_embeds=negative, scale=0.5, rule=method, joint_attention=reading):
-        return count(model, system, 1), count(model, system, 1)
+    joint_attention = "joint" if rule == "nag" else "text"  # as NAG's authors: to the negative and the image
+    negative = torch.zeros(1, *workload.text)
+    with nasa.steer(pipe, negative_prompt_embeds=negative, scale=0.5, rule=rule, joint_attention=joint_attention):
+        return count_flops(model, workload, 1), count_flops(model, workload, 1)
 
 
 @torch.no_grad()
-def count(model: Any, system: System, batch: int) -> float:
-    inputs = {**system.inputs(batch), "encoder_hidden_states": torch.zeros(batch, *system.text)}
+def count_flops(model: Any, workload: Workload, batch: int) -> float:
+    inputs = {**workload.inputs(batch), "encoder_hidden_states": torch.zeros(batch, *workload.text)}
     with FlopCounterMode(display=False) as counter:
         model(**inputs)
     return float(counter.get_total_flops())
 
 
-def sana_sprint() -> Any:
+def build_sana_sprint() -> Any:
     return diffusers.SanaTransformer2DModel(guidance_embeds=True, qk_norm="rms_norm_across_heads", timestep_scale=1000)
 
 
-def wan() -> Any:
+def build_wan() -> Any:
     return diffusers.WanTransformer3DModel(
         num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096
     )
 
 
-def stable_diffusion_35() -> Any:
+def build_stable_diffusion_35() -> Any:
     return diffusers.SD3Transformer2DModel(
         num_layers=38,
         num_attention_heads=38,
@@ -97,12 +98,12 @@ def stable_diffusion_35() -> Any:
     )
 
 
-def qwen_image() -> Any:
+def build_qwen_image() -> Any:
     return diffusers.QwenImageTransformer2DModel()
 
 
-def latents(*shape: int, **more: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
-    """A UNet's arguments."""
+def unet_inputs(*shape: int, **more: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
+    """Return a function from the batch size to a UNet's arguments."""
 
     def inputs(batch: int) -> dict[str, Any]:
         extra = {name: torch.zeros(batch, *size) for name, size in more.items()}
@@ -112,8 +113,8 @@ def latents(*shape: int, **more: tuple[int, ...]) -> Callable[[int], dict[str, T
     return inputs
 
 
-def tokens(*shape: int, **more: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
-    """A transformer's arguments; ids belong to no image of the batch."""
+def transformer_inputs(*shape: int, **more: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
+    """Return a function from the batch size to a transformer's arguments; ids have no batch dimension."""
 
     def inputs(batch: int) -> dict[str, Tensor]:
         sizes = {name: size if name.endswith("ids") else (batch, *size) for name, size in more.items()}
@@ -123,39 +124,47 @@ def tokens(*shape: int, **more: tuple[int, ...]) -> Callable[[int], dict[str, Te
     return inputs
 
 
-def packed(batch: int) -> dict[str, Any]:
-    """Qwen-Image's arguments for a square of 1024: patches of two by two latents, in rows."""
-    return {**tokens(4096, 64)(batch), "img_shapes": [[(1, 64, 64)]] * batch, "encoder_hidden_states_mask": None}
+def qwen_image_inputs(batch: int) -> dict[str, Any]:
+    """Return Qwen-Image's arguments for a square of 1024: patches of two by two latents, packed in rows."""
+    return {
+        **transformer_inputs(4096, 64)(batch),
+        "img_shapes": [[(1, 64, 64)]] * batch,
+        "encoder_hidden_states_mask": None,
+    }
 
 
-SYSTEMS = (
-    System("Stable Diffusion 1.5, 512", architectures.stable_diffusion_15, (77, 768), latents(4, 64, 64), "unet"),
-    System(
+WORKLOADS = (
+    Workload("Stable Diffusion 1.5, 512", architectures.stable_diffusion_15, (77, 768), unet_inputs(4, 64, 64), "unet"),
+    Workload(
         "Stable Diffusion 2.1, 512",
         architectures.stable_diffusion_21,
         (77, 1024),
-        latents(4, 64, 64),
+        unet_inputs(4, 64, 64),
         "unet",
     ),
-    System(
-        "SDXL, 1024", architectures.sdxl, (77, 2048), latents(4, 128, 128, text_embeds=(1280,), time_ids=(6,)), "unet"
+    Workload(
+        "SDXL, 1024",
+        architectures.sdxl,
+        (77, 2048),
+        unet_inputs(4, 128, 128, text_embeds=(1280,), time_ids=(6,)),
+        "unet",
     ),
-    System("PixArt-alpha, 512", architectures.pixart_alpha, (120, 4096), tokens(4, 64, 64)),
-    System("SANA-Sprint 1.6B, 1024", sana_sprint, (300, 2304), tokens(32, 32, 32, guidance=())),
-    System("Wan 2.1 1.3B, 81 frames of 480 x 832", wan, (512, 4096), tokens(16, 21, 60, 104)),
-    System(
+    Workload("PixArt-alpha, 512", architectures.pixart_alpha, (120, 4096), transformer_inputs(4, 64, 64)),
+    Workload("SANA-Sprint 1.6B, 1024", build_sana_sprint, (300, 2304), transformer_inputs(32, 32, 32, guidance=())),
+    Workload("Wan 2.1 1.3B, 81 frames of 480 x 832", build_wan, (512, 4096), transformer_inputs(16, 21, 60, 104)),
+    Workload(
         "FLUX.1-schnell, 1024",
         diffusers.FluxTransformer2DModel,
         (256, 4096),
-        tokens(4096, 64, pooled_projections=(768,), img_ids=(4096, 3), txt_ids=(256, 3)),
+        transformer_inputs(4096, 64, pooled_projections=(768,), img_ids=(4096, 3), txt_ids=(256, 3)),
     ),
-    System(
+    Workload(
         "Stable Diffusion 3.5 large, 1024",
-        stable_diffusion_35,
+        build_stable_diffusion_35,
         (333, 4096),
-        tokens(16, 128, 128, pooled_projections=(2048,)),
+        transformer_inputs(16, 128, 128, pooled_projections=(2048,)),
     ),
-    System("Qwen-Image, 1024, 64 tokens", qwen_image, (64, 3584), packed),
+    Workload("Qwen-Image, 1024, 64 tokens", build_qwen_image, (64, 3584), qwen_image_inputs),
 )
 
 

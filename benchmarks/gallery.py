@@ -1,4 +1,4 @@
-"""ImageStore of one student for docs/gallery.md: the same noise under rising scales, and away from bad quality.
+"""Images of one student for docs/gallery.md: the same noise at increasing scales, and negative prompts for quality.
 
 python -m benchmarks.gallery runs/full/distilled
 """
@@ -24,16 +24,21 @@ IMAGES = Path("docs/images")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("distilled", help="the folder of a distilled student")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds to search for what a negative names")
+    parser.add_argument("distilled", help="folder of a distilled student")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=SEEDS,
+        help="number of seeds to search for suitable images",
+    )
     options = parser.parse_args()
     student = load_distilled_student(Folder.from_uri(options.distilled))
-    scales(student, options.seeds).save(IMAGES / "scales.png")
-    quality(student).save(IMAGES / "quality.png")
+    draw_scales(student, options.seeds).save(IMAGES / "scales.png")
+    draw_quality(student).save(IMAGES / "quality.png")
 
 
-def scales(student: Sampler, seeds: int = SEEDS) -> Image.Image:
-    """The first seed of each pair whose plain image shows what the negative names."""
+def draw_scales(student: Sampler, seeds: int = SEEDS) -> Image.Image:
+    """Return a sheet of the first seed of each pair whose plain image shows what the negative prompt names."""
     judge = AttributeJudge.load()
     searched = range(FIRST_SEED, FIRST_SEED + seeds)
     chosen = []
@@ -43,25 +48,31 @@ def scales(student: Sampler, seeds: int = SEEDS) -> Image.Image:
     chosen = chosen[:COLUMNS]
     prompts, negatives = [pair.prompt for pair, _ in chosen], [pair.negative_prompt for pair, _ in chosen]
     samplings = [SamplingMethod(), *(SamplingMethod("nasa", scale) for scale in SCALES)]
-    found = [seed for _, seed in chosen]
-    rows = [(each.label, to_pixels(student.images(each, prompts, found, negatives))) for each in samplings]
+    chosen_seeds = [seed for _, seed in chosen]
+    rows = [
+        (sampling.label, to_pixels(student.images(sampling, prompts, chosen_seeds, negatives)))
+        for sampling in samplings
+    ]
     captions = [f"{prompt} MINUS {negative}" for prompt, negative in zip(prompts, negatives, strict=True)]
     return contact_sheet(rows, captions)
 
 
-def quality(student: Sampler) -> Image.Image:
-    """Held-out prompts, away from a bad photo and from the degradations by name."""
+def draw_quality(student: Sampler) -> Image.Image:
+    """Return a sheet of held-out prompts, steered away from a bad photo and from the degradations by name."""
     prompts = [prompt for prompt, _ in held_out_prompts(COLUMNS, 4321)]
     seeds = range(FIRST_SEED, FIRST_SEED + COLUMNS)
-    kinds = [("", None, SamplingMethod())]
-    kinds += [
+    variants = [("", None, SamplingMethod())]
+    variants += [
         (f" MINUS {negative}", negative, SamplingMethod("nasa", scale))
         for negative in (BAD_PHOTO, DEGRADATIONS)
         for scale in (0.25, 0.5)
     ]
     rows = [
-        (sampling.label + words, to_pixels(student.images(sampling, prompts, seeds, negative and [negative] * COLUMNS)))
-        for words, negative, sampling in kinds
+        (
+            sampling.label + suffix,
+            to_pixels(student.images(sampling, prompts, seeds, negative and [negative] * COLUMNS)),
+        )
+        for suffix, negative, sampling in variants
     ]
     return contact_sheet(rows, prompts)
 

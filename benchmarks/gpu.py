@@ -1,12 +1,12 @@
-"""Measurements that need a GPU, in under eight minutes: one JSON, row by row.
+"""Measurements that need a GPU, in under eight minutes.
 
-    make gpu-wheels     # on a machine with a network: diffusers, DeepSpeed and what they need, into build/wheels
-    make gpu            # on the GPU machine, which needs torch, transformers and peft beside those
+    make gpu-wheels     # on a machine with a network: diffusers, DeepSpeed and their dependencies, into build/wheels
+    make gpu            # on the GPU machine, which also needs torch, transformers and peft
     python -m benchmarks.gpu --device cpu --sizes tiny --batch 2 --out gpu.json    # does it run?
 
-Each step row is a real bfloat16 step of a paper recipe's architecture with random weights through DeepSpeed's engines:
-seconds, images/s beside SwiftBrush's step in the same run, and the peak of memory beside the estimate. Each steering
-row is the time of a denoiser's call, plain and with a negative prompt. Rows that --out has are not run again.
+A step row measures a bfloat16 step of a paper recipe's architecture, with random weights, through DeepSpeed's engines:
+seconds, images/s beside SwiftBrush's step in the same run, and peak memory beside the estimate. A steering row measures
+a call of the denoiser, plain and with a negative prompt. Each row is written to --out and not measured again.
 """
 
 import argparse
@@ -23,14 +23,14 @@ import torch
 import torch.distributed
 
 import nasa
-from benchmarks.gpu_step import GIB, RATES, SIZES, Baseline, Setting
+from benchmarks.gpu_step import GIB, LEARNING_RATES, SIZES, Baseline, StepSetup
 from nasa import architectures
 from nasa.distillation import lora_teacher_loss, student_loss
 from nasa.teachers import lora_parameters
 from pipeline.training.deepspeed_engine import EngineOptions, initialize
 
 ESTIMATES = Path(__file__).parents[1] / "docs" / "data" / "gpu_estimates.json"
-BATCH = {"tiny": 4, "sd15": 16, "sd21": 16, "pixart": 8}  # of a worker, in the paper's recipes
+BATCH = {"tiny": 4, "sd15": 16, "sd21": 16, "pixart": 8}  # per worker, in the paper's recipes
 STEERED: dict[str, tuple[Callable[[], Any], int, int]] = {  # model, tokens, features
     "tiny": SIZES["tiny"],
     "sd21": SIZES["sd21"],
@@ -41,64 +41,65 @@ WARM_UP, STEPS, CALLS = 2, 5, 10
 
 
 class DeepSpeedStep:
-    """A step of NASA-T through two DeepSpeed engines, as a Ray Train worker has them."""
+    """A step of NASA-T through two DeepSpeed engines, as in a Ray Train worker."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        options = EngineOptions(setting.batch, 1, 1.0, 2)
-        student, teachers = setting.student(), setting.lora_teacher()
+    def __init__(self, setup: StepSetup) -> None:
+        self.setup = setup
+        options = EngineOptions(setup.batch, 1, 1.0, 2)
+        student, teachers = setup.student(), setup.lora_teacher()
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        self.student = initialize(student, trained, RATES[0], options)
-        self.lora_teacher = initialize(teachers, lora_parameters(teachers), RATES[1], options)
+        self.student = initialize(student, trained, LEARNING_RATES[0], options)
+        self.lora_teacher = initialize(teachers, lora_parameters(teachers), LEARNING_RATES[1], options)
         self.model = student.model
 
     def step(self, texts: Any, randomness: Any) -> dict[str, torch.Tensor]:
-        setting = self.setting
+        setup = self.setup
         teachers = self.lora_teacher.module
-        found = student_loss(self.student, teachers, setting.diffusion, setting.method, texts, randomness)
-        self.student.backward(found.loss)
+        student = student_loss(self.student, teachers, setup.diffusion, setup.method, texts, randomness)
+        self.student.backward(student.loss)
         self.student.step()
-        lora_loss = lora_teacher_loss(self.lora_teacher, setting.diffusion, texts, randomness, found.x0)
+        lora_loss = lora_teacher_loss(self.lora_teacher, setup.diffusion, texts, randomness, student.x0)
         self.lora_teacher.backward(lora_loss)
         self.lora_teacher.step()
-        return {"loss_student": found.loss.detach(), "loss_lora_teacher": lora_loss.detach()}
+        return {"loss_student": student.loss.detach(), "loss_lora_teacher": lora_loss.detach()}
 
 
-def step_row(size: str, options: argparse.Namespace) -> dict[str, Any]:
-    setting = Setting(argparse.Namespace(**vars(options), size=size, bfloat16=True))
-    setting.batch = options.batch or BATCH[size]
-    row: dict[str, Any] = {"batch": setting.batch, "estimate_gib": _estimates().get(size)}
-    for name, make in (("ours", DeepSpeedStep), ("baseline", Baseline)):
-        _reset(setting)
-        made = make(setting)
+def measure_step(size: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a training step, ours and SwiftBrush's: time, peak memory and losses."""
+    setup = StepSetup(argparse.Namespace(**vars(options), size=size, bfloat16=True))
+    setup.batch = options.batch or BATCH[size]
+    row: dict[str, Any] = {"batch": setup.batch, "estimate_gib": _read_estimates().get(size)}
+    for name, step_class in (("ours", DeepSpeedStep), ("baseline", Baseline)):
+        _reset_peak_memory(setup)
+        stepper = step_class(setup)
         taken, losses = [], {}
         for number in range(WARM_UP + STEPS):
-            inputs = setting.numbers(number, made.model)
-            setting.wait()
+            inputs = setup.sample_inputs(number, stepper.model)
+            setup.synchronize()
             started = time.perf_counter()
-            losses = made.step(*inputs)
-            setting.wait()
+            losses = stepper.step(*inputs)
+            setup.synchronize()
             taken.append(time.perf_counter() - started)
         seconds = sorted(taken[WARM_UP:])[STEPS // 2]
         assert all(math.isfinite(float(value)) for value in losses.values()), losses
         row[name] = {
             "seconds": seconds,
-            "images_per_second": setting.batch / seconds,
-            "peak_gib": _peak(setting),
+            "images_per_second": setup.batch / seconds,
+            "peak_gib": _peak_gib(setup),
             **{key: float(value) for key, value in losses.items()},
         }
-        del made
+        del stepper
     row["ratio"] = row["baseline"]["seconds"] / row["ours"]["seconds"]
     return row
 
 
-def steer_row(size: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure_steering(size: str, options: argparse.Namespace) -> dict[str, Any]:
     """Time a call of the denoiser in bfloat16: plain, with its batch doubled as CFG does, and steered."""
-    make, tokens, features = STEERED[size]
+    build_model, tokens, features = STEERED[size]
     device = torch.device(options.device)
     torch.manual_seed(0)
     with device:
-        model = make().to(torch.bfloat16).requires_grad_(False).eval()
+        model = build_model().to(torch.bfloat16).requires_grad_(False).eval()
     masked = type(model).__name__ == "PixArtTransformer2DModel"
     name = "transformer" if masked else "unet"
     pipe = SimpleNamespace(**{name: model}, scheduler=SimpleNamespace(timesteps=[0]))
@@ -113,26 +114,30 @@ def steer_row(size: str, options: argparse.Namespace) -> dict[str, Any]:
         more = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
 
     def call(copies: int) -> None:
-        own = dict(more)
+        arguments = dict(more)
         if size == "sdxl":
-            own["added_cond_kwargs"] = {
+            arguments["added_cond_kwargs"] = {
                 key: value.repeat(copies, 1) for key, value in more["added_cond_kwargs"].items()
             }
         timestep = torch.full((copies,), 500, device=device)
         model(
-            latents.repeat(copies, 1, 1, 1), timestep=timestep, encoder_hidden_states=text.repeat(copies, 1, 1), **own
+            latents.repeat(copies, 1, 1, 1),
+            timestep=timestep,
+            encoder_hidden_states=text.repeat(copies, 1, 1),
+            **arguments,
         )
 
     negative = torch.randn_like(text)
-    row = {"plain": _timed(device, lambda: call(1)), "cfg": _timed(device, lambda: call(2))}
-    for method in ("nag", "nasa"):
-        with nasa.steer(pipe, negative_prompt_embeds=negative, scale=0.3, rule=method):
-            row[method] = _timed(device, lambda: call(1))
+    row = {"plain": _time(device, lambda: call(1)), "cfg": _time(device, lambda: call(2))}
+    for rule in ("nag", "nasa"):
+        with nasa.steer(pipe, negative_prompt_embeds=negative, scale=0.3, rule=rule):
+            row[rule] = _time(device, lambda: call(1))
     return row | {f"{name}_ratio": row[name] / row["plain"] for name in ("cfg", "nag", "nasa")}
 
 
 @torch.inference_mode()
-def _timed(device: torch.device, call: Callable[[], None]) -> float:
+def _time(device: torch.device, call: Callable[[], None]) -> float:
+    """Return the median seconds of a call."""
     taken = []
     for _ in range(WARM_UP + CALLS):
         if device.type == "cuda":
@@ -145,49 +150,49 @@ def _timed(device: torch.device, call: Callable[[], None]) -> float:
     return sorted(taken[WARM_UP:])[CALLS // 2]
 
 
-def _reset(setting: Setting) -> None:
-    if setting.device.type == "cuda":
+def _reset_peak_memory(setup: StepSetup) -> None:
+    if setup.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
-def _peak(setting: Setting) -> float | None:
-    return torch.cuda.max_memory_reserved() / GIB if setting.device.type == "cuda" else None
+def _peak_gib(setup: StepSetup) -> float | None:
+    return torch.cuda.max_memory_reserved() / GIB if setup.device.type == "cuda" else None
 
 
-def _estimates() -> dict[str, float]:
+def _read_estimates() -> dict[str, float]:
     return dict(json.loads(ESTIMATES.read_text())) if ESTIMATES.is_file() else {}
 
 
 def write_estimates() -> None:
-    """Write what `distill --dry-run` expects of one worker alone, without CLIP loss and text encoder, in GiB."""
+    """Write the memory that `distill --dry-run` estimates for one worker without CLIP loss and text encoder, in GiB."""
     from pipeline.recipe import load
     from pipeline.training.estimate import estimate
 
-    found = {}
+    estimates = {}
     for size in ("sd15", "sd21", "pixart"):
         sets = ["train.num_workers=1", f"train.batch_size={BATCH[size]}", "train.clip_weight=0", "train.num_encoders=1"]
         memory = dict(estimate(load(size, sets)).memory)
-        memory.pop("its moving average")  # the row has none
-        found[size] = round(sum(memory.values()) / GIB, 2)
-    ESTIMATES.write_text(json.dumps(found, indent=2) + "\n")
+        memory.pop("its moving average")  # the measured step has none
+        estimates[size] = round(sum(memory.values()) / GIB, 2)
+    ESTIMATES.write_text(json.dumps(estimates, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="*", choices=STEERED, default=["sd21", "pixart", "sdxl", "sd15"])
-    parser.add_argument("--batch", type=int, default=0, help="images of a step (default: the recipe's of a worker)")
+    parser.add_argument("--batch", type=int, default=0, help="images per step (default: those of the recipe's worker)")
     parser.add_argument("--out", type=Path, default=Path("docs/data/gpu.json"))
-    parser.add_argument("--estimates", action="store_true", help="write the estimates to compare with, and end")
+    parser.add_argument("--estimates", action="store_true", help="only write the memory estimates to compare with")
     options = parser.parse_args()
     if options.estimates:
         write_estimates()
         return
-    _one_process(options.device)
+    _init_process_group(options.device)
     done = json.loads(options.out.read_text()) if options.out.is_file() else {}
-    rows = [("step", size, step_row) for size in options.sizes if size in SIZES]
-    rows += [("steer", size, steer_row) for size in options.sizes if size in STEERED]
+    rows = [("step", size, measure_step) for size in options.sizes if size in SIZES]
+    rows += [("steer", size, measure_steering) for size in options.sizes if size in STEERED]
     for kind, size, measure in rows:
         key = f"{kind} {size}"
         if key not in done:
@@ -199,8 +204,8 @@ def main() -> None:
     torch.distributed.destroy_process_group()
 
 
-def _one_process(device: str) -> None:
-    """Make the process group of one that DeepSpeed asks for."""
+def _init_process_group(device: str) -> None:
+    """Initialise the process group of one process that DeepSpeed requires."""
     defaults = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

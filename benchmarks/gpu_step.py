@@ -1,11 +1,10 @@
-"""One training step at full size with random weights, against SwiftBrush's: time, memory, share of the denoiser.
+"""One training step at full size with random weights, compared with SwiftBrush's: time, memory, denoiser's share.
 
     python -m benchmarks.gpu_step --out step.json                      # Stable Diffusion 2.1 on a GPU, bfloat16
     python -m benchmarks.gpu_step --size tiny --device cpu --batch 4   # does it run?
 
-Needs torch, diffusers and peft, one process and one GPU; no cluster, no weights, no text encoder. Each row is timed
-beside the baseline in alternating rounds at the same precision, and written to --out when it is done; rows that are in
---out already are not run again. `--memory-cap` (GiB) is what a smaller GPU would have.
+It needs torch, diffusers, peft and one GPU; no cluster, no weights, no text encoder. Each row is interleaved with the
+baseline at the same precision, written to --out and not measured again. `--memory-cap` (GiB) simulates a smaller GPU.
 """
 
 import argparse
@@ -33,17 +32,17 @@ from nasa.prompt_embeds import PromptEmbeds
 from nasa.teachers import add_lora, frozen_teacher, lora_parameters, merged_teacher
 
 GIB = 2**30
-RATES = (1e-6, 1e-3)  # Table 6
+LEARNING_RATES = (1e-6, 1e-3)  # Table 6
 ROWS: dict[str, dict[str, bool]] = {
     "ours": {},
-    "shared": {"shares": True},
+    "shared": {"shared_pass": True},
     "compiled": {"compile": True},
-    "both": {"shares": True, "compile": True},
+    "both": {"shared_pass": True, "compile": True},
     "checkpointed": {"checkpointing": True},
 }
 
 
-def tiny() -> Any:
+def build_tiny_unet() -> Any:
     return diffusers.UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(32, 64),
@@ -55,19 +54,19 @@ def tiny() -> Any:
 
 
 SIZES: dict[str, tuple[Callable[[], Any], int, int]] = {  # model, tokens, features
-    "tiny": (tiny, 77, 64),
+    "tiny": (build_tiny_unet, 77, 64),
     "sd15": (architectures.stable_diffusion_15, 77, 768),
     "sd21": (architectures.stable_diffusion_21, 77, 1024),
     "pixart": (architectures.pixart_alpha, 120, 4096),
 }
 
 
-class Setting:
-    """The device, precision, random numbers and texts that both steps share."""
+class StepSetup:
+    """The models, device, precision, random numbers and texts that both steps share."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device, self.bfloat16, self.batch = torch.device(arguments.device), arguments.bfloat16, arguments.batch
-        self.make, self.tokens, self.features = SIZES[arguments.size]
+        self.build_model, self.tokens, self.features = SIZES[arguments.size]
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         self.diffusion = Diffusion((1 - betas).cumprod(0).to(self.device), "epsilon")
         self.method = Method()
@@ -76,9 +75,9 @@ class Setting:
     def model(self) -> Any:
         torch.manual_seed(0)
         with self.device:
-            return self.make().requires_grad_(False)
+            return self.build_model().requires_grad_(False)
 
-    def frozen(self) -> Any:
+    def frozen_model(self) -> Any:
         model = self.model()
         cast_frozen(model, self.dtype, keep=output_layer(model))
         return model
@@ -87,57 +86,60 @@ class Setting:
         return steerable(self.model().requires_grad_(True), self.dtype)
 
     def lora_teacher(self) -> Any:
-        model = self.frozen()
+        model = self.frozen_model()
         add_lora(model, rank=64, scaling=128, targets=("to_q", "to_v"))
         for parameter in lora_parameters(model):
             parameter.data = parameter.data.float()
         return steerable(model.to(self.device), self.dtype)
 
-    def numbers(self, step: int, model: Any) -> tuple[TextConditions, StepRandomness]:
+    def sample_inputs(self, step: int, model: Any) -> tuple[TextConditions, StepRandomness]:
+        """Return random texts and the random numbers of a step."""
         generator = torch.Generator().manual_seed(step)
         masked = type(model).__name__ == "PixArtTransformer2DModel"
         shape = (int(model.config.in_channels), *[int(model.config.sample_size)] * 2)
 
-        def text(count: int) -> PromptEmbeds:
-            states = torch.randn(count, self.tokens, self.features, generator=generator).to(self.device)
-            return PromptEmbeds(states, torch.ones(count, self.tokens, device=self.device) if masked else None)
+        def embeds(count: int) -> PromptEmbeds:
+            values = torch.randn(count, self.tokens, self.features, generator=generator).to(self.device)
+            return PromptEmbeds(values, torch.ones(count, self.tokens, device=self.device) if masked else None)
 
-        own = [torch.Generator().manual_seed(step * self.batch + place) for place in range(self.batch)]
-        randomness = sample_step(self.method, self.diffusion, shape, generator, own)
-        return TextConditions(text(self.batch), text(self.batch), text(1)), randomness
+        by_image = [torch.Generator().manual_seed(step * self.batch + index) for index in range(self.batch)]
+        randomness = sample_step(self.method, self.diffusion, shape, generator, by_image)
+        return TextConditions(embeds(self.batch), embeds(self.batch), embeds(1)), randomness
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 class Baseline:
-    def __init__(self, setting: Setting) -> None:
-        self.setting, student = setting, setting.student()
+    """SwiftBrush's step."""
+
+    def __init__(self, setup: StepSetup) -> None:
+        self.setup, student = setup, setup.student()
         self.model = student.model
         self.swiftbrush = SwiftBrush(
             student,
-            steerable(setting.frozen(), setting.dtype),
-            setting.lora_teacher(),
-            setting.diffusion,
-            setting.method,
-            RATES,
+            steerable(setup.frozen_model(), setup.dtype),
+            setup.lora_teacher(),
+            setup.diffusion,
+            setup.method,
+            LEARNING_RATES,
         )
 
     def step(self, texts: TextConditions, randomness: StepRandomness) -> dict[str, Tensor]:
         return self.swiftbrush.step(texts, randomness)
 
 
-class Ours:
-    """The step of `pipeline.training.distiller` without its texts, its CLIP loss and its engines' bookkeeping."""
+class NasaStep:
+    """The step of `pipeline.training.distiller` without text encoding, CLIP loss and engines."""
 
     def __init__(
-        self, setting: Setting, *, shares: bool = False, compile: bool = False, checkpointing: bool = False
+        self, setup: StepSetup, *, shared_pass: bool = False, compile: bool = False, checkpointing: bool = False
     ) -> None:
-        self.setting = setting
-        self.student, self.teachers = setting.student(), setting.lora_teacher()
+        self.setup = setup
+        self.student, self.teachers = setup.student(), setup.lora_teacher()
         self.model = self.student.model
-        self.method = Method(lora_shares_pass=shares)
+        self.method = Method(lora_shares_pass=shared_pass)
         if checkpointing:
             self.student.enable_gradient_checkpointing()
             self.teachers.enable_gradient_checkpointing()
@@ -147,38 +149,34 @@ class Ours:
         self.trained = [list(self.student.parameters()), lora_parameters(self.teachers)]
         self.optimizers = [
             torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
-            for parameters, rate in zip(self.trained, RATES, strict=True)
+            for parameters, rate in zip(self.trained, LEARNING_RATES, strict=True)
         ]
         self.ema = {name: value.detach().clone() for name, value in self.student.named_parameters()}
         self.steps = 0
 
     def step(self, texts: TextConditions, randomness: StepRandomness) -> dict[str, Tensor]:
-        student = student_loss(self.student, self.teachers, self.setting.diffusion, self.method, texts, randomness)
+        student = student_loss(self.student, self.teachers, self.setup.diffusion, self.method, texts, randomness)
         self._update(0, student.loss)
         lora_loss = student.lora_loss
         if lora_loss is None:
-            lora_loss = lora_teacher_loss(self.teachers, self.setting.diffusion, texts, randomness, student.x0)
+            lora_loss = lora_teacher_loss(self.teachers, self.setup.diffusion, texts, randomness, student.x0)
         self._update(1, lora_loss)
-        own = {name: value.detach() for name, value in self.student.named_parameters()}
-        update_ema(self.ema, own, 0.9999, self.steps)
+        weights = {name: value.detach() for name, value in self.student.named_parameters()}
+        update_ema(self.ema, weights, 0.9999, self.steps)
         self.steps += 1
         return {"loss_student": student.loss.detach(), "loss_lora_teacher": lora_loss.detach()}
 
-    def _update(self, which: int, loss: Tensor) -> None:
+    def _update(self, index: int, loss: Tensor) -> None:
         loss.backward()
-        nn.utils.clip_grad_norm_(self.trained[which], 1.0)
-        self.optimizers[which].step()
-        self.optimizers[which].zero_grad()
+        nn.utils.clip_grad_norm_(self.trained[index], 1.0)
+        self.optimizers[index].step()
+        self.optimizers[index].zero_grad()
 
-    def denoise_alone(self, texts: TextConditions, randomness: StepRandomness) -> None:
-        """The denoiser's passes of a step and nothing else: no noise, no losses, no optimizers, no moving average."""
-        size, twice = (
-            len(texts.prompts),
-            PromptEmbeds(torch.cat([texts.prompts.embeds] * 2), texts.prompts.attention_mask),
-        )
-        if texts.prompts.attention_mask is not None:
-            twice = PromptEmbeds(twice.embeds, torch.cat([texts.prompts.attention_mask] * 2))
-        last = torch.full((size,), self.setting.diffusion.steps - 1, device=self.setting.device)
+    def run_denoiser_only(self, texts: TextConditions, randomness: StepRandomness) -> None:
+        """Run the denoiser's passes of a step alone, without noise, losses, optimizers and moving average."""
+        mask = texts.prompts.attention_mask
+        twice = PromptEmbeds(torch.cat([texts.prompts.embeds] * 2), None if mask is None else torch.cat([mask] * 2))
+        last = torch.full((len(texts.prompts),), self.setup.diffusion.steps - 1, device=self.setup.device)
         latents, timestep = torch.cat([randomness.noise] * 2), randomness.vsd_timestep_B.repeat(2)
         output = self.student(randomness.noise, last, texts.prompts, texts.negatives, randomness.scale)
         output.backward(torch.ones_like(output))
@@ -194,47 +192,48 @@ class Ours:
         output.backward(torch.ones_like(output))
 
 
-def seconds(setting: Setting, call: Callable[..., Any], number: int, model: Any) -> float:
-    texts, randomness = setting.numbers(number, model)
-    setting.wait()
+def time_call(setup: StepSetup, call: Callable[..., Any], number: int, model: Any) -> float:
+    """Return the seconds of a call on the inputs of step `number`."""
+    texts, randomness = setup.sample_inputs(number, model)
+    setup.synchronize()
     started = time.perf_counter()
     call(texts, randomness)
-    setting.wait()
+    setup.synchronize()
     return time.perf_counter() - started
 
 
-def compare(setting: Setting, ours: Ours, baseline: Baseline, rounds: int, warm_up: int = 3) -> dict[str, Any]:
-    """Medians, and the middle half of the ratio."""
-    calls = {"baseline": baseline.step, "row": ours.step, "denoiser": ours.denoise_alone}
+def compare(setup: StepSetup, ours: NasaStep, baseline: Baseline, rounds: int, warm_up: int = 3) -> dict[str, Any]:
+    """Return median seconds of the row and the baseline, and the ratio's median and middle half."""
+    calls = {"baseline": baseline.step, "row": ours.step, "denoiser": ours.run_denoiser_only}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + warm_up):
         for name in random.Random(number).sample(list(calls), len(calls)):
-            once = seconds(setting, calls[name], number, ours.model)
+            elapsed = time_call(setup, calls[name], number, ours.model)
             for optimizer in ours.optimizers:
                 optimizer.zero_grad()
             if number >= warm_up:
-                taken[name].append(once)
+                taken[name].append(elapsed)
     ratio = np.array(taken["baseline"]) / np.array(taken["row"])
     row = float(np.median(taken["row"]))
     return {
         "baseline_seconds": float(np.median(taken["baseline"])),
         "seconds": row,
-        "images_per_second": setting.batch / row,
+        "images_per_second": setup.batch / row,
         "ratio": [float(value) for value in np.percentile(ratio, (25, 50, 75))],
         "denoiser_share": float(np.median(taken["denoiser"])) / row,
     }
 
 
-def peak(setting: Setting, make: Callable[[], Any]) -> float:
-    """GiB that three steps of one alone take at most; 0 where there is no GPU."""
-    if setting.device.type != "cuda":
+def measure_peak_gib(setup: StepSetup, build: Callable[[], Any]) -> float:
+    """Return the peak memory of three steps in GiB; 0 without a GPU."""
+    if setup.device.type != "cuda":
         return 0.0
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    made = make()
+    stepper = build()
     for number in range(3):
-        made.step(*setting.numbers(number, made.model))
-    del made
+        stepper.step(*setup.sample_inputs(number, stepper.model))
+    del stepper
     reserved = torch.cuda.max_memory_reserved() / GIB
     torch.cuda.empty_cache()
     return reserved
@@ -244,26 +243,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="sd21")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--memory-cap", type=float, metavar="GIB")
+    parser.add_argument("--memory-cap", type=float, metavar="GIB", help="limit of GPU memory")
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--out", type=Path, default=Path("gpu_step.json"))
     arguments = parser.parse_args()
     if arguments.memory_cap:
-        whole = torch.cuda.get_device_properties(0).total_memory / GIB
-        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.memory_cap / whole))
-    setting = Setting(arguments)
+        total = torch.cuda.get_device_properties(0).total_memory / GIB
+        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.memory_cap / total))
+    setup = StepSetup(arguments)
     done = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for name in arguments.rows:
-        key = f"{arguments.size} {'bfloat16' if setting.bfloat16 else 'float32'} {setting.batch} {name}"
+        key = f"{arguments.size} {'bfloat16' if setup.bfloat16 else 'float32'} {setup.batch} {name}"
         if key not in done:
-            done[key] = {"peak_gib": peak(setting, lambda name=name: Ours(setting, **ROWS[name]))}
-            done[key]["baseline_peak_gib"] = peak(setting, lambda: Baseline(setting))
-            ours, baseline = Ours(setting, **ROWS[name]), Baseline(setting)
-            done[key] |= compare(setting, ours, baseline, arguments.rounds)
-            done[key]["device"] = torch.cuda.get_device_name() if setting.device.type == "cuda" else "cpu"
+            done[key] = {"peak_gib": measure_peak_gib(setup, lambda name=name: NasaStep(setup, **ROWS[name]))}
+            done[key]["baseline_peak_gib"] = measure_peak_gib(setup, lambda: Baseline(setup))
+            ours, baseline = NasaStep(setup, **ROWS[name]), Baseline(setup)
+            done[key] |= compare(setup, ours, baseline, arguments.rounds)
+            done[key]["device"] = torch.cuda.get_device_name() if setup.device.type == "cuda" else "cpu"
             arguments.out.write_text(json.dumps(done, indent=1) + "\n")
             del ours, baseline
         print(key, json.dumps(done[key]), flush=True)

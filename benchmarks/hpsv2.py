@@ -1,11 +1,11 @@
-"""HPSv2 with the authors' weights against the one score that is known, and what an image costs.
+"""HPSv2 with the authors' weights: a check of their published score, and the time per image.
 
-    python -m benchmarks.hpsv2 --golden HPS_v2_compressed.pt demo_image.jpg   # of HPSv2's repository: 0.2876 is known
-    python -m benchmarks.hpsv2 HPS_v2.1_compressed.pt --images 32             # seconds to load, and of an image
+    python -m benchmarks.hpsv2 --golden HPS_v2_compressed.pt demo_image.jpg   # the image is in HPSv2's repository
+    python -m benchmarks.hpsv2 HPS_v2.1_compressed.pt --images 32             # seconds to load, and per image
 
-`tests/data/scorers/time_hpsv2x.py` times its peer on the same images and prompts. The weights are 4 GB and lie in
-xswu/HPSv2 on the hub. The golden score was reported in v2.0's time, of the prompt "A cat with two horns on its head";
-torchvision's resize was not antialiased by default then.
+The weights are 4 GB, in xswu/HPSv2 on the hub. The published score is 0.2876, of the prompt "A cat with two horns on
+its head" in version 2.0, when torchvision did not antialias by default. `tests/data/scorers/time_hpsv2x.py` times
+hpsv2x on the same images and prompts.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pipeline.evaluation import scorers
 from pipeline.evaluation.scorers import Metric
 
 GOLDEN, PROMPT = 28.76, "A cat with two horns on its head"
-TOLERANCE = 0.05  # the report has four digits of a score in half precision, whose steps are 0.024
+TOLERANCE = 0.05  # four digits were published, of a score in half precision, whose steps are 0.024
 
 
 def main() -> None:
@@ -33,35 +33,35 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     if arguments.golden and arguments.image is None:
-        parser.error("--golden: no image; allowed: WEIGHTS IMAGE")
+        parser.error("--golden: got no image; expected WEIGHTS IMAGE.")
     if arguments.golden:
-        sys.exit(not golden(arguments.weights, arguments.image, arguments.device))
+        sys.exit(not check_golden(arguments.weights, arguments.image, arguments.device))
     metric = Metric(weights=arguments.weights, version=arguments.version, jpeg_quality=0)
-    cost(metric, arguments.images, arguments.device)
+    measure_time(metric, arguments.images, arguments.device)
 
 
-def golden(weights: str, file: Path, device: str) -> bool:
-    """Whether the known score is had with one of the two resizes."""
+def check_golden(weights: str, file: Path, device: str) -> bool:
+    """Return whether the score equals the published one, with one of the two resizes."""
     close = False
     for antialias in (False, True):
         metric = Metric(weights=weights, version="v2.0", antialias=antialias, jpeg_quality=0)
         scorers.check(metric)
         (score,) = scorers.load(metric, device)([PIL.Image.open(file)], [PROMPT], [None])["hpsv2"]
         close |= abs(score - GOLDEN) < TOLERANCE
-        print(f"antialias {antialias}: {score:.3f}; known: {GOLDEN}")
+        print(f"antialias {antialias}: {score:.3f}; published: {GOLDEN}")
     return close
 
 
-def cost(metric: Metric, count: int, device: str) -> None:
+def measure_time(metric: Metric, count: int, device: str) -> None:
     start = time.perf_counter()
     scorer = scorers.load(metric, device)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 512, 512, 3), dtype=np.uint8)
-    images, prompts = [PIL.Image.fromarray(one) for one in pixels], [f"photo number {n}" for n in range(count)]
-    scorer(images[:1], ["the first reads the weights"], [None])
+    images, prompts = [PIL.Image.fromarray(each) for each in pixels], [f"photo number {n}" for n in range(count)]
+    scorer(images[:1], ["the first image loads the weights"], [None])
     loaded = time.perf_counter()
     scores = scorer(images, prompts, [None] * count)["hpsv2"]
-    took = (time.perf_counter() - loaded) / count
-    print(f"load, and a first image: {loaded - start:.1f} s; an image: {took:.2f} s; mean {np.mean(scores):.4f}")
+    seconds = (time.perf_counter() - loaded) / count
+    print(f"load and first image: {loaded - start:.1f} s; per image: {seconds:.2f} s; mean {np.mean(scores):.4f}")
 
 
 if __name__ == "__main__":

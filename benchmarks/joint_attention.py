@@ -1,10 +1,10 @@
-"""The two readings of eq. 8 in joint attention, on a small rectified-flow transformer of the world of shapes.
+"""The two readings of eq. 8 in joint attention, on a small rectified-flow transformer on the Shapes toy dataset.
 
-    python -m benchmarks.joint_attention --work runs/joint      # trains it first, then measures; both can be continued
+    python -m benchmarks.joint_attention --work runs/joint      # trains and measures; training can be resumed
 
-The transformer is Stable Diffusion 3's at small width, with the embedded teacher's autoencoder and text encoder.
-Writes docs/data/joint_attention.json and docs/images/joint_attention.png, and prints the table;
-without --work, from the data that is there.
+The transformer is Stable Diffusion 3's at small width, with the bundled teacher's autoencoder and text encoder. The
+command writes docs/data/joint_attention.json and docs/images/joint_attention.png, and prints the table. Without --work
+it plots and prints the recorded data.
 """
 
 import argparse
@@ -49,21 +49,21 @@ DATA, IMAGE = Path("docs/data/joint_attention.json"), Path("docs/images/joint_at
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="where the transformer is trained; none draws the data again")
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps of training")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="images of each pair of prompt and negative")
+    parser.add_argument("--work", type=Path, help="folder of the training; none plots recorded data")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="images of each pair of prompt and negative prompt")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out prompts for the accuracy")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.work:
         torch.set_num_threads(options.threads)
         options.work.mkdir(parents=True, exist_ok=True)
-        sampler = FlowSampler(train(options.work, options.steps))
+        sampler = FlowSampler(train_transformer(options.work, options.steps))
         DATA.parent.mkdir(parents=True, exist_ok=True)
         measured = measure(sampler, options.seeds, options.prompts)
         DATA.write_text(json.dumps({"training_steps": options.steps, **measured}, indent=1) + "\n")
     data = json.loads(DATA.read_text())
-    print(table(data))
+    print(format_table(data))
     draw(data)
 
 
@@ -85,8 +85,8 @@ def build_transformer() -> SD3Transformer2DModel:
     )
 
 
-def train(work: Path, steps: int) -> SD3Transformer2DModel:
-    """Conditional flow matching (arXiv 2210.02747): x_s = (1 - s) x0 + s eps, and the model predicts eps - x0."""
+def train_transformer(work: Path, steps: int) -> SD3Transformer2DModel:
+    """Train by conditional flow matching (arXiv 2210.02747): x_s = (1 - s) x0 + s eps; the model predicts eps - x0."""
     teacher = models.load(WEIGHTS / "teacher")
     latents, pool = encode_pool(teacher.vae, work / "latents.pt")
     model = build_transformer()
@@ -111,42 +111,50 @@ def train(work: Path, steps: int) -> SD3Transformer2DModel:
 
 @torch.no_grad()
 def encode(teacher: models.TextToImage, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, T, D] and pooled [B, D] of the teacher's text encoder."""
+    """Return embeddings [B, T, D] and pooled embeddings [B, D] of the teacher's text encoder."""
     output = teacher.pipe.text_encoder(tokenize(teacher.pipe.tokenizer, prompts))
     return output.last_hidden_state, output.pooler_output
 
 
 class FlowSampler:
-    """Images of the transformer by Euler's method, through diffusers' own pipeline and `nasa.steer`."""
+    """Samples the transformer by Euler's method, through diffusers' own pipeline and `nasa.steer`."""
 
     def __init__(self, transformer: SD3Transformer2DModel) -> None:
         self.teacher = models.load(WEIGHTS / "teacher")
-        nothing = dict.fromkeys(
+        absent = dict.fromkeys(
             ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
         )
         self.pipe = StableDiffusion3Pipeline(
-            transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=self.teacher.vae, **nothing
+            transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=self.teacher.vae, **absent
         )
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
     def images(
-        self, way: SamplingMethod, prompts: Sequence[str], seeds: Sequence[int], negatives: Sequence[str] | None = None
+        self,
+        sampling: SamplingMethod,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negatives: Sequence[str] | None = None,
     ) -> Tensor:
-        """Images [B, 3, H, W] in about -1..1, in `SAMPLING_STEPS` steps."""
+        """Return images [B, 3, H, W] in about -1..1, sampled in `SAMPLING_STEPS` steps."""
         embeds, pooled = encode(self.teacher, list(prompts))
         options: dict[str, Any] = {"guidance_scale": 1.0}
-        away = None if negatives is None or way.kind == "plain" else encode(self.teacher, list(negatives))
-        if way.kind == "cfg" and away is not None:
+        negative = None if negatives is None or sampling.kind == "plain" else encode(self.teacher, list(negatives))
+        if sampling.kind == "cfg" and negative is not None:
             options = {
-                "guidance_scale": way.scale,
-                "negative_prompt_embeds": away[0],
-                "negative_pooled_prompt_embeds": away[1],
+                "guidance_scale": sampling.scale,
+                "negative_prompt_embeds": negative[0],
+                "negative_pooled_prompt_embeds": negative[1],
             }
-        steered = {"negative_prompt_embeds": None}
-        if way.kind in JOINT_ATTENTION and away is not None:
-            steered = {"negative_prompt_embeds": away[0], "scale": way.scale, "joint_attention": way.kind}
-        with nasa.steer(self.pipe, **steered):
+        steering: dict[str, Any] = {"negative_prompt_embeds": None}
+        if sampling.kind in JOINT_ATTENTION and negative is not None:
+            steering = {
+                "negative_prompt_embeds": negative[0],
+                "scale": sampling.scale,
+                "joint_attention": sampling.kind,
+            }
+        with nasa.steer(self.pipe, **steering):
             latents = self.pipe(
                 prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=seeded_noise(seeds, (4, 8, 8)),
                 height=64, width=64, num_inference_steps=SAMPLING_STEPS, output_type="latent", **options,
@@ -155,28 +163,28 @@ class FlowSampler:
 
 
 def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> dict[str, Any]:
-    """Measure the plain model on held-out prompts, and each reading over its scales on selected seeds."""
+    """Measure the plain model on held-out prompts, and every method at every scale on selected seeds."""
     judge = AttributeJudge.load()
     prompts = held_out_prompts(count, 7)
-    found = judge.attributes(sampler.images(SamplingMethod(), [text for text, _ in prompts], range(count)))
+    judged = judge.attributes(sampler.images(SamplingMethod(), [text for text, _ in prompts], range(count)))
     accuracy = {
         name: float(
-            np.mean([shown[name] == getattr(scene, name) for shown, (_, scene) in zip(found, prompts, strict=True)])
+            np.mean([shown[name] == getattr(scene, name) for shown, (_, scene) in zip(judged, prompts, strict=True)])
         )
         for name in ATTRIBUTES
     }
-    ways = [SamplingMethod(kind, scale) for kind, scales in SCALES.items() for scale in scales]
-    collected = run_trials(sampler, judge, ways, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
+    samplings = [SamplingMethod(kind, scale) for kind, scales in SCALES.items() for scale in scales]
+    collected = run_trials(sampler, judge, samplings, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
     return {
         "accuracy": accuracy,
         "plain": method_shares(collected, SamplingMethod()),
-        "rows": [{"way": way.kind, "scale": way.scale, **method_shares(collected, way)} for way in ways],
+        "rows": [{"way": each.kind, "scale": each.scale, **method_shares(collected, each)} for each in samplings],
     }
 
 
-def table(data: dict[str, Any]) -> str:
-    """Markdown: what each way removes and keeps at each scale."""
-    lines = ["| way | scale | removed, % | prompted attributes kept, % | clean, % |", "|---|---|---|---|---|"]
+def format_table(data: dict[str, Any]) -> str:
+    """Return Markdown: the shares removed, kept and clean of each method at each scale."""
+    lines = ["| method | scale | removed, % | prompted attributes kept, % | clean, % |", "|---|---|---|---|---|"]
     lines.append(f"| no negative | | 0 | 100 | {100 * data['plain']['clean']:.0f} |")
     for row in data["rows"]:
         cells = " | ".join(f"{100 * row[key]:.0f}" for key in ("removed", "kept", "clean"))
@@ -185,7 +193,7 @@ def table(data: dict[str, Any]) -> str:
 
 
 def draw(data: dict[str, Any]) -> None:
-    """Removed against kept and against clean: a line a way, its scales from left to right."""
+    """Plot removed against kept and against clean: one line per method, annotated with scales."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -198,11 +206,11 @@ def draw(data: dict[str, Any]) -> None:
             for row, *at in zip(rows, x, y, strict=True):
                 axis.annotate(f"{row['scale']:g}", at, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axis.axhline(100 * data["plain"][name], color="grey", linestyle=":", label="no negative")
-        axis.set(xlabel="what the negative names is removed, %", xlim=(-2, 102), ylim=(-2, 104))
-    axes[0].set(ylabel="every prompted attribute kept, %")
+        axis.set(xlabel="removed, %", xlim=(-2, 102), ylim=(-2, 104))
+    axes[0].set(ylabel="prompted attributes kept, %")
     axes[1].set(ylabel="clean image, %")
     axes[0].legend(loc="lower left")
-    figure.suptitle(f"World of shapes, joint attention, {SAMPLING_STEPS} steps; the numbers are scales")
+    figure.suptitle(f"Shapes toy dataset, joint attention, {SAMPLING_STEPS} steps; the numbers are scales")
     figure.tight_layout()
     IMAGE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(IMAGE, dpi=110)

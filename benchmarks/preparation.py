@@ -1,15 +1,15 @@
-"""Time and memory of preparing prompts, and the same in plain pandas.
+"""Time and memory of preparing prompts, compared with pandas and datasketch.
 
-    pip install wordfreq datasketch pandas          # words by their frequency; the peer
-    python -m benchmarks.preparation make --rows 3300000 --data /tmp/corpus
+    pip install wordfreq datasketch pandas          # for `generate` and `baseline`
+    python -m benchmarks.preparation generate --rows 3300000 --data /tmp/corpus
     python -m benchmarks.preparation run --data /tmp/corpus
-    python -m benchmarks.preparation peer --data /tmp/corpus --rows 50000
+    python -m benchmarks.preparation baseline --data /tmp/corpus --rows 50000
 
-The corpus is made up: 1.3 parts of JourneyDB's JSON lines (gzip) and 2 of LAION's Parquet, of English words by their
-frequency, with lengths drawn as in WORDS, one file for 100,000 prompts. Of JourneyDB's rows half have parameters, a
-fifth repeats an earlier row and a twentieth changes one word of it; of LAION's a tenth are German, French or Spanish,
-3 % have HTML, 3 % repeat. One row in a thousand cannot be read. Memory is the proportional share (PSS) of all
-processes, summed.
+The corpus is synthetic: 1.3 parts of JourneyDB's JSON lines (gzip) and 2 parts of LAION's Parquet, with English words
+by frequency, lengths by `WORDS` and 100,000 prompts per file. In JourneyDB's format half of the rows have parameters, a
+fifth repeats an earlier row and a twentieth changes one word of it. In LAION's a tenth is German, French or Spanish,
+3 % have HTML and 3 % repeat. One row in a thousand is corrupt. Memory is the sum of the proportional set sizes (PSS) of
+all processes.
 """
 
 import argparse
@@ -29,13 +29,13 @@ import numpy as np
 
 OBJECT_STORE = 2**30
 FILE_ROWS = 100_000
-WORDS = {"journeydb": (20, 0.6), "laion": (9, 0.5)}  # median and spread (of the logarithm) of the length in words
+WORDS = {"journeydb": (20, 0.6), "laion": (9, 0.5)}  # median, and sigma of the logarithm, of the length in words
 SHARES = {"journeydb": 1.3, "laion": 2.0}
 LANGUAGES = ("en", "de", "fr", "es")
 
 
 class Vocabulary:
-    """Words of a language by their frequency."""
+    """The words of a language and their frequencies."""
 
     def __init__(self, language: str) -> None:
         from wordfreq import top_n_list, word_frequency
@@ -44,26 +44,27 @@ class Vocabulary:
         frequency = np.array([word_frequency(word, language) for word in self.words]) ** 0.8
         self.shares = frequency / frequency.sum()
 
-    def texts(self, lengths: np.ndarray, rng: np.random.Generator) -> list[list[str]]:
-        every = rng.choice(self.words, int(lengths.sum()), p=self.shares)
-        return [part.tolist() for part in np.split(every, np.cumsum(lengths)[:-1])]
+    def sample_texts(self, lengths: np.ndarray, rng: np.random.Generator) -> list[list[str]]:
+        words = rng.choice(self.words, int(lengths.sum()), p=self.shares)
+        return [part.tolist() for part in np.split(words, np.cumsum(lengths)[:-1])]
 
 
-def make(data: Path, rows: int) -> None:
+def generate(data: Path, rows: int) -> None:
+    """Write the synthetic corpus."""
     vocabularies = {language: Vocabulary(language) for language in LANGUAGES}
     for name, share in SHARES.items():
         (data / name).mkdir(parents=True, exist_ok=True)
-        own = round(rows * share / sum(SHARES.values()))
-        for number, first in enumerate(range(0, own, FILE_ROWS)):
+        total = round(rows * share / sum(SHARES.values()))
+        for number, first in enumerate(range(0, total, FILE_ROWS)):
             rng = np.random.default_rng((number, len(name)))
-            count = min(FILE_ROWS, own - first)
-            middle, spread = WORDS[name]
-            lengths = np.clip(np.exp(rng.normal(np.log(middle), spread, count)).astype(int), 1, 120)
-            texts = vocabularies["en"].texts(lengths, rng)
-            (journeydb if name == "journeydb" else laion)(data / name, number, texts, vocabularies, rng)
+            count = min(FILE_ROWS, total - first)
+            median, sigma = WORDS[name]
+            lengths = np.clip(np.exp(rng.normal(np.log(median), sigma, count)).astype(int), 1, 120)
+            texts = vocabularies["en"].sample_texts(lengths, rng)
+            (write_journeydb if name == "journeydb" else write_laion)(data / name, number, texts, vocabularies, rng)
 
 
-def journeydb(folder: Path, number: int, texts: list[list[str]], _: Any, rng: np.random.Generator) -> None:
+def write_journeydb(folder: Path, number: int, texts: list[list[str]], _: Any, rng: np.random.Generator) -> None:
     draws = rng.random((len(texts), 3))
     with gzip.open(folder / f"train_anno_{number:03d}.jsonl.gz", "wt", compresslevel=1) as file:
         for i, words in enumerate(texts):
@@ -79,13 +80,15 @@ def journeydb(folder: Path, number: int, texts: list[list[str]], _: Any, rng: np
             )
 
 
-def laion(folder: Path, number: int, texts: list[list[str]], vocabularies: Any, rng: np.random.Generator) -> None:
+def write_laion(folder: Path, number: int, texts: list[list[str]], vocabularies: Any, rng: np.random.Generator) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     draws = rng.random((len(texts), 3))
     captions: list[str | None] = []
-    foreign = {language: iter(vocabularies[language].texts(np.full(len(texts), 9), rng)) for language in LANGUAGES[1:]}
+    foreign = {
+        language: iter(vocabularies[language].sample_texts(np.full(len(texts), 9), rng)) for language in LANGUAGES[1:]
+    }
     for i, words in enumerate(texts):
         text = " ".join(words)
         if draws[i, 0] < 0.1:
@@ -105,7 +108,7 @@ def laion(folder: Path, number: int, texts: list[list[str]], vocabularies: Any, 
     pq.write_table(pa.table(columns), folder / f"part-{number:05d}.parquet")
 
 
-def recipe_of(data: Path) -> Any:
+def load_recipe(data: Path) -> Any:
     from pipeline import recipe
 
     sources = f"[{{path='{data}/journeydb', weight=1.3}}, {{path='{data}/laion', weight=2.0}}]"
@@ -113,15 +116,15 @@ def recipe_of(data: Path) -> Any:
 
 
 def run(data: Path, keep: str) -> None:
-    """The whole preparation, and again, and with one file more."""
+    """Measure a preparation, a second one with nothing to do, and one with an additional file."""
     os.environ["RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES"] = str(OBJECT_STORE)
     from pipeline.prompts.prepare import prepare
     from pipeline.storage import Folder
 
     out = Path(keep or tempfile.mkdtemp())
-    recipe, folder = recipe_of(data), Folder.from_uri(out / "prompts")
-    with memory() as peak:
-        prepared, seconds = timed(lambda: prepare(recipe, folder))
+    recipe, folder = load_recipe(data), Folder.from_uri(out / "prompts")
+    with PeakMemory() as peak:
+        prepared, seconds = time_call(lambda: prepare(recipe, folder))
     rows = sum(source.rows for source in prepared.sources.values())
     print(f"{rows:,} rows to {prepared.prompts:,} prompts in {seconds:.0f} s: {rows / seconds:,.0f} rows/s")
     print(f"peak memory, all processes: {peak[0] / 2**30:.2f} GiB")
@@ -130,24 +133,25 @@ def run(data: Path, keep: str) -> None:
     size = sum(file.stat().st_size for file in (out / "prompts").glob("shard-*"))
     cleaned = sum(file.stat().st_size for file in (out / "prompts" / "cleaned").rglob("*.parquet"))
     print(f"shards: {size / prepared.prompts:.0f} bytes a prompt; cleaned chunks: {cleaned / rows:.0f} bytes a row")
-    print(f"a second time: {timed(lambda: prepare(recipe, folder))[1]:.1f} s")
+    print(f"a second time: {time_call(lambda: prepare(recipe, folder))[1]:.1f} s")
     more = data / "laion" / "part-more.parquet"
     shutil.copy(sorted((data / "laion").glob("part-0*"))[-1], more)
     try:
-        print(f"with a file more: {timed(lambda: prepare(recipe, folder))[1]:.0f} s")
+        print(f"with one more file: {time_call(lambda: prepare(recipe, folder))[1]:.0f} s")
     finally:
         more.unlink()
     if not keep:
         shutil.rmtree(out)
 
 
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+def time_call(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the result of a call and its seconds."""
     started = time.perf_counter()
     return call(), time.perf_counter() - started
 
 
-class memory:  # noqa: N801
-    """Track the largest sum of the proportional set sizes of this process and its children inside the context."""
+class PeakMemory:
+    """Context that tracks the peak of the summed proportional set sizes of this process and its children."""
 
     def __enter__(self) -> list[int]:
         self.peak, self.done = [0], threading.Event()
@@ -157,21 +161,22 @@ class memory:  # noqa: N801
 
     def _watch(self) -> None:
         while not self.done.wait(1.0):
-            self.peak[0] = max(self.peak[0], sum(map(_share, _family())))
+            self.peak[0] = max(self.peak[0], sum(map(_read_pss, _process_ids())))
 
     def __exit__(self, *_: object) -> None:
         self.done.set()
         self.thread.join()
 
 
-def _family() -> list[int]:
+def _process_ids() -> list[int]:
     import psutil
 
-    own = psutil.Process()
-    return [own.pid, *(child.pid for child in own.children(recursive=True))]
+    process = psutil.Process()
+    return [process.pid, *(child.pid for child in process.children(recursive=True))]
 
 
-def _share(pid: int) -> int:
+def _read_pss(pid: int) -> int:
+    """Return the proportional set size of a process in bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (OSError, ProcessLookupError):
@@ -179,15 +184,15 @@ def _share(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
-def peer(data: Path, rows: int) -> None:
-    """The same steps as people write them with pandas and datasketch, on the first rows; and ours on the same rows."""
+def run_baseline(data: Path, rows: int) -> None:
+    """Measure the same steps, written with pandas and datasketch, on the first rows."""
     import pandas as pd
     from datasketch import MinHash, MinHashLSH
 
     from datasets_prep import dedup, filters
     from datasets_prep.cleaning import clean
 
-    frames = [pd.read_json(file, lines=True, nrows=rows // 3) for file in _good(data, rows // 3)]
+    frames = [pd.read_json(file, lines=True, nrows=rows // 3) for file in _readable_rows(data, rows // 3)]
     laion_rows = pd.read_parquet(sorted((data / "laion").glob("part-0*"))[0]).head(rows - rows // 3)
     started = time.perf_counter()
     frame = pd.concat([frames[0]["prompt"], laion_rows["TEXT"]], ignore_index=True).dropna().to_frame("prompt")
@@ -208,8 +213,8 @@ def peer(data: Path, rows: int) -> None:
     print(f"pandas and datasketch: {rows:,} rows to {kept:,} prompts in {seconds:.0f} s: {rows / seconds:,.0f} rows/s")
 
 
-def _good(data: Path, rows: int) -> Iterator[str]:
-    """The first file's rows that pandas can read."""
+def _readable_rows(data: Path, rows: int) -> Iterator[str]:
+    """Yield a file of the first rows that pandas can read."""
     with gzip.open(sorted((data / "journeydb").glob("*.gz"))[0], "rt") as source:
         lines = [line for line, _ in zip(source, range(rows), strict=False) if line.startswith("{")]
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
@@ -220,18 +225,18 @@ def _good(data: Path, rows: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "run", "peer"])
+    parser.add_argument("action", choices=["generate", "run", "baseline"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=3_300_000)
-    parser.add_argument("--keep", default="", metavar="FOLDER", help="where to leave what was prepared")
+    parser.add_argument("--keep", default="", metavar="FOLDER", help="folder to keep the prepared prompts in")
     arguments = parser.parse_args()
     random.seed(0)
-    if arguments.what == "make":
-        make(arguments.data, arguments.rows)
-    elif arguments.what == "run":
+    if arguments.action == "generate":
+        generate(arguments.data, arguments.rows)
+    elif arguments.action == "run":
         run(arguments.data, arguments.keep)
     else:
-        peer(arguments.data, arguments.rows)
+        run_baseline(arguments.data, arguments.rows)
 
 
 if __name__ == "__main__":

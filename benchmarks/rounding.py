@@ -1,4 +1,4 @@
-"""The effect of rounding a denoiser's output to bfloat16 on the image of one step, by the step's start.
+"""The error that rounding a denoiser's output to bfloat16 makes in a one-step image, by start timestep.
 
 python -m benchmarks.rounding
 """
@@ -17,23 +17,23 @@ IMAGE_RMS = 0.9  # of scaled latents
 
 
 def main() -> None:
-    error = f"rms error that rounding eps to bfloat16 puts on x0 (x0: {IMAGE_RMS})"
-    print(f"| schedule | start | 1 / alpha | {error} |\n|---|---|---|---|")
+    heading = f"rms error of x0 from rounding eps to bfloat16 (rms of x0: {IMAGE_RMS})"
+    print(f"| schedule | start | 1 / alpha | {heading} |\n|---|---|---|---|")
     for name, start in STARTS:
         alphas_cumprod = DDIMScheduler(**SCHEDULES[name]).alphas_cumprod
-        alpha, found = rounding_error(alphas_cumprod, start)
-        print(f"| {name} | {start} | {1 / alpha:.1f} | {found:.3f} |")
+        alpha, error = measure_rounding_error(alphas_cumprod, start)
+        print(f"| {name} | {start} | {1 / alpha:.1f} | {error:.3f} |")
 
 
-def rounding_error(alphas_cumprod: torch.Tensor, start: int) -> tuple[float, float]:
-    """Return alpha and the rms error that rounding eps alone makes in x0."""
+def measure_rounding_error(alphas_cumprod: torch.Tensor, start: int) -> tuple[float, float]:
+    """Return alpha and the rms error of x0 from rounding eps."""
     generator = torch.Generator().manual_seed(0)
     noise, x0 = torch.randn(2, 4, 4, 64, 64, generator=generator)
     x0 = x0 * IMAGE_RMS
     alpha, sigma = alpha_sigma(alphas_cumprod, torch.full((4,), start))
     eps = ((noise - alpha * x0) / sigma).bfloat16()
-    found = to_x0(eps, noise, alpha, sigma, "epsilon")
-    return float(alpha[0]), float((found - x0).square().mean().sqrt())
+    rounded = to_x0(eps, noise, alpha, sigma, "epsilon")
+    return float(alpha[0]), float((rounded - x0).square().mean().sqrt())
 
 
 if __name__ == "__main__":

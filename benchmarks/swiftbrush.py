@@ -1,7 +1,7 @@
-"""SwiftBrush's step (arXiv 2312.05239), written plainly: the baseline that ours is compared with.
+"""SwiftBrush's training step (arXiv 2312.05239), the baseline of this project's.
 
-The algorithm as its paper tells it, with NASA-T's switches: the frozen teacher and the LoRA teacher are two models,
-each is called once for the prompt and once for what it is guided away from, and nothing is shared, fused or compiled.
+It follows the paper's algorithm, with NASA-T's switches. The frozen teacher and the LoRA teacher are two models; each
+is called once for the prompt and once for the text that it is guided away from. Nothing is fused or compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from nasa.teachers import lora_parameters
 
 
 class SwiftBrush:
-    """`teacher` and `lora_teacher` are two denoisers that predict v or eps; `rates` are the two learning rates."""
+    """One training; the denoisers predict v or eps, and `learning_rates` are the student's and the LoRA teacher's."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class SwiftBrush:
         lora_teacher: nn.Module,
         diffusion: Diffusion,
         method: Method,
-        rates: Sequence[float],
+        learning_rates: Sequence[float],
         max_grad_norm: float = 1.0,
     ) -> None:
         self.student, self.teacher, self.lora_teacher = student, teacher, lora_teacher
@@ -37,7 +37,7 @@ class SwiftBrush:
         trained = ([p for p in student.parameters() if p.requires_grad], lora_parameters(lora_teacher))
         self.optimizers = [
             torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.999), weight_decay=0.0)
-            for parameters, rate in zip(trained, rates, strict=True)
+            for parameters, rate in zip(trained, learning_rates, strict=True)
         ]
 
     def step(self, texts: TextConditions, randomness: StepRandomness) -> dict[str, Tensor]:
@@ -54,8 +54,8 @@ class SwiftBrush:
     def _generate(self, texts: TextConditions, randomness: StepRandomness) -> Tensor:
         t = torch.full((len(randomness.noise),), len(self.abar) - 1, device=self.abar.device)
         alpha, sigma = self._alpha_sigma(t)
-        away = texts.negatives if self.method.negative_on_student else None
-        output = self.student(randomness.noise, t, texts.prompts, away, randomness.scale)
+        negatives = texts.negatives if self.method.negative_on_student else None
+        output = self.student(randomness.noise, t, texts.prompts, negatives, randomness.scale)
         if self.predicts_v:
             return alpha * randomness.noise - sigma * output
         return (randomness.noise - sigma * output) / alpha
@@ -70,21 +70,21 @@ class SwiftBrush:
             return alpha * output + sigma * x_t if self.predicts_v else output
 
         k, method = randomness.guidance_scale, self.method
-        away = texts.negatives if method.negative_on_teacher else texts.null
-        psi = (1 - k) * eps(self.teacher, away) + k * eps(self.teacher, texts.prompts)
-        away = texts.negatives if method.negative_on_lora_teacher else texts.null
-        pi = (1 - k) * eps(self.lora_teacher, away) + k * eps(self.lora_teacher, texts.prompts)
+        negatives = texts.negatives if method.negative_on_teacher else texts.null
+        psi = (1 - k) * eps(self.teacher, negatives) + k * eps(self.teacher, texts.prompts)
+        negatives = texts.negatives if method.negative_on_lora_teacher else texts.null
+        pi = (1 - k) * eps(self.lora_teacher, negatives) + k * eps(self.lora_teacher, texts.prompts)
         return sigma**2 * (psi - pi)
 
     def _lora_loss(self, texts: TextConditions, randomness: StepRandomness, x0: Tensor) -> Tensor:
         alpha, sigma = self._alpha_sigma(randomness.lora_timestep_B)
         text = texts.null.expand(len(x0)) if randomness.null_text_B[0] else texts.prompts
         output = self.lora_teacher(alpha * x0 + sigma * randomness.lora_eps, randomness.lora_timestep_B, text)
-        wanted = alpha * randomness.lora_eps - sigma * x0 if self.predicts_v else randomness.lora_eps
-        return (alpha**2 * (output - wanted) ** 2).mean()
+        target = alpha * randomness.lora_eps - sigma * x0 if self.predicts_v else randomness.lora_eps
+        return (alpha**2 * (output - target) ** 2).mean()
 
-    def _update(self, which: int, loss: Tensor, model: Any) -> None:
-        self.optimizers[which].zero_grad()
+    def _update(self, index: int, loss: Tensor, model: Any) -> None:
+        self.optimizers[index].zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.max_grad_norm)
-        self.optimizers[which].step()
+        self.optimizers[index].step()

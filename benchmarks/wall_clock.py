@@ -1,10 +1,10 @@
-"""Time of one denoiser call: plain, with CFG, with NAG and with NASA, interleaved, as ratios to plain.
+"""Time of one denoiser call with CFG, NAG and NASA, as ratios to a plain call.
 
     python -m benchmarks.wall_clock                                # a quarter-width SDXL-like UNet on the CPU
     python -m benchmarks.wall_clock --width 320 --device cuda --dtype float16
 
-Each round times every way once, in a new random order; the ratio is of a way to plain within a round, and the table
-gives its median with the middle half of the rounds.
+Each round times every method once, in a new random order. A ratio compares two times of the same round; the table has
+the median and the middle half over the rounds.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 import nasa
 
 diffusers.utils.logging.set_verbosity_error()
-WAYS = ("plain", "CFG", "NAG", "NASA")
+METHODS = ("plain", "CFG", "NAG", "NASA")
 
 
 def main() -> None:
@@ -34,54 +34,55 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     options = parser.parse_args()
     ratios = measure(options)
-    print("| way | ratio to plain |\n|---|---|")
-    for way in WAYS[1:]:
-        low, middle, high = np.percentile(ratios[way], (25, 50, 75))
-        print(f"| {way} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+    print("| method | ratio to plain |\n|---|---|")
+    for method in METHODS[1:]:
+        low, median, high = np.percentile(ratios[method], (25, 50, 75))
+        print(f"| {method} | {median:.2f} ({low:.2f} to {high:.2f}) |")
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[float]]:
-    place = {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    placement = {"device": options.device, "dtype": getattr(torch, options.dtype)}
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=tuple(options.width * factor for factor in (1, 2, 4, 4)),
         cross_attention_dim=768,
         norm_num_groups=16,
     )
-    unet.to(**place).eval()
+    unet.to(**placement).eval()
     pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=[0]))
-    text = torch.randn(options.batch, 77, 768, **place)
-    latents = torch.randn(options.batch, 4, options.side, options.side, **place)
-    ratios: dict[str, list[float]] = {way: [] for way in WAYS}
+    text = torch.randn(options.batch, 77, 768, **placement)
+    latents = torch.randn(options.batch, 4, options.side, options.side, **placement)
+    ratios: dict[str, list[float]] = {method: [] for method in METHODS}
     for round_number in range(options.rounds + 1):
-        order = random.Random(round_number).sample(WAYS, len(WAYS))
-        seconds = {way: timed(way, pipe, latents, text) for way in order}
+        order = random.Random(round_number).sample(METHODS, len(METHODS))
+        seconds = {method: time_call(method, pipe, latents, text) for method in order}
         if round_number:  # the first round warms up
-            for way in WAYS:
-                ratios[way].append(seconds[way] / seconds["plain"])
+            for method in METHODS:
+                ratios[method].append(seconds[method] / seconds["plain"])
     return ratios
 
 
-def timed(way: str, pipe: Any, latents: torch.Tensor, text: torch.Tensor) -> float:
-    """Seconds of the second of two calls; the first computes a steering block's keys and warms all ways alike."""
-    copies = 2 if way == "CFG" else 1
+def time_call(method: str, pipe: Any, latents: torch.Tensor, text: torch.Tensor) -> float:
+    """Return the seconds of the second of two calls; the first warms up and computes a steering block's keys."""
+    copies = 2 if method == "CFG" else 1
     inputs = torch.cat([latents] * copies), 500, torch.cat([text] * copies)
-    with torch.inference_mode(), block(way, pipe, text):
+    with torch.inference_mode(), steering_block(method, pipe, text):
         for _ in range(2):
-            synchronise(latents.device)
+            synchronize(latents.device)
             start = time.perf_counter()
             pipe.unet(inputs[0], inputs[1], encoder_hidden_states=inputs[2])
-            synchronise(latents.device)
+            synchronize(latents.device)
         return time.perf_counter() - start
 
 
-def block(way: str, pipe: Any, text: torch.Tensor) -> AbstractContextManager[Any]:
-    if way in ("plain", "CFG"):
+def steering_block(method: str, pipe: Any, text: torch.Tensor) -> AbstractContextManager[Any]:
+    """Return the context of a call; it steers nothing for a plain one and for CFG."""
+    if method in ("plain", "CFG"):
         return nullcontext()
-    return nasa.steer(pipe, negative_prompt_embeds=text[:1].flip(1), scale=0.3, rule=way.lower())
+    return nasa.steer(pipe, negative_prompt_embeds=text[:1].flip(1), scale=0.3, rule=method.lower())
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 

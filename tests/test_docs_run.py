@@ -148,7 +148,7 @@ RUN = {
     "python -m benchmarks.joint_attention --work runs/joint --threads 1": Small("--steps 2 --seeds 16 --prompts 16"),
     "python -m jobs prepare --recipe sd21 --prompts journeydb/train_anno_realease_repath.jsonl.tgz --prompts "
     '"laion/*.parquet" --run runs/sd21': Small("--teacher teacher --run runs/sources --set prompts.negative_count=50"),
-    "python -m benchmarks.cleaning FILE --shown 20": Small(instead={"FILE": "prompts.txt"}),
+    "python -m benchmarks.cleaning FILE --show 20": Small(instead={"FILE": "prompts.txt"}),
     "python -m benchmarks.cleaning tests/data/english/wordnet.txt.gz": Small(says="42,730"),
     PREPARE_CORPUS: Small(instead=CORPUS, says="a second time: 0."),
     "python -m benchmarks.prompt_stream --prompts /tmp/prepared/prompts": Small(
@@ -169,7 +169,7 @@ RUN = {
 NOT_RUN = {  # by how the command begins
     "make test": "the tests themselves",
     "make test-slow": "the tests themselves",
-    "make chaos": "an hour of kills; tests/test_chaos.py tests its parts",
+    "make chaos": "an hour of kills; tests/benchmarks/test_chaos.py tests its parts",
     "make ui": "a server, which runs until it is ended",
     "make gpu": "a GPU",
     "make gpu-wheels": "a network: it downloads wheels",
@@ -192,14 +192,14 @@ NOT_RUN = {  # by how the command begins
         "a Ray cluster; tests/pipeline/cluster/test_docs_run.py has one",
     ),
     "python -m jobs models rollback --name nasa-sd21": "a cluster's registry; as above",
-    "python -m jobs train-shapes": "80 minutes; tests/pipeline/test_shapes_fit.py tests its training",
+    "python -m jobs train-shapes": "80 minutes; tests/pipeline/shapes_training/test_fit.py tests its training",
     "python -m benchmarks.gpu_step --size sd21": "a GPU",
     "python -m benchmarks.hpsv2 --golden": "HPSv2's weights, 4 GB",
     "OMP_NUM_THREADS=1 python -m benchmarks.hpsv2": "a checkpoint of HPSv2's size, 4 GB",
     "OMP_NUM_THREADS=1 peer/bin/python": "hpsv2x in an environment of its own",
     "python -m jobs evaluate-video": "VBench's weights; tests/pipeline/evaluation has it at small width",
-    "python -m benchmarks.preparation make": "wordfreq, which the environment does not have",
-    "python -m benchmarks.preparation peer": "datasketch and pandas, which are not in the lock",
+    "python -m benchmarks.preparation generate": "wordfreq, which the environment does not have",
+    "python -m benchmarks.preparation baseline": "datasketch and pandas, which are not in the lock",
     **dict.fromkeys(("kubectl", "helm", "docker", "sed"), "a Kubernetes cluster, or a registry of images"),
     "ray": "a cluster",
 }

@@ -12,16 +12,16 @@ from pipeline.errors import UserError, invalid
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line, run the ablation and print its table; exit code 2 for a mistake."""
+    """Parse the command line, run the ablation and print its table; return exit code 2 after a user's error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
-    parser.add_argument("--run", default="runs/ablation", metavar="FOLDER", help="folder of finished runs")
+    parser.add_argument("--run", default="runs/ablation", metavar="FOLDER", help="folder of the runs")
     parser.add_argument("--recipe", default="shapes", metavar="NAME", help="name of a recipe, or a .toml file")
     shared.add_overrides(parser)
     parser.add_argument("--steps", type=int, default=300, help="steps of each run after the warm start")
     parser.add_argument("--warm-up-steps", type=int, default=300, help="steps of SBv2*, shared by all runs")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
-    parser.add_argument("--processes", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs of each variant")
+    parser.add_argument("--processes", type=int, default=2, help="number of runs at the same time")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads per process")
     parser.add_argument("--docs", metavar="FOLDER", help="folder of the table and the figure (default: --run)")
     options = parser.parse_args(arguments)
     try:
@@ -36,10 +36,10 @@ def _run(options: argparse.Namespace) -> str:
     for name in ("steps", "warm_up_steps", "seeds", "processes", "threads"):
         if getattr(options, name) < 1:
             raise invalid(f"--{name.replace('_', '-')}", getattr(options, name), "1 or more")
-    total_steps = options.warm_up_steps + options.steps  # over which the CLIP loss's weight falls to 0
+    total_steps = options.warm_up_steps + options.steps  # the CLIP loss's weight falls to 0 over all of them
     base = recipe.load(options.recipe, ["train.num_workers=1", f"train.steps={total_steps}", *options.overrides])
     if base.teacher != recipe.BUNDLED:
-        raise invalid("teacher", base.teacher, f"{recipe.BUNDLED!r}, whose images have a judge")
+        raise invalid("teacher", base.teacher, f"{recipe.BUNDLED!r}, the teacher that the bundled judge knows")
     folder = str(Path(options.run).absolute())
     plan = runs.Plan(base, options.warm_up_steps, options.steps, folder, options.threads)
     rows = runs.ablate(plan, range(options.seeds), options.processes)

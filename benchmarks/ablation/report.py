@@ -14,8 +14,8 @@ BEGIN, END = "<!-- table: written by `python -m benchmarks.ablation` -->", "<!--
 
 
 def write(summary: dict[str, Any], plan: Plan, folder: Path) -> str:
-    """Writes data, figure and page under `folder`; an existing page keeps all but its table. Returns the table."""
-    text = table(summary)
+    """Write data, figure and page under `folder` and return the table; only the table of an existing page changes."""
+    text = format_table(summary)
     for file in (DATA, IMAGE, PAGE):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / DATA).write_text(json.dumps({**plan.identity, **summary}, indent=1) + "\n")
@@ -27,36 +27,36 @@ def write(summary: dict[str, Any], plan: Plan, folder: Path) -> str:
     return text
 
 
-def table(summary: dict[str, Any]) -> str:
-    """Markdown: shares of each variant, then the contrasts, in points."""
+def format_table(summary: dict[str, Any]) -> str:
+    """Return Markdown: the shares of each variant, then the contrasts in points."""
     lines = [
-        "| negative in training on | clean and right, % | the same with NASA-I, % | removed, % | kept, % |",
+        "| negative prompt in training on | clean and right, % | with NASA-I, % | removed, % | kept, % |",
         "|---|---|---|---|---|",
     ]
     for row in summary["table"]:
-        cells = [f"{row[name]['mean']:.1f} ({_each(row[name]['seeds'])})" for name in ("plain", "nasa_i")]
+        cells = [f"{row[name]['mean']:.1f} ({_join_values(row[name]['seeds'])})" for name in ("plain", "nasa_i")]
         cells += [f"{row[name]['mean']:.1f}" for name in ("removed", "kept")]
         lines.append(f"| {row['title']} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| contrast | images | difference, points | over prompts, 95 % | each seed |",
+        "| contrast | images | difference, points | 95 % interval over prompts | by seed |",
         "|---|---|---|---|---|",
     ]
     for row in summary["contrasts"]:
         images = {"plain": "plain", "nasa_i": "with NASA-I"}[row["measure"]]
         interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
         lines.append(
-            f"| {row['title']} | {images} | {row['difference']:+.1f} | {interval} | {_each(row['seeds'], '+')} |"
+            f"| {row['title']} | {images} | {row['difference']:+.1f} | {interval} | {_join_values(row['seeds'], '+')} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _each(values: list[float], sign: str = "") -> str:
+def _join_values(values: list[float], sign: str = "") -> str:
     return ", ".join(f"{value:{sign}.1f}" for value in values)
 
 
 def draw(summary: dict[str, Any], file: Path) -> None:
-    """The contrasts on plain images: interval over prompts as a bar, each seed as a dot."""
+    """Plot the contrasts on plain images: the interval over prompts as a bar, each seed as a dot."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -68,7 +68,7 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         axis.plot(row["seeds"], np.full(len(row["seeds"]), height), "o", color="black", markersize=4)
     axis.axvline(0, color="grey", linestyle=":")
     axis.set_yticks(range(len(rows)), [row["title"] for row in rows])
-    axis.set(xlabel="difference, points (bar: over prompts; dots: seeds)")
+    axis.set(xlabel="difference, points (bar: 95 % interval over prompts; dots: seeds)")
     axis.set_ylim(-0.6, len(rows) - 0.4)
     figure.tight_layout()
     figure.savefig(file, dpi=110)

@@ -1,7 +1,7 @@
-"""The paper's ablation on the world of shapes: where the negative prompt goes, several seeds a variant.
+"""The runs of the paper's ablation on the Shapes toy dataset: where the negative prompt goes, with several seeds each.
 
-Each run is one process without a cluster, from one shared warm start. A finished run's row is kept, so an interrupted
-ablation continues with the runs that are missing.
+Each run is one process without a cluster and starts from one shared student. The row of a finished run is written to a
+file, so that an interrupted ablation resumes with the missing runs.
 """
 
 import json
@@ -38,7 +38,7 @@ WARM_UP = "warm-up"
 
 @dataclass(frozen=True)
 class Variant:
-    """`title` is how the tables name it; `changes` are to the recipe's method."""
+    """One row of the table: `title` is its name there, `changes` are made to the recipe's method."""
 
     name: str
     title: str
@@ -65,13 +65,13 @@ VARIANTS = (
     Variant("nasa-t-shared", "NASA-T, shared pass", {"lora_shares_pass": True}),
 )
 CONTRASTS = (  # fixed before the first run: see docs/adr/0006
-    ("NASA-T against SBv2*", "nasa-t", "none"),
-    ("negative on the teacher, without NASA, against none", "teacher", "none"),
-    ("negative on the LoRA teacher against not", "all", "nasa-t"),
-    ("the same, without NASA", "teachers", "teacher"),
-    ("random against fixed k, NASA-T", "nasa-t", "nasa-t-fixed-k"),
-    ("random against fixed k, SBv2*", "none", "none-fixed-k"),
-    ("LoRA teacher's pass shared against its own, NASA-T", "nasa-t-shared", "nasa-t"),
+    ("NASA-T vs. SBv2*", "nasa-t", "none"),
+    ("teacher vs. none", "teacher", "none"),
+    ("NASA-T: with vs. without LoRA teacher", "all", "nasa-t"),
+    ("teacher: with vs. without LoRA teacher", "teachers", "teacher"),
+    ("NASA-T: random vs. fixed k", "nasa-t", "nasa-t-fixed-k"),
+    ("SBv2*: random vs. fixed k", "none", "none-fixed-k"),
+    ("NASA-T: shared vs. separate pass", "nasa-t-shared", "nasa-t"),
 )
 
 
@@ -91,33 +91,36 @@ class Plan:
 
 
 def ablate(plan: Plan, seeds: Sequence[int], processes: int) -> list[dict[str, Any]]:
-    """Run what is missing; returns a row a run, those of finished runs read from their files."""
+    """Run the missing runs and return one row per run; rows of finished runs are read from their files."""
     folder = Folder.from_uri(plan.folder)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         pool.submit(warm_up, plan).result()
-        missing = [(variant, seed) for seed in seeds for variant in VARIANTS if _finished(plan, variant, seed) is None]
-        waiting = {pool.submit(run, plan, variant, seed): (variant, seed) for variant, seed in missing}
-        for number, future in enumerate(as_completed(waiting), 1):
-            variant, seed = waiting[future]
+        missing = [(variant, seed) for seed in seeds for variant in VARIANTS if _read_row(plan, variant, seed) is None]
+        futures = {pool.submit(run, plan, variant, seed): (variant, seed) for variant, seed in missing}
+        for number, future in enumerate(as_completed(futures), 1):
+            variant, seed = futures[future]
             row = future.result()
-            folder.write(_file(variant, seed), (json.dumps(row) + "\n").encode())
-            print(f"{number}/{len(missing)}: {variant.title}, seed {seed}: {_share(row['plain']):.1f} %", flush=True)
-    return [row for seed in seeds for variant in VARIANTS if (row := _finished(plan, variant, seed)) is not None]
+            folder.write(_row_file(variant, seed), (json.dumps(row) + "\n").encode())
+            print(
+                f"{number}/{len(missing)}: {variant.title}, seed {seed}: {_mean_percent(row['plain']):.1f} %",
+                flush=True,
+            )
+    return [row for seed in seeds for variant in VARIANTS if (row := _read_row(plan, variant, seed)) is not None]
 
 
-def _file(variant: Variant, seed: int) -> str:
+def _row_file(variant: Variant, seed: int) -> str:
     return f"rows/{variant.name}-{seed}.json"
 
 
-def _finished(plan: Plan, variant: Variant, seed: int) -> dict[str, Any] | None:
-    folder, file = Folder.from_uri(plan.folder), _file(variant, seed)
+def _read_row(plan: Plan, variant: Variant, seed: int) -> dict[str, Any] | None:
+    folder, file = Folder.from_uri(plan.folder), _row_file(variant, seed)
     row = json.loads(folder.read(file)) if folder.exists(file) else None
     return row if row and row["plan"] == plan.identity else None
 
 
 def warm_up(plan: Plan) -> None:
-    """One student by SBv2*, from which every run starts, with its LoRA teacher."""
+    """Train the student, by SBv2*, and the LoRA teacher that every run starts from."""
     folder = Path(plan.folder) / WARM_UP
     if (folder / "plan.json").is_file() and json.loads((folder / "plan.json").read_text()) == plan.identity:
         return
@@ -126,12 +129,12 @@ def warm_up(plan: Plan) -> None:
     distiller = _train(plan.base.model_copy(update={"method": method}), plan.warm_up_steps, 0)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(distiller.student_weights(), folder / "student.safetensors")
-    save_file(_lora(distiller), folder / "lora_teacher.safetensors")
+    save_file(_lora_weights(distiller), folder / "lora_teacher.safetensors")
     (folder / "plan.json").write_text(json.dumps(plan.identity))
 
 
 def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
-    """Train a variant from the warm start and judge it; the row of one run."""
+    """Train a variant from the warm start, judge it and return its row."""
     torch.set_num_threads(plan.threads)
     options = plan.base.model_copy(update={"seed": seed, "method": variant.method(plan.base.method)})
     distiller = _train(options, plan.steps, plan.warm_up_steps, Path(plan.folder) / WARM_UP)
@@ -141,8 +144,8 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
     return {"variant": variant.name, "seed": seed, "plan": plan.identity, **judge(options, sampler)}
 
 
-def fresh(options: Recipe) -> Distiller:
-    """A distillation of the embedded teacher at its first step, in this process alone."""
+def build_distiller(options: Recipe) -> Distiller:
+    """Return a distiller of the bundled teacher at its first step, in one process."""
     corpus = negatives.weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
     sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
     model = models.load(models.teacher_folder(options.teacher))
@@ -152,9 +155,9 @@ def fresh(options: Recipe) -> Distiller:
 
 
 def _train(options: Recipe, steps: int, first: int, warm: Path | None = None) -> Distiller:
-    """`first` counts the steps before, for the weight of the CLIP loss and the order of the prompts."""
+    """Train from step `first` on, which sets the weight of the CLIP loss and the order of the prompts."""
     prompts = list(sample_prompts(options.prompts.count, options.seed))
-    distiller = fresh(options)
+    distiller = build_distiller(options)
     if warm is not None:
         distiller.engines.student.module.model.load_state_dict(load_file(warm / "student.safetensors"))
         distiller.engines.teachers.load_state_dict(load_file(warm / "lora_teacher.safetensors"), strict=False)
@@ -165,44 +168,45 @@ def _train(options: Recipe, steps: int, first: int, warm: Path | None = None) ->
     return distiller
 
 
-def _lora(distiller: Distiller) -> dict[str, torch.Tensor]:
+def _lora_weights(distiller: Distiller) -> dict[str, torch.Tensor]:
     return {n: p.detach() for n, p in distiller.engines.teachers.named_parameters() if "lora_" in n}
 
 
 def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
-    """Tell for each held-out prompt whether its image is clean with every attribute right, plain and with NASA-I.
+    """Return, by measure, a list of zeros and ones.
 
-    And over seeds that show the attribute, what a negative prompt removes and keeps.
+    `plain` and `nasa_i` tell for each held-out prompt whether its image is clean with every attribute right. `removed`
+    and `kept` are the outcomes of the exclusion test, by seed.
     """
     evaluation, attributes = options.evaluation, AttributeJudge.load()
     prompts = held_out_prompts(evaluation.num_prompts, evaluation.seed)
     texts, seeds = [text for text, _ in prompts], range(evaluation.seed, evaluation.seed + len(prompts))
     row: dict[str, Any] = {}
-    for name, way in (("plain", SamplingMethod()), ("nasa_i", NASA_I)):
-        found = attributes.attributes(sampler.images(way, texts, seeds, [BAD_PHOTO] * len(texts)))
-        pairs = list(zip(found, (scene for _, scene in prompts), strict=True))
+    for name, sampling in (("plain", SamplingMethod()), ("nasa_i", NASA_I)):
+        judged = attributes.attributes(sampler.images(sampling, texts, seeds, [BAD_PHOTO] * len(texts)))
+        pairs = list(zip(judged, (scene for _, scene in prompts), strict=True))
         row[name] = [
             int(shown["quality"] == "clean" and all(shown[key] == getattr(scene, key) for key in ATTRIBUTES))
             for shown, scene in pairs
         ]
     first = evaluation.seed * 1000
-    tested = exclusion.run_trials(
+    all_trials = exclusion.run_trials(
         sampler,
         attributes,
         [NASA_I],
         range(first, first + evaluation.exclusion_seeds),
         calibration=False,
     )
-    own = [trial for trial in tested if trial.sampling == NASA_I.label]
-    return {**row, **{name: [int(getattr(t, name)) for t in own] for name in ("removed", "kept")}}
+    trials = [trial for trial in all_trials if trial.sampling == NASA_I.label]
+    return {**row, **{name: [int(getattr(trial, name)) for trial in trials] for name in ("removed", "kept")}}
 
 
-def _share(flags: Sequence[int]) -> float:
+def _mean_percent(flags: Sequence[int]) -> float:
     return 100 * float(np.mean(flags))
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A row a variant, and the contrasts: over seeds, and over prompts, apart."""
+    """Return one row per complete variant, and the contrasts with their variation over seeds and over prompts."""
     seeds = sorted({row["seed"] for row in rows})
     by_run = {(row["variant"], row["seed"]): row for row in rows}
     complete = [variant for variant in VARIANTS if all((variant.name, seed) in by_run for seed in seeds)]
@@ -210,12 +214,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for variant in complete:
         figures = {}
         for measure in ("plain", "nasa_i", "removed", "kept"):
-            shares = [_share(by_run[variant.name, seed][measure]) for seed in seeds]
+            shares = [_mean_percent(by_run[variant.name, seed][measure]) for seed in seeds]
             figures[measure] = {"mean": float(np.mean(shares)), "seeds": shares}
         table.append({"variant": variant.name, "title": variant.title, **figures})
     known = {variant.name for variant in complete}
     contrasts = [
-        {"title": title, "measure": measure, **contrast(by_run, seeds, a, b, measure)}
+        {"title": title, "measure": measure, **compute_contrast(by_run, seeds, a, b, measure)}
         for title, a, b in CONTRASTS
         for measure in ("plain", "nasa_i")
         if {a, b} <= known
@@ -223,10 +227,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"seeds": seeds, "table": table, "contrasts": contrasts}
 
 
-def contrast(
+def compute_contrast(
     by_run: dict[tuple[str, int], dict[str, Any]], seeds: Sequence[int], a: str, b: str, measure: str
 ) -> dict[str, Any]:
-    """A - b in points: its mean, each seed's own, and the 95 % bootstrap interval over prompts of the seeds' mean."""
+    """Return a - b in points: the mean, its 95 % bootstrap interval over prompts, and the difference of each seed."""
     difference = np.array(
         [np.subtract(by_run[a, seed][measure], by_run[b, seed][measure]) for seed in seeds], dtype=np.float64
     )

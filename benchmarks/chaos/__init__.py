@@ -1,6 +1,6 @@
-"""Kills, outages and damage during a distillation: each must end where an undisturbed one ends.
+"""Fault injection: kills, outages and corruption during a distillation, whose result must match an undisturbed run's.
 
-make chaos                                     # an hour, every scenario in turn; results add up in runs/chaos.jsonl
+make chaos                                     # an hour; runs every scenario in turn and appends to runs/chaos.jsonl
 python -m benchmarks.chaos --only driver --runs 3
-python -m benchmarks.chaos --table             # of what there is
+python -m benchmarks.chaos --table             # print the recorded results
 """

@@ -1,4 +1,4 @@
-"""Runs scenarios in turn, those with the fewest results first, and prints the table of all results."""
+"""Run chaos scenarios in turn, those with the fewest results first, and print the table of all results."""
 
 import argparse
 import json
@@ -12,86 +12,89 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.scenarios import SCENARIOS, harm
-from benchmarks.chaos.world import World
+from benchmarks.chaos.harness import Harness
+from benchmarks.chaos.scenarios import SCENARIOS, run_scenario
 from pipeline import ROOT, manifest
 
-GUESS_SECONDS = 300.0
+DEFAULT_SECONDS = 300.0  # of a scenario without results
 RESULTS = ROOT / "runs" / "chaos.jsonl"
 Row = dict[str, Any]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=58, help="begin nothing that may take longer (%(default)g)")
-    parser.add_argument("--only", action="append", choices=SCENARIOS, help="may come again")
-    parser.add_argument("--runs", type=int, help="of each scenario, in this call")
     parser.add_argument(
-        "--times", type=int, default=5, help="harm is done in one run, if it lasts so long (%(default)s)"
+        "--minutes", type=float, default=58, help="time limit; nothing that may exceed it is started (%(default)g)"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--seed", type=int, help="of the moments (default: another each time)")
-    parser.add_argument("--table", action="store_true", help="of the results that are there")
+    parser.add_argument("--only", action="append", choices=SCENARIOS, help="scenario to run; may be repeated")
+    parser.add_argument("--runs", type=int, help="number of runs of each scenario in this call (default: no limit)")
+    parser.add_argument("--times", type=int, default=5, help="most faults injected into one run (%(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines file of results")
+    parser.add_argument("--seed", type=int, help="random seed of the moments (default: a new one each time)")
+    parser.add_argument("--table", action="store_true", help="print the recorded results and run nothing")
     options = parser.parse_args()
     if not options.table:
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
-        _go(options.only or list(SCENARIOS), options.minutes, options.runs, options.times, options.results, seed)
+        _run(options.only or list(SCENARIOS), options.minutes, options.runs, options.times, options.results, seed)
     rows = _read(options.results)
-    print(table(rows))
+    print(format_table(rows))
     return int(any(not row["same"] for row in rows))
 
 
-def _go(names: list[str], minutes: float, runs: int | None, times: int, results: Path, seed: int) -> None:
+def _run(names: list[str], minutes: float, runs: int | None, times: int, results: Path, seed: int) -> None:
     results.parent.mkdir(parents=True, exist_ok=True)
-    for ending in (signal.SIGINT, signal.SIGTERM):  # the cluster is ended too
-        signal.signal(ending, lambda *_: sys.exit("ended before its time"))
-    until, code = time.monotonic() + 60 * minutes, manifest.code_version()
-    world = World(Path(tempfile.mkdtemp(prefix="chaos-")), seed, times)
-    print(f"undisturbed: {world.took:.0f} s, student {world.expected[:12]}; seed {seed}", flush=True)
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):  # so that the cluster is stopped too
+        signal.signal(stop_signal, lambda *_: sys.exit("interrupted"))
+    deadline, code = time.monotonic() + 60 * minutes, manifest.code_version()
+    harness = Harness(Path(tempfile.mkdtemp(prefix="chaos-")), seed, times)
+    print(f"undisturbed: {harness.seconds:.0f} s, student {harness.expected[:12]}; seed {seed}", flush=True)
     done = dict.fromkeys(names, 0)
     try:
         while True:
             rows = _read(results)
             left = [name for name in names if runs is None or done[name] < runs]
-            left = [name for name in left if time.monotonic() + longest(rows, name) < until]
+            left = [name for name in left if time.monotonic() + longest_seconds(rows, name) < deadline]
             if not left:
                 return
-            name = min(left, key=lambda name: count(rows, name) / SCENARIOS[name][1])
+            name = min(left, key=lambda name: count_injections(rows, name) / SCENARIOS[name][1])
             start = time.monotonic()
-            same, notes = harm(name, world)
+            passed, notes = run_scenario(name, harness)
             done[name] += 1
-            row = {"scenario": name, "same": same, "notes": notes, "seconds": round(time.monotonic() - start, 1)}
+            row = {"scenario": name, "same": passed, "notes": notes, "seconds": round(time.monotonic() - start, 1)}
             row |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "code": code, "seed": seed}
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            ended = "as it must" if same else "NOT AS IT MUST"
-            print(f"{name:26} {ended} in {row['seconds']:.0f} s: {'; '.join(notes)}", flush=True)
+            print(
+                f"{name:26} {'passed' if passed else 'FAILED'} in {row['seconds']:.0f} s: {'; '.join(notes)}",
+                flush=True,
+            )
     finally:
-        world.close()
+        harness.close()
 
 
 def _read(results: Path) -> list[Row]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
 
 
-def count(rows: list[Row], name: str) -> int:
-    """How often the harm was done."""
+def count_injections(rows: list[Row], name: str) -> int:
+    """Return the number of faults injected by a scenario."""
     return sum(len(row["notes"]) for row in rows if row["scenario"] == name)
 
 
-def longest(rows: list[Row], name: str) -> float:
-    """Return the longest run in seconds, or a guess."""
-    return max((float(row["seconds"]) for row in rows if row["scenario"] == name), default=GUESS_SECONDS)
+def longest_seconds(rows: list[Row], name: str) -> float:
+    """Return the seconds of the longest run of a scenario, or the default if it never ran."""
+    return max((float(row["seconds"]) for row in rows if row["scenario"] == name), default=DEFAULT_SECONDS)
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown: of each scenario how often harm was done, in how many runs, how many of them ended as they must."""
-    lines = ["| what is harmed | times | runs | as they must | median s | longest s |", "|---|---|---|---|---|---|"]
+def format_table(rows: list[Row]) -> str:
+    """Return a Markdown table: for each scenario its injections, runs, passed runs and times."""
+    lines = ["| scenario | injections | runs | passed | median s | longest s |", "|---|---|---|---|---|---|"]
     for name in SCENARIOS:
-        own = [row for row in rows if row["scenario"] == name]
-        seconds = [row["seconds"] for row in own]
-        took = f"{statistics.median(seconds):.0f} | {max(seconds):.0f}" if seconds else "- | -"
-        lines.append(f"| {name} | {count(rows, name)} | {len(own)} | {sum(row['same'] for row in own)} | {took} |")
+        runs = [row for row in rows if row["scenario"] == name]
+        seconds = [row["seconds"] for row in runs]
+        times = f"{statistics.median(seconds):.0f} | {max(seconds):.0f}" if seconds else "- | -"
+        passed = sum(row["same"] for row in runs)
+        lines.append(f"| {name} | {count_injections(rows, name)} | {len(runs)} | {passed} | {times} |")
     return "\n".join(lines)
 
 

@@ -1,148 +1,148 @@
-"""A process or a whole machine is killed."""
+"""Scenarios in which a process, a node or the whole cluster is killed."""
 
 import json
 import time
 from collections.abc import Iterator
 
-from benchmarks.chaos.nodes import Nodes, Process, kill
-from benchmarks.chaos.world import Run, World, processes, wait_for
+from benchmarks.chaos.harness import Harness, Run, find_processes, wait_for
+from benchmarks.chaos.local_cluster import LocalCluster, Process, kill
 
 
-def worker(world: World) -> list[str]:
-    """A train worker is killed; Ray Train starts the group again from the last checkpoint."""
-    run, notes = world.new_run(), []
-    driver = world.begin(world.distill(run))
-    for victim in _fresh(world, driver, world.nodes, "RayTrainWorker"):
-        when = world.moment(world.took / 2)
+def kill_worker(harness: Harness) -> list[str]:
+    """Kill a train worker; Ray Train restarts the worker group from the latest checkpoint."""
+    run, notes = harness.new_run(), []
+    driver = harness.start(harness.distill(run))
+    for victim in _new_processes(harness, driver, harness.cluster, "RayTrainWorker"):
+        delay = harness.sleep_randomly(harness.seconds / 2)
         if not kill(victim):
             break
-        notes.append(f"{when:.0f} s after it began")
-    driver.ends_with(0)
-    world.same(run)
+        notes.append(f"{delay:.0f} s after it began")
+    driver.assert_exit(0)
+    harness.assert_expected(run)
     return notes
 
 
-def driver(world: World) -> list[str]:
-    """The driver is killed; the same command goes on."""
-    run, notes = world.new_run(), []
-    killed_again_and_again(world, world.distill(run), world.took, notes)
-    world.finish(world.distill(run))
-    world.same(run)
+def kill_driver(harness: Harness) -> list[str]:
+    """Kill the driver; the same command resumes."""
+    run, notes = harness.new_run(), []
+    kill_repeatedly(harness, harness.distill(run), harness.seconds, notes)
+    harness.run_to_end(harness.distill(run))
+    harness.assert_expected(run)
     return notes
 
 
-def node(world: World) -> list[str]:
-    """The machine of both workers is lost, and a spare one takes over."""
-    cluster, notes = world.cluster(cpus=0), []
+def kill_node(harness: Harness) -> list[str]:
+    """Kill the node of both workers; a spare node takes over."""
+    cluster, notes = harness.new_cluster(cpus=0), []
     try:
-        used = cluster.add(2)
-        run = world.new_run()
-        run.sets |= {"train.cpus_per_worker": 0.8}
-        process = world.begin(run.command("distill", "--ray-address", cluster.address))
-        for _ in _fresh(world, process, cluster, "RayTrainWorker"):
-            spare, when = cluster.add(2), world.moment(world.took / 2)
+        used = cluster.add_node(2)
+        run = harness.new_run()
+        run.overrides |= {"train.cpus_per_worker": 0.8}
+        process = harness.start(run.command("distill", "--ray-address", cluster.address))
+        for _ in _new_processes(harness, process, cluster, "RayTrainWorker"):
+            spare, delay = cluster.add_node(2), harness.sleep_randomly(harness.seconds / 2)
             if process.poll() is not None:
                 break
             cluster.kill(used)
             used = spare
-            notes.append(f"{when:.0f} s after its workers began")
-        process.ends_with(0)
-        world.same(run)
+            notes.append(f"{delay:.0f} s after its workers began")
+        process.assert_exit(0)
+        harness.assert_expected(run)
         return notes
     finally:
         cluster.kill()
 
 
-def node_without_spare(world: World) -> list[str]:
-    """One of two machines is lost, and training goes on to the end with one worker (elastic)."""
-    cluster = world.cluster(cpus=0)
+def kill_node_without_spare(harness: Harness) -> list[str]:
+    """Kill one of two nodes; elastic training continues to the end on one worker."""
+    cluster = harness.new_cluster(cpus=0)
     try:
-        lost, _ = cluster.add(1), cluster.add(1)
-        run = world.new_run()
-        run.sets |= {"train.cpus_per_worker": 0.8, "train.min_workers": 1}
-        process = world.begin(run.command("distill", "--ray-address", cluster.address))
+        lost, _ = cluster.add_node(1), cluster.add_node(1)
+        run = harness.new_run()
+        run.overrides |= {"train.cpus_per_worker": 0.8, "train.min_workers": 1}
+        process = harness.start(run.command("distill", "--ray-address", cluster.address))
         wait_for(lambda: run.checkpoints, "a checkpoint", process)
-        when = world.moment(3)
+        delay = harness.sleep_randomly(3)
         cluster.kill(lost)
-        process.ends_with(0)
+        process.assert_exit(0)
         state = json.loads(run.checkpoints[-1].read_text())
-        assert (state["step"], state["workers"]) == (run.sets["train.steps"], 1), state
-        return [f"{when:.1f} s after a checkpoint"]
+        assert (state["step"], state["workers"]) == (run.overrides["train.steps"], 1), state
+        return [f"{delay:.1f} s after a checkpoint"]
     finally:
         cluster.kill()
 
 
-def head(world: World) -> list[str]:
-    """The whole cluster is lost; on a new one the same command goes on."""
-    run, notes = world.new_run(), []
-    for _ in range(world.times):
-        process = world.begin(world.distill(run))
-        when = world.moment()
+def kill_head(harness: Harness) -> list[str]:
+    """Kill the whole cluster; the same command resumes on a new one."""
+    run, notes = harness.new_run(), []
+    for _ in range(harness.times):
+        process = harness.start(harness.distill(run))
+        delay = harness.sleep_randomly()
         if process.poll() is not None:
             break
-        world.nodes.kill()
+        harness.cluster.kill()
         kill(process.pid)
         process.wait()
-        world.nodes = world.cluster()
-        notes.append(f"{when:.0f} s after the start")
-    world.finish(world.distill(run))
-    world.same(run)
+        harness.cluster = harness.new_cluster()
+        notes.append(f"{delay:.0f} s after the start")
+    harness.run_to_end(harness.distill(run))
+    harness.assert_expected(run)
     return notes
 
 
-def evaluator(world: World) -> list[str]:
-    """An actor that evaluates is killed; the evaluation has every image, once."""
-    run, notes = world.evaluated(), []
-    command, expected = run.command("evaluate", "--ray-address", world.nodes.address), _scores(run)
-    for _ in range(world.times):
+def kill_evaluator(harness: Harness) -> list[str]:
+    """Kill an evaluation actor; the evaluation has every image exactly once."""
+    run, notes = harness.new_evaluated_run(), []
+    command, expected = run.command("evaluate", "--ray-address", harness.cluster.address), _scores(run)
+    for _ in range(harness.times):
         (run.folder / "evaluation").rename(run.folder / f"evaluation-{time.monotonic_ns()}")
-        process = world.begin(command)
-        victim = next(_fresh(world, process, world.nodes, "EvaluationWorker"), None)
-        when = world.moment(3)
+        process = harness.start(command)
+        victim = next(_new_processes(harness, process, harness.cluster, "EvaluationWorker"), None)
+        delay = harness.sleep_randomly(3)
         if victim and kill(victim):
-            notes.append(f"{when:.1f} s after it began")
-        if process.ends_with(0, 1) != 0:
-            world.finish(command)
+            notes.append(f"{delay:.1f} s after it began")
+        if process.assert_exit(0, 1) != 0:
+            harness.run_to_end(command)
         assert _scores(run) == expected, "other images"
     return notes
 
 
-def registry_client(world: World) -> list[str]:
-    """`register` is killed, and called again: one version."""
-    run, notes = world.evaluated(), []
-    killed_again_and_again(world, run.command("register"), 15, notes)
-    world.finish(run.command("register"))
-    world.finish(run.command("register"))
-    assert run.versions() == 1
+def kill_registry_client(harness: Harness) -> list[str]:
+    """Kill `register` and run it again; there is one version."""
+    run, notes = harness.new_evaluated_run(), []
+    kill_repeatedly(harness, run.command("register"), 15, notes)
+    harness.run_to_end(run.command("register"))
+    harness.run_to_end(run.command("register"))
+    assert run.count_versions() == 1
     return notes
 
 
-def killed_again_and_again(world: World, command: list[str], longest: float, notes: list[str]) -> None:
-    """Kill the process each time, until it lives longer than its moment."""
-    for _ in range(world.times):
-        process = world.begin(command)
-        when = world.moment(longest)
+def kill_repeatedly(harness: Harness, command: list[str], longest: float, notes: list[str]) -> None:
+    """Start the command and kill it at a random moment, again and again, until it ends before it is killed."""
+    for _ in range(harness.times):
+        process = harness.start(command)
+        delay = harness.sleep_randomly(longest)
         if process.poll() is not None:
-            process.ends_with(0)
+            process.assert_exit(0)
             return
         kill(process.pid)
         process.wait()
-        notes.append(f"{when:.0f} s after its start")
+        notes.append(f"{delay:.0f} s after its start")
 
 
-def _fresh(world: World, driver: Process, nodes: Nodes, name: str) -> Iterator[int]:
-    """A process of this name that was not there before, `world.times` times, for as long as the driver lives."""
+def _new_processes(harness: Harness, driver: Process, cluster: LocalCluster, name: str) -> Iterator[int]:
+    """Yield the id of a new process of this name, up to `harness.times` times, while the driver lives."""
     seen: set[int] = set()
 
-    def fresh_or_over() -> bool:
-        return bool(processes(nodes, name) - seen) or driver.poll() is not None
+    def has_new_or_ended() -> bool:
+        return bool(find_processes(cluster, name) - seen) or driver.poll() is not None
 
-    for _ in range(world.times):
-        wait_for(fresh_or_over, name)
+    for _ in range(harness.times):
+        wait_for(has_new_or_ended, name)
         if driver.poll() is not None:
             return
-        yield min(processes(nodes, name) - seen, default=0)
-        seen.update(processes(nodes, name))
+        yield min(find_processes(cluster, name) - seen, default=0)
+        seen.update(find_processes(cluster, name))
 
 
 def _scores(run: Run) -> list[tuple[str, int]]:

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from benchmarks.chaos import scenarios
-from benchmarks.chaos.__main__ import GUESS_SECONDS, longest, table
-from benchmarks.chaos.scenarios import SCENARIOS, harm
+from benchmarks.chaos.__main__ import DEFAULT_SECONDS, format_table, longest_seconds
+from benchmarks.chaos.scenarios import SCENARIOS, run_scenario
 from pipeline import ROOT
 
 
@@ -16,8 +16,8 @@ def row(scenario, same=True, seconds=10.0, times=1):
     return {"scenario": scenario, "same": same, "seconds": seconds, "notes": ["then"] * times}
 
 
-def test_the_table_tells_every_scenario_even_one_that_never_ran():
-    lines = table(
+def test_the_table_has_every_scenario_even_one_that_never_ran():
+    lines = format_table(
         [row("worker"), row("worker", seconds=20, times=5), row("worker", same=False, seconds=60)]
     ).splitlines()
     assert len(lines) == 2 + len(SCENARIOS)
@@ -25,29 +25,29 @@ def test_the_table_tells_every_scenario_even_one_that_never_ran():
     assert "| driver | 0 | 0 | 0 | - | - |" in lines
 
 
-def test_the_table_in_the_docs_is_of_the_results_beside_it():
+def test_the_table_in_the_docs_is_of_the_recorded_results():
     rows = [json.loads(line) for line in (ROOT / "docs/data/chaos.jsonl").read_text().splitlines()]
     assert all(row["same"] for row in rows)
-    assert table(rows) in (ROOT / "docs/runbook.md").read_text()
+    assert format_table(rows) in (ROOT / "docs/runbook.md").read_text()
 
 
-def test_what_took_long_before_is_not_begun_shortly_before_the_end():
+def test_a_scenario_is_expected_to_take_as_long_as_its_longest_run():
     rows = [row("worker", seconds=100), row("worker", seconds=700), row("driver", seconds=20)]
-    assert [longest(rows, name) for name in ("worker", "driver", "head")] == [700, 20, GUESS_SECONDS]
+    assert [longest_seconds(rows, name) for name in ("worker", "driver", "head")] == [700, 20, DEFAULT_SECONDS]
 
 
 @pytest.mark.parametrize(
     "error", [AssertionError("other weights"), TimeoutError("other weights"), subprocess.TimeoutExpired("x", 1)]
 )
-def test_a_scenario_that_ends_otherwise_is_told(monkeypatch, error):
-    def other(_):
+def test_a_failed_scenario_is_reported(monkeypatch, error):
+    def fail(_):
         raise error
 
-    monkeypatch.setitem(scenarios.SCENARIOS, "worker", (other, 1))
-    assert harm("worker", None) == (False, [str(error)])
+    monkeypatch.setitem(scenarios.SCENARIOS, "worker", (fail, 1))
+    assert run_scenario("worker", None) == (False, [str(error)])
 
 
-def test_a_result_that_is_not_as_it_must_is_the_exit_code(tmp_path):
+def test_a_failed_result_sets_the_exit_code(tmp_path):
     results = tmp_path / "chaos.jsonl"
     for same, code in ((True, 0), (False, 1)):
         results.write_text(json.dumps(row("head", same)) + "\n")
@@ -55,7 +55,7 @@ def test_a_result_that_is_not_as_it_must_is_the_exit_code(tmp_path):
 
 
 @pytest.mark.slow
-def test_each_scenario_ends_as_it_must(tmp_path):
+def test_each_scenario_passes(tmp_path):
     results = tmp_path / "chaos.jsonl"
     ended = _chaos("--runs", "1", "--minutes", "120", "--results", str(results))
     rows = [json.loads(line) for line in results.read_text().splitlines()]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.chaos.faults import Faults
+from benchmarks.chaos.fault_proxy import FaultProxy
 from pipeline.errors import UserError
 from pipeline.prompts.prepare import prepare
 from pipeline.prompts.prompt_dataset import load_manifest, read_shard
@@ -18,7 +18,7 @@ from pipeline.storage import Folder
 
 @pytest.fixture
 def faults(s3_server, monkeypatch):
-    server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
+    server = FaultProxy(os.environ["AWS_ENDPOINT_URL"]).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     yield server
     server.stop()
@@ -54,8 +54,8 @@ def test_from_a_bucket_to_a_bucket(bucket, recipe):
 @pytest.mark.parametrize("how", ["503", pytest.param("slow", marks=pytest.mark.slow), "cut"])
 def test_what_passes_is_waited_for(bucket, recipe, faults, how, monkeypatch):
     folder = Folder.from_uri(f"{bucket}/run-{how}/prompts")
-    faults.how = how
-    faults.fails = lambda number, path: number % 5 == 3
+    faults.fault = how
+    faults.matches = lambda number, path: number % 5 == 3
     record = prepare(recipe, folder)
     read_shard.cache_clear()
     assert record.prompts == 600
@@ -66,11 +66,11 @@ def test_what_passes_is_waited_for(bucket, recipe, faults, how, monkeypatch):
 
 def test_expired_credentials_are_one_line_and_nothing_is_lost(bucket, recipe, faults):
     folder = Folder.from_uri(f"{bucket}/run/prompts")
-    faults.how = "expired"
-    faults.fails = lambda number, path: "part-0.parquet" in path
+    faults.fault = "expired"
+    faults.matches = lambda number, path: "part-0.parquet" in path
     with pytest.raises(UserError, match=r"cannot be read: .*(ExpiredToken|expired|ACCESS_DENIED|403)") as caught:
         prepare(recipe, folder)
     assert "\n" not in str(caught.value)
     assert not folder.exists("manifest.json")
-    faults.how = None
+    faults.fault = None
     assert prepare(recipe, folder).prompts == 600

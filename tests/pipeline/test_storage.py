@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.faults import Faults
+from benchmarks.chaos.fault_proxy import FaultProxy
 from pipeline import storage
 from pipeline.errors import StorageError, UserError
 from pipeline.storage import Folder
@@ -121,11 +121,11 @@ OPERATIONS = {
 
 def test_a_store_is_asked_as_often_from_another_process(bucket, monkeypatch):
     """Ray Train's controller and workers have a pickled file system."""
-    server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
+    server = FaultProxy(os.environ["AWS_ENDPOINT_URL"]).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     monkeypatch.setattr(storage.retry, "MAX_ATTEMPTS", 5)
     there = pickle.loads(pickle.dumps(Folder.from_uri(f"{bucket}/run").filesystem))
-    server.how, server.fails = "503", lambda number, path: number < 5
+    server.fault, server.matches = "503", lambda number, path: number < 5
     with there.open_output_stream("runs/run/list.json") as stream:
         stream.write(b"[]")
     assert server.requests >= 5
@@ -135,8 +135,8 @@ def test_a_store_is_asked_as_often_from_another_process(bucket, monkeypatch):
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("how", ["503", "expired"])
 def test_a_store_that_does_not_serve_is_one_line(bucket, tmp_path, monkeypatch, operation, how):
-    server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
-    server.how, server.fails = how, lambda number, path: True
+    server = FaultProxy(os.environ["AWS_ENDPOINT_URL"]).start()
+    server.fault, server.matches = how, lambda number, path: True
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     monkeypatch.setattr(storage.retry, "MAX_ATTEMPTS", 1)
     (tmp_path / "file").write_text("")

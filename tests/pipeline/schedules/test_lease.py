@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks.chaos.faults import Faults
+from benchmarks.chaos.fault_proxy import FaultProxy
 from pipeline.errors import StorageError, UserError
 from pipeline.schedules import lease
 from pipeline.schedules.lease import BusyError, Lease, LeaseRecord, lease_store
@@ -100,8 +100,8 @@ def test_a_store_that_is_away_for_a_moment_does_not_end_it(tmp_path, monkeypatch
 @pytest.fixture
 def failing(bucket, monkeypatch):
     """A bucket behind a proxy that answers as it is told."""
-    server = Faults(os.environ["AWS_ENDPOINT_URL"]).start()
-    server.how, server.folder = "503", Folder.from_uri(f"{bucket}/weekly")
+    server = FaultProxy(os.environ["AWS_ENDPOINT_URL"]).start()
+    server.fault, server.folder = "503", Folder.from_uri(f"{bucket}/weekly")
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     yield server
     server.stop()
@@ -109,11 +109,11 @@ def failing(bucket, monkeypatch):
 
 def test_a_bucket_that_fails_for_a_moment_is_waited_for(failing, monkeypatch):
     monkeypatch.setattr(lease.retries, "MAX_ATTEMPTS", 3)
-    failing.fails = lambda number, path: number in (1, 2, 4)
+    failing.matches = lambda number, path: number in (1, 2, 4)
     with Lease(failing.folder, "first", SECONDS):
         assert failing.requests >= 5
-        failing.fails = lambda number, path: True
-    failing.fails = lambda number, path: False
+        failing.matches = lambda number, path: True
+    failing.matches = lambda number, path: False
     with Lease(failing.folder, "another", SECONDS):
         """What could not be given back has ended by itself."""
 
@@ -121,7 +121,7 @@ def test_a_bucket_that_fails_for_a_moment_is_waited_for(failing, monkeypatch):
 def test_a_beat_asks_once(failing):
     told = threading.Event()
     with Lease(failing.folder, "first", SECONDS, on_lost=told.set):
-        before, failing.fails = failing.requests, lambda number, path: True
+        before, failing.matches = failing.requests, lambda number, path: True
         assert told.wait(3 * SECONDS)
         assert failing.requests - before <= 6, "five beats before it is lost, and nothing behind them"
 
@@ -129,7 +129,7 @@ def test_a_beat_asks_once(failing):
 @pytest.mark.parametrize(("how", "message"), [("503", "SlowDown"), ("expired", "ExpiredToken")])
 def test_a_bucket_that_does_not_serve_is_one_line(failing, monkeypatch, how, message):
     monkeypatch.setattr(lease.retries, "MAX_ATTEMPTS", 1)
-    failing.how, failing.fails = how, lambda number, path: True
+    failing.fault, failing.matches = how, lambda number, path: True
     with (
         pytest.raises(StorageError, match=f"^s3://.*weekly/lease.json: .*{message}"),
         Lease(failing.folder, "first", SECONDS),
@@ -142,7 +142,7 @@ def test_a_bucket_that_does_not_answer_ends_the_beats_in_time(failing, delay):
     told = threading.Event()
     with Lease(failing.folder, "first", SECONDS, on_lost=told.set) as held:
         if delay:
-            failing.how, failing.delay, failing.fails = "slow", delay, lambda number, path: True
+            failing.fault, failing.delay, failing.matches = "slow", delay, lambda number, path: True
         else:
             failing.stop()
         with pytest.raises(StorageError, match=r"^s3://.*weekly/lease\.json: "):

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that answers as real ones do when they fail."""
+"""A proxy in front of an S3 server that injects the failures of real ones."""
 
 import socketserver
 import threading
@@ -13,12 +13,13 @@ EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?><Error><Code>ExpiredToken</C
 _HOP = ("content-length", "transfer-encoding", "connection", "expect", "host")
 
 
-class Faults(socketserver.ThreadingTCPServer):
-    """Passes requests on to the server at `target`, and answers each that `fails` picks as `how` says.
+class FaultProxy(socketserver.ThreadingTCPServer):
+    """Forwards requests to the server at `target`, and injects `fault` into those that `matches` selects.
 
     Attributes:
-        how: "503", "expired" (403), "slow" (`delay` seconds later), "cut" (half of the content), or None.
-        fails: of the request's number, from 1, and its path.
+        fault: "503", "expired" (403), "slow" (`delay` seconds later), "cut" (half of the content), or None.
+        matches: predicate of the request's number, from 1, and its path.
+        requests: number of requests so far.
     """
 
     allow_reuse_address = daemon_threads = True
@@ -26,15 +27,15 @@ class Faults(socketserver.ThreadingTCPServer):
     def __init__(self, target: str, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.target, self.requests = target, 0
-        self.how: str | None = None
+        self.fault: str | None = None
         self.delay = 0.3
-        self.fails: Callable[[int, str], bool] = lambda number, path: False
+        self.matches: Callable[[int, str], bool] = lambda number, path: False
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def start(self) -> "Faults":
+    def start(self) -> "FaultProxy":
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
@@ -45,29 +46,29 @@ class Faults(socketserver.ThreadingTCPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Faults
+    server: FaultProxy
 
     def do_any(self) -> None:
         server, body = self.server, self._body()
         server.requests += 1
-        failing = server.how if server.fails(server.requests, self.path) else None
-        if failing == "503":
+        fault = server.fault if server.matches(server.requests, self.path) else None
+        if fault == "503":
             return self._answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
-        if failing == "expired":
+        if fault == "expired":
             return self._answer(403, {"Content-Type": "application/xml"}, EXPIRED)
-        if failing == "slow":
+        if fault == "slow":
             time.sleep(server.delay)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
-        headers = {"Content-Type": "application/octet-stream"} | headers  # else urllib says that it is a form
+        headers = {"Content-Type": "application/octet-stream"} | headers  # urllib would declare a form
         request = urllib.request.Request(
             server.target + self.path, data=body or None, headers=headers, method=self.command
         )
         try:
-            with urllib.request.urlopen(request) as found:
-                status, headers, content = found.status, dict(found.headers), found.read()
+            with urllib.request.urlopen(request) as response:
+                status, headers, content = response.status, dict(response.headers), response.read()
         except urllib.error.HTTPError as error:
             status, headers, content = error.code, dict(error.headers), error.read()
-        return self._answer(status, headers, content, cut=failing == "cut" and self.command == "GET")
+        return self._answer(status, headers, content, cut=fault == "cut" and self.command == "GET")
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = do_any
 
@@ -95,4 +96,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Nothing: a request is no news."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""Ray nodes on this machine, each in processes of its own, with a token; ended by their process group."""
+"""A Ray cluster of several nodes on this machine, with token authentication; a node is killed as a process group."""
 
 import json
 import os
@@ -19,11 +19,12 @@ Process = subprocess.Popen[bytes]
 
 
 @dataclass
-class Nodes:
-    """A head with a job server, and nodes beside it.
+class LocalCluster:
+    """A head node with a job server, and further nodes.
 
     Attributes:
-        environment: of every process of the cluster; it names the token.
+        cpus: CPUs of the head node.
+        environment: environment variables of every process; `HOME` holds the token.
     """
 
     cpus: int
@@ -42,41 +43,41 @@ class Nodes:
         """The URL of the job server."""
         return f"http://127.0.0.1:{self.dashboard}"
 
-    def start(self) -> "Nodes":
-        own = (f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--include-dashboard=true")
-        self._ray("--head", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", *own)
-        self._await()
-        while not self._joined():  # the head itself
+    def start(self) -> "LocalCluster":
+        ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--include-dashboard=true")
+        self._ray("--head", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", *ports)
+        self._wait_for_job_server()
+        while not self._alive_nodes():  # the head itself
             time.sleep(0.5)
         return self
 
-    def add(self, cpus: int) -> Process:
-        """A node that has joined; one that does not start on a busy machine is started again."""
-        before = self._joined()
+    def add_node(self, cpus: int) -> Process:
+        """Start a node and wait until it has joined; on a busy machine, try again."""
+        before = self._alive_nodes()
         for _ in range(3):
             process = self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
             deadline = time.monotonic() + GRACE_SECONDS
             while process.poll() is None and time.monotonic() < deadline:
-                if self._joined() - before:
+                if self._alive_nodes() - before:
                     return process
                 time.sleep(0.5)
             self.kill(process)
-        raise TimeoutError("a node of Ray's did not start")
+        raise TimeoutError("a Ray node did not start")
 
-    def _joined(self) -> set[str]:
-        """The ids of nodes that live."""
+    def _alive_nodes(self) -> set[str]:
+        """Return the ids of the nodes that are alive."""
         token = Path(self.environment["HOME"], ".ray/auth_token").read_text()
         request = urllib.request.Request(
             f"{self.url}/api/v0/nodes?limit=1000", headers={"Authorization": f"Bearer {token}"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            nodes = json.load(answer)["data"]["result"]["result"]
+        with urllib.request.urlopen(request, timeout=30) as response:
+            nodes = json.load(response)["data"]["result"]["result"]
         return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
 
     def kill(self, node: Process | None = None) -> None:
-        """SIGKILL to one node's processes, or to all."""
+        """Send SIGKILL to one node's processes, or to all."""
         for process in [node] if node else self.processes:
-            end(process)
+            kill_group(process)
         self.processes = [process for process in self.processes if process.poll() is None]
 
     def _ray(self, *arguments: str) -> Process:
@@ -93,10 +94,10 @@ class Nodes:
         self.processes.append(process)
         return process
 
-    def _await(self) -> None:
+    def _wait_for_job_server(self) -> None:
         """Wait until the job server answers, with any status."""
         for _ in range(GRACE_SECONDS):
-            assert self.processes[0].poll() is None, "Ray's head did not start"
+            assert self.processes[0].poll() is None, "the head node did not start"
             try:
                 urllib.request.urlopen(f"{self.url}/api/version", timeout=5).close()
                 return
@@ -109,15 +110,15 @@ class Nodes:
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
+    for socket_ in sockets:
+        socket_.bind(("127.0.0.1", 0))
+    ports = [int(socket_.getsockname()[1]) for socket_ in sockets]
+    for socket_ in sockets:
+        socket_.close()
     return ports
 
 
-def await_port(port: int, seconds: float = GRACE_SECONDS) -> None:
+def wait_for_port(port: int, seconds: float = GRACE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -129,15 +130,15 @@ def await_port(port: int, seconds: float = GRACE_SECONDS) -> None:
             time.sleep(0.2)
 
 
-def end(process: Process) -> None:
-    """SIGKILL to all of its group, if it still lives."""
+def kill_group(process: Process) -> None:
+    """Send SIGKILL to the process group, if it still exists, and wait for its leader."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def kill(pid: int) -> bool:
-    """Whether there was something to kill."""
+    """Send SIGKILL to a process; return False if there is none."""
     if not pid:
         return False
     try:
