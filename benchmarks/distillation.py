@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.ablation import runs
 from benchmarks.swiftbrush import SwiftBrush
-from nasa.denoiser import steerable
+from nasa.denoiser import make_steerable
 from nasa.distillation import StepRandomness, TextConditions, sample_step
 from pipeline import models, recipe
 from pipeline.training import distiller, engines
@@ -35,7 +35,7 @@ class Baseline:
         self.like = like
         self.swiftbrush = SwiftBrush(
             like.engines.student.module,
-            steerable(models.load_denoiser(like.model.folder).requires_grad_(False)),
+            make_steerable(models.load_denoiser(like.model.folder).requires_grad_(False)),
             like.engines.teachers,
             like.model.diffusion,
             options.method,

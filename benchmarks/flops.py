@@ -129,18 +129,22 @@ def packed(batch: int) -> dict[str, Any]:
 
 
 SYSTEMS = (
-    System("Stable Diffusion 1.5, 512", architectures.stable_diffusion_15, (77, 768), latents(4, 64, 64), "unet"),
+    System("Stable Diffusion 1.5, 512", architectures.build_stable_diffusion_15, (77, 768), latents(4, 64, 64), "unet"),
     System(
         "Stable Diffusion 2.1, 512",
-        architectures.stable_diffusion_21,
+        architectures.build_stable_diffusion_21,
         (77, 1024),
         latents(4, 64, 64),
         "unet",
     ),
     System(
-        "SDXL, 1024", architectures.sdxl, (77, 2048), latents(4, 128, 128, text_embeds=(1280,), time_ids=(6,)), "unet"
+        "SDXL, 1024",
+        architectures.build_sdxl,
+        (77, 2048),
+        latents(4, 128, 128, text_embeds=(1280,), time_ids=(6,)),
+        "unet",
     ),
-    System("PixArt-alpha, 512", architectures.pixart_alpha, (120, 4096), tokens(4, 64, 64)),
+    System("PixArt-alpha, 512", architectures.build_pixart_alpha, (120, 4096), tokens(4, 64, 64)),
     System("SANA-Sprint 1.6B, 1024", sana_sprint, (300, 2304), tokens(32, 32, 32, guidance=())),
     System("Wan 2.1 1.3B, 81 frames of 480 x 832", wan, (512, 4096), tokens(16, 21, 60, 104)),
     System(

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import nasa
 from datasets_prep.shapes.prompts import held_out_prompts
-from nasa.diffusion import decode
-from nasa.joint import JOINT_ATTENTION
+from nasa.diffusion import decode_latents
+from nasa.joint_attention import JOINT_ATTENTION_MODES
 from nasa.prompt_embeds import tokenize
 from pipeline import models
 from pipeline.evaluation.exclusion import method_shares, run_trials
@@ -144,14 +144,14 @@ class FlowSampler:
                 "negative_pooled_prompt_embeds": away[1],
             }
         steered = {"negative_prompt_embeds": None}
-        if way.kind in JOINT_ATTENTION and away is not None:
+        if way.kind in JOINT_ATTENTION_MODES and away is not None:
             steered = {"negative_prompt_embeds": away[0], "scale": way.scale, "joint_attention": way.kind}
         with nasa.steer(self.pipe, **steered):
             latents = self.pipe(
                 prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=seeded_noise(seeds, (4, 8, 8)),
                 height=64, width=64, num_inference_steps=SAMPLING_STEPS, output_type="latent", **options,
             ).images  # fmt: skip
-        return decode(self.teacher.vae, latents)
+        return decode_latents(self.teacher.vae, latents)
 
 
 def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> dict[str, Any]:
