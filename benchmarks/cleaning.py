@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from datasets_prep.blocklist import blocking_terms
+from datasets_prep.blocklist import find_blocking_terms
 from datasets_prep.cleaning import SYNTAX, clean_with_changes
 from datasets_prep.sources import PromptFile, read_tables
 
@@ -29,7 +29,7 @@ def changes(texts: list[str]) -> list[tuple[str, str, str]]:
 
 def blocked(texts: list[str]) -> list[tuple[str, str]]:
     """Yield the terms for which a text is blocked, and the text."""
-    return [(" + ".join(found), text) for text in texts if (found := blocking_terms(text))]
+    return [(" + ".join(found), text) for text in texts if (found := find_blocking_terms(text))]
 
 
 def main() -> None:

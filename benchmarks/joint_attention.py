@@ -21,7 +21,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import Tensor, nn
 
 import nasa
-from datasets_prep.shapes.prompts import held_out_prompts
+from datasets_prep.shapes.prompts import sample_held_out_prompts
 from nasa.diffusion import decode_latents
 from nasa.joint_attention import JOINT_ATTENTION_MODES
 from nasa.prompt_embeds import tokenize
@@ -157,7 +157,7 @@ class FlowSampler:
 def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> dict[str, Any]:
     """Measure the plain model on held-out prompts, and each reading over its scales on selected seeds."""
     judge = AttributeJudge.load()
-    prompts = held_out_prompts(count, 7)
+    prompts = sample_held_out_prompts(count, 7)
     found = judge.attributes(sampler.images(SamplingMethod(), [text for text, _ in prompts], range(count)))
     accuracy = {
         name: float(
