@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from datasets_prep.blocklist import blocking_terms
+from datasets_prep.blocklist import find_blocking_terms
 from datasets_prep.cleaning import SYNTAX, clean_with_changes
 from datasets_prep.sources import PromptFile, read_tables
 
@@ -29,7 +29,7 @@ def find_changes(texts: list[str]) -> list[tuple[str, str, str]]:
 
 def find_blocked(texts: list[str]) -> list[tuple[str, str]]:
     """Return the blocked texts, each with the terms that it matched."""
-    return [(" + ".join(terms), text) for text in texts if (terms := blocking_terms(text))]
+    return [(" + ".join(terms), text) for text in texts if (terms := find_blocking_terms(text))]
 
 
 def main() -> None:

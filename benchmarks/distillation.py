@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.ablation import runs
 from benchmarks.swiftbrush import SwiftBrush
-from nasa.denoiser import steerable
+from nasa.denoiser import make_steerable
 from nasa.distillation import StepRandomness, TextConditions, sample_step
 from pipeline import models, recipe
 from pipeline.training import engines
@@ -36,7 +36,7 @@ class Baseline:
         self.distiller = distiller
         self.swiftbrush = SwiftBrush(
             distiller.engines.student.module,
-            steerable(models.load_denoiser(distiller.model.folder).requires_grad_(False)),
+            make_steerable(models.load_denoiser(distiller.model.folder).requires_grad_(False)),
             distiller.engines.teachers,
             distiller.model.diffusion,
             options.method,

@@ -134,22 +134,24 @@ def qwen_image_inputs(batch: int) -> dict[str, Any]:
 
 
 WORKLOADS = (
-    Workload("Stable Diffusion 1.5, 512", architectures.stable_diffusion_15, (77, 768), unet_inputs(4, 64, 64), "unet"),
+    Workload(
+        "Stable Diffusion 1.5, 512", architectures.build_stable_diffusion_15, (77, 768), unet_inputs(4, 64, 64), "unet"
+    ),
     Workload(
         "Stable Diffusion 2.1, 512",
-        architectures.stable_diffusion_21,
+        architectures.build_stable_diffusion_21,
         (77, 1024),
         unet_inputs(4, 64, 64),
         "unet",
     ),
     Workload(
         "SDXL, 1024",
-        architectures.sdxl,
+        architectures.build_sdxl,
         (77, 2048),
         unet_inputs(4, 128, 128, text_embeds=(1280,), time_ids=(6,)),
         "unet",
     ),
-    Workload("PixArt-alpha, 512", architectures.pixart_alpha, (120, 4096), transformer_inputs(4, 64, 64)),
+    Workload("PixArt-alpha, 512", architectures.build_pixart_alpha, (120, 4096), transformer_inputs(4, 64, 64)),
     Workload("SANA-Sprint 1.6B, 1024", build_sana_sprint, (300, 2304), transformer_inputs(32, 32, 32, guidance=())),
     Workload("Wan 2.1 1.3B, 81 frames of 480 x 832", build_wan, (512, 4096), transformer_inputs(16, 21, 60, 104)),
     Workload(

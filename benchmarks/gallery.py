@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, held_out_prompts
+from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, sample_held_out_prompts
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.contact_sheet import contact_sheet, to_pixels
 from pipeline.evaluation.evaluate import load_distilled_student
@@ -59,7 +59,7 @@ def draw_scales(student: Sampler, seeds: int = SEEDS) -> Image.Image:
 
 def draw_quality(student: Sampler) -> Image.Image:
     """Return a sheet of held-out prompts, steered away from a bad photo and from the degradations by name."""
-    prompts = [prompt for prompt, _ in held_out_prompts(COLUMNS, 4321)]
+    prompts = [prompt for prompt, _ in sample_held_out_prompts(COLUMNS, 4321)]
     seeds = range(FIRST_SEED, FIRST_SEED + COLUMNS)
     variants = [("", None, SamplingMethod())]
     variants += [

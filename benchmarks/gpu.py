@@ -26,7 +26,7 @@ import nasa
 from benchmarks.gpu_step import GIB, LEARNING_RATES, SIZES, Baseline, StepSetup
 from nasa import architectures
 from nasa.distillation import lora_teacher_loss, student_loss
-from nasa.teachers import lora_parameters
+from nasa.teachers import get_lora_parameters
 from pipeline.training.deepspeed_engine import EngineOptions, initialize
 
 ESTIMATES = Path(__file__).parents[1] / "docs" / "data" / "gpu_estimates.json"
@@ -34,7 +34,7 @@ BATCH = {"tiny": 4, "sd15": 16, "sd21": 16, "pixart": 8}  # per worker, in the p
 STEERED: dict[str, tuple[Callable[[], Any], int, int]] = {  # model, tokens, features
     "tiny": SIZES["tiny"],
     "sd21": SIZES["sd21"],
-    "sdxl": (architectures.sdxl, 77, 2048),
+    "sdxl": (architectures.build_sdxl, 77, 2048),
     "pixart": SIZES["pixart"],
 }
 WARM_UP, STEPS, CALLS = 2, 5, 10
@@ -49,7 +49,7 @@ class DeepSpeedStep:
         student, teachers = setup.student(), setup.lora_teacher()
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.student = initialize(student, trained, LEARNING_RATES[0], options)
-        self.lora_teacher = initialize(teachers, lora_parameters(teachers), LEARNING_RATES[1], options)
+        self.lora_teacher = initialize(teachers, get_lora_parameters(teachers), LEARNING_RATES[1], options)
         self.model = student.model
 
     def step(self, texts: Any, randomness: Any) -> dict[str, torch.Tensor]:

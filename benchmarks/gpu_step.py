@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from benchmarks.swiftbrush import SwiftBrush
 from nasa import architectures
-from nasa.denoiser import output_layer, steerable
+from nasa.denoiser import get_output_layer, make_steerable
 from nasa.diffusion import Diffusion
 from nasa.distillation import StepRandomness, TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.method import Method
 from nasa.precision import cast_frozen
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.teachers import add_lora, frozen_teacher, lora_parameters, merged_teacher
+from nasa.teachers import add_lora, get_lora_parameters, use_frozen_teacher, use_merged_teacher
 
 GIB = 2**30
 LEARNING_RATES = (1e-6, 1e-3)  # Table 6
@@ -55,9 +55,9 @@ def build_tiny_unet() -> Any:
 
 SIZES: dict[str, tuple[Callable[[], Any], int, int]] = {  # model, tokens, features
     "tiny": (build_tiny_unet, 77, 64),
-    "sd15": (architectures.stable_diffusion_15, 77, 768),
-    "sd21": (architectures.stable_diffusion_21, 77, 1024),
-    "pixart": (architectures.pixart_alpha, 120, 4096),
+    "sd15": (architectures.build_stable_diffusion_15, 77, 768),
+    "sd21": (architectures.build_stable_diffusion_21, 77, 1024),
+    "pixart": (architectures.build_pixart_alpha, 120, 4096),
 }
 
 
@@ -79,18 +79,18 @@ class StepSetup:
 
     def frozen_model(self) -> Any:
         model = self.model()
-        cast_frozen(model, self.dtype, keep=output_layer(model))
+        cast_frozen(model, self.dtype, keep=get_output_layer(model))
         return model
 
     def student(self) -> Any:
-        return steerable(self.model().requires_grad_(True), self.dtype)
+        return make_steerable(self.model().requires_grad_(True), self.dtype)
 
     def lora_teacher(self) -> Any:
         model = self.frozen_model()
-        add_lora(model, rank=64, scaling=128, targets=("to_q", "to_v"))
-        for parameter in lora_parameters(model):
+        add_lora(model, rank=64, lora_alpha=128, target_modules=("to_q", "to_v"))
+        for parameter in get_lora_parameters(model):
             parameter.data = parameter.data.float()
-        return steerable(model.to(self.device), self.dtype)
+        return make_steerable(model.to(self.device), self.dtype)
 
     def sample_inputs(self, step: int, model: Any) -> tuple[TextConditions, StepRandomness]:
         """Return random texts and the random numbers of a step."""
@@ -119,7 +119,7 @@ class Baseline:
         self.model = student.model
         self.swiftbrush = SwiftBrush(
             student,
-            steerable(setup.frozen_model(), setup.dtype),
+            make_steerable(setup.frozen_model(), setup.dtype),
             setup.lora_teacher(),
             setup.diffusion,
             setup.method,
@@ -146,7 +146,7 @@ class NasaStep:
         if compile:
             self.student.model.compile()
             self.teachers.model.compile()
-        self.trained = [list(self.student.parameters()), lora_parameters(self.teachers)]
+        self.trained = [list(self.student.parameters()), get_lora_parameters(self.teachers)]
         self.optimizers = [
             torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
             for parameters, rate in zip(self.trained, LEARNING_RATES, strict=True)
@@ -180,13 +180,13 @@ class NasaStep:
         latents, timestep = torch.cat([randomness.noise] * 2), randomness.vsd_timestep_B.repeat(2)
         output = self.student(randomness.noise, last, texts.prompts, texts.negatives, randomness.scale)
         output.backward(torch.ones_like(output))
-        with frozen_teacher(self.teachers):
+        with use_frozen_teacher(self.teachers):
             self.teachers(latents, timestep, twice)
         if self.method.lora_shares_pass:
-            with torch.no_grad(), merged_teacher(self.teachers):
+            with torch.no_grad(), use_merged_teacher(self.teachers):
                 self.teachers(randomness.noise, randomness.vsd_timestep_B, texts.prompts)
         else:
-            with merged_teacher(self.teachers):
+            with use_merged_teacher(self.teachers):
                 self.teachers(latents, timestep, twice)
         output = self.teachers(randomness.noise, randomness.lora_timestep_B, texts.prompts)
         output.backward(torch.ones_like(output))

@@ -21,9 +21,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import Tensor, nn
 
 import nasa
-from datasets_prep.shapes.prompts import held_out_prompts
-from nasa.diffusion import decode
-from nasa.joint import JOINT_ATTENTION
+from datasets_prep.shapes.prompts import sample_held_out_prompts
+from nasa.diffusion import decode_latents
+from nasa.joint_attention import JOINT_ATTENTION_MODES
 from nasa.prompt_embeds import tokenize
 from pipeline import models
 from pipeline.evaluation.exclusion import method_shares, run_trials
@@ -148,7 +148,7 @@ class FlowSampler:
                 "negative_pooled_prompt_embeds": negative[1],
             }
         steering: dict[str, Any] = {"negative_prompt_embeds": None}
-        if sampling.kind in JOINT_ATTENTION and negative is not None:
+        if sampling.kind in JOINT_ATTENTION_MODES and negative is not None:
             steering = {
                 "negative_prompt_embeds": negative[0],
                 "scale": sampling.scale,
@@ -159,13 +159,13 @@ class FlowSampler:
                 prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=seeded_noise(seeds, (4, 8, 8)),
                 height=64, width=64, num_inference_steps=SAMPLING_STEPS, output_type="latent", **options,
             ).images  # fmt: skip
-        return decode(self.teacher.vae, latents)
+        return decode_latents(self.teacher.vae, latents)
 
 
 def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> dict[str, Any]:
     """Measure the plain model on held-out prompts, and every method at every scale on selected seeds."""
     judge = AttributeJudge.load()
-    prompts = held_out_prompts(count, 7)
+    prompts = sample_held_out_prompts(count, 7)
     judged = judge.attributes(sampler.images(SamplingMethod(), [text for text, _ in prompts], range(count)))
     accuracy = {
         name: float(

@@ -197,14 +197,14 @@ def run_baseline(data: Path, rows: int) -> None:
     started = time.perf_counter()
     frame = pd.concat([frames[0]["prompt"], laion_rows["TEXT"]], ignore_index=True).dropna().to_frame("prompt")
     frame["prompt"] = frame["prompt"].apply(clean)
-    detect = filters._detector()
+    detect = filters._load_language_detector()
     frame = frame[frame["prompt"].apply(lambda text: bool(text) and detect(text)[0]["lang"] == "en")]
-    frame["normal"] = frame["prompt"].apply(dedup.normal_form)
+    frame["normal"] = frame["prompt"].apply(dedup.normalise_text)
     frame = frame.drop_duplicates("normal")
     lsh, kept = MinHashLSH(threshold=0.8, num_perm=120), 0
     for number, normal in enumerate(frame["normal"]):
         signature = MinHash(num_perm=120)
-        for shingle in dedup.shingles(normal):
+        for shingle in dedup.extract_shingles(normal):
             signature.update(shingle.encode())
         if not lsh.query(signature):
             lsh.insert(str(number), signature)

@@ -15,7 +15,7 @@ from nasa.diffusion import Diffusion
 from nasa.distillation import StepRandomness, TextConditions
 from nasa.method import Method
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.teachers import lora_parameters
+from nasa.teachers import get_lora_parameters
 
 
 class SwiftBrush:
@@ -34,7 +34,7 @@ class SwiftBrush:
         self.student, self.teacher, self.lora_teacher = student, teacher, lora_teacher
         self.abar, self.predicts_v = diffusion.alphas_cumprod, diffusion.prediction_type == "v_prediction"
         self.method, self.max_grad_norm = method, max_grad_norm
-        trained = ([p for p in student.parameters() if p.requires_grad], lora_parameters(lora_teacher))
+        trained = ([p for p in student.parameters() if p.requires_grad], get_lora_parameters(lora_teacher))
         self.optimizers = [
             torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.999), weight_decay=0.0)
             for parameters, rate in zip(trained, learning_rates, strict=True)

@@ -33,7 +33,7 @@ HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
 HPSV2_PROMPTS = 800  # per style
 
 
-def exclusion_pairs() -> pa.Table:
+def build_exclusion_pairs() -> pa.Table:
     """Return the paper's pairs of prompt and negative prompt."""
     prompts, negatives = zip(*EXCLUSION_PAIRS, strict=True)
     return pa.table([range(len(prompts)), prompts, negatives], schema=PAIRS_SCHEMA)
@@ -57,7 +57,7 @@ def sample_pairs(pairs: Iterable[tuple[str | None, str | None]], count: int, see
     return pa.table([range(count), *columns], schema=PAIRS_SCHEMA)
 
 
-def styled_prompts(files: Mapping[str, bytes]) -> pa.Table:
+def parse_styled_prompts(files: Mapping[str, bytes]) -> pa.Table:
     """Return HPSv2's benchmark from a JSON list of prompts for each style, by the style's name.
 
     Raises:

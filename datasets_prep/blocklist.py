@@ -79,9 +79,9 @@ def extract_words(text: str) -> frozenset[str]:
     folded = _fold(text)
     tokens = _WORD.findall(folded)
     if any(c in folded for c in _DISGUISES):
-        tokens += _disguised_words(folded)
+        tokens += _read_disguised_words(folded)
     if sum(len(word) == 1 for word in tokens) > 1:
-        tokens += _spelled_terms(_SPELLED.findall(folded))
+        tokens += _join_spelled_terms(_SPELLED.findall(folded))
     return frozenset(tokens)
 
 
@@ -93,7 +93,7 @@ def _fold(text: str) -> str:
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
-def _disguised_words(folded: str) -> Iterator[str]:
+def _read_disguised_words(folded: str) -> Iterator[str]:
     """Yield readings of tokens that have digits or signs for some of their letters."""
     for token in _TOKEN.findall(folded):
         if any(c.isalpha() for c in token):
@@ -101,7 +101,7 @@ def _disguised_words(folded: str) -> Iterator[str]:
                 yield from _WORD.findall(token.translate(table))
 
 
-def _spelled_terms(runs: Sequence[str]) -> Iterator[str]:
+def _join_spelled_terms(runs: Sequence[str]) -> Iterator[str]:
     """Yield the terms within runs of single letters; only neighbours are joined, never across a word.
 
     At least half of the characters must be letters: `n u d 3`, not the sizes `a 5 5`. A run of one repeated character,
@@ -123,10 +123,10 @@ def is_explicit(text: str) -> bool:
 
 def is_sexual_about_minors(text: str) -> bool:
     """Tell whether a prompt has a sexual term and a term for a minor; errs on the side of blocking."""
-    return bool(blocking_terms(text))
+    return bool(find_blocking_terms(text))
 
 
-def blocking_terms(text: str) -> tuple[str, ...]:
+def find_blocking_terms(text: str) -> tuple[str, ...]:
     """Return the terms for which a prompt is blocked as sexual about minors; empty if it is not blocked."""
     terms = extract_words(text)
     if blocked := BLOCKED & terms:
@@ -134,20 +134,20 @@ def blocking_terms(text: str) -> tuple[str, ...]:
     if EXPLICIT.isdisjoint(terms) and (plain := _HARMLESS.sub("thing ", _fold(text))) != _fold(text):
         terms = extract_words(plain)
     sexual = (EXPLICIT | SUGGESTIVE) & terms
-    minor = sexual and _minor_term(terms, text)
+    minor = sexual and _find_minor_term(terms, text)
     return (min(sexual), minor) if minor else ()
 
 
-def _minor_term(terms: frozenset[str], text: str) -> str:
+def _find_minor_term(terms: frozenset[str], text: str) -> str:
     folded = _fold(text)
     if named := MINORS & terms:
         return min(named)
     if young := _YOUNG.search(folded):
         return young[0]
-    return next((age[0] for age in _AGE.finditer(folded) if _is_below_adult(age)), "")
+    return next((age[0] for age in _AGE.finditer(folded) if _is_below_adult_age(age)), "")
 
 
-def _is_below_adult(age: re.Match[str]) -> bool:
+def _is_below_adult_age(age: re.Match[str]) -> bool:
     """Tell whether an age, in digits or as a word, is below eighteen."""
     digits = age["digits"] or age["aged"]
     return int(digits) < ADULT if digits else not age["tens"]

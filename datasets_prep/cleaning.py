@@ -122,7 +122,7 @@ def tidy_separators(text: str) -> str:
 
 def extract_negative_terms(text: str) -> list[str]:
     """Return the negative terms of a Midjourney prompt's `--no`."""
-    return [term for term in map(normalise_term, prompt_syntax.no_parameter_terms(text).split(",")) if term]
+    return [term for term in map(normalise_term, prompt_syntax.find_no_parameter_terms(text).split(",")) if term]
 
 
 def normalise_term(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datasets_prep.blocklist import blocking_terms
+from datasets_prep.blocklist import find_blocking_terms
 
 SAMPLES = 8
 COUNTS = ("removed", "changed", "blocked_terms")
@@ -64,13 +64,13 @@ class CleaningStats:
         """Count texts that a rule changed; `pairs` are the texts before and after."""
         if pairs:
             self.changed[rule] += len(pairs)
-            self.changes[rule] = _sample_changes([*self.changes.get(rule, []), *map(_excerpts, pairs)])
+            self.changes[rule] = _sample_changes([*self.changes.get(rule, []), *map(_cut_excerpts, pairs)])
 
     def count_blocked(self, reasons: Iterable[tuple[tuple[str, ...], str]]) -> None:
         """Count the terms for which texts were blocked as sexual about minors."""
         pairs = [(" + ".join(terms), text[:MAX_SAMPLE_LENGTH]) for terms, text in reasons]
         self.blocked_terms.update(terms for terms, _ in pairs)
-        self.blocked = [[*pair] for pair in _ordered([*self.blocked, *pairs])[:SAMPLES]]
+        self.blocked = [[*pair] for pair in _sort_distinct([*self.blocked, *pairs])[:SAMPLES]]
 
     def count_unreadable(self, problems: Sequence[str], rows: Sequence[int]) -> None:
         """Count rows that could not be read."""
@@ -88,7 +88,7 @@ class CleaningStats:
             self.samples[reason] = _sample_texts([*self.samples.get(reason, []), *texts])
         for rule, pairs in other.changes.items():
             self.changes[rule] = _sample_changes([*self.changes.get(rule, []), *pairs])
-        self.blocked = [[*pair] for pair in _ordered([*self.blocked, *other.blocked])[:SAMPLES]]
+        self.blocked = [[*pair] for pair in _sort_distinct([*self.blocked, *other.blocked])[:SAMPLES]]
         firsts = [first for first in (self.first_unreadable, other.first_unreadable) if first]
         self.first_unreadable = min(firsts, default=[])
         self.tokens = [a + b for a, b in zip(self.tokens, other.tokens, strict=True)]
@@ -96,8 +96,8 @@ class CleaningStats:
 
     def set_distributions(self, table: pa.Table) -> None:
         """Set the distributions from the kept rows."""
-        self.tokens = _histogram(table["tokens"].to_numpy(), TOKEN_EDGES)
-        self.scores = _histogram(table["aesthetic"].drop_null().to_numpy(), SCORE_EDGES)
+        self.tokens = _compute_histogram(table["tokens"].to_numpy(), TOKEN_EDGES)
+        self.scores = _compute_histogram(table["aesthetic"].drop_null().to_numpy(), SCORE_EDGES)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -118,22 +118,22 @@ def _hash(text: str) -> bytes:
 def _sample_texts(texts: Sequence[str]) -> list[str]:
     """Return the texts with the lowest hashes, without those that would be blocked; the order is irrelevant."""
     ordered = sorted({text[:MAX_SAMPLE_LENGTH] for text in texts}, key=_hash)
-    return list(islice((text for text in ordered if not blocking_terms(text)), SAMPLES))
+    return list(islice((text for text in ordered if not find_blocking_terms(text)), SAMPLES))
 
 
 def _sample_changes(pairs: Iterable[Sequence[str]]) -> list[list[str]]:
     """Return the changes with the lowest hashes."""
-    ordered = _ordered(pairs)
-    return list(islice(([*pair] for pair in ordered if not any(map(blocking_terms, pair))), SAMPLES))
+    ordered = _sort_distinct(pairs)
+    return list(islice(([*pair] for pair in ordered if not any(map(find_blocking_terms, pair))), SAMPLES))
 
 
-def _ordered(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+def _sort_distinct(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
     """Return distinct pairs, sorted by the hash of each second text."""
     distinct = {(first, second) for first, second in pairs}
     return sorted(distinct, key=lambda pair: (_hash(pair[1]), pair))
 
 
-def _excerpts(pair: Sequence[str]) -> list[str]:
+def _cut_excerpts(pair: Sequence[str]) -> list[str]:
     """Return the part of both texts around the first difference."""
     before, after = pair
     same = bisect_left(range(min(len(before), len(after))), True, key=lambda end: before[: end + 1] != after[: end + 1])
@@ -141,7 +141,7 @@ def _excerpts(pair: Sequence[str]) -> list[str]:
     return [("…" if start else "") + text[start : start + MAX_SAMPLE_LENGTH] for text in (before, after)]
 
 
-def _histogram(values: np.ndarray, edges: Sequence[float]) -> list[int]:
+def _compute_histogram(values: np.ndarray, edges: Sequence[float]) -> list[int]:
     """Return the number of values from each edge to below the next."""
     bins = np.searchsorted(np.asarray(edges), values, side="right") - 1
     counts: list[int] = np.bincount(np.clip(bins, 0, None), minlength=len(edges))[: len(edges)].tolist()

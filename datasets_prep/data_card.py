@@ -31,22 +31,22 @@ def render(recipe: str, sources: Mapping[str, Mapping[str, Any]], negative_promp
         epoch=sum(source["per_epoch"] for source in sources.values()),
         negatives=count,
         negative_prompts=negative_prompts.take(shown).to_pylist(),
-        terms=_bars([term for term, _ in frequent], [times for _, times in frequent]),
-        distributions={name: list(_distributions(source)) for name, source in sources.items()},
+        terms=_build_bars([term for term, _ in frequent], [times for _, times in frequent]),
+        distributions={name: list(_build_distributions(source)) for name, source in sources.items()},
     )
     return text
 
 
-def _distributions(source: Mapping[str, Any]) -> list[tuple[str, Bars]]:
+def _build_distributions(source: Mapping[str, Any]) -> list[tuple[str, Bars]]:
     histograms = (("Tokens", source["tokens"], TOKEN_EDGES), ("Aesthetic score", source["scores"], SCORE_EDGES))
-    return [(title, _bars(_ranges(edges), counts)) for title, counts, edges in histograms if sum(counts)]
+    return [(title, _build_bars(_format_ranges(edges), counts)) for title, counts, edges in histograms if sum(counts)]
 
 
-def _ranges(edges: Sequence[float]) -> list[str]:
+def _format_ranges(edges: Sequence[float]) -> list[str]:
     return [*(f"{low:g} to below {high:g}" for low, high in pairwise(edges)), f"{edges[-1]:g} and more"]
 
 
-def _bars(labels: Sequence[str], counts: Sequence[int]) -> Bars:
+def _build_bars(labels: Sequence[str], counts: Sequence[int]) -> Bars:
     """Return the bars of a histogram without empty ones; the longest is 100 wide."""
     longest = max(counts, default=1) or 1
     return [

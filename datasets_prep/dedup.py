@@ -28,7 +28,7 @@ _PRESENTATION = re.compile("[\ufe0e\ufe0f]")  # variation selectors: as text or 
 _MIX = np.array([pow(0x9E3779B97F4A7C15, power + 1, 2**64) | 1 for power in range(ROWS)], dtype=np.uint64)
 
 
-def normal_form(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Return the words and symbols of a text in lower case, which duplicates share.
 
     A word is letters with their marks, digits, and signs that distinguish words (`C++`, `C#`, `50%`); an emoji is a
@@ -39,7 +39,7 @@ def normal_form(text: str) -> str:
     return " ".join(words) or " ".join(lower.split())
 
 
-def shingles(normal: str) -> frozenset[str]:
+def extract_shingles(normal: str) -> frozenset[str]:
     """Return pairs of neighbouring words, or a single word itself."""
     words = normal.split()
     return frozenset(map(" ".join, pairwise(words))) if len(words) > 1 else frozenset(words)
@@ -50,23 +50,25 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
-def exact_keys(normals: Sequence[str]) -> np.ndarray:
+def compute_exact_keys(normals: Sequence[str]) -> np.ndarray:
     """Return uint64 [N], equal for equal texts, and for different ones with a probability of 2^-64."""
     digests = b"".join(blake2b(normal.encode(), digest_size=8).digest() for normal in normals)
     return np.frombuffer(digests, dtype=np.uint64)
 
 
-def band_keys(normals: Sequence[str]) -> np.ndarray:
+def compute_band_keys(normals: Sequence[str]) -> np.ndarray:
     """Return uint64 [N, BANDS]; two texts share the key of a band if all rows of their signatures in it agree."""
     if not normals:
         return np.empty((0, BANDS), dtype=np.uint64)
-    matrix = rensa.RMinHash.digest_matrix_from_token_sets([list(shingles(n)) for n in normals], BANDS * ROWS, _SEED)
+    matrix = rensa.RMinHash.digest_matrix_from_token_sets(
+        [list(extract_shingles(n)) for n in normals], BANDS * ROWS, _SEED
+    )
     rows = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(normals), BANDS, ROWS)
     keys: np.ndarray = (rows * _MIX).sum(axis=2, dtype=np.uint64)
     return keys
 
 
-def exact_duplicates(keys_N: np.ndarray) -> np.ndarray:
+def find_exact_duplicates(keys_N: np.ndarray) -> np.ndarray:
     """Return bool [N], true where an earlier row has the same key."""
     _, first = np.unique(keys_N, return_index=True)
     duplicate = np.ones(len(keys_N), bool)
@@ -74,7 +76,7 @@ def exact_duplicates(keys_N: np.ndarray) -> np.ndarray:
     return duplicate
 
 
-def candidate_pairs(keys_N: np.ndarray) -> np.ndarray:
+def find_candidate_pairs(keys_N: np.ndarray) -> np.ndarray:
     """Return int64 [M, 2], pairs of rows with the same key: each row with the first one and with the previous one."""
     order = np.argsort(keys_N, kind="stable")
     sorted_N = keys_N[order]
@@ -86,7 +88,7 @@ def candidate_pairs(keys_N: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate([with_first, with_last]), axis=0)
 
 
-def near_duplicates(
+def find_near_duplicates(
     bands: Callable[[int], np.ndarray],
     texts: Callable[[np.ndarray], Sequence[str]],
     count: int,
@@ -101,13 +103,13 @@ def near_duplicates(
     rows = np.flatnonzero(~skipped_N)
     pairs = [np.empty((0, 2), np.int64)]
     for number in range(BANDS):
-        pairs.append(rows[candidate_pairs(bands(number)[rows])])
+        pairs.append(rows[find_candidate_pairs(bands(number)[rows])])
     unique_pairs = np.unique(np.concatenate(pairs), axis=0)
     candidates, indices = np.unique(unique_pairs, return_inverse=True)
-    sets = [shingles(text) for text in texts(candidates)]
+    sets = [extract_shingles(text) for text in texts(candidates)]
     parent = np.arange(count)
 
-    def root(row: int) -> int:
+    def find_root(row: int) -> int:
         while parent[row] != row:
             parent[row] = parent[parent[row]]
             row = int(parent[row])
@@ -115,7 +117,7 @@ def near_duplicates(
 
     for (a, b), (first, second) in zip(unique_pairs.tolist(), indices.reshape(-1, 2).tolist(), strict=True):
         if jaccard(sets[first], sets[second]) >= threshold:
-            low, high = sorted((root(a), root(b)))
+            low, high = sorted((find_root(a), find_root(b)))
             parent[high] = low
     duplicate: np.ndarray = parent != np.arange(count)
     return duplicate

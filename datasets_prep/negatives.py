@@ -53,7 +53,7 @@ _MAX_TERMS = 8  # in a combination
 _FUNCTION_WORDS = {"a", "an", "the", "of", "on", "in", "at", "and", "with", "photo", "background", "shape"}
 
 
-def weighted_corpus(texts: Iterable[str]) -> pa.Table:
+def build_weighted_corpus(texts: Iterable[str]) -> pa.Table:
     """Return distinct texts, most frequent first (ties in alphabetical order), weighted by frequency."""
     counts = sorted(Counter(texts).items(), key=lambda item: (-item[1], item[0]))
     return pa.table({"negative_prompt": [t for t, _ in counts], "weight": [n for _, n in counts]}, schema=SCHEMA)
@@ -94,11 +94,11 @@ def split_terms(text: str) -> list[str]:
     return list(dict.fromkeys(term for term in parts if term))
 
 
-def content_words(text: str) -> frozenset[str]:
+def extract_content_words(text: str) -> frozenset[str]:
     """Return the words of a prompt that name something, in lower case."""
     return frozenset(re.findall(r"[^\W\d_]+", text.lower())) - _FUNCTION_WORDS
 
 
 def contradicts(prompt: str, negative_prompt: str) -> bool:
     """Tell whether the negative prompt names a thing that the prompt asks for."""
-    return not content_words(prompt).isdisjoint(content_words(negative_prompt))
+    return not extract_content_words(prompt).isdisjoint(extract_content_words(negative_prompt))

@@ -24,18 +24,18 @@ _KEYWORDS = "raw|cute|scenic|expressive|original|random|low|high|loop"
 PARAMETERS = tuple(f"{_NUMERIC} {_WORDED} {_FLAGS}".split())
 
 
-def _any(names: Iterable[str]) -> str:
+def _join(names: Iterable[str]) -> str:
     return "|".join(sorted(names, key=len, reverse=True))
 
 
 _VALUE = rf"(?:{_KEYWORDS}|https?://\S+|[\w.:/-]*\d[\w.:/-]*)"
-_LAST = rf"(?=[\s,.;)\]\"']*(?:$|{_DASH}(?:no|{_any(PARAMETERS)})\b))"  # nothing but parameters, to the end
-_NUMBERED = _any(_NUMERIC.split())
+_LAST = rf"(?=[\s,.;)\]\"']*(?:$|{_DASH}(?:no|{_join(PARAMETERS)})\b))"  # nothing but parameters, to the end
+_NUMBERED = _join(_NUMERIC.split())
 _WITH_NUMBER = rf"{_DASH}(?:{_NUMBERED}){_IS}(?:{_RATIO}|{_NUMBER}){_END}"
-_NAMED = _any(_WORDED.split())
+_NAMED = _join(_WORDED.split())
 _WITH_WORD = rf"(?:{_DASH}(?:{_NAMED})(?:(?:=|\s+){_VALUE}{_END})+|--(?:{_NAMED})\s+[\w:/.-]+{_LAST})"
 _VALUED = f"(?:{_WITH_NUMBER}|{_WITH_WORD})"
-_BARE = rf"{_DASH}(?:{_any(PARAMETERS)}){_LAST}"
+_BARE = rf"{_DASH}(?:{_join(PARAMETERS)}){_LAST}"
 _ATTACHED = (
     rf"(?<=[^\W\d_]|[,;.)\]])(?:{_DASH}(?:ar|aspect){_IS}{_RATIO}{_END}|--(?:{_NUMBERED}){_IS}{_NUMBER}{_END}{_LAST})"
 )
@@ -95,12 +95,12 @@ def remove_urls(text: str) -> str:
 def resolve_choices(text: str) -> str:
     """Replace `{a, b}`, which Midjourney expands to one prompt per option, by its first option."""
     if "{" in text:
-        while (chosen := _CHOICE.sub(_first_option, text)) != text:
+        while (chosen := _CHOICE.sub(_get_first_option, text)) != text:
             text = chosen
     return text
 
 
-def _first_option(choice: re.Match[str]) -> str:
+def _get_first_option(choice: re.Match[str]) -> str:
     return _OPTION_END.split(choice[1])[0].replace("\\,", ",")
 
 
@@ -109,10 +109,10 @@ def remove_no_parameter(text: str) -> str:
     if not _has_dash(text):
         return text
     is_prompt = _CERTAIN.search(text) is not None
-    return _NO_PARAMETER.sub(lambda match: " " if _is_list(match, is_prompt) else match[0], text)
+    return _NO_PARAMETER.sub(lambda match: " " if _is_term_list(match, is_prompt) else match[0], text)
 
 
-def _is_list(match: re.Match[str], is_prompt: bool) -> bool:
+def _is_term_list(match: re.Match[str], is_prompt: bool) -> bool:
     """Tell whether a list of terms follows `--no`; `is_prompt` if another parameter shows that it is a prompt."""
     terms = [term.split() for term in match["terms"].split(",")]
     if _IDIOM.match(match["terms"]):
@@ -153,7 +153,7 @@ def _has_dash(text: str) -> bool:
     return "--" in text or "\u2014" in text or "\u2013" in text
 
 
-def no_parameter_terms(text: str) -> str:
+def find_no_parameter_terms(text: str) -> str:
     """Return the terms of `--no`, verbatim."""
     is_prompt = _CERTAIN.search(text) is not None
-    return next((match["terms"] for match in _NO_PARAMETER.finditer(text) if _is_list(match, is_prompt)), "")
+    return next((match["terms"] for match in _NO_PARAMETER.finditer(text) if _is_term_list(match, is_prompt)), "")

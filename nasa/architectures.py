@@ -7,12 +7,12 @@ import diffusers
 _STABLE_DIFFUSION = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280)}
 
 
-def stable_diffusion_15() -> Any:
+def build_stable_diffusion_15() -> Any:
     """Return Stable Diffusion 1.5's UNet."""
     return diffusers.UNet2DConditionModel(**_STABLE_DIFFUSION, cross_attention_dim=768)
 
 
-def stable_diffusion_21() -> Any:
+def build_stable_diffusion_21() -> Any:
     """Return Stable Diffusion 2.1-base's UNet."""
     return diffusers.UNet2DConditionModel(
         **_STABLE_DIFFUSION,
@@ -22,7 +22,7 @@ def stable_diffusion_21() -> Any:
     )
 
 
-def sdxl() -> Any:
+def build_sdxl() -> Any:
     """Return SDXL's UNet."""
     return diffusers.UNet2DConditionModel(
         sample_size=128,
@@ -39,6 +39,6 @@ def sdxl() -> Any:
     )
 
 
-def pixart_alpha() -> Any:
+def build_pixart_alpha() -> Any:
     """Return the transformer of PixArt-alpha and PixArt-Sigma at 512 pixels."""
     return diffusers.PixArtTransformer2DModel(sample_size=64, caption_channels=4096, use_additional_conditions=False)

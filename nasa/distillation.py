@@ -13,17 +13,17 @@ from nasa.diffusion import Diffusion
 from nasa.guidance import classifier_free_guidance
 from nasa.losses import denoising_loss, dmd_gradient, vsd_gradient, vsd_loss
 from nasa.method import Method
-from nasa.parameterization import add_noise, alpha_sigma, target, to_eps
+from nasa.parameterization import add_noise, alpha_sigma, prediction_target, to_eps
 from nasa.prompt_embeds import PromptEmbeds, where
 from nasa.student import Student, generate
-from nasa.teachers import conditional_eps, frozen_teacher, guided_eps, merged_teacher
+from nasa.teachers import conditional_eps, guided_eps, use_frozen_teacher, use_merged_teacher
 
-VSD_TIMESTEPS = (0.02, 0.98)  # share of T: [20, 980) of 1000
+VSD_TIMESTEPS = (0.02, 0.98)  # fractions of T: [20, 980) of 1000
 
 
 @dataclass(frozen=True)
 class TextConditions:
-    """A step's prompts and negatives, B of each, and the null text, one."""
+    """A step's B prompts and B negative prompts, and one null text."""
 
     prompts: PromptEmbeds
     negatives: PromptEmbeds
@@ -32,7 +32,7 @@ class TextConditions:
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """The random numbers of a step: `scale` (alpha) and `guidance_scale` (k) for all images, the others for each."""
+    """The random numbers of a step: `scale` (alpha) and `guidance_scale` (k) are shared, the others per image."""
 
     scale: float
     guidance_scale: float
@@ -43,8 +43,8 @@ class StepRandomness:
     lora_timestep_B: Tensor
     lora_eps: Tensor
 
-    def part(self, images: slice) -> "StepRandomness":
-        """Those of some of the images."""
+    def select_images(self, images: slice) -> "StepRandomness":
+        """Return the numbers of some of the images."""
         tensors = {f.name: getattr(self, f.name)[images] for f in fields(self) if f.type is Tensor}
         return replace(self, **tensors)
 
@@ -53,20 +53,20 @@ def sample_step(
     method: Method,
     diffusion: Diffusion,
     shape: tuple[int, ...],
-    shared: torch.Generator,
-    own: Sequence[torch.Generator],
+    step_generator: torch.Generator,
+    image_generators: Sequence[torch.Generator],
 ) -> StepRandomness:
-    """Numbers of a step for images of latent `shape` [C, H, W].
+    """Sample the random numbers of a step for images of latent `shape` [C, H, W].
 
-    `shared` is seeded by the step alone, each of `own` by the step and an image's place in the global batch, so the
-    numbers are the same for any number of workers. All are on the CPU, so the same on any device.
+    `step_generator` is seeded by the step, each of `image_generators` by the step and an image's index in the global
+    batch, so the numbers do not depend on the number of workers; they are sampled on the CPU, whatever the device.
     """
     device = diffusion.alphas_cumprod.device
-    uniform = torch.rand(3, generator=shared).tolist()
+    uniform = torch.rand(3, generator=step_generator).tolist()
     null_text = uniform[2] < method.null_text_probability
     low, high = (int(share * diffusion.steps) for share in VSD_TIMESTEPS)
     images = []
-    for generator in own:
+    for generator in image_generators:
         noise = torch.randn(shape, generator=generator)
         vsd_timestep = torch.randint(low, high, (), generator=generator)
         vsd_eps = torch.randn(shape, generator=generator)
@@ -76,22 +76,23 @@ def sample_step(
             null_text = torch.rand((), generator=generator).item() < method.null_text_probability
         images.append((torch.tensor(null_text), noise, vsd_timestep, vsd_eps, lora_timestep, lora_eps))
     return StepRandomness(
-        _between(method.scale_range, uniform[0]),
-        _between(method.guidance_range, uniform[1]),
+        _interpolate(method.scale_range, uniform[0]),
+        _interpolate(method.guidance_range, uniform[1]),
         *(torch.stack(column).to(device) for column in zip(*images, strict=True)),
     )
 
 
-def _between(limits: tuple[float, float], uniform: float) -> float:
+def _interpolate(limits: tuple[float, float], uniform: float) -> float:
     low, high = limits
     return low + (high - low) * uniform
 
 
 @dataclass(frozen=True)
 class StudentLoss:
-    """`loss` carries the gradient to the student; `x0` is detached, for the LoRA teacher's update.
+    """The student's loss and images.
 
-    `lora_loss` carries the LoRA teacher's, where it shares the pass.
+    `loss` has the student's gradient; `x0` is detached, for the LoRA teacher's update. `lora_loss` has the LoRA
+    teacher's gradient if it shares the pass.
     """
 
     loss: Tensor
@@ -110,14 +111,14 @@ def student_loss(
     randomness: StepRandomness,
     lora_teacher: Callable[..., Tensor] | None = None,
 ) -> StudentLoss:
-    """Eq. 6 with the negative prompt where `method` puts it; the teachers are seen without gradient.
+    """Return the loss of eq. 6 with the negative prompt in the parts that `method` selects; teachers get no gradient.
 
-    `lora_teacher` is the LoRA teacher as it is called to be trained, where that is not `teachers` itself.
+    `lora_teacher` is the training engine of the LoRA teacher if that is not `teachers` itself.
     """
     negative = texts.negatives if method.negative_on_student else None
     x0 = generate(student, diffusion, randomness.noise, texts.prompts, negative, randomness.scale)
-    called = teachers if lora_teacher is None else lora_teacher
-    gradient, lora_loss = _score_difference(teachers, called, diffusion, method, texts, randomness, x0.detach())
+    lora_call = teachers if lora_teacher is None else lora_teacher
+    gradient, lora_loss = _score_difference(teachers, lora_call, diffusion, method, texts, randomness, x0.detach())
     return StudentLoss(vsd_loss(x0, gradient), x0.detach(), x0, gradient.square().mean().sqrt(), lora_loss)
 
 
@@ -139,13 +140,13 @@ def _score_difference(
         k = randomness.guidance_scale
         return guided_eps(teachers, diffusion, x_t, randomness.vsd_timestep_B, texts.prompts, unconditional, k)
 
-    with frozen_teacher(teachers):
+    with use_frozen_teacher(teachers):
         eps_teacher = eps(method.negative_on_teacher)
     lora_loss = None
     if method.lora_shares_pass:
-        eps_lora, lora_loss = _shared_pass(teachers, lora_teacher, diffusion, texts, randomness, x0, x_t)
+        eps_lora, lora_loss = _run_shared_pass(teachers, lora_teacher, diffusion, texts, randomness, x0, x_t)
     else:
-        with merged_teacher(teachers):
+        with use_merged_teacher(teachers):
             if method.lora_guidance:
                 eps_lora = eps(method.negative_on_lora_teacher)
             else:
@@ -155,7 +156,7 @@ def _score_difference(
     return vsd_gradient(eps_teacher, eps_lora, sigma), lora_loss
 
 
-def _shared_pass(
+def _run_shared_pass(
     teachers: nn.Module,
     lora_teacher: Callable[..., Tensor],
     diffusion: Diffusion,
@@ -164,28 +165,28 @@ def _shared_pass(
     x0: Tensor,
     x_t: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the LoRA teacher's guided eps and its loss; only the text that it learns gets a gradient."""
+    """Return the LoRA teacher's guided eps and its loss; only the pass with the text that it learns has a gradient."""
     timestep_B, null_B = randomness.vsd_timestep_B, randomness.null_text_B
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
     with torch.enable_grad():
         output = lora_teacher(x_t, timestep_B, where(null_B, texts.null, texts.prompts))
-        wanted = target(x0, randomness.vsd_eps, alpha, sigma, diffusion.prediction_type)
-        loss = denoising_loss(output, wanted, alpha)
-    learned = to_eps(output.detach(), x_t, alpha, sigma, diffusion.prediction_type)
-    with merged_teacher(teachers):
-        other = conditional_eps(teachers, diffusion, x_t, timestep_B, where(null_B, texts.prompts, texts.null))
+        target = prediction_target(x0, randomness.vsd_eps, alpha, sigma, diffusion.prediction_type)
+        loss = denoising_loss(output, target, alpha)
+    eps_learned = to_eps(output.detach(), x_t, alpha, sigma, diffusion.prediction_type)
+    with use_merged_teacher(teachers):
+        eps_other = conditional_eps(teachers, diffusion, x_t, timestep_B, where(null_B, texts.prompts, texts.null))
     null = null_B[:, None, None, None]
-    eps_uncond, eps_cond = torch.where(null, learned, other), torch.where(null, other, learned)
+    eps_uncond, eps_cond = torch.where(null, eps_learned, eps_other), torch.where(null, eps_other, eps_learned)
     return classifier_free_guidance(eps_uncond, eps_cond, randomness.guidance_scale), loss
 
 
 def lora_teacher_loss(
     teachers: nn.Module, diffusion: Diffusion, texts: TextConditions, randomness: StepRandomness, x0: Tensor
 ) -> Tensor:
-    """Denoising of the student's own images, detached; at times with the null text, without guidance."""
+    """Return the denoising loss on the student's detached images, sometimes with the null text, without guidance."""
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, randomness.lora_timestep_B)
     x_t = add_noise(x0, randomness.lora_eps, alpha, sigma)
-    seen = where(randomness.null_text_B, texts.null, texts.prompts)
-    output = teachers(x_t, randomness.lora_timestep_B, seen)
-    wanted = target(x0, randomness.lora_eps, alpha, sigma, diffusion.prediction_type)
-    return denoising_loss(output, wanted, alpha)
+    condition = where(randomness.null_text_B, texts.null, texts.prompts)
+    output = teachers(x_t, randomness.lora_timestep_B, condition)
+    target = prediction_target(x0, randomness.lora_eps, alpha, sigma, diffusion.prediction_type)
+    return denoising_loss(output, target, alpha)

@@ -10,7 +10,7 @@ from torch import Tensor
 def update_ema(ema: Mapping[str, Tensor], current: Mapping[str, Tensor], decay: float, step: int) -> None:
     """Update ema <- d ema + (1 - d) current, in place and by name, with d = min(decay, (1 + step) / (10 + step)).
 
-    The growing decay lets a short run forget its start.
+    The growing decay reduces the weight of the initial values in a short run.
     """
     assert ema.keys() == current.keys()
     effective = min(decay, (1 + step) / (10 + step))

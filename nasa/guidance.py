@@ -3,13 +3,13 @@
 from torch import Tensor
 
 
-def classifier_free_guidance(eps_away: Tensor, eps_towards: Tensor, guidance_scale: float | Tensor) -> Tensor:
-    """eps^ = (1 - k) eps_away + k eps_towards.
+def classifier_free_guidance(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | Tensor) -> Tensor:
+    """Return eps^ = (1 - k) eps_uncond + k eps_cond.
 
-    Eq. 4 with `eps_away` from the null text, eq. 5 with it from the negative prompt. k = 1 is no
-    guidance; k < 1 pulls towards `eps_away`. Half-precision inputs are combined in float32: the VSD gradient is a
-    difference of two such sums, which are near each other.
+    Eq. 4 if `eps_uncond` is from the null text, eq. 5 if it is from the negative prompt. k = 1 is no guidance; k < 1
+    pulls towards `eps_uncond`. Half-precision inputs are combined in float32, since the VSD gradient is the small
+    difference of two such sums.
     """
-    if eps_towards.dtype.itemsize < 4:
-        eps_away, eps_towards = eps_away.float(), eps_towards.float()
-    return (1 - guidance_scale) * eps_away + guidance_scale * eps_towards
+    if eps_cond.dtype.itemsize < 4:
+        eps_uncond, eps_cond = eps_uncond.float(), eps_cond.float()
+    return (1 - guidance_scale) * eps_uncond + guidance_scale * eps_cond

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from nasa.steering import steer
 
-TEXTS = ("encoder_hidden_states", "prompt_embeds")  # what modular pipelines call a prompt's embeddings
-MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask")  # and what tells its tokens from padding
+EMBEDS_NAMES = ("encoder_hidden_states", "prompt_embeds")  # names of a prompt's embeddings in modular pipelines
+MASK_NAMES = ("encoder_hidden_states_mask", "encoder_attention_mask")  # names of its attention mask
 
 
 class NasaGuidance(BaseGuidance):
-    """Steers the conditional prediction away from the pipeline's `negative_prompt` (eqs. 7-9); there is no second one.
+    """Steers the conditional prediction away from the pipeline's `negative_prompt` (eqs. 7-9), without a second one.
 
-    Where the pipeline is given none it encodes the empty prompt, and that is the negative.
+    Without a `negative_prompt` the pipeline encodes the empty prompt, which is then the negative.
 
     Args:
-        scale: alpha of eq. 9; 0 is the plain conditional prediction.
+        scale: alpha of eq. 9; 0 leaves the conditional prediction plain.
         rule: the attention rule, one of `nasa.rules.RULES`.
-        start: share of the denoising steps before which nothing is steered.
-        stop: share of the denoising steps after which nothing is steered.
-        enabled: False is the plain conditional prediction.
+        start: fraction of the denoising steps before which nothing is steered.
+        stop: fraction of the denoising steps after which nothing is steered.
+        enabled: False leaves the conditional prediction plain.
     """
 
     _input_predictions: ClassVar[list[str]] = ["pred_cond"]
@@ -41,15 +41,15 @@ class NasaGuidance(BaseGuidance):
         self._block: AbstractContextManager[Any] | None = None
 
     def prepare_inputs(self, data: dict[str, tuple[Any, Any]]) -> list[Any]:
-        """One batch, of the positive prompt; the negative's embeddings go to the attention layers."""
+        """Return one batch with the positive prompt, and store the negative for the attention layers."""
         self._negative, self._negative_mask = (
-            next((data[name][1] for name in names if name in data), None) for names in (TEXTS, MASKS)
+            next((data[name][1] for name in names if name in data), None) for names in (EMBEDS_NAMES, MASK_NAMES)
         )
         return [self._prepare_batch(data, 0, "pred_cond")]
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:
         """Return one batch for a modular pipeline, as `prepare_inputs` does."""
-        named = [[input_fields[name] for name in names if name in input_fields] for names in (TEXTS, MASKS)]
+        named = [[input_fields[name] for name in names if name in input_fields] for names in (EMBEDS_NAMES, MASK_NAMES)]
         self._negative, self._negative_mask = (
             getattr(data, names[0][1], None) if names and isinstance(names[0], tuple) else None for names in named
         )

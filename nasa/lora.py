@@ -1,4 +1,4 @@
-"""LoRA adapters that a pipeline's call scales, and whether a module's weights and adapters are what they were."""
+"""LoRA adapters: their scale during a pipeline's call, and the detection of changed weights and adapters."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,46 +10,46 @@ from torch import Tensor, nn
 ATTENTION_OPTIONS = ("cross_attention_kwargs", "attention_kwargs", "joint_attention_kwargs")
 
 
-def lora_scale(arguments: dict[str, Any]) -> float:
-    """Return the scale that a call of the denoiser gives its adapters."""
+def get_lora_scale(arguments: dict[str, Any]) -> float:
+    """Return the LoRA scale among the arguments of a denoiser call."""
     options: list[dict[str, Any]] = [arguments[name] for name in ATTENTION_OPTIONS if arguments.get(name)]
     return float(options[0].get("scale", 1.0)) if options else 1.0
 
 
-def adapter_state(layers: Iterable[Any]) -> list[Any]:
-    """Return what changes when these layers' adapters or their weights in the sum change."""
+def get_adapter_state(layers: Iterable[Any]) -> list[Any]:
+    """Return a value that changes when these layers' adapters or adapter scales change."""
     return [
         (part.active_adapters, part.disable_adapters, tuple(part.merged_adapters), dict(part.scaling))
-        for part in _adapters(layers)
+        for part in _find_adapters(layers)
     ]
 
 
-def module_state(part: nn.Module) -> Any:
-    """Return what changes when a module's weights or adapters change; writes through `.data` go unnoticed."""
-    plain = next(part.children(), None) is None
-    weights = part._parameters.values() if plain else part.parameters()
-    versions = [(id(weight), _version(weight)) for weight in weights if weight is not None]
-    return versions if plain else (versions, adapter_state([part]))
+def get_module_state(part: nn.Module) -> Any:
+    """Return a value that changes when a module's weights or adapters change; it misses writes through `.data`."""
+    is_leaf = next(part.children(), None) is None
+    weights = part._parameters.values() if is_leaf else part.parameters()
+    versions = [(id(weight), _get_version(weight)) for weight in weights if weight is not None]
+    return versions if is_leaf else (versions, get_adapter_state([part]))
 
 
-def _version(weight: Tensor) -> int:
+def _get_version(weight: Tensor) -> int:
     return 0 if weight.is_inference() else weight._version
 
 
 @contextmanager
-def scaled(models: Iterable[Any], scale: float = 1.0) -> Iterator[None]:
+def scale_adapters(models: Iterable[Any], scale: float = 1.0) -> Iterator[None]:
     """Multiply the adapters' scale inside the context, and restore it afterwards."""
-    layers = _adapters(models)
-    before = [dict(layer.scaling) for layer in layers]
+    layers = _find_adapters(models)
+    scalings = [dict(layer.scaling) for layer in layers]
     if scale != 1:
         for layer in layers:
             layer.scale_layer(scale)
     try:
         yield
     finally:
-        for layer, scaling in zip(layers, before, strict=True):
+        for layer, scaling in zip(layers, scalings, strict=True):
             layer.scaling.update(scaling)
 
 
-def _adapters(models: Iterable[Any]) -> list[Any]:
+def _find_adapters(models: Iterable[Any]) -> list[Any]:
     return [part for model in models for part in model.modules() if isinstance(part, LoraLayer)]

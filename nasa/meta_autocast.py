@@ -1,7 +1,7 @@
-"""CUDA's autocast on the meta device, which has none: dtypes and kept tensors of a GPU's mixed precision, on a CPU.
+"""An emulation of CUDA's autocast on the meta device, to estimate the memory of mixed precision on a CPU.
 
 The three lists are those of PyTorch's page "Automatic Mixed Precision", section "CUDA Ops that can autocast to ...",
-for the operations that diffusers' denoisers and our losses use.
+restricted to the operations that diffusers' denoisers and our losses use.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,29 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-REDUCED: frozenset[Callable[..., Any]] = frozenset(
+REDUCED_PRECISION_OPS: frozenset[Callable[..., Any]] = frozenset(
     {
         *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.scaled_dot_product_attention),
         *(torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm),
         *(Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.baddbmm),
     }
 )
-FLOAT32: frozenset[Callable[..., Any]] = frozenset(
+FLOAT32_OPS: frozenset[Callable[..., Any]] = frozenset(
     {
         *(F.layer_norm, F.group_norm, F.softmax, F.mse_loss, F.cosine_similarity, F.normalize),
         *(torch.softmax, torch.exp, torch.log, torch.pow, torch.sum, torch.norm, torch.logsumexp, torch.rsqrt),
         *(Tensor.softmax, Tensor.exp, Tensor.log, Tensor.pow, Tensor.sum, Tensor.norm, Tensor.logsumexp, Tensor.rsqrt),
     }
 )
-WIDEST: frozenset[Callable[..., Any]] = frozenset({torch.cat, torch.stack})
+WIDEST_INPUT_OPS: frozenset[Callable[..., Any]] = frozenset({torch.cat, torch.stack})
 
 _observer: ContextVar[list[Tensor] | None] = ContextVar("weight_casts", default=None)
 
 
 class MetaAutocast(TorchFunctionMode):
-    """Cast the inputs of operations as CUDA's autocast does; float32 as `compute_dtype` turns an outer one off.
+    """Casts the inputs of operations as CUDA's autocast does; `compute_dtype` float32 disables an outer context.
 
-    A weight is cast once and shared by all its uses until the context ends, as CUDA's cache does.
+    A weight is cast once per context, as in CUDA's autocast cache.
     """
 
     def __init__(self, compute_dtype: torch.dtype) -> None:
@@ -64,16 +64,16 @@ class MetaAutocast(TorchFunctionMode):
     def _cast(self, func: Callable[..., Any], inputs: Any) -> Any:
         if self._dtype == torch.float32:
             return inputs
-        if func in REDUCED:
-            return _over(inputs, self._reduced)
-        if func in FLOAT32:
-            return _over(inputs, lambda tensor: tensor.float())
-        if func in WIDEST:
-            wide = any(tensor.dtype == torch.float32 for tensor in _tensors(inputs))
-            return _over(inputs, lambda tensor: tensor.float()) if wide else inputs
+        if func in REDUCED_PRECISION_OPS:
+            return _map_tensors(inputs, self._cast_to_compute_dtype)
+        if func in FLOAT32_OPS:
+            return _map_tensors(inputs, lambda tensor: tensor.float())
+        if func in WIDEST_INPUT_OPS:
+            has_float32 = any(tensor.dtype == torch.float32 for tensor in _iter_tensors(inputs))
+            return _map_tensors(inputs, lambda tensor: tensor.float()) if has_float32 else inputs
         return inputs
 
-    def _reduced(self, tensor: Tensor) -> Tensor:
+    def _cast_to_compute_dtype(self, tensor: Tensor) -> Tensor:
         if tensor.dtype == self._dtype:
             return tensor
         if not (tensor.is_leaf and tensor.requires_grad):
@@ -86,8 +86,8 @@ class MetaAutocast(TorchFunctionMode):
 
 
 @contextmanager
-def observed_weight_casts() -> Iterator[list[Tensor]]:
-    """Yield a list to which every weight that is cast within the context is added, as it was cast."""
+def observe_weight_casts() -> Iterator[list[Tensor]]:
+    """Yield a list that collects the result of every weight cast within the context."""
     casts: list[Tensor] = []
     token = _observer.set(casts)
     try:
@@ -96,17 +96,17 @@ def observed_weight_casts() -> Iterator[list[Tensor]]:
         _observer.reset(token)
 
 
-def _over(value: Any, cast: Callable[[Tensor], Tensor]) -> Any:
+def _map_tensors(value: Any, cast: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return cast(value) if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {name: _over(each, cast) for name, each in value.items()}
-    return type(value)(_over(each, cast) for each in value) if isinstance(value, list | tuple) else value
+        return {name: _map_tensors(item, cast) for name, item in value.items()}
+    return type(value)(_map_tensors(item, cast) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _iter_tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _iter_tensors(item)

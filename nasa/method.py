@@ -1,4 +1,4 @@
-"""The choices that make a distillation NASA-T, SBv2* or an ablation between them; plain data."""
+"""The options that distinguish NASA-T, SBv2* and the ablations between them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,22 +6,22 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Method:
-    """The parts that get the negative prompt (the rows of the paper's Table 5), and what is sampled each step.
+    """Which parts get the negative prompt (the rows of the paper's Table 5), and what is sampled in each step.
 
     Attributes:
-        negative_on_student: the student's cross-attention is steered (NASA).
-        negative_on_teacher: the frozen teacher is guided away from the negative (eq. 5), not from the null text.
-        negative_on_lora_teacher: the LoRA teacher likewise.
-        guidance_range: k of eqs. 4 and 5; two equal numbers fix it.
-        scale_range: alpha of eq. 9; two equal numbers fix it.
-        lora_guidance: whether the LoRA teacher is guided by k too, or predicts from the prompt alone.
+        negative_on_student: whether the student's cross-attention is steered (NASA).
+        negative_on_teacher: whether the frozen teacher is guided by the negative (eq. 5) instead of the null text.
+        negative_on_lora_teacher: whether the LoRA teacher is, likewise.
+        guidance_range: range of k in eqs. 4 and 5; two equal numbers fix it.
+        scale_range: range of alpha in eq. 9; two equal numbers fix it.
+        lora_guidance: whether the LoRA teacher is guided by k too; otherwise it predicts from the prompt only.
         vsd_weighting: w(t) of eq. 6: sigma_t^2 (SwiftBrush), or DMD's, which divides by the teacher's mean error.
-        start_timestep: where the one step starts; -1 is the last, T - 1.
-        null_text_probability: how often the LoRA teacher learns the null text.
-        null_text_per: whether that is drawn for the whole batch (SwiftBrush) or for each image.
-        lora_shares_pass: the LoRA teacher learns from the noised images and the pass of eq. 6, and has none of its
-            own. Not the paper's: one forward pass less, timesteps of eq. 6, and the same noise.
-        negative_per: whether each image has a negative of its own, or the batch has one.
+        start_timestep: timestep at which the student starts; -1 is the last, T - 1.
+        null_text_probability: probability that the LoRA teacher learns the null text.
+        null_text_per: whether that is sampled per batch (SwiftBrush) or per image.
+        lora_shares_pass: whether the LoRA teacher learns from the forward pass of eq. 6 instead of a separate one.
+            This differs from the paper: it saves a pass, but uses the timesteps and the noise of eq. 6.
+        negative_per: whether a negative is sampled per image or per batch.
     """
 
     negative_on_student: bool = True

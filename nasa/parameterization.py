@@ -12,47 +12,47 @@ PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 
 def alpha_sigma(alphas_cumprod: Tensor, timestep_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(alpha_t, sigma_t) = (sqrt(abar_t), sqrt(1 - abar_t)), each [B, 1, 1, 1], in `alphas_cumprod`'s dtype."""
+    """Return alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t), each [B, 1, 1, 1], in `alphas_cumprod`'s dtype."""
     abar = alphas_cumprod[timestep_B].reshape(-1, 1, 1, 1)
     return abar.sqrt(), (1 - abar).sqrt()
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x_t = alpha_t x0 + sigma_t eps."""
+    """Return x_t = alpha_t x0 + sigma_t eps."""
     return alpha * x0 + sigma * eps
 
 
-def target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
-    """Return a perfect denoiser's output for x_t: eps, x0, or v = alpha_t eps - sigma_t x0."""
+def prediction_target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
+    """Return the training target of a denoiser's output: eps, x0, or v = alpha_t eps - sigma_t x0."""
     if prediction_type == "epsilon":
         return eps
     if prediction_type == "sample":
         return x0
-    _check(prediction_type)
+    _check_v_prediction(prediction_type)
     return alpha * eps - sigma * x0
 
 
 def to_x0(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
-    """Return the denoised latents of a denoiser's output."""
+    """Convert a denoiser's output to the predicted x0."""
     if prediction_type == "epsilon":
         return (x_t - sigma * output) / alpha
     if prediction_type == "sample":
         return output
-    _check(prediction_type)
+    _check_v_prediction(prediction_type)
     return alpha * x_t - sigma * output
 
 
 def to_eps(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
-    """Return the noise of a denoiser's output."""
+    """Convert a denoiser's output to the predicted noise."""
     if prediction_type == "epsilon":
         return output
     if prediction_type == "sample":
         return (x_t - alpha * output) / sigma
-    _check(prediction_type)
+    _check_v_prediction(prediction_type)
     return alpha * output + sigma * x_t
 
 
-def _check(prediction_type: str) -> None:
+def _check_v_prediction(prediction_type: str) -> None:
     if prediction_type != "v_prediction":
         allowed = ", ".join(PREDICTION_TYPES)
         raise ValueError(f"prediction_type: got {prediction_type!r}; expected {allowed}.")

@@ -1,8 +1,8 @@
 """Mixed precision inside a denoiser's own forward, with its output layer in float32.
 
-DeepSpeed's engines turn autocast off around the module that they call on CUDA, so a context that is entered outside
-the module does not reach it. The output layer stays in float32 because a one-step student divides its output's
-rounding error by alpha_t: bfloat16 keeps 8 bits, and 1 / alpha_T is 15 for Stable Diffusion.
+DeepSpeed's engines disable autocast around the module that they call on CUDA, so a context entered outside the module
+has no effect. The output layer stays in float32 because a one-step student divides its output's rounding error by
+alpha_t: bfloat16 has 8 bits, and 1 / alpha_T is 15 for Stable Diffusion.
 """
 
 from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ from nasa.meta_autocast import MetaAutocast
 
 
 def autocast(device_type: str, compute_dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Return the context that computes in `compute_dtype` where that is safe; float32 turns autocast off."""
+    """Return an autocast context for `compute_dtype`; float32 disables autocast."""
     if device_type == "meta":
         return MetaAutocast(compute_dtype)
     if compute_dtype == torch.float32:
@@ -24,22 +24,22 @@ def autocast(device_type: str, compute_dtype: torch.dtype) -> AbstractContextMan
 
 
 def run_in_float32(layer: Any) -> None:
-    """Make a layer compute in float32, also within autocast and behind layers in half precision."""
-    plain = layer.forward
+    """Make a layer compute in float32, also within autocast and on half-precision inputs."""
+    original_forward = layer.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         with autocast(hidden_states.device.type, torch.float32):
-            return plain(hidden_states.float(), *args, **kwargs)
+            return original_forward(hidden_states.float(), *args, **kwargs)
 
     layer.forward = forward
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype, *, keep: nn.Module | None = None) -> None:
-    """Convert a frozen model's floating-point weights in place, except those of its submodule `keep`.
+    """Cast a frozen model's floating-point weights in place, except those of its submodule `keep`.
 
-    Only frozen weights may be stored in half precision: an optimizer's small updates would be rounded away.
+    Trained weights must stay in float32: half precision would round an optimizer's small updates away.
     """
-    kept = {id(tensor) for tensor in (*keep.parameters(), *keep.buffers())} if keep is not None else set()
+    excluded = {id(tensor) for tensor in (*keep.parameters(), *keep.buffers())} if keep is not None else set()
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and id(tensor) not in kept:
+        if tensor.is_floating_point() and id(tensor) not in excluded:
             tensor.data = tensor.data.to(dtype)

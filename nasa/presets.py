@@ -1,12 +1,12 @@
-"""How each published few-step model is sampled, and the scale that suits it: one `Preset` a model.
+"""Sampling options and scale of published few-step models.
 
     preset = nasa.PRESETS["sdxl-dmd2"]
     preset.configure(pipe)
     with nasa.steer(pipe, "blurry", scale=preset.scale):
         image = pipe("a photo of a person", **preset.options).images[0]
 
-None of them was run on the real weights. The samplers are tested against the formulas of the models' own
-inference code, on their architectures at small width.
+None of them was run on the real weights. The samplers are tested against the formulas of the models' inference code, on
+their architectures at small width.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from nasa.schedulers import consistency, last_timestep, predicted_image, rectified_flow, shift_3, velocity_consistency
+from nasa.schedulers import (
+    build_lcm,
+    build_one_step_ddim,
+    build_one_step_ddpm,
+    build_rectified_flow,
+    build_shift_3_flow_match,
+    build_v_prediction_lcm,
+)
 
 NOT_PUBLISHED = "not published for this model: a place to start"
 IN_THE_PAPER = "arXiv 2412.02687"
@@ -25,12 +32,12 @@ class Preset:
     """A model, its sampler and its scale.
 
     Attributes:
-        model: the weights on the Hugging Face hub that it is for.
-        family: the file in `nasa.families` that it belongs to.
-        options: of the pipeline's call: steps, guidance, start timestep.
+        model: the weights on the Hugging Face hub.
+        family: name of the model's module in `nasa.families`.
+        options: options of the pipeline's call: steps, guidance, start timestep.
         scale: alpha of eq. 9.
-        scale_source: where the scale is from.
-        scheduler: from the present scheduler's configuration to the one to use; None keeps the present one.
+        scale_source: source of the scale.
+        scheduler: builds the model's scheduler from the pipeline's scheduler config; None keeps the pipeline's.
     """
 
     model: str
@@ -41,7 +48,7 @@ class Preset:
     scheduler: Callable[[Any], Any] | None = field(default=None, repr=False)
 
     def configure(self, pipe: Any) -> Any:
-        """Give the pipeline this model's sampler; returns the pipeline."""
+        """Set the pipeline's scheduler to this model's, and return the pipeline."""
         if self.scheduler:
             pipe.scheduler = self.scheduler(pipe.scheduler.config)
         return pipe
@@ -54,10 +61,10 @@ def _options(steps: int, guidance_scale: float = 0.0, **more: Any) -> Mapping[st
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "sd15-swiftbrush": Preset(
-            "a student of Stable Diffusion 1.5", "stable_diffusion", _options(1), 0.1, IN_THE_PAPER, last_timestep
+            "a student of Stable Diffusion 1.5", "stable_diffusion", _options(1), 0.1, IN_THE_PAPER, build_one_step_ddim
         ),
         "sd21-swiftbrush": Preset(
-            "a student of Stable Diffusion 2.1", "stable_diffusion", _options(1), 0.2, IN_THE_PAPER, last_timestep
+            "a student of Stable Diffusion 2.1", "stable_diffusion", _options(1), 0.2, IN_THE_PAPER, build_one_step_ddim
         ),
         "instaflow": Preset(
             "XCLiu/instaflow_0_9B_from_sd_1_5",
@@ -65,10 +72,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _options(1),
             0.19,
             f"{IN_THE_PAPER} v1",
-            rectified_flow,
+            build_rectified_flow,
         ),
         "sd15-dmd2": Preset(
-            "tianweiy/DMD2 (SDv1.5)", "stable_diffusion", _options(1), 0.04, f"{IN_THE_PAPER} v1", last_timestep
+            "tianweiy/DMD2 (SDv1.5)", "stable_diffusion", _options(1), 0.04, f"{IN_THE_PAPER} v1", build_one_step_ddim
         ),
         "sdxl-dmd2": Preset(
             "tianweiy/DMD2 (SDXL, 4 steps)",
@@ -76,7 +83,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _options(4),
             0.5,
             f"{IN_THE_PAPER}, shown for 0 to 1",
-            consistency,
+            build_lcm,
         ),
         "sdxl-dmd2-1step": Preset(
             "tianweiy/DMD2 (SDXL, 1 step)",
@@ -84,21 +91,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _options(1, timesteps=[399]),
             0.5,
             f"{IN_THE_PAPER}, shown for 0 to 1",
-            consistency,
+            build_lcm,
         ),
         "sdxl-lcm": Preset(
-            "latent-consistency/lcm-sdxl",
-            "stable_diffusion",
-            _options(4, 8.0),
-            0.5,
-            NOT_PUBLISHED,
-            consistency,
+            "latent-consistency/lcm-sdxl", "stable_diffusion", _options(4, 8.0), 0.5, NOT_PUBLISHED, build_lcm
         ),
         "pixart-swiftbrush": Preset(
-            "a student of PixArt-alpha", "pixart", _options(1), 0.5, IN_THE_PAPER, predicted_image
+            "a student of PixArt-alpha", "pixart", _options(1), 0.5, IN_THE_PAPER, build_one_step_ddpm
         ),
         "pixart-yoso": Preset(
-            "Luo-Yihong/yoso_pixart512", "pixart", _options(1), 0.2, f"{IN_THE_PAPER} v1", velocity_consistency
+            "Luo-Yihong/yoso_pixart512", "pixart", _options(1), 0.2, f"{IN_THE_PAPER} v1", build_v_prediction_lcm
         ),
         "pixart-dmd": Preset(
             "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512",
@@ -106,7 +108,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _options(1, timesteps=[400]),
             0.45,
             f"{IN_THE_PAPER} v1",
-            predicted_image,
+            build_one_step_ddpm,
         ),
         "flux-schnell": Preset("black-forest-labs/FLUX.1-schnell", "flux", _options(4), 0.5, NOT_PUBLISHED),
         "flux-schnell-1step": Preset("black-forest-labs/FLUX.1-schnell", "flux", _options(1), 0.5, NOT_PUBLISHED),
@@ -122,7 +124,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             MappingProxyType({"num_inference_steps": 8, "true_cfg_scale": 1.0}),
             0.5,
             NOT_PUBLISHED,
-            shift_3,
+            build_shift_3_flow_match,
         ),
     }
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """Embeddings [B, T, D] of B texts, and their attention mask [B, T], not 0 where a token counts, or None."""
+    """Embeddings [B, T, D] of B texts, and their attention mask [B, T], nonzero for tokens that count, or None."""
 
     embeds: Tensor
     attention_mask: Tensor | None = None
@@ -37,13 +37,13 @@ class PromptEmbeds:
 
 
 def cat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
-    """Concatenate texts; all parts have a mask or none has."""
+    """Concatenate texts; either all parts have a mask or none has."""
     masks = [part.attention_mask for part in parts if part.attention_mask is not None]
     return PromptEmbeds(torch.cat([part.embeds for part in parts]), torch.cat(masks) if masks else None)
 
 
 def where(condition_B: Tensor, yes: PromptEmbeds, no: PromptEmbeds) -> PromptEmbeds:
-    """Choose `yes` or `no` for each text; either may be one text for all."""
+    """Select `yes` or `no` for each text; either may be a single text for all."""
     embeds = torch.where(condition_B[:, None, None], yes.embeds, no.embeds)
     if yes.attention_mask is None or no.attention_mask is None:
         return PromptEmbeds(embeds)
@@ -51,7 +51,7 @@ def where(condition_B: Tensor, yes: PromptEmbeds, no: PromptEmbeds) -> PromptEmb
 
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
-    """Return token ids int64 [B, T], padded and truncated to the tokenizer's length, as Stable Diffusion does."""
+    """Return token ids int64 [B, T], padded or truncated to the tokenizer's maximal length."""
     ids: Tensor = tokenizer(
         prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     ).input_ids

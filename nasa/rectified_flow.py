@@ -1,7 +1,7 @@
-"""The sampler of InstaFlow: Euler steps along a velocity that points from noise to image.
+"""InstaFlow's scheduler: Euler steps along a velocity that points from noise to image.
 
-Diffusers' own flow-matching schedulers use the other sign and lack `scale_model_input`, which the Stable
-Diffusion pipelines call.
+The flow-matching schedulers of diffusers use the opposite sign and lack `scale_model_input`, which the Stable Diffusion
+pipelines call.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
-    """x_{t - dt} = x_t + dt v(x_t, t) with t from 1 to 0 and dt = 1 / steps; the network sees 1000 t.
+    """Computes x_{t - dt} = x_t + dt v(x_t, t) with t from 1 to 0 and dt = 1 / steps; the timestep is 1000 t.
 
     Section 3 of arXiv 2309.06380 and the authors' `pipeline_rf.py`, whose time is 1 - t.
     """
@@ -25,9 +25,9 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.empty(0)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Set timesteps from 1000 down, evenly spaced."""
-        shares = 1 - torch.arange(num_inference_steps, dtype=torch.float32) / num_inference_steps
-        self.timesteps = (shares * self.config.num_train_timesteps).to(device)
+        """Set evenly spaced timesteps that decrease from 1000."""
+        times = 1 - torch.arange(num_inference_steps, dtype=torch.float32) / num_inference_steps
+        self.timesteps = (times * self.config.num_train_timesteps).to(device)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """Return the sample unchanged."""
@@ -36,6 +36,6 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
     def step(
         self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
-        """One Euler step; `model_output` is the velocity, as `sample` [B, C, H, W]."""
+        """Take one Euler step; `model_output` is the velocity [B, C, H, W]."""
         previous = sample + model_output / len(self.timesteps)
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)

@@ -1,9 +1,9 @@
-"""Attention rules: how the negative prompt's cross-attention changes the positive prompt's.
+"""Attention rules: how the negative prompt's cross-attention modifies the positive prompt's.
 
-A rule is a pure function of the two attention outputs and a scale, before the output projection; the
-gradient flows through both outputs. A scale of 0 never reaches a rule: it is plain attention.
-B batch, L image tokens, D features, H heads, K features of a head. `scale` is a number, or a tensor that
-broadcasts against the outputs.
+A rule is a pure function of the two attention outputs and a scale, before the output projection; it is differentiable
+in both outputs. It is never called with a scale of 0, which is plain attention.
+B batch, L image tokens, D features, H heads, K features of a head. `scale` is a number, or a tensor that broadcasts
+against the outputs.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ Combine = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """`combine(z_pos, z_neg, scale)`, heads merged; or, where `per_head`, `combine(z_pos, z_neg, scale, share)`.
+    """An attention rule: `combine(z_pos, z_neg, scale)` on merged heads [B, L, D].
 
-    `share_BHL1` is the part of the attention that falls on the negative tokens when both texts stand in
-    one softmax; the outputs are then [B, H, L, K].
+    If `per_head`, it is `combine(z_pos, z_neg, scale, share)` on [B, H, L, K], where `share` [B, H, L, 1] is the
+    attention weight of the negative tokens in one softmax over both texts.
     """
 
     combine: Combine
@@ -28,7 +28,7 @@ class Rule:
 
 
 def nasa_rule(z_pos_BLD: Tensor, z_neg_BLD: Tensor, scale: Scale) -> Tensor:
-    """Eq. 9 of NASA (arXiv 2412.02687): Z_NASA = Z+ - alpha Z-, without renormalisation, clamp or blend."""
+    """Return eq. 9 of NASA (arXiv 2412.02687), Z+ - alpha Z-, without renormalisation, clamp or blend."""
     return z_pos_BLD - scale * z_neg_BLD
 
 
@@ -46,9 +46,9 @@ def nag_rule(z_pos_BLD: Tensor, z_neg_BLD: Tensor, scale: Scale, *, tau: float =
 
 
 def vsf_rule(z_pos_BHLK: Tensor, z_neg_BHLK: Tensor, scale: Scale, share_BHL1: Tensor) -> Tensor:
-    """Value Sign Flip (arXiv 2508.10931): softmax(Q [K+;K-]^T / sqrt d) [V+; -alpha V-].
+    """Return Value Sign Flip (arXiv 2508.10931), softmax(Q [K+;K-]^T / sqrt d) [V+; -alpha V-].
 
-    The softmax over both texts is the two separate ones, weighted by the share of each.
+    The softmax over both texts equals the two separate ones weighted by the share of each.
     """
     return (1 - share_BHL1) * z_pos_BHLK - scale * share_BHL1 * z_neg_BHLK
 

@@ -1,4 +1,4 @@
-"""Schedulers of few-step models, each from the configuration of the scheduler that it replaces."""
+"""Schedulers of few-step models, built from the config of the scheduler that they replace."""
 
 import math
 from typing import Any
@@ -8,30 +8,30 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from nasa.rectified_flow import RectifiedFlowScheduler
 
 
-def last_timestep(config: Any) -> DDIMScheduler:
-    """Return a scheduler of one step from t = T - 1 to the predicted image, by the model's own prediction type."""
+def build_one_step_ddim(config: Any) -> DDIMScheduler:
+    """Return a DDIM scheduler whose single step leads from t = T - 1 to the predicted image."""
     return DDIMScheduler.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
 
 
-def predicted_image(config: Any) -> DDPMScheduler:
-    """Return a DDPM scheduler, of whose single step PixArt's pipeline takes the predicted image."""
+def build_one_step_ddpm(config: Any) -> DDPMScheduler:
+    """Return a DDPM scheduler; PixArt's pipeline uses the predicted image of its single step."""
     return DDPMScheduler.from_config(
         config, variance_type="fixed_small", timestep_spacing="trailing", clip_sample=False
     )
 
 
-def consistency(config: Any) -> LCMScheduler:
-    """Return the scheduler of a consistency model, which may start at any timestep."""
+def build_lcm(config: Any) -> LCMScheduler:
+    """Return the LCM scheduler, which can start at any timestep."""
     return LCMScheduler.from_config(config)
 
 
-def velocity_consistency(config: Any) -> LCMScheduler:
-    """Return the scheduler of a consistency model that predicts v."""
+def build_v_prediction_lcm(config: Any) -> LCMScheduler:
+    """Return the LCM scheduler for v-prediction."""
     return LCMScheduler.from_config(config, prediction_type="v_prediction")
 
 
-def shift_3(config: Any) -> FlowMatchEulerDiscreteScheduler:
-    """Return a scheduler with noise levels 3 s / (1 + 2 s) at every size, as Qwen-Image-Lightning was distilled."""
+def build_shift_3_flow_match(config: Any) -> FlowMatchEulerDiscreteScheduler:
+    """Return a scheduler with noise levels 3 s / (1 + 2 s) at every resolution, as for Qwen-Image-Lightning."""
     return FlowMatchEulerDiscreteScheduler.from_config(
         config,
         use_dynamic_shifting=True,
@@ -43,6 +43,6 @@ def shift_3(config: Any) -> FlowMatchEulerDiscreteScheduler:
     )
 
 
-def rectified_flow(_: Any) -> Any:
+def build_rectified_flow(_: Any) -> Any:
     """Return InstaFlow's scheduler."""
     return RectifiedFlowScheduler()

@@ -1,4 +1,4 @@
-"""`steer`: a negative prompt for the duration of a `with` block, on a diffusers pipeline."""
+"""`steer`, a context manager that adds a negative prompt to a diffusers pipeline."""
 
 import inspect
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from nasa.attention import Steering
-from nasa.calls import PipelineCalls, encoder_name
-from nasa.conditional import Conditional, layout_of
-from nasa.families import Family, denoisers, family_of
-from nasa.joint import JOINT_ATTENTION, JointSteering
-from nasa.negative import NegativePrompt, Prompts
+from nasa.batch_layouts import Conditional, find_layout
+from nasa.call_tracking import PipelineCallTracker, find_encoder_method
+from nasa.families import Family, find_family, get_denoisers
+from nasa.joint_attention import JOINT_ATTENTION_MODES, JointSteering
+from nasa.negative_prompt import NegativePrompt, Prompts
 from nasa.rules import RULES, Rule, Scale
-from nasa.steered_denoiser import SteeredDenoiser, refuse_cache_with
+from nasa.steered_denoiser import SteeredDenoiser, reject_incompatible_cache
 
 
 @contextmanager
@@ -42,68 +42,68 @@ def steer(  # noqa: PLR0913
 
     Args:
         pipe: a diffusers pipeline of one of the families in `nasa.families`.
-        negative_prompt: one for all images or one for each; None leaves the pipeline plain, and the
-            empty string is an ordinary negative.
-        scale: alpha of eq. 9, at least 0, one number or one for each image; 0 is plain.
+        negative_prompt: one for all images or one per image; None leaves the pipeline plain, and the empty string is an
+            ordinary negative.
+        scale: alpha of eq. 9, at least 0, one number or one per image; 0 leaves the pipeline plain.
         rule: the attention rule, one of `nasa.rules.RULES`.
-        negative_prompt_2: the negative for a second text encoder; None is `negative_prompt`.
-        negative_prompt_3: the negative for a third text encoder; None is `negative_prompt`.
+        negative_prompt_2: the negative for a second text encoder; None means `negative_prompt`.
+        negative_prompt_3: the negative for a third text encoder; None means `negative_prompt`.
         negative_prompt_embeds: [N, T, D] in place of `negative_prompt`, as the denoiser takes them.
-        negative_attention_mask: [N, T], True where a token of the embeddings counts.
-        layers: whether to steer the layer of this processor name (a key of `attn_processors`).
-        steps: the denoising steps to steer, counted from 0, as a range or a set; None is all.
-        max_sequence_length: tokens of the negative; None is what the pipeline's call is given.
-        joint_attention: what Z- is in joint attention (FLUX, Stable Diffusion 3, Qwen-Image): the image's attention to
-            the negative's tokens alone, "text", or to them and the image, "joint".
-        conditional: which rows of the denoiser's batch belong to the positive prompt, for a pipeline that is not in
-            `nasa.conditional.PIPELINES`: a slice, row numbers, or a function of the batch size and of which call of the
-            denoiser in the step it is, from 0. Rows that are not named stay plain.
-        rule_options: options of the rule, as `tau` and `blend` of "nag".
+        negative_attention_mask: [N, T], True for tokens of the embeddings that count.
+        layers: tells whether to steer the layer of a processor name (a key of `attn_processors`).
+        steps: the denoising steps to steer, counted from 0, as a range or a set; None means all.
+        max_sequence_length: tokens of the negative; None means that of the pipeline's call.
+        joint_attention: Z- in joint attention (FLUX, Stable Diffusion 3, Qwen-Image): "text" is the image's attention
+            to the negative's tokens only, "joint" to these and the image.
+        conditional: the rows of the denoiser's batch that belong to the positive prompt, for a pipeline that is not in
+            `nasa.batch_layouts.PIPELINES`: a slice, row numbers, or a function of the batch size and the index of the
+            denoiser's call within the step. Other rows stay plain.
+        rule_options: options of the rule, such as `tau` and `blend` of "nag".
 
     Under guidance only the conditional rows are steered. The negative is encoded with the options that the pipeline's
-    call gives its own prompt. On leaving, also by an exception, the processors that stood there stand there again.
+    call uses for its own prompt. On exit, also after an exception, the original processors are restored.
 
     Raises:
-        ValueError: for a pipeline that cannot be steered or is steered already, an unknown rule or option, a step
-            that is not there, or a negative prompt that no layer used.
+        ValueError: The pipeline cannot be steered or is steered already, the rule or an option is unknown, a step does
+            not exist, or no layer used the negative prompt.
     """
-    attention_rule = _rule(rule, rule_options)
-    family, _ = family_of(pipe)
-    layout = layout_of(pipe, conditional)
-    strength = _as_scale(scale)
-    texts = _texts(pipe, (negative_prompt, negative_prompt_2, negative_prompt_3))
+    attention_rule = _configure_rule(rule, rule_options)
+    family, _ = find_family(pipe)
+    layout = find_layout(pipe, conditional)
+    checked_scale = _to_scale(scale)
+    texts = _collect_texts(pipe, (negative_prompt, negative_prompt_2, negative_prompt_3))
     negative = NegativePrompt(pipe, family, texts, max_sequence_length, negative_prompt_embeds, negative_attention_mask)
     _check_negative(negative)
-    calls = PipelineCalls(pipe, negative.encode_as, any_caller=conditional is not None)
-    new = _steering(family, joint_attention)
-    if isinstance(strength, float):  # plain: nothing to encode
+    calls = PipelineCallTracker(pipe, negative.encode_for_call, any_caller=conditional is not None)
+    build = _choose_steering(family, joint_attention)
+    if isinstance(checked_scale, float):  # 0: plain, nothing to encode
         negative.texts = {}
     models = [
-        SteeredDenoiser(model, family, new(scale=strength, rule=attention_rule), calls, negative, layout, steps)
-        for model in denoisers(pipe)
+        SteeredDenoiser(model, family, build(scale=checked_scale, rule=attention_rule), calls, negative, layout, steps)
+        for model in get_denoisers(pipe)
     ]
     with ExitStack() as stack:
         for model in models:
-            refuse_cache_with(steps, model.model)
-            stack.enter_context(model.installed(layers))
-        stack.enter_context(calls.followed())
+            reject_incompatible_cache(steps, model.model)
+            stack.enter_context(model.install(layers))
+        stack.enter_context(calls.track())
         yield pipe
     if any(model.steered for model in models) and not any(model.steering.used for model in models):
-        raise ValueError("negative_prompt: no attention layer used it")
+        raise ValueError("layers: got no layer that uses the negative prompt; expected at least one.")
 
 
-def _texts(pipe: Any, prompts: Sequence[Prompts]) -> dict[str, Prompts]:
-    """Return the negatives by the names of the encoder's arguments.
+def _collect_texts(pipe: Any, prompts: Sequence[Prompts]) -> dict[str, Prompts]:
+    """Return the negatives by argument name of the encoder.
 
     Raises:
-        ValueError: for a second or third negative that the pipeline has no encoder for.
+        ValueError: The pipeline has no encoder for a second or third negative.
     """
     if all(prompt is None for prompt in prompts):
         return {}
     if prompts[0] is None:
         raise ValueError("negative_prompt: got None beside negative_prompt_2 or negative_prompt_3; expected a text.")
     texts = dict(zip(("prompt", "prompt_2", "prompt_3"), prompts, strict=True))
-    known = inspect.signature(getattr(pipe, encoder_name(pipe))).parameters
+    known = inspect.signature(getattr(pipe, find_encoder_method(pipe))).parameters
     for name, prompt in texts.items():
         if prompt is not None and name not in known:
             raise ValueError(
@@ -123,13 +123,13 @@ def _check_negative(negative: NegativePrompt) -> None:
         )
 
 
-def _steering(family: Family, joint_attention: str) -> Callable[..., Any]:
-    if joint_attention not in JOINT_ATTENTION:
-        raise ValueError(f"joint_attention: got {joint_attention!r}; expected {' or '.join(JOINT_ATTENTION)}.")
+def _choose_steering(family: Family, joint_attention: str) -> Callable[..., Any]:
+    if joint_attention not in JOINT_ATTENTION_MODES:
+        raise ValueError(f"joint_attention: got {joint_attention!r}; expected {' or '.join(JOINT_ATTENTION_MODES)}.")
     return partial(JointSteering, joint_attention=joint_attention) if family.extend else Steering
 
 
-def _rule(name: str, options: dict[str, float]) -> Rule:
+def _configure_rule(name: str, options: dict[str, float]) -> Rule:
     if name not in RULES:
         raise ValueError(f"rule: got {name!r}; expected {', '.join(RULES)}.")
     rule = RULES[name]
@@ -142,8 +142,8 @@ def _rule(name: str, options: dict[str, float]) -> Rule:
     return replace(rule, combine=partial(rule.combine, **options)) if options else rule
 
 
-def _as_scale(scale: float | Sequence[float] | Tensor) -> Scale:
-    """Return the scale as a tensor, for which `torch.compile` does not recompile; 0 stays a number."""
+def _to_scale(scale: float | Sequence[float] | Tensor) -> Scale:
+    """Return the scale as a tensor, which does not trigger recompilation; 0 stays a number."""
     values = scale if isinstance(scale, Tensor) else torch.tensor(scale).float().reshape(-1)
     if values.device.type != "meta" and not bool((values.isfinite() & (values >= 0)).all()):
         raise ValueError(f"scale: got {scale}; expected finite numbers of at least 0.")

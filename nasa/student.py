@@ -1,4 +1,4 @@
-"""The one-step student: one call of the denoiser at the timestep where it starts."""
+"""The one-step student: a single call of the denoiser at its start timestep."""
 
 from collections.abc import Callable
 
@@ -21,9 +21,9 @@ def generate(
     negative: PromptEmbeds | None = None,
     scale: Scale = 0.0,
 ) -> Tensor:
-    """x0 = f_theta(z, y[, y-, alpha]) in one step, as a rule from t = T - 1; noise and x0 are latents [B, C, H, W].
+    """Return x0 = f_theta(z, y[, y-, alpha]) in one step from the start timestep; latents are [B, C, H, W].
 
-    For an eps model this is (z - sigma_T eps_theta) / alpha_T. The gradient flows to the student.
+    For an eps model this is (z - sigma_T eps_theta) / alpha_T. Differentiable in the student's weights.
     """
     start = diffusion.start_timestep % diffusion.steps
     timestep_B = torch.full((noise.shape[0],), start, device=noise.device)
@@ -41,9 +41,9 @@ def generate_with_cfg(
     negative: PromptEmbeds,
     guidance_scale: float,
 ) -> Tensor:
-    """Eq. 5 on the student's outputs, the comparison that one-step models do badly at.
+    """Return the student's x0 under eq. 5, a baseline that fails for one-step models.
 
-    Linear in the output, so mixing x0 is mixing eps: the conversion is affine with weights that sum to one.
+    Mixing x0 is equivalent to mixing eps, since the conversion is affine and the weights sum to one.
     """
     conditional = generate(student, diffusion, noise, prompt)
     unconditional = generate(student, diffusion, noise, negative.expand(len(prompt)))

@@ -373,8 +373,8 @@ SNIPPETS = {  # page and number of the snippet: what comes before it, what stand
         "assert video.shape == (9, 32, 32, 3)",
     ),
     ("negative-prompts.md", 2): (
-        "import nasa\nfrom nasa.testing import TINY_PIPELINES, draw_tiny\npipe = TINY_PIPELINES['stable-diffusion']()",
-        {'pipe("a photo")': 'draw_tiny(pipe, "a photo")'},
+        "import nasa\nfrom nasa.testing import run_tiny_pipeline as run, tiny_stable_diffusion as tiny\npipe = tiny()",
+        {'pipe("a photo")': 'run(pipe, "a photo")'},
         "",
     ),
     ("registry.md", 0): ("", {}, "assert images[0][:4] == b'\\x89PNG'"),

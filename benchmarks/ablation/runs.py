@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from datasets_prep import negatives
-from datasets_prep.shapes.prompts import BAD_PHOTO, held_out_prompts, sample_negatives, sample_prompts
+from datasets_prep.shapes.prompts import BAD_PHOTO, sample_held_out_prompts, sample_negatives, sample_prompts
 from nasa.method import Method
 from pipeline import models, recipe
 from pipeline.evaluation import exclusion
@@ -146,7 +146,7 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
 
 def build_distiller(options: Recipe) -> Distiller:
     """Return a distiller of the bundled teacher at its first step, in one process."""
-    corpus = negatives.weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
+    corpus = negatives.build_weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
     sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
     model = models.load(models.teacher_folder(options.teacher))
     built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
@@ -179,7 +179,7 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
     and `kept` are the outcomes of the exclusion test, by seed.
     """
     evaluation, attributes = options.evaluation, AttributeJudge.load()
-    prompts = held_out_prompts(evaluation.num_prompts, evaluation.seed)
+    prompts = sample_held_out_prompts(evaluation.num_prompts, evaluation.seed)
     texts, seeds = [text for text, _ in prompts], range(evaluation.seed, evaluation.seed + len(prompts))
     row: dict[str, Any] = {}
     for name, sampling in (("plain", SamplingMethod()), ("nasa_i", NASA_I)):

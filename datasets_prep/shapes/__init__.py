@@ -1,6 +1,6 @@
 """The Shapes toy dataset: scenes of which every attribute is known, with their images and captions."""
 
-from datasets_prep.shapes.caption import full_prompt, sample_caption, sample_tags
+from datasets_prep.shapes.caption import build_full_prompt, sample_caption, sample_tags
 from datasets_prep.shapes.render import IMAGE_SIZE, render
 from datasets_prep.shapes.scene import (
     COLOURS,
@@ -21,7 +21,7 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "Scene",
-    "full_prompt",
+    "build_full_prompt",
     "is_held_out",
     "render",
     "sample_caption",

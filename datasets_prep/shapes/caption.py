@@ -24,20 +24,20 @@ def sample_caption(scene: Scene, rng: np.random.Generator) -> str:
     """Sample a caption of the scene: usually a sentence, sometimes tags; attributes are left out at random."""
     if rng.random() < TAG_SHARE:
         return sample_tags(scene, rng)
-    words = [_quality(scene, rng), "photo of a"]
+    words = [_sample_quality_word(scene, rng), "photo of a"]
     words.append(scene.size if rng.random() < 0.6 else "")
     words.append(scene.colour if rng.random() < 0.8 else "")
     words.append(scene.shape if rng.random() < 0.82 else "shape")
     words.append(scene.position if rng.random() < 0.4 else "")
     words.append(f"on a {scene.background} background" if rng.random() < 0.8 else "")
-    return _with_articles("a " + " ".join(word for word in words if word))
+    return _correct_articles("a " + " ".join(word for word in words if word))
 
 
 def sample_tags(scene: Scene, rng: np.random.Generator, *, max_tags: int = 3) -> str:
     """Sample a comma-separated list of at most `max_tags` attributes, as negative prompts are written."""
     tags = [scene.shape, scene.colour, f"{scene.background} background", scene.size]
     if scene.quality != "clean":
-        tags += [_quality(scene, rng, unmentioned=0.0)] * 2
+        tags += [_sample_quality_word(scene, rng, unmentioned=0.0)] * 2
     if rng.random() < 0.3:
         tags[:2] = [f"{scene.colour} {scene.shape}"]
     count = int(rng.integers(1, max_tags + 1))
@@ -52,18 +52,18 @@ def sample_quality_list(rng: np.random.Generator, *, max_tags: int = 5) -> str:
     return ", ".join(words[index] for index in chosen)
 
 
-def full_prompt(scene: Scene, *, position: bool = True) -> str:
+def build_full_prompt(scene: Scene, *, position: bool = True) -> str:
     """Return the prompt that names shape, colour, background and size, for held-out evaluation."""
     where = f" {scene.position}" if position else ""
     sentence = f"a photo of a {scene.size} {scene.colour} {scene.shape}{where} on a {scene.background} background"
-    return _with_articles(sentence)
+    return _correct_articles(sentence)
 
 
-def _with_articles(sentence: str) -> str:
+def _correct_articles(sentence: str) -> str:
     return re.sub(r"\ba (?=[aeou])", "an ", sentence)
 
 
-def _quality(scene: Scene, rng: np.random.Generator, unmentioned: float = 0.3) -> str:
+def _sample_quality_word(scene: Scene, rng: np.random.Generator, unmentioned: float = 0.3) -> str:
     if scene.quality == "clean":
         return ""
     draw = rng.random()

@@ -7,7 +7,7 @@ import numpy as np
 
 from datasets_prep.shapes.caption import (
     COMMON_QUALITY_WORDS,
-    full_prompt,
+    build_full_prompt,
     sample_caption,
     sample_quality_list,
     sample_tags,
@@ -71,7 +71,7 @@ def sample_negatives(count: int, seed: int) -> Iterator[str]:
             yield text
 
 
-def held_out_prompts(count: int, seed: int) -> list[tuple[str, Scene]]:
+def sample_held_out_prompts(count: int, seed: int) -> list[tuple[str, Scene]]:
     """Return distinct full prompts of held-out scenes.
 
     Raises:
@@ -82,7 +82,7 @@ def held_out_prompts(count: int, seed: int) -> list[tuple[str, Scene]]:
     repeats = 0  # consecutive samples that are known
     while len(chosen) < count:
         scene = sample_scene(rng, held_out=True)
-        text = full_prompt(scene, position=rng.random() < 0.7)
+        text = build_full_prompt(scene, position=rng.random() < 0.7)
         repeats = repeats + 1 if text in chosen else 0
         chosen.setdefault(text, scene)
         if repeats > MAX_REPEATS:

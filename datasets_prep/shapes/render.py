@@ -21,12 +21,12 @@ def render(scene: Scene) -> np.ndarray:
     """Render the scene as uint8 [64, 64, 3], sRGB; the same scene gives the same bytes."""
     colours = np.asarray(COLOURS[scene.colour] + COLOURS[scene.background]) + scene.tint
     object_rgb, background_rgb = np.clip(colours, 0, 255).reshape(2, 3)
-    alpha = _coverage(scene)[..., None]
+    alpha = _render_coverage(scene)[..., None]
     image = alpha * object_rgb + (1 - alpha) * background_rgb
     return _degrade(np.clip(image, 0, 255), scene.quality).round().astype(np.uint8)
 
 
-def _coverage(scene: Scene) -> np.ndarray:
+def _render_coverage(scene: Scene) -> np.ndarray:
     """Return the share of each pixel that the object covers, float [64, 64] in 0..1."""
     right, down = POSITIONS[scene.position]
     dx, dy, dr = scene.jitter
@@ -51,13 +51,13 @@ def _draw(draw: ImageDraw.ImageDraw, shape: str, centre: Point, radius: float) -
         draw.rectangle((x - r, y - 0.32 * r, x + r, y + 0.32 * r), fill=255)
         draw.rectangle((x - 0.32 * r, y - r, x + 0.32 * r, y + r), fill=255)
     elif shape == "triangle":
-        draw.polygon(_corners(x, y, (1.1 * r,), 3), fill=255)
+        draw.polygon(_compute_corners(x, y, (1.1 * r,), 3), fill=255)
     else:
         assert shape == "star", shape
-        draw.polygon(_corners(x, y, (1.1 * r, 0.46 * r), 10), fill=255)
+        draw.polygon(_compute_corners(x, y, (1.1 * r, 0.46 * r), 10), fill=255)
 
 
-def _corners(x: float, y: float, radii: tuple[float, ...], count: int) -> list[Point]:
+def _compute_corners(x: float, y: float, radii: tuple[float, ...], count: int) -> list[Point]:
     """Return corners at equal angles from the top, clockwise, cycling through the radii."""
     angles = [2 * math.pi * i / count for i in range(count)]
     lengths = [radii[i % len(radii)] for i in range(count)]
@@ -69,13 +69,13 @@ def _degrade(image: np.ndarray, quality: str) -> np.ndarray:
         blurred = Image.fromarray(image.round().astype(np.uint8)).filter(ImageFilter.GaussianBlur(_BLUR_RADIUS))
         return np.asarray(blurred, dtype=np.float64)
     if quality == "grainy":
-        return np.asarray(np.clip(image + _grain()[..., None], 0, 255))
+        return np.asarray(np.clip(image + _render_grain()[..., None], 0, 255))
     if quality == "dark":
         return image * _DARKNESS
     return image
 
 
-def _grain() -> np.ndarray:
+def _render_grain() -> np.ndarray:
     """Return coarse speckle of zero mean, [64, 64] in grey levels: alternating lighter and darker squares."""
     turns = np.indices((IMAGE_SIZE // _GRAIN_SIZE,) * 2).sum(axis=0) % 2
     return np.kron(_GRAIN_STRENGTH * (1 - 2.0 * turns), np.ones((_GRAIN_SIZE, _GRAIN_SIZE)))

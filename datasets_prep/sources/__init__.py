@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from datasets_prep.sources import archives, columnar, delimited, json_documents, lines
 from datasets_prep.sources.decompression import DecompressedStream, decode_text, decompress
-from datasets_prep.sources.format_detection import COMPRESSED, ENDINGS, detect_format, format_of_name
-from datasets_prep.sources.rows import SCHEMA, SCORES, UNREADABLE, PromptFile, describe_error, unreadable_tables
+from datasets_prep.sources.format_detection import COMPRESSED, ENDINGS, detect_format, infer_format
+from datasets_prep.sources.rows import SCHEMA, SCORES, UNREADABLE, PromptFile, describe_error, refuse_rows
 
 __all__ = [
     "PICKLE_ENDINGS",
@@ -41,7 +41,7 @@ def read_tables(file: PromptFile, rows: int) -> Iterator[pa.Table]:
     """
     name_format = require_format(file.path)
     try:
-        with closing(file.stream()) as raw:
+        with closing(file.open_stream()) as raw:
             content = decompress(raw)
             if content.is_unchanged and detect_format(content.head, name_format, file.column) == "parquet":
                 with file.filesystem.open_input_file(file.path) as opened:
@@ -49,7 +49,7 @@ def read_tables(file: PromptFile, rows: int) -> Iterator[pa.Table]:
             else:
                 yield from _read_content(content, rows, name_format, file.column)
     except UNREADABLE as error:
-        yield from unreadable_tables(1, f"file: {describe_error(error)}", rows)
+        yield from refuse_rows(1, f"file: {describe_error(error)}", rows)
 
 
 def _read_content(content: DecompressedStream, rows: int, name_format: str, column: str) -> Iterator[pa.Table]:
@@ -61,15 +61,15 @@ def _read_content(content: DecompressedStream, rows: int, name_format: str, colu
     elif detected in _COLUMN_READERS:
         yield from _COLUMN_READERS[detected](content.stream, rows, column)
     else:
-        yield from unreadable_tables(1, f"file: {detected}", rows)
+        yield from refuse_rows(1, f"file: {detected}", rows)
 
 
 def _read_member(column: str, name: str, stream: BinaryIO, rows: int) -> Iterator[pa.Table]:
     """Read a file within an archive; an unreadable one is one row with the reason."""
     try:
-        yield from _read_content(decompress(stream), rows, format_of_name(name) or "", column)
+        yield from _read_content(decompress(stream), rows, infer_format(name) or "", column)
     except pa.ArrowException as error:
-        yield from unreadable_tables(1, f"{name}: {describe_error(error)}", rows)
+        yield from refuse_rows(1, f"{name}: {describe_error(error)}", rows)
 
 
 _COLUMN_READERS: Mapping[str, Callable[[BinaryIO, int, str], Iterator[pa.Table]]] = MappingProxyType(
@@ -98,7 +98,7 @@ def require_format(path: str) -> str:
             "it, convert it: `python -c \"import pickle, json; [print(json.dumps({'prompt': p})) for p in "
             f"pickle.load(open('{path.rpartition('/')[2]}', 'rb'))]\" > prompts.jsonl`."
         )
-    name_format = format_of_name(path)
+    name_format = infer_format(path)
     if name_format is None:
         raise ValueError(f"{path}: got an unknown format; expected {', '.join(READABLE_ENDINGS)}.")
     return name_format

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from datasets_prep.sources.decompression import peek
-from datasets_prep.sources.format_detection import format_of_name
+from datasets_prep.sources.format_detection import infer_format
 from datasets_prep.sources.rows import UNREADABLE, row_from_object, rows_to_tables
 
 SMALL = 2**20  # bytes of a file that may belong to a sample; a larger one is a file of prompts
@@ -41,25 +41,25 @@ class Member(NamedTuple):
 def read_tar(stream: BinaryIO, rows: int, column: str, read: Reader) -> Iterator[pa.Table]:
     """Read an archive; `read` reads its files of prompts. Other files are skipped, unless they belong to a sample."""
     with tarfile.open(fileobj=stream, mode="r|") as archive:
-        yield from rows_to_tables(_items(archive, rows, column, read), rows)
+        yield from rows_to_tables(_iter_items(archive, rows, column, read), rows)
 
 
-def _items(archive: tarfile.TarFile, rows: int, column: str, read: Reader) -> Iterator[dict[str, Any] | pa.Table]:
-    for family in _families(archive, rows, read):
+def _iter_items(archive: tarfile.TarFile, rows: int, column: str, read: Reader) -> Iterator[dict[str, Any] | pa.Table]:
+    for family in _group_families(archive, rows, read):
         if isinstance(family, pa.Table):
             yield family
             continue
-        for sample in _samples(family):
+        for sample in _group_samples(family):
             if _is_sample(sample):
-                yield from _captions(sample, column)
+                yield from _parse_captions(sample, column)
             else:
                 for member in sample:
-                    if format_of_name(member.name) is not None:
+                    if infer_format(member.name) is not None:
                         for table in read(member.name, io.BytesIO(member.content), rows):
                             yield from table.to_pylist()
 
 
-def _families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterator[list[Member] | pa.Table]:
+def _group_families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterator[list[Member] | pa.Table]:
     """Yield consecutive members of one family, as many as fit in memory, and tables of large files.
 
     An error is raised after the members before it are yielded.
@@ -67,7 +67,7 @@ def _families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterator[lis
     pending: dict[str, Member] = {}
     size, last = 0, None
     try:
-        for member in _members(archive):
+        for member in _iter_members(archive):
             if member.stream is not None:
                 yield from read(member.name, member.stream, rows)
                 continue
@@ -85,77 +85,79 @@ def _families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterator[lis
         yield list(pending.values())
 
 
-def _samples(family: Sequence[Member]) -> Iterator[list[Member]]:
+def _group_samples(family: Sequence[Member]) -> Iterator[list[Member]]:
     """Group members by stem; one without a caption joins the shortest stem that it extends, if that has a medium."""
     by_stem: dict[str, list[Member]] = {}
     for member in family:
         by_stem.setdefault(member.stem, []).append(member)
     joined: dict[str, list[str]] = {}
     for stem, members in by_stem.items():
-        joined.setdefault(stem if _is_captioned(members) else _shortest(stem, by_stem), []).append(stem)
+        joined.setdefault(stem if _is_captioned(members) else _find_shortest_stem(stem, by_stem), []).append(stem)
     for stems in joined.values():
         parts = [by_stem[stem] for stem in stems]
         together = [member for part in parts for member in part]
         yield from [together] if _has_medium(together) else parts
 
 
-def _shortest(stem: str, stems: Container[str]) -> str:
+def _find_shortest_stem(stem: str, stems: Container[str]) -> str:
     folder, slash, base = stem.rpartition("/")
     parts = base.split(".")
     shorter = (f"{folder}{slash}{'.'.join(parts[:count])}" for count in range(1, len(parts)))
     return next((name for name in shorter if name in stems), stem)
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[Member]:
+def _iter_members(archive: tarfile.TarFile) -> Iterator[Member]:
     """Yield an archive's members; large or truncated ones are streams, to be read before the next member."""
     for member in archive:
         folder, _, base = member.name.rpartition("/")
         if not member.isfile() or base.startswith("."):
             continue
         stem, family = f"{folder}/{base.rpartition('.')[0]}", f"{folder}/{base.partition('.')[0]}"
-        if _ending(base) in _MEDIA:
+        if _get_extension(base) in _MEDIA:
             yield Member(member.name, stem, family, b"", None)
-        elif format_of_name(base) is not None or _ending(base) in CAPTIONS:
+        elif infer_format(base) is not None or _get_extension(base) in CAPTIONS:
             opened: Any = archive.extractfile(member)
             content, stream = peek(opened, SMALL)
             is_whole = len(content) == member.size
             yield Member(member.name, stem, family, content if is_whole else b"", None if is_whole else stream)
 
 
-def _ending(name: str) -> str:
+def _get_extension(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
 def _has_medium(group: Sequence[Member]) -> bool:
-    return any(_ending(member.name) in _MEDIA for member in group)
+    return any(_get_extension(member.name) in _MEDIA for member in group)
 
 
 def _is_sample(group: Sequence[Member]) -> bool:
-    endings = {_ending(member.name) for member in group}
+    endings = {_get_extension(member.name) for member in group}
     return _has_medium(group) or ("json" in endings and not endings.isdisjoint(CAPTIONS))
 
 
 def _is_captioned(group: Sequence[Member]) -> bool:
-    return _is_sample(group) and any(_ending(member.name) in (*CAPTIONS, "json") for member in group)
+    return _is_sample(group) and any(_get_extension(member.name) in (*CAPTIONS, "json") for member in group)
 
 
-def _captions(sample: Sequence[Member], column: str) -> Iterator[dict[str, Any]]:
+def _parse_captions(sample: Sequence[Member], column: str) -> Iterator[dict[str, Any]]:
     """Yield one row, or one per caption (`1.en.txt`, `1.de.txt`) if no column is chosen."""
-    captions = [member for member in sample if _ending(member.name) in CAPTIONS]
+    captions = [member for member in sample if _get_extension(member.name) in CAPTIONS]
     by_stem: dict[str, list[Member]] = {}
     for caption in captions:
         by_stem.setdefault(caption.stem, []).append(caption)
     if column or len(by_stem) < 2:
-        yield _sample(sample, column)
+        yield _parse_sample(sample, column)
         return
-    others = [member for member in sample if _ending(member.name) not in CAPTIONS]
+    others = [member for member in sample if _get_extension(member.name) not in CAPTIONS]
     for captions_of_stem in by_stem.values():
-        yield _sample([*others, *captions_of_stem], column)
+        yield _parse_sample([*others, *captions_of_stem], column)
 
 
-def _sample(group: Sequence[Member], column: str) -> dict[str, Any]:
+def _parse_sample(group: Sequence[Member], column: str) -> dict[str, Any]:
     """Return a sample's row; a caption file takes precedence over the metadata, unless a column is chosen."""
-    content = {_ending(member.name): member.content for member in sorted(group, key=lambda member: -len(member.stem))}
+    content = {
+        _get_extension(member.name): member.content for member in sorted(group, key=lambda member: -len(member.stem))
+    }
     value: dict[str, Any] = {}
     try:
         if "json" in content:
@@ -170,5 +172,5 @@ def _sample(group: Sequence[Member], column: str) -> dict[str, Any]:
         return {"problem": "not JSON"}
     row = row_from_object(value, column)
     if row.get("problem") == "no prompt":
-        return {"problem": f"no caption beside {_ending(group[0].name)}; there is {', '.join(content)}"}
+        return {"problem": f"no caption beside {_get_extension(group[0].name)}; there is {', '.join(content)}"}
     return row

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets_prep.sources.columns import find_columns, missing_column
+from datasets_prep.sources.columns import describe_missing_column, find_columns
 from datasets_prep.sources.rows import (
     MAX_PROMPT_BYTES,
     SCHEMA,
@@ -18,9 +18,9 @@ from datasets_prep.sources.rows import (
     TOO_LONG,
     UNREADABLE,
     describe_error,
+    refuse_rows,
     table_from_columns,
     to_float,
-    unreadable_tables,
 )
 
 MAX_ROWS_PER_BYTE = 1000  # a column of one repeated value takes almost no space
@@ -30,20 +30,20 @@ _ARROW_FILE = b"ARROW1\0\0"  # before the stream and its footer
 def read_parquet(opened: Any, rows: int, column: str) -> Iterator[pa.Table]:
     """Read a seekable Parquet file; an unreadable row group is refused with all its rows."""
     with pq.ParquetFile(opened) as parquet:
-        schema, size = parquet.schema_arrow, _size(opened)
-        names = _columns(schema, column)
+        schema, size = parquet.schema_arrow, _get_size(opened)
+        names = _find_columns(schema, column)
         if "text" not in names:
-            count = _plausible_rows(parquet.metadata.num_rows, size)
-            yield from unreadable_tables(count, missing_column(column, _paths(schema)), rows)
+            count = _limit_row_count(parquet.metadata.num_rows, size)
+            yield from refuse_rows(count, describe_missing_column(column, _list_paths(schema)), rows)
             return
         for group in range(parquet.num_row_groups):
-            left = _plausible_rows(parquet.metadata.row_group(group).num_rows, size)
+            left = _limit_row_count(parquet.metadata.row_group(group).num_rows, size)
             try:
                 for batch in parquet.iter_batches(rows, [group], list(names.values())):
-                    yield _table_from_columns(pa.Table.from_batches([batch]), names)
+                    yield _convert_table(pa.Table.from_batches([batch]), names)
                     left -= batch.num_rows
             except UNREADABLE as error:
-                yield from unreadable_tables(left, f"row group {group}: {describe_error(error)}", rows)
+                yield from refuse_rows(left, f"row group {group}: {describe_error(error)}", rows)
 
 
 def read_parquet_stream(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
@@ -54,14 +54,14 @@ def read_parquet_stream(stream: BinaryIO, rows: int, column: str) -> Iterator[pa
         yield from read_parquet(copy, rows, column)
 
 
-def _size(opened: Any) -> int:
+def _get_size(opened: Any) -> int:
     position = opened.tell()
     size = int(opened.seek(0, 2))
     opened.seek(position)
     return size
 
 
-def _plausible_rows(rows: int, size: int) -> int:
+def _limit_row_count(rows: int, size: int) -> int:
     """Return a footer's row count, unless a file of this size cannot have so many."""
     return rows if 0 < rows <= MAX_ROWS_PER_BYTE * size else 1
 
@@ -71,22 +71,22 @@ def read_arrow(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
     is_file = stream.peek(len(_ARROW_FILE)).startswith(_ARROW_FILE)  # type: ignore[attr-defined]
     stream.read(len(_ARROW_FILE) if is_file else 0)
     with pa.ipc.open_stream(stream) as batches:
-        names = _columns(batches.schema, column)
+        names = _find_columns(batches.schema, column)
         if "text" not in names:
-            yield from unreadable_tables(1, missing_column(column, _paths(batches.schema)), rows)
+            yield from refuse_rows(1, describe_missing_column(column, _list_paths(batches.schema)), rows)
             return
         if not stream.peek(1):  # type: ignore[attr-defined]
-            yield from unreadable_tables(1, "file: cut after its schema", rows)
-        for batch in _check_size(batches):
+            yield from refuse_rows(1, "file: cut after its schema", rows)
+        for batch in _reject_oversized(batches):
             batch.validate(full=True)  # Arrow trusts a stream's offsets, and reads outside of it where they are wrong
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, rows):
-                yield _table_from_columns(table.slice(first, rows), names)
+                yield _convert_table(table.slice(first, rows), names)
         if not is_file and stream.read(1):
-            yield from unreadable_tables(1, "file: data after the end of its stream", rows)
+            yield from refuse_rows(1, "file: data after the end of its stream", rows)
 
 
-def _check_size(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _reject_oversized(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Raise an error for a batch that is larger than any memory, which a damaged stream may claim."""
     try:
         yield from batches
@@ -94,49 +94,49 @@ def _check_size(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         raise pa.ArrowInvalid("a batch that is larger than memory") from None
 
 
-def _columns(schema: pa.Schema, chosen: str) -> dict[str, str]:
+def _find_columns(schema: pa.Schema, chosen: str) -> dict[str, str]:
     """Return a table's columns; the chosen one may be a field of a nested column, by its name with dots."""
     names = find_columns(schema.names, chosen)
-    if chosen and "text" not in names and chosen in _paths(schema):
+    if chosen and "text" not in names and chosen in _list_paths(schema):
         names["text"] = chosen
     return names
 
 
-def _paths(schema: pa.Schema) -> list[str]:
+def _list_paths(schema: pa.Schema) -> list[str]:
     """Return the names of all columns, nested ones with dots."""
-    return [path for field in schema for path in _paths_below(field, "")]
+    return [path for field in schema for path in _list_paths_below(field, "")]
 
 
-def _paths_below(field: pa.Field, above: str) -> Iterator[str]:
+def _list_paths_below(field: pa.Field, above: str) -> Iterator[str]:
     path = f"{above}{field.name}"
     yield path
     if pa.types.is_struct(field.type):
         for inner in field.type:
-            yield from _paths_below(inner, f"{path}.")
+            yield from _list_paths_below(inner, f"{path}.")
 
 
-def _column(table: pa.Table, name: str) -> pa.Array:
+def _get_column(table: pa.Table, name: str) -> pa.Array:
     """Return a column by its name, or a field of a nested one."""
     first, *rest = [name] if name in table.column_names else name.split(".")
     values = table[first].combine_chunks()
     return pc.struct_field(values, rest) if rest else values
 
 
-def _table_from_columns(table: pa.Table, names: dict[str, str]) -> pa.Table:
+def _convert_table(table: pa.Table, names: dict[str, str]) -> pa.Table:
     columns: dict[str, Any] = {}
     for target, name in names.items():
-        values = _column(table, name)
+        values = _get_column(table, name)
         if target in SCORES:
-            columns[target] = _numbers(values)
+            columns[target] = _to_floats(values)
         else:
-            columns[target] = _texts(values)
+            columns[target] = _to_strings(values)
     text = columns["text"].to_pylist()
-    problems = _problems(text, _column(table, names["text"]))
+    problems = _find_problems(text, _get_column(table, names["text"]))
     columns["text"] = pa.array([None if bad else value for value, bad in zip(text, problems, strict=True)], pa.string())
     return table_from_columns({**columns, "problem": pa.array(problems, SCHEMA.field("problem").type)}, table.num_rows)
 
 
-def _problems(texts: list[str | None], raw: pa.Array) -> list[str | None]:
+def _find_problems(texts: list[str | None], raw: pa.Array) -> list[str | None]:
     """Return the problem of each text; `raw` is the column that the texts were converted from."""
     there = raw.is_valid().to_pylist()
     nested = pa.types.is_nested(raw.type)
@@ -152,24 +152,24 @@ def _is_long(text: str) -> bool:
     return len(text) > MAX_PROMPT_BYTES or (4 * len(text) > MAX_PROMPT_BYTES and len(text.encode()) > MAX_PROMPT_BYTES)
 
 
-def _numbers(values: pa.Array) -> pa.Array:
+def _to_floats(values: pa.Array) -> pa.Array:
     """Return values as numbers; null where there is none."""
     with suppress(pa.ArrowException):
         return values.cast(pa.float32())
     return pa.array([to_float(value.as_py()) for value in values], pa.float32())
 
 
-def _texts(values: pa.Array) -> pa.Array:
+def _to_strings(values: pa.Array) -> pa.Array:
     """Return values as strings; null where bytes are no UTF-8."""
     try:
         strings = values.cast(pa.string())
         strings.validate(full=True)
     except pa.ArrowException:
-        return pa.array([_decoded(value) for value in values.cast(pa.binary())], pa.string())
+        return pa.array([_decode_or_none(value) for value in values.cast(pa.binary())], pa.string())
     return strings
 
 
-def _decoded(value: Any) -> str | None:
+def _decode_or_none(value: Any) -> str | None:
     with suppress(UnicodeDecodeError):
         return value.as_py().decode() if value.is_valid else None
     return None

@@ -16,7 +16,7 @@ def find_columns(columns: list[str], chosen: str) -> dict[str, str]:
     return names_by_field
 
 
-def missing_column(chosen: str, names: list[str]) -> str:
+def describe_missing_column(chosen: str, names: list[str]) -> str:
     """Return the problem of a table without the column of prompts."""
     wanted = repr(chosen) if chosen else " or ".join(COLUMNS["text"])
     return f"file: no column {wanted}; it has {', '.join(names)[:200]}"

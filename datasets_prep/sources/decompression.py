@@ -39,14 +39,14 @@ def decompress(raw: BinaryIO) -> DecompressedStream:
     """Return the stream without compression and byte order mark, in UTF-8."""
     for layer in range(MAX_LAYERS + 1):
         head, stream = peek(raw)
-        open_layer = next((opener for magic, opener in _LAYERS if _begins(head, magic)), None)
+        open_layer = next((opener for magic, opener in _LAYERS if _starts_with(head, magic)), None)
         if open_layer is None or layer == MAX_LAYERS:
             break
         raw = open_layer(stream)
-    return DecompressedStream(head, _with_line_feeds(head, stream), is_unchanged=layer == 0)
+    return DecompressedStream(head, _convert_carriage_returns(head, stream), is_unchanged=layer == 0)
 
 
-def _begins(head: bytes, magic: bytes | re.Pattern[bytes]) -> bool:
+def _starts_with(head: bytes, magic: bytes | re.Pattern[bytes]) -> bool:
     return head.startswith(magic) if isinstance(magic, bytes) else magic.match(head) is not None
 
 
@@ -129,14 +129,14 @@ def _skip_mark(stream: BinaryIO) -> BinaryIO:
     return stream
 
 
-def _with_line_feeds(head: bytes, stream: BinaryIO) -> BinaryIO:
+def _convert_carriage_returns(head: bytes, stream: BinaryIO) -> BinaryIO:
     """Convert the carriage returns of old Macs to line feeds."""
     if b"\r" not in head or b"\n" in head or b"\0" in head:
         return stream
     return io.BufferedReader(_ConvertedStream(stream, lambda part: part.replace(b"\r", b"\n")), BUFFER)
 
 
-def _arrow_codec(name: str) -> Callable[[BinaryIO], BinaryIO]:
+def _build_arrow_decoder(name: str) -> Callable[[BinaryIO], BinaryIO]:
     return lambda stream: io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, "r"), name), BUFFER)
 
 
@@ -144,8 +144,8 @@ _LAYERS: tuple[tuple[bytes | re.Pattern[bytes], Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
     (re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), bz2.open),
     (b"\xfd7zXZ\0", lzma.open),
-    (b"\x28\xb5\x2f\xfd", _arrow_codec("zstd")),
-    (b"\x04\x22\x4d\x18", _arrow_codec("lz4")),
+    (b"\x28\xb5\x2f\xfd", _build_arrow_decoder("zstd")),
+    (b"\x04\x22\x4d\x18", _build_arrow_decoder("lz4")),
     (codecs.BOM_UTF8, _skip_mark),
     (codecs.BOM_UTF32_LE, _decode_utf("utf-32")),
     (codecs.BOM_UTF32_BE, _decode_utf("utf-32")),

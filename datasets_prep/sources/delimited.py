@@ -7,15 +7,15 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.columns import find_columns, missing_column
+from datasets_prep.sources.columns import describe_missing_column, find_columns
 from datasets_prep.sources.lines import iter_lines
 from datasets_prep.sources.rows import (
     MAX_PROMPT_BYTES,
     MAX_RECORD_BYTES,
     SCORES,
+    refuse_rows,
     rows_to_tables,
     to_float,
-    unreadable_tables,
 )
 
 DELIMITERS = ",\t;|"
@@ -27,7 +27,7 @@ csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
 
 def read_csv(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
     """Read comma-, tab- or semicolon-separated values."""
-    text = _Lines(stream)
+    text = _LineReader(stream)
     first_line = next((line for line in text if line.strip()), "")
     if separator := _SEPARATOR_LINE.match(first_line):
         delimiter, first_line = separator[1], next(text, "")
@@ -36,12 +36,12 @@ def read_csv(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
     header = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter or ","), [])]
     names = find_columns(header, column)
     if "text" not in names:
-        yield from unreadable_tables(1, missing_column(column, header), rows)
+        yield from refuse_rows(1, describe_missing_column(column, header), rows)
     elif delimiter:
         indices = {target: header.index(name) for target, name in names.items()}
-        yield from rows_to_tables(_records(text, delimiter, indices, len(header)), rows)
+        yield from rows_to_tables(_parse_records(text, delimiter, indices, len(header)), rows)
     else:
-        yield from rows_to_tables(_texts(text), rows)
+        yield from rows_to_tables(_parse_texts(text), rows)
 
 
 def guess_delimiter(header: str) -> str:
@@ -51,7 +51,7 @@ def guess_delimiter(header: str) -> str:
     return best if best in plain else ""
 
 
-class _Lines:
+class _LineReader:
     """An iterator of lines as text, with their ends; invalid UTF-8 becomes lone surrogates.
 
     Attributes:
@@ -63,7 +63,7 @@ class _Lines:
     def __init__(self, stream: BinaryIO) -> None:
         self.lines, self.ended, self.lines_in_row = iter_lines(stream, MAX_RECORD_BYTES), False, 0
 
-    def __iter__(self) -> "_Lines":
+    def __iter__(self) -> "_LineReader":
         return self
 
     def __next__(self) -> str:
@@ -78,7 +78,7 @@ class _Lines:
         return line.decode("utf-8", "surrogateescape")
 
 
-def _records(text: _Lines, delimiter: str, indices: dict[str, int], width: int) -> Iterator[dict[str, Any]]:
+def _parse_records(text: _LineReader, delimiter: str, indices: dict[str, int], width: int) -> Iterator[dict[str, Any]]:
     reader = csv.reader(text, delimiter=delimiter)
     while True:
         text.lines_in_row = 0
@@ -92,17 +92,17 @@ def _records(text: _Lines, delimiter: str, indices: dict[str, int], width: int) 
         if text.ended and text.lines_in_row:
             yield {"problem": f"a quote that is not closed, in a row of {text.lines_in_row} lines"}
         elif fields:
-            yield _record(fields, indices, width)
+            yield _parse_record(fields, indices, width)
 
 
-def _record(fields: list[str], indices: dict[str, int], width: int) -> dict[str, Any]:
+def _parse_record(fields: list[str], indices: dict[str, int], width: int) -> dict[str, Any]:
     if len(fields) != width:
         return {"problem": f"{len(fields)} fields; expected {width}"}
     row: dict[str, Any] = {target: fields[index] for target, index in indices.items()}
     return row | {score: to_float(row[score]) for score in SCORES if score in row}
 
 
-def _texts(text: _Lines) -> Iterator[dict[str, Any]]:
+def _parse_texts(text: _LineReader) -> Iterator[dict[str, Any]]:
     """Yield the texts of a file of one column: a quoted text over several lines, or an unquoted line."""
     pending: list[str] = []
     while True:
@@ -114,12 +114,12 @@ def _texts(text: _Lines) -> Iterator[dict[str, Any]]:
         if line is None:
             return
         if line.startswith('"'):
-            line, pending = _quoted_text(line, pending, text)
+            line, pending = _read_quoted_text(line, pending, text)
         quoted = _QUOTED.fullmatch(line)
         yield {"text": quoted[1].replace('""', '"') if quoted else line.strip()}
 
 
-def _quoted_text(line: str, pending: list[str], text: _Lines) -> tuple[str, list[str]]:
+def _read_quoted_text(line: str, pending: list[str], text: _LineReader) -> tuple[str, list[str]]:
     """Return a quoted text with the lines that continue it, and the lines that remain.
 
     If the quote is not closed within the length of a prompt, return the first line alone.

@@ -39,7 +39,7 @@ _BEGINS_LIST = re.compile(r'\[\s*(?P<element>\{\s*"|")')
 _NAME = re.compile(r'"?[A-Za-z_][\w.-]*"?')
 
 
-def format_of_name(path: str) -> str | None:
+def infer_format(path: str) -> str | None:
     """Return the format that a file's name implies; empty if the content decides, None if it is unknown."""
     name = path.lower()
     while name.endswith(COMPRESSED):
@@ -56,9 +56,9 @@ def detect_format(head: bytes, name_format: str, column: str) -> str:
     """Return a format of `ENDINGS`, "document" for JSON that is not JSON lines, or "no prompts: " and the reason."""
     if _PICKLE.match(head):
         return "no prompts: a pickle, which runs the code in it when it is read"
-    for magic, what in _NO_PROMPTS.items():
+    for magic, description in _NO_PROMPTS.items():
         if head.startswith(magic):
-            return f"no prompts: {what}"
+            return f"no prompts: {description}"
     return _detect_binary(head, name_format) or _detect_page_or_media(head) or _detect_text(head, name_format, column)
 
 
@@ -109,13 +109,13 @@ def _detect_json(text: str, is_complete: bool, name_format: str, column: str) ->
     if (
         first is not None
         or (is_complete and _is_json(text))
-        or (_begins_document(text, is_complete) and not _is_lines(rest))
+        or (_starts_as_document(text, is_complete) and not _is_lines(rest))
     ):
         return "document"
     return ""
 
 
-def _begins_document(text: str, is_complete: bool) -> bool:
+def _starts_as_document(text: str, is_complete: bool) -> bool:
     """Tell whether a text begins as a JSON object, or as a list with a complete first element."""
     if not (listed := _BEGINS_LIST.match(text)):
         return bool(_BEGINS_OBJECT.match(text))

@@ -23,7 +23,7 @@ _decoder = json.JSONDecoder()
 
 def read_json_document(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
     """Read a JSON document; if a value cannot be parsed, the last row says so and the rest is lost."""
-    yield from rows_to_tables(_rows(_JsonParser(stream), column), rows)
+    yield from rows_to_tables(_parse_rows(_JsonParser(stream), column), rows)
 
 
 class _JsonParser:
@@ -71,7 +71,7 @@ class _JsonParser:
             pass
         return bool(pattern.match(self.text, self.offset))
 
-    def value(self) -> Any:
+    def parse_value(self) -> Any:
         """Parse a value; raise a ValueError if there is none or it is too long."""
         self.peek()
         while True:
@@ -88,21 +88,21 @@ class _JsonParser:
             self.offset = end
             return value
 
-    def elements(self) -> Iterator[Any]:
+    def iter_elements(self) -> Iterator[Any]:
         """Yield a list's elements, each parsed on demand."""
         self.offset += 1
         while not self.consume("]"):
-            yield self.value()
+            yield self.parse_value()
             if self.consume(","):
                 continue
             if self.peek() != "]":
                 raise ValueError("expected , or ] after an element")
 
-    def members(self) -> Iterator[str]:
+    def iter_keys(self) -> Iterator[str]:
         """Yield the keys of an object; the caller consumes their values."""
         self.offset += 1
         while not self.consume("}"):
-            key = self.value()
+            key = self.parse_value()
             if not isinstance(key, str) or not self.consume(":"):
                 raise ValueError("expected a key and : in an object")
             yield key
@@ -112,20 +112,22 @@ class _JsonParser:
                 raise ValueError("expected , or } after a value")
 
 
-def _rows(values: _JsonParser, column: str) -> Iterator[dict[str, Any]]:
+def _parse_rows(values: _JsonParser, column: str) -> Iterator[dict[str, Any]]:
     try:
         while first := values.peek():
             if first == "[":
-                yield from _or_empty((row_from_json(item, column) for item in values.elements()), "an empty list")
+                yield from _report_if_empty(
+                    (row_from_json(item, column) for item in values.iter_elements()), "an empty list"
+                )
             elif first == "{":
-                yield from _rows_of_object(values, column)
+                yield from _parse_object(values, column)
             else:
-                yield row_from_json(values.value(), column)
+                yield row_from_json(values.parse_value(), column)
     except ValueError as error:
         yield {"problem": f"file: not JSON from here on: {error}"}
 
 
-def _or_empty(rows: Iterator[dict[str, Any]], problem: str) -> Iterator[dict[str, Any]]:
+def _report_if_empty(rows: Iterator[dict[str, Any]], problem: str) -> Iterator[dict[str, Any]]:
     is_empty = True
     for row in rows:
         is_empty = False
@@ -134,24 +136,24 @@ def _or_empty(rows: Iterator[dict[str, Any]], problem: str) -> Iterator[dict[str
         yield {"problem": f"file: {problem}"}
 
 
-def _rows_of_object(values: _JsonParser, column: str) -> Iterator[dict[str, Any]]:
+def _parse_object(values: _JsonParser, column: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of an object's lists of prompts, or of its objects if all values are; else one row."""
     fields: dict[str, Any] = {}
     has_rows = False
-    for key in values.members():
+    for key in values.iter_keys():
         if values.peek() == "[" and "problem" in row_from_object(fields, column):
-            for row in _rows_of_list(values, key, column.removeprefix(f"{key}.")):
+            for row in _parse_list(values, key, column.removeprefix(f"{key}.")):
                 has_rows = True
                 yield row
             fields[key] = None
             continue
         if (key == column if column else key.lower() in _TEXTS) and not has_rows and values.matches(_INDEXED):
-            for _ in values.members():
+            for _ in values.iter_keys():
                 has_rows = True
-                yield row_from_object({"prompt": values.value()}, "")
+                yield row_from_object({"prompt": values.parse_value()}, "")
             fields[key] = None
             continue
-        value = values.value()
+        value = values.parse_value()
         if (has_rows or not fields) and isinstance(value, dict) and "problem" not in row_from_object(value, column):
             has_rows = True
             yield row_from_object(value, column)
@@ -161,10 +163,10 @@ def _rows_of_object(values: _JsonParser, column: str) -> Iterator[dict[str, Any]
         yield {"problem": f"{row['problem']}; it has {', '.join(fields)[:200]}"} if "problem" in row else row
 
 
-def _rows_of_list(values: _JsonParser, key: str, column: str) -> Iterator[dict[str, Any]]:
+def _parse_list(values: _JsonParser, key: str, column: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a list, or nothing if its first element is no prompt: it may be a list of images."""
     is_of_prompts = None
-    for item in values.elements():
+    for item in values.iter_elements():
         if is_of_prompts is None:
             is_of_prompts = (
                 key in (_TEXTS if not column else (column,)) if isinstance(item, str) else _is_prompt(item, column)

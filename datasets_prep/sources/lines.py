@@ -13,13 +13,13 @@ MAX_JSON_BYTES = 16 * MAX_PROMPT_BYTES  # per line: an object may have more than
 
 def read_text(stream: BinaryIO, rows: int) -> Iterator[pa.Table]:
     """Read one prompt per line; a blank line is a row without text."""
-    yield from rows_to_tables(map(_text_row, iter_lines(stream, MAX_PROMPT_BYTES)), rows)
+    yield from rows_to_tables(map(_parse_text_line, iter_lines(stream, MAX_PROMPT_BYTES)), rows)
 
 
 def read_json_lines(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
     """Read one object or text per line; blank lines are skipped."""
     present = (line for line in iter_lines(stream, MAX_JSON_BYTES) if line is None or line.strip())
-    yield from rows_to_tables((_json_row(line, column) for line in present), rows)
+    yield from rows_to_tables((_parse_json_line(line, column) for line in present), rows)
 
 
 def iter_lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
@@ -32,7 +32,7 @@ def iter_lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
         is_start = is_end
 
 
-def _text_row(line: bytes | None) -> dict[str, Any]:
+def _parse_text_line(line: bytes | None) -> dict[str, Any]:
     if line is None:
         return {"problem": f"line of more than {MAX_PROMPT_BYTES} bytes"}
     try:
@@ -41,7 +41,7 @@ def _text_row(line: bytes | None) -> dict[str, Any]:
         return {"problem": "not UTF-8"}
 
 
-def _json_row(line: bytes | None, column: str) -> dict[str, Any]:
+def _parse_json_line(line: bytes | None, column: str) -> dict[str, Any]:
     if line is None:
         return {"problem": f"line of more than {MAX_JSON_BYTES} bytes"}
     try:

@@ -52,7 +52,7 @@ class PromptFile:
     path: str
     column: str = ""
 
-    def stream(self) -> BinaryIO:
+    def open_stream(self) -> BinaryIO:
         """Open the file."""
         opened: BinaryIO = io.BufferedReader(self.filesystem.open_input_stream(self.path, compression=None), BUFFER)
         return opened
@@ -68,7 +68,7 @@ def table_from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return a table of rows; a lone surrogate or an overlong prompt is a problem."""
     columns: dict[str, Any] = {field.name: [row.get(field.name) for row in rows] for field in SCHEMA}
     for number, (text, negative) in enumerate(zip(columns["text"], columns["negative"], strict=True)):
-        if problem := _problem(text, negative):
+        if problem := _find_problem(text, negative):
             columns["text"][number] = columns["negative"][number] = None
             columns["problem"][number] = problem
     return table_from_columns(
@@ -76,7 +76,7 @@ def table_from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     )
 
 
-def _problem(text: str | None, negative: str | None) -> str | None:
+def _find_problem(text: str | None, negative: str | None) -> str | None:
     try:
         size = len((text or "").encode())
         (negative or "").encode()
@@ -117,7 +117,7 @@ def row_from_object(value: Any, column: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for target, names in COLUMNS.items():
         row[target] = next((values[name] for name in names if name in values), None)
-    row["text"] = nested_value(value, column) if column else row["text"]
+    row["text"] = get_nested_value(value, column) if column else row["text"]
     if not isinstance(row["text"], str):
         return {"problem": "no prompt" if row["text"] is None else "the prompt is no text"}
     row["negative"] = row["negative"] if isinstance(row["negative"], str) else None
@@ -131,12 +131,12 @@ def row_from_json(value: Any, column: str) -> dict[str, Any]:
     return {"text": value} if isinstance(value, str) and not column else row_from_object(value, column)
 
 
-def nested_value(value: Any, column: str) -> Any:
+def get_nested_value(value: Any, column: str) -> Any:
     """Return a nested value by a column name with dots; a key that contains dots comes first."""
     if isinstance(value, dict) and column in value:
         return value[column]
     name, _, rest = column.partition(".")
-    return nested_value(value.get(name), rest) if rest and isinstance(value, dict) else None
+    return get_nested_value(value.get(name), rest) if rest and isinstance(value, dict) else None
 
 
 def to_float(value: Any) -> float | None:
@@ -146,7 +146,7 @@ def to_float(value: Any) -> float | None:
     return None
 
 
-def unreadable_tables(count: int, problem: str, rows: int) -> Iterator[pa.Table]:
+def refuse_rows(count: int, problem: str, rows: int) -> Iterator[pa.Table]:
     """Yield tables of at most `rows` rows that hold a problem."""
     for first in range(0, count, rows):
         size = min(rows, count - first)

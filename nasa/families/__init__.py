@@ -1,8 +1,8 @@
-"""The model families that can be steered or distilled, one file each."""
+"""The model families that can be steered or distilled, one module each."""
 
 from typing import Any
 
-from nasa.compat import original_module
+from nasa.compat import unwrap_compiled
 from nasa.families.base import Distillation, Family, PublishedModel
 from nasa.families.flux import FLUX
 from nasa.families.pixart import PIXART
@@ -18,52 +18,52 @@ _BY_PIPELINE = {name: family for family in FAMILIES for name in family.pipeline_
 _BY_DENOISER = {family.denoiser_class: family for family in reversed(FAMILIES)}
 
 
-def denoisers(pipe: Any) -> list[Any]:
+def get_denoisers(pipe: Any) -> list[Any]:
     """Return the pipeline's denoisers; Wan 2.2 has a second one for the later steps."""
-    found = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
-    return [model for model in found if model is not None]
+    models = (getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2"))
+    return [model for model in models if model is not None]
 
 
-def family_of(pipe: Any) -> tuple[Family, Any]:
+def find_family(pipe: Any) -> tuple[Family, Any]:
     """Return the pipeline's family and its first denoiser.
 
     Raises:
-        ValueError: for a pipeline whose denoiser is of no family.
+        ValueError: The pipeline's denoiser belongs to no family.
     """
-    model = next(iter(denoisers(pipe)), None)
+    model = next(iter(get_denoisers(pipe)), None)
     named = _BY_PIPELINE.get(type(pipe).__name__)
     try:
-        return named or family_of_denoiser(model), model
+        return named or find_denoiser_family(model), model
     except ValueError as error:
         raise ValueError(f"{type(pipe).__name__}: {error}") from None
 
 
-def family_of_denoiser(model: Any) -> Family:
+def find_denoiser_family(model: Any) -> Family:
     """Return the family of a denoiser, or the first of several that share its class.
 
     Raises:
-        ValueError: for a denoiser of no family.
+        ValueError: The denoiser belongs to no family.
     """
-    name = type(original_module(model)).__name__
+    name = type(unwrap_compiled(model)).__name__
     if name not in _BY_DENOISER:
         raise ValueError(f"denoiser: got {name}; expected {', '.join(_BY_DENOISER)}.")
     return _BY_DENOISER[name]
 
 
-def distillable_family(pipeline_class: str) -> Family | None:
-    """Return the family that distils pipelines of this class, or None."""
+def find_distillable_family(pipeline_class: str) -> Family | None:
+    """Return the family that can distil pipelines of this class, or None."""
     return next((f for f in FAMILIES if f.distillation and pipeline_class in f.distillation.pipeline_classes), None)
 
 
-def published_model(hub_id: str) -> tuple[Family, PublishedModel] | None:
-    """Return a model on the hub whose size is known without its weights, or None."""
+def find_published_model(hub_id: str) -> tuple[Family, PublishedModel] | None:
+    """Return a Hub model whose architecture is known without its weights, or None."""
     for family in FAMILIES:
         if family.distillation and hub_id in family.distillation.published:
             return family, family.distillation.published[hub_id]
     return None
 
 
-def distillable_pipelines() -> list[str]:
+def list_distillable_pipelines() -> list[str]:
     """Return the class names of the pipelines that can be distilled."""
     return [name for family in FAMILIES if family.distillation for name in family.distillation.pipeline_classes]
 
@@ -72,10 +72,10 @@ __all__ = [
     "FAMILIES",
     "Distillation",
     "Family",
-    "denoisers",
-    "distillable_family",
-    "distillable_pipelines",
-    "family_of",
-    "family_of_denoiser",
-    "published_model",
+    "find_denoiser_family",
+    "find_distillable_family",
+    "find_family",
+    "find_published_model",
+    "get_denoisers",
+    "list_distillable_pipelines",
 ]

@@ -1,4 +1,4 @@
-"""The description of a model family. Steering and distilling read the same object; a new family is one file."""
+"""The description of a model family, which steering and distillation share; a new family is one module."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from nasa.prompt_embeds import PromptEmbeds
 Encode = Callable[[Any, list[str], int | None], PromptEmbeds]
 
 
-def embeds_without_mask(returned: Any) -> PromptEmbeds:
-    """Return the positive prompt of an encoder that returns no mask."""
+def unpack_embeds(returned: Any) -> PromptEmbeds:
+    """Return the positive prompt from an encoder's output without a mask."""
     return PromptEmbeds(returned[0] if isinstance(returned, tuple) else returned)
 
 
@@ -31,15 +31,15 @@ class Distillation:
 
     Attributes:
         pipeline_classes: diffusers pipelines that can be distilled.
-        predict: the denoiser's output [B, C, H, W], of (model, latents [B, C, H, W], timesteps [B], prompt).
+        predict: returns the denoiser's output [B, C, H, W] for (model, latents [B, C, H, W], timesteps [B], prompt).
         output_layer: name of the denoiser's last layer, which stays in float32.
-        one_step_scheduler: from the scheduler's config to that of a student that starts at the last timestep.
+        one_step_scheduler: builds, from a scheduler's config, that of a student that starts at the last timestep.
         early_start_scheduler: the same for a student that starts earlier.
-        call_options: options of the pipeline's call, beside one step and no guidance.
-        text_shape: tokens and features of a prompt, from the denoiser's config.
+        call_options: options of the pipeline's call, in addition to one step and no guidance.
+        text_shape: returns the number of tokens and features of a prompt, from the denoiser's config.
         masks_padding: whether prompts have an attention mask.
         lora_target_modules: peft's target_modules of the LoRA teacher.
-        published: the models on the hub whose size is known without their weights, by hub id.
+        published: the Hub models whose architecture is known without their weights, by hub id.
     """
 
     pipeline_classes: tuple[str, ...]
@@ -53,8 +53,8 @@ class Distillation:
     lora_target_modules: tuple[str, ...] = ("to_q", "to_v")
     published: Mapping[str, PublishedModel] = field(default_factory=dict)
 
-    def empty_prompts(self, denoiser_config: Any, batch_size: int) -> PromptEmbeds:
-        """Return prompts of zeros, of the shape that the denoiser takes."""
+    def make_empty_prompts(self, denoiser_config: Any, batch_size: int) -> PromptEmbeds:
+        """Return prompts of zeros in the shape that the denoiser takes."""
         tokens, features = self.text_shape(denoiser_config)
         mask = torch.ones(batch_size, tokens) if self.masks_padding else None
         return PromptEmbeds(torch.zeros(batch_size, tokens, features), mask)
@@ -65,18 +65,18 @@ class Family:
     """A family of text-to-image or text-to-video models.
 
     Attributes:
-        name: the name of the family's file.
+        name: name of the family's module.
         denoiser_class: the denoiser's class in diffusers.
-        denoiser_part: where a pipeline keeps it.
-        encode: encode prompts as the denoiser takes them, by the pipeline's own encoders; padded or cut to a length,
-            None being the default of the pipeline's call.
-        pipeline_classes: the pipelines of the family, where another family has the same denoiser class.
-        project: what the denoiser does to a text before its cross-attention sees it.
+        denoiser_part: name of the denoiser among the pipeline's components.
+        encode: encodes prompts with the pipeline's encoders as the denoiser takes them, padded or truncated to a
+            length; None is the default of the pipeline's call.
+        pipeline_classes: the family's pipelines, if another family has the same denoiser class.
+        project: projects a text as the denoiser does before its cross-attention.
         norm_across_heads: whether queries and keys are normalised before they are split into heads.
-        extend: for joint attention, the arguments that the negative and its mask change in a call of the denoiser.
+        extend: for joint attention, returns the denoiser's arguments that the negative and its mask change.
         masked: whether joint attention masks the padding of a text.
-        prompt_embeds_of: the positive prompt in what the pipeline's `encode_prompt` returns.
-        distillation: how it is distilled; None where it can only be steered.
+        unpack_prompt_embeds: returns the positive prompt from the output of the pipeline's `encode_prompt`.
+        distillation: how the family is distilled; None if it can only be steered.
     """
 
     name: str
@@ -88,16 +88,16 @@ class Family:
     norm_across_heads: bool = False
     extend: Callable[[dict[str, Any], Tensor, Tensor | None], dict[str, Any]] | None = None
     masked: bool = False
-    prompt_embeds_of: Callable[[Any], PromptEmbeds] = embeds_without_mask
+    unpack_prompt_embeds: Callable[[Any], PromptEmbeds] = unpack_embeds
     distillation: Distillation | None = None
 
 
-def embeds_and_mask(returned: Any) -> PromptEmbeds:
-    """Return the positive prompt of an encoder that returns embeddings, their mask and more."""
+def unpack_embeds_and_mask(returned: Any) -> PromptEmbeds:
+    """Return the positive prompt from an encoder's output of embeddings, their mask and more."""
     embeds, mask, *_ = returned
     return PromptEmbeds(embeds, mask)
 
 
 def append_text(kwargs: dict[str, Any], text_BTD: Tensor, _: Tensor | None = None) -> dict[str, Any]:
-    """Return the denoiser's arguments with the negative's tokens behind the positive's."""
+    """Return the denoiser's text argument with the negative's tokens appended to the positive's."""
     return {"encoder_hidden_states": torch.cat([kwargs["encoder_hidden_states"], text_BTD], dim=1)}

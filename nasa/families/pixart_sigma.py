@@ -6,10 +6,10 @@ step ends at the image.
 
 from dataclasses import replace
 
-from nasa.architectures import pixart_alpha
+from nasa.architectures import build_pixart_alpha
 from nasa.families.base import PublishedModel
-from nasa.families.pixart import DISTILLATION, PIXART, T5_XXL_PARAMETERS, encode_to
-from nasa.schedulers import consistency, last_timestep
+from nasa.families.pixart import DISTILLATION, PIXART, T5_XXL_PARAMETERS, build_t5_encoder
+from nasa.schedulers import build_lcm, build_one_step_ddim
 
 TEXT_LENGTH = 300  # the default of the pipeline's call
 
@@ -17,13 +17,13 @@ PIXART_SIGMA = replace(
     PIXART,
     name="pixart_sigma",
     pipeline_classes=("PixArtSigmaPipeline",),
-    encode=encode_to(TEXT_LENGTH),
+    encode=build_t5_encoder(TEXT_LENGTH),
     distillation=replace(
         DISTILLATION,
         pipeline_classes=("PixArtSigmaPipeline",),
-        one_step_scheduler=last_timestep,
-        early_start_scheduler=consistency,
+        one_step_scheduler=build_one_step_ddim,
+        early_start_scheduler=build_lcm,
         text_shape=lambda config: (TEXT_LENGTH, config.caption_channels),
-        published={"PixArt-alpha/PixArt-Sigma-XL-2-512-MS": PublishedModel(pixart_alpha, T5_XXL_PARAMETERS)},
+        published={"PixArt-alpha/PixArt-Sigma-XL-2-512-MS": PublishedModel(build_pixart_alpha, T5_XXL_PARAMETERS)},
     ),
 )

@@ -1,18 +1,18 @@
-"""Qwen-Image and its few-step models, as Qwen-Image-Lightning."""
+"""Qwen-Image and its few-step models, such as Qwen-Image-Lightning."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nasa.families.base import Family, append_text, embeds_and_mask
+from nasa.families.base import Family, append_text, unpack_embeds_and_mask
 from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 512  # the default of the pipeline's call
 
 
 def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
-    """Encode prompts inside the pipeline's template; there is a mask where their lengths differ."""
+    """Encode prompts within the pipeline's template; there is a mask only if their lengths differ."""
     embeds, mask = pipe.encode_prompt(
         prompts,
         device=pipe._execution_device,
@@ -23,13 +23,13 @@ def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Pr
 
 
 def extend(kwargs: dict[str, Any], text_BTD: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
-    """Append the text, with one mask over both texts; None is a text without padding."""
+    """Append the text, with one mask over both texts; None means a text without padding."""
     positive, positive_mask = kwargs["encoder_hidden_states"], kwargs["encoder_hidden_states_mask"]
     masks = None
     if positive_mask is not None or mask_BT is not None:
         pairs = ((positive, positive_mask), (text_BTD, mask_BT))
-        every = [text.new_ones(text.shape[:2]) if mask is None else mask for text, mask in pairs]
-        masks = torch.cat([mask.bool() for mask in every], dim=1)
+        full = [text.new_ones(text.shape[:2]) if mask is None else mask for text, mask in pairs]
+        masks = torch.cat([mask.bool() for mask in full], dim=1)
     return {**append_text(kwargs, text_BTD), "encoder_hidden_states_mask": masks}
 
 
@@ -40,5 +40,5 @@ QWEN_IMAGE = Family(
     encode=encode,
     extend=extend,
     masked=True,
-    prompt_embeds_of=embeds_and_mask,
+    unpack_prompt_embeds=unpack_embeds_and_mask,
 )

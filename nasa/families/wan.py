@@ -11,7 +11,7 @@ MAX_SEQUENCE_LENGTH = 512  # the default of the pipeline's call
 
 
 def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
-    """Encode prompts padded with zeros, which the model sees; there is no mask."""
+    """Encode prompts padded with zeros, without a mask: the model attends to the padding."""
     embeds, _ = pipe.encode_prompt(
         prompts,
         do_classifier_free_guidance=False,

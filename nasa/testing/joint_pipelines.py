@@ -1,4 +1,4 @@
-"""Small pipelines whose text and image meet in one attention: FLUX, Stable Diffusion 3 and Qwen-Image."""
+"""Tiny pipelines with joint attention: FLUX, Stable Diffusion 3 and Qwen-Image."""
 
 import torch
 from diffusers import (
@@ -20,16 +20,16 @@ from transformers import (
     T5EncoderModel,
 )
 
-from nasa.testing.models import tiny_tokenizer
-from nasa.testing.parts import (
+from nasa.testing.components import (
     TEXT_WIDTH,
     clip_config,
-    qwen_tokenizer,
-    ready,
+    set_up_for_inference,
     t5_config,
     tiny_autoencoder,
+    tiny_qwen_tokenizer,
     tiny_t5_tokenizer,
 )
+from nasa.testing.models import tiny_tokenizer
 
 
 def tiny_flux() -> FluxPipeline:
@@ -55,7 +55,7 @@ def tiny_flux() -> FluxPipeline:
         tokenizer_2=tiny_t5_tokenizer(),
         transformer=transformer,
     )
-    return ready(pipe)
+    return set_up_for_inference(pipe)
 
 
 def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
@@ -86,13 +86,13 @@ def tiny_stable_diffusion_3() -> StableDiffusion3Pipeline:
         text_encoder_3=T5EncoderModel(t5_config(T5Config, 2 * TEXT_WIDTH)),
         tokenizer_3=tiny_t5_tokenizer(),
     )
-    return ready(pipe)
+    return set_up_for_inference(pipe)
 
 
 def tiny_qwen_image() -> QwenImagePipeline:
     """Return a small Qwen-Image pipeline."""
     torch.manual_seed(0)
-    tokenizer = qwen_tokenizer()
+    tokenizer = tiny_qwen_tokenizer()
     text = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -124,4 +124,4 @@ def tiny_qwen_image() -> QwenImagePipeline:
         tokenizer=tokenizer,
         transformer=transformer,
     )
-    return ready(pipe)
+    return set_up_for_inference(pipe)

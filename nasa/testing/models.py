@@ -1,4 +1,4 @@
-"""Small models of true architecture with random weights: what they draw is noise, how they compute is real."""
+"""Tiny Stable Diffusion and CLIP tokenizer, with real architectures and random weights."""
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel

@@ -1,4 +1,4 @@
-"""Small pipelines of true architecture with random weights, one for each family in `nasa.families`."""
+"""Tiny pipelines with real architectures and random weights, one for each family in `nasa.families`."""
 
 from typing import Any
 
@@ -32,17 +32,17 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from nasa.testing.joint_pipelines import tiny_flux, tiny_qwen_image, tiny_stable_diffusion_3
-from nasa.testing.models import tiny_stable_diffusion, tiny_tokenizer
-from nasa.testing.parts import (
+from nasa.testing.components import (
     TEXT_WIDTH,
     clip_config,
-    gemma_tokenizer,
-    ready,
+    set_up_for_inference,
     t5_config,
     tiny_autoencoder,
+    tiny_gemma_tokenizer,
     tiny_t5_tokenizer,
 )
+from nasa.testing.joint_pipelines import tiny_flux, tiny_qwen_image, tiny_stable_diffusion_3
+from nasa.testing.models import tiny_stable_diffusion, tiny_tokenizer
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:
@@ -73,7 +73,7 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
         scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
         add_watermarker=False,
     )
-    return ready(pipe)
+    return set_up_for_inference(pipe)
 
 
 def tiny_pixart() -> PixArtAlphaPipeline:
@@ -99,18 +99,19 @@ def tiny_pixart() -> PixArtAlphaPipeline:
         transformer=transformer,
         scheduler=DDPMScheduler(),
     )
-    return ready(pipe)
+    return set_up_for_inference(pipe)
 
 
 def tiny_pixart_sigma() -> PixArtSigmaPipeline:
     """Return PixArt-alpha's small parts in Sigma's pipeline, with its scheduler."""
-    return ready(PixArtSigmaPipeline(**{**tiny_pixart().components, "scheduler": DPMSolverMultistepScheduler()}))
+    components = {**tiny_pixart().components, "scheduler": DPMSolverMultistepScheduler()}
+    return set_up_for_inference(PixArtSigmaPipeline(**components))
 
 
 def tiny_sana_sprint() -> SanaSprintPipeline:
     """Return a small SANA-Sprint pipeline."""
     torch.manual_seed(0)
-    tokenizer = gemma_tokenizer()
+    tokenizer = tiny_gemma_tokenizer()
     text = Gemma2Config(
         head_dim=8,
         hidden_size=TEXT_WIDTH,
@@ -154,7 +155,7 @@ def tiny_sana_sprint() -> SanaSprintPipeline:
         transformer=transformer,
         scheduler=SCMScheduler(),
     )
-    return ready(pipe)
+    return set_up_for_inference(pipe)
 
 
 def tiny_wan() -> WanPipeline:
@@ -184,7 +185,7 @@ def tiny_wan() -> WanPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         transformer=transformer,
     )
-    return ready(pipe)
+    return set_up_for_inference(pipe)
 
 
 TINY_PIPELINES = {
@@ -199,24 +200,24 @@ TINY_PIPELINES = {
     "qwen-image": tiny_qwen_image,
 }
 
-_SIDE = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "latent"}
+_SIZE = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "latent"}
 _TEXT = {"max_sequence_length": 16}  # the tests' prompts are padded to this
 TINY_CALLS: dict[str, dict[str, Any]] = {  # options of a call of each: two steps, latents, no guidance
-    "stable-diffusion": {**_SIDE, "guidance_scale": 0},
-    "sdxl": {**_SIDE, "guidance_scale": 0},
-    "pixart": {**_SIDE, **_TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
-    "pixart-sigma": {**_SIDE, **_TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
+    "stable-diffusion": {**_SIZE, "guidance_scale": 0},
+    "sdxl": {**_SIZE, "guidance_scale": 0},
+    "pixart": {**_SIZE, **_TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
+    "pixart-sigma": {**_SIZE, **_TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
     "sana-sprint": {
-        **_SIDE,
+        **_SIZE,
         **_TEXT,
         "use_resolution_binning": False,
         "intermediate_timesteps": 1.3,
         "complex_human_instruction": None,
     },
-    "wan": {**_SIDE, **_TEXT, "height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1},
-    "flux": {**_SIDE, **_TEXT, "guidance_scale": 0},
-    "stable-diffusion-3": {**_SIDE, **_TEXT, "guidance_scale": 0},
-    "qwen-image": {**_SIDE, **_TEXT},
+    "wan": {**_SIZE, **_TEXT, "height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1},
+    "flux": {**_SIZE, **_TEXT, "guidance_scale": 0},
+    "stable-diffusion-3": {**_SIZE, **_TEXT, "guidance_scale": 0},
+    "qwen-image": {**_SIZE, **_TEXT},
 }
 
 _FAMILIES = {  # by the class of each pipeline
@@ -232,6 +233,6 @@ _FAMILIES = {  # by the class of each pipeline
 }
 
 
-def draw_tiny(pipe: Any, prompt: str | list[str], **options: Any) -> Any:
-    """Return the images, or videos, of a small pipeline's call with its `TINY_CALLS`, and `options` in their place."""
+def run_tiny_pipeline(pipe: Any, prompt: str | list[str], **options: Any) -> Any:
+    """Return the images or videos of a tiny pipeline, called with its `TINY_CALLS`, which `options` override."""
     return pipe(prompt, **{**TINY_CALLS[_FAMILIES[type(pipe).__name__]], **options})[0]

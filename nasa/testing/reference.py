@@ -19,24 +19,24 @@ def reference_cross_attention(  # noqa: PLR0913
     tau: float = 2.5,
     blend: float = 0.375,
 ) -> Tensor:
-    """Return what a steered layer returns, float64 [B, L, D]; the layer's weights are read, not called."""
+    """Return the output of a steered layer in float64, [B, L, D]; reads the layer's weights without calling it."""
     images = []
     for b in range(hidden_BLD.shape[0]):
         mask = None if negative_mask_BT is None else negative_mask_BT[b]
         if negative_BTD is None:
-            z = _attention(attn, hidden_BLD[b], text_BTD[b], None)
+            z = _attend(attn, hidden_BLD[b], text_BTD[b], None)
         elif method == "vsf":
-            z = _sign_flipped(attn, hidden_BLD[b], text_BTD[b], negative_BTD[b], mask, scale_B[b])
+            z = _attend_sign_flipped(attn, hidden_BLD[b], text_BTD[b], negative_BTD[b], mask, scale_B[b])
         else:
-            z_pos = _attention(attn, hidden_BLD[b], text_BTD[b], None)
-            z_neg = _attention(attn, hidden_BLD[b], negative_BTD[b], mask)
-            z = z_pos - scale_B[b] * z_neg if method == "nasa" else _nag(z_pos, z_neg, scale_B[b], tau, blend)
+            z_pos = _attend(attn, hidden_BLD[b], text_BTD[b], None)
+            z_neg = _attend(attn, hidden_BLD[b], negative_BTD[b], mask)
+            z = z_pos - scale_B[b] * z_neg if method == "nasa" else _apply_nag(z_pos, z_neg, scale_B[b], tau, blend)
         out = attn.to_out[0]
         images.append(z @ out.weight.double().T + out.bias.double())
     return torch.stack(images)
 
 
-def _nag(z_pos_LD: Tensor, z_neg_LD: Tensor, phi: float, tau: float, blend: float) -> Tensor:
+def _apply_nag(z_pos_LD: Tensor, z_neg_LD: Tensor, phi: float, tau: float, blend: float) -> Tensor:
     rows = []
     for positive, negative in zip(z_pos_LD, z_neg_LD, strict=True):
         guided = (1 + phi) * positive - phi * negative
@@ -47,25 +47,23 @@ def _nag(z_pos_LD: Tensor, z_neg_LD: Tensor, phi: float, tau: float, blend: floa
     return torch.stack(rows)
 
 
-def _attention(attn: Attention, hidden_LD: Tensor, text_TD: Tensor, mask_T: Tensor | None) -> Tensor:
+def _attend(attn: Attention, hidden_LD: Tensor, text_TD: Tensor, mask_T: Tensor | None) -> Tensor:
     value = text_TD.double() @ attn.to_v.weight.double().T
-    return _softmax_attention(attn, hidden_LD, text_TD, value, mask_T)
+    return _attend_values(attn, hidden_LD, text_TD, value, mask_T)
 
 
-def _sign_flipped(
+def _attend_sign_flipped(
     attn: Attention, hidden_LD: Tensor, text_TD: Tensor, negative_TD: Tensor, mask_T: Tensor | None, alpha: float
 ) -> Tensor:
-    """One softmax over both texts, with the negative's values times -alpha."""
+    """Return attention with one softmax over both texts and the negative's values multiplied by -alpha."""
     both = torch.cat([text_TD, negative_TD])
     signs = torch.tensor([1.0] * len(text_TD) + [-alpha] * len(negative_TD)).double()
     value = signs[:, None] * (both.double() @ attn.to_v.weight.double().T)
-    shown = None if mask_T is None else torch.cat([torch.ones(len(text_TD)), mask_T.float()])
-    return _softmax_attention(attn, hidden_LD, both, value, shown)
+    mask = None if mask_T is None else torch.cat([torch.ones(len(text_TD)), mask_T.float()])
+    return _attend_values(attn, hidden_LD, both, value, mask)
 
 
-def _softmax_attention(
-    attn: Attention, hidden_LD: Tensor, text_TD: Tensor, value: Tensor, mask_T: Tensor | None
-) -> Tensor:
+def _attend_values(attn: Attention, hidden_LD: Tensor, text_TD: Tensor, value: Tensor, mask_T: Tensor | None) -> Tensor:
     query = hidden_LD.double() @ attn.to_q.weight.double().T
     key = text_TD.double() @ attn.to_k.weight.double().T
     width = query.shape[-1] // attn.heads

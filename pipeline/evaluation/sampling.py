@@ -8,8 +8,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from nasa.denoiser import steerable
-from nasa.diffusion import decode
+from nasa.denoiser import make_steerable
+from nasa.diffusion import decode_latents
 from nasa.guidance import classifier_free_guidance
 from nasa.prompt_embeds import PromptEmbeds, cat
 from nasa.rules import RULES
@@ -42,7 +42,7 @@ class Sampler:
 
     def __init__(self, model: TextToImage, *, denoiser: Any = None) -> None:
         self.model = model
-        self.denoiser = steerable(model.denoiser if denoiser is None else denoiser, family=model.family).eval()
+        self.denoiser = make_steerable(model.denoiser if denoiser is None else denoiser, family=model.family).eval()
         self.device = next(self.denoiser.parameters()).device
 
     @torch.no_grad()
@@ -59,7 +59,7 @@ class Sampler:
             part = slice(first, first + BATCH_SIZE)
             negative = None if negatives is None else self.model.encode(list(negatives[part]))
             latents = self._latents(sampling, list(prompts[part]), seeds[part], negative)
-            chunks.append(decode(self.model.vae, latents).cpu())
+            chunks.append(decode_latents(self.model.vae, latents).cpu())
         return torch.cat(chunks)
 
     def _latents(

@@ -14,9 +14,9 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from nasa.denoiser import distillation_of
-from nasa.diffusion import Diffusion, diffusion_of
-from nasa.families import Family, distillable_family, distillable_pipelines, family_of
+from nasa.denoiser import require_distillation
+from nasa.diffusion import Diffusion, read_diffusion
+from nasa.families import Family, find_distillable_family, find_family, list_distillable_pipelines
 from nasa.prompt_embeds import PromptEmbeds, cat
 from pipeline.errors import UserError, invalid
 from pipeline.hashing import sha256_of_folder
@@ -44,12 +44,12 @@ class TextToImage:
     @property
     def family(self) -> Family:
         """The pipeline's model family."""
-        return family_of(self.pipe)[0]
+        return find_family(self.pipe)[0]
 
     @property
     def denoiser(self) -> Any:
         """The part that is distilled."""
-        return family_of(self.pipe)[1]
+        return find_family(self.pipe)[1]
 
     def parts(self) -> list[torch.nn.Module]:
         """Denoiser, text encoder and autoencoder."""
@@ -86,9 +86,9 @@ def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main")
         parts = json.loads(index.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{field}: {index} is not valid JSON: {error}") from error
-    family = distillable_family(str(parts.get("_class_name")))
+    family = find_distillable_family(str(parts.get("_class_name")))
     if family is None:
-        expected = f"a folder of {' or '.join(distillable_pipelines())}"
+        expected = f"a folder of {' or '.join(list_distillable_pipelines())}"
         raise UserError(f"{field}: got {teacher!r}, which is a {parts.get('_class_name')}; expected {expected}.")
     missing = [part for part in (family.denoiser_part, *_PARTS) if part not in parts or not (folder / part).is_dir()]
     if missing:
@@ -143,7 +143,7 @@ def load(
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     try:
-        diffusion = diffusion_of(pipe, device, start_timestep=start_timestep)
+        diffusion = read_diffusion(pipe, device, start_timestep=start_timestep)
     except ValueError as error:
         field = "teacher." if str(error).startswith("scheduler") else "method."
         raise UserError(f"{field}{error}") from None
@@ -184,7 +184,7 @@ def _quiet_loading() -> Iterator[None]:
 
 def family_of_folder(folder: Path) -> Family:
     """Return the family of a pipeline's folder that can be distilled."""
-    family = distillable_family(json.loads((folder / "model_index.json").read_text())["_class_name"])
+    family = find_distillable_family(json.loads((folder / "model_index.json").read_text())["_class_name"])
     assert family is not None
     return family
 
@@ -206,7 +206,7 @@ def save_student(teacher: Path, weights: dict[str, Tensor], target: Path, *, sta
     Its scheduler starts a single step at t = T - 1 and returns the denoised latents:
     `pipe(prompt, num_inference_steps=1, guidance_scale=0)`; with another start, `timesteps=[start]` beside it.
     """
-    distillation = distillation_of(family_of_folder(teacher))
+    distillation = require_distillation(family_of_folder(teacher))
     scheduler = distillation.one_step_scheduler if start_timestep == -1 else distillation.early_start_scheduler
     return save_denoiser(teacher, weights, target, scheduler, {"start_timestep": start_timestep})
 

@@ -34,13 +34,13 @@ def prepare_benchmarks(
     folder: Folder, negopt: str | None, hpsv2: str | None, count: int, seed: int
 ) -> dict[str, DataFile]:
     """Write the paper's pairs, and those of NegOpt and HPSv2 that are given; return the manifest's files."""
-    tables = {EXCLUSION: benchmark_prompts.exclusion_pairs()}
+    tables = {EXCLUSION: benchmark_prompts.build_exclusion_pairs()}
     if negopt:
         tables[NEGOPT] = _with_option(
             "--negopt", negopt, benchmark_prompts.sample_pairs, list(_pairs(negopt)), count, seed
         )
     if hpsv2:
-        tables[HPSV2] = _with_option("--hpsv2", hpsv2, benchmark_prompts.styled_prompts, _styles(hpsv2))
+        tables[HPSV2] = _with_option("--hpsv2", hpsv2, benchmark_prompts.parse_styled_prompts, _styles(hpsv2))
     files = {name: write_data_file(folder, name, table) for name, table in tables.items()}
     manifest.write(folder, BenchmarksManifest(files=files, seed=seed, negopt=negopt, hpsv2=hpsv2))
     return files

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from datasets_prep import data_card, negatives
 from datasets_prep.chunk import CleaningStats
-from datasets_prep.epoch_sampler import epoch_quotas
+from datasets_prep.epoch_sampler import compute_epoch_quotas
 from datasets_prep.shapes import prompts as shapes
 from datasets_prep.sources import read_tables
 from pipeline import manifest
@@ -167,7 +167,7 @@ def _check_not_empty(output: PreparationOutput) -> None:
 
 def _write_negatives(recipe: Recipe, files: Sequence[SourceFile], output: PreparationOutput) -> None:
     if recipe.prompts.is_bundled:
-        table = negatives.weighted_corpus(shapes.sample_negatives(recipe.prompts.negative_draws, recipe.seed))
+        table = negatives.build_weighted_corpus(shapes.sample_negatives(recipe.prompts.negative_draws, recipe.seed))
     else:
         observed = Counter(_observed_negatives(files))
         table = negatives.build_corpus(recipe.prompts.negative_count, recipe.seed, observed)
@@ -186,7 +186,7 @@ def _finish(recipe: Recipe, output: PreparationOutput, request: PromptRequest) -
     names = list(output.stats)
     rows = {name: sum(file.rows for file in output.files.values() if file.source == name) for name in names}
     assert all(stats.kept == rows[name] for name, stats in output.stats.items())
-    epoch = epoch_quotas(list(rows.values()), [source.weight for source in recipe.prompts.sources])
+    epoch = compute_epoch_quotas(list(rows.values()), [source.weight for source in recipe.prompts.sources])
     quotas = dict(zip(names, epoch, strict=True))
     card_sources = {
         name: {**output.stats[name].to_dict(), "prompts": rows[name], "per_epoch": quotas[name]} for name in names

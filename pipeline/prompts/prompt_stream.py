@@ -69,7 +69,7 @@ class PromptStream:
         size = ENCODED_STEPS_PER_TASK * self.batch_size if encoders else RANGE_SIZE
         ranges = [
             {"first": span.first, "source_N": span.source_N.tobytes(), "source_offsets": list(span.source_offsets)}
-            for span in self.sampler.ranges(first * self.batch_size, last * self.batch_size, size)
+            for span in self.sampler.iter_ranges(first * self.batch_size, last * self.batch_size, size)
         ]
         if not ranges:
             return
@@ -108,7 +108,7 @@ class PromptStream:
     def read_prompts(self, span: SampleRange) -> pa.Array:
         """Return this worker's prompts in a range, in order."""
         mask_N = self._belongs_here(span)
-        rows = self.sampler.locate(span)
+        rows = self.sampler.locate_rows(span)
         source_M, file_M, row_M = rows.source_N[mask_N], rows.file_N[mask_N], rows.row_N[mask_N]
         parts, indices = [], [np.empty(0, np.int64)]
         for source, file in np.unique(np.stack([source_M, file_M]), axis=1).T.tolist():

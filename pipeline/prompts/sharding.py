@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_prep.chunk import BAND_COLUMNS, CleaningStats
-from datasets_prep.dedup import exact_duplicates, near_duplicates, normal_form
+from datasets_prep.dedup import find_exact_duplicates, find_near_duplicates, normalise_text
 from pipeline.prompts.file_cleaning import CleanedFile
 from pipeline.storage import Folder
 
@@ -82,12 +82,12 @@ class CleanCorpus:
 
 def deduplicate(corpus: CleanCorpus, threshold: float, stats_by_source: dict[str, CleaningStats]) -> np.ndarray:
     """Return bool [N], true where a row is kept; duplicates are counted in their source's statistics."""
-    exact = exact_duplicates(corpus.column("key"))
+    exact = find_exact_duplicates(corpus.column("key"))
     near = np.zeros_like(exact)
     if threshold:
-        near = near_duplicates(
+        near = find_near_duplicates(
             lambda number: corpus.column(BAND_COLUMNS[number]),
-            lambda rows: [normal_form(text) for text in corpus.prompts(rows)],
+            lambda rows: [normalise_text(text) for text in corpus.prompts(rows)],
             corpus.rows,
             threshold,
             exact,

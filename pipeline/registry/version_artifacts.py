@@ -12,7 +12,7 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
 import nasa
-from nasa.denoiser import distillation_of
+from nasa.denoiser import require_distillation
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.hashing import sha256_of_folder
@@ -86,7 +86,7 @@ def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Pat
 def call_options(recipe: Recipe, student: Path) -> dict[str, object]:
     """Return the call options of the student's pipeline for one step."""
     options: dict[str, object] = {"num_inference_steps": 1, "guidance_scale": 0.0}
-    options |= distillation_of(models.family_of_folder(student)).call_options
+    options |= require_distillation(models.family_of_folder(student)).call_options
     if recipe.method.start_timestep != -1:
         options["timesteps"] = [recipe.method.start_timestep]
     return options

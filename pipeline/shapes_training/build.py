@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from datasets_prep.shapes.prompts import held_out_prompts
+from datasets_prep.shapes.prompts import sample_held_out_prompts
 from pipeline import models
 from pipeline.evaluation.judges.attributes import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
@@ -104,7 +104,7 @@ def judge_figures(judge: AttributeClassifier, vae: AutoencoderKL) -> dict[str, d
 def teacher_figures(folder: Path, judge: AttributeClassifier) -> dict[str, float]:
     """Return the share of right attributes on held-out prompts, with an evaluation's steps and guidance."""
     options = Evaluation()
-    prompts = held_out_prompts(options.num_prompts, options.seed)
+    prompts = sample_held_out_prompts(options.num_prompts, options.seed)
     sampling = SamplingMethod("steps", options.teacher_guidance, options.teacher_steps)
     seeds = range(options.seed, options.seed + len(prompts))
     images = Sampler(models.load(folder)).images(sampling, [text for text, _ in prompts], seeds)

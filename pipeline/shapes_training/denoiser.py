@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from datasets_prep.shapes import sample_caption
-from nasa.parameterization import add_noise, alpha_sigma, target
+from nasa.parameterization import add_noise, alpha_sigma, prediction_target
 from nasa.prompt_embeds import tokenize
 from pipeline.shapes.denoiser import build_scheduler, build_unet
 from pipeline.shapes.samples import Samples, draw_samples
@@ -50,7 +50,7 @@ def _loss(
     alpha, sigma = alpha_sigma(alphas_cumprod, timestep)
     embeds = model["text_encoder"](tokenize(tokenizer, captions))[0]
     output = model["unet"](add_noise(x0, eps, alpha, sigma), timestep, embeds).sample
-    return F.mse_loss(output, target(x0, eps, alpha, sigma, "v_prediction"))
+    return F.mse_loss(output, prediction_target(x0, eps, alpha, sigma, "v_prediction"))
 
 
 def draw_captions(pool: Samples, rows: np.ndarray, rng: np.random.Generator) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from nasa.diffusion import decode
+from nasa.diffusion import decode_latents
 from nasa.distillation import StepRandomness, StudentLoss, TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.losses import clip_hinge
@@ -66,7 +66,7 @@ class Distiller:
             part, size = slice(first, last), last - first
             share = size * self._passes * self.world_size / self.recipe.train.batch_size
             for name, value in self._micro_step(
-                step, first, share, prompts[part], texts(part), randomness.part(part)
+                step, first, share, prompts[part], texts(part), randomness.select_images(part)
             ).items():
                 sums[name] = sums[name] + value * share / self._passes
         self._update_ema(step)
@@ -162,7 +162,7 @@ class Distiller:
         if self.clip is None or not weight or not chosen:
             return 0.0
         with self.precision():
-            images = decode(self.decoder or self.model.vae, student.attached_x0[chosen])
+            images = decode_latents(self.decoder or self.model.vae, student.attached_x0[chosen])
             image_features = self.clip.image_features(images)
             text_features = self.clip.text_features([prompts[index] for index in chosen])
             hinge = clip_hinge(image_features, text_features, train.clip_margin)

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nasa.denoiser import distillation_of, output_layer, steerable
+from nasa.denoiser import get_output_layer, make_steerable, require_distillation
 from nasa.families import Family
 from nasa.precision import cast_frozen
-from nasa.teachers import add_lora, lora_parameters
+from nasa.teachers import add_lora, get_lora_parameters
 from pipeline.compat import universal_checkpoint
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
@@ -138,17 +138,17 @@ def build(
     denoiser = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)
     add_student_lora(recipe, denoiser)
     for part in teacher.parts():
-        cast_frozen(part, dtype, keep=output_layer(part, teacher.family) if part is teacher.denoiser else None)
-    student = steerable(denoiser, dtype, teacher.family).to(device)
+        cast_frozen(part, dtype, keep=get_output_layer(part, teacher.family) if part is teacher.denoiser else None)
+    student = make_steerable(denoiser, dtype, teacher.family).to(device)
     add_lora(
         teacher.denoiser,
         rank=recipe.lora_teacher.rank,
-        scaling=recipe.lora_teacher.lora_alpha,
-        targets=lora_teacher_targets(recipe, teacher.family),
+        lora_alpha=recipe.lora_teacher.lora_alpha,
+        target_modules=lora_teacher_targets(recipe, teacher.family),
     )
-    for parameter in lora_parameters(teacher.denoiser):
+    for parameter in get_lora_parameters(teacher.denoiser):
         parameter.data = parameter.data.float()
-    teachers = steerable(teacher.denoiser, dtype, teacher.family).to(device)
+    teachers = make_steerable(teacher.denoiser, dtype, teacher.family).to(device)
     if recipe.train.gradient_checkpointing:
         student.enable_gradient_checkpointing()
         teachers.enable_gradient_checkpointing()
@@ -157,7 +157,7 @@ def build(
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     return Engines(
         student=make(recipe, student, trained, recipe.student.learning_rate, workers),
-        lora_teacher=make(recipe, teachers, lora_parameters(teachers), recipe.lora_teacher.learning_rate, workers),
+        lora_teacher=make(recipe, teachers, get_lora_parameters(teachers), recipe.lora_teacher.learning_rate, workers),
     )
 
 
@@ -172,7 +172,7 @@ def compile_denoisers(student: Any, teachers: Any, backend: Any = "inductor") ->
 
 def lora_teacher_targets(recipe: Recipe, family: Family) -> tuple[str, ...]:
     """Return the LoRA teacher's target modules: the recipe's, or the family's own."""
-    return recipe.lora_teacher.target_modules or distillation_of(family).lora_target_modules
+    return recipe.lora_teacher.target_modules or require_distillation(family).lora_target_modules
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype:
@@ -184,7 +184,9 @@ def add_student_lora(recipe: Recipe, model: Any) -> None:
     """Add LoRA adapters to the student if the recipe trains only adapters."""
     options = recipe.student
     if options.lora_rank:
-        add_lora(model, rank=options.lora_rank, scaling=options.lora_alpha, targets=options.lora_target_modules)
+        add_lora(
+            model, rank=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=options.lora_target_modules
+        )
 
 
 def check_workers(device: torch.device) -> None:

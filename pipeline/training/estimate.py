@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nasa.denoiser import distillation_of, steerable
-from nasa.families import Family, published_model
-from nasa.meta_autocast import observed_weight_casts
-from nasa.teachers import add_lora, lora_parameters
+from nasa.denoiser import make_steerable, require_distillation
+from nasa.families import Family, find_published_model
+from nasa.meta_autocast import observe_weight_casts
+from nasa.teachers import add_lora, get_lora_parameters
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.gpus import GPUS
@@ -58,7 +58,7 @@ class Estimate:
 def meta_denoiser(recipe: Recipe) -> tuple[Any, Family]:
     """Return the teacher's denoiser on the meta device, and its family."""
     with torch.device("meta"):
-        if (published := published_model(recipe.teacher)) and is_hub_id(recipe.teacher):
+        if (published := find_published_model(recipe.teacher)) and is_hub_id(recipe.teacher):
             return published[1].build_denoiser(), published[0]
         folder = models.teacher_folder(recipe.teacher, revision=recipe.revision)
         family = models.family_of_folder(folder)
@@ -68,7 +68,7 @@ def meta_denoiser(recipe: Recipe) -> tuple[Any, Family]:
 
 def text_encoder_parameters(recipe: Recipe) -> int:
     """Return the teacher's text encoder's parameter count where it is published, else 0."""
-    published = published_model(recipe.teacher)
+    published = find_published_model(recipe.teacher)
     return published[1].text_encoder_parameters if published else 0
 
 
@@ -84,8 +84,8 @@ def estimate(recipe: Recipe) -> Estimate:
         add_lora(
             model,
             rank=recipe.student.lora_rank,
-            scaling=recipe.student.lora_alpha,
-            targets=recipe.student.lora_target_modules,
+            lora_alpha=recipe.student.lora_alpha,
+            target_modules=recipe.student.lora_target_modules,
         )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
@@ -116,9 +116,9 @@ def estimate(recipe: Recipe) -> Estimate:
 
 def _measure(recipe: Recipe, model: Any, family: Family, batch: int, reduced: bool) -> tuple[float, float]:
     """Return the FLOPs of a forward pass of one image, and the bytes that a pass of `batch` keeps for backward."""
-    distillation = distillation_of(family)
+    distillation = require_distillation(family)
     with torch.device("meta"):
-        denoiser = steerable(model, torch.bfloat16 if reduced else torch.float32, family)
+        denoiser = make_steerable(model, torch.bfloat16 if reduced else torch.float32, family)
         if recipe.train.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
         side, channels = model.config.sample_size, model.config.in_channels
@@ -127,7 +127,7 @@ def _measure(recipe: Recipe, model: Any, family: Family, batch: int, reduced: bo
             return (
                 torch.zeros(count, channels, side, side),
                 torch.zeros(count),
-                distillation.empty_prompts(model.config, count),
+                distillation.make_empty_prompts(model.config, count),
             )
 
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -151,7 +151,7 @@ def count_saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
         return tensor
 
     keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with _fused_attention(), observed_weight_casts() as casts, keep:
+    with _fused_attention(), observe_weight_casts() as casts, keep:
         output = forward()
     del output
     weights = {cast.untyped_storage()._cdata for cast in casts}
@@ -191,10 +191,10 @@ def _lora_parameters(recipe: Recipe) -> int:
         add_lora(
             model,
             rank=recipe.lora_teacher.rank,
-            scaling=recipe.lora_teacher.lora_alpha,
-            targets=lora_teacher_targets(recipe, family),
+            lora_alpha=recipe.lora_teacher.lora_alpha,
+            target_modules=lora_teacher_targets(recipe, family),
         )
-    return sum(p.numel() for p in lora_parameters(model))
+    return sum(p.numel() for p in get_lora_parameters(model))
 
 
 def _clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float]:

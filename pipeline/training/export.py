@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nasa.teachers import merged_weights
+from nasa.teachers import merge_weights
 from pipeline import models
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
@@ -31,4 +31,4 @@ def full_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict
     model = models.load_denoiser(base)
     add_student_lora(recipe, model)
     model.load_state_dict(trained, strict=False)
-    return merged_weights(model)
+    return merge_weights(model)

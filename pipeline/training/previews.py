@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL.Image import Image
 
-from nasa.diffusion import decode
+from nasa.diffusion import decode_latents
 from nasa.student import generate
 from pipeline.evaluation.contact_sheet import contact_sheet, to_pixels
 from pipeline.evaluation.suites import evaluation_suite
@@ -47,7 +47,7 @@ def draw_previews(distiller: "Distiller", prompts: Sequence[str]) -> Iterator[tu
     for label, scale in (("no negative", 0.0), (f"NASA {SCALE}: {NEGATIVE}", SCALE)):
         with distiller.precision():
             x0 = generate(student, model.diffusion, noise.to(device), embeds, negative, scale)
-            rows.append((label, to_pixels(decode(model.vae, x0).float())))
+            rows.append((label, to_pixels(decode_latents(model.vae, x0).float())))
     for number, prompt in enumerate(prompts):
         part = slice(number * IMAGES_PER_PROMPT, (number + 1) * IMAGES_PER_PROMPT)
         sheet = contact_sheet([(label, images[part]) for label, images in rows], [prompt] * IMAGES_PER_PROMPT)

@@ -1,6 +1,6 @@
 import pytest
 
-from datasets_prep.blocklist import blocking_terms, is_sexual_about_minors
+from datasets_prep.blocklist import find_blocking_terms, is_sexual_about_minors
 
 SPELLED = [
     "n u d e schoolgirl", "a n u d e child", "n.u.d.e child", "n-u-d-e kid", "n_u_d_e child", "n'u'd'e child",
@@ -33,27 +33,27 @@ GROWN = [
 
 
 @pytest.mark.parametrize("text", YOUNG)
-def test_an_age_or_a_school_is_of_a_minor(text):
+def test_ages_and_schools_of_minors_are_blocked(text):
     assert is_sexual_about_minors(text)
 
 
 @pytest.mark.parametrize("text", GROWN)
-def test_other_ages_and_names_are_not(text):
-    assert blocking_terms(text) == ()
+def test_ages_of_adults_and_names_are_not_blocked(text):
+    assert find_blocking_terms(text) == ()
 
 
 @pytest.mark.parametrize("text", SPELLED)
-def test_a_term_in_disguise_is_a_term(text):
+def test_disguised_terms_are_blocked(text):
     assert is_sexual_about_minors(text)
 
 
 @pytest.mark.parametrize("text", INNOCENT)
-def test_letters_of_several_words_are_no_term(text):
-    assert blocking_terms(text) == ()
+def test_letters_of_several_words_do_not_form_a_term(text):
+    assert find_blocking_terms(text) == ()
 
 
-def test_the_evidence_is_the_terms_that_met():
-    assert blocking_terms("a naked child and a kid") == ("naked", "child")
-    assert blocking_terms("sexy 15 year old") == ("sexy", "15 year")
-    assert blocking_terms("a little girl in lingerie") == ("lingerie", "little girl")
-    assert blocking_terms("loli") == ("loli",)
+def test_the_blocked_terms_are_reported():
+    assert find_blocking_terms("a naked child and a kid") == ("naked", "child")
+    assert find_blocking_terms("sexy 15 year old") == ("sexy", "15 year")
+    assert find_blocking_terms("a little girl in lingerie") == ("lingerie", "little girl")
+    assert find_blocking_terms("loli") == ("loli",)

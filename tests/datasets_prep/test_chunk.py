@@ -8,14 +8,14 @@ from datasets_prep import blocklist
 from datasets_prep.chunk import SCHEMA, CleaningStats, clean_table
 from datasets_prep.dedup import (
     BANDS,
-    band_keys,
-    candidate_pairs,
-    exact_duplicates,
-    exact_keys,
+    compute_band_keys,
+    compute_exact_keys,
+    extract_shingles,
+    find_candidate_pairs,
+    find_exact_duplicates,
+    find_near_duplicates,
     jaccard,
-    near_duplicates,
-    normal_form,
-    shingles,
+    normalise_text,
 )
 from datasets_prep.filters import Filters
 from datasets_prep.sources.rows import SCHEMA as RAW
@@ -55,9 +55,9 @@ TEXTS = ["a red fox in the snow", "ein roter Fuchs im Schnee auf dem Berg", "nud
         (Filters(min_aesthetic=0.5), {"aesthetic": SCORES}, [0], "low aesthetic score"),
     ],
 )
-def test_a_filter_removes_its_rows_and_says_so(filters, columns, expected, reason):
-    found, stats = removed(TEXTS, filters, **columns)
-    assert found == expected
+def test_a_filter_removes_rows_and_reports_the_reason(filters, columns, expected, reason):
+    actual, stats = removed(TEXTS, filters, **columns)
+    assert actual == expected
     assert dict(stats.removed) == ({reason: len(expected)} if reason else {})
     assert sorted(stats.samples.get(reason, [])) == [TEXTS[i] for i in expected]
 
@@ -66,7 +66,7 @@ def test_a_filter_removes_its_rows_and_says_so(filters, columns, expected, reaso
     ("name", "value", "allowed"),
     [("language_confidence", 2.0, "0 to 1"), ("min_aesthetic", -1.0, "0 or more"), ("min_tokens", -1, "0 or more")],
 )
-def test_a_filter_that_cannot_be(name, value, allowed):
+def test_invalid_filter_options_are_rejected(name, value, allowed):
     with pytest.raises(ValueError, match=f"{name}: got {value}; expected {allowed}"):
         Filters(**{name: value})
 
@@ -90,13 +90,13 @@ def test_a_filter_that_cannot_be(name, value, allowed):
 )
 def test_sexual_terms_about_minors_are_blocked_whatever_the_filters(text, blocked):
     assert blocklist.is_sexual_about_minors(text) == blocked
-    found, stats = removed([text], Filters(max_punsafe=0, max_pwatermark=0))
-    assert bool(found) == blocked
+    actual, stats = removed([text], Filters(max_punsafe=0, max_pwatermark=0))
+    assert bool(actual) == blocked
     assert stats.removed["sexual terms about minors"] == blocked
     assert not stats.samples.get("sexual terms about minors")
 
 
-def test_what_is_blocked_about_minors_is_told_apart_from_the_samples():
+def test_blocked_texts_are_reported_separately_from_samples():
     texts = ["a naked child", "a kid in lingerie", "the naked child", "a child with a kite"]
     _, stats = clean_table(raw(texts), 0, Filters(), words)
     record = stats.to_dict()
@@ -109,7 +109,7 @@ def test_what_is_blocked_about_minors_is_told_apart_from_the_samples():
     assert not any(record["samples"].values())
 
 
-def test_what_cleaning_changed_is_counted_and_shown():
+def test_changes_of_cleaning_are_counted_and_sampled():
     long = "word " * 100
     _, stats = clean_table(
         raw([f"{long}--ar 3:2", "a fox --ar 3:2 --no dog", "<i>a</i> dog", "a cat"]), 0, Filters(), words
@@ -123,7 +123,7 @@ def test_what_cleaning_changed_is_counted_and_shown():
     assert all(len(text) < 210 for pair in shown.items() for text in pair)
 
 
-def test_the_first_unreadable_row_is_kept():
+def test_the_first_unreadable_row_is_recorded():
     kinds = RAW.field("problem").type
     first = clean_table(raw(["a", None], problem=pa.array([None, "not JSON"], kinds)), 10, Filters(), words)[1]
     second = clean_table(raw([None], problem=pa.array(["no prompt"], kinds)), 7, Filters(), words)[1]
@@ -141,22 +141,22 @@ un zorro rojo en la nieve del bosque al atardecer\nuna volpe rossa nella neve al
 \u96ea\u306e\u4e2d\u306e\u8d64\u3044\u72d0""".splitlines()
 
 
-def test_short_english_is_no_other_language_and_another_language_is():
-    found, _ = removed([*ENGLISH, *OTHERS], Filters(language="en"))
-    assert found == list(range(len(ENGLISH), len(ENGLISH) + len(OTHERS)))
+def test_short_english_passes_the_language_filter_and_other_languages_do_not():
+    actual, _ = removed([*ENGLISH, *OTHERS], Filters(language="en"))
+    assert actual == list(range(len(ENGLISH), len(ENGLISH) + len(OTHERS)))
 
 
-def test_tokens_are_counted_of_what_the_scores_left():
+def test_tokens_are_counted_only_for_rows_that_pass_the_score_filters():
     counted = []
     clean_table(raw(TEXTS, punsafe=SCORES), 0, Filters(), lambda texts: counted.extend(texts) or words(texts))
     assert counted == [TEXTS[0], TEXTS[2]]
 
 
-def test_refused_and_empty_rows_are_counted_by_their_place():
+def test_refused_and_empty_rows_are_counted_by_row_number():
     table = raw(["--ar 3:2", None, "a  tree "], problem=pa.array([None, "not JSON", None], RAW.field("problem").type))
-    kept, stats = clean_table(table, 100, Filters(), words)
-    assert kept.schema == SCHEMA
-    assert kept.select(["prompt", "tokens", "row"]).to_pylist() == [{"prompt": "a tree", "tokens": 2, "row": 102}]
+    cleaned, stats = clean_table(table, 100, Filters(), words)
+    assert cleaned.schema == SCHEMA
+    assert cleaned.select(["prompt", "tokens", "row"]).to_pylist() == [{"prompt": "a tree", "tokens": 2, "row": 102}]
     assert dict(stats.removed) == {"unreadable": 1, "empty": 1}
     assert stats.samples["unreadable"] == ["row 101: not JSON"]
     assert sum(stats.tokens) == 1
@@ -164,14 +164,14 @@ def test_refused_and_empty_rows_are_counted_by_their_place():
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.sampled_from(["a b c", "nude", "--ar 3:2", "x", "d e f g"]), max_size=12), st.integers(1, 5))
-def test_accounts_add_up_whatever_the_chunks(texts, size):
+def test_stats_do_not_depend_on_the_chunk_size(texts, size):
     filters = Filters(remove_nsfw=True)
-    _, whole = clean_table(raw(texts), 0, filters, words)
+    _, complete = clean_table(raw(texts), 0, filters, words)
     parts = CleaningStats()
     for first in reversed(range(0, len(texts), size)):
         parts.merge(clean_table(raw(texts[first : first + size]), first, filters, words)[1])
-    assert parts.to_dict() == whole.to_dict()
-    assert CleaningStats.from_dict(whole.to_dict()) == whole
+    assert parts.to_dict() == complete.to_dict()
+    assert CleaningStats.from_dict(complete.to_dict()) == complete
 
 
 LONG = "a portrait of an old sailor with a white beard and a pipe in heavy rain by a harbour at night, oil on canvas"
@@ -188,66 +188,66 @@ CORPUS = [
 
 
 def near(texts, threshold=0.8):
-    normals = [normal_form(text) for text in texts]
-    exact = exact_duplicates(exact_keys(normals))
-    keys = band_keys(normals)
-    found = near_duplicates(
+    normals = [normalise_text(text) for text in texts]
+    exact = find_exact_duplicates(compute_exact_keys(normals))
+    keys = compute_band_keys(normals)
+    actual = find_near_duplicates(
         lambda number: keys[:, number],
         lambda rows: [normals[row] for row in rows],
         len(texts),
         threshold,
         exact,
     )
-    return np.flatnonzero(exact).tolist(), np.flatnonzero(found).tolist()
+    return np.flatnonzero(exact).tolist(), np.flatnonzero(actual).tolist()
 
 
-def test_the_first_of_what_is_alike_stays():
+def test_the_first_duplicate_is_kept():
     assert near(CORPUS) == ([3, 7], [2, 6])
 
 
 def test_a_higher_threshold_keeps_more():
-    between = jaccard(shingles(normal_form(CORPUS[0])), shingles(normal_form(CORPUS[2])))
+    between = jaccard(extract_shingles(normalise_text(CORPUS[0])), extract_shingles(normalise_text(CORPUS[2])))
     assert 0.8 < between < 0.9
     assert 2 not in near(CORPUS, 0.9)[1]
 
 
 def test_chains_have_one_representative():
-    """b is like a, and c like b: a stands for both, though c is not like a."""
+    """If b is similar to a and c to b, a represents both, although c is not similar to a."""
     words = [f"w{i}" for i in range(60)]
     chain = [" ".join(words[start : start + 50]) for start in (0, 5, 10)]
-    a, b, c = (shingles(text) for text in chain)
+    a, b, c = (extract_shingles(text) for text in chain)
     assert jaccard(a, b) >= 0.8 > jaccard(a, c)
     assert near(chain)[1] == [1, 2]
 
 
 def test_pairs_at_the_threshold_are_found():
-    """Of pairs that overlap by 0.8 or more the bands miss fewer than 1 in 100."""
+    """The bands miss less than 1 % of the pairs with a similarity of 0.8 or more."""
     rng = np.random.default_rng(0)
     texts, pairs = [], 0
     for _ in range(400):
-        own = [f"t{n}" for n in rng.integers(0, 10**9, 40)]
-        other = own.copy()
+        tokens = [f"t{n}" for n in rng.integers(0, 10**9, 40)]
+        other = tokens.copy()
         other[int(rng.integers(1, 39))] = "changed"
-        texts += [" ".join(own), " ".join(other)]
-        pairs += jaccard(shingles(texts[-2]), shingles(texts[-1])) >= 0.8
+        texts += [" ".join(tokens), " ".join(other)]
+        pairs += jaccard(extract_shingles(texts[-2]), extract_shingles(texts[-1])) >= 0.8
     assert pairs == 400
     assert len(near(texts)[1]) >= 396
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 5), max_size=20))
-def test_meetings_join_what_shares_a_key(keys):
-    found = candidate_pairs(np.array(keys, dtype=np.uint64)).tolist()
-    assert all(a < b and keys[a] == keys[b] for a, b in found)
+def test_candidate_pairs_share_a_key(keys):
+    actual = find_candidate_pairs(np.array(keys, dtype=np.uint64)).tolist()
+    assert all(a < b and keys[a] == keys[b] for a, b in actual)
     for row, key in enumerate(keys):
         first = keys.index(key)
-        assert first == row or [first, row] in found
+        assert first == row or [first, row] in actual
         earlier = [other for other in range(row) if keys[other] == key]
-        assert not earlier or [earlier[-1], row] in found
+        assert not earlier or [earlier[-1], row] in actual
 
 
-def test_every_band_has_keys_of_its_own():
-    keys = band_keys([normal_form(text) for text in CORPUS])
+def test_bands_have_different_keys():
+    keys = compute_band_keys([normalise_text(text) for text in CORPUS])
     assert keys.shape == (len(CORPUS), BANDS)
     assert len(np.unique(keys[0])) == BANDS
     assert (keys[1] == keys[3]).all()

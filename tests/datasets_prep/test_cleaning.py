@@ -109,7 +109,7 @@ www.example.org on a shirt
 
 
 @pytest.mark.parametrize(("raw", "expected"), CASES)
-def test_what_is_no_prompt_is_removed(raw, expected):
+def test_prompt_syntax_is_removed(raw, expected):
     assert clean(raw) == expected
 
 
@@ -138,13 +138,13 @@ BETWEEN = st.sampled_from(
 
 @settings(deadline=None, max_examples=400)
 @given(st.lists(st.tuples(st.sampled_from(WORDS.split()) | LETTERS, BETWEEN), min_size=1, max_size=12), st.booleans())
-def test_text_without_syntax_comes_back_as_it_was(parts, quoted):
+def test_text_without_syntax_is_unchanged(parts, quoted):
     text = unicodedata.normalize("NFC", "".join(word + between for word, between in parts))
     text = f'"{text.strip()}"' if quoted else text
     assert clean(text) == " ".join(text.split())
 
 
-def test_each_rule_is_told_with_what_it_changed():
+def test_each_rule_reports_its_change():
     text, changes = clean_with_changes("<b>a  fox</b> --ar 3:2 --no dogs")
     assert text == "a fox"
     assert [rule for rule, _, _ in changes] == ["HTML", "--no", "--parameter"]

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_prep.epoch_sampler import EpochSampler, SamplerSource, epoch_quotas
+from datasets_prep.epoch_sampler import EpochSampler, SamplerSource, compute_epoch_quotas
 
 ORDERS = st.builds(
     lambda rows, weights, seed: EpochSampler(
         tuple(
             SamplerSource(f"s{i}", tuple(own), share)
             for i, (own, share) in enumerate(
-                zip(rows, epoch_quotas([sum(own) for own in rows], weights[: len(rows)]), strict=True)
+                zip(rows, compute_epoch_quotas([sum(own) for own in rows], weights[: len(rows)]), strict=True)
             )
         ),
         seed,
@@ -24,18 +24,18 @@ ORDERS = st.builds(
 
 
 def sequence(order, first, last, size=7):
-    """The prompts at these positions as (source, file, row)."""
-    found = []
-    for span in order.ranges(first, last, size):
-        assert span.first == first + len(found)
-        rows = order.locate(span)
-        found += zip(rows.source_N.tolist(), rows.file_N.tolist(), rows.row_N.tolist(), strict=True)
-    return found
+    """Return the prompts at these positions as (source, file, row)."""
+    actual = []
+    for span in order.iter_ranges(first, last, size):
+        assert span.first == first + len(actual)
+        rows = order.locate_rows(span)
+        actual += zip(rows.source_N.tolist(), rows.file_N.tolist(), rows.row_N.tolist(), strict=True)
+    return actual
 
 
 @settings(deadline=None, max_examples=60)
 @given(ORDERS, st.integers(1, 50))
-def test_every_source_is_gone_through_once_before_any_prompt_comes_again(order, size):
+def test_no_prompt_repeats_before_its_source_is_exhausted(order, size):
     epochs = 3
     every = sequence(order, 0, epochs * order.epoch_size, size)
     assert len(every) == epochs * order.epoch_size
@@ -53,7 +53,7 @@ def test_every_source_is_gone_through_once_before_any_prompt_comes_again(order, 
 
 @settings(deadline=None, max_examples=60)
 @given(ORDERS, st.integers(0, 80), st.integers(0, 80), st.integers(1, 50))
-def test_a_late_start_sees_the_tail(order, first, count, size):
+def test_a_late_start_yields_the_tail(order, first, count, size):
     assert sequence(order, first, first + count, size) == sequence(order, 0, first + count)[first:]
 
 
@@ -83,10 +83,10 @@ def test_sources_are_interleaved_in_their_proportion_throughout():
     ],
 )
 def test_shares(totals, weights, expected):
-    assert epoch_quotas(totals, weights) == expected
+    assert compute_epoch_quotas(totals, weights) == expected
 
 
-def test_a_source_with_a_small_share_comes_whole_over_the_epochs():
+def test_a_source_with_a_small_quota_is_exhausted_over_several_epochs():
     order = EpochSampler((SamplerSource("a", (6, 4), 10), SamplerSource("b", (15,), 5)), 3)
     seen = Counter(item for item in sequence(order, 0, 45) if item[0] == 1)
     assert len(seen) == 15

@@ -1,4 +1,4 @@
-"""A file is read as what it is, whatever its name says: what people have, and what it is refused for."""
+"""Format detection by content: supported files whatever their name, and the reasons for refusal."""
 
 import bz2
 import csv
@@ -29,9 +29,9 @@ def rows(path, column="", size=3):
 
 
 def texts(path, column=""):
-    found = rows(path, column)
-    assert not [row["problem"] for row in found if row["problem"]]
-    return [row["text"] for row in found]
+    actual = rows(path, column)
+    assert not [row["problem"] for row in actual if row["problem"]]
+    return [row["text"] for row in actual]
 
 
 def problems(path, column=""):
@@ -47,7 +47,7 @@ def as_csv(delimiter=",", line_end="\r\n"):
 
 
 def as_lines():
-    return "".join(json.dumps(each) + "\n" for each in OBJECTS).encode()
+    return "".join(json.dumps(record) + "\n" for record in OBJECTS).encode()
 
 
 def as_parquet():
@@ -116,19 +116,19 @@ def test_each_format_in_each_compression(tmp_path, ending, packed):
 
 @pytest.mark.parametrize("ending", FORMATS)
 @pytest.mark.parametrize("name", ["wrong.parquet", "wrong.json", "wrong.csv", "wrong.gz"])
-def test_the_content_counts_and_not_the_name(tmp_path, ending, name):
+def test_the_format_is_detected_from_the_content(tmp_path, ending, name):
     (tmp_path / name).write_bytes(FORMATS[ending]())
     assert texts(tmp_path / name) == TEXTS
 
 
-def test_twice_compressed(tmp_path):
+def test_two_layers_of_compression(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(bz2.compress(as_csv())))
     assert texts(tmp_path / "a.csv.gz") == TEXTS
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "txt", "csv.gz"])
-def test_a_byte_order_mark_tells_the_encoding(tmp_path, ending, encoding):
+def test_a_byte_order_mark_determines_the_encoding(tmp_path, ending, encoding):
     kind, _, packed = ending.partition(".")
     content = FORMATS[kind]() if kind != "txt" else "\r\n".join(FLAT).encode()
     text = ("\ufeff" if encoding == "utf-16-be" else "") + content.decode()
@@ -137,32 +137,32 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, ending, encoding):
     assert decode_text(text.encode(encoding)) == content.decode()
 
 
-def test_a_cut_utf_16_file_gives_what_is_before_its_end(tmp_path):
+def test_a_truncated_utf_16_file_yields_its_readable_part(tmp_path):
     (tmp_path / "a.txt").write_bytes("one\ntwo\nthr".encode("utf-16")[:-1])
-    found = rows(tmp_path / "a.txt")
-    assert [(row["text"], row["problem"]) for row in found[:2]] == [("one", None), ("two", None)]
-    assert found[-1]["problem"].startswith("file: ")
+    actual = rows(tmp_path / "a.txt")
+    assert [(row["text"], row["problem"]) for row in actual[:2]] == [("one", None), ("two", None)]
+    assert actual[-1]["problem"].startswith("file: ")
 
 
-def test_a_table_cut_anywhere_says_so(tmp_path):
-    """Also where its schema ends, after which there might have been no rows."""
-    whole = as_arrow()
-    for end in range(0, len(whole), 4):
-        (tmp_path / "a.arrow").write_bytes(whole[:end])
-        found = rows(tmp_path / "a.arrow")
-        assert found, end
-        assert len(found) == len(TEXTS) or found[-1]["problem"].startswith("file: ")
+def test_a_truncated_table_is_reported(tmp_path):
+    """A file cut right after its schema is reported too."""
+    complete = as_arrow()
+    for end in range(0, len(complete), 4):
+        (tmp_path / "a.arrow").write_bytes(complete[:end])
+        actual = rows(tmp_path / "a.arrow")
+        assert actual, end
+        assert len(actual) == len(TEXTS) or actual[-1]["problem"].startswith("file: ")
 
 
-def test_a_batch_that_says_it_is_larger_than_any_memory(tmp_path):
-    """The length of a batch's body is a number of eight bytes in its message."""
-    whole = bytearray(as_arrow())
-    with pa.ipc.open_stream(bytes(whole)) as found:
-        schema = found.schema.serialize().size
-    body = pa.ipc.read_message(pa.BufferReader(bytes(whole[schema:]))).body.size
-    at = whole.index(body.to_bytes(8, "little"), schema)
-    whole[at + 6] = 1
-    (tmp_path / "a.arrow").write_bytes(whole)
+def test_a_batch_that_claims_to_exceed_the_memory_is_reported(tmp_path):
+    """The length of a batch's body is an 8-byte number in its message."""
+    complete = bytearray(as_arrow())
+    with pa.ipc.open_stream(bytes(complete)) as reader:
+        schema = reader.schema.serialize().size
+    body = pa.ipc.read_message(pa.BufferReader(bytes(complete[schema:]))).body.size
+    at = complete.index(body.to_bytes(8, "little"), schema)
+    complete[at + 6] = 1
+    (tmp_path / "a.arrow").write_bytes(complete)
     assert problems(tmp_path / "a.arrow") == ["file: a batch that is larger than memory"]
 
 
@@ -183,21 +183,21 @@ DOCUMENTS = {
     "columns of pandas": ({"id": {"0": 7, "1": 8}, "prompt": {str(i): text for i, text in enumerate(TEXTS)}}, ""),
     "a column of pandas": ({"x": {"0": "no"}, "p": {str(i): text for i, text in enumerate(TEXTS)}, "z": {"0": 1}}, "p"),
     "objects by name": ({f"{i}.png": {"p": text} for i, text in enumerate(TEXTS)}, "p"),
-    "wrapped rows": ({"rows": [{"row_idx": 0, "row": each} for each in OBJECTS]}, "row.prompt"),
+    "wrapped rows": ({"rows": [{"row_idx": 0, "row": record} for record in OBJECTS]}, "row.prompt"),
     "column within the list": ({"data": OBJECTS}, "data.prompt"),
 }
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 @pytest.mark.parametrize("indent", [None, 4])
-def test_json_that_is_no_object_a_line(tmp_path, name, indent):
+def test_json_documents_of_any_layout(tmp_path, name, indent):
     value, column = DOCUMENTS[name]
     (tmp_path / "a.json").write_text(json.dumps(value, indent=indent))
     assert texts(tmp_path / "a.json", column) == TEXTS
 
 
 def test_indented_objects_one_after_another(tmp_path):
-    (tmp_path / "a.json").write_text("\n".join(json.dumps(each, indent=2) for each in OBJECTS))
+    (tmp_path / "a.json").write_text("\n".join(json.dumps(record, indent=2) for record in OBJECTS))
     assert texts(tmp_path / "a.json") == TEXTS
     (tmp_path / "one.json").write_text(json.dumps(OBJECTS[0], indent=2))
     assert texts(tmp_path / "one.json") == TEXTS[:1]
@@ -205,22 +205,22 @@ def test_indented_objects_one_after_another(tmp_path):
 
 @pytest.mark.parametrize("filler", ["", "x" * 3000])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt", "a.csv"])
-def test_a_cut_list_gives_what_is_before_its_end(tmp_path, name, filler):
-    """Below and above what is looked at to tell what a file is."""
+def test_a_truncated_list_yields_its_readable_part(tmp_path, name, filler):
+    """The lists are shorter and longer than the bytes that format detection inspects."""
     many = [{"prompt": f"number {i}", "filler": filler} for i in range(50)]
     lines = "[\n" + ",\n".join(map(json.dumps, many)) + "\n"
-    for cut, whole in (
+    for cut, count in (
         (lines, 50), (json.dumps(many)[:-20], 49), (json.dumps(many, indent=2)[:-20], 49),
         (json.dumps({"prompts": many})[:-21], 49), (json.dumps({"prompts": many}, indent=1)[:-21], 49),
-        (json.dumps([each["prompt"] for each in many])[:-4], 49),
+        (json.dumps([record["prompt"] for record in many])[:-4], 49),
     ):  # fmt: skip
         (tmp_path / name).write_text(cut)
-        found = rows(tmp_path / name)
-        assert [row["text"] for row in found] == [*(f"number {i}" for i in range(whole)), None]
-        assert found[-1]["problem"].startswith("file: not JSON from here on: ")
+        actual = rows(tmp_path / name)
+        assert [row["text"] for row in actual] == [*(f"number {i}" for i in range(count)), None]
+        assert actual[-1]["problem"].startswith("file: not JSON from here on: ")
 
 
-def test_a_comma_after_the_last_element_is_none_too_many(tmp_path):
+def test_a_trailing_comma_is_accepted(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(OBJECTS)[:-1] + ",]")
     assert texts(tmp_path / "a.json") == TEXTS
 
@@ -233,7 +233,7 @@ def test_a_damaged_first_line_is_one_row(tmp_path, first, count):
     assert [row["problem"] for row in rows(tmp_path / "a.jsonl")] == ["not JSON"] + [None] * count
 
 
-def test_texts_a_line_of_json(tmp_path):
+def test_json_strings_one_per_line(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(text) + "\n" for text in TEXTS) + "3\n")
     assert [row["text"] for row in rows(tmp_path / "a.jsonl")] == [*TEXTS, None]
     assert problems(tmp_path / "a.jsonl", "x") == ["not an object"] * 5
@@ -242,29 +242,29 @@ def test_texts_a_line_of_json(tmp_path):
 def test_a_column_of_pandas_streams_and_its_other_values_are_refused(tmp_path):
     values = {str(i): f"number {i}" for i in range(20_000)} | {"20000": None, "20001": 3}
     (tmp_path / "a.json").write_text(json.dumps({"prompt": values}))
-    found = rows(tmp_path / "a.json")
-    assert [row["text"] for row in found[:-2]] == [f"number {i}" for i in range(20_000)]
-    assert [row["problem"] for row in found[-2:]] == ["no prompt", "the prompt is no text"]
+    actual = rows(tmp_path / "a.json")
+    assert [row["text"] for row in actual[:-2]] == [f"number {i}" for i in range(20_000)]
+    assert [row["problem"] for row in actual[-2:]] == ["no prompt", "the prompt is no text"]
     (tmp_path / "a.json").write_text(json.dumps({"prompt": {"en": "a cat", "de": "eine Katze"}}))
     assert problems(tmp_path / "a.json") == ["no prompt; it has prompt"]
 
 
 @pytest.mark.parametrize("line", ['["Hello" on a sign]', '{"Hello", "world"} on a sign', '["open'])
-def test_text_that_begins_as_json_does_is_text(tmp_path, line):
+def test_text_that_resembles_json_is_text(tmp_path, line):
     (tmp_path / "a.txt").write_text(f"{line}\na cat\n")
     assert texts(tmp_path / "a.txt") == [line, "a cat"]
 
 
-def test_a_long_list_streams_and_an_error_in_it_says_where(tmp_path):
+def test_a_long_list_streams_up_to_an_error(tmp_path):
     many = [{"prompt": f"number {i}", "filler": "x" * 100} for i in range(20_000)]
-    whole = json.dumps(many)
-    (tmp_path / "a.json").write_text(whole)
-    assert texts(tmp_path / "a.json") == [each["prompt"] for each in many]
-    cut = whole[: whole.index("number 15000") - 5]
+    complete = json.dumps(many)
+    (tmp_path / "a.json").write_text(complete)
+    assert texts(tmp_path / "a.json") == [record["prompt"] for record in many]
+    cut = complete[: complete.index("number 15000") - 5]
     (tmp_path / "a.json").write_text(cut)
-    found = rows(tmp_path / "a.json")
-    assert [row["text"] for row in found[:-1]] == [f"number {i}" for i in range(15_000)]
-    assert found[-1]["problem"].startswith("file: not JSON from here on: ")
+    actual = rows(tmp_path / "a.json")
+    assert [row["text"] for row in actual[:-1]] == [f"number {i}" for i in range(15_000)]
+    assert actual[-1]["problem"].startswith("file: not JSON from here on: ")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_long_list_streams_and_an_error_in_it_says_where(tmp_path):
         ([3], "not an object"),
     ],
 )
-def test_json_without_prompts_says_what_it_has(tmp_path, value, problem):
+def test_json_without_prompts_reports_its_keys(tmp_path, value, problem):
     (tmp_path / "a.json").write_text(json.dumps(value, indent=1))
     assert problems(tmp_path / "a.json") == [problem]
 
@@ -295,7 +295,7 @@ def image_samples(indent=None, ending="txt"):
 @pytest.mark.parametrize("without", ["", "json", "txt", "jpg"])
 @pytest.mark.parametrize("name", ["00000.tar", "00000.tar.gz"])
 def test_img2dataset_s_archives(tmp_path, indent, without, name):
-    files = {own: content for own, content in image_samples(indent).items() if not own.endswith(without or "?")}
+    files = {file: content for file, content in image_samples(indent).items() if not file.endswith(without or "?")}
     (tmp_path / name).write_bytes(PACKED[".gz" if name.endswith("gz") else ""](tar(files)))
     assert texts(tmp_path / name) == TEXTS
     if without != "json":
@@ -303,30 +303,30 @@ def test_img2dataset_s_archives(tmp_path, indent, without, name):
         assert {row["punsafe"] for row in rows(tmp_path / name)} == {0.25}
 
 
-def test_an_image_without_a_caption_is_a_row_that_says_so(tmp_path):
+def test_an_image_without_a_caption_is_reported(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar({"1.jpg": b"x", "1.cls": b"3", "2.jpg": b"x", "2.txt": b"two"}))
-    found = rows(tmp_path / "a.tar")
-    assert [row["text"] for row in found] == [None, "two"]
-    assert found[0]["problem"] == "no caption beside jpg; there is jpg"
+    actual = rows(tmp_path / "a.tar")
+    assert [row["text"] for row in actual] == [None, "two"]
+    assert actual[0]["problem"] == "no caption beside jpg; there is jpg"
 
 
 def captioned(stem, text, **more):
     return {f"{stem}.png": b"x", f"{stem}.txt": text.encode(), **more}
 
 
-def test_samples_whose_names_have_dots_are_told_apart(tmp_path, monkeypatch):
+def test_samples_with_dots_in_their_names_are_distinguished(tmp_path, monkeypatch):
     files = {}
     for i in range(100):
         files |= captioned(f"out/sdxl1.0_{i:04d}", f"caption {i}")
     (tmp_path / "a.tar").write_bytes(tar(files))
     wanted = [f"caption {i}" for i in range(100)]
     assert texts(tmp_path / "a.tar") == wanted
-    for most in ("MAX_MEMBERS", "MAX_HELD_BYTES"):
-        monkeypatch.setattr(archives, most, 7)
+    for limit in ("MAX_MEMBERS", "MAX_HELD_BYTES"):
+        monkeypatch.setattr(archives, limit, 7)
         assert texts(tmp_path / "a.tar") == wanted
     (tmp_path / "cut.tar").write_bytes(tar(files)[: 2 * 512 * 150])
-    found = rows(tmp_path / "cut.tar")
-    assert [row["text"] for row in found if row["text"]] == wanted[:75]
+    actual = rows(tmp_path / "cut.tar")
+    assert [row["text"] for row in actual if row["text"]] == wanted[:75]
 
 
 @pytest.mark.parametrize("order", [sorted, lambda names: sorted(names, reverse=True)])
@@ -341,7 +341,7 @@ def test_the_parts_of_a_sample_of_webdataset_are_one(tmp_path, order):
 
 
 @pytest.mark.parametrize(
-    ("files", "found"),
+    ("files", "expected"),
     [
         ({"1.jpg": b"", "1.de.txt": b"Fuchs", "1.en.txt": b"fox"}, ["Fuchs", "fox"]),
         ({"1.jpg": b"", "1.jpg.txt": b"one", "2.jpg": b"", "2.jpg.txt": b"two"}, ["one", "two"]),
@@ -350,13 +350,13 @@ def test_the_parts_of_a_sample_of_webdataset_are_one(tmp_path, order):
         ({"v1.5_1.png": b"", "v1.5_2.png": b""}, [None, None]),
     ],
 )
-def test_no_caption_of_an_archive_is_lost(tmp_path, files, found):
+def test_no_caption_of_an_archive_is_lost(tmp_path, files, expected):
     (tmp_path / "a.tar").write_bytes(tar(files))
-    assert [row["text"] for row in rows(tmp_path / "a.tar")] == found
+    assert [row["text"] for row in rows(tmp_path / "a.tar")] == expected
     assert all(row["text"] or row["problem"] for row in rows(tmp_path / "a.tar"))
 
 
-def test_a_name_that_comes_again_begins_another_sample(tmp_path):
+def test_a_repeated_name_starts_another_sample(tmp_path):
     out = io.BytesIO()
     for content in (captioned("1", "one"), captioned("1", "two")):
         out.write(tar(content)[: 4 * 512])
@@ -389,9 +389,9 @@ def test_a_nested_column_in_each_format(tmp_path, ending):
             out.write_table(table)
     else:
         path.write_text("\n".join(map(json.dumps, NESTED)) if ending == "jsonl" else json.dumps(NESTED))
-    found = rows(path, "Task2.Caption")
-    assert [row["text"] for row in found] == [*TEXTS, None]
-    assert found[-1]["problem"] == "no prompt"
+    actual = rows(path, "Task2.Caption")
+    assert [row["text"] for row in actual] == [*TEXTS, None]
+    assert actual[-1]["problem"] == "no prompt"
     assert "it has img_path" in problems(path, "Task3")[0] or ending.startswith("json")
 
 
@@ -411,7 +411,7 @@ def test_a_csv_by_its_own_delimiter(tmp_path, delimiter):
 
 
 def test_a_quoted_line_end_wherever_a_block_ends(tmp_path):
-    """Of a few megabytes, so that a reader by blocks of 2^16 to 2^20 bytes ends one within each of them."""
+    """The file is long enough that blocks of 2^16 to 2^20 bytes end within a quoted line end."""
     wanted = [f"{i} red\r\nblue fox " + "x" * (1500 + i % 97) for i in range(2000)]
     out = io.StringIO(newline="")
     csv.writer(out).writerows([["id", "prompt"], *enumerate(wanted)])
@@ -421,13 +421,13 @@ def test_a_quoted_line_end_wherever_a_block_ends(tmp_path):
 
 def test_a_field_that_is_larger_than_any_block(tmp_path):
     (tmp_path / "a.csv").write_text(f'id,prompt\n1,"{"y" * 3_000_000}"\n2,next\n3,"{"z" * 20_000_000}"\n4,last\n')
-    found = rows(tmp_path / "a.csv")
-    assert [row["text"] for row in found if row["text"]] == ["next", "last"]
-    assert found[0]["problem"] == "prompt of more than 100000 bytes"
-    assert len([row for row in found if row["problem"]]) == 2
+    actual = rows(tmp_path / "a.csv")
+    assert [row["text"] for row in actual if row["text"]] == ["next", "last"]
+    assert actual[0]["problem"] == "prompt of more than 100000 bytes"
+    assert len([row for row in actual if row["problem"]]) == 2
 
 
-def test_a_quote_that_is_not_closed_is_told(tmp_path):
+def test_an_unclosed_quote_is_reported(tmp_path):
     (tmp_path / "a.csv").write_text('id,prompt\n1,one\n2,"two\n3,three\n')
     assert problems(tmp_path / "a.csv") == ["a quote that is not closed, in a row of 2 lines"]
     (tmp_path / "b.csv").write_text('prompt\n"Hello" on a sign\n"two\nlines, quoted"\n"open, and\na last, one\n')
@@ -445,7 +445,7 @@ def test_a_quote_that_is_not_closed_is_told(tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv", "a.txt", "a.gz"])
-def test_what_holds_no_prompts_is_named(tmp_path, content, what, name):
+def test_unsupported_content_is_named(tmp_path, content, what, name):
     (tmp_path / name).write_bytes(content)
     (problem,) = problems(tmp_path / name)
     assert problem.startswith(f"file: no prompts: {what}")
@@ -457,7 +457,7 @@ WORDS = ["BZh is no word", "BZh9 in a row", "RIFF raff, a wave", "GIF8 cat", "PA
 
 @pytest.mark.parametrize("first", WORDS)
 @pytest.mark.parametrize("name", ["a.txt", "a.gz"])
-def test_text_that_begins_as_another_format_does_is_text(tmp_path, first, name):
+def test_text_that_resembles_another_format_is_text(tmp_path, first, name):
     (tmp_path / name).write_text(f"{first}\na cat\n")
     assert texts(tmp_path / name) == [first, "a cat"]
 
@@ -488,6 +488,10 @@ def test_the_same_lines_are_the_same_rows_in_each_format(tmp_path):
     with (tmp_path / "a.csv").open("w", newline="") as out:
         csv.writer(out).writerows([["prompt"], *([line] for line in LINES)])
     (tmp_path / "b.csv").write_text("\n".join(["prompt", *LINES]) + "\n")
-    whole = [[(row["text"] or "").strip() for row in rows(tmp_path / name)] for name in ("a.txt", "a.jsonl", "a.csv")]
-    assert whole[0] == whole[1] == whole[2] == [line.strip() if len(line) <= 100_000 else "" for line in LINES]
-    assert [text.strip('"') for text in whole[0]] == [(row["text"] or "").strip() for row in rows(tmp_path / "b.csv")]
+    complete = [
+        [(row["text"] or "").strip() for row in rows(tmp_path / name)] for name in ("a.txt", "a.jsonl", "a.csv")
+    ]
+    assert complete[0] == complete[1] == complete[2] == [line.strip() if len(line) <= 100_000 else "" for line in LINES]
+    assert [text.strip('"') for text in complete[0]] == [
+        (row["text"] or "").strip() for row in rows(tmp_path / "b.csv")
+    ]

@@ -1,13 +1,13 @@
 import pytest
 
-from datasets_prep.negatives import SCHEMA, contradicts, weighted_corpus
+from datasets_prep.negatives import SCHEMA, build_weighted_corpus, contradicts
 
 
 def test_the_corpus_has_distinct_texts_by_weight_then_alphabet():
-    table = weighted_corpus(["ugly", "dark", "blurry", "dark", "ugly", "dark"])
+    table = build_weighted_corpus(["ugly", "dark", "blurry", "dark", "ugly", "dark"])
     assert table.schema == SCHEMA
     assert table.to_pydict() == {"negative_prompt": ["dark", "ugly", "blurry"], "weight": [3, 2, 1]}
-    assert weighted_corpus(["b", "a", "c"])["negative_prompt"].to_pylist() == ["a", "b", "c"]
+    assert build_weighted_corpus(["b", "a", "c"])["negative_prompt"].to_pylist() == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -22,5 +22,5 @@ def test_the_corpus_has_distinct_texts_by_weight_then_alphabet():
         ("Ein Foto von Bäumen", "bäumen", True),
     ],
 )
-def test_a_negative_contradicts_where_it_names_what_the_prompt_asks_for(prompt, negative_prompt, expected):
+def test_a_negative_contradicts_a_prompt_with_a_shared_content_word(prompt, negative_prompt, expected):
     assert contradicts(prompt, negative_prompt) is expected

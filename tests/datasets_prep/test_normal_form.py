@@ -1,4 +1,4 @@
-"""What two texts must share to be one: the words of any script, and the signs that tell words apart."""
+"""The normal form of deduplication: words of any script, and signs that distinguish words."""
 
 import unicodedata
 from functools import cache
@@ -8,7 +8,7 @@ import regex
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from datasets_prep.dedup import normal_form
+from datasets_prep.dedup import normalise_text
 
 SCRIPTS = """
 Latin Greek Cyrillic Armenian Hebrew Arabic Syriac Thaana Devanagari Bengali Gurmukhi Gujarati Tamil Telugu Kannada
@@ -18,9 +18,9 @@ Malayalam Sinhala Thai Lao Tibetan Myanmar Georgian Hangul Ethiopic Khmer Mongol
 
 @cache
 def letters(script):
-    """Letters, marks and digits of the basic plane."""
-    own = regex.compile(rf"[\p{{Script={script}}}&&[\p{{L}}\p{{M}}\p{{N}}]]", regex.V1)
-    return [chr(code) for code in range(0x30, 0xFFFF) if own.fullmatch(chr(code))]
+    """Return the script's letters, marks and digits of the basic plane."""
+    pattern = regex.compile(rf"[\p{{Script={script}}}&&[\p{{L}}\p{{M}}\p{{N}}]]", regex.V1)
+    return [chr(code) for code in range(0x30, 0xFFFF) if pattern.fullmatch(chr(code))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS.split())
@@ -30,10 +30,10 @@ def test_different_words_of_a_script_stay_apart(script, data):
     words = st.text(st.sampled_from(letters(script)), min_size=1, max_size=6)
     word = data.draw(words)
     other = data.draw(words | st.integers(0, len(word)).map(lambda end: word[:end] + word[end + 1 :]))
-    one, two = (unicodedata.normalize("NFC", each).lower() for each in (word, other))
+    one, two = (unicodedata.normalize("NFC", text).lower() for text in (word, other))
     assume(one != two and two)
-    assert normal_form(one) != normal_form(two)
-    assert normal_form(f"a {one}, b") != normal_form(f"a {two}, b")
+    assert normalise_text(one) != normalise_text(two)
+    assert normalise_text(f"a {one}, b") != normalise_text(f"a {two}, b")
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_different_words_of_a_script_stay_apart(script, data):
         ["!!!", "???", "\u2014"],
     ],
 )
-def test_signs_that_tell_texts_apart(texts):
-    assert len({normal_form(text) for text in texts}) == len(texts)
+def test_signs_that_distinguish_texts(texts):
+    assert len({normalise_text(text) for text in texts}) == len(texts)
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ def test_signs_that_tell_texts_apart(texts):
     ],
 )
 def test_case_space_and_punctuation_do_not_count(one, two):
-    assert normal_form(one) == normal_form(two)
+    assert normalise_text(one) == normalise_text(two)

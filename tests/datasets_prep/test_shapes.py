@@ -11,7 +11,7 @@ from datasets_prep.shapes import (
     SHAPES,
     SIZES,
     Scene,
-    full_prompt,
+    build_full_prompt,
     is_held_out,
     render,
     sample_caption,
@@ -24,7 +24,7 @@ from datasets_prep.shapes.prompts import (
     DEGRADATIONS,
     NEVER_NEGATIVE,
     PAIRS,
-    held_out_prompts,
+    sample_held_out_prompts,
     sample_negatives,
     sample_prompts,
 )
@@ -108,11 +108,11 @@ def test_captions_mention_only_what_is_there(make):
 @pytest.mark.parametrize("quality", QUALITIES[1:])
 def test_degraded_captions_use_its_word_a_common_word_or_none(quality):
     texts = [sample_caption(scene, rng) for scene, rng in scenes(quality=quality)]
-    own = sum(bool(words(QUALITY_WORDS[quality], text)) for text in texts) / DRAWS
+    specific = sum(bool(words(QUALITY_WORDS[quality], text)) for text in texts) / DRAWS
     common = sum(bool(words(COMMON_QUALITY_WORDS, text)) for text in texts) / DRAWS
-    assert own > 0.3
+    assert specific > 0.3
     assert common > 0.15
-    assert own + common < 0.85
+    assert specific + common < 0.85
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_degraded_captions_use_its_word_a_common_word_or_none(quality):
     ],
 )
 def test_full_prompts(change, expected):
-    assert full_prompt(replace(PLAIN, **change)) == expected
-    assert full_prompt(replace(PLAIN, **change), position=False) == expected.replace(" in the centre", "")
+    assert build_full_prompt(replace(PLAIN, **change)) == expected
+    assert build_full_prompt(replace(PLAIN, **change), position=False) == expected.replace(" in the centre", "")
 
 
 def test_articles_agree():
@@ -139,7 +139,7 @@ def test_prompts_are_a_function_of_the_seed():
         assert list(sample(50, 0)) == list(sample(50, 0)) != list(sample(50, 1))
 
 
-def test_training_s_negatives_never_name_what_is_kept_from_them():
+def test_training_s_negatives_exclude_held_out_values():
     texts = list(sample_negatives(DRAWS, 0))
     assert len(texts) == DRAWS
     assert not any(word in text for text in texts for word in NEVER_NEGATIVE)
@@ -148,11 +148,13 @@ def test_training_s_negatives_never_name_what_is_kept_from_them():
 
 
 def test_held_out_prompts_are_distinct_and_held_out():
-    chosen = held_out_prompts(200, 7)
+    chosen = sample_held_out_prompts(200, 7)
     assert len({prompt for prompt, _ in chosen}) == 200
     assert all(is_held_out(scene) for _, scene in chosen)
-    assert all(prompt in (full_prompt(scene), full_prompt(scene, position=False)) for prompt, scene in chosen)
-    assert held_out_prompts(200, 7) == chosen
+    assert all(
+        prompt in (build_full_prompt(scene), build_full_prompt(scene, position=False)) for prompt, scene in chosen
+    )
+    assert sample_held_out_prompts(200, 7) == chosen
 
 
 def test_training_s_negatives_hold_the_words_of_the_evaluation_s():

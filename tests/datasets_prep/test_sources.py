@@ -1,4 +1,4 @@
-"""Each format as people have it, and each way in which it can be broken."""
+"""Readers of all formats, with valid and damaged files."""
 
 import gzip
 import io
@@ -47,28 +47,28 @@ def packed(path, body=BODY):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.tgz"])
 def test_every_line_is_a_row_or_a_refusal(tmp_path, name):
-    found = rows(packed(tmp_path / name))
-    assert [row["problem"] for row in found] == PROBLEMS
-    assert [row["text"] for row in found if not row["problem"]] == ["a red fox", "last"]
-    assert found[7]["punsafe"] == 0.25
+    actual = rows(packed(tmp_path / name))
+    assert [row["problem"] for row in actual] == PROBLEMS
+    assert [row["text"] for row in actual if not row["problem"]] == ["a red fox", "last"]
+    assert actual[7]["punsafe"] == 0.25
 
 
 def test_a_nested_column(tmp_path):
-    found = rows(packed(tmp_path / "a.jsonl"), column="Task2.Caption")
-    assert found[0]["text"] == "a fox"
-    assert found[-2]["problem"] == "no prompt"
+    actual = rows(packed(tmp_path / "a.jsonl"), column="Task2.Caption")
+    assert actual[0]["text"] == "a fox"
+    assert actual[-2]["problem"] == "no prompt"
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.tgz"])
-def test_a_truncated_archive_gives_what_is_before_its_end(tmp_path, name):
+def test_a_truncated_archive_yields_its_readable_part(tmp_path, name):
     body = b"".join(json.dumps({"prompt": f"{i} {hash(str(i))}"}).encode() + b"\n" for i in range(4_000))
     path = packed(tmp_path / name, body)
     path.write_bytes(path.read_bytes()[:-2000])
-    found = rows(path, 1000)
-    assert len(found) > 2_000
-    assert len(found) == len(rows(path, 1))
-    assert found[-1]["problem"].startswith("file: ")
-    assert not any(row["problem"] for row in found[:-1])
+    actual = rows(path, 1000)
+    assert len(actual) > 2_000
+    assert len(actual) == len(rows(path, 1))
+    assert actual[-1]["problem"].startswith("file: ")
+    assert not any(row["problem"] for row in actual[:-1])
 
 
 def test_plain_text(tmp_path):
@@ -83,10 +83,10 @@ def test_csv(tmp_path, name, comma):
     lines = ["id,Caption,punsafe", '1,"a, b\nc",0.5', "2,too,many,fields", "3,\xff,x", "4,plain,"]
     text = "\n".join(lines).replace(",", comma) + "\n"
     (tmp_path / name).write_bytes(text.encode("latin-1"))
-    found = rows(tmp_path / name)
-    good = [(row["text"], row["punsafe"]) for row in found if not row["problem"]]
+    actual = rows(tmp_path / name)
+    good = [(row["text"], row["punsafe"]) for row in actual if not row["problem"]]
     assert good == [(f"a{comma} b\nc", 0.5), ("plain", None)]
-    assert sorted(row["problem"] for row in found if row["problem"]) == ["4 fields; expected 3", "not UTF-8"]
+    assert sorted(row["problem"] for row in actual if row["problem"]) == ["4 fields; expected 3", "not UTF-8"]
 
 
 LAION = {
@@ -103,33 +103,33 @@ def parquet(path, columns, **options):
 
 @pytest.mark.parametrize("score", ["AESTHETIC_SCORE", "aesthetic", "prediction"])
 def test_laion_by_any_name_of_its_score(tmp_path, score):
-    found = rows(parquet(tmp_path / "a.parquet", {**LAION, score: [5.5, 6, 7, None, 1, 2]}, row_group_size=3), 2)
-    assert [row["text"] for row in found] == ["a cat", "dog", None, None, "e", "f"]
-    assert [row["problem"] for row in found[2:4]] == ["no prompt", "prompt of more than 100000 bytes"]
-    assert [row["aesthetic"] for row in found] == [5.5, 6, 7, None, 1, 2]
+    actual = rows(parquet(tmp_path / "a.parquet", {**LAION, score: [5.5, 6, 7, None, 1, 2]}, row_group_size=3), 2)
+    assert [row["text"] for row in actual] == ["a cat", "dog", None, None, "e", "f"]
+    assert [row["problem"] for row in actual[2:4]] == ["no prompt", "prompt of more than 100000 bytes"]
+    assert [row["aesthetic"] for row in actual] == [5.5, 6, 7, None, 1, 2]
 
 
-def test_a_bad_page_loses_its_row_group_alone(tmp_path):
+def test_a_bad_page_loses_only_its_row_group(tmp_path):
     path = parquet(tmp_path / "a.parquet", LAION, row_group_size=2)
     column = pq.ParquetFile(path).metadata.row_group(1).column(1)
     body = bytearray(path.read_bytes())
     body[column.data_page_offset : column.data_page_offset + 12] = b"\xff" * 12
     path.write_bytes(body)
-    found = rows(path)
-    assert [row["text"] for row in found] == ["a cat", "dog", None, None, "e", "f"]
-    assert all(row["problem"].startswith("row group 1: ") for row in found[2:4])
+    actual = rows(path)
+    assert [row["text"] for row in actual] == ["a cat", "dog", None, None, "e", "f"]
+    assert all(row["problem"].startswith("row group 1: ") for row in actual[2:4])
 
 
-def test_a_bad_page_in_the_middle_leaves_what_was_read_before_it(tmp_path):
+def test_a_bad_page_keeps_the_rows_before_it(tmp_path):
     columns = {"prompt": [f"prompt {i}" for i in range(30_000)]}
     path = parquet(tmp_path / "a.parquet", columns, data_page_size=1000, write_batch_size=100)
     body = bytearray(path.read_bytes())
     middle = body.index(b"prompt 20000")
     body[middle - 3000 : middle] = b"\xff" * 3000
     path.write_bytes(body)
-    found = rows(path, 500)
-    assert len(found) == 30_000
-    good = [row["text"] for row in found if not row["problem"]]
+    actual = rows(path, 500)
+    assert len(actual) == 30_000
+    good = [row["text"] for row in actual if not row["problem"]]
     assert 1000 < len(good) < 20_000
     assert good == columns["prompt"][: len(good)]
 
@@ -143,20 +143,20 @@ def test_a_bad_page_in_the_middle_leaves_what_was_read_before_it(tmp_path):
         ({"prompt": [["a"], ["b"]]}, None, 2, "row group 0: Unsupported cast"),
     ],
 )
-def test_a_file_of_no_use_is_named_and_counted(tmp_path, columns, cut, count, problem):
+def test_an_unusable_file_is_reported_and_counted(tmp_path, columns, cut, count, problem):
     path = parquet(tmp_path / "a.parquet", columns)
     path.write_bytes(path.read_bytes()[:cut])
-    found = rows(path)
-    assert len(found) == count
-    assert all(row["problem"].startswith(problem) for row in found)
+    actual = rows(path)
+    assert len(actual) == count
+    assert all(row["problem"].startswith(problem) for row in actual)
 
 
-def test_bytes_that_are_no_text(tmp_path):
+def test_invalid_utf_8(tmp_path):
     path = parquet(tmp_path / "a.parquet", {"prompt": pa.array([b"ok", b"\xff", None], pa.binary())})
     assert [row["problem"] for row in rows(path)] == [None, "not UTF-8", "no prompt"]
 
 
-def test_no_rows_is_no_problem(tmp_path):
+def test_an_empty_file_has_no_rows(tmp_path):
     assert rows(parquet(tmp_path / "a.parquet", {"prompt": pa.array([], pa.string())})) == []
     (tmp_path / "a.jsonl").write_bytes(b"")
     assert rows(tmp_path / "a.jsonl") == []
@@ -169,20 +169,20 @@ def test_a_shard_of_a_hugging_face_dataset(tmp_path):
         pa.ipc.new_stream(sink, table.schema) as out,
     ):
         out.write_table(table)
-    found = rows(tmp_path / "data-00000-of-00001.arrow", 2)
-    assert [(row["text"], row["negative"]) for row in found] == [("a", "x"), ("b", None), ("c", "z")]
+    actual = rows(tmp_path / "data-00000-of-00001.arrow", 2)
+    assert [(row["text"], row["negative"]) for row in actual] == [("a", "x"), ("b", None), ("c", "z")]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [("captions.pkl", "got a pickle, which runs the code in it.*json.dumps"), ("a.docx", "expected .tar.gz, .tgz")],
 )
-def test_what_is_refused_says_why(tmp_path, name, message):
+def test_refused_files_have_a_reason(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         rows(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["gone.jsonl", "gone.parquet"])
-def test_a_file_that_is_gone_is_an_error_and_no_row(tmp_path, name):
+def test_a_missing_file_is_an_error(tmp_path, name):
     with pytest.raises(FileNotFoundError):
         rows(tmp_path / name)

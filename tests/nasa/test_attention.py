@@ -3,7 +3,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from nasa.attention import SteeredAttnProcessor, Steering
-from nasa.conditional import split
+from nasa.batch_layouts import split_batch
 from nasa.rules import RULES, nag_rule, nasa_rule
 from nasa.testing import reference_cross_attention
 
@@ -81,7 +81,7 @@ def test_guidance_steers_the_conditional_half_only(layer):
     hidden, text, negative = inputs(batch=4, negatives=2)
     plain = reference_cross_attention(layer, hidden, text, None, [0.0] * 4)
     both = reference_cross_attention(layer, hidden, text, negative[[0, 1, 0, 1]], [0.5] * 4)
-    halves = split(slice(2, None), 4, hidden.device)
+    halves = split_batch(slice(2, None), 4, hidden.device)
     actual = steered(layer, hidden, text, embeds_NTD=negative, scale=0.5, split=halves)
     expected = torch.cat([plain[:2], both[2:]])
     torch.testing.assert_close(actual.double(), expected, atol=FLOAT32_TOLERANCE, rtol=0)
@@ -108,7 +108,7 @@ def test_half_precision(layer, dtype):
 
 
 def test_nag_bounds_the_growth_of_each_token():
-    """Tokens that grow beyond tau are scaled back to it, in L1; the others are left alone."""
+    """Tokens whose L1 norm grows beyond tau are scaled back to it; the others are unchanged."""
     positive = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]])
     negative = torch.tensor([[[-9.0, -9.0], [1.0, -0.9]]])
     guided = nag_rule(positive, negative, 1.0, tau=2.0, blend=1.0)
@@ -125,5 +125,5 @@ def test_nag_unbounded_is_nasa_enlarged(phi):
 
 def test_wrong_number_of_negatives_is_refused(layer):
     hidden, text, negative = inputs(negatives=2)
-    with pytest.raises(ValueError, match="2 given for a batch of 3 images"):
+    with pytest.raises(ValueError, match="negative_prompt: got 2 for 3 images"):
         steered(layer, hidden, text, embeds_NTD=negative, scale=0.5)

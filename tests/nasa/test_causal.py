@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import nasa
-from nasa.causal import CausalAttnProcessor, causal_attention, generate_video, rotate
+from nasa.causal import CausalAttnProcessor, generate_video, rotate, use_causal_attention
 from nasa.testing.pipelines import TINY_PIPELINES
 
 TOLERANCE = 1e-5
@@ -24,7 +24,7 @@ def video(pipe, **more):
 
 
 class MaskedAttnProcessor:
-    """All frames at once, each token seeing its own block and those before it."""
+    """Attention over all frames at once, masked to a token's block and the earlier ones."""
 
     def __init__(self, blocks):
         self.blocks = blocks
@@ -42,26 +42,26 @@ class MaskedAttnProcessor:
 
 @torch.no_grad()
 def test_the_cache_is_a_block_causal_mask(pipe):
-    """Block after block with the cache gives what one pass over all blocks with the mask gives."""
+    """Generating block after block with the cache equals one masked pass over all blocks."""
     model = pipe.transformer
     frames = torch.randn(2, 16, 6, 2, 2, generator=torch.Generator().manual_seed(1))
     rest = {"timestep": torch.zeros(2), "encoder_hidden_states": torch.randn(2, 16, 16), "return_dict": False}
-    with causal_attention(model) as cache:
-        cache.keep, parts = True, []
+    with use_causal_attention(model) as cache:
+        cache.is_recording, parts = True, []
         for part in frames.split(2, dim=2):
             parts.append(model(hidden_states=part, **rest)[0])
-            cache.frames += 2
+            cache.num_frames += 2
     before = dict(model.attn_processors)
     masked = {name: MaskedAttnProcessor(3) if "attn1" in name else p for name, p in before.items()}
     model.set_attn_processor(masked)
-    whole = model(hidden_states=frames, **rest)[0]
+    reference = model(hidden_states=frames, **rest)[0]
     model.set_attn_processor(before)
-    torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=TOLERANCE, rtol=TOLERANCE)
-    assert not torch.allclose(model(hidden_states=frames, **rest)[0], whole, atol=100 * TOLERANCE)
+    torch.testing.assert_close(torch.cat(parts, dim=2), reference, atol=TOLERANCE, rtol=TOLERANCE)
+    assert not torch.allclose(model(hidden_states=frames, **rest)[0], reference, atol=100 * TOLERANCE)
 
 
 def test_steps_of_a_block(pipe):
-    """Predict the image, add fresh noise of the next level, predict again; then one pass at timestep 0."""
+    """A block alternates predictions and fresh noise of the next level, and ends with a pass at timestep 0."""
     calls = []
 
     def record(_, args, kwargs, output):
@@ -109,8 +109,8 @@ def test_a_negative_prompt_steers_it_and_leaves_no_trace(pipe):
     assert "forward" not in vars(pipe.transformer.rope)
 
 
-def test_a_video_after_a_cancelled_one_is_as_the_first(pipe, monkeypatch):
-    """Cancelled in the second step of a block; `steps` counts from the start again."""
+def test_a_cancelled_video_leaves_no_trace(pipe, monkeypatch):
+    """The first video is cancelled in the second step of a block; `steps` then counts from the start again."""
     with nasa.steer(pipe, "a dog", 0.5, steps={0}):
         first, calls, forward = video(pipe), [], pipe.transformer.forward
 
@@ -135,11 +135,11 @@ def test_frames_come_out_as_a_video(pipe):
     ("options", "message"),
     [
         ({"frames_per_block": 2}, "num_frames: got 9, 3 latent frames; expected a multiple of 2"),
-        ({"timesteps": (500, 700)}, "timesteps: .* expected falling"),
+        ({"timesteps": (500, 700)}, "timesteps: .* expected decreasing"),
         ({"timesteps": (1000, 0)}, "timesteps: .* above 0"),
         ({"timesteps": ()}, "timesteps: "),
     ],
 )
-def test_wrong_input_is_one_line(pipe, options, message):
+def test_invalid_input_is_rejected(pipe, options, message):
     with pytest.raises(ValueError, match=message):
         video(pipe, **options)

@@ -1,4 +1,4 @@
-"""`steer` together with what people do to their pipelines: LoRA, fused projections, compiling, offloading, threads."""
+"""`steer` combined with LoRA, fused projections, compilation, offloading and threads."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 import nasa
 from nasa.attention import SteeredAttnProcessor, Steering
-from nasa.families import family_of
+from nasa.families import find_family
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 FUSED_TOLERANCE = 2e-5  # one matrix product in place of three
@@ -48,13 +48,13 @@ def steered(family, pipe, negative="dog", scale=SCALE):
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=pytest.mark.slow if name in SLOW_TO_COMPILE else ()) for name in TINY_PIPELINES]
 )
-def test_compiled_once_for_every_scale_and_negative(family, pipe):
-    """As one graph, and with no second one for another scale or negative."""
+def test_one_compilation_serves_all_scales_and_negatives(family, pipe):
+    """There is one graph, and no recompilation for another scale or negative."""
     torch._dynamo.reset()
     counters.clear()
-    own, model = family_of(pipe)
+    family_spec, model = find_family(pipe)
     eager = steered(family, pipe)
-    setattr(pipe, own.denoiser_part, torch.compile(model, backend="eager", fullgraph=True))
+    setattr(pipe, family_spec.denoiser_part, torch.compile(model, backend="eager", fullgraph=True))
     assert torch.equal(steered(family, pipe), eager)
     assert counters["stats"]["unique_graphs"] == 1
     images = [steered(family, pipe, *choice) for choice in (("dog", 0.7), ("cat", 0.7))]  # Qwen-Image pads to no length
@@ -64,8 +64,8 @@ def test_compiled_once_for_every_scale_and_negative(family, pipe):
 
 
 def test_a_lora_adapter_is_part_of_both_texts(family, pipe):
-    """Steered with the adapter is what its merged weights give."""
-    _, model = family_of(pipe)
+    """Steering with the adapter equals steering with its merged weights."""
+    _, model = find_family(pipe)
     plain = steered(family, pipe)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     torch.manual_seed(1)
@@ -88,7 +88,7 @@ FUSABLE = (
 @pytest.mark.parametrize("family", FUSABLE)
 def test_fused_projections_give_the_same_image(family, pipe):
     expected = steered(family, pipe)
-    _, model = family_of(pipe)
+    _, model = find_family(pipe)
     model.fuse_qkv_projections()
     torch.testing.assert_close(steered(family, pipe), expected, atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
     before = dict(model.attn_processors)
@@ -98,7 +98,7 @@ def test_fused_projections_give_the_same_image(family, pipe):
 
 @pytest.mark.parametrize("dtype", HALF_TOLERANCE, ids=str)
 def test_half_precision_is_near_float32(family, pipe, dtype):
-    """The error is relative to the largest latent; steering changes that by 2 to 20 in a hundred."""
+    """The error is relative to the largest latent, which steering changes by 2 to 20 %."""
     expected = steered(family, pipe)
     pipe.to(dtype)
     error = (steered(family, pipe).float() - expected).abs().max() / expected.abs().max()
@@ -106,14 +106,14 @@ def test_half_precision_is_near_float32(family, pipe, dtype):
 
 
 class Away(ModelHook):
-    """Weights that are there during a forward alone, as those of an offloaded model."""
+    """A hook that restores weights only during a forward pass, as offloading does."""
 
     def __init__(self, module):
-        self.kept = copy.deepcopy(module.state_dict())
+        self.saved = copy.deepcopy(module.state_dict())
         self.post_forward(module, None)
 
     def pre_forward(self, module, *args, **kwargs):
-        module.load_state_dict(self.kept)
+        module.load_state_dict(self.saved)
         return args, kwargs
 
     def post_forward(self, module, output):
@@ -122,24 +122,24 @@ class Away(ModelHook):
         return output
 
 
-def test_an_offloaded_model_comes_back_before_it_is_needed(family, pipe):
+def test_an_offloaded_model_is_loaded_in_time(family, pipe):
     expected = steered(family, pipe)
-    _, model = family_of(pipe)
+    _, model = find_family(pipe)
     accelerate.hooks.add_hook_to_module(model, Away(model))
     assert torch.equal(steered(family, pipe), expected)
 
 
 def test_layers_offloaded_one_by_one(family, pipe):
-    """accelerate keeps the weights on no device; each layer's come for its own forward."""
+    """accelerate keeps the weights on the meta device and loads each layer's for its forward pass."""
     expected = steered(family, pipe)
-    _, model = family_of(pipe)
+    _, model = find_family(pipe)
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert next(model.parameters()).device.type == "meta"
     torch.testing.assert_close(steered(family, pipe), expected, atol=FUSED_TOLERANCE, rtol=FUSED_TOLERANCE)
 
 
 class AwayToMeta(Away):
-    """The same, with the weights on another device in between."""
+    """A hook like `Away` that keeps the weights on the meta device in between."""
 
     def pre_forward(self, module, *args, **kwargs):
         module.to_empty(device="cpu")
@@ -152,9 +152,9 @@ class AwayToMeta(Away):
 
 @pytest.mark.parametrize("family", ["stable-diffusion", "sdxl", "pixart", "pixart-sigma", "sana-sprint", "wan"])
 def test_blocks_offloaded_one_by_one(family, pipe):
-    """Where K- and V- cannot be computed beforehand they are computed in each call."""
+    """K- and V- are computed in each call if they cannot be computed beforehand."""
     expected = steered(family, pipe)
-    _, model = family_of(pipe)
+    _, model = find_family(pipe)
     for block in [module for module in model.modules() if hasattr(module, "attn2")]:
         accelerate.hooks.add_hook_to_module(block, AwayToMeta(block))
     assert torch.equal(steered(family, pipe), expected)
@@ -162,8 +162,8 @@ def test_blocks_offloaded_one_by_one(family, pipe):
 
 @pytest.mark.parametrize("family", ["stable-diffusion", "sdxl"])
 @pytest.mark.parametrize("change", ["sliced", "other processors"])
-def test_other_processors_are_replaced_and_put_back(family, pipe, change):
-    """xFormers' and the like: the steered layers compute with torch's attention, the others with what stood there."""
+def test_other_processors_are_replaced_and_restored(family, pipe, change):
+    """Steered layers use torch's attention, the others keep processors such as xFormers'."""
     expected = steered(family, pipe)
     if change == "sliced":
         pipe.enable_attention_slicing(1)
@@ -186,25 +186,25 @@ def test_an_ip_adapter_is_refused():
 
 def test_a_pipeline_is_copied_and_pickled_after_it_was_steered(family, pipe):
     expected = steered(family, pipe)
-    own, model = family_of(pipe)
-    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        setattr(pipe, own.denoiser_part, made)
+    family_spec, model = find_family(pipe)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        setattr(pipe, family_spec.denoiser_part, copied)
         assert torch.equal(steered(family, pipe), expected)
 
 
 def test_two_pipelines_in_two_threads(family):
-    """Each thread steers its own pipeline; nothing is shared between them."""
+    """Two threads steer different pipelines and share no state."""
     pipes = [TINY_PIPELINES[family]() for _ in range(2)]
-    negatives, found = ("dog", "a cat"), [None, None]
+    negatives, actual = ("dog", "a cat"), [None, None]
     expected = [steered(family, pipe, negative) for pipe, negative in zip(pipes, negatives, strict=True)]
 
     def work(index):
-        found[index] = [steered(family, pipes[index], negatives[index]) for _ in range(3)]
+        actual[index] = [steered(family, pipes[index], negatives[index]) for _ in range(3)]
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for images, wanted in zip(found, expected, strict=True):
+    for images, wanted in zip(actual, expected, strict=True):
         assert all(torch.equal(image, wanted) for image in images)

@@ -1,11 +1,11 @@
-"""The denoisers that can be trained, against `steer` on the pipelines that they come from."""
+"""The trainable denoisers, compared with `steer` on their pipelines."""
 
 import pytest
 import torch
 
 import nasa
-from nasa.denoiser import steerable
-from nasa.families import family_of
+from nasa.denoiser import make_steerable
+from nasa.families import find_family
 from nasa.prompt_embeds import PromptEmbeds, cat, where
 from nasa.testing.pipelines import TINY_PIPELINES
 
@@ -15,7 +15,7 @@ SCALE = 0.6
 
 def make(name):
     pipe = TINY_PIPELINES[name]()
-    family, model = family_of(pipe)
+    family, model = find_family(pipe)
     length = None if name == "stable-diffusion" else 16
     text = {text: family.encode(pipe, [text], length) for text in ("a photo", "dog")}
     return pipe, model, text["a photo"], text["dog"]
@@ -27,10 +27,10 @@ def inputs(seed=0):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["stable-diffusion", "pixart", "pixart-sigma"])
-def test_a_negative_at_a_call_is_what_steer_does(family):
+def test_a_negative_per_call_equals_steer(family):
     _, model, prompt, negative = make(family)
     latents, timestep = inputs()
-    denoiser = steerable(model)
+    denoiser = make_steerable(model)
     plain = denoiser(latents, timestep, prompt.expand(2))
     steered = denoiser(latents, timestep, prompt.expand(2), negative, SCALE)
     assert torch.equal(denoiser(latents, timestep, prompt.expand(2)), plain)
@@ -39,7 +39,7 @@ def test_a_negative_at_a_call_is_what_steer_does(family):
     with nasa.steer(
         fresh, negative_prompt_embeds=negative.embeds, negative_attention_mask=negative.attention_mask, scale=SCALE
     ):
-        _, original = family_of(fresh)
+        _, original = find_family(fresh)
         expected = denoiser.family.distillation.predict(original, latents, timestep, prompt.expand(2))
     torch.testing.assert_close(steered, expected, atol=TOLERANCE, rtol=TOLERANCE)
     assert not torch.allclose(steered, plain, atol=100 * TOLERANCE)
@@ -49,7 +49,7 @@ def test_a_negative_at_a_call_is_what_steer_does(family):
 def test_the_padding_of_pixart_s_texts_is_not_seen():
     _, model, prompt, negative = make("pixart")
     assert not prompt.attention_mask.all()
-    denoiser = steerable(model)
+    denoiser = make_steerable(model)
     latents, timestep = inputs()
 
     def run(prompt, negative):
@@ -64,9 +64,9 @@ def test_the_padding_of_pixart_s_texts_is_not_seen():
     assert not torch.allclose(run(PromptEmbeds(prompt.embeds), negative), expected, atol=100 * TOLERANCE)
 
 
-def test_other_families_are_refused():
+def test_other_families_are_rejected():
     with pytest.raises(ValueError, match="denoiser: got FluxTransformer2DModel; expected a pipeline of"):
-        steerable(TINY_PIPELINES["flux"]().transformer)
+        make_steerable(TINY_PIPELINES["flux"]().transformer)
 
 
 def test_embeds_keep_each_text_with_its_mask():

@@ -1,4 +1,4 @@
-"""One step of the method in float64, against the same arithmetic written out on plain diffusers models."""
+"""A training step in float64, compared with the same arithmetic on plain diffusers models."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -6,20 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nasa.denoiser import steerable
-from nasa.diffusion import Diffusion, diffusion_of
+from nasa.denoiser import make_steerable
+from nasa.diffusion import Diffusion, read_diffusion
 from nasa.distillation import TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.method import Method
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.student import generate, generate_with_cfg
-from nasa.teachers import add_lora, frozen_teacher, lora_parameters
+from nasa.teachers import add_lora, get_lora_parameters, use_frozen_teacher
 from nasa.testing import reference_cross_attention, tiny_stable_diffusion
 
 REFERENCE_TOLERANCE = 1e-9  # float64, relative: x0 of an eps model is about 15 times its output
 TRACE_TOLERANCE = 1e-5
 BATCH, TOKENS, WIDTH = 3, 6, 16
-LORA = {"rank": 2, "scaling": 4, "targets": ("to_q", "to_v")}
+LORA = {"rank": 2, "lora_alpha": 4, "target_modules": ("to_q", "to_v")}
 NASA_T = Method()
 SBV2 = Method(negative_on_student=False, negative_on_teacher=False)
 ALL_THREE = Method(negative_on_lora_teacher=True)
@@ -27,36 +27,36 @@ SHARED = Method(lora_shares_pass=True)
 
 
 class World:
-    """A student, its teachers with LoRA weights that are not zero, and the plain models that they came from."""
+    """A student, its teachers with nonzero LoRA weights, and the original models."""
 
     def __init__(self, prediction_type):
         pipe = tiny_stable_diffusion(prediction_type=prediction_type)
-        self.diffusion = Diffusion(diffusion_of(pipe).alphas_cumprod.double(), prediction_type)
+        self.diffusion = Diffusion(read_diffusion(pipe).alphas_cumprod.double(), prediction_type)
         self.plain_teacher = pipe.unet.double().requires_grad_(False)
         self.plain_student = deepcopy(self.plain_teacher).requires_grad_(True)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in self.plain_student.parameters():
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-        self.student = steerable(deepcopy(self.plain_student))
+        self.student = make_steerable(deepcopy(self.plain_student))
         torch.manual_seed(2)
         teacher = deepcopy(self.plain_teacher)
         add_lora(teacher, **LORA)
-        self.teachers = steerable(teacher).double()
+        self.teachers = make_steerable(teacher).double()
         states = (torch.randn(n, TOKENS, WIDTH, generator=generator).double() for n in (BATCH, BATCH, 1))
         self.texts = TextConditions(*map(PromptEmbeds, states))
 
     def fill_lora(self):
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            for parameter in lora_parameters(self.teachers):
+            for parameter in get_lora_parameters(self.teachers):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
         return self
 
     def randomness(self, method=NASA_T, step=0, rank=0):
-        seeds = [1000 * step + place for place in range(rank * BATCH, (rank + 1) * BATCH)]
-        own = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn = sample_step(method, self.diffusion, (4, 4, 4), torch.Generator().manual_seed(step), own)
+        seeds = [1000 * step + index for index in range(rank * BATCH, (rank + 1) * BATCH)]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = sample_step(method, self.diffusion, (4, 4, 4), torch.Generator().manual_seed(step), generators)
         doubled = {name: getattr(drawn, name).double() for name in ("noise", "vsd_eps", "lora_eps")}
         return replace(drawn, **doubled)
 
@@ -96,17 +96,17 @@ def call(unet, x_t, timestep_B, embeds, negative=None, scale=0.0):
 
 
 def merged_lora_teacher(world):
-    """A plain model with W + (scaling / rank) B A in place of each adapted weight."""
+    """Return a plain model in which W + (lora_alpha / rank) B A replaces each adapted weight."""
     merged, adapted = deepcopy(world.plain_teacher), dict(world.teachers.model.named_modules())
     for name, layer in merged.named_modules():
-        if name.endswith(LORA["targets"]):
+        if name.endswith(LORA["target_modules"]):
             down, up = adapted[name].lora_A["default"].weight, adapted[name].lora_B["default"].weight
-            layer.weight.data += LORA["scaling"] / LORA["rank"] * (up @ down).detach()
+            layer.weight.data += LORA["lora_alpha"] / LORA["rank"] * (up @ down).detach()
     return merged
 
 
 def reference_loss(world, method, randomness):
-    """Eqs. 4 to 6 with sigma^2 weights, one sample's formula after the other."""
+    """Return the loss of eqs. 4 to 6 with sigma^2 weights, computed per sample."""
     texts, abar, kind = world.texts, world.diffusion.alphas_cumprod, world.diffusion.prediction_type
     start = world.diffusion.start_timestep % 1000
     alpha, sigma = abar[start] ** 0.5, (1 - abar[start]) ** 0.5
@@ -207,7 +207,7 @@ def test_the_frozen_teacher_is_bitwise_the_original_model(filled):
     x_t, timestep_B, embeds = world.randomness().noise, torch.tensor([5, 500, 999]), world.texts.prompts
     flags = {name: parameter.requires_grad for name, parameter in world.teachers.named_parameters()}
     expected = world.plain_teacher(x_t, timestep_B, embeds.embeds).sample
-    with frozen_teacher(world.teachers):
+    with use_frozen_teacher(world.teachers):
         frozen = world.teachers(x_t, timestep_B, embeds)
     assert torch.equal(frozen, expected)
     assert not frozen.requires_grad
@@ -220,7 +220,7 @@ def test_the_frozen_teacher_is_bitwise_the_original_model(filled):
 def test_the_lora_teacher_returns_after_an_exception(eps_world):
     x_t, timestep_B, embeds = eps_world.randomness().noise, torch.tensor([5, 500, 999]), eps_world.texts.prompts
     expected = eps_world.teachers(x_t, timestep_B, embeds)
-    with pytest.raises(KeyError, match="on purpose"), frozen_teacher(eps_world.teachers):
+    with pytest.raises(KeyError, match="on purpose"), use_frozen_teacher(eps_world.teachers):
         raise KeyError("on purpose")
     assert torch.equal(eps_world.teachers(x_t, timestep_B, embeds), expected)
 
@@ -230,7 +230,9 @@ def test_the_lora_teacher_s_loss_matches_the_reference(world, null_text):
     randomness, x0 = replace(world.randomness(), null_text_B=torch.tensor(null_text)), world.randomness(step=5).noise
     texts, abar, t = world.texts, world.diffusion.alphas_cumprod, randomness.lora_timestep_B
     alpha, sigma = (a.reshape(BATCH, 1, 1, 1) for a in (abar[t] ** 0.5, (1 - abar[t]) ** 0.5))
-    rows = [texts.null.embeds[0] if null else own for null, own in zip(null_text, texts.prompts.embeds, strict=True)]
+    rows = [
+        texts.null.embeds[0] if null else prompt for null, prompt in zip(null_text, texts.prompts.embeds, strict=True)
+    ]
     embeds = torch.stack(rows)
     output = call(merged_lora_teacher(world), alpha * x0 + sigma * randomness.lora_eps, t, embeds)
     wanted = {
@@ -255,12 +257,12 @@ def test_a_shared_pass_is_both_losses_on_the_same_noised_images(world, null_text
     shared.loss.backward()
     assert all(parameter.grad is None for parameter in world.teachers.parameters())
     shared.lora_loss.backward()
-    gradients = [parameter.grad.clone() for parameter in lora_parameters(world.teachers)]
-    for parameter in lora_parameters(world.teachers):
+    gradients = [parameter.grad.clone() for parameter in get_lora_parameters(world.teachers)]
+    for parameter in get_lora_parameters(world.teachers):
         parameter.grad = None
     expected.backward()
-    for found, parameter in zip(gradients, lora_parameters(world.teachers), strict=True):
-        torch.testing.assert_close(found, parameter.grad, rtol=1e-7, atol=REFERENCE_TOLERANCE)
+    for actual, parameter in zip(gradients, get_lora_parameters(world.teachers), strict=True):
+        torch.testing.assert_close(actual, parameter.grad, rtol=1e-7, atol=REFERENCE_TOLERANCE)
 
 
 @pytest.mark.parametrize("changes", [{"negative_on_lora_teacher": True}, {"lora_guidance": False}])
@@ -290,27 +292,27 @@ def test_ranks_share_scale_guidance_and_null_text_but_no_noise(eps_world):
 
 
 def test_draws_cover_their_ranges(eps_world):
-    shared, own = torch.Generator().manual_seed(0), [torch.Generator().manual_seed(1)] * 200
+    shared, generators = torch.Generator().manual_seed(0), [torch.Generator().manual_seed(1)] * 200
     method = Method(guidance_range=(0.5, 3.0), scale_range=(0.2, 0.8), null_text_probability=0.3)
-    many = [sample_step(method, eps_world.diffusion, (1, 1, 1), shared, own) for _ in range(200)]
+    many = [sample_step(method, eps_world.diffusion, (1, 1, 1), shared, generators) for _ in range(200)]
     vsd, lora = (torch.cat([getattr(d, name) for d in many]) for name in ("vsd_timestep_B", "lora_timestep_B"))
     assert (vsd.min(), vsd.max(), lora.min(), lora.max()) == (20, 979, 0, 999)
     assert 0.2 <= min(d.scale for d in many) < 0.23 < 0.77 < max(d.scale for d in many) <= 0.8
     assert 0.5 <= min(d.guidance_scale for d in many) < 0.6 < 2.9 < max(d.guidance_scale for d in many) <= 3.0
     assert all(d.null_text_B.all() or not d.null_text_B.any() for d in many)  # the whole batch
     assert 0.2 < torch.stack([d.null_text_B for d in many]).float().mean() < 0.4
-    each = sample_step(replace(method, null_text_per="image"), eps_world.diffusion, (1, 1, 1), shared, own)
-    assert 0.2 < each.null_text_B.float().mean() < 0.4
+    per_image = sample_step(replace(method, null_text_per="image"), eps_world.diffusion, (1, 1, 1), shared, generators)
+    assert 0.2 < per_image.null_text_B.float().mean() < 0.4
 
 
-def test_an_image_s_numbers_depend_on_its_place_alone(eps_world):
-    """Not on how many images stand before it in its process."""
-    generators = lambda places: [torch.Generator().manual_seed(place) for place in places]  # noqa: E731
+def test_an_image_s_numbers_depend_only_on_its_global_index(eps_world):
+    """The position of an image within its process does not matter."""
+    generators = lambda indices: [torch.Generator().manual_seed(index) for index in indices]  # noqa: E731
     drawn = [
-        sample_step(NASA_T, eps_world.diffusion, (4, 4, 4), torch.Generator().manual_seed(0), generators(places))
-        for places in (range(4), range(2, 4))
+        sample_step(NASA_T, eps_world.diffusion, (4, 4, 4), torch.Generator().manual_seed(0), generators(indices))
+        for indices in (range(4), range(2, 4))
     ]
-    halves = drawn[0].part(slice(2, 4)), drawn[1]
+    halves = drawn[0].select_images(slice(2, 4)), drawn[1]
     for name in ("noise", "vsd_timestep_B", "vsd_eps", "lora_timestep_B", "lora_eps", "null_text_B"):
         assert torch.equal(*(getattr(half, name) for half in halves)), name
 
@@ -323,7 +325,7 @@ def test_guidance_on_the_student_mixes_two_plain_images(world):
     torch.testing.assert_close(mixed, 2 * towards - away)
 
 
-def test_moving_average_goes_by_name_and_forgets_its_start():
+def test_ema_matches_names_and_forgets_its_start():
     ema = {"a": torch.tensor([1.0]), "b": torch.tensor([10.0])}
     zeros = {"b": torch.tensor([10.0]), "a": torch.zeros(1)}  # a checkpoint gives another order
     update_ema(ema, zeros, decay=0.9, step=0)  # min(0.9, 1 / 10) of the old
@@ -386,7 +388,7 @@ TRACE = {
 def test_a_recorded_trace(prediction_type):
     world = World(prediction_type).fill_lora()
     student = torch.optim.AdamW(world.student.parameters(), lr=1e-3, weight_decay=0)
-    lora = torch.optim.AdamW(lora_parameters(world.teachers), lr=1e-2, weight_decay=0)
+    lora = torch.optim.AdamW(get_lora_parameters(world.teachers), lr=1e-2, weight_decay=0)
     losses = []
     for step in range(10):
         randomness = world.randomness(step=step)

@@ -1,4 +1,4 @@
-"""Every family of pipelines, at small width with random weights.
+"""The pipeline families, at small width with random weights.
 
 The main check needs no second implementation: steering a prompt away from itself leaves (1 - alpha) Z+,
 which a hook that scales the input of `to_out` gives too. A wrong sign, a dropped mask, a text that was not
@@ -10,14 +10,21 @@ import torch
 
 import nasa
 from nasa.attention import SteeredAttnProcessor
-from nasa.families import family_of
-from nasa.joint import JointSteeredProcessor
+from nasa.families import find_family
+from nasa.joint_attention import JointSteeredProcessor
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 TOLERANCE = 2e-5
 SCALE = 0.4
 LONG, SHORT = "a photo of", "cat"
-CROSS = ("stable-diffusion", "sdxl", "pixart", "pixart-sigma", "sana-sprint", "wan")  # the others: test_joint.py
+CROSS = (
+    "stable-diffusion",
+    "sdxl",
+    "pixart",
+    "pixart-sigma",
+    "sana-sprint",
+    "wan",
+)  # the others: test_joint_attention.py
 GUIDED = ("stable-diffusion", "sdxl", "pixart", "pixart-sigma", "wan")
 
 
@@ -37,13 +44,13 @@ def draw(family, pipe, prompt=LONG, **more):
 
 
 def length(family):
-    """The families pad to a length of their own; the tests' prompts are padded to a shorter one."""
+    """Return options that pad the tests' prompts to less than the family's default length."""
     return {} if "max_sequence_length" not in TINY_CALLS[family] else {"max_sequence_length": 16}
 
 
 def scaled_attention(pipe, factor, chosen=lambda z: slice(None)):
-    """Multiply what every cross-attention layer hands to its output projection, in the chosen rows."""
-    _, model = family_of(pipe)
+    """Scale the input of every cross-attention layer's output projection in the chosen rows."""
+    _, model = find_family(pipe)
 
     def scale(_, args):
         (z,) = args
@@ -66,7 +73,7 @@ def expected(family, pipe, factor, chosen=lambda z: slice(None), **more):
 
 @pytest.mark.parametrize("family", CROSS, indirect=True)
 @pytest.mark.parametrize("prompt", [LONG, [LONG, SHORT]], ids=["one", "two"])
-def test_away_from_the_prompt_itself_is_less_of_it(family, pipe, prompt):
+def test_steering_away_from_the_prompt_scales_its_attention(family, pipe, prompt):
     with nasa.steer(pipe, prompt, SCALE, **length(family)):
         steered = draw(family, pipe, prompt)
     torch.testing.assert_close(
@@ -77,9 +84,9 @@ def test_away_from_the_prompt_itself_is_less_of_it(family, pipe, prompt):
 
 @pytest.mark.parametrize("family", GUIDED, indirect=True)
 def test_guidance_steers_the_conditional_half_alone(family, pipe):
-    """The half of the batch, or where guidance is a call of its own, the first of each two calls."""
+    """Guidance steers half of the batch, or the first of two calls."""
     calls = []
-    _, model = family_of(pipe)
+    _, model = find_family(pipe)
     count = model.register_forward_pre_hook(lambda *_: calls.append(None))
 
     def conditional(z):
@@ -101,8 +108,8 @@ def test_none_and_scale_zero_are_bitwise_plain(family, pipe):
             assert torch.equal(draw(family, pipe), plain)
 
 
-def test_the_same_processors_stand_there_again(family, pipe):
-    _, model = family_of(pipe)
+def test_the_original_processors_are_restored(family, pipe):
+    _, model = find_family(pipe)
     before, plain = dict(model.attn_processors), draw(family, pipe)
     with nasa.steer(pipe, SHORT, SCALE):
         inside = model.attn_processors.items()
@@ -139,14 +146,14 @@ def test_steps_can_be_limited(family, pipe):
 
 
 def test_layers_can_be_limited(family, pipe):
-    _, model = family_of(pipe)
+    _, model = find_family(pipe)
     ending = "attn2.processor" if family in CROSS else ".attn.processor"
     name = next(name for name in model.attn_processors if name.endswith(ending))
     with nasa.steer(pipe, SHORT, SCALE, layers=lambda layer: layer == name):
         one = draw(family, pipe)
     with nasa.steer(pipe, SHORT, SCALE):
-        every = draw(family, pipe)
-    assert not torch.equal(one, every)
+        unlimited = draw(family, pipe)
+    assert not torch.equal(one, unlimited)
     with pytest.raises(ValueError, match="attention layer"), nasa.steer(pipe, SHORT, layers=lambda _: False):
         pass
 
@@ -162,8 +169,8 @@ def test_other_rules_are_another_image(family, pipe, method):
 
 
 def test_a_negative_with_its_mask_is_the_same_as_its_text(family, pipe):
-    own, _ = family_of(pipe)
-    encoded = own.encode(pipe, [SHORT], *length(family).values() or [None])
+    family_spec, _ = find_family(pipe)
+    encoded = family_spec.encode(pipe, [SHORT], *length(family).values() or [None])
     embeds, mask = encoded.embeds, encoded.attention_mask
     with nasa.steer(pipe, SHORT, SCALE, **length(family)):
         by_text = draw(family, pipe)
@@ -173,15 +180,15 @@ def test_a_negative_with_its_mask_is_the_same_as_its_text(family, pipe):
 
 @pytest.mark.parametrize("family", ["stable-diffusion", "wan"], indirect=True)
 def test_a_negative_that_no_layer_used_is_an_error(family, pipe):
-    """Also where the last call of the denoiser is the unconditional one."""
-    _, model = family_of(pipe)
+    """The error is raised even if the last call of the denoiser is unconditional."""
+    _, model = find_family(pipe)
     plain = dict(model.attn_processors)
 
     def draw_unsteered():
         model.set_attn_processor(plain)
         draw(family, pipe, guidance_scale=3)
 
-    unused = pytest.raises(ValueError, match="no attention layer used it")
+    unused = pytest.raises(ValueError, match="layers: got no layer that uses the negative prompt")
     with unused, nasa.steer(pipe, SHORT, SCALE, **length(family)):
         draw_unsteered()
 

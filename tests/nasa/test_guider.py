@@ -1,4 +1,4 @@
-"""The guider of modular pipelines makes the very images that `steer` makes."""
+"""The guider of modular pipelines, compared with `steer`."""
 
 import pytest
 import torch
@@ -19,10 +19,10 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def modular(pipe):
-    made = StableDiffusionXLAutoBlocks().init_pipeline()
-    made.update_components(**{name: getattr(pipe, name) for name in PARTS})
-    made.set_progress_bar_config(disable=True)
-    return made
+    modular = StableDiffusionXLAutoBlocks().init_pipeline()
+    modular.update_components(**{name: getattr(pipe, name) for name in PARTS})
+    modular.set_progress_bar_config(disable=True)
+    return modular
 
 
 def generator():
@@ -79,7 +79,7 @@ def test_padding_of_the_negatives_is_not_seen():
 
 
 def test_a_modular_pipeline_is_steered_by_its_guider_alone(modular, pipe):
-    """Its own guider may call the denoiser for the unconditional prediction too."""
+    """The pipeline's default guider also calls the denoiser for the unconditional prediction."""
     message = "pipe: got StableDiffusionXLModularPipeline; .* Make nasa.NasaGuidance its guider"
     with pytest.raises(ValueError, match=message), nasa.steer(modular, "dog"):
         pass

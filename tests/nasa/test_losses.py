@@ -18,8 +18,8 @@ def test_vsd_loss_has_the_gradient_it_is_given_over_the_number_of_elements():
     torch.testing.assert_close(x0.grad, gradient / x0.numel(), atol=TOLERANCE, rtol=0)
 
 
-def test_descending_moves_x0_to_where_the_teacher_sees_it():
-    """The LoRA teacher sees the student's x0 in x_t, the teacher another image: half a step halves the distance."""
+def test_gradient_descent_moves_x0_to_the_teacher_s_prediction():
+    """The teachers predict the student's x0 and another image; half a step halves their distance."""
     student_x0, teacher_x0, eps = normal(1, 4, 3, 3).requires_grad_(), normal(1, 4, 3, 3, seed=1), normal(1, 4, 3, 3)
     alpha = sigma = torch.tensor(0.5, dtype=torch.float64).sqrt()
     x_t = alpha * student_x0.detach() + sigma * eps
@@ -44,7 +44,7 @@ def test_vsd_gradient_is_weighted_by_each_sample_s_sigma_squared():
 
 
 def features(*cosines):
-    """Image features at these cosines from the text features (1, 0), of assorted lengths."""
+    """Return image features of various norms with these cosines to the text features (1, 0)."""
     rows = [[c * n, (1 - c * c) ** 0.5 * n] for n, c in enumerate(cosines, start=1)]
     return torch.tensor(rows, dtype=torch.float64, requires_grad=True)
 

@@ -7,7 +7,7 @@ from nasa.parameterization import (
     PREDICTION_TYPES,
     add_noise,
     alpha_sigma,
-    target,
+    prediction_target,
     to_eps,
     to_x0,
 )
@@ -28,7 +28,7 @@ def noised():
 def test_a_perfect_output_gives_back_x0_and_eps(noised, prediction_type):
     x0, eps, alpha, sigma = noised
     x_t = add_noise(x0, eps, alpha, sigma)
-    output = target(x0, eps, alpha, sigma, prediction_type)
+    output = prediction_target(x0, eps, alpha, sigma, prediction_type)
     for convert, expected in ((to_x0, x0), (to_eps, eps)):
         actual = convert(output, x_t, alpha, sigma, prediction_type)
         torch.testing.assert_close(actual, expected, atol=FLOAT64_TOLERANCE, rtol=0)
@@ -36,9 +36,9 @@ def test_a_perfect_output_gives_back_x0_and_eps(noised, prediction_type):
 
 def test_targets_by_definition(noised):
     x0, eps, alpha, sigma = noised
-    assert torch.equal(target(x0, eps, alpha, sigma, "epsilon"), eps)
-    assert torch.equal(target(x0, eps, alpha, sigma, "sample"), x0)
-    torch.testing.assert_close(target(x0, eps, alpha, sigma, "v_prediction"), alpha * eps - sigma * x0)
+    assert torch.equal(prediction_target(x0, eps, alpha, sigma, "epsilon"), eps)
+    assert torch.equal(prediction_target(x0, eps, alpha, sigma, "sample"), x0)
+    torch.testing.assert_close(prediction_target(x0, eps, alpha, sigma, "v_prediction"), alpha * eps - sigma * x0)
 
 
 def test_alpha_and_sigma_of_each_sample():
@@ -55,19 +55,19 @@ def test_a_start_outside_the_schedule_is_named(start):
 
 
 def test_an_epsilon_model_does_not_start_where_nothing_of_the_image_is_left():
-    """Schedules of zero terminal signal (arXiv 2305.08891) end at alpha 0, and some libraries put 2**-24 there."""
+    """Schedules with zero terminal SNR (arXiv 2305.08891) end at alpha 0, or 2**-24 in some libraries."""
     schedule = DDIMScheduler(rescale_betas_zero_snr=True, beta_schedule="scaled_linear").alphas_cumprod
     almost = schedule.clone()
     almost[-1] = 2**-24
-    for each in (schedule, almost):
+    for alphas_cumprod in (schedule, almost):
         with pytest.raises(ValueError, match=r"start_timestep: got -1, where alpha is .*Choose an earlier timestep"):
-            Diffusion(each, "epsilon")
-        Diffusion(each, "epsilon", 900)
-        Diffusion(each, "v_prediction")
-        Diffusion(each, "sample")
+            Diffusion(alphas_cumprod, "epsilon")
+        Diffusion(alphas_cumprod, "epsilon", 900)
+        Diffusion(alphas_cumprod, "v_prediction")
+        Diffusion(alphas_cumprod, "sample")
 
 
-@pytest.mark.parametrize("convert", [target, to_x0, to_eps])
+@pytest.mark.parametrize("convert", [prediction_target, to_x0, to_eps])
 def test_an_unknown_type_is_named(noised, convert):
     with pytest.raises(ValueError, match="prediction_type: got 'flow'; expected epsilon, v_prediction, sample"):
         convert(*noised, "flow")

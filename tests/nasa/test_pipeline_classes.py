@@ -1,4 +1,4 @@
-"""Every pipeline class of diffusers whose denoiser can be steered: known and tested, or refused.
+"""Coverage of all diffusers pipeline classes with a steerable denoiser: supported and tested, or rejected.
 
 Which rows are conditional is seen from outside: their text changes with the prompt. With which options the negative is
 encoded, too: steering away from the prompt itself at scale 1 leaves exactly nothing.
@@ -18,10 +18,10 @@ from peft import LoraConfig, inject_adapter_in_model
 
 import nasa
 from nasa.attention import SteeredAttnProcessor
-from nasa.conditional import PIPELINES
-from nasa.families import FAMILIES, denoisers, family_of_denoiser
+from nasa.batch_layouts import PIPELINES
+from nasa.families import FAMILIES, find_denoiser_family, get_denoisers
 from nasa.testing import tiny_stable_diffusion
-from nasa.testing.siblings import GUIDED, GUIDED_BY_A_SECOND_CALL, tiny_sibling
+from nasa.testing.pipeline_variants import GUIDED, GUIDED_BY_SECOND_CALL, build_variant
 
 DEPRECATED = "diffusers.pipelines.deprecated."
 INVALID_CONFIG = {  # beside those that diffusers calls deprecated
@@ -99,45 +99,45 @@ def call_parameters(name):
 
 
 def steerable_classes():
-    """The exported pipelines whose constructor takes one of our denoisers as its unet or transformer."""
+    """Return exported pipeline classes whose constructor takes a supported denoiser."""
     names = re.compile(rf"\b({'|'.join(family.denoiser_class for family in FAMILIES)})\b")
-    found = {}
+    actual = {}
     for name in dir(diffusers):
         cls = getattr(diffusers, name) if "Pipeline" in name else None
         if inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline):
             taken = inspect.signature(cls.__init__).parameters
             if any(names.search(str(taken[part].annotation)) for part in ("unet", "transformer") if part in taken):
-                found[name] = cls
-    return found
+                actual[name] = cls
+    return actual
 
 
 def not_importable():
-    """Kolors is a placeholder where sentencepiece is not installed."""
+    """Return placeholder classes, such as Kolors without sentencepiece."""
     return set() if is_sentencepiece_available() else {name for name in ALL_REFUSED if name.startswith("Kolors")}
 
 
-def test_every_class_of_diffusers_is_known_or_refused():
-    found = steerable_classes()
-    deprecated = {name for name, cls in found.items() if cls.__module__.startswith(DEPRECATED)}
+def test_every_diffusers_class_is_supported_or_rejected():
+    actual = steerable_classes()
+    deprecated = {name for name, cls in actual.items() if cls.__module__.startswith(DEPRECATED)}
     assert not deprecated & set(PIPELINES)
     assert not ALL_REFUSED & set(PIPELINES)
-    assert set(found) - deprecated == (ALL_REFUSED | set(PIPELINES)) - not_importable()
+    assert set(actual) - deprecated == (ALL_REFUSED | set(PIPELINES)) - not_importable()
     unet = tiny_stable_diffusion().unet
-    for name in (ALL_REFUSED | deprecated) & set(found):
-        pipe = object.__new__(found[name])
+    for name in (ALL_REFUSED | deprecated) & set(actual):
+        pipe = object.__new__(actual[name])
         pipe.__dict__["unet"] = unet
         with pytest.raises(ValueError, match=rf"pipe: got {name}; .*Pass conditional="), nasa.steer(pipe, "x"):
             pass
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_option_of_a_call_is_of_text_or_not(name):
+def test_every_call_option_is_classified(name):
     assert set(call_parameters(name)) <= KNOWN_OPTIONS
     assert "self.check_inputs(" in inspect.getsource(getattr(diffusers, name).__call__)
 
 
 def recorded(pipe, call):
-    """Text and output of each call of the denoiser, as lists of rows."""
+    """Return text and output of each denoiser call, as lists of rows."""
     texts, outputs = [], []
 
     def record(_, args, kwargs, output):
@@ -145,7 +145,7 @@ def recorded(pipe, call):
         texts.append(list(text))
         outputs.append(list(output[0]))
 
-    hooks = [model.register_forward_hook(record, with_kwargs=True) for model in denoisers(pipe)]
+    hooks = [model.register_forward_hook(record, with_kwargs=True) for model in get_denoisers(pipe)]
     pipe(**call, generator=torch.Generator().manual_seed(0))
     for hook in hooks:
         hook.remove()
@@ -153,7 +153,7 @@ def recorded(pipe, call):
 
 
 def changed(before, after):
-    """Which rows differ, (call, row)."""
+    """Return the (call, row) pairs that differ."""
     return [
         (call, row)
         for call, rows in enumerate(zip(before, after, strict=True))
@@ -165,10 +165,10 @@ def changed(before, after):
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "plain"])
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_conditional_rows_are_steered_and_no_others(name, guided):
-    pipe, call = tiny_sibling(name)
+    pipe, call = build_variant(name)
     options = call_parameters(name)
     count = "num_images_per_prompt" if "num_images_per_prompt" in options else "num_videos_per_prompt"
-    guidance = GUIDED_BY_A_SECOND_CALL if "true_cfg_scale" in options else GUIDED
+    guidance = GUIDED_BY_SECOND_CALL if "true_cfg_scale" in options else GUIDED
     call = {**call, count: 1 if name in ONE_VIDEO else 2, **(guidance if guided else {"guidance_scale": 1.0})}
     call = {key: value for key, value in call.items() if key in options}
     texts, plain = recorded(pipe, {**call, "prompt": "cat"})
@@ -184,7 +184,7 @@ def test_the_conditional_rows_are_steered_and_no_others(name, guided):
 
 
 class Residue:
-    """The largest number that steering left of the cross-attention, or the largest difference of the two texts."""
+    """Records the largest remaining cross-attention output, or the largest difference of the two texts."""
 
     def __init__(self, pipe, monkeypatch):
         self.largest, self.layers = 0.0, 0
@@ -198,8 +198,8 @@ class Residue:
             self.see(positive - negative)
 
         monkeypatch.setattr(SteeredAttnProcessor, "_combine", watched)
-        if family_of_denoiser(denoisers(pipe)[0]).extend:
-            for model in denoisers(pipe):
+        if find_denoiser_family(get_denoisers(pipe)[0]).extend:
+            for model in get_denoisers(pipe):
                 model.register_forward_pre_hook(compare, with_kwargs=True)
 
     def see(self, rest):
@@ -208,18 +208,18 @@ class Residue:
 
 
 def with_lora(pipe):
-    """Adapters on its denoiser and its first text encoder, copies of which the pipeline gets."""
+    """Replace the denoiser and the first text encoder by copies with adapters."""
     parts = {"unet": ["to_k", "to_v"], "transformer": ["to_k", "to_v"], "text_encoder": ["q_proj", "v_proj", "q", "v"]}
     torch.manual_seed(1)
     for part, targets in parts.items():
         if getattr(pipe, part, None) is not None:
-            made = copy.deepcopy(getattr(pipe, part))
+            copied = copy.deepcopy(getattr(pipe, part))
             config = LoraConfig(r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False)
-            setattr(pipe, part, inject_adapter_in_model(config, made))
+            setattr(pipe, part, inject_adapter_in_model(config, copied))
 
 
 def with_skippable_clip(pipe):
-    """transformers 5 has one module fewer than diffusers' `clip_skip` asks for."""
+    """Work around `clip_skip`, which expects a module that transformers 5 removed."""
     encoder = pipe.text_encoder
     if hasattr(encoder, "final_layer_norm"):
         encoder.text_model = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
@@ -230,8 +230,8 @@ CASES.remove(("WanImageToVideoPipeline", "max_sequence_length"))  # diffusers co
 
 
 @pytest.mark.parametrize(("name", "option"), CASES)
-def test_away_from_the_prompt_itself_is_nothing_whatever_the_call_says(name, option, monkeypatch):
-    pipe, call = tiny_sibling(name)
+def test_steering_away_from_the_prompt_at_scale_1_leaves_nothing(name, option, monkeypatch):
+    pipe, call = build_variant(name)
     with_lora(pipe)
     with_skippable_clip(pipe)
     if option == "clean_caption":  # a parser of HTML is not needed to tell one text from another
@@ -251,7 +251,7 @@ def test_away_from_the_prompt_itself_is_nothing_whatever_the_call_says(name, opt
 
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
 def test_a_prompt_given_as_embeddings_keeps_the_other_options(name, monkeypatch):
-    pipe, call = tiny_sibling(name)
+    pipe, call = build_variant(name)
     pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
     with_skippable_clip(pipe)
     encode = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False, "device": "cpu", "clip_skip": 1}

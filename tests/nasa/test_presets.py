@@ -1,4 +1,4 @@
-"""Each preset's sampler against the formula of the model's own inference code, on its architecture at small width."""
+"""The samplers of the presets, compared with the formulas of the models' inference code."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nasa
-from nasa.families import family_of
+from nasa.families import find_family
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 TOLERANCE = 1e-4
@@ -21,13 +21,13 @@ FAMILIES = {
 
 
 def from_noise(pipe, x, output, t):
-    """x0 = (x - sigma eps) / alpha."""
+    """Return x0 = (x - sigma eps) / alpha."""
     cumprod = pipe.scheduler.alphas_cumprod[t].double()
     return (x - (1 - cumprod).sqrt() * output) / cumprod.sqrt()
 
 
 def from_velocity(pipe, x, output, t):
-    """x0 = alpha x - sigma v."""
+    """Return x0 = alpha x - sigma v."""
     cumprod = pipe.scheduler.alphas_cumprod[t].double()
     return cumprod.sqrt() * x - (1 - cumprod).sqrt() * output
 
@@ -54,8 +54,8 @@ def pipeline(name):
 
 
 def run(name, pipe):
-    """The latents that come out, and each call of the denoiser: its latents, timestep and output."""
-    _, model = family_of(pipe)
+    """Return the final latents, and latents, timestep and output of each denoiser call."""
+    _, model = find_family(pipe)
     calls = []
 
     def record(_, args, kwargs, output):

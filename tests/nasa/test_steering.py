@@ -80,7 +80,7 @@ def test_one_negative_for_each_prompt(pipe):
         ({"negative_prompt": "x", "negative_prompt_embeds": torch.zeros(1, 1, 1)}, "expected one of the two"),
     ],
 )
-def test_mistakes_are_named(pipe, options, message):
+def test_invalid_arguments_are_named(pipe, options, message):
     with pytest.raises(ValueError, match=message), nasa.steer(pipe, **options):
         pass
 

@@ -1,4 +1,4 @@
-"""What a `steer` block makes of the calls inside it: whole ones, cancelled ones, another pipeline's."""
+"""Calls within a `steer` context: complete, cancelled, and by another pipeline."""
 
 import copy
 from contextlib import nullcontext
@@ -11,7 +11,7 @@ from peft import LoraConfig
 
 import nasa
 from nasa.attention import SteeredAttnProcessor
-from nasa.families import denoisers
+from nasa.families import get_denoisers
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
 SCALE = 0.6
@@ -39,22 +39,22 @@ def draw(pipe, family="stable-diffusion", **more):
 
 
 class Steered:
-    """Whether each call of a pipeline's denoisers had a steered layer: its keys are those of a text not its own."""
+    """Records whether each denoiser call of a pipeline had a steered layer."""
 
     def __init__(self, pipe, monkeypatch):
-        self.calls, self.now, combine = [], False, SteeredAttnProcessor._combine
+        self.calls, self.is_steered, combine = [], False, SteeredAttnProcessor._combine
 
         def combined(*args):
-            self.now = True
+            self.is_steered = True
             return combine(*args)
 
         monkeypatch.setattr(SteeredAttnProcessor, "_combine", combined)
-        for model in denoisers(pipe):
-            model.register_forward_hook(self.called)
+        for model in get_denoisers(pipe):
+            model.register_forward_hook(self.record_call)
 
-    def called(self, *_):
-        self.calls.append(self.now)
-        self.now = False
+    def record_call(self, *_):
+        self.calls.append(self.is_steered)
+        self.is_steered = False
 
 
 def interrupted(pipe, index, timestep, values):
@@ -70,7 +70,7 @@ CANCELLED = [(family, cancel) for family in ("stable-diffusion", "flux", "wan") 
 
 
 @pytest.mark.parametrize(("family", "cancel"), [*CANCELLED, ("pixart", failed)], indirect=["family"])
-def test_a_call_after_a_cancelled_one_is_as_the_first(family, pipe, cancel):
+def test_a_cancelled_call_leaves_no_trace(family, pipe, cancel):
     name = "callback" if family == "pixart" else "callback_on_step_end"
     with nasa.steer(pipe, "dog", SCALE, steps={0}):
         first = draw(pipe, family)
@@ -80,8 +80,8 @@ def test_a_call_after_a_cancelled_one_is_as_the_first(family, pipe, cancel):
         assert torch.equal(draw(pipe, family), first)
 
 
-def test_a_call_that_failed_before_its_first_step_is_forgotten(monkeypatch):
-    """After its prompt was encoded: the next call's prompt is again the first text."""
+def test_a_call_that_failed_before_its_first_step_leaves_no_trace(monkeypatch):
+    """The call fails after its prompt was encoded; the next call's prompt is recognised again."""
     pipe = TINY_PIPELINES["pixart"]()
     with nasa.steer(pipe, "dog", SCALE):
         wanted = draw(pipe, "pixart", guidance_scale=3.0)
@@ -96,7 +96,7 @@ def test_a_call_that_failed_before_its_first_step_is_forgotten(monkeypatch):
 @pytest.mark.parametrize("scheduler", [diffusers.HeunDiscreteScheduler, diffusers.KDPM2DiscreteScheduler])
 @pytest.mark.parametrize("step", range(3))
 def test_both_calls_of_a_step_are_of_that_step(stable_diffusion, monkeypatch, scheduler, step):
-    """Three steps of a second-order scheduler are five calls."""
+    """A second-order scheduler makes five calls in three steps."""
     pipe = stable_diffusion
     steered = Steered(pipe, monkeypatch)
     with nasa.steer(pipe, "dog", SCALE, steps={step}):
@@ -109,7 +109,7 @@ def test_both_calls_of_a_step_are_of_that_step(stable_diffusion, monkeypatch, sc
 @torch.no_grad()
 @pytest.mark.parametrize("by_scheduler", [True, False], ids=["scheduler", "own sampler"])
 def test_steps_of_a_loop_outside_the_pipeline(stable_diffusion, monkeypatch, by_scheduler):
-    """Two calls of the denoiser a step, as guidance makes them, twice over."""
+    """The loop makes two denoiser calls per step, as for guidance, and runs twice."""
     pipe = stable_diffusion
     latents, text = torch.randn(1, 4, 4, 4), torch.randn(1, 16, 16)
     pipe.scheduler.set_timesteps(3)
@@ -124,20 +124,20 @@ def test_steps_of_a_loop_outside_the_pipeline(stable_diffusion, monkeypatch, by_
 
 
 @pytest.mark.parametrize("steps", [{4}, range(5), {0, -1}], ids=str)
-def test_a_step_that_is_not_there_is_refused(family, pipe, steps):
+def test_a_missing_step_is_rejected(family, pipe, steps):
     message = r"steps: got (4|-1); expected 0 to 3"
     with pytest.raises(ValueError, match=message), nasa.steer(pipe, "dog", SCALE, steps=steps):
         draw(pipe, family)
 
 
 @pytest.mark.parametrize("scale", [-1, float("nan"), float("inf"), [0.5, -0.1], torch.tensor([-1.0])], ids=str)
-def test_a_scale_that_is_none_is_refused(stable_diffusion, scale):
+def test_an_invalid_scale_is_rejected(stable_diffusion, scale):
     message = "scale: got .*; expected finite numbers of at least 0"
     with pytest.raises(ValueError, match=message), nasa.steer(stable_diffusion, "dog", scale):
         pass
 
 
-def test_a_block_inside_a_block_is_refused_and_the_outer_one_goes_on(family, pipe):
+def test_a_nested_context_is_rejected_and_the_outer_one_continues(family, pipe):
     with nasa.steer(pipe, "dog", SCALE):
         wanted = draw(pipe, family)
     sibling = copy.copy(pipe)
@@ -185,13 +185,13 @@ def test_both_denoisers_of_wan_2_2_are_steered_and_steps_counted_over_both(monke
 
 
 def count_keys(monkeypatch):
-    counted, keys = [], SteeredAttnProcessor.keys
+    counted, project = [], SteeredAttnProcessor.project_key_value
 
     def counting(self, attn, text):
         counted.append(attn)
-        return keys(self, attn, text)
+        return project(self, attn, text)
 
-    monkeypatch.setattr(SteeredAttnProcessor, "keys", counting)
+    monkeypatch.setattr(SteeredAttnProcessor, "project_key_value", counting)
     return counted
 
 
@@ -209,7 +209,7 @@ def test_keys_of_the_negative_are_computed_once_while_nothing_changes(stable_dif
 
 @pytest.mark.parametrize("family", ["stable-diffusion", "flux"])
 def test_the_negative_is_encoded_again_when_a_text_encoder_changes(family):
-    """As by a textual inversion or a LoRA that is loaded while a block is open."""
+    """Textual inversion or LoRA weights may be loaded within the context."""
     pipe = TINY_PIPELINES[family]()
     with nasa.steer(pipe, "dog", SCALE):
         draw(pipe, family)
@@ -217,10 +217,10 @@ def test_the_negative_is_encoded_again_when_a_text_encoder_changes(family):
             for encoder in filter(None, (pipe.text_encoder, getattr(pipe, "text_encoder_2", None))):
                 for weight in encoder.parameters():
                     weight.mul_(1.5)
-        found = draw(pipe, family)
+        actual = draw(pipe, family)
     with nasa.steer(pipe, "dog", SCALE):
         expected = draw(pipe, family)
-    assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+    assert torch.equal(torch.as_tensor(actual), torch.as_tensor(expected))
 
 
 def set_adapters(model):
@@ -239,26 +239,26 @@ def change_weights(model):
 
 def with_adapter(family):
     pipe = TINY_PIPELINES[family]()
-    (model,) = denoisers(pipe)
+    (model,) = get_denoisers(pipe)
     torch.manual_seed(1)
     model.add_adapter(LoraConfig(r=2, lora_alpha=16, target_modules=["to_k", "to_v"], init_lora_weights=False))
     return pipe, model
 
 
 @pytest.mark.parametrize("change", [set_adapters, fuse, change_weights])
-def test_keys_are_computed_again_where_the_layers_changed(change):
-    """In one block, a second call with other weights is what it is in a block of its own."""
+def test_keys_are_recomputed_when_the_layers_change(change):
+    """A second call with other weights equals the same call in a new context."""
     pipe, model = with_adapter("stable-diffusion")
     with nasa.steer(pipe, "dog", SCALE):
         draw(pipe)
         change(model)
-        found = draw(pipe)
+        actual = draw(pipe)
     with nasa.steer(pipe, "dog", SCALE):
-        assert torch.equal(draw(pipe), found)
+        assert torch.equal(draw(pipe), actual)
 
 
-def test_keys_are_computed_again_where_the_call_scales_its_adapters():
-    """Of a model whose text encoder knows no such scale, so that the text is the same."""
+def test_keys_are_recomputed_when_the_call_scales_its_adapters():
+    """The text encoder ignores the scale, so the text stays the same."""
     pipe, _ = with_adapter("wan")
     drawn = []
     with nasa.steer(pipe, "dog", SCALE):
@@ -270,7 +270,7 @@ def test_keys_are_computed_again_where_the_call_scales_its_adapters():
 @pytest.mark.parametrize("family", ["flux", "qwen-image", "wan"])  # diffusers gives the others' calls no name
 @pytest.mark.parametrize("steps", [{0, 1}, {2, 3}], ids=["early", "late"])
 def test_a_cache_over_steps_keeps_steered_calls_apart(family, steps):
-    """One that never skips changes nothing; one that always does gives a step what the first of its kind had."""
+    """A cache that never skips changes nothing; one that always skips reuses the first step of the same kind."""
     pipe = TINY_PIPELINES[family]()
     with nasa.steer(pipe, "dog on ice", SCALE, steps=steps):
         uncached = draw(pipe, family)
@@ -285,7 +285,7 @@ def test_a_cache_over_steps_keeps_steered_calls_apart(family, steps):
     assert torch.equal(draw(pipe, family), skipping)
 
 
-def test_a_cache_that_counts_calls_wants_every_step():
+def test_a_cache_that_counts_calls_requires_every_step():
     pipe = TINY_PIPELINES["flux"]()
     config = PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
@@ -299,7 +299,7 @@ def test_a_cache_that_counts_calls_wants_every_step():
 @pytest.mark.parametrize("family", TINY_PIPELINES)
 def test_weights_kept_in_eight_bits(family):
     pipe = TINY_PIPELINES[family]()
-    (model,) = denoisers(pipe)
+    (model,) = get_denoisers(pipe)
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     plain = draw(pipe, family, num_inference_steps=2)
     with nasa.steer(pipe, "dog", 1e-6):

@@ -40,7 +40,7 @@ def recipe(bucket):
 def stream(folder):
     """The prompts of one epoch, read without a cluster."""
     reader = PromptStream(folder, load_manifest(folder), 0, 6, range(6))
-    return [text for span in reader.sampler.ranges(0, 600, 256) for text in reader.read_prompts(span).to_pylist()]
+    return [text for span in reader.sampler.iter_ranges(0, 600, 256) for text in reader.read_prompts(span).to_pylist()]
 
 
 def test_from_a_bucket_to_a_bucket(bucket, recipe):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, ExclusionPair, held_out_prompts
+from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, ExclusionPair, sample_held_out_prompts
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
 from pipeline.evaluation.exclusion import Judge
@@ -49,7 +49,7 @@ class ShapesSuite:
         """Return held-out prompts, whichever prompts the run was trained on."""
         options = self.options
         try:
-            scenes = held_out_prompts(options.num_prompts, options.seed)
+            scenes = sample_held_out_prompts(options.num_prompts, options.seed)
         except ValueError as error:
             raise UserError(f"evaluation.num_prompts: {error}") from None
         return [

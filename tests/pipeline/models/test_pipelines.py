@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from nasa.denoiser import steerable
+from nasa.denoiser import make_steerable
 from nasa.student import generate
 from nasa.testing import tiny_stable_diffusion
 from nasa.testing.pipelines import TINY_PIPELINES, tiny_pixart, tiny_pixart_sigma
@@ -40,7 +40,7 @@ def test_the_saved_student_generates_in_one_step_of_an_ordinary_pipeline(teacher
     model.denoiser.load_state_dict(weights)
     with torch.no_grad():
         expected = generate(
-            steerable(model.denoiser, family=model.family), model.diffusion, noise, model.encode(prompts)
+            make_steerable(model.denoiser, family=model.family), model.diffusion, noise, model.encode(prompts)
         )
     torch.testing.assert_close(actual, expected, atol=ONE_STEP_TOLERANCE, rtol=0)
 

@@ -75,7 +75,7 @@ def test_a_late_start_reads_its_own_shards_alone(prepared, monkeypatch):
         reading, "read_shard", lambda folder, name, sha: reads.append(name) or original(folder, name, sha)
     )
     stream = PromptStream(prepared, record, 0, BATCH, range(BATCH))
-    stream.read_prompts(next(stream.sampler.ranges(9 * BATCH, 10 * BATCH, 6)))
+    stream.read_prompts(next(stream.sampler.iter_ranges(9 * BATCH, 10 * BATCH, 6)))
     assert 0 < len(reads) <= 4
 
 

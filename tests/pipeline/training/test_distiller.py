@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed
 
-from nasa.denoiser import steerable
-from nasa.teachers import merged_weights
+from nasa.denoiser import make_steerable
+from nasa.teachers import merge_weights
 from nasa.testing.pipelines import TINY_PIPELINES
 from pipeline import models, recipe
 from pipeline.models.clip.model import Clip
@@ -127,10 +127,10 @@ def test_merged_adapters_compute_the_same(tiny_teacher):
     adapted, plain = distiller.engines.student.module, models.load(tiny_teacher)
     noise, embeds = torch.randn(2, *plain.latent_shape), plain.encode(["a cat", "a dog"])
     inputs = noise, torch.tensor([999, 999]), embeds, embeds[:1], 0.5
-    merged = steerable(plain.denoiser)
+    merged = make_steerable(plain.denoiser)
     with torch.no_grad():
         untrained, expected = merged(*inputs), adapted(*inputs)
-        plain.denoiser.load_state_dict(merged_weights(adapted.model))
+        plain.denoiser.load_state_dict(merge_weights(adapted.model))
         torch.testing.assert_close(merged(*inputs), expected, atol=TOLERANCE, rtol=TOLERANCE)
     assert not torch.allclose(untrained, expected, atol=10 * TOLERANCE)
     exported = full_weights(distiller.recipe, tiny_teacher, distiller.student_weights())

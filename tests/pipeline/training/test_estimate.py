@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from jobs.__main__ import main
-from nasa.denoiser import steerable
+from nasa.denoiser import make_steerable
 from nasa.families import FAMILIES
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.testing import tiny_stable_diffusion
@@ -62,7 +62,7 @@ def test_bytes_kept_on_the_meta_device_are_those_of_a_real_pass():
     model = tiny_stable_diffusion().unet.requires_grad_(True)
     kept = []
     for device in ("cpu", "meta"):
-        denoiser = steerable(model.to(device))
+        denoiser = make_steerable(model.to(device))
         inputs = torch.zeros(3, 4, 4, 4, device=device), torch.zeros(3, device=device)
         text = PromptEmbeds(torch.zeros(3, 16, 16, device=device))
         kept.append(count_saved_bytes(lambda: denoiser(*inputs, text), model))  # noqa: B023

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from nasa import distillation
-from nasa.denoiser import output_layer, steerable
+from nasa.denoiser import get_output_layer, make_steerable
 from nasa.diffusion import Diffusion
 from nasa.meta_autocast import MetaAutocast
 from nasa.precision import autocast, cast_frozen, run_in_float32
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.teachers import add_lora, lora_parameters
+from nasa.teachers import add_lora, get_lora_parameters
 from pipeline.recipe import load
 from pipeline.training import engines, estimate
 
@@ -28,18 +28,18 @@ def test_a_step_of_the_recipe(name):
     assert dtype == torch.bfloat16
     (student_model, family), (teacher_model, _) = (estimate.meta_denoiser(recipe) for _ in range(2))
     student_model.to(META), teacher_model.to(META)
-    cast_frozen(teacher_model, dtype, keep=output_layer(teacher_model))
+    cast_frozen(teacher_model, dtype, keep=get_output_layer(teacher_model))
     options = recipe.lora_teacher
     with META:
         add_lora(
             teacher_model,
             rank=options.rank,
-            scaling=options.lora_alpha,
-            targets=engines.lora_teacher_targets(recipe, family),
+            lora_alpha=options.lora_alpha,
+            target_modules=engines.lora_teacher_targets(recipe, family),
         )
-    for parameter in lora_parameters(teacher_model):
+    for parameter in get_lora_parameters(teacher_model):
         parameter.data = parameter.data.float()
-    student, teachers = steerable(student_model.requires_grad_(True), dtype), steerable(teacher_model, dtype)
+    student, teachers = make_steerable(student_model.requires_grad_(True), dtype), make_steerable(teacher_model, dtype)
     diffusion = Diffusion(torch.linspace(0.999, 0.005, 1000, device=META), "epsilon", recipe.method.start_timestep)
     texts, randomness = _inputs(student_model, family, diffusion, recipe.method, dtype)
     with engines_on_cuda():
@@ -48,7 +48,7 @@ def test_a_step_of_the_recipe(name):
         lora_loss = distillation.lora_teacher_loss(teachers, diffusion, texts, randomness, loss.x0)
         lora_loss.backward()
     assert {loss.loss.dtype, loss.x0.dtype, lora_loss.dtype} == {torch.float32}
-    for trained in ([*student.parameters()], lora_parameters(teachers)):
+    for trained in ([*student.parameters()], get_lora_parameters(teachers)):
         assert {parameter.grad.dtype for parameter in trained if parameter.grad is not None} == {torch.float32}
         assert any(parameter.grad is not None for parameter in trained)
     assert all(p.grad is None for n, p in teachers.named_parameters() if "lora_" not in n)
@@ -61,7 +61,7 @@ def engines_on_cuda():
 
 def _inputs(model, family, diffusion, method, dtype):
     count = 2
-    one = family.distillation.empty_prompts(model.config, count)
+    one = family.distillation.make_empty_prompts(model.config, count)
     with META:
         text = PromptEmbeds(
             one.embeds.to(META, dtype), None if one.attention_mask is None else one.attention_mask.to(META)

@@ -1,4 +1,4 @@
-"""Joint attention against diffusers' own processors, each text run alone beside the image."""
+"""Joint attention, compared with diffusers' processors run on the image and one text at a time."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAt
 from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 
 import nasa
-from nasa.families import family_of
-from nasa.joint import JOINT_ATTENTION, JointSteeredProcessor, JointSteering
+from nasa.families import find_family
+from nasa.joint_attention import JOINT_ATTENTION_MODES, JointSteeredProcessor, JointSteering
 from nasa.testing.pipelines import TINY_PIPELINES
 
 TOLERANCE = 2e-6
@@ -51,11 +51,11 @@ def tokens(count, seed):
 
 
 def rotary(*counts):
-    """Angles of text, which are those of one position, and of the image."""
+    """Return rotary angles of texts, which share one position, and of the image."""
     angles = torch.rand(IMAGE, WIDTH // HEADS // 2, generator=torch.Generator().manual_seed(9)).repeat_interleave(2, 1)
     text = torch.zeros(sum(counts), WIDTH // HEADS)
-    every = torch.cat([text, angles])
-    return every.cos(), every.sin()
+    combined = torch.cat([text, angles])
+    return combined.cos(), combined.sin()
 
 
 def redact(mask):
@@ -63,14 +63,14 @@ def redact(mask):
 
 
 def rotary_of_each(count):
-    """Complex factors of the image and of a text, whose tokens are counted."""
+    """Return complex rotary factors of the image and of a text with consecutive positions."""
     angles = torch.rand(IMAGE + 20, WIDTH // HEADS // 2, generator=torch.Generator().manual_seed(9)) * 6
     factors = torch.polar(torch.ones_like(angles), angles)
     return factors[:IMAGE], factors[IMAGE : IMAGE + count]
 
 
 def run(attn, kind, image, text, **more):
-    """Image rows and text rows, whatever the layer's form."""
+    """Return image rows and text rows for any kind of layer."""
     if kind == "flux-single":
         both = attn(torch.cat([text, image], dim=1), image_rotary_emb=rotary(text.shape[1]), **more)
         return both[:, text.shape[1] :], both[:, : text.shape[1]]
@@ -81,7 +81,7 @@ def run(attn, kind, image, text, **more):
 
 
 def away_from(attn, kind, image, negative, reading):
-    """Z- through `to_out`. An additive mask over the image's keys leaves the negative's alone."""
+    """Return Z- after `to_out`; an additive mask over the image's keys leaves only the negative's."""
     if reading == "joint":
         return run(attn, kind, image, negative)[0]
     mask = torch.zeros(1, 1, 1, NEGATIVE + IMAGE)
@@ -89,13 +89,13 @@ def away_from(attn, kind, image, negative, reading):
     return run(attn, kind, image, negative, attention_mask=mask)[0]
 
 
-CASES = [(kind, reading) for kind in ("flux", "flux-single") for reading in JOINT_ATTENTION]
+CASES = [(kind, reading) for kind in ("flux", "flux-single") for reading in JOINT_ATTENTION_MODES]
 CASES += [("stable-diffusion-3", "joint"), ("qwen-image", "joint")]  # their own processors mask no image
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "reading"), CASES)
-def test_image_is_steered_and_texts_are_what_they_are_alone(kind, reading):
+def test_only_the_image_is_steered_and_texts_are_unchanged(kind, reading):
     attn = make(kind)
     image, positive, negative = tokens(IMAGE, 1), tokens(POSITIVE, 2), tokens(NEGATIVE, 3)
     z_image, z_text = run(attn, kind, image, positive)
@@ -114,7 +114,7 @@ def test_image_is_steered_and_texts_are_what_they_are_alone(kind, reading):
 @torch.no_grad()
 @pytest.mark.parametrize("padded", ["both", "positive", "negative"])
 def test_padding_of_either_text_is_not_seen(padded):
-    """A text of 3 tokens, padded to 5, is the text of 3 tokens."""
+    """A text of 3 tokens padded to 5 is equivalent to the text of 3 tokens."""
     attn = make("qwen-image")
     lengths = {"positive": POSITIVE, "negative": NEGATIVE}
     image, texts = tokens(IMAGE, 1), {name: tokens(length, 2 + length) for name, length in lengths.items()}
@@ -137,7 +137,7 @@ def test_padding_of_either_text_is_not_seen(padded):
 
 @torch.no_grad()
 def test_reading_text_of_qwen_image_attends_to_the_negative_alone():
-    """A text attended to without the image: the plain processor with one image token, seen by masks alone."""
+    """The reference is the original processor with a single image token that the mask hides."""
     attn = make("qwen-image")
     image, positive, negative = tokens(IMAGE, 1), tokens(POSITIVE, 2), tokens(NEGATIVE, 3)
     scales = []
@@ -161,8 +161,8 @@ def test_reading_text_of_qwen_image_attends_to_the_negative_alone():
 
 
 def first_outputs(pipe, calls, **options):
-    """The denoiser's outputs at the first step: one call, or two where guidance is a call of its own."""
-    _, model = family_of(pipe)
+    """Return the denoiser's outputs at the first step, two if guidance is a separate call."""
+    _, model = find_family(pipe)
     outputs = []
     hook = model.register_forward_hook(lambda _, args, output: outputs.append(output[0]))
     try:
@@ -175,7 +175,7 @@ def first_outputs(pipe, calls, **options):
     return outputs[0].chunk(2) if calls == 1 and len(outputs[0]) == 2 else outputs
 
 
-@pytest.mark.parametrize("reading", JOINT_ATTENTION)
+@pytest.mark.parametrize("reading", JOINT_ATTENTION_MODES)
 @pytest.mark.parametrize("family", ["flux", "qwen-image"])
 def test_guidance_in_calls_steers_the_conditional_call_alone(family, reading):
     pipe = TINY_PIPELINES[family]()
@@ -189,7 +189,7 @@ def test_guidance_in_calls_steers_the_conditional_call_alone(family, reading):
     assert not torch.allclose(steered[0], plain[0])
 
 
-@pytest.mark.parametrize("reading", JOINT_ATTENTION)
+@pytest.mark.parametrize("reading", JOINT_ATTENTION_MODES)
 def test_guidance_in_a_batch_steers_the_conditional_half_alone(reading):
     pipe = TINY_PIPELINES["stable-diffusion-3"]()
     plain = first_outputs(pipe, 1, guidance_scale=3.0)
@@ -202,7 +202,7 @@ def test_guidance_in_a_batch_steers_the_conditional_half_alone(reading):
 
 
 @torch.no_grad()
-def test_a_batch_of_unequal_prompts_and_negatives_is_each_alone():
+def test_a_batch_of_unequal_texts_equals_separate_calls():
     pipe = TINY_PIPELINES["qwen-image"]()
     pairs = [("a cat", "blurry"), ("dog", "on a table")]
     noise = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
@@ -220,11 +220,11 @@ def test_a_batch_of_unequal_prompts_and_negatives_is_each_alone():
 
 
 @pytest.mark.parametrize("family", ["flux", "stable-diffusion-3", "qwen-image"])
-def test_readings_differ_and_scale_zero_of_a_tensor_is_plain(family):
+def test_modes_differ_and_a_zero_tensor_scale_is_plain(family):
     pipe = TINY_PIPELINES[family]()
     (plain,) = first_outputs(pipe, 1, guidance_scale=0)
     outputs = {}
-    for reading in JOINT_ATTENTION:
+    for reading in JOINT_ATTENTION_MODES:
         with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, joint_attention=reading):
             (outputs[reading],) = first_outputs(pipe, 1, guidance_scale=0)
         with nasa.steer(pipe, "blurry", torch.zeros(1), max_sequence_length=16, joint_attention=reading):
@@ -242,7 +242,7 @@ def test_readings_differ_and_scale_zero_of_a_tensor_is_plain(family):
         ),
     ],
 )
-def test_mistakes_are_named(options, message):
+def test_invalid_arguments_are_named(options, message):
     pipe = TINY_PIPELINES["flux"]()
     prompt = {} if "negative_prompt_embeds" in options else {"negative_prompt": "x"}
     with pytest.raises(ValueError, match=message), nasa.steer(pipe, **prompt, **options):

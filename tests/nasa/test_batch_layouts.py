@@ -1,4 +1,4 @@
-"""Which rows and layers are steered: as the caller says, in inherited pipelines, and beside an image."""
+"""The rows and layers that are steered: by `conditional`, in subclasses, and in image-to-video models."""
 
 from types import SimpleNamespace
 
@@ -8,8 +8,8 @@ import torch
 
 import nasa
 from nasa.attention import SteeredAttnProcessor
+from nasa.testing.pipeline_variants import build_variant
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
-from nasa.testing.siblings import tiny_sibling
 
 SCALE = 0.6
 
@@ -41,7 +41,7 @@ def own_inputs(model):
 @torch.no_grad()
 @pytest.mark.parametrize("positional", [0, 1, 3])
 def test_a_denoiser_is_called_by_keywords_and_by_position(stable_diffusion, positional):
-    """Outside a pipeline's call there is no guidance: also after a call that had some."""
+    """A call from outside the pipeline has no guidance, even after a call that had it."""
     pipe = stable_diffusion
     inputs = own_inputs(pipe.unet)
     args, kwargs = list(inputs.values())[:positional], dict(list(inputs.items())[positional:])
@@ -67,7 +67,7 @@ def test_a_denoiser_is_called_by_keywords_and_by_position(stable_diffusion, posi
     ],
     ids=["slice", "rows", "half", "by call", "none", "no pipeline"],
 )
-def test_the_caller_says_which_rows_are_conditional(stable_diffusion, conditional, rows):
+def test_conditional_rows_are_an_option(stable_diffusion, conditional, rows):
     stand_in = SimpleNamespace(unet=stable_diffusion.unet, scheduler=SimpleNamespace(timesteps=[0]))
     inputs = own_inputs(stand_in.unet)
     negative = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(5))
@@ -79,7 +79,7 @@ def test_the_caller_says_which_rows_are_conditional(stable_diffusion, conditiona
 
 
 @torch.no_grad()
-def test_rows_that_are_not_there_are_refused(stable_diffusion):
+def test_missing_rows_are_rejected(stable_diffusion):
     with (
         pytest.raises(ValueError, match=r"conditional: got rows \[2\]; expected rows of a batch of 2"),
         nasa.steer(stable_diffusion, "dog", SCALE, conditional=[2]),
@@ -88,7 +88,7 @@ def test_rows_that_are_not_there_are_refused(stable_diffusion):
 
 
 class WithAnotherCall(diffusers.StableDiffusionPipeline):
-    """A user's pipeline, of whose batches nothing is known."""
+    """A user's pipeline with an unknown batch layout."""
 
     def __call__(self, *args, **kwargs):
         return super().__call__(*args, **kwargs)
@@ -98,32 +98,32 @@ OfTheSameName = type("StableDiffusionPipeline", (WithAnotherCall,), {"__call__":
 
 
 class WithAnotherEncoder(diffusers.StableDiffusionPipeline):
-    """A user's pipeline whose batches are its parent's."""
+    """A user's pipeline with its parent's batch layout."""
 
     def encode_prompt(self, prompt, *args, **kwargs):
         return super().encode_prompt(prompt, *args, **kwargs)
 
 
-def test_a_subclass_is_known_by_the_class_of_its_call(stable_diffusion):
-    own, inherited = (
+def test_a_subclass_has_the_layout_of_its_call(stable_diffusion):
+    custom, inherited = (
         kind(**stable_diffusion.components, requires_safety_checker=False)
         for kind in (WithAnotherCall, WithAnotherEncoder)
     )
-    for made in (own, inherited):
-        made.set_progress_bar_config(disable=True)
+    for subclass in (custom, inherited):
+        subclass.set_progress_bar_config(disable=True)
     wanted = draw_steered(stable_diffusion, guidance_scale=3.0)
     assert torch.equal(draw_steered(inherited, guidance_scale=3.0), wanted)
     unknown = pytest.raises(ValueError, match=r"pipe: got \w+; .*Pass conditional=")
-    for made in (own, OfTheSameName(**stable_diffusion.components, requires_safety_checker=False)):
-        with unknown, nasa.steer(made, "dog"):
+    for subclass in (custom, OfTheSameName(**stable_diffusion.components, requires_safety_checker=False)):
+        with unknown, nasa.steer(subclass, "dog"):
             pass
-    with nasa.steer(own, "dog", SCALE, conditional=lambda rows, call: slice(rows // 2, None)):
-        assert torch.equal(draw(own, guidance_scale=3.0), wanted)
+    with nasa.steer(custom, "dog", SCALE, conditional=lambda rows, call: slice(rows // 2, None)):
+        assert torch.equal(draw(custom, guidance_scale=3.0), wanted)
 
 
 def test_skip_layer_guidance_is_plain(monkeypatch):
-    """Stable Diffusion 3.5 calls once more in the first steps, with layers skipped: a thing to be guided away from."""
-    pipe, call = tiny_sibling("StableDiffusion3Pipeline")
+    """Stable Diffusion 3.5 guides away from a second call with skipped layers in the first steps."""
+    pipe, call = build_variant("StableDiffusion3Pipeline")
     call = {**call, "guidance_scale": 4.0, "num_images_per_prompt": 2, "skip_guidance_layers": [1]}
     outputs = {}
     for scale in (0.0, SCALE):
@@ -144,9 +144,9 @@ def test_skip_layer_guidance_is_plain(monkeypatch):
     assert not torch.allclose(guided[2:], steered[2:], atol=1e-4)
 
 
-def test_almost_no_scale_is_almost_the_plain_video_of_an_image():
-    """The image's tokens go through the image's own projections, with and without the negative."""
-    pipe, call = tiny_sibling("WanImageToVideoPipeline")
+def test_a_tiny_scale_hardly_changes_a_video_of_an_image():
+    """Image tokens have separate projections, with and without a negative."""
+    pipe, call = build_variant("WanImageToVideoPipeline")
     drawn = []
     for options in ({"scale": 0.0}, {"scale": 1e-6}, {"scale": SCALE}):
         with nasa.steer(pipe, "dog", **options):
@@ -156,9 +156,9 @@ def test_almost_no_scale_is_almost_the_plain_video_of_an_image():
     assert not torch.allclose(steered, plain, atol=1e-3)
 
 
-def test_layers_that_see_the_text_alone_are_steered_too():
-    """The upscaler's UNet attends to the text in attn1 as well, where it has `only_cross_attention`."""
-    pipe, _ = tiny_sibling("StableDiffusionUpscalePipeline")
+def test_layers_with_only_cross_attention_are_steered_too():
+    """The upscaler's UNet also attends to the text in attn1 of blocks with `only_cross_attention`."""
+    pipe, _ = build_variant("StableDiffusionUpscalePipeline")
     with nasa.steer(pipe, "dog", SCALE):
         steered = {n for n, p in pipe.unet.attn_processors.items() if isinstance(p, SteeredAttnProcessor)}
     first = {name for name in steered if "attn1" in name}

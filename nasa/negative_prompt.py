@@ -1,4 +1,4 @@
-"""The negative prompt as the pipeline's own encoder sees it, with the options of the call at hand."""
+"""Encoding of the negative prompt by the pipeline's encoder, with the options of the current call."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasa.calls import encoder_name
+from nasa.call_tracking import find_encoder_method
 from nasa.families import Family
-from nasa.lora import module_state, scaled
+from nasa.lora import get_module_state, scale_adapters
 from nasa.prompt_embeds import PromptEmbeds
 
-ONCE = ("num_images_per_prompt", "num_videos_per_prompt")  # the negative is repeated where the batch is known
+REPEAT_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt")  # set to 1: attention repeats the negative
 Prompts = str | Sequence[str] | None
 
 
 @dataclass
 class NegativePrompt:
-    """A negative given as texts, or as embeddings and their mask.
+    """A negative prompt, given as texts or as embeddings and their mask.
 
-    Texts are encoded once a call of the pipeline, and not again while its options and its encoders stay the same.
-    `version` counts the encodings, so that what was computed from one can be told from what belongs to the next.
+    Texts are encoded in a call of the pipeline, and again only when its options or its encoders change. `version`
+    counts the encodings, so that cached keys and values can be invalidated.
     """
 
     pipe: Any
@@ -36,27 +36,27 @@ class NegativePrompt:
     _encoders: list[Any] = field(default_factory=list)
 
     @property
-    def given(self) -> bool:
+    def is_given(self) -> bool:
         """Whether there is a negative prompt."""
         return bool(self.texts) or self.embeds is not None
 
-    def encode_as(self, call: inspect.BoundArguments) -> None:
-        """Encode the texts as `call` of the pipeline's encoder will its prompt, and leave the encoder as it was."""
+    def encode_for_call(self, call: inspect.BoundArguments) -> None:
+        """Encode the texts with the options of a call of the pipeline's encoder; leave the encoder unchanged."""
         if not self.texts:
             return
-        options = self._changed(call)
+        options = self._replace_prompt(call)
         encoders = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-        state = [module_state(encoder) for encoder in encoders if isinstance(encoder, nn.Module)]
-        if self._options is not None and state == self._encoders and _same(self._options, options):
+        state = [get_module_state(encoder) for encoder in encoders if isinstance(encoder, nn.Module)]
+        if self._options is not None and state == self._encoders and _are_equal_options(self._options, options):
             return
         changed = inspect.BoundArguments(call.signature, options)
-        encode = getattr(self.pipe, encoder_name(self.pipe))
-        with torch.no_grad(), scaled(encoder for encoder in encoders if encoder is not None):
-            self._set(self.family.prompt_embeds_of(encode(*changed.args, **changed.kwargs)))
+        encode = getattr(self.pipe, find_encoder_method(self.pipe))
+        with torch.no_grad(), scale_adapters(encoder for encoder in encoders if encoder is not None):
+            self._store(self.family.unpack_prompt_embeds(encode(*changed.args, **changed.kwargs)))
         self._options, self._encoders = options, state
 
-    def encode_by_default(self) -> None:
-        """Encode the texts where the denoiser is called without a call of its pipeline."""
+    def encode_with_defaults(self) -> None:
+        """Encode the texts with default options, for a denoiser that is called outside its pipeline."""
         if not self.texts or self.embeds is not None:
             return
         first, *more = self.texts.values()
@@ -66,17 +66,17 @@ class NegativePrompt:
                 "negative_prompt_2, negative_prompt_3: got a text; expected None outside a pipeline's call."
             )
         with torch.no_grad():
-            self._set(self.family.encode(self.pipe, _as_list(first), self.max_sequence_length))
+            self._store(self.family.encode(self.pipe, _to_list(first), self.max_sequence_length))
 
-    def _set(self, encoded: PromptEmbeds) -> None:
+    def _store(self, encoded: PromptEmbeds) -> None:
         self.embeds, self.mask, self.version = encoded.embeds, encoded.attention_mask, self.version + 1
 
-    def _changed(self, call: inspect.BoundArguments) -> dict[str, Any]:
-        """Return the call's arguments with the negative's texts in place of the prompt."""
+    def _replace_prompt(self, call: inspect.BoundArguments) -> dict[str, Any]:
+        """Return the call's arguments with the prompt replaced by the negative texts."""
         changed = {}
         for name, value in call.arguments.items():
             parameter = call.signature.parameters[name]
-            if name in ONCE:
+            if name in REPEAT_ARGUMENTS:
                 value = 1
             elif name == "do_classifier_free_guidance":
                 value = False
@@ -84,19 +84,19 @@ class NegativePrompt:
                 value = self.max_sequence_length or value
             elif name in self.texts:
                 value = self.texts[name]
-                value = None if value is None else _as_list(value)
+                value = None if value is None else _to_list(value)
             elif "prompt" in name:  # embeddings, masks, and the pipeline's own negative prompt
                 value = None if parameter.default is parameter.empty else parameter.default
             changed[name] = value
         return changed
 
 
-def _as_list(texts: str | Sequence[str]) -> list[str]:
+def _to_list(texts: str | Sequence[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
-def _same(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether all options are plain values that are equal; a tensor or an image is another one each time."""
+def _are_equal_options(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether all options are equal plain values; a tensor or an image always counts as different."""
     plain = (str, int, float, bool, list, torch.device, torch.dtype, type(None), dict)
     return old.keys() == new.keys() and all(
         isinstance(new[name], plain) and type(old[name]) is type(new[name]) and old[name] == new[name] for name in new

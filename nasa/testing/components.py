@@ -1,4 +1,4 @@
-"""Parts of the small pipelines: tokenizers of single characters, text encoders, an autoencoder."""
+"""Components of the tiny pipelines: tokenizers of single characters, text encoders, an autoencoder."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, GemmaTokenizer, Qwen2Tokenizer, T5Token
 from nasa.testing.models import CHARACTERS, tiny_tokenizer
 
 TEXT_WIDTH = 16
-QWEN_TEMPLATE = (  # of diffusers' pipeline, which drops what stands before the prompt: 34 tokens
+QWEN_TEMPLATE = (  # as in diffusers' pipeline, which drops the 34 tokens before the prompt
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
@@ -37,14 +37,14 @@ def tiny_t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=special + [(character, -3.0) for character in CHARACTERS], extra_ids=0)
 
 
-def gemma_tokenizer() -> GemmaTokenizer:
+def tiny_gemma_tokenizer() -> GemmaTokenizer:
     """Return a Gemma tokenizer of single characters."""
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *CHARACTERS]
     return GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
 
 
-def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Bytes, and the words of the pipeline's template as a token each."""
+def tiny_qwen_tokenizer() -> Qwen2Tokenizer:
+    """Return a Qwen2 tokenizer of bytes, with one token per word of the pipeline's template."""
     special = ["<|im_start|>", "<|im_end|>"]
     return Qwen2Tokenizer().train_new_from_iterator([QWEN_TEMPLATE] * 4, 1024, new_special_tokens=special)
 
@@ -55,7 +55,7 @@ def t5_config(config: Any, width: int = TEXT_WIDTH) -> Any:
 
 
 def tiny_autoencoder() -> AutoencoderKL:
-    """Shifted by 0: FLUX and Stable Diffusion 3 want a number."""
+    """Return a small autoencoder; `shift_factor` is 0 since FLUX and Stable Diffusion 3 require a number."""
     return AutoencoderKL(
         block_out_channels=(8,) * 4,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -66,7 +66,7 @@ def tiny_autoencoder() -> AutoencoderKL:
     )
 
 
-def ready(pipe: Any) -> Any:
+def set_up_for_inference(pipe: Any) -> Any:
     """Return a pipeline in evaluation mode without a progress bar."""
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
