@@ -158,13 +158,13 @@ class Distiller:
         train = self.recipe.train
         weight = train.clip_weight * max(0.0, 1 - step / train.steps)
         indices = self.recipe.batch_slice(self.rank, self.world_size)[first : first + len(prompts)]
-        chosen = [index for index, index in enumerate(indices) if self.recipe.has_clip_loss(index)]
+        chosen = [position for position, index in enumerate(indices) if self.recipe.has_clip_loss(index)]
         if self.clip is None or not weight or not chosen:
             return 0.0
         with self.precision():
             images = decode_latents(self.decoder or self.model.vae, student.attached_x0[chosen])
             image_features = self.clip.image_features(images)
-            text_features = self.clip.text_features([prompts[index] for index in chosen])
+            text_features = self.clip.text_features([prompts[position] for position in chosen])
             hinge = clip_hinge(image_features, text_features, train.clip_margin)
         share = len(chosen) / min(train.clip_images, train.batch_size)
         return weight * self._passes * self.world_size * share * hinge
