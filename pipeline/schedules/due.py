@@ -27,7 +27,7 @@ class JobOutcome:
     reason: str
 
 
-def due(
+def find_due_action(
     schedule: StoredSchedule,
     history: History,
     now: datetime,
@@ -41,7 +41,7 @@ def due(
     if last and last.state == RUNNING and (outcome := job_outcome(last)):
         record = last.end_attempt(outcome.state, now, outcome.reason)
         return DueAction(last.scheduled_time, expected=last, record=record)
-    requested, by_cron = _requested_time(schedule), _cron_time(schedule, now)
+    requested, by_cron = _get_requested_time(schedule), _find_cron_time(schedule, now)
     if requested and not history.read(requested) and not (last and last.scheduled_time >= requested):
         return DueAction(requested, 1)
     if by_cron and not history.read(by_cron) and not (last and last.scheduled_time >= by_cron):
@@ -76,18 +76,18 @@ def _is_unfinished(schedule: StoredSchedule, last: ScheduledRun) -> bool:
     if last.state == RUNNING:
         return True
     too_old = last.scheduled_time < cron.format_stamp(datetime.fromisoformat(schedule.added_at))
-    wanted = last.scheduled_time == _requested_time(schedule) or not (schedule.paused or too_old)
+    wanted = last.scheduled_time == _get_requested_time(schedule) or not (schedule.paused or too_old)
     return wanted and last.can_continue(schedule.recipe.schedule.retries)
 
 
-def _requested_time(schedule: StoredSchedule) -> str | None:
+def _get_requested_time(schedule: StoredSchedule) -> str | None:
     return cron.format_stamp(datetime.fromisoformat(schedule.requested_at)) if schedule.requested_at else None
 
 
-def _cron_time(schedule: StoredSchedule, now: datetime) -> str | None:
+def _find_cron_time(schedule: StoredSchedule, now: datetime) -> str | None:
     """Return the latest time since the schedule was added or resumed, or None."""
     if schedule.paused:
         return None
     options = schedule.recipe.schedule
-    latest = cron.latest_time(options.cron, options.timezone, now)
+    latest = cron.find_latest_time(options.cron, options.timezone, now)
     return cron.format_stamp(latest) if latest > datetime.fromisoformat(schedule.added_at) else None

@@ -38,9 +38,9 @@ class ScheduleStore:
 
     folder: Folder
 
-    def home(self, name: str) -> Folder:
+    def get_folder(self, name: str) -> Folder:
         """Return the folder of a schedule's history, runs and lease."""
-        return self.folder / checked_name(name)
+        return self.folder / check_name(name)
 
     def add(self, name: str, recipe: Recipe, tracking_uri: str, now: datetime | None = None) -> StoredSchedule:
         """Add a schedule.
@@ -48,7 +48,7 @@ class ScheduleStore:
         Raises:
             UserError: where there is one of this name, it is never due, or it would store a secret.
         """
-        if self.folder.exists(f"{checked_name(name)}.json"):
+        if self.folder.exists(f"{check_name(name)}.json"):
             raise invalid("name", name, "a new name", f"Run `schedule remove {name}` first, or choose another name.")
         if not recipe.schedule.cron:
             raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
@@ -64,9 +64,9 @@ class ScheduleStore:
         Raises:
             UserError: where there is none of this name, or its file holds something else.
         """
-        file = f"{checked_name(name)}.json"
+        file = f"{check_name(name)}.json"
         if not self.folder.exists(file):
-            raise invalid("name", name, f"a schedule: {', '.join(self.names()) or 'there is none yet'}")
+            raise invalid("name", name, f"a schedule: {', '.join(self.list_names()) or 'there is none yet'}")
         try:
             schedule = _SCHEDULE.validate_json(self.folder.read(file))
             for when in (schedule.added_at, schedule.requested_at or schedule.added_at):
@@ -93,7 +93,7 @@ class ScheduleStore:
         self.read(name)
         self.folder.remove(f"{name}.json")
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """Return the names of all schedules, sorted."""
         return [name.removesuffix(".json") for name in self.folder.list_files() if name.endswith(".json")]
 
@@ -102,7 +102,7 @@ class ScheduleStore:
         return schedule
 
 
-def checked_name(name: str) -> str:
+def check_name(name: str) -> str:
     """Return the name of a schedule.
 
     Raises:

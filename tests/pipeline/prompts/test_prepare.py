@@ -40,7 +40,7 @@ def table(folder, name):
 
 def rows(folder, source="shapes"):
     record = load_manifest(folder)
-    tables = [table(folder, name) for name in record.shards_of(source)]
+    tables = [table(folder, name) for name in record.list_shards(source)]
     assert all(each.schema == SCHEMA for each in tables)
     return [row for each in tables for row in each.to_pylist()]
 

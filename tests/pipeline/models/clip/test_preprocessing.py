@@ -71,7 +71,7 @@ def signed(images):
 def test_the_loss_sees_the_pixels_of_transformers_own_processor(folder, processor, images):
     clip = Clip.load(str(folder))
     decoded = signed(images).requires_grad_()
-    features = F.normalize(clip.image_features(decoded), dim=-1)
+    features = F.normalize(clip.encode_images(decoded), dim=-1)
     torch.testing.assert_close(features, reference(folder, processor, images), atol=TOLERANCE, rtol=0)
     features[:, 0].sum().backward()
     assert decoded.grad.abs().min(dim=0).values.max() > 0
