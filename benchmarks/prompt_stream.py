@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.dataset
 
 from pipeline import recipe
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prompt_stream import PromptStream
 from pipeline.session import start_ray_session

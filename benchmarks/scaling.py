@@ -22,7 +22,7 @@ import torch.multiprocessing
 
 from benchmarks.ablation import runs
 from pipeline import models, recipe
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.recipe import Recipe
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller

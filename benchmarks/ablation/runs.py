@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from datasets_prep import negatives
+from datasets_prep import negative_corpus
 from datasets_prep.shapes.prompts import BAD_PHOTO, sample_held_out_prompts, sample_negatives, sample_prompts
 from nasa.method import Method
 from pipeline import models, recipe
@@ -146,7 +146,7 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
 
 def build_distiller(options: Recipe) -> Distiller:
     """Return a distiller of the bundled teacher at its first step, in one process."""
-    corpus = negatives.build_weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
+    corpus = negative_corpus.build_weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
     sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
     model = models.load(models.find_teacher_folder(options.teacher))
     built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)

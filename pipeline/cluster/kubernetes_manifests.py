@@ -58,10 +58,10 @@ def render(kind: str, recipe: Recipe, values: ManifestValues) -> str:
     """
     _check(kind, recipe, values)
     build = {
-        "RayCluster": _build_cluster,
-        "RayJob": _build_job,
-        "RayCronJob": _build_cron_job,
-        "CronJob": _build_submitter,
+        "RayCluster": _build_ray_cluster,
+        "RayJob": _build_ray_job,
+        "RayCronJob": _build_ray_cron_job,
+        "CronJob": _build_scheduled_submitter,
     }[kind]
     return str(yaml.dump(build(recipe, values), Dumper=_Dumper, sort_keys=False, width=1000))
 
@@ -100,7 +100,7 @@ def _build_metadata(recipe: Recipe) -> Spec:
     }
 
 
-def _build_job(recipe: Recipe, values: ManifestValues) -> Spec:
+def _build_ray_job(recipe: Recipe, values: ManifestValues) -> Spec:
     words = ["python", "-m", "jobs", "run", "--run", values.run, *_build_options(values)]
     return {
         "apiVersion": "ray.io/v1",
@@ -110,19 +110,19 @@ def _build_job(recipe: Recipe, values: ManifestValues) -> Spec:
     }
 
 
-def _build_cron_job(recipe: Recipe, values: ManifestValues) -> Spec:
+def _build_ray_cron_job(recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a RayCronJob. KubeRay starts all missed times at once; `run-scheduled` runs what is due once."""
     options = recipe.schedule
     spec = {
         "schedule": options.cron,
         "timeZone": options.timezone,
         "suspend": False,
-        "jobTemplate": _build_job_spec(_run_scheduled(recipe, values), recipe, values),
+        "jobTemplate": _build_job_spec(_build_run_scheduled_command(recipe, values), recipe, values),
     }
     return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _build_metadata(recipe), "spec": spec}
 
 
-def _run_scheduled(recipe: Recipe, values: ManifestValues) -> list[str]:
+def _build_run_scheduled_command(recipe: Recipe, values: ManifestValues) -> list[str]:
     when = ["--cron", recipe.schedule.cron, "--timezone", recipe.schedule.timezone]
     return ["python", "-m", "jobs", "run-scheduled", "--runs", values.run, *when, *_build_options(values)]
 
@@ -145,7 +145,7 @@ def _build_job_spec(words: list[str], recipe: Recipe, values: ManifestValues) ->
     }
 
 
-def _build_cluster(recipe: Recipe, values: ManifestValues) -> Spec:
+def _build_ray_cluster(recipe: Recipe, values: ManifestValues) -> Spec:
     metadata = {**_build_metadata(recipe), "name": CLUSTER}
     spec = _build_cluster_spec(recipe, values)
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
@@ -166,7 +166,7 @@ def _build_cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
         "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 600},
         "headGroupSpec": {
             "rayStartParams": {"num-gpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _build_pod("ray-head", HEAD, values, {"ports": ports}),
+            "template": _build_pod_template("ray-head", HEAD, values, {"ports": ports}),
         },
         "workerGroupSpecs": [
             {
@@ -175,7 +175,7 @@ def _build_cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
                 "minReplicas": 0,
                 "maxReplicas": nodes,
                 "rayStartParams": {},
-                "template": _build_pod("ray-worker", resources, values, {}),
+                "template": _build_pod_template("ray-worker", resources, values, {}),
             }
         ],
     }
@@ -200,7 +200,7 @@ def _compute_worker_resources(train: Train) -> dict[str, float]:
     return build_training_request(train).per_process
 
 
-def _build_pod(name: str, resources: dict[str, str], values: ManifestValues, more: Spec) -> Spec:
+def _build_pod_template(name: str, resources: dict[str, str], values: ManifestValues, more: Spec) -> Spec:
     container = {
         "name": name,
         "image": values.image,
@@ -223,10 +223,10 @@ def _build_pod(name: str, resources: dict[str, str], values: ManifestValues, mor
     }
 
 
-def _build_submitter(recipe: Recipe, values: ManifestValues) -> Spec:
+def _build_scheduled_submitter(recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a CronJob that submits to the standing RayCluster."""
     url = f"http://{CLUSTER}-head-svc:8265"
-    words = _run_scheduled(recipe, values)[3:]
+    words = _build_run_scheduled_command(recipe, values)[3:]
     at = words.index("--ray-address")
     words[at : at + 2] = ["--job-server", url]
     token = {"secretKeyRef": {"name": TOKEN_SECRET, "key": "auth_token"}}

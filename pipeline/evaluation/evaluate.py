@@ -17,7 +17,7 @@ from pipeline.evaluation.report import write_report
 from pipeline.evaluation.results import SUMMARY, EvaluationRow, Summary, read_summary, write_rows
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.suites import build_suite
-from pipeline.evaluation.worker import WorkerConfig, load_student, plan_work_units, run_workers
+from pipeline.evaluation.worker import WorkerConfig, load_student_sampler, plan_work_units, run_workers
 from pipeline.manifest import DistilledManifest, Manifest
 from pipeline.recipe import Recipe, dump, parse
 from pipeline.resources import build_evaluation_request, wait_for_resources
@@ -180,4 +180,4 @@ def load_distilled_student(student_folder: Folder) -> Sampler:
     recipe = manifest.read(student_folder, DistilledManifest).recipe
     folder = models.find_teacher_folder(recipe.teacher, revision=recipe.revision)
     teacher = Sampler(models.load(folder, start_timestep=recipe.method.start_timestep))
-    return load_student(teacher, student_folder / "student")
+    return load_student_sampler(teacher, student_folder / "student")

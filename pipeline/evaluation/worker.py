@@ -171,7 +171,7 @@ class EvaluationWorker:
 
     @cached_property
     def _student(self) -> Sampler:
-        return load_student(self._teacher, Folder.from_uri(self.config.student))
+        return load_student_sampler(self._teacher, Folder.from_uri(self.config.student))
 
     def _hash_inputs(self, unit: WorkUnit) -> str:
         """Return a hash of everything that a unit's images depend on; the judge selects the exclusion test's seeds."""
@@ -181,7 +181,7 @@ class EvaluationWorker:
         return hash_json([VERSION, sha256, start, asdict(unit), judge])[:KEY_LENGTH]
 
 
-def load_student(teacher: Sampler, folder: Folder) -> Sampler:
+def load_student_sampler(teacher: Sampler, folder: Folder) -> Sampler:
     """Return a student that shares everything but the denoiser with its teacher."""
     with TemporaryDirectory() as scratch:
         denoiser = models.load_denoiser(folder.copy_to_local(Path(scratch)))

@@ -120,11 +120,11 @@ class Encoder(nn.Module):
         self.transformer = nn.ModuleDict(blocks)
         self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, tokens_LD: Tensor, places_L: Tensor, scales_L: Tensor) -> Tensor:
+    def forward(self, tokens_LD: Tensor, positions_L: Tensor, scale_indices_L: Tensor) -> Tensor:
         """Return the first token's features [D]."""
-        positions, scales = self.posembed_input["position_emb"], self.scaleembed_input["scale_emb"]
-        places_LD = positions[0, places_L] + scales[scales_L]
-        x_BLD = torch.cat([self.cls, (tokens_LD + places_LD)[None]], dim=1)
+        position_table, scale_table = self.posembed_input["position_emb"], self.scaleembed_input["scale_emb"]
+        embeddings_LD = position_table[0, positions_L] + scale_table[scale_indices_L]
+        x_BLD = torch.cat([self.cls, (tokens_LD + embeddings_LD)[None]], dim=1)
         for block in self.transformer.values():
             x_BLD = block(x_BLD)
         first: Tensor = self.encoder_norm(x_BLD)[0, 0]

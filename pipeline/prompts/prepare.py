@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from datasets_prep import data_card, negatives
+from datasets_prep import data_card, negative_corpus
 from datasets_prep.chunk import CleaningStats
 from datasets_prep.epoch_sampler import compute_epoch_quotas
 from datasets_prep.shapes import prompts as shapes
@@ -167,10 +167,12 @@ def _check_not_empty(output: PreparationOutput) -> None:
 
 def _write_negatives(recipe: Recipe, files: Sequence[SourceFile], output: PreparationOutput) -> None:
     if recipe.prompts.is_bundled:
-        table = negatives.build_weighted_corpus(shapes.sample_negatives(recipe.prompts.negative_draws, recipe.seed))
+        table = negative_corpus.build_weighted_corpus(
+            shapes.sample_negatives(recipe.prompts.negative_draws, recipe.seed)
+        )
     else:
         observed = Counter(_iter_observed_negatives(files))
-        table = negatives.build_corpus(recipe.prompts.negative_count, recipe.seed, observed)
+        table = negative_corpus.build_corpus(recipe.prompts.negative_count, recipe.seed, observed)
     output.write(NEGATIVES, table)
 
 

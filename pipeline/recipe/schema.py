@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from datasets_prep.filters import Filters
 from nasa.method import Method
 from pipeline.cron import FIELDS, is_cron, is_time_zone
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.recipe.section import (
     Fraction,
     JpegQuality,

@@ -8,9 +8,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from pipeline.registry.candidate import SHORT, Candidate
+from pipeline.registry.evaluation_scores import Scores
 from pipeline.registry.mlflow_registry import CHAMPION, METRIC, STATE, STEP, WHY, get_aliases, list_versions, set_tags
 from pipeline.registry.promotion import Decision
-from pipeline.registry.scores import Scores
 from pipeline.registry.version_artifacts import DECISION
 
 BREAK = "\n\n"
@@ -72,7 +72,7 @@ def _render_scores(scores: Scores, decision: Decision | None) -> str:
 
 
 def set_state(client: MlflowClient, name: str, number: str, state: str) -> None:
-    """Change what a version is; its page and its tag say so first."""
+    """Set a version's state: rewrite its page, then its tag."""
     version = client.get_model_version(name, number)
     write_page(client, name, number, state, version.tags.get(WHY, ""), (version.description or "").partition(BREAK)[2])
     set_tags(client, name, number, **{STATE: state})

@@ -10,7 +10,7 @@ from pydantic_core import to_jsonable_python
 from pipeline.evaluation.plan import EXCLUSION_SET
 from pipeline.evaluation.statistics import bootstrap_clustered, compute_discordant_interval
 from pipeline.recipe import GuardrailMetric, Promotion
-from pipeline.registry.scores import Image, Scores
+from pipeline.registry.evaluation_scores import ImageKey, Scores
 
 MIN_IMAGES = 30  # of each student; fewer decide nothing
 
@@ -97,13 +97,13 @@ def compare_metric(
     return Comparison(metric, difference.difference, low, high, difference.count)
 
 
-def _is_selected(images: Mapping[Image, float]) -> bool:
+def _is_selected(images: Mapping[ImageKey, float]) -> bool:
     """Tell whether these images were selected by the student's own plain images."""
     return all(name == EXCLUSION_SET for name, _, _ in images)
 
 
 def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
-    """Promoted where the whole interval of the metric's gain is above the margin and every guard's above its loss."""
+    """Decide whether the gain's interval lies above the margin, and that of each guardrail above `-max_regression`."""
     main = compare_metric(rule.metric, new, old, rule.decision_confidence, higher_is_better=rule.higher_is_better)
     guardrail_gains = tuple(
         compare_metric(
@@ -124,12 +124,12 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     elif main.problem:
         verdict = f"not comparable with version {against}: {main.problem}"
     else:
-        verdict = f"{main.metric} {main.short} beside version {against}: {failed}"
+        verdict = f"{main.metric} {main.short} against version {against}: {failed}"
     return Decision(not failed, verdict, rule, against, (main, *guardrail_gains))
 
 
 def _compute_min_images(guardrail: GuardrailMetric) -> int:
-    """Return the images without regression that exclude one above `max_regression`: the rule of three."""
+    """Return how many images without a regression rule out a rate above `max_regression` (the rule of three)."""
     return max(MIN_IMAGES, math.ceil(3 / guardrail.max_regression)) if guardrail.max_regression else MIN_IMAGES
 
 

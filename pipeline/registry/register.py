@@ -15,11 +15,11 @@ from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe, dump
 from pipeline.registry import descriptions, mlflow_registry, version_artifacts
 from pipeline.registry.candidate import SHORT, Candidate
+from pipeline.registry.evaluation_scores import Scores
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
 from pipeline.registry.promotion import Decision, decide, decide_first
 from pipeline.registry.publish import publish
 from pipeline.registry.registered_version import RegisteredVersion
-from pipeline.registry.scores import Scores
 from pipeline.storage import Folder
 
 

@@ -46,7 +46,7 @@ def find_due_action(
         return DueAction(requested, 1)
     if by_cron and not history.read(by_cron) and not (last and last.scheduled_time >= by_cron):
         return _start_or_skip(schedule, by_cron, now, last)
-    if last and last.state == FAILED and _is_unfinished(schedule, last):
+    if last and last.state == FAILED and _is_running_or_will_retry(schedule, last):
         waited = now - datetime.fromisoformat(last.attempts[-1].ended)
         if waited >= timedelta(minutes=schedule.recipe.schedule.retry_minutes):
             return DueAction(last.scheduled_time, len(last.attempts) + 1, expected=last)
@@ -58,7 +58,7 @@ def _start_or_skip(
 ) -> DueAction:
     """Start a new scheduled time, unless an earlier run is unfinished or it is too late."""
     hours = schedule.recipe.schedule.max_lateness_hours
-    if last and _is_unfinished(schedule, last):
+    if last and _is_running_or_will_retry(schedule, last):
         why = "was still running" if last.state == RUNNING else "is being retried"
         record = ScheduledRun(scheduled_time, SKIPPED, f"scheduled run {last.scheduled_time} {why}")
         return DueAction(scheduled_time, record=record)
@@ -68,7 +68,7 @@ def _start_or_skip(
     return DueAction(scheduled_time, 1)
 
 
-def _is_unfinished(schedule: StoredSchedule, last: ScheduledRun) -> bool:
+def _is_running_or_will_retry(schedule: StoredSchedule, last: ScheduledRun) -> bool:
     """Tell whether a run is running or will be retried.
 
     A failed run is not retried while the schedule is paused, nor if it is older than the schedule's last resumption.

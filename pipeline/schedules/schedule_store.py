@@ -2,16 +2,17 @@
 
 import re
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as record
 
+from pipeline import cron
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe
 from pipeline.records import STRICT
 from pipeline.redaction import contains_secret, redact
-from pipeline.schedules.history import from_iso, to_iso
+from pipeline.schedules.history import History, from_iso, parse_scheduled_time, to_iso
 from pipeline.storage import Folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -62,7 +63,7 @@ class ScheduleStore:
         """Return a schedule.
 
         Raises:
-            UserError: where there is none of this name, or its file holds something else.
+            UserError: there is no such schedule, or its file is corrupt.
         """
         file = f"{check_name(name)}.json"
         if not self.folder.exists(file):
@@ -77,16 +78,27 @@ class ScheduleStore:
             raise UserError(f"{self.folder.uri}/{file}: got another file; expected a schedule.") from None
         return schedule
 
-    def pause(self, name: str, paused: bool) -> StoredSchedule:
-        """Pause or resume a schedule; what was due while it was paused is not made up for."""
+    def set_paused(self, name: str, paused: bool) -> StoredSchedule:
+        """Pause or resume a schedule; runs missed while it was paused are not caught up."""
         schedule = self.read(name)
         resumed = schedule.paused and not paused
         added_at = to_iso(datetime.now(UTC)) if resumed else schedule.added_at
         return self._write(replace(schedule, paused=paused, added_at=added_at))
 
     def request_run(self, name: str, when: datetime) -> StoredSchedule:
-        """Ask for a run at `when`, whether the schedule is paused or not."""
+        """Request a run at `when`, whether the schedule is paused or not."""
         return self._write(replace(self.read(name), requested_at=to_iso(when)))
+
+    def request_run_now(self, name: str, now: datetime | None = None) -> str:
+        """Request a run; return its scheduled time: this minute, or the next one without a record."""
+        when, history = now or datetime.now(UTC), History(self.get_folder(name))
+        newest = history.newest_started(when + timedelta(days=1))  # a cluster's clock may be ahead of this one
+        if newest:
+            when = max(when, parse_scheduled_time(newest) + timedelta(minutes=1))
+        while history.read(cron.format_stamp(when)):
+            when += timedelta(minutes=1)
+        self.request_run(name, when)
+        return cron.format_stamp(when)
 
     def remove(self, name: str) -> None:
         """Remove a schedule; its history and runs stay."""
@@ -106,7 +118,7 @@ def check_name(name: str) -> str:
     """Return the name of a schedule.
 
     Raises:
-        UserError: where it is not accepted.
+        UserError: the name is not allowed.
     """
     if not NAME.fullmatch(name):
         raise invalid("name", name, "letters, digits, - and _, at most 63, starting with a letter or digit")

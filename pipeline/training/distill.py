@@ -74,7 +74,7 @@ def distill(
     with start_ray_session(address):
         for request in _build_resource_requests(recipe):
             wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
-        mlflow_run = _find_or_create_run(recipe, prompts, teacher, folder, tracking_uri)
+        mlflow_run = _resume_or_create_mlflow_run(recipe, prompts, teacher, folder, tracking_uri)
         previews = choose_preview_prompts(recipe, prompt_folder)
         cached_embeds = _encode_previews(recipe, str(teacher), prompt_folder, previews)
         config = TrainLoopConfig(
@@ -149,7 +149,7 @@ def _load_finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> Dis
     return distilled
 
 
-def _find_or_create_run(
+def _resume_or_create_mlflow_run(
     recipe: Recipe, prompts: PromptsManifest, teacher: Path, folder: Folder, tracking_uri: str
 ) -> str:
     """Return the MLflow run of this folder: the one it began with, or a new one."""

@@ -26,8 +26,8 @@ from pipeline.training.engines import Engines, compute_dtype
 class Distiller:
     """One rank of `world_size` ranks that train on the same steps, each on its slice of the batch; needs no cluster.
 
-    `decoder` makes the images that the CLIP loss looks at; None is the teacher's own. `attempt` counts the times that
-    the training was rolled back; each randomness other numbers.
+    `decoder` decodes images for the CLIP loss; None is the teacher's autoencoder. `attempt` counts how often training
+    was rolled back; each attempt uses other random numbers.
     """
 
     recipe: Recipe
@@ -50,7 +50,7 @@ class Distiller:
     def step(self, step: int, prompts: Sequence[str], encoded: PromptEmbeds | None = None) -> dict[str, float]:
         """Update the student, then the LoRA teacher on the same images, for this rank's `prompts`; return the metrics.
 
-        `encoded` are the prompts and then a negative for each, where others than this process have encoded them.
+        `encoded` are the prompts and then a negative for each, if another process has encoded them.
         Every random number is a function of the seed, the step and an image's index in the global batch, so that a
         restart, or another number of processes, uses the same numbers. The metrics are means over all processes.
         """
@@ -122,7 +122,10 @@ class Distiller:
         texts: TextConditions,
         randomness: StepRandomness,
     ) -> dict[str, Tensor | float]:
-        """`share` is 1 where every pass of every process has as many images, else the part of this one."""
+        """Run one forward and backward pass of the student and the LoRA teacher.
+
+        `share` is this pass's number of images divided by the mean number over all passes and processes.
+        """
         engines, diffusion = self.engines, self.model.diffusion
         student = student_loss(
             engines.student, engines.teachers, diffusion, self.recipe.method, texts, randomness, engines.lora_teacher
@@ -146,7 +149,7 @@ class Distiller:
         }
 
     def enter_precision(self) -> Any:
-        """Return the context for models other than the denoisers, which enter their own."""
+        """Return the autocast context of all models but the denoisers, which enter their own."""
         return autocast(self.null.embeds.device.type, compute_dtype(self.recipe))
 
     def _compute_clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:

@@ -9,7 +9,7 @@ from datasets_prep.benchmark_prompts import EXCLUSION_PAIRS, HPSV2_STYLES
 from pipeline import manifest, models
 from pipeline.errors import UserError
 from pipeline.evaluation.suites import BenchmarkSuite, build_suite
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.hub import describe_hub_status, is_hub_id
 from pipeline.models.clip.model import find_clip_folder, find_decoder_folder
 from pipeline.prompts import prompt_dataset

@@ -19,7 +19,7 @@ from nasa.meta_autocast import observe_weight_casts
 from nasa.teachers import add_lora, get_lora_parameters
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.hub import is_hub_id
 from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_engine import reduce_bucket_elements

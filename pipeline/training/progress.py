@@ -69,7 +69,7 @@ class ProgressReporter:
             self.actor.log.remote(message)
 
     def set_status(self, status: str) -> None:
-        """Show a text beside the full progress bar."""
+        """Fill the progress bar and show a text beside it."""
         if self._tracker is not None:
             self.actor.update.remote(self._recipe.train.steps, status)
 
@@ -109,7 +109,7 @@ class ProgressReporter:
 
 
 def measure_peak_memory() -> int:
-    """Return the peak memory of this process in bytes: of its GPU, else of the machine."""
+    """Return this process's peak memory in bytes: GPU memory, or main memory without a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

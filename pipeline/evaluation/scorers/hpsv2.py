@@ -47,7 +47,7 @@ class HPSv2:
     ) -> dict[str, list[float]]:
         """Score images by HPSv2."""
         ready = partial(
-            prepare, side=self.features.image_size, antialias=self.antialias, jpeg_quality=self.jpeg_quality
+            preprocess_image, side=self.features.image_size, antialias=self.antialias, jpeg_quality=self.jpeg_quality
         )
         image_features = torch.cat(
             [self.features.encode_images(b) for b in iter_batches(images, self.batch_size, ready)]
@@ -74,7 +74,7 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> HPSv2:
     return HPSv2(features, record, batch_size=metric.batch_size, antialias=antialias, jpeg_quality=jpeg_quality)
 
 
-def prepare(image: Image, *, side: int, antialias: bool, jpeg_quality: int) -> Tensor:
+def preprocess_image(image: Image, *, side: int, antialias: bool, jpeg_quality: int) -> Tensor:
     """Return a normalised tensor [3, side, side]."""
     return normalize(resize_letterbox(to_tensor(compress_jpeg(image, jpeg_quality)), side, antialias=antialias))
 

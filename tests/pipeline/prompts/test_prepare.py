@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets_prep.negatives import COMMON_TERMS
+from datasets_prep.negative_corpus import COMMON_TERMS
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.prompts import file_cleaning

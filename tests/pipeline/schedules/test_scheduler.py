@@ -9,7 +9,6 @@ from pipeline.errors import StorageError
 from pipeline.recipe import load
 from pipeline.schedules.history import DIED, FAILED, History, ScheduledRun, to_iso
 from pipeline.schedules.lease import Lease, LeaseObserver
-from pipeline.schedules.overview import run_now
 from pipeline.schedules.schedule_store import ScheduleStore
 from pipeline.schedules.scheduler import Scheduler, build_submission_id
 from pipeline.storage import Folder
@@ -161,7 +160,7 @@ def test_what_runs_longer_than_to_the_next_time_is_still_tried_again(world):
 def test_run_now_that_was_left_out_does_not_hide_what_runs(world):
     world.past.write(ScheduledRun(TIME).begin_attempt(DUE))
     world.cluster.jobs[build_submission_id("nightly", TIME, 1)] = "RUNNING"
-    asked = run_now(world.schedules, "nightly", DUE + minutes(120))
+    asked = world.schedules.request_run_now("nightly", DUE + minutes(120))
     world.poll(DUE + minutes(120))
     assert world.cluster.submitted == [f"scheduled-nightly-{asked}-1"]
     world.past.write(ScheduledRun(asked, "skipped", "was still running"))
@@ -175,14 +174,14 @@ def test_run_now_is_due_whatever_was_due_in_this_minute_or_by_a_clock_that_is_ah
     world.past.write(ScheduledRun(TIME).begin_attempt(DUE).end_attempt("done", DUE + minutes(1)))
     world.past.write(ScheduledRun("20261121T0301Z", "skipped", "was still running"))
     for now in (DUE, DUE - minutes(3)):
-        assert run_now(world.schedules, "nightly", now) == "20261121T0302Z"
+        assert world.schedules.request_run_now("nightly", now) == "20261121T0302Z"
     world.poll(DUE + minutes(1))
     assert world.cluster.submitted == ["scheduled-nightly-20261121T0302Z-1"]
 
 
 def test_what_was_asked_for_once_changes_nothing_later(tmp_path, world):
     """Neither is late what was not asked for, nor does a pause bring back what failed before something newer."""
-    run_now(world.schedules, "nightly", DUE - minutes(20))
+    world.schedules.request_run_now("nightly", DUE - minutes(20))
     world.poll(DUE - minutes(20))
     world.past.write(
         ScheduledRun("20261121T0240Z")
@@ -190,12 +189,12 @@ def test_what_was_asked_for_once_changes_nothing_later(tmp_path, world):
         .end_attempt(FAILED, DUE - minutes(15), "it broke")
     )
     world.past.write(ScheduledRun(TIME).begin_attempt(DUE).end_attempt("done", DUE + minutes(5)))
-    world.schedules.pause("nightly", True)
+    world.schedules.set_paused("nightly", True)
     world.poll(DUE + minutes(60))
     assert len(world.cluster.submitted) == 1
     world.schedules.remove("nightly")
     world.schedules.add("nightly", load("shapes", ["schedule.cron='0 3 1 * *'"]), "sqlite://", ADDED)
-    run_now(world.schedules, "nightly", DUE + minutes(90))
+    world.schedules.request_run_now("nightly", DUE + minutes(90))
     world.past.write(ScheduledRun("20261121T0430Z", "done"))
     world.poll(datetime(2026, 12, 3, 3, 0, tzinfo=UTC))
     assert world.past.read("20261201T0300Z").state == "missed"
@@ -257,7 +256,7 @@ def test_a_clock_that_was_far_ahead_for_once_stops_nothing(world):
 
 
 def test_paused_until_resumed_but_run_now_runs(world):
-    world.schedules.pause("nightly", True)
+    world.schedules.set_paused("nightly", True)
     world.poll(DUE)
     assert not world.cluster.submitted
     world.schedules.request_run("nightly", DUE + minutes(7))

@@ -66,7 +66,7 @@ def test_a_prompt_s_features_are_computed_once(checkpoint):
 
 def test_the_long_side_of_224_is_filled_too():
     """Of such an image hpsv2x makes no square, and its model fails."""
-    prepared = hpsv2.prepare(Image.new("RGB", (224, 100), "white"), side=224, antialias=True, jpeg_quality=0)
+    prepared = hpsv2.preprocess_image(Image.new("RGB", (224, 100), "white"), side=224, antialias=True, jpeg_quality=0)
     assert prepared.shape == (3, 224, 224)
 
 

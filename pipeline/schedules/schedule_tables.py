@@ -1,10 +1,10 @@
 """Schedules and their history as tables."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from pipeline import cron
-from pipeline.schedules.history import History, ScheduledRun, parse_scheduled_time
+from pipeline.schedules.history import History, ScheduledRun
 from pipeline.schedules.schedule_store import ScheduleStore, StoredSchedule
 
 
@@ -26,18 +26,6 @@ def format_next_time(schedule: StoredSchedule, now: datetime | None = None) -> s
     options = schedule.recipe.schedule
     when = cron.list_next_times(options.cron, options.timezone, now or datetime.now(UTC))[0]
     return f"{when.astimezone(ZoneInfo(options.timezone)):%a %Y-%m-%d %H:%M %Z}"
-
-
-def run_now(store: ScheduleStore, name: str, now: datetime | None = None) -> str:
-    """Request a run; return its scheduled time: this minute, or the next one without a record."""
-    when, history = now or datetime.now(UTC), History(store.get_folder(name))
-    newest = history.newest_started(when + timedelta(days=1))  # a cluster's clock may be ahead of this one
-    if newest:
-        when = max(when, parse_scheduled_time(newest) + timedelta(minutes=1))
-    while history.read(cron.format_stamp(when)):
-        when += timedelta(minutes=1)
-    store.request_run(name, when)
-    return cron.format_stamp(when)
 
 
 def _schedule_row(store: ScheduleStore, schedule: StoredSchedule) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pipeline.hashing import hash_bytes
 from pipeline.storage import Folder
 
 FILES = (SUMMARY, SCORES, "contact_sheet.png", "report.html", "manifest.json")
-Image = tuple[str, str, int]  # set, prompt, seed
+ImageKey = tuple[str, str, int]  # set, prompt, seed
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Scores:
     """
 
     metrics: Mapping[str, MetricSummary]
-    images: Mapping[str, Mapping[Image, float]]
+    images: Mapping[str, Mapping[ImageKey, float]]
     sha256: str
     chosen_scale: float | None = None
 
@@ -52,14 +52,14 @@ class Scores:
         return f"{summary.value:.3f} ({summary.low:.3f}-{summary.high:.3f})"
 
 
-def _index_values_by_image(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[Image, float]]:
+def _index_values_by_image(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[ImageKey, float]]:
     """Return each metric's value for each image of its system.
 
     A value is the mean over the rows of the same set, prompt and seed, which differ in their negative prompt. In the
     exclusion test, a prompt with several negative prompts is a different image for each of them.
     """
     rows = [EvaluationRow.from_columns(columns) for columns in pq.read_table(io.BytesIO(content)).to_pylist()]
-    values_by_image: dict[str, dict[Image, list[float]]] = {metric: defaultdict(list) for metric in systems}
+    values_by_image: dict[str, dict[ImageKey, list[float]]] = {metric: defaultdict(list) for metric in systems}
     for metric, system in systems.items():
         values = [(row, row.scores.get(metric)) for row in rows if row.system == system]
         scored = [(row, value) for row, value in values if value is not None and not math.isnan(value)]
