@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import recipe
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.training.estimate import estimate
 
 PRICES = Path(__file__).parents[1] / "docs" / "data" / "prices.json"

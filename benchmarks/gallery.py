@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, sample_held_out_prompts
 from pipeline.evaluation import exclusion
-from pipeline.evaluation.contact_sheet import contact_sheet, to_pixels
+from pipeline.evaluation.contact_sheet import draw_contact_sheet, to_pixels
 from pipeline.evaluation.evaluate import load_distilled_student
 from pipeline.evaluation.judges.attributes import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
@@ -54,7 +54,7 @@ def draw_scales(student: Sampler, seeds: int = SEEDS) -> Image.Image:
         for sampling in samplings
     ]
     captions = [f"{prompt} MINUS {negative}" for prompt, negative in zip(prompts, negatives, strict=True)]
-    return contact_sheet(rows, captions)
+    return draw_contact_sheet(rows, captions)
 
 
 def draw_quality(student: Sampler) -> Image.Image:
@@ -74,7 +74,7 @@ def draw_quality(student: Sampler) -> Image.Image:
         )
         for suffix, negative, sampling in variants
     ]
-    return contact_sheet(rows, prompts)
+    return draw_contact_sheet(rows, prompts)
 
 
 if __name__ == "__main__":

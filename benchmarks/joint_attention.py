@@ -26,9 +26,9 @@ from nasa.diffusion import decode_latents
 from nasa.joint_attention import JOINT_ATTENTION_MODES
 from nasa.prompt_embeds import tokenize
 from pipeline import models
-from pipeline.evaluation.exclusion import method_shares, run_trials
+from pipeline.evaluation.exclusion import compute_method_shares, run_trials
 from pipeline.evaluation.judges.attributes import AttributeJudge
-from pipeline.evaluation.sampling import SamplingMethod, seeded_noise
+from pipeline.evaluation.sampling import SamplingMethod, draw_seeded_noise
 from pipeline.evaluation.suites.shapes import ATTRIBUTES
 from pipeline.shapes import WEIGHTS
 from pipeline.shapes.clip import WIDTH
@@ -156,7 +156,7 @@ class FlowSampler:
             }
         with nasa.steer(self.pipe, **steering):
             latents = self.pipe(
-                prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=seeded_noise(seeds, (4, 8, 8)),
+                prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=draw_seeded_noise(seeds, (4, 8, 8)),
                 height=64, width=64, num_inference_steps=SAMPLING_STEPS, output_type="latent", **options,
             ).images  # fmt: skip
         return decode_latents(self.teacher.vae, latents)
@@ -177,8 +177,10 @@ def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> d
     collected = run_trials(sampler, judge, samplings, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
     return {
         "accuracy": accuracy,
-        "plain": method_shares(collected, SamplingMethod()),
-        "rows": [{"way": each.kind, "scale": each.scale, **method_shares(collected, each)} for each in samplings],
+        "plain": compute_method_shares(collected, SamplingMethod()),
+        "rows": [
+            {"way": each.kind, "scale": each.scale, **compute_method_shares(collected, each)} for each in samplings
+        ],
     }
 
 

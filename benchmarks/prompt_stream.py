@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow.dataset
 
 from pipeline import recipe
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prompt_stream import PromptStream
-from pipeline.session import ray_session
+from pipeline.session import start_ray_session
 from pipeline.storage import Folder
 from pipeline.training.estimate import UTILISATION, estimate
 
@@ -37,7 +37,7 @@ def read_stream(
     folder: Folder, prepared: prompt_dataset.PromptsManifest, first: int, workers: int
 ) -> Iterator[list[str]]:
     indices = range(BATCH // workers)
-    batches = PromptStream(folder, prepared, 0, BATCH, indices).batches(first, prepared.epoch // BATCH)
+    batches = PromptStream(folder, prepared, 0, BATCH, indices).iter_batches(first, prepared.epoch // BATCH)
     return (batch.prompts for batch in batches)
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     folder = Folder.from_uri(arguments.prompts)
     prepared = prompt_dataset.load_manifest(folder)
     steps = prepared.epoch // BATCH
-    with ray_session():
+    with start_ray_session():
         next(read_stream(folder, prepared, steps - 1, 1))  # starts the processes
         stream, pyarrow_alone = [], []
         for _ in range(arguments.rounds):

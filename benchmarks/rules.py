@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline import manifest
 from pipeline.evaluation.evaluate import load_distilled_student
-from pipeline.evaluation.exclusion import method_shares, run_trials
+from pipeline.evaluation.exclusion import compute_method_shares, run_trials
 from pipeline.evaluation.judges.attributes import AttributeJudge
 from pipeline.evaluation.sampling import SamplingMethod
 from pipeline.storage import Folder
@@ -60,8 +60,10 @@ def measure(folder: Path, seeds: int = SEEDS) -> dict[str, Any]:
         "student": record.student_sha256,
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "plain": method_shares(collected, SamplingMethod()),
-        "rows": [{"way": each.kind, "scale": each.scale, **method_shares(collected, each)} for each in samplings],
+        "plain": compute_method_shares(collected, SamplingMethod()),
+        "rows": [
+            {"way": each.kind, "scale": each.scale, **compute_method_shares(collected, each)} for each in samplings
+        ],
     }
 
 

@@ -22,11 +22,11 @@ import torch.multiprocessing
 
 from benchmarks.ablation import runs
 from pipeline import models, recipe
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.recipe import Recipe
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
-from pipeline.training.estimate import UTILISATION, estimate, meta_denoiser
+from pipeline.training.estimate import UTILISATION, build_meta_denoiser, estimate
 
 WARM_UP = 2
 GPUS_PER_NODE = 8
@@ -53,7 +53,7 @@ def run_worker(rank: int, workers: int, images: int, steps: int, distributed: bo
     torch.distributed.init_process_group("gloo", init_method=store, rank=group_rank, world_size=world_size)
     options = load_recipe(world_size, images)
     negatives = runs.build_distiller(options).negatives
-    model = models.load(models.teacher_folder(options.teacher))
+    model = models.load(models.find_teacher_folder(options.teacher))
     built = engines.build(options, model, torch.device("cpu"), workers=world_size)
     stepper = Distiller(options, model, built, negatives, None, None, group_rank, world_size)
     prompts = [f"a photo of a {colour} star" for colour in ("red", "blue", "green", "white")] * images
@@ -112,7 +112,7 @@ def extrapolate(name: str, gpu: str) -> None:
     images = options.train.batch_size // options.train.num_workers
     per_image = estimate(options).flops / images
     peak = GPUS[gpu].flops[options.train.precision]
-    size = 4.0 * sum(p.numel() for p in meta_denoiser(options)[0].parameters())
+    size = 4.0 * sum(p.numel() for p in build_meta_denoiser(options)[0].parameters())
     print(f"{name} on {gpu}: {per_image / 1e12:.1f} TFLOP/image, {size / 1e9:.2f} GB of float32 gradients")
     print("| GPUs | images/GPU | total batch | compute, s | " + " | ".join(f"at {n}" for n in NETWORKS) + " |")
     print("|---|---|---|---|" + "---|" * len(NETWORKS))

@@ -10,7 +10,7 @@ import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader
 
 from datasets_prep.cleaning_stats import SCORE_EDGES, TOKEN_EDGES
-from datasets_prep.negatives import split_terms
+from datasets_prep.negative_corpus import split_terms
 
 SHOWN = 10
 SHOWN_TERMS = 30

@@ -99,7 +99,7 @@ def _is_other_language(table: pa.Table, options: Filters) -> RemovalMask:
 
 
 def _build_language_test(requested: str, confidence: float) -> Callable[[str], bool]:
-    """Tell whether a text is in another language; a short ASCII text is only if the requested one is improbable."""
+    """Return a test for texts in another language than `requested`; a short ASCII text needs more evidence."""
     detect = _load_language_detector()
 
     def is_other(text: str) -> bool:

@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs",
         description="Distil, evaluate and register one-step text-to-image students.",
-        epilog=f"{_listing()}\n\n`python -m jobs COMMAND --help` lists the options of a command.",
+        epilog=f"{_format_commands()}\n\n`python -m jobs COMMAND --help` lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -67,7 +67,7 @@ def _name(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2].replace("_", "-")
 
 
-def _listing() -> str:
+def _format_commands() -> str:
     """Return the commands by group, one line each."""
     width = max(len(_name(module)) for group in GROUPS.values() for module in group)
     parts = []

@@ -18,17 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    recipe = shared.recipe_of(options)
-    folder = shared.folder_of(options, "distilled")
+    recipe = shared.load_recipe(options)
+    folder = shared.resolve_folder(options, "distilled")
     if options.dry_run:
         from pipeline.recipe import dump
         from pipeline.redaction import redact
         from pipeline.training.dry_run import describe
 
-        prompts = shared.folder_of(options, "prompts")
+        prompts = shared.resolve_folder(options, "prompts")
         print(dump(recipe))
         print(f"reads   {prompts.uri}, teacher {recipe.teacher} at {recipe.revision}")
-        print(f"writes  {folder.uri}, MLflow at {redact(shared.tracking_of(options))}")
+        print(f"writes  {folder.uri}, MLflow at {redact(shared.resolve_tracking_uri(options))}")
         print(describe(recipe, prompts))
         return
     from pipeline import manifest
@@ -36,7 +36,11 @@ def run(options: argparse.Namespace) -> None:
 
     finished = folder.exists(manifest.NAME)
     distilled = distill(
-        recipe, shared.folder_of(options, "prompts"), folder, shared.tracking_of(options), options.ray_address
+        recipe,
+        shared.resolve_folder(options, "prompts"),
+        folder,
+        shared.resolve_tracking_uri(options),
+        options.ray_address,
     )
     said = "already distilled" if finished else "distilled"
     print(f"{said}: {distilled.step} steps, student {distilled.student_sha256[:12]}: {folder.uri}/student")

@@ -16,12 +16,12 @@ def run(options: argparse.Namespace) -> None:
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.summary_table import format_summary
 
-    folder = shared.folder_of(options, "evaluation")
+    folder = shared.resolve_folder(options, "evaluation")
     summary = evaluate(
-        shared.folder_of(options, "distilled"),
-        shared.folder_of(options, "prompts"),
+        shared.resolve_folder(options, "distilled"),
+        shared.resolve_folder(options, "prompts"),
         folder,
-        shared.tracking_of(options),
+        shared.resolve_tracking_uri(options),
         options.overrides,
         options.ray_address,
     )

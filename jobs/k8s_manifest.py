@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     options.teacher = options.prompts = None
-    recipe = shared.recipe_of(options)
+    recipe = shared.load_recipe(options)
     if options.kind != "RayCluster":  # a RayCluster runs no recipe
         shared.require_shared_prompts(recipe)
     from pipeline.cluster.kubernetes_manifests import ManifestValues, render

@@ -10,8 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.cluster.job_client import cluster_at
-    from pipeline.cluster.job_listing import job_rows
+    from pipeline.cluster.job_client import connect_to_cluster
+    from pipeline.cluster.job_listing import list_jobs
 
-    with cluster_at(options.job_server) as client:
-        print(shared.table(job_rows(client), "no jobs yet; `python -m jobs submit` sends one"))
+    with connect_to_cluster(options.job_server) as client:
+        print(shared.format_table(list_jobs(client), "no jobs yet; `python -m jobs submit` sends one"))

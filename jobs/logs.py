@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline.cluster.job_client import cluster_at
-    from pipeline.cluster.job_listing import job_details
+    from pipeline.cluster.job_client import connect_to_cluster
+    from pipeline.cluster.job_listing import find_job_details
 
-    with cluster_at(options.job_server) as client:
-        details = job_details(client, options.job)
+    with connect_to_cluster(options.job_server) as client:
+        details = find_job_details(client, options.job)
         if options.follow:
             return submit.follow_until_end(client, details.submission_id)
         print(client.get_job_logs(details.submission_id), end="")

@@ -58,7 +58,7 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def required(options: argparse.Namespace, name: str) -> str:
+def require_option(options: argparse.Namespace, name: str) -> str:
     """Return an option's value, which this use of the command requires."""
     value: str | None = getattr(options, name)
     if not value:
@@ -66,11 +66,11 @@ def required(options: argparse.Namespace, name: str) -> str:
     return value
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
+def load_recipe(options: argparse.Namespace) -> Recipe:
     """Return the recipe with this command line's overrides; --teacher drops the toy dataset's CLIP and judge."""
     overrides = list(OWN_TEACHER) if options.teacher else []
     if options.teacher:
-        overrides += [f"teacher={options.teacher!r}", f"name={_model_name(options.teacher)!r}"]
+        overrides += [f"teacher={options.teacher!r}", f"name={_derive_model_name(options.teacher)!r}"]
     if options.prompts:
         sources = ", ".join(f"{{path = {json.dumps(path, ensure_ascii=False)}}}" for path in options.prompts)
         overrides.append(f"prompts.sources=[{sources}]")
@@ -89,7 +89,7 @@ def require_shared_prompts(recipe: Recipe) -> None:
         )
 
 
-def shared_tracking(given: str | None) -> str:
+def require_shared_tracking(given: str | None) -> str:
     """Return an MLflow URI that other nodes can reach; there is no local default."""
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
@@ -135,16 +135,16 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", help="submission id of the job, or its beginning")
 
 
-def _model_name(teacher: str) -> str:
+def _derive_model_name(teacher: str) -> str:
     """Return the last part of a folder or hub id, in characters that a registered model's name may have."""
     return re.sub(r"[^\w.-]+", "-", Path(teacher).name).strip("-._")[:100] or "teacher"
 
 
-def folder_of(options: argparse.Namespace, part: str) -> Folder:
+def resolve_folder(options: argparse.Namespace, part: str) -> Folder:
     return Folder.from_uri(options.run) / part
 
 
-def table(rows: list[dict[str, str]], empty: str) -> str:
+def format_table(rows: list[dict[str, str]], empty: str) -> str:
     """Return aligned rows under the names of the columns, or the line `empty` without rows."""
     if not rows:
         return empty
@@ -153,7 +153,7 @@ def table(rows: list[dict[str, str]], empty: str) -> str:
     return "\n".join("  ".join(line[name].ljust(width[name]) for name in width).rstrip() for line in lines)
 
 
-def tracking_of(options: argparse.Namespace) -> str:
-    from pipeline.tracking import default_uri
+def resolve_tracking_uri(options: argparse.Namespace) -> str:
+    from pipeline.tracking import get_default_uri
 
-    return options.tracking_uri or default_uri()
+    return options.tracking_uri or get_default_uri()

@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pipeline.prompts.prepare import prepare
 
-    folder = shared.folder_of(options, "prompts")
-    prepared = prepare(shared.recipe_of(options), folder, options.ray_address, print)
+    folder = shared.resolve_folder(options, "prompts")
+    prepared = prepare(shared.load_recipe(options), folder, options.ray_address, print)
     for name, source in prepared.sources.items():
         for reason, count in sorted(source.removed.items(), key=lambda item: -item[1]):
             print(f"{name}: {count} of {source.rows} removed: {reason}")

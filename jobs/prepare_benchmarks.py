@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.pairs < 1:
         raise invalid("--pairs", options.pairs, "at least 1")
-    folder = shared.folder_of(options, "benchmarks")
+    folder = shared.resolve_folder(options, "benchmarks")
     files = prepare_benchmarks(folder, options.negopt, options.hpsv2, options.pairs, options.seed)
     for name, file in files.items():
         print(f"{file.rows:>6} rows: {folder.uri}/{name}")

@@ -14,10 +14,10 @@ def run(options: argparse.Namespace) -> None:
     from pipeline.registry.register import register_run
 
     outcome = register_run(
-        shared.folder_of(options, "distilled"),
-        shared.folder_of(options, "evaluation"),
-        shared.folder_of(options, "registered"),
-        shared.tracking_of(options),
+        shared.resolve_folder(options, "distilled"),
+        shared.resolve_folder(options, "evaluation"),
+        shared.resolve_folder(options, "registered"),
+        shared.resolve_tracking_uri(options),
     )
     alias = outcome.alias or "a version without an alias"
     print(f"registered {outcome.model} version {outcome.version} as {alias}: {outcome.decision}")

@@ -13,13 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    recipe = shared.recipe_of(options)
+    recipe = shared.load_recipe(options)
     from pipeline.main_job import run_pipeline
     from pipeline.storage import Folder
 
     run = Folder.from_uri(options.run)
     outcome = run_pipeline(
-        recipe, run, shared.tracking_of(options), options.ray_address, log=lambda step: print(step, flush=True)
+        recipe, run, shared.resolve_tracking_uri(options), options.ray_address, log=lambda step: print(step, flush=True)
     )
     alias = outcome.alias or "a version without an alias"
     print(f"registered {outcome.model} version {outcome.version} as {alias}: {outcome.decision}")

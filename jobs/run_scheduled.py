@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
         schedule = ScheduleStore(home.parent).read(home.uri.rpartition("/")[2])
         recipe, tracking = schedule.recipe, schedule.tracking_uri
     else:
-        recipe, tracking = shared.recipe_of(options), shared.tracking_of(options)
+        recipe, tracking = shared.load_recipe(options), shared.resolve_tracking_uri(options)
         if not (scheduled_time or recipe.schedule.cron):
             raise invalid(
                 "schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN', or --scheduled-time."

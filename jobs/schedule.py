@@ -18,31 +18,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.schedules import overview
+    from pipeline.schedules import schedule_tables
     from pipeline.schedules.schedule_store import ScheduleStore
     from pipeline.storage import Folder
 
     store = ScheduleStore(Folder.from_uri(options.store))
     if options.action == "list":
-        print(shared.table(overview.schedule_rows(store), "no schedules yet; `python -m jobs schedule add` makes one"))
+        print(
+            shared.format_table(
+                schedule_tables.schedule_rows(store), "no schedules yet; `python -m jobs schedule add` makes one"
+            )
+        )
         return
-    name = shared.required(options, "name")
+    name = shared.require_option(options, "name")
     if options.action == "history":
-        print(shared.table(overview.history_rows(store, name), "nothing was due yet"))
+        print(shared.format_table(schedule_tables.list_history(store, name), "nothing was due yet"))
     elif options.action == "add":
-        recipe, tracking = shared.recipe_of(options), shared.tracking_of(options)
+        recipe, tracking = shared.load_recipe(options), shared.resolve_tracking_uri(options)
         if not store.folder.is_local:
             shared.require_shared_prompts(recipe)
-            tracking = shared.shared_tracking(options.tracking_uri)
+            tracking = shared.require_shared_tracking(options.tracking_uri)
         store.add(name, recipe, tracking)
-        print(f"{name}: next {overview.next_time(store.read(name))}; `python -m jobs scheduler` submits it")
+        print(
+            f"{name}: next {schedule_tables.format_next_time(store.read(name))}; `python -m jobs scheduler` submits it"
+        )
     elif options.action == "run-now":
-        scheduled_time = overview.run_now(store, name)
+        scheduled_time = store.request_run_now(name)
         paused = " once, though the schedule is paused" if store.read(name).paused else ""
         print(f"{name}: {scheduled_time} runs{paused}; `python -m jobs scheduler` submits it")
     elif options.action == "remove":
         store.remove(name)
-        print(f"{name}: removed; its runs and history are in {store.home(name).uri}")
+        print(f"{name}: removed; its runs and history are in {store.get_folder(name).uri}")
     else:
-        schedule = store.pause(name, options.action == "pause")
-        print(f"{name}: {'paused' if schedule.paused else f'next {overview.next_time(schedule)}'}")
+        schedule = store.set_paused(name, options.action == "pause")
+        print(f"{name}: {'paused' if schedule.paused else f'next {schedule_tables.format_next_time(schedule)}'}")

@@ -19,5 +19,5 @@ def run(options: argparse.Namespace) -> None:
 
     store = ScheduleStore(Folder.from_uri(options.store))
     client = connect_from_job(options.job_server)
-    print(f"schedules of {store.folder.uri}: {', '.join(store.names()) or 'none yet'}", flush=True)
+    print(f"schedules of {store.folder.uri}: {', '.join(store.list_names()) or 'none yet'}", flush=True)
     serve(Scheduler(store, client, log=lambda line: print(line, flush=True)), 1 if options.once else None)

@@ -11,13 +11,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline.cluster.job_client import cluster_at
-    from pipeline.cluster.job_listing import job_details, job_row
+    from pipeline.cluster.job_client import connect_to_cluster
+    from pipeline.cluster.job_listing import describe_job, find_job_details
     from pipeline.cluster.job_logs import ENDED, exit_code
 
-    with cluster_at(options.job_server) as client:
-        details = job_details(client, options.job)
-    for name, value in job_row(details).items():
+    with connect_to_cluster(options.job_server) as client:
+        details = find_job_details(client, options.job)
+    for name, value in describe_job(details).items():
         print(f"{name:9} {value}")
     if details.message:
         print(f"message   {details.message.strip().splitlines()[0]}")

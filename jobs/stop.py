@@ -11,9 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.cluster.job_client import cluster_at
-    from pipeline.cluster.job_listing import job_details, stop_job
+    from pipeline.cluster.job_client import connect_to_cluster
+    from pipeline.cluster.job_listing import find_job_details, stop_job
 
-    with cluster_at(options.job_server) as client:
-        details = job_details(client, options.job)
+    with connect_to_cluster(options.job_server) as client:
+        details = find_job_details(client, options.job)
         print(f"{details.submission_id}: {stop_job(client, details.submission_id)}")

@@ -17,7 +17,7 @@ OF_RECIPE = ("recipe", "teacher", "prompts", "overrides", "cron", "timezone")  #
 ONCE = "once"  # the scheduled time of a job that does not recur
 
 
-def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Job":
+def build_job(options: argparse.Namespace, command: str, module: ModuleType) -> "Job":
     """Return the job of a command, with its recipe resolved here and its folders checked to be shared."""
     from pipeline.cluster.job_submission import Job
     from pipeline.recipe import dump
@@ -25,7 +25,7 @@ def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Jo
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
-    recipe = shared.recipe_of(options) if getattr(options, "recipe", None) else None
+    recipe = shared.load_recipe(options) if getattr(options, "recipe", None) else None
     if recipe and "prompts" in actions:
         shared.require_shared_prompts(recipe)
     sent = recipe is not None and not options.in_image
@@ -36,7 +36,9 @@ def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Jo
             _require_shared(action, value)
         if dest in ("ray_address", "job_server") or (sent and dest in OF_RECIPE):
             continue
-        arguments += _as_arguments(action, shared.shared_tracking(value) if dest == "tracking_uri" else value)
+        arguments += _format_arguments(
+            action, shared.require_shared_tracking(value) if dest == "tracking_uri" else value
+        )
     if "ray_address" in actions:
         arguments += ["--ray-address", "auto"]
     return Job(
@@ -44,24 +46,24 @@ def job_of(options: argparse.Namespace, command: str, module: ModuleType) -> "Jo
         tuple(arguments),
         dump(recipe) if recipe and sent else None,
         name=recipe.name if recipe else "",
-        scheduled_time=_scheduled_time(options, recipe) if command == "run-scheduled" else ONCE,
+        scheduled_time=_resolve_scheduled_time(options, recipe) if command == "run-scheduled" else ONCE,
         in_image=options.in_image,
     )
 
 
-def _scheduled_time(options: argparse.Namespace, recipe: Recipe | None) -> str:
+def _resolve_scheduled_time(options: argparse.Namespace, recipe: Recipe | None) -> str:
     """Return the scheduled time of `run-scheduled`: each is a job of its own."""
     if options.scheduled_time or recipe is None:
-        return shared.parse_scheduled_time(options.scheduled_time) or shared.required(options, "scheduled_time")
+        return shared.parse_scheduled_time(options.scheduled_time) or shared.require_option(options, "scheduled_time")
     from pipeline import cron
 
     when = recipe.schedule
     if not when.cron:
         raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN', or --scheduled-time.")
-    return cron.format_stamp(cron.latest_time(when.cron, when.timezone, datetime.now(UTC)))
+    return cron.format_stamp(cron.find_latest_time(when.cron, when.timezone, datetime.now(UTC)))
 
 
-def _as_arguments(action: argparse.Action, value: Any) -> list[str]:
+def _format_arguments(action: argparse.Action, value: Any) -> list[str]:
     """Return the arguments that give an option this value."""
     if value is None or value is False or value == []:
         return []
@@ -80,7 +82,7 @@ def _require_shared(action: argparse.Action, value: str | None) -> None:
         )
 
 
-def variables_of(options: argparse.Namespace) -> dict[str, str]:
+def collect_variables(options: argparse.Namespace) -> dict[str, str]:
     """Return the environment variables of `--env NAME=VALUE` and `--ignore-lock`."""
     from pipeline.lockfile import PINNED
 

@@ -67,20 +67,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from pipeline.cluster.job_client import cluster_at
-    from pipeline.cluster.job_submission import submit, with_attempt
+    from pipeline.cluster.job_client import connect_to_cluster
+    from pipeline.cluster.job_submission import choose_attempt, submit
 
-    job = submission.job_of(options, options.submitted, COMMANDS[options.submitted])
-    with cluster_at(options.job_server) as client:
-        job = with_attempt(client, job, options.attempt, options.retry)
-        sent = submit(client, job, submission.variables_of(options))
-        print(f"submitted {job.id}" if sent else existing_job_line(client, job.id), flush=True)
+    job = submission.build_job(options, options.submitted, COMMANDS[options.submitted])
+    with connect_to_cluster(options.job_server) as client:
+        job = choose_attempt(client, job, options.attempt, options.retry)
+        sent = submit(client, job, submission.collect_variables(options))
+        print(f"submitted {job.id}" if sent else describe_existing_job(client, job.id), flush=True)
         if options.no_wait:
             return 0
         return follow_until_end(client, job.id)
 
 
-def existing_job_line(client: Any, submission_id: str) -> str:
+def describe_existing_job(client: Any, submission_id: str) -> str:
     """Return the state of a job that was submitted before, and how to run it again."""
     status = str(client.get_job_info(submission_id).status)
     again = "; pass --retry to resume it" if status in ("FAILED", "STOPPED") else ""

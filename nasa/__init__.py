@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from nasa.guider import NasaGuidance
     from nasa.presets import PRESETS
     from nasa.rules import nasa_rule
-    from nasa.steering import steer
+    from nasa.steer_context import steer
 
 _PUBLIC = {
     "PRESETS": "nasa.presets",
     "NasaGuidance": "nasa.guider",
     "nasa_rule": "nasa.rules",
-    "steer": "nasa.steering",
+    "steer": "nasa.steer_context",
 }
 
 __all__ = ["PRESETS", "NasaGuidance", "__version__", "nasa_rule", "steer"]

@@ -9,7 +9,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
-from nasa.steering import steer
+from nasa.steer_context import steer
 
 EMBEDS_NAMES = ("encoder_hidden_states", "prompt_embeds")  # names of a prompt's embeddings in modular pipelines
 MASK_NAMES = ("encoder_hidden_states_mask", "encoder_attention_mask")  # names of its attention mask

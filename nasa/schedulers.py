@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 
-from nasa.rectified_flow import RectifiedFlowScheduler
+from nasa.rectified_flow_scheduler import RectifiedFlowScheduler
 
 
 def build_one_step_ddim(config: Any) -> DDIMScheduler:

@@ -13,13 +13,13 @@ CHECKPOINT_PREFIX = "checkpoint_"  # of Ray Train's checkpoint folders
 CHECKPOINT_NAME = "checkpoint_dir_name"  # the key of a checkpoint's folder in the snapshot
 
 
-def scaling_config(num_workers: int, min_workers: int, **options: Any) -> ScalingConfig:
+def build_scaling_config(num_workers: int, min_workers: int, **options: Any) -> ScalingConfig:
     """Return Ray Train's scaling; elastic, by a range of workers, with `min_workers` above 0."""
     workers: Any = (min_workers, num_workers) if min_workers else num_workers
     return ScalingConfig(num_workers=workers, **options)
 
 
-def failure_config(max_failures: int, max_startup_timeouts: int) -> FailureConfig:
+def build_failure_config(max_failures: int, max_startup_timeouts: int) -> FailureConfig:
     """Return Ray Train's failure handling; each minute without resources counts as a startup timeout."""
     make: Any = FailureConfig
     config: FailureConfig = make(max_failures=max_failures, controller_failure_limit=max_startup_timeouts)
@@ -49,7 +49,7 @@ def run_storage(storage: Any) -> tuple[fs.FileSystem, str]:
 
 
 @contextmanager
-def universal_checkpoint(engine: Any, universal: bool) -> Iterator[None]:
+def load_universal_checkpoint(engine: Any, universal: bool) -> Iterator[None]:
     """Let a DeepSpeed engine load the universal format in the block; its public setting is fixed at initialization."""
     engine._config.load_universal_checkpoint = universal
     try:

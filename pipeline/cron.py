@@ -17,7 +17,9 @@ STAMP = "%Y%m%dT%H%MZ"
 def is_cron(expression: str) -> bool:
     """Tell whether the expression has five fields and matches any time."""
     try:
-        return len(expression.split()) == 5 and bool(next_time(expression, "UTC", datetime(2000, 1, 1, tzinfo=UTC)))
+        return len(expression.split()) == 5 and bool(
+            list_next_times(expression, "UTC", datetime(2000, 1, 1, tzinfo=UTC))
+        )
     except (CronSimError, ValueError):
         return False
 
@@ -31,18 +33,18 @@ def is_time_zone(name: str) -> bool:
     return True
 
 
-def latest_time(expression: str, timezone: str, now: datetime) -> datetime:
+def find_latest_time(expression: str, timezone: str, now: datetime) -> datetime:
     """Return the newest matching time at or before `now`, in UTC."""
     after = now.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
     time = next(CronSim(expression, after.astimezone(ZoneInfo(timezone)), reverse=True)).astimezone(UTC)
     while (
-        later := next_time(expression, timezone, time)[0]
+        later := list_next_times(expression, timezone, time)[0]
     ) <= now:  # searching backwards skips part of a repeated hour
         time = later
     return time
 
 
-def next_time(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
+def list_next_times(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
     """Return the next matching times after `now`, in UTC."""
     coming = CronSim(expression, now.astimezone(ZoneInfo(timezone)))
     later = (when for each in coming if (when := each.astimezone(UTC)) > now)  # a repeated hour starts again

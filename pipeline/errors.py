@@ -29,7 +29,7 @@ def invalid(field: str, got: object, expected: str, remedy: str = "") -> UserErr
     return UserError(f"{field}: got {got!r}; expected {expected}." + (f" {remedy}" if remedy else ""))
 
 
-def first_line(error: BaseException) -> str:
+def get_first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

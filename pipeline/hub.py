@@ -23,7 +23,7 @@ def is_hub_id(path_or_id: str) -> bool:
     return bool(HUB_ID.fullmatch(path_or_id)) and not Path(path_or_id).exists()
 
 
-def local_folder(path_or_id: str, field: str, revision: str = "main", wanted: Sequence[str] = FILE_PATTERNS) -> Path:
+def download_folder(path_or_id: str, field: str, revision: str = "main", wanted: Sequence[str] = FILE_PATTERNS) -> Path:
     """Return a local folder, downloading from S3 or the hub; the hub's token is read from HF_TOKEN.
 
     Only files that match `wanted` are downloaded from the hub.
@@ -47,7 +47,7 @@ def local_folder(path_or_id: str, field: str, revision: str = "main", wanted: Se
         ) from None
 
 
-def hub_status(path_or_id: str, revision: str, *, missing: str) -> str:
+def describe_hub_status(path_or_id: str, revision: str, *, missing: str) -> str:
     """Return a line that says whether a model is cached or on the hub; it starts with `missing` if it is not."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -57,13 +57,13 @@ def hub_status(path_or_id: str, revision: str, *, missing: str) -> str:
     except (LocalEntryNotFoundError, OSError, ValueError):
         pass
     try:
-        info = hub_info(path_or_id, revision)
+        info = query_hub(path_or_id, revision)
     except TransientError as error:
         return f"{missing}: {error}"
     return f"{path_or_id} at {info.sha}, to be fetched from the hub"
 
 
-def hub_info(path_or_id: str, revision: str) -> Any:
+def query_hub(path_or_id: str, revision: str) -> Any:
     """Ask the hub about a model, for at most `HUB_SECONDS`.
 
     Raises:
@@ -95,7 +95,7 @@ def _download_from_s3(folder: Folder) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     partial = cache / f"{target.name}.{uuid.uuid4().hex}.partial"
     try:
-        folder.local_copy(partial)
+        folder.copy_to_local(partial)
         partial.replace(target)
     except OSError:  # another process was first
         if not target.is_dir():

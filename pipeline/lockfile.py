@@ -15,7 +15,7 @@ MAX_SHOWN = 3
 
 def check_versions() -> None:
     """Raise a UserError in a submitted job's process whose node has other versions than the lock."""
-    if os.environ.get(PINNED) and (wrong := version_differences(LOCK)):
+    if os.environ.get(PINNED) and (wrong := find_version_differences(LOCK)):
         more = f" and {len(wrong) - MAX_SHOWN} more" if len(wrong) > MAX_SHOWN else ""
         raise UserError(
             f"environment: on this machine {', '.join(wrong[:MAX_SHOWN])}{more}; expected the versions of {LOCK.name}, "
@@ -23,7 +23,7 @@ def check_versions() -> None:
         )
 
 
-def version_differences(lock: Path) -> list[str]:
+def find_version_differences(lock: Path) -> list[str]:
     """Return the installed packages whose version differs from the lock; a local part, as in 2.13.0+cu130, is ignored.
 
     Packages that are not installed are ignored: a node needs no linters.

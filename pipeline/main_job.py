@@ -8,7 +8,7 @@ from pipeline.prompts.prepare import prepare
 from pipeline.recipe import Recipe
 from pipeline.registry.register import register_run
 from pipeline.registry.registered_version import RegisteredVersion
-from pipeline.session import ray_session
+from pipeline.session import start_ray_session
 from pipeline.storage import Folder
 from pipeline.training.distill import distill
 
@@ -21,7 +21,7 @@ def run_pipeline(
     log: Callable[[str], None] = lambda text: None,
 ) -> RegisteredVersion:
     """Run every step and return the registered version."""
-    with ray_session(ray_address) if ray_address else nullcontext():
+    with start_ray_session(ray_address) if ray_address else nullcontext():
         log("prepare")
         prepare(recipe, run / "prompts", ray_address, log)
         log("distill")

@@ -19,7 +19,7 @@ CODE = "NASA_DISTILL_CODE"  # the code version of a submitted job, which has no 
 M = TypeVar("M", bound="Manifest")
 
 
-def code_version() -> str:
+def get_code_version() -> str:
     """Return the package's version and, in a checkout, the commit; on a cluster those of the submitted checkout."""
     if submitted := os.environ.get(CODE):
         return submitted
@@ -35,7 +35,7 @@ class Manifest(Record):
 
     command: ClassVar[str]
     kind: str
-    code: str = Field(default_factory=code_version)
+    code: str = Field(default_factory=get_code_version)
 
 
 class DataFile(Record):

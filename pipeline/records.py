@@ -45,29 +45,29 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
-            raise _user_error(error.errors()[0], cls, where) from None
+            raise _build_user_error(error.errors()[0], cls, where) from None
 
     def values(self) -> dict[str, JsonValue]:
         """Return the plain values, as they are written to TOML or JSON, without those that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def _user_error(error: ErrorDetails, cls: type[BaseModel], where: str) -> UserError:
-    path, kind, value = _path(error["loc"]), error["type"], error["input"]
+def _build_user_error(error: ErrorDetails, cls: type[BaseModel], where: str) -> UserError:
+    path, kind, value = _format_path(error["loc"]), error["type"], error["input"]
     field = ": ".join(filter(None, [where, path]))
     context = error.get("ctx", {})
     if kind == "value_error":  # of a dataclass or a section, which names its field itself
         return UserError(".".join(filter(None, [field, str(context["error"])])))
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return invalid(field, value, f"one of the fields {', '.join(_fields(cls, error['loc'][:-1]))}")
+        return invalid(field, value, f"one of the fields {', '.join(_list_fields(cls, error['loc'][:-1]))}")
     if kind == "missing" and not isinstance(error["loc"][-1], int):
         return invalid(field, None, "a value")
     if kind in ("too_long", "missing"):
-        return invalid(_path(error["loc"][:-1]), value, "a list of another length")
-    return invalid(field, value, _expected(kind, context) or error["msg"].lower())
+        return invalid(_format_path(error["loc"][:-1]), value, "a list of another length")
+    return invalid(field, value, _describe_expected(kind, context) or error["msg"].lower())
 
 
-def _expected(kind: str, context: Mapping[str, Any]) -> str:
+def _describe_expected(kind: str, context: Mapping[str, Any]) -> str:
     """Return what pydantic's error of this type expects, or an empty string."""
     if "expected" in context:
         return str(context["expected"])
@@ -77,13 +77,13 @@ def _expected(kind: str, context: Mapping[str, Any]) -> str:
     return _TYPES.get(kind, "") or next(iter(bounds), "")
 
 
-def _path(loc: tuple[int | str, ...]) -> str:
+def _format_path(loc: tuple[int | str, ...]) -> str:
     """Return `evaluation.metrics[0].kind` for ("evaluation", "metrics", 0, "kind"), in one line."""
     shown = (part if isinstance(part, int) or part.isprintable() else repr(part) for part in loc)
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in shown).lstrip(".")
 
 
-def _fields(cls: Any, loc: tuple[int | str, ...]) -> list[str]:
+def _list_fields(cls: Any, loc: tuple[int | str, ...]) -> list[str]:
     """Return the field names of the section at `loc` below the model `cls`."""
     schema = cls.model_json_schema()
     node = schema

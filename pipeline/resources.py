@@ -36,25 +36,25 @@ class ResourceRequest:
         plural = "es" if self.process.endswith("s") else "s"
         return f"{self.count} {self.process}{plural if self.count > 1 else ''}"
 
-    def field(self, resource: str) -> str:
+    def get_recipe_field(self, resource: str) -> str:
         """Return the recipe field that asks for a resource."""
         return f"{self.section}.{resource.lower()}s_per_{self.process}".lstrip(".")
 
 
-def training_request(train: Train) -> ResourceRequest:
+def build_training_request(train: Train) -> ResourceRequest:
     """Return the request of the fewest training workers, each with its text encoders."""
     cpus = train.cpus_per_worker + train.num_encoders * train.cpus_per_encoder
     gpus = train.gpus_per_worker + train.num_encoders * train.gpus_per_encoder
-    return ResourceRequest("train", "worker", train.min_workers or train.num_workers, ray_resources(cpus, gpus))
+    return ResourceRequest("train", "worker", train.min_workers or train.num_workers, build_ray_resources(cpus, gpus))
 
 
-def evaluation_request(options: Evaluation) -> ResourceRequest:
+def build_evaluation_request(options: Evaluation) -> ResourceRequest:
     """Return the request of one evaluation process, which is enough to evaluate everything."""
-    resources = ray_resources(options.cpus_per_process, options.gpus_per_process)
+    resources = build_ray_resources(options.cpus_per_process, options.gpus_per_process)
     return ResourceRequest("evaluation", "process", 1, resources)
 
 
-def ray_resources(cpus: float, gpus: float) -> dict[str, float]:
+def build_ray_resources(cpus: float, gpus: float) -> dict[str, float]:
     """Return a resource dictionary with Ray's keys."""
     return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
@@ -80,8 +80,8 @@ def _check_local(request: ResourceRequest) -> None:
         requested, available = amount * request.count, total.get(name, 0.0)
         if requested > available:
             raise UserError(
-                f"{request.field(name)}: {request.processes} x {amount:g} {name} requested, {available:g} available. "
-                "Lower it, or pass --ray-address of a larger cluster."
+                f"{request.get_recipe_field(name)}: {request.processes} x {amount:g} {name} requested, "
+                f"{available:g} available. Lower it, or pass --ray-address of a larger cluster."
             )
 
 
@@ -91,18 +91,19 @@ def _wait_for_placement(request: ResourceRequest, timeout_minutes: float, log: C
     try:
         if group.wait(GRACE_SECONDS):
             return
-        log(f"waiting up to {timeout_minutes:g} minutes for resources: {request}; {_free_resources(request)}")
+        log(f"waiting up to {timeout_minutes:g} minutes for resources: {request}; {_describe_free_resources(request)}")
         if not group.wait(max(0, math.ceil(60 * timeout_minutes) - GRACE_SECONDS)):
+            field = request.get_recipe_field(list(request.per_process)[-1])
             raise TransientError(
-                f"{request.field(list(request.per_process)[-1])}: {request} requested, and {_free_resources(request)} "
-                f"after {timeout_minutes:g} minutes. Request less, use a larger cluster, or raise "
+                f"{field}: {request} requested, and {_describe_free_resources(request)} after "
+                f"{timeout_minutes:g} minutes. Request less, use a larger cluster, or raise "
                 "train.resource_timeout_minutes."
             )
     finally:
         ray.util.remove_placement_group(group)
 
 
-def _free_resources(request: ResourceRequest) -> str:
+def _describe_free_resources(request: ResourceRequest) -> str:
     free, total = ray.available_resources(), ray.cluster_resources()
     parts = [f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name}" for name in request.per_process]
     return f"the cluster has {' and '.join(parts)} free"

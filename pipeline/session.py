@@ -17,7 +17,7 @@ LEAST_CPUS = 4  # logical CPUs: two train workers share two cores with their dat
 
 
 @contextmanager
-def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Iterator[None]:
+def start_ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Iterator[None]:
     """Join the cluster at `address`, or start a local one, of at least so many logical processors.
 
     A session that is already open (a test's, a notebook's) is used and left open.
@@ -29,7 +29,7 @@ def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Ite
     local: dict[str, Any] = {"num_cpus": max(least_cpus, os.cpu_count() or 1), "include_dashboard": False}
     ray.init(
         address=address or "local",
-        runtime_env={"env_vars": _variables()},
+        runtime_env={"env_vars": _collect_variables()},
         logging_level=logging.ERROR,
         log_to_driver=False,
         **({} if address else local),
@@ -40,16 +40,16 @@ def ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Ite
         ray.shutdown()
 
 
-def _variables() -> dict[str, str]:
+def _collect_variables() -> dict[str, str]:
     """Return the environment variables of all workers; those of the submitted job win, as Ray rejects duplicates."""
     variables = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if log_format := os.environ.get(logs.FORMAT_VARIABLE):
         variables[logs.FORMAT_VARIABLE] = log_format
-    given = submitted_environment().get("env_vars") or {}
+    given = get_submitted_environment().get("env_vars") or {}
     return {name: value for name, value in variables.items() if name not in given}
 
 
-def submitted_environment() -> dict[str, Any]:
+def get_submitted_environment() -> dict[str, Any]:
     """Return the runtime environment that this job was submitted with; empty outside a job."""
     config = json.loads(os.environ.get(IN_JOB) or "{}")
     return dict(config.get("runtime_env") or {})

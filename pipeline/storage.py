@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline import retry
-from pipeline.errors import StorageError, UserError, first_line, invalid
+from pipeline.errors import StorageError, UserError, get_first_line, invalid
 
 S3 = re.compile(r"s3://[^/\s]+")
 
@@ -106,18 +106,18 @@ class Folder:
 
     def list_files(self) -> list[str]:
         """Return the names of the files directly in this folder, sorted."""
-        return sorted(str(entry.base_name) for entry in self._entries(recursive=False) if entry.is_file)
+        return sorted(str(entry.base_name) for entry in self._list_entries(recursive=False) if entry.is_file)
 
     def list_dirs(self) -> list[str]:
         """Return the names of the folders directly in this folder, sorted."""
-        entries = self._entries(recursive=False)
+        entries = self._list_entries(recursive=False)
         return sorted(str(entry.base_name) for entry in entries if entry.type == fs.FileType.Directory)
 
     def walk(self) -> list[fs.FileInfo]:
         """Return all files below this folder, sorted by path."""
-        return sorted((e for e in self._entries(recursive=True) if e.is_file), key=lambda entry: str(entry.path))
+        return sorted((e for e in self._list_entries(recursive=True) if e.is_file), key=lambda entry: str(entry.path))
 
-    def _entries(self, recursive: bool) -> list[fs.FileInfo]:
+    def _list_entries(self, recursive: bool) -> list[fs.FileInfo]:
         with self._translate_errors("listed"):
             selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
             return list(self.filesystem.get_file_info(selector))
@@ -189,7 +189,7 @@ class Folder:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def local_copy(self, scratch: Path) -> Path:
+    def copy_to_local(self, scratch: Path) -> Path:
         """Return this folder if it is local, else a copy of it under `scratch`."""
         if self.is_local:
             return Path(self.path)
@@ -206,4 +206,4 @@ class Folder:
         except OSError as error:
             if done == "read" and isinstance(error, FileNotFoundError):
                 raise UserError(f"{path}: no such {'file' if name else 'folder'}") from None
-            raise StorageError(f"{path}: cannot be {done}: {error.strerror or first_line(error)}") from error
+            raise StorageError(f"{path}: cannot be {done}: {error.strerror or get_first_line(error)}") from error

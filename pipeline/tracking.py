@@ -20,9 +20,9 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipeline import ROOT
-from pipeline.errors import StorageError, UserError, first_line
+from pipeline.errors import StorageError, UserError, get_first_line
 from pipeline.redaction import redact
-from pipeline.retry import backoff_seconds
+from pipeline.retry import iter_backoff_seconds
 
 EXPERIMENT = "nasa-distill"
 BUFFERED = 1000  # writes that wait while the server is unavailable
@@ -32,7 +32,7 @@ REACH_SECONDS = 10
 logger = logging.getLogger(__name__)
 
 
-def default_uri() -> str:
+def get_default_uri() -> str:
     """MLFLOW_TRACKING_URI, or a sqlite file in the checkout's `runs` folder."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
@@ -41,14 +41,14 @@ def default_uri() -> str:
     return f"sqlite:///{ROOT / 'runs' / 'mlflow.db'}"
 
 
-def client(uri: str) -> MlflowClient:
+def build_client(uri: str) -> MlflowClient:
     """Return an MLflow client."""
     mlflow.set_tracking_uri(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
-def reachable_client(uri: str) -> Iterator[MlflowClient]:
+def open_client(uri: str) -> Iterator[MlflowClient]:
     """Yield a client within whose context a failure of MLflow is one line.
 
     A server is called once before, since MLflow would try a dead one for minutes.
@@ -56,13 +56,13 @@ def reachable_client(uri: str) -> Iterator[MlflowClient]:
     if uri.startswith(("http://", "https://")):
         _reach(uri)
     try:
-        mlflow_client = client(uri)
+        mlflow_client = build_client(uri)
     except (MlflowException, OSError) as error:
-        raise StorageError(f"tracking-uri: {uri}: {first_line(error)}") from error
+        raise StorageError(f"tracking-uri: {uri}: {get_first_line(error)}") from error
     try:
         yield mlflow_client
     except MlflowException as error:
-        raise StorageError(f"tracking-uri: {uri}: {first_line(error)}") from error
+        raise StorageError(f"tracking-uri: {uri}: {get_first_line(error)}") from error
 
 
 def _reach(uri: str) -> None:
@@ -71,18 +71,18 @@ def _reach(uri: str) -> None:
     except urllib.error.HTTPError:
         return  # it answers; MLflow reports the error
     except (OSError, ValueError) as error:
-        raise StorageError(f"tracking-uri: {uri} does not answer ({first_line(error)})") from error
+        raise StorageError(f"tracking-uri: {uri} does not answer ({get_first_line(error)})") from error
 
 
 def require_reachable(uri: str) -> None:
     """Refuse, in one line, a tracking store that is not there."""
-    with reachable_client(uri):
+    with open_client(uri):
         pass
 
 
 def require_run(uri: str, run_id: str) -> None:
     """Refuse, in one line, a tracking store that does not hold this run."""
-    with reachable_client(uri) as tracker:
+    with open_client(uri) as tracker:
         try:
             tracker.get_run(run_id)
         except MlflowException as error:
@@ -93,14 +93,14 @@ def require_run(uri: str, run_id: str) -> None:
 
 def create_run(uri: str, name: str, params: Mapping[str, Any]) -> str:
     """Create a run in the driver and return its id; rank 0 appends to it, also after a restart."""
-    with reachable_client(uri) as tracker:
-        experiment_id = _experiment(tracker, uri)
+    with open_client(uri) as tracker:
+        experiment_id = _get_or_create_experiment(tracker, uri)
         run_id: str = tracker.create_run(experiment_id, run_name=name).info.run_id
         tracker.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
     return run_id
 
 
-def _experiment(tracker: MlflowClient, uri: str) -> str:
+def _get_or_create_experiment(tracker: MlflowClient, uri: str) -> str:
     """Ours, made where it is not there."""
     if experiment := tracker.get_experiment_by_name(EXPERIMENT):
         return str(experiment.experiment_id)
@@ -118,13 +118,13 @@ class Tracker:
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.run_id = run_id
-        self._client = client(uri)
+        self._client = build_client(uri)
         self._waiting: queue.Queue[Callable[[], object]] = queue.Queue(BUFFERED)
         self._lost = 0
         self._written = -1  # the last step that an earlier process of this run wrote
         threading.Thread(target=self._write, daemon=True).start()
 
-    def metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
         """Log metrics of a step."""
         entries = [Metric(name, float(value), timestamp_ms, step) for name, value in values.items()]
 
@@ -143,15 +143,15 @@ class Tracker:
 
         self._enqueue(read)
 
-    def tags(self, values: Mapping[str, str]) -> None:
+    def set_tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
         self._enqueue(lambda: self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()]))
 
-    def image(self, image: Image.Image, key: str, step: int) -> None:
+    def log_image(self, image: Image.Image, key: str, step: int) -> None:
         """Log an image of a step."""
         self._enqueue(lambda: self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True))
 
-    def file(self, path: Path, folder: str = "") -> None:
+    def log_file(self, path: Path, folder: str = "") -> None:
         """Log a file as an artifact."""
         self._enqueue(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
@@ -190,7 +190,7 @@ class Tracker:
         reported = False
         while True:
             write = self._waiting.get()
-            for delay in backoff_seconds(max_delay=MAX_RETRY_SECONDS):
+            for delay in iter_backoff_seconds(max_delay=MAX_RETRY_SECONDS):
                 try:
                     write()
                     break

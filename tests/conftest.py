@@ -81,7 +81,7 @@ def ray_cluster(s3_server):
     """One local Ray for the whole test session; its processes know the S3 server."""
     import ray
 
-    from pipeline.session import ray_session
+    from pipeline.session import start_ray_session
 
-    with ray_session():
+    with start_ray_session():
         yield ray

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from datasets_prep import negatives
+from datasets_prep import negative_corpus
 from datasets_prep.shapes.prompts import BAD_PHOTO, sample_held_out_prompts, sample_negatives, sample_prompts
 from nasa.method import Method
 from pipeline import models, recipe
@@ -128,7 +128,7 @@ def warm_up(plan: Plan) -> None:
     method = VARIANTS[0].method(plan.base.method)
     distiller = _train(plan.base.model_copy(update={"method": method}), plan.warm_up_steps, 0)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(distiller.student_weights(), folder / "student.safetensors")
+    save_file(distiller.collect_student_weights(), folder / "student.safetensors")
     save_file(_lora_weights(distiller), folder / "lora_teacher.safetensors")
     (folder / "plan.json").write_text(json.dumps(plan.identity))
 
@@ -146,9 +146,9 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
 
 def build_distiller(options: Recipe) -> Distiller:
     """Return a distiller of the bundled teacher at its first step, in one process."""
-    corpus = negatives.build_weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
+    corpus = negative_corpus.build_weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
     sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
-    model = models.load(models.teacher_folder(options.teacher))
+    model = models.load(models.find_teacher_folder(options.teacher))
     built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
     clip = Clip.load(options.train.clip_model) if options.train.clip_weight else None
     return Distiller(options, model, built, sampler, clip)
@@ -161,7 +161,7 @@ def _train(options: Recipe, steps: int, first: int, warm: Path | None = None) ->
     if warm is not None:
         distiller.engines.student.module.model.load_state_dict(load_file(warm / "student.safetensors"))
         distiller.engines.teachers.load_state_dict(load_file(warm / "lora_teacher.safetensors"), strict=False)
-        distiller.ema = {name: value.clone() for name, value in distiller.student_weights().items()}
+        distiller.ema = {name: value.clone() for name, value in distiller.collect_student_weights().items()}
     for step in range(first, first + steps):
         start = step * options.train.batch_size
         distiller.step(step, [prompts[i % len(prompts)] for i in range(start, start + options.train.batch_size)])

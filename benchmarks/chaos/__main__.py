@@ -45,7 +45,7 @@ def _run(names: list[str], minutes: float, runs: int | None, times: int, results
     results.parent.mkdir(parents=True, exist_ok=True)
     for stop_signal in (signal.SIGINT, signal.SIGTERM):  # so that the cluster is stopped too
         signal.signal(stop_signal, lambda *_: sys.exit("interrupted"))
-    deadline, code = time.monotonic() + 60 * minutes, manifest.code_version()
+    deadline, code = time.monotonic() + 60 * minutes, manifest.get_code_version()
     harness = Harness(Path(tempfile.mkdtemp(prefix="chaos-")), seed, times)
     print(f"undisturbed: {harness.seconds:.0f} s, student {harness.expected[:12]}; seed {seed}", flush=True)
     done = dict.fromkeys(names, 0)

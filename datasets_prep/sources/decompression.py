@@ -136,7 +136,7 @@ def _convert_carriage_returns(head: bytes, stream: BinaryIO) -> BinaryIO:
     return io.BufferedReader(_ConvertedStream(stream, lambda part: part.replace(b"\r", b"\n")), BUFFER)
 
 
-def _build_arrow_decoder(name: str) -> Callable[[BinaryIO], BinaryIO]:
+def _build_arrow_decompressor(name: str) -> Callable[[BinaryIO], BinaryIO]:
     return lambda stream: io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, "r"), name), BUFFER)
 
 
@@ -144,8 +144,8 @@ _LAYERS: tuple[tuple[bytes | re.Pattern[bytes], Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
     (re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), bz2.open),
     (b"\xfd7zXZ\0", lzma.open),
-    (b"\x28\xb5\x2f\xfd", _build_arrow_decoder("zstd")),
-    (b"\x04\x22\x4d\x18", _build_arrow_decoder("lz4")),
+    (b"\x28\xb5\x2f\xfd", _build_arrow_decompressor("zstd")),
+    (b"\x04\x22\x4d\x18", _build_arrow_decompressor("lz4")),
     (codecs.BOM_UTF8, _skip_mark),
     (codecs.BOM_UTF32_LE, _decode_utf("utf-32")),
     (codecs.BOM_UTF32_BE, _decode_utf("utf-32")),

@@ -42,7 +42,7 @@ class _JsonParser:
         self.text, self.offset, self.ended = "", 0, False
 
     def _read_more(self) -> bool:
-        """Read as much text again and tell whether there was any; a long value is parsed from its start each time."""
+        """Double the buffered text; return False at the end of the stream or above the size limit."""
         if self.ended or len(self.text) - self.offset > MAX_RECORD_BYTES:
             return False
         part = self.stream.read(max(CHUNK, len(self.text) - self.offset))
@@ -116,7 +116,7 @@ def _parse_rows(values: _JsonParser, column: str) -> Iterator[dict[str, Any]]:
     try:
         while first := values.peek():
             if first == "[":
-                yield from _report_if_empty(
+                yield from _append_problem_if_empty(
                     (row_from_json(item, column) for item in values.iter_elements()), "an empty list"
                 )
             elif first == "{":
@@ -127,7 +127,7 @@ def _parse_rows(values: _JsonParser, column: str) -> Iterator[dict[str, Any]]:
         yield {"problem": f"file: not JSON from here on: {error}"}
 
 
-def _report_if_empty(rows: Iterator[dict[str, Any]], problem: str) -> Iterator[dict[str, Any]]:
+def _append_problem_if_empty(rows: Iterator[dict[str, Any]], problem: str) -> Iterator[dict[str, Any]]:
     is_empty = True
     for row in rows:
         is_empty = False

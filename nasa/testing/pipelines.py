@@ -42,7 +42,7 @@ from nasa.testing.components import (
     tiny_t5_tokenizer,
 )
 from nasa.testing.joint_pipelines import tiny_flux, tiny_qwen_image, tiny_stable_diffusion_3
-from nasa.testing.models import tiny_stable_diffusion, tiny_tokenizer
+from nasa.testing.stable_diffusion import tiny_stable_diffusion, tiny_tokenizer
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:

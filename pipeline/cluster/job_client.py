@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pipeline.errors import UserError, first_line, invalid
+from pipeline.errors import UserError, get_first_line, invalid
 
 DEFAULT = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 10
@@ -52,7 +52,7 @@ def connect(address: str | None = None) -> JobClient:
     Raises:
         UserError: where nothing answers, the token is not the cluster's, or it runs another version of Ray.
     """
-    address = _url(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT)
+    address = _normalize_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT)
     _check_reachable(address)
     token = find_token()
     import logging
@@ -70,10 +70,10 @@ def connect(address: str | None = None) -> JobClient:
         version = client.get_version()
         client.list_jobs()  # unlike the version, it needs the token
     except AuthenticationError:
-        raise UserError(_token_error(address, token)) from None
+        raise UserError(_describe_token_error(address, token)) from None
     except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--job-server: got {address!r}, which is no Ray job server ({first_line(error)}); "
+            f"--job-server: got {address!r}, which is no Ray job server ({get_first_line(error)}); "
             f"expected a URL such as {DEFAULT}."
         ) from None
     server = getattr(client, "_server_ray_version", None) or version
@@ -86,7 +86,7 @@ def connect(address: str | None = None) -> JobClient:
 
 
 @contextmanager
-def cluster_at(address: str | None = None) -> Iterator[JobClient]:
+def connect_to_cluster(address: str | None = None) -> Iterator[JobClient]:
     """Connect; a cluster that stops answering before the block ends is a UserError too."""
     client = connect(address)
     import requests
@@ -95,12 +95,12 @@ def cluster_at(address: str | None = None) -> Iterator[JobClient]:
     try:
         yield client
     except AuthenticationError:
-        raise UserError(_token_error(client.get_address(), find_token())) from None
+        raise UserError(_describe_token_error(client.get_address(), find_token())) from None
     except (requests.RequestException, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith(REQUEST_FAILED_PREFIX):
             raise
         raise UserError(
-            f"--job-server: the cluster at {client.get_address()} stopped answering: {first_line(error)}. "
+            f"--job-server: the cluster at {client.get_address()} stopped answering: {get_first_line(error)}. "
             "Run the same command again when it is back."
         ) from None
 
@@ -114,7 +114,7 @@ def connect_from_job(address: str | None = None) -> JobClient:
     return connect(address)
 
 
-def _url(address: str) -> str:
+def _normalize_address(address: str) -> str:
     """Return the address with a scheme and without a trailing slash."""
     given = address if "://" in address else f"http://{address}"
     parts = urlsplit(given)
@@ -133,7 +133,7 @@ def _check_reachable(address: str) -> None:
         return  # it answers; Ray's client reports the error
     except (OSError, ValueError, HTTPException) as error:
         raise UserError(
-            f"--job-server: no Ray cluster answers at {address} ({first_line(error)}). "
+            f"--job-server: no Ray cluster answers at {address} ({get_first_line(error)}). "
             "Start one, or forward port 8265 of its head node."
         ) from None
 
@@ -149,7 +149,7 @@ def find_token() -> str:
         return ""
 
 
-def _token_error(address: str, token: str) -> str:
+def _describe_token_error(address: str, token: str) -> str:
     problem = "is not the cluster's" if token else "is missing"
     return (
         f"token: the cluster at {address} asks for one, and the one here {problem}. "

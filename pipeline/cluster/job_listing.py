@@ -11,13 +11,13 @@ from pipeline.errors import invalid
 STOP_SECONDS = 60
 
 
-def job_rows(client: JobClient) -> list[dict[str, str]]:
+def list_jobs(client: JobClient) -> list[dict[str, str]]:
     """Return one row per job, newest last."""
     jobs = [job for job in client.list_jobs() if job.submission_id]
-    return [job_row(job) for job in sorted(jobs, key=lambda job: job.start_time or 0)]
+    return [describe_job(job) for job in sorted(jobs, key=lambda job: job.start_time or 0)]
 
 
-def job_row(job: Any) -> dict[str, str]:
+def describe_job(job: Any) -> dict[str, str]:
     """Return a job's row; `exit` is the exit code of its command, once it has ended."""
     code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
     return {
@@ -29,7 +29,7 @@ def job_row(job: Any) -> dict[str, str]:
     }
 
 
-def job_details(client: JobClient, submission_id: str) -> Any:
+def find_job_details(client: JobClient, submission_id: str) -> Any:
     """Return the job with this id or id prefix; of several attempts at one job, the latest.
 
     Raises:
@@ -37,13 +37,13 @@ def job_details(client: JobClient, submission_id: str) -> Any:
     """
     ids = [job.submission_id for job in client.list_jobs() if job.submission_id]
     matching = [job for job in ids if job == submission_id] or [job for job in ids if job.startswith(submission_id)]
-    if len({attempt_number(job)[0] for job in matching}) != 1:
+    if len({split_attempt(job)[0] for job in matching}) != 1:
         known = ", ".join(sorted(matching or ids)) or "none yet"
         raise invalid("job", submission_id, f"the id of one job: {known}")
-    return client.get_job_info(max(matching, key=attempt_number))
+    return client.get_job_info(max(matching, key=split_attempt))
 
 
-def attempt_number(submission_id: str) -> tuple[str, int]:
+def split_attempt(submission_id: str) -> tuple[str, int]:
     """Return an id's common part and its attempt number, which is 0 for an id of another form."""
     stem, _, number = submission_id.rpartition("-")
     return (stem, int(number)) if stem and number.isdigit() else (submission_id, 0)

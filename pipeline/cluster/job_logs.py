@@ -33,10 +33,10 @@ class LogPrinter:
         self.seen += len(text)
         self.printed = max(self.printed, self.seen)
         for line in new.splitlines(keepends=True):
-            self._line(line)
+            self._print_line(line)
         self.out.flush()
 
-    def _line(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         bar = line.startswith(BAR) and self.terminal
         if bar and not line.strip():
             return

@@ -70,7 +70,7 @@ def submit(client: JobClient, job: Job, given: Mapping[str, str] | None = None) 
     if find_job(client, job.id):
         return False
     os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # git decides which files are packed
-    variables = forwarded_environment(os.environ, given or {})
+    variables = select_environment(os.environ, given or {})
     with tempfile.TemporaryDirectory() as folder:
         if not job.in_image:
             pack(Path(folder), job.recipe_toml)
@@ -110,10 +110,10 @@ def find_job(client: JobClient, submission_id: str) -> Any:
     return next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
 
 
-def forwarded_environment(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+def select_environment(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """Return the job's environment variables; the dashboard shows them, so a secret is an error."""
     forwarded = {name: here[name] for name in SETTINGS if here.get(name)}
-    chosen = {manifest.CODE: manifest.code_version(), lockfile.PINNED: "1", **forwarded, **given}
+    chosen = {manifest.CODE: manifest.get_code_version(), lockfile.PINNED: "1", **forwarded, **given}
     for name, value in chosen.items():
         if is_secret(name):
             raise UserError(
@@ -131,7 +131,7 @@ def _require_public(job: Job) -> None:
             raise UserError(f"submit: the secret in {redact(text)!r} could be read in the cluster. {FORWARDED_SECRETS}")
 
 
-def with_attempt(client: JobClient, job: Job, attempt: int, retry: bool) -> Job:
+def choose_attempt(client: JobClient, job: Job, attempt: int, retry: bool) -> Job:
     """Return the job with the requested attempt, else the latest one; with `retry`, the next if that one failed."""
     if attempt < 0:
         raise invalid("--attempt", attempt, "1 or more")

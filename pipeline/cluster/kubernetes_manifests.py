@@ -14,7 +14,7 @@ import yaml
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import RECIPES, Recipe, Train
 from pipeline.redaction import contains_secret, redact
-from pipeline.resources import training_request
+from pipeline.resources import build_training_request
 
 Spec = dict[str, object]
 """A part of a manifest, as YAML has it."""
@@ -57,7 +57,12 @@ def render(kind: str, recipe: Recipe, values: ManifestValues) -> str:
         UserError: where a cluster cannot do what is asked.
     """
     _check(kind, recipe, values)
-    build = {"RayCluster": _cluster, "RayJob": _job, "RayCronJob": _cron_job, "CronJob": _submitter}[kind]
+    build = {
+        "RayCluster": _build_ray_cluster,
+        "RayJob": _build_ray_job,
+        "RayCronJob": _build_ray_cron_job,
+        "CronJob": _build_scheduled_submitter,
+    }[kind]
     return str(yaml.dump(build(recipe, values), Dumper=_Dumper, sort_keys=False, width=1000))
 
 
@@ -83,51 +88,51 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
             )
     if kind in RECURRING and not recipe.schedule.cron:
         raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
-    most = math.ceil(max(_worker_resources(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
+    most = math.ceil(max(_compute_worker_resources(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
     if not max(1, most) <= values.gpus_per_node <= 16:
         raise invalid("--gpus-per-node", values.gpus_per_node, f"{max(1, most)}, for one process, to 16")
 
 
-def _metadata(recipe: Recipe) -> Spec:
+def _build_metadata(recipe: Recipe) -> Spec:
     return {
         "name": re.sub(r"[^a-z0-9]+", "-", f"nasa-{recipe.name}".lower())[:MAX_NAME_LENGTH].strip("-"),
         "labels": {"app.kubernetes.io/name": "nasa-distill"},
     }
 
 
-def _job(recipe: Recipe, values: ManifestValues) -> Spec:
-    words = ["python", "-m", "jobs", "run", "--run", values.run, *_options(values)]
+def _build_ray_job(recipe: Recipe, values: ManifestValues) -> Spec:
+    words = ["python", "-m", "jobs", "run", "--run", values.run, *_build_options(values)]
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": _metadata(recipe),
-        "spec": _job_spec(words, recipe, values),
+        "metadata": _build_metadata(recipe),
+        "spec": _build_job_spec(words, recipe, values),
     }
 
 
-def _cron_job(recipe: Recipe, values: ManifestValues) -> Spec:
+def _build_ray_cron_job(recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a RayCronJob. KubeRay starts all missed times at once; `run-scheduled` runs what is due once."""
     options = recipe.schedule
     spec = {
         "schedule": options.cron,
         "timeZone": options.timezone,
         "suspend": False,
-        "jobTemplate": _job_spec(_run_scheduled(recipe, values), recipe, values),
+        "jobTemplate": _build_job_spec(_build_run_scheduled_command(recipe, values), recipe, values),
     }
-    return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _metadata(recipe), "spec": spec}
+    return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _build_metadata(recipe), "spec": spec}
 
 
-def _run_scheduled(recipe: Recipe, values: ManifestValues) -> list[str]:
+def _build_run_scheduled_command(recipe: Recipe, values: ManifestValues) -> list[str]:
     when = ["--cron", recipe.schedule.cron, "--timezone", recipe.schedule.timezone]
-    return ["python", "-m", "jobs", "run-scheduled", "--runs", values.run, *when, *_options(values)]
+    return ["python", "-m", "jobs", "run-scheduled", "--runs", values.run, *when, *_build_options(values)]
 
 
-def _options(values: ManifestValues) -> list[str]:
+def _build_options(values: ManifestValues) -> list[str]:
     sets = [word for one in values.sets for word in ("--set", one)]
     return ["--recipe", values.recipe, *sets, "--ray-address", "auto", "--tracking-uri", values.tracking_uri]
 
 
-def _job_spec(words: list[str], recipe: Recipe, values: ManifestValues) -> Spec:
+def _build_job_spec(words: list[str], recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a RayJob whose cluster ends with the job; a further attempt resumes."""
     return {
         "entrypoint": shlex.join(words),
@@ -136,22 +141,22 @@ def _job_spec(words: list[str], recipe: Recipe, values: ManifestValues) -> Spec:
         "activeDeadlineSeconds": 7 * SECONDS_PER_DAY,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 3600,
-        "rayClusterSpec": _cluster_spec(recipe, values),
+        "rayClusterSpec": _build_cluster_spec(recipe, values),
     }
 
 
-def _cluster(recipe: Recipe, values: ManifestValues) -> Spec:
-    metadata = {**_metadata(recipe), "name": CLUSTER}
-    spec = _cluster_spec(recipe, values)
+def _build_ray_cluster(recipe: Recipe, values: ManifestValues) -> Spec:
+    metadata = {**_build_metadata(recipe), "name": CLUSTER}
+    spec = _build_cluster_spec(recipe, values)
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
 
 
-def _cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
+def _build_cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a head without GPU, and autoscaled pods with GPUs."""
-    train, nodes = recipe.train, num_nodes(recipe, values.gpus_per_node)
-    cpus = math.ceil(_worker_resources(train)["CPU"] * _workers_per_node(train, values.gpus_per_node)) + 1
+    train, nodes = recipe.train, count_nodes(recipe, values.gpus_per_node)
+    cpus = math.ceil(_compute_worker_resources(train)["CPU"] * _count_workers_per_node(train, values.gpus_per_node)) + 1
     resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * values.gpus_per_node}Gi"}
-    if "GPU" in _worker_resources(train) or recipe.evaluation.gpus_per_process:
+    if "GPU" in _compute_worker_resources(train) or recipe.evaluation.gpus_per_process:
         resources["nvidia.com/gpu"] = str(values.gpus_per_node)
     ports = [{"containerPort": 6379, "name": "gcs-server"}, {"containerPort": 8265, "name": "dashboard"}]
     return {
@@ -161,7 +166,7 @@ def _cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
         "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 600},
         "headGroupSpec": {
             "rayStartParams": {"num-gpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _pod("ray-head", HEAD, values, {"ports": ports}),
+            "template": _build_pod_template("ray-head", HEAD, values, {"ports": ports}),
         },
         "workerGroupSpecs": [
             {
@@ -170,32 +175,32 @@ def _cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
                 "minReplicas": 0,
                 "maxReplicas": nodes,
                 "rayStartParams": {},
-                "template": _pod("ray-worker", resources, values, {}),
+                "template": _build_pod_template("ray-worker", resources, values, {}),
             }
         ],
     }
 
 
-def num_nodes(recipe: Recipe, gpus_per_node: int) -> int:
+def count_nodes(recipe: Recipe, gpus_per_node: int) -> int:
     """Return the number of pods that hold all workers and, with evaluation of checkpoints, the evaluation processes."""
     train, evaluation = recipe.train, recipe.evaluation
-    gpus = train.num_workers * _worker_resources(train).get("GPU", 0)
+    gpus = train.num_workers * _compute_worker_resources(train).get("GPU", 0)
     if evaluation.every_n_checkpoints:
         gpus += evaluation.num_processes * evaluation.gpus_per_process
-    return math.ceil(max(train.num_workers / _workers_per_node(train, gpus_per_node), gpus / gpus_per_node))
+    return math.ceil(max(train.num_workers / _count_workers_per_node(train, gpus_per_node), gpus / gpus_per_node))
 
 
-def _workers_per_node(train: Train, gpus_per_node: int) -> int:
-    each = _worker_resources(train).get("GPU", 0)
+def _count_workers_per_node(train: Train, gpus_per_node: int) -> int:
+    each = _compute_worker_resources(train).get("GPU", 0)
     return int(gpus_per_node // each) if each else 1
 
 
-def _worker_resources(train: Train) -> dict[str, float]:
+def _compute_worker_resources(train: Train) -> dict[str, float]:
     """Return the resources of a worker with its encoders."""
-    return training_request(train).per_process
+    return build_training_request(train).per_process
 
 
-def _pod(name: str, resources: dict[str, str], values: ManifestValues, more: Spec) -> Spec:
+def _build_pod_template(name: str, resources: dict[str, str], values: ManifestValues, more: Spec) -> Spec:
     container = {
         "name": name,
         "image": values.image,
@@ -218,10 +223,10 @@ def _pod(name: str, resources: dict[str, str], values: ManifestValues, more: Spe
     }
 
 
-def _submitter(recipe: Recipe, values: ManifestValues) -> Spec:
+def _build_scheduled_submitter(recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a CronJob that submits to the standing RayCluster."""
     url = f"http://{CLUSTER}-head-svc:8265"
-    words = _run_scheduled(recipe, values)[3:]
+    words = _build_run_scheduled_command(recipe, values)[3:]
     at = words.index("--ray-address")
     words[at : at + 2] = ["--job-server", url]
     token = {"secretKeyRef": {"name": TOKEN_SECRET, "key": "auth_token"}}
@@ -250,4 +255,4 @@ def _submitter(recipe: Recipe, values: ManifestValues) -> Spec:
         "failedJobsHistoryLimit": 3,
         "jobTemplate": {"spec": {"backoffLimit": recipe.schedule.retries, "template": {"spec": pod}}},
     }
-    return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": _metadata(recipe), "spec": spec}
+    return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": _build_metadata(recipe), "spec": spec}

@@ -17,7 +17,7 @@ def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, larges
     Raises:
         UserError: outside a git checkout, or where it is too large; nothing was copied then.
     """
-    files = tracked_files(root)
+    files = list_tracked_files(root)
     sizes = {file: (root / file).stat().st_size for file in files}
     total = sum(sizes.values())
     if total > largest:
@@ -34,7 +34,7 @@ def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, larges
     return total
 
 
-def tracked_files(root: Path) -> list[str]:
+def list_tracked_files(root: Path) -> list[str]:
     """Return tracked files that exist, without links, whose targets may lie outside the checkout."""
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--recurse-submodules"]
     try:

@@ -8,10 +8,10 @@ from pydantic import JsonValue
 from datasets_prep.shapes.prompts import DEGRADATIONS, PAIRS
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.judges import clip_attributes
-from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM, nasa_samplings
+from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM, list_nasa_samplings
 from pipeline.evaluation.results import EvaluationRow, MetricSummary, StyleTable, Summary
 from pipeline.evaluation.scorers import hpsv2
-from pipeline.evaluation.statistics import Difference, Share, mean, paired_bootstrap, share
+from pipeline.evaluation.statistics import Difference, Share, bootstrap_paired, estimate_mean, share
 from pipeline.evaluation.suites.shapes import ATTRIBUTES, TEACHER_ONE_STEP
 from pipeline.recipe import Evaluation, Recipe
 
@@ -51,8 +51,8 @@ def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOpti
     judged = options.get("shown_quality", {})
     options = {**options, **dict.fromkeys((*FLAGS, *EXCLUSION_METRICS), judged)}
     samples = [row for row in rows if row.set != EXCLUSION_SET]
-    by_system = {name: [row for row in samples if row.system == name] for name in _distinct(samples, "system")}
-    systems = {name: _metrics(system_rows, options) for name, system_rows in by_system.items()}
+    by_system = {name: [row for row in samples if row.system == name] for name in _list_distinct(samples, "system")}
+    systems = {name: _summarize_metrics(system_rows, options) for name, system_rows in by_system.items()}
     summary = Summary(
         student=STUDENT_SYSTEM,
         metrics=systems[STUDENT_SYSTEM],
@@ -60,39 +60,39 @@ def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOpti
         negative_prompts={row.set: row.negative_prompt for row in samples[::-1]},
     )
     if any(row.set == EXCLUSION_SET and row.selected for row in rows):
-        summary = _with_exclusion(summary, recipe.evaluation, rows, options)
+        summary = _add_exclusion(summary, recipe.evaluation, rows, options)
     if "all_right" in summary.metrics and TEACHER_ONE_STEP in by_system:
-        gain = paired_difference(by_system[STUDENT_SYSTEM], by_system[TEACHER_ONE_STEP], "all_right")
+        gain = compute_paired_difference(by_system[STUDENT_SYSTEM], by_system[TEACHER_ONE_STEP], "all_right")
         update = {"student_minus_teacher_one_step": gain, "named_negative_prompt": DEGRADATIONS}
         summary = summary.model_copy(update=update)
     return summary
 
 
-def _metrics(rows: Sequence[EvaluationRow], options: ScorerOptions) -> dict[str, MetricSummary]:
+def _summarize_metrics(rows: Sequence[EvaluationRow], options: ScorerOptions) -> dict[str, MetricSummary]:
     return {
         name: MetricSummary(
-            **mean(_values(rows, name)).model_dump(),
+            **estimate_mean(_collect_values(rows, name)).model_dump(),
             options=dict(options.get(name, {})),
             sets=_set_means(rows, name),
-            benchmark=_benchmark(rows, name),
+            benchmark=_build_style_table(rows, name),
         )
-        for name in metric_names(rows)
+        for name in list_metric_names(rows)
     }
 
 
 def _set_means(rows: Sequence[EvaluationRow], name: str) -> dict[str, float] | None:
     """Return a metric's mean of each prompt set, if there are several."""
-    by_set = _by_set(rows, name)
-    return {each: mean(values).value for each, values in by_set.items()} if len(by_set) > 1 else None
+    by_set = _group_by_set(rows, name)
+    return {each: estimate_mean(values).value for each, values in by_set.items()} if len(by_set) > 1 else None
 
 
-def _benchmark(rows: Sequence[EvaluationRow], name: str) -> StyleTable | None:
+def _build_style_table(rows: Sequence[EvaluationRow], name: str) -> StyleTable | None:
     """Return HPSv2's own table, if it scored its styles."""
-    styles = {each: values for each, values in _by_set(rows, name).items() if each.startswith("hpsv2/")}
-    return hpsv2.benchmark_table(styles) if name == "hpsv2" and styles else None
+    styles = {each: values for each, values in _group_by_set(rows, name).items() if each.startswith("hpsv2/")}
+    return hpsv2.build_style_table(styles) if name == "hpsv2" and styles else None
 
 
-def _by_set(rows: Sequence[EvaluationRow], name: str) -> dict[str, list[float]]:
+def _group_by_set(rows: Sequence[EvaluationRow], name: str) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
     for row in rows:
         if (value := row.scores.get(name)) is not None:
@@ -100,24 +100,24 @@ def _by_set(rows: Sequence[EvaluationRow], name: str) -> dict[str, list[float]]:
     return values
 
 
-def _values(rows: Iterable[EvaluationRow], name: str) -> list[float]:
+def _collect_values(rows: Iterable[EvaluationRow], name: str) -> list[float]:
     return [value for row in rows if (value := row.scores.get(name)) is not None]
 
 
-def metric_names(rows: Sequence[EvaluationRow]) -> list[str]:
+def list_metric_names(rows: Sequence[EvaluationRow]) -> list[str]:
     """Return the metrics that some image has, the attributes' first."""
     names = dict.fromkeys(name for row in rows for name, value in row.scores.items() if value is not None)
     return [name for name in FLAGS if name in names] + [name for name in names if name not in FLAGS]
 
 
-def _with_exclusion(
+def _add_exclusion(
     summary: Summary, evaluation: Evaluation, rows: Sequence[EvaluationRow], options: ScorerOptions
 ) -> Summary:
     trials = [to_trial(row) for row in rows if row.set == EXCLUSION_SET and row.selected]
-    best = exclusion.best_scale([trial for trial in trials if trial.calibration], nasa_samplings(evaluation))
+    best = exclusion.choose_scale([trial for trial in trials if trial.calibration], list_nasa_samplings(evaluation))
     return summary.model_copy(
         update={
-            "metrics": summary.metrics | _exclusion_metrics(rows, best.label, options),
+            "metrics": summary.metrics | _summarize_exclusion(rows, best.label, options),
             "chosen_scale": best.scale,
             "chosen_sampling_method": best.label,
             "exclusion": tuple(exclusion.summarise(trials)),
@@ -126,7 +126,7 @@ def _with_exclusion(
     )
 
 
-def selected_shares(rows: Sequence[EvaluationRow]) -> dict[tuple[str, str], Share]:
+def compute_selected_shares(rows: Sequence[EvaluationRow]) -> dict[tuple[str, str], Share]:
     """Return, by pair, the share of the test's correct plain images that show the attribute."""
     flags: dict[tuple[str, str], list[bool]] = {}
     for row in rows:
@@ -137,31 +137,33 @@ def selected_shares(rows: Sequence[EvaluationRow]) -> dict[tuple[str, str], Shar
     return {pair: share(values) for pair, values in flags.items()}
 
 
-def _exclusion_metrics(
+def _summarize_exclusion(
     rows: Sequence[EvaluationRow], sampling_method: str, options: ScorerOptions
 ) -> dict[str, MetricSummary]:
     """Return the metrics of negative prompts that training used, by the chosen sampling method."""
     tested = [row for row in rows if row.system == sampling_method and "exclusion_removed" in row.scores]
     return {
         name: MetricSummary(
-            **mean(_values(tested, name)).model_dump(), system=sampling_method, options=dict(options.get(name, {}))
+            **estimate_mean(_collect_values(tested, name)).model_dump(),
+            system=sampling_method,
+            options=dict(options.get(name, {})),
         )
         for name in EXCLUSION_METRICS
     }
 
 
-def paired_difference(a: Sequence[EvaluationRow], b: Sequence[EvaluationRow], metric: str) -> Difference:
+def compute_paired_difference(a: Sequence[EvaluationRow], b: Sequence[EvaluationRow], metric: str) -> Difference:
     """Return the mean of a - b on the prompts and seeds that both have, with its interval."""
-    pairs = [(one.scores.get(metric), other.scores.get(metric)) for one, other in matched_rows(a, b)]
+    pairs = [(one.scores.get(metric), other.scores.get(metric)) for one, other in match_rows(a, b)]
     both = [(one, other) for one, other in pairs if one is not None and other is not None]
-    return paired_bootstrap([one for one, _ in both], [other for _, other in both])
+    return bootstrap_paired([one for one, _ in both], [other for _, other in both])
 
 
-def matched_rows(a: Sequence[EvaluationRow], b: Sequence[EvaluationRow]) -> list[tuple[EvaluationRow, EvaluationRow]]:
+def match_rows(a: Sequence[EvaluationRow], b: Sequence[EvaluationRow]) -> list[tuple[EvaluationRow, EvaluationRow]]:
     """Return pairs of rows with the same prompt and noise."""
     by_key = {row.image_key: row for row in b}
     return [(row, by_key[row.image_key]) for row in a if row.image_key in by_key]
 
 
-def _distinct(rows: Iterable[EvaluationRow], name: str) -> list[str]:
+def _list_distinct(rows: Iterable[EvaluationRow], name: str) -> list[str]:
     return list(dict.fromkeys(getattr(row, name) for row in rows))

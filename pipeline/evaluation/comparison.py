@@ -4,11 +4,20 @@ from collections.abc import Sequence
 
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.evaluation.aggregate import matched_rows, metric_names, paired_difference
+from pipeline.evaluation.aggregate import compute_paired_difference, list_metric_names, match_rows
 from pipeline.evaluation.evaluate import REPORT, EvaluationManifest
 from pipeline.evaluation.images import ImageStore
-from pipeline.evaluation.report import COMPARED, Card, Column, PageData, Picture, data_uri, render, slider_column
-from pipeline.evaluation.results import EvaluationRow, Summary, read_rows, read_summary, student_rows
+from pipeline.evaluation.report import (
+    COMPARED,
+    Card,
+    Column,
+    PageData,
+    Picture,
+    build_slider_column,
+    encode_data_uri,
+    render,
+)
+from pipeline.evaluation.results import EvaluationRow, Summary, read_rows, read_summary, select_student_rows
 from pipeline.evaluation.statistics import Difference
 from pipeline.records import Record
 from pipeline.storage import Folder
@@ -63,16 +72,18 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> Com
     the difference excludes 0.
     """
     (first, first_rows), (second, second_rows) = _read(a), _read(b)
-    students = student_rows(first_rows, first), student_rows(second_rows, second)
-    if not matched_rows(*students):
+    students = select_student_rows(first_rows, first), select_student_rows(second_rows, second)
+    if not match_rows(*students):
         raise UserError(f"{b.uri}: shares no prompt and seed with {a.uri}. Evaluate both on the same prompt sets.")
-    shared = [name for name in metric_names(students[0]) if name in metric_names(students[1])]
-    metrics = tuple(_metric(name, *students, (first, second), names) for name in shared)
+    shared = [name for name in list_metric_names(students[0]) if name in list_metric_names(students[1])]
+    metrics = tuple(_compare_metric(name, *students, (first, second), names) for name in shared)
     comparison = Comparison(a=names[0], b=names[1], metrics=metrics)
     folder.write_json(COMPARISON, comparison.values())
     images = ImageStore(a, first_rows), ImageStore(b, second_rows)
     data = PageData(
-        tuple(shared), tuple(_cards(shared, students, images, names)), tuple(_columns((first, second), images, names))
+        tuple(shared),
+        tuple(_build_cards(shared, students, images, names)),
+        tuple(_build_columns((first, second), images, names)),
     )
     page = render(
         "comparison.html.j2",
@@ -92,7 +103,7 @@ def _read(folder: Folder) -> tuple[Summary, list[EvaluationRow]]:
     return read_summary(folder), read_rows(folder)
 
 
-def _metric(
+def _compare_metric(
     name: str,
     a: Sequence[EvaluationRow],
     b: Sequence[EvaluationRow],
@@ -102,7 +113,7 @@ def _metric(
     first, second = (summary.metrics[name] for summary in summaries)
     if first.options != second.options:
         return MetricComparison(metric=name, pairs=0, sentence="another version or other options: not compared")
-    difference = paired_difference(a, b, name)
+    difference = compute_paired_difference(a, b, name)
     sign = -1 if name in LOWER_IS_BETTER else 1
     low, high = sorted((sign * difference.low, sign * difference.high))
     verdict = "a" if low > 0 else "b" if high < 0 else ""
@@ -111,7 +122,7 @@ def _metric(
     return MetricComparison.from_difference(name, difference, verdict, sentence, first.value, second.value)
 
 
-def _cards(
+def _build_cards(
     shared: Sequence[str],
     students: tuple[list[EvaluationRow], list[EvaluationRow]],
     images: Sequence[ImageStore],
@@ -119,28 +130,29 @@ def _cards(
 ) -> list[Card]:
     """Return cards of two images, whose scores are the differences."""
     cards = []
-    for rows in matched_rows(*students):
+    for rows in match_rows(*students):
         pictures = (
-            Picture(name, data_uri(store.png(row))) for name, store, row in zip(names, images, rows, strict=True)
+            Picture(name, encode_data_uri(store.read_png(row)))
+            for name, store, row in zip(names, images, rows, strict=True)
         )
-        scores = tuple(_difference(*(row.scores.get(name) for row in rows)) for name in shared)
+        scores = tuple(_subtract(*(row.scores.get(name) for row in rows)) for name in shared)
         cards.append(Card(tuple(pictures), scores, rows[0].set, rows[0].prompt, rows[0].seed))
     return cards
 
 
-def _difference(a: float | None, b: float | None) -> float | None:
+def _subtract(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-def _columns(summaries: Sequence[Summary], images: Sequence[ImageStore], names: Sequence[str]) -> list[Column]:
+def _build_columns(summaries: Sequence[Summary], images: Sequence[ImageStore], names: Sequence[str]) -> list[Column]:
     """Return both students on the same prompts and noise by every sampling method that both have, for the slider."""
     first, second = (
-        {column[0].image_key: {row.system: row for row in column} for column in store.side_by_side(summary)}
+        {column[0].image_key: {row.system: row for row in column} for column in store.select_side_by_side(summary)}
         for store, summary in zip(images, summaries, strict=True)
     )
     columns = []
     for key in [key for key in first if key in second][:COMPARED]:
         systems = [system for system in first[key] if system in second[key]]
         rows = [[student[key][system] for system in systems] for student in (first, second)]
-        columns.append(slider_column(rows, images, names))
+        columns.append(build_slider_column(rows, images, names))
     return columns

@@ -29,7 +29,7 @@ def from_pixels(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
+def draw_contact_sheet(rows: Sequence[tuple[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
     """Draw one labelled row for each (label, uint8 [N, H, W, 3]), and a caption for each column."""
     height, width = (ZOOM * side for side in rows[0][1].shape[1:3])
     columns = max(len(images) for _, images in rows)

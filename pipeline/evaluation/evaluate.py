@@ -16,12 +16,12 @@ from pipeline.evaluation.judges import clip_attributes
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.results import SUMMARY, EvaluationRow, Summary, read_summary, write_rows
 from pipeline.evaluation.sampling import Sampler
-from pipeline.evaluation.suites import evaluation_suite
-from pipeline.evaluation.worker import WorkerConfig, load_student, recipe_work_units, run_workers
+from pipeline.evaluation.suites import build_suite
+from pipeline.evaluation.worker import WorkerConfig, load_student_sampler, plan_work_units, run_workers
 from pipeline.manifest import DistilledManifest, Manifest
 from pipeline.recipe import Recipe, dump, parse
-from pipeline.resources import evaluation_request, wait_for_resources
-from pipeline.session import ray_session
+from pipeline.resources import build_evaluation_request, wait_for_resources
+from pipeline.session import start_ray_session
 from pipeline.storage import Folder
 
 SHEET, REPORT = "contact_sheet.png", "report.html"
@@ -66,7 +66,7 @@ def evaluate(
     interrupted one resumes.
     """
     run = manifest.read(student_folder, DistilledManifest)
-    recipe = _with_overrides(run.recipe, overrides)
+    recipe = _apply_overrides(run.recipe, overrides)
     subject = EvaluatedStudent.from_distilled(student_folder, run)
     return evaluate_student(subject, recipe, prompt_folder, folder, tracking_uri, ray_address)
 
@@ -85,15 +85,15 @@ def evaluate_student(
     if folder.exists(manifest.NAME) and _matches(manifest.read(folder, EvaluationManifest), subject, recipe):
         return read_summary(folder)
     count = check_inputs(recipe, prompt_folder)
-    config = _worker_config(subject, recipe, prompt_folder, folder)
-    with ray_session(ray_address):
+    config = _build_worker_config(subject, recipe, prompt_folder, folder)
+    with start_ray_session(ray_address):
         if not wait_for_ever:
             wait_for_resources(
-                evaluation_request(recipe.evaluation), recipe.train.resource_timeout_minutes, ray_address
+                build_evaluation_request(recipe.evaluation), recipe.train.resource_timeout_minutes, ray_address
             )
         rows, scorers = run_workers(config, count, recipe.evaluation)
     rows = [aggregate.add_judged_metrics(row) for row in rows]
-    summary = _with_calibration(recipe, aggregate.summarise(recipe, rows, scorers), rows)
+    summary = _add_calibration(recipe, aggregate.summarise(recipe, rows, scorers), rows)
     _write(folder, recipe, summary, rows)
     _log_to_mlflow(folder, summary, subject, tracking_uri)
     manifest.write(folder, EvaluationManifest(recipe=recipe, student_sha256=subject.student_sha256))
@@ -102,11 +102,11 @@ def evaluate_student(
 
 def check_inputs(recipe: Recipe, prompt_folder: Folder) -> int:
     """Check weights and prompts before any image is sampled; return the number of work units."""
-    evaluation_suite(recipe).check()
-    return len(recipe_work_units(recipe, prompt_folder))
+    build_suite(recipe).check()
+    return len(plan_work_units(recipe, prompt_folder))
 
 
-def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+def _apply_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     for override in overrides:
         if not override.startswith("evaluation."):
             raise invalid("--set", override, "evaluation.field=value")
@@ -117,21 +117,23 @@ def _matches(finished: EvaluationManifest, subject: EvaluatedStudent, recipe: Re
     return finished.recipe == recipe and finished.student_sha256 == subject.student_sha256
 
 
-def _with_calibration(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> Summary:
+def _add_calibration(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> Summary:
     """Return the summary with the judge's accuracy on labelled images, and the shares corrected for its errors."""
     options = recipe.evaluation
     if not summary.exclusion_by_pair or not options.calibration:
         return summary
-    calibration = clip_attributes.ClipAttributes.load(options, "cpu").calibration(options.calibration)
-    selected = aggregate.selected_shares(rows)
+    calibration = clip_attributes.ClipAttributes.load(options, "cpu").measure_accuracy(options.calibration)
+    selected = aggregate.compute_selected_shares(rows)
     pairs = tuple(exclusion.correct_for_judge_errors(pair, calibration, selected) for pair in summary.exclusion_by_pair)
     return summary.model_copy(update={"calibration": calibration, "exclusion_by_pair": pairs})
 
 
-def _worker_config(subject: EvaluatedStudent, recipe: Recipe, prompt_folder: Folder, folder: Folder) -> WorkerConfig:
+def _build_worker_config(
+    subject: EvaluatedStudent, recipe: Recipe, prompt_folder: Folder, folder: Folder
+) -> WorkerConfig:
     return WorkerConfig(
         recipe,
-        str(models.teacher_folder(recipe.teacher, revision=recipe.revision)),
+        str(models.find_teacher_folder(recipe.teacher, revision=recipe.revision)),
         subject.student.uri,
         (("student", subject.student_sha256), ("teacher", subject.teacher_sha256)),
         folder.uri,
@@ -143,7 +145,7 @@ def _write(folder: Folder, recipe: Recipe, summary: Summary, rows: Sequence[Eval
     write_rows(folder, rows)
     images = ImageStore(folder, rows)
     png = io.BytesIO()
-    images.sheet(summary).save(png, format="PNG")
+    images.draw_sheet(summary).save(png, format="PNG")
     folder.write(SHEET, png.getvalue())
     folder.write_json(SUMMARY, summary.values())
     folder.write(REPORT, write_report(recipe, summary, rows, images).encode())
@@ -152,16 +154,16 @@ def _write(folder: Folder, recipe: Recipe, summary: Summary, rows: Sequence[Eval
 def _log_to_mlflow(folder: Folder, summary: Summary, subject: EvaluatedStudent, tracking_uri: str) -> None:
     """Log scores, contact sheet and report to the student's training run in MLflow."""
     tracker = tracking.Tracker(tracking_uri, subject.mlflow_run)
-    tracker.metrics(mlflow_metrics(summary), subject.step, 0)
+    tracker.log_metrics(collect_mlflow_metrics(summary), subject.step, 0)
     with TemporaryDirectory() as scratch:
         for name in (SHEET, REPORT):
             copy = Path(scratch) / name
             copy.write_bytes(folder.read(name))
-            tracker.file(copy, f"evaluation/{subject.step:06d}")
+            tracker.log_file(copy, f"evaluation/{subject.step:06d}")
         tracker.flush()
 
 
-def mlflow_metrics(summary: Summary) -> dict[str, float]:
+def collect_mlflow_metrics(summary: Summary) -> dict[str, float]:
     """Return the student's metrics by MLflow names, without NaN.
 
     Ray Train ranks checkpoints by them, and a NaN would stand above every score.
@@ -176,6 +178,6 @@ def mlflow_metrics(summary: Summary) -> dict[str, float]:
 def load_distilled_student(student_folder: Folder) -> Sampler:
     """Return the student that `distill` wrote; its `model` is the teacher, whose other parts it shares."""
     recipe = manifest.read(student_folder, DistilledManifest).recipe
-    folder = models.teacher_folder(recipe.teacher, revision=recipe.revision)
+    folder = models.find_teacher_folder(recipe.teacher, revision=recipe.revision)
     teacher = Sampler(models.load(folder, start_timestep=recipe.method.start_timestep))
-    return load_student(teacher, student_folder / "student")
+    return load_student_sampler(teacher, student_folder / "student")

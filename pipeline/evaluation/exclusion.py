@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datasets_prep.shapes.prompts import PAIRS, ExclusionPair
 from pipeline.evaluation.contact_sheet import round_to_uint8
-from pipeline.evaluation.judges.clip_judge import removed_share
+from pipeline.evaluation.judges.clip_judge import estimate_removed_share
 from pipeline.evaluation.results import ExclusionShares, JudgeAccuracy, PairShares
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.evaluation.statistics import Share, share
@@ -86,13 +86,13 @@ def sample_pair(
         for sampling in samplings:
             images = sampler.images(sampling, [pair.prompt] * count, selected, [pair.negative_prompt] * count)
             yield ImageGroup(sampling.label, selected, images, selected=True)
-        images = sampler.images(SamplingMethod(), [negated_prompt(pair)] * count, selected)
+        images = sampler.images(SamplingMethod(), [negate_prompt(pair)] * count, selected)
         yield ImageGroup(NEGATED, selected, images, selected=True)
     if others:
         yield ImageGroup(SamplingMethod().label, others, plain[~torch.tensor(shows)], selected=False)
 
 
-def negated_prompt(pair: ExclusionPair) -> str:
+def negate_prompt(pair: ExclusionPair) -> str:
     """Return the prompt with the negative in words."""
     return f"{pair.prompt}, not {pair.negative_prompt}"
 
@@ -119,7 +119,7 @@ def run_trials(
     ]
 
 
-def best_scale(calibration: Iterable[Trial], samplings: Sequence[SamplingMethod]) -> SamplingMethod:
+def choose_scale(calibration: Iterable[Trial], samplings: Sequence[SamplingMethod]) -> SamplingMethod:
     """Return the sampling method with the best worst case of removed and kept, on the calibration seeds."""
     collected = list(calibration)
 
@@ -172,11 +172,11 @@ def correct_for_judge_errors(
     accuracy, shown = calibration.get(row.negative_prompt), selected.get((row.prompt, row.negative_prompt))
     if accuracy is None or shown is None:
         return row
-    removed = removed_share(row.removed, shown, accuracy.sensitivity, accuracy.specificity)
+    removed = estimate_removed_share(row.removed, shown, accuracy.sensitivity, accuracy.specificity)
     return row.model_copy(update={"removed_corrected": removed})
 
 
-def method_shares(collected: Iterable[Trial], sampling: SamplingMethod) -> dict[str, float]:
+def compute_method_shares(collected: Iterable[Trial], sampling: SamplingMethod) -> dict[str, float]:
     """Return the number of images of one method, and the shares removed, kept and clean."""
     group = [trial for trial in collected if trial.sampling == sampling.label]
     shares = {name: share([getattr(trial, name) for trial in group]).value for name in OUTCOMES}

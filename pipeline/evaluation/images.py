@@ -9,7 +9,7 @@ from operator import itemgetter
 import numpy as np
 from PIL import Image
 
-from pipeline.evaluation.contact_sheet import contact_sheet
+from pipeline.evaluation.contact_sheet import draw_contact_sheet
 from pipeline.evaluation.exclusion import NEGATED
 from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM
 from pipeline.evaluation.results import EvaluationRow, ImageKey, Summary
@@ -25,34 +25,34 @@ class ImageStore:
     def __init__(self, folder: Folder, rows: Sequence[EvaluationRow]) -> None:
         self.folder, self.rows = folder, rows
 
-    def png(self, row: EvaluationRow) -> bytes:
+    def read_png(self, row: EvaluationRow) -> bytes:
         """Return the PNG of a row's image."""
-        return _images(self.folder, row.images)[_image_key(row)]
+        return _read_images(self.folder, row.images)[_get_image_key(row)]
 
-    def pixels(self, row: EvaluationRow) -> np.ndarray:
+    def read_pixels(self, row: EvaluationRow) -> np.ndarray:
         """Return a row's image as uint8 [H, W, 3]."""
-        return np.asarray(open_png(self.png(row)).convert("RGB"))
+        return np.asarray(open_png(self.read_png(row)).convert("RGB"))
 
-    def side_by_side(self, summary: Summary) -> list[list[EvaluationRow]]:
+    def select_side_by_side(self, summary: Summary) -> list[list[EvaluationRow]]:
         """Return columns of rows: the images of one prompt and noise, by every sampling method."""
-        return self._excluded() if summary.exclusion else self._systems()
+        return self._select_exclusion_columns() if summary.exclusion else self._select_system_columns()
 
-    def sheet(self, summary: Summary) -> Image.Image:
+    def draw_sheet(self, summary: Summary) -> Image.Image:
         """Return a contact sheet: for exclusion plain, guidance and NASA at the chosen scale; else every system."""
         chosen = summary.chosen_sampling_method
         columns = [
             [row for row in column if not chosen or row.system in (PLAIN.label, chosen) or "CFG" in row.system]
-            for column in self.side_by_side(summary)[:COLUMNS]
+            for column in self.select_side_by_side(summary)[:COLUMNS]
         ]
         labels = [row.system for row in columns[0]] if columns else []
         rows = [
-            (label, np.stack([self.pixels(column[number]) for column in columns]))
+            (label, np.stack([self.read_pixels(column[number]) for column in columns]))
             for number, label in enumerate(labels)
         ]
         captions = [f"{column[0].prompt} MINUS {column[0].negative_prompt}" for column in columns]
-        return contact_sheet(rows, captions)
+        return draw_contact_sheet(rows, captions)
 
-    def _excluded(self) -> list[list[EvaluationRow]]:
+    def _select_exclusion_columns(self) -> list[list[EvaluationRow]]:
         """Return the selected seeds, one of each pair in turn."""
         tested = [row for row in self.rows if row.set == EXCLUSION_SET and row.selected and not row.calibration]
         systems = list(dict.fromkeys(row.system for row in tested if row.system != NEGATED))
@@ -65,7 +65,7 @@ class ImageStore:
             turns[pair] += 1
         return [[by_key[system, key] for system in systems] for _, key in sorted(order, key=itemgetter(0))]
 
-    def _systems(self) -> list[list[EvaluationRow]]:
+    def _select_system_columns(self) -> list[list[EvaluationRow]]:
         """Return the prompts that the student was sampled on by every sampling method."""
         sampled = [row for row in self.rows if row.system.startswith(STUDENT_SYSTEM) and row.set != EXCLUSION_SET]
         names = list(dict.fromkeys(row.system for row in sampled))
@@ -76,18 +76,18 @@ class ImageStore:
 
 
 @lru_cache(maxsize=64)
-def _images(folder: Folder, key: str) -> dict[tuple[str, ImageKey], bytes]:
+def _read_images(folder: Folder, key: str) -> dict[tuple[str, ImageKey], bytes]:
     table = (folder / IMAGES).read_table(f"{key}.parquet").to_pylist()
     images = [columns.pop("image") for columns in table]
     rows = map(EvaluationRow.from_columns, table)
-    return {_image_key(row): image for row, image in zip(rows, images, strict=True)}
+    return {_get_image_key(row): image for row, image in zip(rows, images, strict=True)}
 
 
-def _image_key(row: EvaluationRow) -> tuple[str, ImageKey]:
+def _get_image_key(row: EvaluationRow) -> tuple[str, ImageKey]:
     return row.system, row.image_key
 
 
-def png_bytes(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray) -> bytes:
     """Encode uint8 [H, W, 3] as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
@@ -99,7 +99,7 @@ def open_png(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def thumbnail(png: bytes, side: int) -> bytes:
+def encode_thumbnail(png: bytes, side: int) -> bytes:
     """Return a WebP of at most `side` pixels; a smaller image keeps its size."""
     image = open_png(png).convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

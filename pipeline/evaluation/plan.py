@@ -50,7 +50,7 @@ class System:
     negative_prompt_override: str = ""
     subset_only: bool = False
 
-    def negative_prompt_for(self, sample: EvalSample) -> str | None:
+    def choose_negative_prompt(self, sample: EvalSample) -> str | None:
         """Return the negative prompt that a sample is made with, or None."""
         return (self.negative_prompt_override or sample.negative_prompt) if self.uses_negative else None
 
@@ -76,7 +76,7 @@ class ExclusionUnit:
 WorkUnit = SampleUnit | ExclusionUnit
 
 
-def work_units(
+def build_work_units(
     options: Evaluation,
     prompt_sets: Sequence[Sequence[EvalSample]],
     systems: Sequence[System],
@@ -87,47 +87,47 @@ def work_units(
     for system in systems:
         for samples in prompt_sets:
             selected = samples[: options.teacher_prompts] if system.subset_only else samples
-            units += [SampleUnit(system, tuple(part)) for part in _batches(selected, options.batch_size)]
-    return units + list(_exclusion_units(options, pairs))
+            units += [SampleUnit(system, tuple(part)) for part in _iter_batches(selected, options.batch_size)]
+    return units + list(_iter_exclusion_units(options, pairs))
 
 
-def student_systems(options: Evaluation) -> list[System]:
+def build_student_systems(options: Evaluation) -> list[System]:
     """Return the student with every sampling method."""
     steered = [
         System(f"{STUDENT_SYSTEM}, {sampling.label}", STUDENT, sampling, uses_negative=True)
-        for sampling in negative_samplings(options)
+        for sampling in list_negative_samplings(options)
     ]
     return [System(STUDENT_SYSTEM, STUDENT), *steered]
 
 
-def teacher_sampling(options: Evaluation) -> SamplingMethod:
+def build_teacher_sampling(options: Evaluation) -> SamplingMethod:
     """Return the teacher's sampling method, in many steps with guidance."""
     return SamplingMethod("steps", options.teacher_guidance, options.teacher_steps)
 
 
-def nasa_samplings(options: Evaluation) -> list[SamplingMethod]:
+def list_nasa_samplings(options: Evaluation) -> list[SamplingMethod]:
     """Return NASA at each of the recipe's scales."""
     return [SamplingMethod("nasa", scale) for scale in options.scales]
 
 
-def negative_samplings(options: Evaluation) -> list[SamplingMethod]:
+def list_negative_samplings(options: Evaluation) -> list[SamplingMethod]:
     """Return the one-step sampling methods that take a negative prompt."""
-    return [*nasa_samplings(options), SamplingMethod("cfg", options.cfg_scale)]
+    return [*list_nasa_samplings(options), SamplingMethod("cfg", options.cfg_scale)]
 
 
-def _exclusion_units(options: Evaluation, pairs: Sequence[ExclusionPair]) -> Iterator[ExclusionUnit]:
+def _iter_exclusion_units(options: Evaluation, pairs: Sequence[ExclusionPair]) -> Iterator[ExclusionUnit]:
     """Yield the pairs on two groups of seeds: a third chooses the scale, the others test it."""
     first = options.seed * 1000
     split = first + options.exclusion_seeds // 3
     last = first + options.exclusion_seeds
     for seeds, samplings, calibration in (
-        (range(first, split), nasa_samplings(options), True),
-        (range(split, last), negative_samplings(options), False),
+        (range(first, split), list_nasa_samplings(options), True),
+        (range(split, last), list_negative_samplings(options), False),
     ):
         for pair in pairs:
-            for part in _batches(seeds, options.batch_size):
+            for part in _iter_batches(seeds, options.batch_size):
                 yield ExclusionUnit(pair, tuple(samplings), tuple(part), calibration)
 
 
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def _iter_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[first : first + size] for first in range(0, len(items), size))

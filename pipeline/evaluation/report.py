@@ -8,9 +8,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from pipeline.evaluation.aggregate import metric_names
-from pipeline.evaluation.images import ImageStore, thumbnail
-from pipeline.evaluation.results import CorrectedShare, EvaluationRow, Summary, student_rows
+from pipeline.evaluation.aggregate import list_metric_names
+from pipeline.evaluation.images import ImageStore, encode_thumbnail
+from pipeline.evaluation.results import CorrectedShare, EvaluationRow, Summary, select_student_rows
 from pipeline.evaluation.statistics import Estimate, Share
 from pipeline.recipe import Recipe, dump
 
@@ -22,7 +22,7 @@ def write_report(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]
     """Return the report's HTML, in which every value is escaped."""
     return render(
         "report.html.j2",
-        page_data(summary, rows, images),
+        build_page_data(summary, rows, images),
         title=f"{recipe.name}: evaluation",
         gallery="All images",
         card_width="9rem",
@@ -85,30 +85,31 @@ def render(template: str, data: PageData, **values: object) -> str:
     return page
 
 
-def page_data(summary: Summary, rows: Sequence[EvaluationRow], images: ImageStore) -> PageData:
+def build_page_data(summary: Summary, rows: Sequence[EvaluationRow], images: ImageStore) -> PageData:
     """Return the data of an evaluation's page: all images of the student, and some prompts by every method."""
-    student = student_rows(rows, summary)
-    names = metric_names(student)
+    student = select_student_rows(rows, summary)
+    names = list_metric_names(student)
     return PageData(
         tuple(names),
-        tuple(_card(row, names, images) for row in student),
-        tuple(slider_column([column], [images]) for column in images.side_by_side(summary)[:COMPARED]),
+        tuple(_build_card(row, names, images) for row in student),
+        tuple(build_slider_column([column], [images]) for column in images.select_side_by_side(summary)[:COMPARED]),
     )
 
 
-def _card(row: EvaluationRow, names: Sequence[str], images: ImageStore) -> Card:
+def _build_card(row: EvaluationRow, names: Sequence[str], images: ImageStore) -> Card:
     scores = tuple(row.scores.get(name) for name in names)
-    return Card((Picture("", data_uri(images.png(row))),), scores, row.set, row.prompt, row.seed)
+    return Card((Picture("", encode_data_uri(images.read_png(row))),), scores, row.set, row.prompt, row.seed)
 
 
-def slider_column(
+def build_slider_column(
     columns: Sequence[Sequence[EvaluationRow]], images: Sequence[ImageStore], names: Sequence[str] = ("",)
 ) -> Column:
     """Return one prompt and noise by every sampling method; `columns` has the rows of each student."""
     methods = []
     for rows in zip(*columns, strict=True):
         pictures = (
-            Picture(name, data_uri(store.png(row))) for name, store, row in zip(names, images, rows, strict=True)
+            Picture(name, encode_data_uri(store.read_png(row)))
+            for name, store, row in zip(names, images, rows, strict=True)
         )
         methods.append(MethodPictures(rows[0].system, tuple(pictures)))
     return Column(columns[0][0].prompt, columns[0][0].negative_prompt, tuple(methods))
@@ -131,6 +132,6 @@ def format_metric(metric: Estimate) -> str:
     return f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})" if metric.images else "no images"
 
 
-def data_uri(png: bytes) -> str:
+def encode_data_uri(png: bytes) -> str:
     """Encode a PNG as a data URI."""
-    return "data:image/webp;base64," + base64.b64encode(thumbnail(png, SIDE)).decode()
+    return "data:image/webp;base64," + base64.b64encode(encode_thumbnail(png, SIDE)).decode()

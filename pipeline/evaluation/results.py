@@ -53,7 +53,7 @@ class EvaluationRow:
         """The key that images of the same sample share."""
         return self.set, self.prompt, self.negative_prompt, self.seed
 
-    def columns(self) -> dict[str, object]:
+    def to_columns(self) -> dict[str, object]:
         """Return the values of a table's columns; those that are None are left out."""
         values = {name: value for name, value in vars(self).items() if name not in ("expected", "shown", "scores")}
         values |= {f"{_EXPECTED}{name}": value for name, value in self.expected.items()}
@@ -175,7 +175,7 @@ class Summary(Record):
 
 def write_rows(folder: Folder, rows: Sequence[EvaluationRow]) -> None:
     """Write `scores.parquet`; rows of different sets have different columns."""
-    columns = [row.columns() for row in rows]
+    columns = [row.to_columns() for row in rows]
     first = {name: value for values in columns[::-1] for name, value in values.items()}
     folder.write_table(SCORES, pa.Table.from_pylist(columns, schema=pa.Table.from_pylist([first]).schema))
 
@@ -190,6 +190,6 @@ def read_summary(folder: Folder) -> Summary:
     return Summary.from_values(folder.read_json(SUMMARY), f"{folder.uri}/{SUMMARY}")
 
 
-def student_rows(rows: Iterable[EvaluationRow], summary: Summary) -> list[EvaluationRow]:
+def select_student_rows(rows: Iterable[EvaluationRow], summary: Summary) -> list[EvaluationRow]:
     """Return the rows of the student in one step without a negative prompt."""
     return [row for row in rows if row.system == summary.student]

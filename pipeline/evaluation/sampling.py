@@ -58,19 +58,19 @@ class Sampler:
         for first in range(0, len(prompts), BATCH_SIZE):
             part = slice(first, first + BATCH_SIZE)
             negative = None if negatives is None else self.model.encode(list(negatives[part]))
-            latents = self._latents(sampling, list(prompts[part]), seeds[part], negative)
+            latents = self._sample_latents(sampling, list(prompts[part]), seeds[part], negative)
             chunks.append(decode_latents(self.model.vae, latents).cpu())
         return torch.cat(chunks)
 
-    def _latents(
+    def _sample_latents(
         self, sampling: SamplingMethod, prompts: list[str], seeds: Sequence[int], negative: PromptEmbeds | None
     ) -> Tensor:
-        noise = seeded_noise(seeds, self.model.latent_shape).to(self.device)
+        noise = draw_seeded_noise(seeds, self.model.latent_shape).to(self.device)
         prompt = self.model.encode(prompts)
         diffusion = self.model.diffusion
         if sampling.kind == "steps":
             negative = self.model.encode([""] * len(prompts)) if negative is None else negative
-            return self._many_steps(sampling, noise, prompt, negative)
+            return self._sample_many_steps(sampling, noise, prompt, negative)
         if sampling.kind == "plain":
             return generate(self.denoiser, diffusion, noise, prompt)
         assert negative is not None, f"{sampling.label} needs a negative prompt"
@@ -79,7 +79,7 @@ class Sampler:
         self.denoiser.steering.rule = RULES[sampling.kind]
         return generate(self.denoiser, diffusion, noise, prompt, negative, sampling.scale)
 
-    def _many_steps(
+    def _sample_many_steps(
         self, sampling: SamplingMethod, noise: Tensor, prompt: PromptEmbeds, negative: PromptEmbeds
     ) -> Tensor:
         """Sample by deterministic DDIM with guidance of the output: eq. 4, or eq. 5 with a negative prompt.
@@ -99,6 +99,6 @@ class Sampler:
         return latents
 
 
-def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+def draw_seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Return standard normal latents, one generator per seed."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])

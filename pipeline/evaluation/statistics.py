@@ -75,16 +75,16 @@ def share(flags: Sequence[bool]) -> Share:
     return Share(sum(bool(flag) for flag in flags), len(flags))
 
 
-def paired_bootstrap(
+def bootstrap_paired(
     a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, num_resamples: int | None = None, seed: int = 0
 ) -> Difference:
     """Return the mean of a - b over pairs with its percentile bootstrap interval, (1 - confidence) / 2 on each side."""
-    return clustered_bootstrap(
+    return bootstrap_clustered(
         dict(enumerate(a)), dict(enumerate(b)), confidence=confidence, num_resamples=num_resamples, seed=seed
     )
 
 
-def clustered_bootstrap(
+def bootstrap_clustered(
     a: Mapping[Any, float],
     b: Mapping[Any, float],
     *,
@@ -108,7 +108,7 @@ def clustered_bootstrap(
     groups: dict[Any, list[Any]] = {}
     for key in sorted(a.keys() | b.keys()):
         groups.setdefault(stratum(key), []).append(key)
-    strata = [_Stratum.of(keys, a, b) for keys in groups.values()]
+    strata = [_Stratum.from_keys(keys, a, b) for keys in groups.values()]
     if len(strata) > 1:
         strata = [each for each in strata if each.fewest >= MIN_PER_STRATUM]
     weight = sum(each.weight for each in strata)
@@ -134,7 +134,7 @@ class _Stratum:
     present: np.ndarray
 
     @staticmethod
-    def of(keys: Sequence[Any], a: Mapping[Any, float], b: Mapping[Any, float]) -> "_Stratum":
+    def from_keys(keys: Sequence[Any], a: Mapping[Any, float], b: Mapping[Any, float]) -> "_Stratum":
         return _Stratum(
             np.array([[each.get(key, 0.0) for key in keys] for each in (a, b)], dtype=np.float64),
             np.array([[key in each for key in keys] for each in (a, b)], dtype=np.float64),
@@ -167,7 +167,7 @@ class _Stratum:
         return difference
 
 
-def discordant_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float]:
+def compute_discordant_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float]:
     """Return the interval of mean(a) - mean(b) for pairs of zeros and ones, by the exact sign test.
 
     It is Clopper and Pearson's interval of the share of a among the pairs that differ (McNemar's exact test); their
@@ -179,11 +179,14 @@ def discordant_interval(a: Sequence[float], b: Sequence[float], confidence: floa
         return 0.0, 0.0
     tail = (1 - confidence) / 2
     differing = better + worse
-    low, high = _clopper_pearson_low(better, differing, tail), 1 - _clopper_pearson_low(worse, differing, tail)
+    low, high = (
+        _compute_clopper_pearson_low(better, differing, tail),
+        1 - _compute_clopper_pearson_low(worse, differing, tail),
+    )
     return (2 * low - 1) * differing / len(a), (2 * high - 1) * differing / len(a)
 
 
-def _clopper_pearson_low(hits: int, total: int, tail: float) -> float:
+def _compute_clopper_pearson_low(hits: int, total: int, tail: float) -> float:
     """Return Clopper and Pearson's lower end: the share at which `hits` or more have the probability `tail`."""
     counts = np.arange(hits, total + 1)
     log_binomials = np.array([math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts])
@@ -199,7 +202,7 @@ def _clopper_pearson_low(hits: int, total: int, tail: float) -> float:
     return low if hits else 0.0
 
 
-def mean(values: Sequence[float]) -> Estimate:
+def estimate_mean(values: Sequence[float]) -> Estimate:
     """Return the mean with its 95 % interval (Wilson's for zeros and ones, else 1.96 standard errors) and the count."""
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):

@@ -14,17 +14,17 @@ def format_summary(summary: Summary) -> str:
         return "no metrics (evaluation.metrics is empty): look at the images"
     lines = [f"{'mean over images':<44}" + "".join(f"{name.replace('_', ' '):>12}" for name in names)]
     for system, metrics in systems.items():
-        lines.append(f"{system:<44}" + "".join(_figure(name, metrics[name].value) for name in names))
+        lines.append(f"{system:<44}" + "".join(_format_figure(name, metrics[name].value) for name in names))
     if summary.exclusion:
-        lines += ["", *_exclusion(summary)]
+        lines += ["", *_format_exclusion(summary)]
     return "\n".join(lines)
 
 
-def _figure(name: str, value: float) -> str:
+def _format_figure(name: str, value: float) -> str:
     return f"{100 * value:>10.1f} %" if name in SHARES else f"{value:>12.3f}"
 
 
-def _exclusion(summary: Summary) -> list[str]:
+def _format_exclusion(summary: Summary) -> list[str]:
     lines = [f"{'negative prompt, seeds that show the attribute':<48}{'removed':>24}{'kept':>24}"]
     for row in summary.exclusion:
         seen = "" if row.trained_negative else " (never trained on)"

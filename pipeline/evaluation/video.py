@@ -28,15 +28,15 @@ from pipeline.evaluation.comparison import Comparison, MetricComparison
 from pipeline.evaluation.evaluate import REPORT
 from pipeline.evaluation.report import Card, PageData, Picture, render
 from pipeline.evaluation.results import SCORES, SUMMARY
-from pipeline.evaluation.statistics import mean, paired_bootstrap
-from pipeline.hashing import sha256_of_json
-from pipeline.hub import local_folder
+from pipeline.evaluation.statistics import bootstrap_paired, estimate_mean
+from pipeline.hashing import hash_json
+from pipeline.hub import download_folder
 from pipeline.manifest import Manifest
 from pipeline.recipe import Metric, parse_section
 from pipeline.recipe.section import NonNegative, NonNegativeInt, Positive, PositiveInt, Section
 from pipeline.remote_errors import iter_rows
-from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, ray_resources, wait_for_resources
-from pipeline.session import ray_session
+from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, build_ray_resources, wait_for_resources
+from pipeline.session import start_ray_session
 from pipeline.storage import Folder
 
 PLAIN, VIDEOS = "no negative", "videos"
@@ -93,12 +93,12 @@ def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | Non
     """Write the videos, `scores.parquet`, `summary.json` and `report.html`; a second call resumes."""
     options: VideoOptions = parse_section(VideoOptions, overrides)
     model, prompts = _check_options(options)
-    request = ResourceRequest("", "process", 1, ray_resources(options.cpus_per_process, options.gpus_per_process))
-    with ray_session(address):
+    request = ResourceRequest("", "process", 1, build_ray_resources(options.cpus_per_process, options.gpus_per_process))
+    with start_ray_session(address):
         wait_for_resources(request, options.resource_timeout_minutes, address)
         rows = _run_workers(options, model, prompts, folder)
-    summary = _summary(options, rows)
-    folder.write_table(SCORES, pa.Table.from_pylist([row.columns() for row in rows]))
+    summary = _build_comparison(options, rows)
+    folder.write_table(SCORES, pa.Table.from_pylist([row.to_columns() for row in rows]))
     folder.write_json(SUMMARY, summary.values())
     folder.write(REPORT, _report(options, summary, rows, folder).encode())
     manifest.write(folder, VideosManifest(options=options, prompts=len(prompts)))
@@ -122,7 +122,7 @@ def _check_options(options: VideoOptions) -> tuple[str, list[str]]:
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise invalid("prompts", options.prompts, "a text file with one prompt per line")
-    folder = local_folder(options.model, "model", options.revision)
+    folder = download_folder(options.model, "model", options.revision)
     index = folder / "model_index.json"
     if not options.model or not index.is_file() or json.loads(index.read_text()).get("_class_name") != "WanPipeline":
         raise invalid("model", options.model, "a folder or hub id of a WanPipeline")
@@ -146,7 +146,7 @@ class VideoRow:
     video: str
     scores: dict[str, float]
 
-    def columns(self) -> dict[str, object]:
+    def to_columns(self) -> dict[str, object]:
         """Return the values of a table's columns."""
         return {**asdict(self.sample), "video": self.video, **self.scores}
 
@@ -160,21 +160,24 @@ class VideoWorker:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the rows of a batch of videos as JSON."""
-        rows = [json.dumps(asdict(self.row(VideoSample(**json.loads(sample))))) for sample in batch["sample"]]
+        rows = [
+            json.dumps(asdict(self.load_or_generate_row(VideoSample(**json.loads(sample)))))
+            for sample in batch["sample"]
+        ]
         return {"row": np.array(rows, dtype=object)}
 
-    def row(self, sample: VideoSample) -> VideoRow:
+    def load_or_generate_row(self, sample: VideoSample) -> VideoRow:
         """Return a video's row, generating it if it does not exist."""
-        key = sha256_of_json({**self.options.values(), **asdict(sample)})[:24]
+        key = hash_json({**self.options.values(), **asdict(sample)})[:24]
         if not self.folder.exists(f"{key}.json"):
-            frames = self._frames(sample)
-            clips = clip_scores(frames, CLIP_SECONDS * self.options.fps, self.scorers)
+            frames = self._generate_frames(sample)
+            clips = average_by_clip(frames, CLIP_SECONDS * self.options.fps, self.scorers)
             self.folder.write(f"{key}.webp", encode_webp(frames, self.options.fps))
             self.folder.write_json(f"{key}.json", {**asdict(sample), "clips": clips})
         clips = self.folder.read_json(f"{key}.json")["clips"]
         return VideoRow(sample, key, {name: float(np.mean(values)) for name, values in clips.items()})
 
-    def _frames(self, sample: VideoSample) -> np.ndarray:
+    def _generate_frames(self, sample: VideoSample) -> np.ndarray:
         """Return uint8 frames [F, H, W, 3]."""
         options = self.options
         generator = torch.Generator().manual_seed(sample.seed)
@@ -195,7 +198,7 @@ class VideoWorker:
     @cached_property
     def pipe(self) -> Any:
         """The Wan pipeline."""
-        return models.load_pipeline(local_folder(self.model, "model")).to(self.device)
+        return models.load_pipeline(download_folder(self.model, "model")).to(self.device)
 
     @cached_property
     def scorers(self) -> list[scorers.Scorer]:
@@ -203,7 +206,7 @@ class VideoWorker:
         return [scorers.load(metric, self.device) for metric in self.options.metrics]
 
 
-def clip_scores(frames: np.ndarray, length: int, used: Sequence[scorers.Scorer]) -> dict[str, list[float]]:
+def average_by_clip(frames: np.ndarray, length: int, used: Sequence[scorers.Scorer]) -> dict[str, list[float]]:
     """Return the mean over the frames of each clip of `length` frames, by metric."""
     scores: dict[str, list[float]] = {}
     for start in range(0, len(frames), length):
@@ -245,7 +248,7 @@ def _run_workers(options: VideoOptions, model: str, prompts: Sequence[str], fold
     return [VideoRow(sample, row["video"], row["scores"]) for sample, row in zip(samples, rows, strict=True)]
 
 
-def _summary(options: VideoOptions, rows: Sequence[VideoRow]) -> Comparison:
+def _build_comparison(options: VideoOptions, rows: Sequence[VideoRow]) -> Comparison:
     """Return what NASA changes on the same prompts and noise, by metric."""
     plain, steered = (
         [row for row in rows if row.sample.system == system] for system in (PLAIN, options.steered_system)
@@ -253,11 +256,13 @@ def _summary(options: VideoOptions, rows: Sequence[VideoRow]) -> Comparison:
     metrics = []
     for name in (kind for kind in KINDS if kind in rows[0].scores):
         a, b = ([row.scores[name] for row in system] for system in (steered, plain))
-        difference = paired_bootstrap(a, b)
+        difference = bootstrap_paired(a, b)
         verdict = "a" if difference.low > 0 else "b" if difference.high < 0 else ""
         sentence = {"a": "better with NASA", "b": "worse with NASA", "": "no significant difference"}[verdict]
         metrics.append(
-            MetricComparison.from_difference(name, difference, verdict, sentence, mean(a).value, mean(b).value)
+            MetricComparison.from_difference(
+                name, difference, verdict, sentence, estimate_mean(a).value, estimate_mean(b).value
+            )
         )
     return Comparison(a=options.steered_system, b=PLAIN, metrics=tuple(metrics))
 
@@ -267,7 +272,7 @@ def _report(options: VideoOptions, summary: Comparison, rows: Sequence[VideoRow]
     half = len(rows) // 2
     cards = []
     for plain, steered in zip(rows[:half], rows[half:], strict=True):
-        videos = (Picture(row.sample.system, _data_uri(folder / VIDEOS, row.video)) for row in (steered, plain))
+        videos = (Picture(row.sample.system, _read_data_uri(folder / VIDEOS, row.video)) for row in (steered, plain))
         scores = tuple(steered.scores[name] - plain.scores[name] for name in names)
         cards.append(Card(tuple(videos), scores, "", plain.sample.prompt, plain.sample.seed))
     return render(
@@ -281,5 +286,5 @@ def _report(options: VideoOptions, summary: Comparison, rows: Sequence[VideoRow]
     )
 
 
-def _data_uri(folder: Folder, key: str) -> str:
+def _read_data_uri(folder: Folder, key: str) -> str:
     return "data:image/webp;base64," + base64.b64encode(folder.read(f"{key}.webp")).decode()

@@ -25,14 +25,14 @@ from ray.util.annotations import RayDeprecationWarning
 from pipeline import logs, models
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.contact_sheet import to_pixels
-from pipeline.evaluation.images import IMAGES, open_png, png_bytes
-from pipeline.evaluation.plan import EXCLUSION_SET, STUDENT, ExclusionUnit, SampleUnit, WorkUnit, work_units
+from pipeline.evaluation.images import IMAGES, encode_png, open_png
+from pipeline.evaluation.plan import EXCLUSION_SET, STUDENT, ExclusionUnit, SampleUnit, WorkUnit, build_work_units
 from pipeline.evaluation.results import EvaluationRow
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.scorers import Scorer
 from pipeline.evaluation.scorers.base import Options
-from pipeline.evaluation.suites import evaluation_suite
-from pipeline.hashing import sha256_of_json
+from pipeline.evaluation.suites import build_suite
+from pipeline.hashing import hash_json
 from pipeline.recipe import Evaluation, Recipe
 from pipeline.remote_errors import iter_rows
 from pipeline.storage import Folder
@@ -61,10 +61,10 @@ class WorkerConfig:
     prompts: str
 
 
-def recipe_work_units(recipe: Recipe, prompts: Folder) -> list[WorkUnit]:
+def plan_work_units(recipe: Recipe, prompts: Folder) -> list[WorkUnit]:
     """Return the units of a recipe's evaluation; `prompts` is the run's prepared folder."""
-    suite = evaluation_suite(recipe)
-    return work_units(recipe.evaluation, suite.prompt_sets(prompts), suite.systems(), suite.pairs)
+    suite = build_suite(recipe)
+    return build_work_units(recipe.evaluation, suite.prompt_sets(prompts), suite.systems(), suite.pairs)
 
 
 class EvaluationWorker:
@@ -73,35 +73,35 @@ class EvaluationWorker:
     def __init__(self, config: WorkerConfig) -> None:
         logs.configure()
         self.config, self.recipe = config, config.recipe
-        self.suite = evaluation_suite(self.recipe)
+        self.suite = build_suite(self.recipe)
         self.folder = Folder.from_uri(config.folder)
-        self.units = recipe_work_units(self.recipe, Folder.from_uri(config.prompts))
+        self.units = plan_work_units(self.recipe, Folder.from_uri(config.prompts))
         self.options: dict[str, Options] = {}  # the scorer's options by column
         self.device = "cuda" if self.recipe.evaluation.gpus_per_process else "cpu"
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the rows of a batch of units, and the options of their scorers, as JSON."""
-        units = [self.rows(self.units[int(number)]) for number in batch["unit"]]
-        rows = [json.dumps([row.columns() for row in unit]) for unit in units]
+        units = [self.compute_rows(self.units[int(number)]) for number in batch["unit"]]
+        rows = [json.dumps([row.to_columns() for row in unit]) for unit in units]
         options = [json.dumps(self.options)] * len(rows)
         return {"rows": np.array(rows, dtype=object), "options": np.array(options, dtype=object)}
 
     @torch.no_grad()
-    def rows(self, unit: WorkUnit) -> list[EvaluationRow]:
+    def compute_rows(self, unit: WorkUnit) -> list[EvaluationRow]:
         """Return one row per image of a unit, with its scores."""
-        key = self._key(unit)
-        sampled = self._cached(IMAGES, f"{key}.parquet", lambda: list(self._sample(unit)))
+        key = self._hash_inputs(unit)
+        sampled = self._load_or_compute(IMAGES, f"{key}.parquet", lambda: list(self._sample(unit)))
         pngs = [columns.pop("image") for columns in sampled]
         rows = [replace(EvaluationRow.from_columns(columns), images=key) for columns in sampled]
         images: list[Image.Image] = []
         for scorer in self.scorers if isinstance(unit, SampleUnit) else [self.judge[1]]:
-            name = f"{key}-{sha256_of_json(scorer.options)[:KEY_LENGTH]}.parquet"
-            scores = self._cached(SCORES, name, partial(_score, scorer, rows, pngs, images))
-            rows = [_with_scores(row, columns) for row, columns in zip(rows, scores, strict=True)]
+            name = f"{key}-{hash_json(scorer.options)[:KEY_LENGTH]}.parquet"
+            scores = self._load_or_compute(SCORES, name, partial(_score, scorer, rows, pngs, images))
+            rows = [_add_scores(row, columns) for row, columns in zip(rows, scores, strict=True)]
             self.options |= {column: scorer.options for columns in scores for column in columns}
         return rows
 
-    def _cached(self, subfolder: str, name: str, compute: Callable[[], list[Columns]]) -> list[Columns]:
+    def _load_or_compute(self, subfolder: str, name: str, compute: Callable[[], list[Columns]]) -> list[Columns]:
         """Return the rows of a file, computing and writing them if it does not exist."""
         folder = self.folder / subfolder
         if folder.exists(name):
@@ -114,8 +114,8 @@ class EvaluationWorker:
         return self._sample_prompts(unit) if isinstance(unit, SampleUnit) else self._sample_exclusion(unit)
 
     def _sample_prompts(self, unit: SampleUnit) -> Iterator[Columns]:
-        sampler, samples = self._sampler(unit.system.model), unit.samples
-        negatives = [unit.system.negative_prompt_for(sample) for sample in samples]
+        sampler, samples = self._load_sampler(unit.system.model), unit.samples
+        negatives = [unit.system.choose_negative_prompt(sample) for sample in samples]
         images = sampler.images(
             unit.system.sampling,
             [sample.prompt for sample in samples],
@@ -133,11 +133,11 @@ class EvaluationWorker:
                 used_negative_prompt=used,
                 expected=dict(sample.expected),
             )
-            yield row.columns() | {"image": png_bytes(pixels)}
+            yield row.to_columns() | {"image": encode_png(pixels)}
 
     def _sample_exclusion(self, unit: ExclusionUnit) -> Iterator[Columns]:
         pair, judge = unit.pair, self.judge[0]
-        for group in exclusion.sample_pair(self._sampler(STUDENT), judge, pair, unit.samplings, unit.seeds):
+        for group in exclusion.sample_pair(self._load_sampler(STUDENT), judge, pair, unit.samplings, unit.seeds):
             for seed, pixels in zip(group.seeds, to_pixels(group.images), strict=True):
                 row = EvaluationRow(
                     group.system,
@@ -148,7 +148,7 @@ class EvaluationWorker:
                     calibration=unit.calibration,
                     selected=group.selected,
                 )
-                yield row.columns() | {"image": png_bytes(pixels)}
+                yield row.to_columns() | {"image": encode_png(pixels)}
 
     @cached_property
     def scorers(self) -> list[Scorer]:
@@ -160,7 +160,7 @@ class EvaluationWorker:
         """The suite's judge, and the scorer that records it."""
         return self.suite.judge(self.device)
 
-    def _sampler(self, model: str) -> Sampler:
+    def _load_sampler(self, model: str) -> Sampler:
         return self._student if model == STUDENT else self._teacher
 
     @cached_property
@@ -171,20 +171,20 @@ class EvaluationWorker:
 
     @cached_property
     def _student(self) -> Sampler:
-        return load_student(self._teacher, Folder.from_uri(self.config.student))
+        return load_student_sampler(self._teacher, Folder.from_uri(self.config.student))
 
-    def _key(self, unit: WorkUnit) -> str:
+    def _hash_inputs(self, unit: WorkUnit) -> str:
         """Return a hash of everything that a unit's images depend on; the judge selects the exclusion test's seeds."""
         model = unit.system.model if isinstance(unit, SampleUnit) else STUDENT
         judge = {} if isinstance(unit, SampleUnit) else self.judge[1].options
         sha256, start = dict(self.config.model_sha256)[model], self.recipe.method.start_timestep
-        return sha256_of_json([VERSION, sha256, start, asdict(unit), judge])[:KEY_LENGTH]
+        return hash_json([VERSION, sha256, start, asdict(unit), judge])[:KEY_LENGTH]
 
 
-def load_student(teacher: Sampler, folder: Folder) -> Sampler:
+def load_student_sampler(teacher: Sampler, folder: Folder) -> Sampler:
     """Return a student that shares everything but the denoiser with its teacher."""
     with TemporaryDirectory() as scratch:
-        denoiser = models.load_denoiser(folder.local_copy(Path(scratch)))
+        denoiser = models.load_denoiser(folder.copy_to_local(Path(scratch)))
     return Sampler(teacher.model, denoiser=denoiser.to(teacher.device))
 
 
@@ -237,5 +237,5 @@ def _score(
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _with_scores(row: EvaluationRow, columns: Mapping[str, Any]) -> EvaluationRow:
-    return EvaluationRow.from_columns({**row.columns(), **columns})
+def _add_scores(row: EvaluationRow, columns: Mapping[str, Any]) -> EvaluationRow:
+    return EvaluationRow.from_columns({**row.to_columns(), **columns})

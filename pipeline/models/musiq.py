@@ -48,10 +48,10 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1, self.gn1 = _convolution(inputs, inputs, 1)
-        self.conv2, self.gn2 = _convolution(inputs, inputs, 3)
-        self.conv3, self.gn3 = _convolution(inputs, outputs, 1)
-        self.conv_proj, self.gn_proj = _convolution(inputs, outputs, 1)
+        self.conv1, self.gn1 = _build_convolution(inputs, inputs, 1)
+        self.conv2, self.gn2 = _build_convolution(inputs, inputs, 3)
+        self.conv3, self.gn3 = _build_convolution(inputs, outputs, 1)
+        self.conv_proj, self.gn_proj = _build_convolution(inputs, outputs, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the block's output."""
@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.gn3(self.conv3(y)) + self.gn_proj(self.conv_proj(x_BCHW)))
 
 
-def _convolution(inputs: int, outputs: int, kernel: int) -> tuple["StandardizedConv", nn.GroupNorm]:
+def _build_convolution(inputs: int, outputs: int, kernel: int) -> tuple["StandardizedConv", nn.GroupNorm]:
     return StandardizedConv(inputs, outputs, kernel), nn.GroupNorm(GROUPS, outputs, eps=1e-4)
 
 
@@ -120,11 +120,11 @@ class Encoder(nn.Module):
         self.transformer = nn.ModuleDict(blocks)
         self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, tokens_LD: Tensor, places_L: Tensor, scales_L: Tensor) -> Tensor:
+    def forward(self, tokens_LD: Tensor, positions_L: Tensor, scale_indices_L: Tensor) -> Tensor:
         """Return the first token's features [D]."""
-        positions, scales = self.posembed_input["position_emb"], self.scaleembed_input["scale_emb"]
-        places_LD = positions[0, places_L] + scales[scales_L]
-        x_BLD = torch.cat([self.cls, (tokens_LD + places_LD)[None]], dim=1)
+        position_table, scale_table = self.posembed_input["position_emb"], self.scaleembed_input["scale_emb"]
+        embeddings_LD = position_table[0, positions_L] + scale_table[scale_indices_L]
+        x_BLD = torch.cat([self.cls, (tokens_LD + embeddings_LD)[None]], dim=1)
         for block in self.transformer.values():
             x_BLD = block(x_BLD)
         first: Tensor = self.encoder_norm(x_BLD)[0, 0]
@@ -145,7 +145,7 @@ class Musiq(nn.Module):
 
     def forward(self, pixels_CHW: Tensor) -> Tensor:
         """Return a scalar, of pixels in 0..1 of any height and width."""
-        patches, positions, scales = multiscale(2 * pixels_CHW - 1)
+        patches, positions, scales = extract_multiscale_patches(2 * pixels_CHW - 1)
         x_BCHW = F.relu(self.gn_root(self.conv_root(patches)))
         x_BCHW = self.block1(F.max_pool2d(pad_same(x_BCHW, 3, 2), 3, 2))
         tokens_LD = self.embedding(x_BCHW.permute(0, 2, 3, 1).flatten(1))  # channels last, as in TensorFlow
@@ -153,12 +153,12 @@ class Musiq(nn.Module):
         return score
 
 
-def multiscale(pixels_CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def extract_multiscale_patches(pixels_CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return all patches [L, C, 32, 32] of the three sizes, their grid positions [L] and the sizes' indices [L]."""
     height, width = pixels_CHW.shape[1:]
     sizes = [(round(height * side / max(height, width)), round(width * side / max(height, width))) for side in SIDES]
     resized = [F.interpolate(pixels_CHW[None], size, mode="bicubic", align_corners=False)[0] for size in sizes]
-    parts = [patches_of(image) for image in (*resized, pixels_CHW)]
+    parts = [extract_patches(image) for image in (*resized, pixels_CHW)]
     scales = [torch.full_like(positions, index) for index, (_, positions) in enumerate(parts)]
     return (
         torch.cat([patches for patches, _ in parts]),
@@ -167,20 +167,20 @@ def multiscale(pixels_CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def patches_of(pixels_CHW: Tensor) -> tuple[Tensor, Tensor]:
+def extract_patches(pixels_CHW: Tensor) -> tuple[Tensor, Tensor]:
     """Return patches [L, C, 32, 32], row by row, and their positions on a 10 x 10 grid."""
     padded = pad_same(pixels_CHW[None], PATCH, PATCH)[0]
     cut_CHWhw = padded.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
-    rows, columns = (on_grid(count).to(pixels_CHW.device) for count in cut_CHWhw.shape[1:3])
+    rows, columns = (map_to_grid(count).to(pixels_CHW.device) for count in cut_CHWhw.shape[1:3])
     return cut_CHWhw.permute(1, 2, 0, 3, 4).flatten(0, 1), (rows[:, None] * GRID + columns).flatten()
 
 
-def on_grid(count: int) -> Tensor:
+def map_to_grid(count: int) -> Tensor:
     """Return [count]: the grid's 10 lines, resized to `count` by nearest neighbour."""
     return F.interpolate(torch.arange(float(GRID))[None, None], count, mode="nearest")[0, 0].long()
 
 
-def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def infer_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the sizes of a checkpoint from its shapes; the width of a head is always 64."""
     layers = [int(name.partition("encoderblock_")[2].partition(".")[0]) for name in tensors if "encoderblock_" in name]
     width = len(tensors["embedding.bias"])

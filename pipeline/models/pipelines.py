@@ -19,8 +19,8 @@ from nasa.diffusion import Diffusion, read_diffusion
 from nasa.families import Family, find_distillable_family, find_family, list_distillable_pipelines
 from nasa.prompt_embeds import PromptEmbeds, cat
 from pipeline.errors import UserError, invalid
-from pipeline.hashing import sha256_of_folder
-from pipeline.hub import local_folder
+from pipeline.hashing import hash_folder
+from pipeline.hub import download_folder
 from pipeline.recipe import BUNDLED
 from pipeline.shapes import WEIGHTS
 
@@ -51,7 +51,7 @@ class TextToImage:
         """The part that is distilled."""
         return find_family(self.pipe)[1]
 
-    def parts(self) -> list[torch.nn.Module]:
+    def list_modules(self) -> list[torch.nn.Module]:
         """Denoiser, text encoder and autoencoder."""
         return [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
 
@@ -74,9 +74,9 @@ class TextToImage:
         return self.family.encode(self.pipe, prompts, None)
 
 
-def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main") -> Path:
+def find_teacher_folder(teacher: str, field: str = "teacher", revision: str = "main") -> Path:
     """Return the folder of a recipe's model, after checking that its pipeline can be distilled."""
-    folder = WEIGHTS / "teacher" if teacher == BUNDLED else local_folder(teacher, field, revision)
+    folder = WEIGHTS / "teacher" if teacher == BUNDLED else download_folder(teacher, field, revision)
     index = folder / "model_index.json"
     if not index.is_file() and teacher == BUNDLED:
         raise UserError(f"{field}: the bundled teacher is not in {WEIGHTS}; make it with `python -m jobs train-shapes`")
@@ -99,7 +99,7 @@ def teacher_folder(teacher: str, field: str = "teacher", revision: str = "main")
 def local_or_download(folder: str, path_or_id: str, field: str = "teacher", revision: str = "main") -> Path:
     """Return the driver's local `folder` where this node has it too, else download `path_or_id`."""
     on_this_node = (Path(folder) / "model_index.json").is_file()
-    return Path(folder) if on_this_node else teacher_folder(path_or_id, field, revision)
+    return Path(folder) if on_this_node else find_teacher_folder(path_or_id, field, revision)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class TextEncoder:
 
 def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> TextEncoder:
     """Load only the text encoder and the tokenizer of a pipeline's folder."""
-    family = family_of_folder(folder)
+    family = detect_family(folder)
     try:
         pipe = load_pipeline(folder, **{family.denoiser_part: None, "vae": None})
     except (OSError, ValueError, RuntimeError) as error:
@@ -148,7 +148,7 @@ def load(
         field = "teacher." if str(error).startswith("scheduler") else "method."
         raise UserError(f"{field}{error}") from None
     model = TextToImage(folder, pipe, diffusion, cached_embeds or {})
-    for part in model.parts():
+    for part in model.list_modules():
         part.requires_grad_(False).eval().to(device)
     return model
 
@@ -157,7 +157,7 @@ def load_pipeline(folder: Path, **parts: None) -> Any:
     """Load a pipeline in float32, without `UNUSED_PARTS` and without the `parts` that are None."""
     listed = json.loads((folder / "model_index.json").read_text())
     parts |= dict.fromkeys((part for part in UNUSED_PARTS if part in listed), None)
-    with _quiet_loading():
+    with _silence_loading():
         pipe = DiffusionPipeline.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **parts
         )
@@ -168,7 +168,7 @@ def load_pipeline(folder: Path, **parts: None) -> Any:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def _silence_loading() -> Iterator[None]:
     """Hide progress bars and diffusers' warning of a missing safety checker, which the model card mentions."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
@@ -182,7 +182,7 @@ def _quiet_loading() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def family_of_folder(folder: Path) -> Family:
+def detect_family(folder: Path) -> Family:
     """Return the family of a pipeline's folder that can be distilled."""
     family = find_distillable_family(json.loads((folder / "model_index.json").read_text())["_class_name"])
     assert family is not None
@@ -191,7 +191,7 @@ def family_of_folder(folder: Path) -> Family:
 
 def load_denoiser(folder: Path, field: str = "student.init") -> Any:
     """Load the denoiser of a pipeline's folder, in float32."""
-    family = family_of_folder(folder)
+    family = detect_family(folder)
     try:
         return getattr(diffusers, family.denoiser_class).from_pretrained(
             folder / family.denoiser_part, dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -206,7 +206,7 @@ def save_student(teacher: Path, weights: dict[str, Tensor], target: Path, *, sta
     Its scheduler starts a single step at t = T - 1 and returns the denoised latents:
     `pipe(prompt, num_inference_steps=1, guidance_scale=0)`; with another start, `timesteps=[start]` beside it.
     """
-    distillation = require_distillation(family_of_folder(teacher))
+    distillation = require_distillation(detect_family(teacher))
     scheduler = distillation.one_step_scheduler if start_timestep == -1 else distillation.early_start_scheduler
     return save_denoiser(teacher, weights, target, scheduler, {"start_timestep": start_timestep})
 
@@ -223,16 +223,16 @@ def save_denoiser(
     `record` has what diffusers' own files lack; by default it is copied from `folder`.
     """
     pipe = load_pipeline(folder)
-    getattr(pipe, family_of_folder(folder).denoiser_part).load_state_dict(weights)
+    getattr(pipe, detect_family(folder).denoiser_part).load_state_dict(weights)
     if scheduler:
         pipe.scheduler = scheduler(pipe.scheduler.config)
     pipe.save_pretrained(target)
-    if held := student_record(folder) if record is None else record:
+    if held := read_student_record(folder) if record is None else record:
         (target / STUDENT_FILE).write_text(json.dumps(dict(held), indent=2) + "\n")
-    return sha256_of_folder(target)
+    return hash_folder(target)
 
 
-def student_record(folder: Path) -> dict[str, Any]:
+def read_student_record(folder: Path) -> dict[str, Any]:
     """Return what `save_student` wrote beside diffusers' own files; empty for any other folder."""
     file = folder / STUDENT_FILE
     return dict(json.loads(file.read_text())) if file.is_file() else {}

@@ -10,14 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import first_line, invalid
-from pipeline.hub import is_hub_id, local_folder
+from pipeline.errors import get_first_line, invalid
+from pipeline.hub import download_folder, is_hub_id
 
 CONFIGURATION = ("*.json", "*.txt")  # downloaded with the weights
 SHOWN_NAMES = 3  # in an error
 
 
-def weights_file(path_or_id: str, field: str, names: Sequence[str]) -> Path:
+def find_weights_file(path_or_id: str, field: str, names: Sequence[str]) -> Path:
     """Return the file itself, or the first of `names` in a local folder, an S3 folder or a hub repository.
 
     Raises:
@@ -31,14 +31,14 @@ def weights_file(path_or_id: str, field: str, names: Sequence[str]) -> Path:
         return file
     for name in names:
         wanted = (name, *CONFIGURATION) if is_hub_id(path_or_id) else ()
-        if (file := _local_folder(path_or_id, field, wanted) / name).is_file():
+        if (file := _download_once(path_or_id, field, wanted) / name).is_file():
             return file
     raise error
 
 
 @cache  # download once
-def _local_folder(path_or_id: str, field: str, wanted: tuple[str, ...]) -> Path:
-    return local_folder(path_or_id, field, wanted=wanted)
+def _download_once(path_or_id: str, field: str, wanted: tuple[str, ...]) -> Path:
+    return download_folder(path_or_id, field, wanted=wanted)
 
 
 def read_tensors(file: Path, field: str) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def read_tensors(file: Path, field: str) -> dict[str, Tensor]:
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        expected = f".safetensors, or a torch file of tensors alone (cannot be read: {first_line(error)})"
+        expected = f".safetensors, or a torch file of tensors alone (cannot be read: {get_first_line(error)})"
         raise invalid(field, str(file), expected) from None
     for key in ("state_dict", "params"):
         content = content.get(key, content) if isinstance(content, Mapping) else content

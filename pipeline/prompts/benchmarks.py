@@ -36,17 +36,19 @@ def prepare_benchmarks(
     """Write the paper's pairs, and those of NegOpt and HPSv2 that are given; return the manifest's files."""
     tables = {EXCLUSION: benchmark_prompts.build_exclusion_pairs()}
     if negopt:
-        tables[NEGOPT] = _with_option(
-            "--negopt", negopt, benchmark_prompts.sample_pairs, list(_pairs(negopt)), count, seed
+        tables[NEGOPT] = _name_option_in_errors(
+            "--negopt", negopt, benchmark_prompts.sample_pairs, list(_read_pairs(negopt)), count, seed
         )
     if hpsv2:
-        tables[HPSV2] = _with_option("--hpsv2", hpsv2, benchmark_prompts.parse_styled_prompts, _styles(hpsv2))
+        tables[HPSV2] = _name_option_in_errors(
+            "--hpsv2", hpsv2, benchmark_prompts.parse_styled_prompts, _read_styles(hpsv2)
+        )
     files = {name: write_data_file(folder, name, table) for name, table in tables.items()}
     manifest.write(folder, BenchmarksManifest(files=files, seed=seed, negopt=negopt, hpsv2=hpsv2))
     return files
 
 
-def _with_option(option: str, value: str, make: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
+def _name_option_in_errors(option: str, value: str, make: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
     """Call `make`, and raise its error with the option that the data came from."""
     try:
         return make(*arguments)
@@ -54,14 +56,14 @@ def _with_option(option: str, value: str, make: Callable[..., pa.Table], *argume
         raise UserError(f"{option}: {value!r}: {error}") from None
 
 
-def _pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
+def _read_pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
     for _, source_files in find_source_files((Source(path=files),), "--negopt"):
         for file in source_files:
-            for table in read_tables(file.prompt_file(), ROWS_PER_CHUNK):
+            for table in read_tables(file.open_prompt_file(), ROWS_PER_CHUNK):
                 yield from zip(table["text"].to_pylist(), table["negative"].to_pylist(), strict=True)
 
 
-def _styles(uri: str) -> dict[str, bytes]:
+def _read_styles(uri: str) -> dict[str, bytes]:
     folder = Folder.from_uri(uri)
     names = [name for name in folder.list_files() if name.removesuffix(".json") in benchmark_prompts.HPSV2_STYLES]
     return {name.removesuffix(".json"): folder.read(name) for name in names}

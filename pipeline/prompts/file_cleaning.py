@@ -16,10 +16,10 @@ from datasets_prep.chunk import BAND_COLUMNS as BANDS
 from datasets_prep.chunk import CleaningStats, clean_table
 from datasets_prep.filters import CountTokens, Filters
 from datasets_prep.sources import SCHEMA, read_tables
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, get_first_line
 from pipeline.prompts.source_files import SourceFile
 from pipeline.remote_errors import iter_rows
-from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, ray_resources, wait_for_resources
+from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, build_ray_resources, wait_for_resources
 from pipeline.storage import Folder
 
 ROWS_PER_CHUNK = 10_000
@@ -82,23 +82,27 @@ def clean_files(
     files: Sequence[SourceFile], config: CleaningConfig, folder: Folder, address: str | None = None
 ) -> list[CleanedFile]:
     """Clean the files that are not cleaned yet; `folder` has a folder for each file."""
-    missing = [file for file in files if not (folder / file.cache_key(config.text)).exists(STATISTICS)]
+    missing = [file for file in files if not (folder / file.compute_cache_key(config.text)).exists(STATISTICS)]
     try:
         if missing:
-            run = _in_process if sum(file.size for file in missing) < MAX_IN_PROCESS_BYTES and not address else _on_ray
+            run = (
+                _in_process
+                if sum(file.size for file in missing) < MAX_IN_PROCESS_BYTES and not address
+                else _clean_on_ray
+            )
             _collect(missing, run(missing, config, folder, address), config, folder)
     except OSError as error:
         raise UserError(
-            f"prompts.sources: cannot be read: {first_line(error)}. Run the same command again to continue."
+            f"prompts.sources: cannot be read: {get_first_line(error)}. Run the same command again to continue."
         ) from error
-    return [_cleaned_file(file, folder / file.cache_key(config.text)) for file in files]
+    return [_load_cleaned_file(file, folder / file.compute_cache_key(config.text)) for file in files]
 
 
 def _collect(
     missing: Sequence[SourceFile], done: Iterator[ChunkReport], config: CleaningConfig, folder: Folder
 ) -> None:
     """Add up the chunks' statistics; a file's are written when its last chunk and all before it are reported."""
-    reports: dict[str, dict[int, str]] = {file.cache_key(config.text): {} for file in missing}
+    reports: dict[str, dict[int, str]] = {file.compute_cache_key(config.text): {} for file in missing}
     lengths: dict[str, int] = {}
     for report in done:
         by_number = reports[report.key]
@@ -113,21 +117,21 @@ def _collect(
             reports[report.key] = {}
 
 
-def _cleaned_file(file: SourceFile, folder: Folder) -> CleanedFile:
+def _load_cleaned_file(file: SourceFile, folder: Folder) -> CleanedFile:
     statistics = folder.read_json(STATISTICS)
     return CleanedFile(
-        file, folder, CleaningStats.from_dict(statistics), tuple(map(_chunk_name, range(statistics["parts"])))
+        file, folder, CleaningStats.from_dict(statistics), tuple(map(_format_chunk_name, range(statistics["parts"])))
     )
 
 
-def _chunk_name(number: int) -> str:
+def _format_chunk_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def raw_chunks(file: SourceFile, key: str, rows: int) -> Iterator[RawChunk]:
+def iter_raw_chunks(file: SourceFile, key: str, rows: int) -> Iterator[RawChunk]:
     """Yield the file's raw chunks; an empty file has one."""
     row, number, previous = 0, 0, None
-    for table in read_tables(file.prompt_file(), rows):
+    for table in read_tables(file.open_prompt_file(), rows):
         if previous is not None:
             yield previous
         previous = RawChunk(key, number, row, _to_ipc(table), last=False)
@@ -145,14 +149,16 @@ def _to_ipc(table: pa.Table) -> bytes:
 def clean_chunk(chunk: RawChunk, config: CleaningConfig, folder: Folder) -> ChunkReport:
     """Write the clean part of one chunk and return its report."""
     raw = pa.ipc.open_stream(chunk.table).read_all()
-    table, stats = clean_table(raw, chunk.row, config.filters, token_counter(config.tokenizer))
+    table, stats = clean_table(raw, chunk.row, config.filters, build_token_counter(config.tokenizer))
     compression = {"prompt": "zstd"} | dict.fromkeys(BANDS, "none")
-    (folder / chunk.key).write_table(_chunk_name(chunk.number), table, use_dictionary=False, compression=compression)
+    (folder / chunk.key).write_table(
+        _format_chunk_name(chunk.number), table, use_dictionary=False, compression=compression
+    )
     return ChunkReport(chunk.key, chunk.number, chunk.last, json.dumps(stats.to_dict()))
 
 
 @lru_cache(maxsize=1)
-def token_counter(tokenizer: str) -> CountTokens:
+def build_token_counter(tokenizer: str) -> CountTokens:
     """Return a function that counts tokens with start and end, without truncating."""
     from tokenizers import Tokenizer
 
@@ -170,11 +176,11 @@ def _in_process(
     missing: Sequence[SourceFile], config: CleaningConfig, folder: Folder, _: str | None
 ) -> Iterator[ChunkReport]:
     for file in missing:
-        for chunk in raw_chunks(file, file.cache_key(config.text), config.rows):
+        for chunk in iter_raw_chunks(file, file.compute_cache_key(config.text), config.rows):
             yield clean_chunk(chunk, config, folder)
 
 
-def _on_ray(
+def _clean_on_ray(
     missing: Sequence[SourceFile], config: CleaningConfig, folder: Folder, address: str | None
 ) -> Iterator[ChunkReport]:
     """Clean on Ray; reading is a separate task with a small share of a core, so that one large file uses all cores.
@@ -183,19 +189,19 @@ def _on_ray(
     """
     import ray.data
 
-    from pipeline.session import ray_session
+    from pipeline.session import start_ray_session
 
     def read_chunks(batch: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         file = missing[int(batch["item"][0])]
-        for chunk in raw_chunks(file, file.cache_key(config.text), config.rows):
+        for chunk in iter_raw_chunks(file, file.compute_cache_key(config.text), config.rows):
             yield {name: [value] for name, value in vars(chunk).items()}
 
     def clean_batch(batch: Mapping[str, Any]) -> Mapping[str, Any]:
         chunk = RawChunk(**{name: values[0] for name, values in batch.items()})
         return {name: [value] for name, value in vars(clean_chunk(chunk, config, folder)).items()}
 
-    with ray_session(address, least_cpus=1):
-        wait_for_resources(ResourceRequest("", "task", 1, ray_resources(1, 0)), TIMEOUT_MINUTES, address)
+    with start_ray_session(address, least_cpus=1):
+        wait_for_resources(ResourceRequest("", "task", 1, build_ray_resources(1, 0)), TIMEOUT_MINUTES, address)
         readers = max(1, int(ray.cluster_resources().get("CPU", 1) / CORES_PER_READER))
         numbers = ray.data.from_items(list(range(len(missing))), override_num_blocks=len(missing))
         raw = numbers.map_batches(read_chunks, batch_size=1, num_cpus=READER_CPUS, concurrency=readers)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from datasets_prep.negatives import contradicts
+from datasets_prep.negative_corpus import contradicts
 from pipeline.prompts.prepare import NEGATIVES
 from pipeline.storage import Folder
 
@@ -29,7 +29,7 @@ class NegativeSampler:
 
     @staticmethod
     def from_table(corpus: pa.Table, *, avoid_contradictions: bool) -> "NegativeSampler":
-        """Return the sampler of a corpus of `datasets_prep.negatives`."""
+        """Return the sampler of a corpus of `datasets_prep.negative_corpus`."""
         weights = corpus["weight"].to_numpy().astype(np.float64)
         return NegativeSampler(
             corpus["negative_prompt"].to_pylist(), np.cumsum(weights / weights.sum()), avoid_contradictions

@@ -19,13 +19,13 @@ def build_request(recipe: Recipe, files: Sequence[SourceFile], negatives: Sequen
     """Return the request of a recipe and the files of its sources."""
     return PromptRequest(
         cleaning=0 if recipe.prompts.is_bundled else file_cleaning.VERSION,
-        settings=_settings(recipe),
+        settings=_collect_settings(recipe),
         files=tuple(files),
         negative_files=tuple(negatives),
     )
 
 
-def _settings(recipe: Recipe) -> dict[str, JsonValue]:
+def _collect_settings(recipe: Recipe) -> dict[str, JsonValue]:
     settings = {
         f"prompts.{name}": value for name, value in recipe.prompts.values().items() if name not in TRAINING_ONLY
     }
@@ -47,7 +47,7 @@ def count_added_files(folder: Folder, prepared: PromptsManifest, request: Prompt
     for name in {**earlier.settings, **request.settings}:
         got, expected = request.settings.get(name), earlier.settings.get(name)
         if got != expected:
-            raise UserError(f"{name}: got {_short(got)}; expected {_short(expected)}, {where}")
+            raise UserError(f"{name}: got {_shorten(got)}; expected {_shorten(expected)}, {where}")
     if earlier.cleaning != request.cleaning:
         raise UserError(
             f"prompts: got version {request.cleaning} of the cleaning; expected {earlier.cleaning}, {where}"
@@ -67,9 +67,9 @@ def _count_added(field: str, earlier: Sequence[SourceFile], files: Sequence[Sour
     return len(files) - len(earlier)
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_short, value))
+        return ", ".join(map(_shorten, value))
     if isinstance(value, Mapping):
         given = {name: item for name, item in value.items() if item not in ("", None)}
         return repr(given["path"]) if set(given) == {"path", "weight"} and given["weight"] == 0 else str(given)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from datasets_prep import data_card, negatives
+from datasets_prep import data_card, negative_corpus
 from datasets_prep.chunk import CleaningStats
 from datasets_prep.epoch_sampler import compute_epoch_quotas
 from datasets_prep.shapes import prompts as shapes
 from datasets_prep.sources import read_tables
 from pipeline import manifest
-from pipeline.errors import UserError, first_line, invalid
-from pipeline.hub import is_hub_id, local_folder
+from pipeline.errors import UserError, get_first_line, invalid
+from pipeline.hub import download_folder, is_hub_id
 from pipeline.manifest import DataFile
 from pipeline.prompts import file_cleaning, sharding
 from pipeline.prompts.preparation_request import build_request, count_added_files
@@ -53,8 +53,8 @@ def prepare(
     Raises:
         UserError: if the folder holds prompts of other sources or settings.
     """
-    sources = {} if recipe.prompts.is_bundled else dict(find_source_files(_resolved_sources(recipe.prompts)))
-    negative_files = _negative_files(recipe.prompts)
+    sources = {} if recipe.prompts.is_bundled else dict(find_source_files(_resolve_sources(recipe.prompts)))
+    negative_files = _list_negative_files(recipe.prompts)
     request = build_request(recipe, [file for files in sources.values() for file in files], negative_files)
     if folder.exists(manifest.NAME):
         prepared = manifest.read(folder, PromptsManifest)
@@ -83,11 +83,11 @@ def _is_in_use(folder: Folder) -> bool:
     return (folder.parent / "distilled").exists(manifest.RUN_FILE)
 
 
-def _resolved_sources(prompts: Prompts) -> list[Source]:
+def _resolve_sources(prompts: Prompts) -> list[Source]:
     return [source.model_copy(update={"path": prompts.resolve(source.path)}) for source in prompts.sources]
 
 
-def _negative_files(prompts: Prompts) -> list[SourceFile]:
+def _list_negative_files(prompts: Prompts) -> list[SourceFile]:
     path = prompts.negatives and prompts.resolve(prompts.negatives)
     return find_source_files((Source(path=path),), "prompts.negatives")[0][1] if path else []
 
@@ -108,14 +108,14 @@ def _write_sources(
 ) -> None:
     """Clean the source files, deduplicate all of them together, and write the shards of each source."""
     options = recipe.prompts
-    config = file_cleaning.CleaningConfig(options.filters, _tokenizer(recipe), file_cleaning.ROWS_PER_CHUNK)
+    config = file_cleaning.CleaningConfig(options.filters, _read_tokenizer(recipe), file_cleaning.ROWS_PER_CHUNK)
     files = [file for files in sources.values() for file in files]
     cleaned = file_cleaning.clean_files(files, config, output.folder / CLEANED, address)
     output.stats.update({name: CleaningStats() for name in sources})
     for file in cleaned:
         _add_stats(file, output, stop=options.on_unreadable == "stop")
     corpus = sharding.CleanCorpus(cleaned)
-    kept = sharding.deduplicate(corpus, options.near_duplicates, output.stats)
+    kept = sharding.mark_unique_rows(corpus, options.near_duplicates, output.stats)
     sharding.set_distributions(corpus, kept, output.stats)
     for name in sources:
         sharding.write_shards(corpus, kept, name, options.rows_per_shard, output.write)
@@ -135,22 +135,22 @@ def _add_stats(file: file_cleaning.CleanedFile, output: PreparationOutput, *, st
     output.stats[source].merge(file.stats)
 
 
-def _tokenizer(recipe: Recipe) -> str:
+def _read_tokenizer(recipe: Recipe) -> str:
     """Return the content of the tokenizer.json of the recipe's tokenizer, or of its teacher."""
     from transformers import AutoTokenizer
 
-    from pipeline.models import teacher_folder
+    from pipeline.models import find_teacher_folder
 
     if recipe.prompts.tokenizer:
-        folder = local_folder(recipe.prompts.tokenizer, "prompts.tokenizer")
+        folder = download_folder(recipe.prompts.tokenizer, "prompts.tokenizer")
     elif is_hub_id(recipe.teacher):
-        folder = local_folder(recipe.teacher, "teacher", recipe.revision, ["tokenizer/*"]) / "tokenizer"
+        folder = download_folder(recipe.teacher, "teacher", recipe.revision, ["tokenizer/*"]) / "tokenizer"
     else:
-        folder = teacher_folder(recipe.teacher) / "tokenizer"
+        folder = find_teacher_folder(recipe.teacher) / "tokenizer"
     try:
         text: str = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError) as error:
-        expected = f"a folder with a tokenizer that the `tokenizers` library reads ({first_line(error)})"
+        expected = f"a folder with a tokenizer that the `tokenizers` library reads ({get_first_line(error)})"
         raise invalid("prompts.tokenizer", str(folder), expected) from None
     return text
 
@@ -167,17 +167,19 @@ def _check_not_empty(output: PreparationOutput) -> None:
 
 def _write_negatives(recipe: Recipe, files: Sequence[SourceFile], output: PreparationOutput) -> None:
     if recipe.prompts.is_bundled:
-        table = negatives.build_weighted_corpus(shapes.sample_negatives(recipe.prompts.negative_draws, recipe.seed))
+        table = negative_corpus.build_weighted_corpus(
+            shapes.sample_negatives(recipe.prompts.negative_draws, recipe.seed)
+        )
     else:
-        observed = Counter(_observed_negatives(files))
-        table = negatives.build_corpus(recipe.prompts.negative_count, recipe.seed, observed)
+        observed = Counter(_iter_observed_negatives(files))
+        table = negative_corpus.build_corpus(recipe.prompts.negative_count, recipe.seed, observed)
     output.write(NEGATIVES, table)
 
 
-def _observed_negatives(files: Sequence[SourceFile]) -> Iterator[str]:
+def _iter_observed_negatives(files: Sequence[SourceFile]) -> Iterator[str]:
     """Yield the negative prompts that people wrote: a table's column of them, or a file that contains nothing else."""
     for file in files:
-        for table in read_tables(file.prompt_file(), file_cleaning.ROWS_PER_CHUNK):
+        for table in read_tables(file.open_prompt_file(), file_cleaning.ROWS_PER_CHUNK):
             column = "negative" if table["negative"].null_count < table.num_rows else "text"
             yield from (text for text in table[column].drop_null().to_pylist() if text.strip())
 
@@ -197,7 +199,7 @@ def _finish(recipe: Recipe, output: PreparationOutput, request: PromptRequest) -
         recipe=recipe,
         request=request,
         files=output.files,
-        sources={name: _source_record(output.stats[name], rows[name], quotas[name]) for name in names},
+        sources={name: _build_source_record(output.stats[name], rows[name], quotas[name]) for name in names},
         prompts=sum(rows.values()),
         shards=len(output.files) - 1,
         negative_prompts=output.files[NEGATIVES].rows,
@@ -208,7 +210,7 @@ def _finish(recipe: Recipe, output: PreparationOutput, request: PromptRequest) -
     return manifest.read(output.folder, PromptsManifest)
 
 
-def _source_record(stats: CleaningStats, prompts: int, per_epoch: int) -> SourceRecord:
+def _build_source_record(stats: CleaningStats, prompts: int, per_epoch: int) -> SourceRecord:
     """Return a source's record; the blocked texts are in the card alone."""
     statistics = stats.to_dict()
     del statistics["blocked"]

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from datasets_prep.epoch_sampler import EpochSampler, SamplerSource
 from pipeline import manifest
 from pipeline.errors import UserError, invalid
-from pipeline.hashing import sha256_of_bytes
+from pipeline.hashing import hash_bytes
 from pipeline.manifest import DataFile, Manifest
 from pipeline.prompts.source_files import SourceFile
 from pipeline.recipe import Recipe
@@ -52,14 +52,14 @@ class PromptsManifest(Manifest):
     negative_prompts: int
     epoch: int
 
-    def shards_of(self, source: str) -> list[str]:
+    def list_shards(self, source: str) -> list[str]:
         """Return the names of a source's shards."""
         return sorted(name for name, file in self.files.items() if file.source == source)
 
-    def sampler(self, seed: int) -> EpochSampler:
+    def build_sampler(self, seed: int) -> EpochSampler:
         """Return the sampler of the prompts' epochs."""
         sources = (
-            SamplerSource(name, tuple(self.files[file].rows for file in self.shards_of(name)), source.per_epoch)
+            SamplerSource(name, tuple(self.files[file].rows for file in self.list_shards(name)), source.per_epoch)
             for name, source in sorted(self.sources.items())
         )
         return EpochSampler(tuple(sources), seed)
@@ -91,7 +91,7 @@ def load_manifest(folder: Folder) -> PromptsManifest:
 def write_data_file(folder: Folder, name: str, table: pa.Table, source: str | None = None) -> DataFile:
     """Write a table as Parquet and return its record."""
     content = folder.write_table(name, table)
-    return DataFile(rows=table.num_rows, bytes=len(content), sha256=sha256_of_bytes(content), source=source)
+    return DataFile(rows=table.num_rows, bytes=len(content), sha256=hash_bytes(content), source=source)
 
 
 @lru_cache(maxsize=4)
@@ -102,14 +102,14 @@ def read_shard(folder: Folder, name: str, sha256: str) -> pa.ChunkedArray:
         UserError: if its content is not what was prepared.
     """
     content = folder.read(name)
-    if sha256_of_bytes(content) != sha256:
+    if hash_bytes(content) != sha256:
         raise UserError(
             f"{folder.uri}/{name}: its content differs from the manifest's hash. Run `python -m jobs prepare` again."
         )
     return pq.read_table(io.BytesIO(content), columns=["prompt"])["prompt"]
 
 
-def first_prompts(folder: Folder) -> list[str]:
+def read_first_prompts(folder: Folder) -> list[str]:
     """Return the prompts of the first shard."""
     prepared = load_manifest(folder)
     name = min((file for file in prepared.files if file.startswith("shard-")), default=None)

@@ -57,14 +57,16 @@ class PromptStream:
     @cached_property
     def sampler(self) -> EpochSampler:
         """The sampler of the epochs."""
-        return self.prepared.sampler(self.seed)
+        return self.prepared.build_sampler(self.seed)
 
     @cached_property
     def shards(self) -> list[list[str]]:
         """The names of each source's shards, in the sampler's order."""
-        return [self.prepared.shards_of(source.name) for source in self.sampler.sources]
+        return [self.prepared.list_shards(source.name) for source in self.sampler.sources]
 
-    def batches(self, first: int, last: int, encoders: EncoderPool | None = None) -> Generator[PromptBatch, None, None]:
+    def iter_batches(
+        self, first: int, last: int, encoders: EncoderPool | None = None
+    ) -> Generator[PromptBatch, None, None]:
         """Yield the batches of the steps `first` to `last`; earlier prompts are not read."""
         size = ENCODED_STEPS_PER_TASK * self.batch_size if encoders else RANGE_SIZE
         ranges = [

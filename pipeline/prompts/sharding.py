@@ -45,7 +45,7 @@ class CleanChunk:
         """Return the chunk's part of an array with one value per row of the corpus."""
         return values[self.first : self.first + self.rows]
 
-    def prompts(self, rows: np.ndarray) -> list[str]:
+    def read_prompts(self, rows: np.ndarray) -> list[str]:
         """Return the prompts of some rows, numbered from the start of the chunk."""
         texts: list[str] = self.read(["prompt"])["prompt"].take(pa.array(rows)).to_pylist()
         return texts
@@ -64,30 +64,32 @@ class CleanCorpus:
                 first += rows
         self.rows = first
 
-    def column(self, name: str) -> np.ndarray:
+    def read_column(self, name: str) -> np.ndarray:
         """Return a column of the whole corpus."""
         empty = [np.empty(0, np.uint64)]
         return np.concatenate(empty + [chunk.read([name])[name].to_numpy() for chunk in self.chunks])
 
-    def prompts(self, rows: np.ndarray) -> list[str]:
+    def read_prompts(self, rows: np.ndarray) -> list[str]:
         """Return the prompts of some rows, ascending."""
-        return [text for chunk, chunk_rows in self._rows_by_chunk(rows) for text in chunk.prompts(chunk_rows)]
+        return [
+            text for chunk, chunk_rows in self._group_rows_by_chunk(rows) for text in chunk.read_prompts(chunk_rows)
+        ]
 
-    def _rows_by_chunk(self, rows: np.ndarray) -> Iterator[tuple[CleanChunk, np.ndarray]]:
+    def _group_rows_by_chunk(self, rows: np.ndarray) -> Iterator[tuple[CleanChunk, np.ndarray]]:
         for chunk in self.chunks:
             low, high = np.searchsorted(rows, (chunk.first, chunk.first + chunk.rows))
             if high > low:
                 yield chunk, rows[low:high] - chunk.first
 
 
-def deduplicate(corpus: CleanCorpus, threshold: float, stats_by_source: dict[str, CleaningStats]) -> np.ndarray:
+def mark_unique_rows(corpus: CleanCorpus, threshold: float, stats_by_source: dict[str, CleaningStats]) -> np.ndarray:
     """Return bool [N], true where a row is kept; duplicates are counted in their source's statistics."""
-    exact = find_exact_duplicates(corpus.column("key"))
+    exact = find_exact_duplicates(corpus.read_column("key"))
     near = np.zeros_like(exact)
     if threshold:
         near = find_near_duplicates(
-            lambda number: corpus.column(BAND_COLUMNS[number]),
-            lambda rows: [normalise_text(text) for text in corpus.prompts(rows)],
+            lambda number: corpus.read_column(BAND_COLUMNS[number]),
+            lambda rows: [normalise_text(text) for text in corpus.read_prompts(rows)],
             corpus.rows,
             threshold,
             exact,
@@ -96,7 +98,7 @@ def deduplicate(corpus: CleanCorpus, threshold: float, stats_by_source: dict[str
         for chunk in corpus.chunks:
             rows = np.flatnonzero(chunk.slice(removed))
             if len(rows):
-                stats_by_source[chunk.source].count_removed(reason, chunk.prompts(rows))
+                stats_by_source[chunk.source].count_removed(reason, chunk.read_prompts(rows))
     kept: np.ndarray = ~(exact | near)
     return kept
 
@@ -117,13 +119,13 @@ def write_shards(corpus: CleanCorpus, kept: np.ndarray, source: str, rows_per_sh
     shards = max(1, round(rows / rows_per_shard))
     shards_at_once = max(1, MAX_HELD_BYTES // (rows_per_shard * BYTES_PER_PROMPT))
     for first in range(0, shards, shards_at_once):
-        for number, table in _shards(chunks, kept, shards, range(first, min(first + shards_at_once, shards))):
+        for number, table in _iter_shards(chunks, kept, shards, range(first, min(first + shards_at_once, shards))):
             columns = [pa.array(np.arange(index, index + table.num_rows)), table["prompt"]]
             write(f"shard-{source}-{number:05d}.parquet", pa.table(columns, schema=SCHEMA), source=source)
             index += table.num_rows
 
 
-def _shards(
+def _iter_shards(
     chunks: Sequence[CleanChunk], kept: np.ndarray, count: int, numbers: range
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield the non-empty ones of the shards `numbers`, with their number; the source has `count` shards."""

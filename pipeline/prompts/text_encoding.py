@@ -65,32 +65,34 @@ class TextEncoderActor:
             for prompt, step, index in zip(prompts, steps, indices, strict=True)
         ]
         embeds = self.model.encode([*prompts, *negatives])
-        parts = {name: tensor_to_numpy(part) for name, part in _parts(embeds).items()}
+        parts = {name: convert_to_numpy(part) for name, part in _split_encoded(embeds).items()}
         pairs = {name: np.stack(np.split(part, 2), axis=1) for name, part in parts.items()}
         return {"prompt": batch["prompt"], **pairs}
 
 
-def _parts(encoded: PromptEmbeds) -> dict[str, Tensor]:
+def _split_encoded(encoded: PromptEmbeds) -> dict[str, Tensor]:
     mask = encoded.attention_mask
     return {"embeds": encoded.embeds} | ({} if mask is None else {"attention_mask": mask})
 
 
-def tensor_to_numpy(tensor: Tensor) -> np.ndarray:
+def convert_to_numpy(tensor: Tensor) -> np.ndarray:
     """Return a tensor as a numpy array; bfloat16, which numpy lacks, as int16 with the same bits."""
     tensor = tensor.cpu()
     array: np.ndarray = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
 
 
-def prompt_embeds_from_batch(batch: dict[str, np.ndarray], device: Any) -> PromptEmbeds:
+def build_prompt_embeds(batch: dict[str, np.ndarray], device: Any) -> PromptEmbeds:
     """Return the embeddings of a `TextEncoderActor`'s batch: those of the prompts, then of their negatives."""
     embeds, mask = (batch[name].swapaxes(0, 1) if name in batch else None for name in ("embeds", "attention_mask"))
     assert embeds is not None
-    return PromptEmbeds(_tensor(embeds).to(device), None if mask is None else _tensor(mask).to(device))
+    return PromptEmbeds(
+        _convert_to_tensor(embeds).to(device), None if mask is None else _convert_to_tensor(mask).to(device)
+    )
 
 
-def _tensor(pairs: np.ndarray) -> Tensor:
-    """Return an array [2, N, ...] of `tensor_to_numpy` as a tensor [2 N, ...]."""
+def _convert_to_tensor(pairs: np.ndarray) -> Tensor:
+    """Return an array [2, N, ...] of `convert_to_numpy` as a tensor [2 N, ...]."""
     tensor = torch.from_numpy(np.ascontiguousarray(pairs.reshape(-1, *pairs.shape[2:])))
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
@@ -99,7 +101,7 @@ def encode_cached(config: EncoderConfig, texts: Sequence[str]) -> bytes:
     """Encode texts one by one and serialise the embeddings, for `decode_cached`."""
     encoder = TextEncoderActor(config)
     embeds = cat([encoder.model.encode([text]) for text in texts])
-    return save({name: part.cpu().contiguous() for name, part in _parts(embeds).items()})
+    return save({name: part.cpu().contiguous() for name, part in _split_encoded(embeds).items()})
 
 
 def decode_cached(texts: Sequence[str], content: bytes, device: Any) -> dict[str, PromptEmbeds]:
@@ -112,7 +114,7 @@ def decode_cached(texts: Sequence[str], content: bytes, device: Any) -> dict[str
     }
 
 
-def encoder_config(recipe: Recipe, teacher_folder: str, prompts_uri: str, seed: int) -> EncoderConfig:
+def build_encoder_config(recipe: Recipe, teacher_folder: str, prompts_uri: str, seed: int) -> EncoderConfig:
     """Return the encoder configuration of a recipe."""
     return EncoderConfig(
         recipe.teacher,

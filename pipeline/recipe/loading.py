@@ -23,12 +23,12 @@ TomlTable = dict[str, Any]
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe of this name, or of this TOML file, with the overrides applied."""
-    return _recipe(_with_base(_read(name, [RECIPES])), overrides)
+    return _build_recipe(_merge_base(_read(name, [RECIPES])), overrides)
 
 
 def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
     """Return the recipe of a TOML text, with the overrides applied."""
-    return _recipe(_with_base((_parse(text, where), Path())), overrides)
+    return _build_recipe(_merge_base((_parse(text, where), Path())), overrides)
 
 
 def dump(recipe: Recipe) -> str:
@@ -38,11 +38,11 @@ def dump(recipe: Recipe) -> str:
 
 def parse_section(section: type[S], overrides: Sequence[str]) -> S:
     """Return a section of its defaults and `field=value` overrides."""
-    return section.from_values(_overridden({}, overrides))
+    return section.from_values(_apply_overrides({}, overrides))
 
 
-def _recipe(values: TomlTable, overrides: Sequence[str]) -> Recipe:
-    recipe = Recipe.from_values(_overridden(values, overrides))
+def _build_recipe(values: TomlTable, overrides: Sequence[str]) -> Recipe:
+    recipe = Recipe.from_values(_apply_overrides(values, overrides))
     for line in dump(recipe).splitlines():  # written to manifests, reports, model cards and MLflow
         if (shown := redact(line, {})) != line:
             raise UserError(f"recipe: {shown!r} holds a secret. Set it in the environment, as HF_TOKEN is.")
@@ -71,7 +71,7 @@ def _parse(text: str, where: str) -> TomlTable:
         raise UserError(f"{where}: not valid TOML: {error}") from error
 
 
-def _with_base(read: tuple[TomlTable, Path], depth: int = 0) -> TomlTable:
+def _merge_base(read: tuple[TomlTable, Path], depth: int = 0) -> TomlTable:
     """Merge a recipe's values over those of its base; lists replace lists."""
     values, folder = read
     name = values.pop(_BASE, None)
@@ -79,20 +79,20 @@ def _with_base(read: tuple[TomlTable, Path], depth: int = 0) -> TomlTable:
         return values
     if not isinstance(name, str) or depth == _MAX_DEPTH:
         raise invalid(_BASE, name, f"a recipe's name or .toml file, at most {_MAX_DEPTH} deep")
-    return _merged(_with_base(_read(name, [RECIPES, BASES], folder), depth + 1), values)
+    return _merge_tables(_merge_base(_read(name, [RECIPES, BASES], folder), depth + 1), values)
 
 
-def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> TomlTable:
+def _merge_tables(base: Mapping[str, Any], values: Mapping[str, Any]) -> TomlTable:
     merged = dict(base)
     for name, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merged(merged[name], value) if both else value
+        merged[name] = _merge_tables(merged[name], value) if both else value
     return merged
 
 
-def _overridden(values: TomlTable, overrides: Sequence[str]) -> TomlTable:
+def _apply_overrides(values: TomlTable, overrides: Sequence[str]) -> TomlTable:
     for override in overrides:
-        values = _merged(values, _override(values, override))
+        values = _merge_tables(values, _override(values, override))
     return values
 
 

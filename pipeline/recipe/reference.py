@@ -28,67 +28,67 @@ Schema = Mapping[str, Any]
 """A node of a JSON schema."""
 
 
-def markdown() -> str:
+def render_markdown() -> str:
     """Return the whole page: one table per section, in the recipe's order."""
     schema = Recipe.model_json_schema()
-    return "\n".join([INTRODUCTION, *_section("", schema, schema)]).rstrip() + "\n"
+    return "\n".join([INTRODUCTION, *_render_section("", schema, schema)]).rstrip() + "\n"
 
 
-def json_schema() -> str:
+def render_json_schema() -> str:
     """Return the JSON schema of a recipe file, which may also name its `base`."""
     schema = Recipe.model_json_schema()
     schema["properties"]["base"] = {"type": "string", "description": "the recipe that this one inherits from"}
     return json.dumps(schema, indent=2) + "\n"
 
 
-def _section(path: str, node: Schema, schema: Schema) -> Iterator[str]:
+def _render_section(path: str, node: Schema, schema: Schema) -> Iterator[str]:
     title, below = f"## `{path}`" if path else "## Top level", []
-    yield from (title, "", *_about(node), "| field | type | default | description |", "|---|---|---|---|")
-    descriptions = _attributes(node.get("description", ""))
+    yield from (title, "", *_render_description(node), "| field | type | default | description |", "|---|---|---|---|")
+    descriptions = _parse_attributes(node.get("description", ""))
     for name, field in node["properties"].items():
         target = field.get("items", field)
-        if "$ref" in target and _resolved(target, schema).get("properties"):
+        if "$ref" in target and _resolve_reference(target, schema).get("properties"):
             brackets = "[[{}]]" if "items" in field else "[{}]"
-            below.append((brackets, f"{path.strip('[]')}.{name}".lstrip("."), _resolved(target, schema)))
+            below.append((brackets, f"{path.strip('[]')}.{name}".lstrip("."), _resolve_reference(target, schema)))
             continue
         about = (field.get("description") or descriptions.get(name, "")).replace("|", "\\|")
-        yield f"| `{name}` | {_type(field)} | {_default(field)} | {about} |"
+        yield f"| `{name}` | {_describe_type(field)} | {_describe_default(field)} | {about} |"
     yield ""
     for brackets, full, child in below:
-        yield from _section(brackets.format(full), child, schema)
+        yield from _render_section(brackets.format(full), child, schema)
 
 
-def _about(node: Schema) -> list[str]:
+def _render_description(node: Schema) -> list[str]:
     text = node.get("description", "").partition("\nAttributes:")[0].strip()
     return [re.sub(r"\s*\n(?!\n)\s*", " ", text), ""] if text and "properties" in node else []
 
 
-def _attributes(docstring: str) -> dict[str, str]:
+def _parse_attributes(docstring: str) -> dict[str, str]:
     """Return the descriptions of a dataclass's fields, from the Attributes of its docstring."""
     entries = re.findall(r"^\s{4}(\w[\w, ]*): (.*(?:\n\s{8}.*)*)", docstring.partition("Attributes:")[2], re.MULTILINE)
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
 
-def _resolved(node: Schema, schema: Schema) -> Schema:
+def _resolve_reference(node: Schema, schema: Schema) -> Schema:
     resolved: Schema = schema["$defs"][node["$ref"].rpartition("/")[2]]
     return resolved
 
 
-def _type(field: Schema) -> str:
+def _describe_type(field: Schema) -> str:
     if "enum" in field:
         return ", ".join(f"`{json.dumps(value)}`" for value in field["enum"])
     if field["type"] == "array":
         items = field.get("items") or field["prefixItems"][0]
-        return f"list of {_type(items)}"
+        return f"list of {_describe_type(items)}"
     bounds = {"exclusiveMinimum": "> {}", "minimum": ">= {}", "exclusiveMaximum": "< {}", "maximum": "<= {}"}
     limits = ", ".join(words.format(f"{field[bound]:g}") for bound, words in bounds.items() if bound in field)
     return f"{field['type']} {limits}".rstrip()
 
 
-def _default(field: Schema) -> str:
+def _describe_default(field: Schema) -> str:
     return f"`{json.dumps(field['default'])}`" if "default" in field else "required"
 
 
 if __name__ == "__main__":
-    (ROOT / PAGE).write_text(markdown(), encoding="utf-8")
-    (ROOT / SCHEMA).write_text(json_schema(), encoding="utf-8")
+    (ROOT / PAGE).write_text(render_markdown(), encoding="utf-8")
+    (ROOT / SCHEMA).write_text(render_json_schema(), encoding="utf-8")

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from datasets_prep.filters import Filters
 from nasa.method import Method
 from pipeline.cron import FIELDS, is_cron, is_time_zone
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.recipe.section import (
     Fraction,
     JpegQuality,
@@ -20,7 +20,7 @@ from pipeline.recipe.section import (
     PositiveInt,
     Probability,
     Section,
-    expecting,
+    build_validator,
 )
 
 BUNDLED = "shapes"
@@ -160,7 +160,7 @@ class Train(Section):
     """CPUs per worker"""
     gpus_per_worker: NonNegative = 0.0
     """GPUs per worker"""
-    gpu: Annotated[str, expecting(GPUS.__contains__, ", ".join(GPUS))] = "A100-40GB"
+    gpu: Annotated[str, build_validator(GPUS.__contains__, ", ".join(GPUS))] = "A100-40GB"
     """GPU model that memory and cost are estimated for"""
     resource_timeout_minutes: NonNegative = 10.0
     """minutes that a cluster has to provide the workers' resources"""
@@ -331,9 +331,9 @@ class Promotion(Section):
 class Schedule(Section):
     """The recurrence of a distillation, and its behaviour after a failure or a missed time."""
 
-    cron: Annotated[str, expecting(lambda value: not value or is_cron(value), f"five fields: {FIELDS}")] = ""
+    cron: Annotated[str, build_validator(lambda value: not value or is_cron(value), f"five fields: {FIELDS}")] = ""
     """minute, hour, day of month, month, day of week; empty: no recurrence"""
-    timezone: Annotated[str, expecting(is_time_zone, "an IANA name, such as Europe/Berlin")] = "UTC"
+    timezone: Annotated[str, build_validator(is_time_zone, "an IANA name, such as Europe/Berlin")] = "UTC"
     """IANA time zone of `cron`"""
     retries: NonNegativeInt = 2
     """attempts after the first one fails"""
@@ -373,13 +373,13 @@ class Recipe(Section):
             )
         return self
 
-    def gradient_accumulation_steps(self, num_workers: int) -> int:
+    def count_gradient_accumulation_steps(self, num_workers: int) -> int:
         """Return the forward passes of each worker per optimizer step: the fewest that `micro_batch_size` allows."""
         largest = -(-self.train.batch_size // num_workers)
         most = self.train.micro_batch_size or largest
         return min(-(-largest // most), self.train.batch_size // num_workers)
 
-    def batch_slice(self, rank: int, num_workers: int) -> range:
+    def get_batch_slice(self, rank: int, num_workers: int) -> range:
         """Return the indices of a worker's images in the global batch: as many as the others have, or one more."""
         batch_size = self.train.batch_size
         return range(rank * batch_size // num_workers, (rank + 1) * batch_size // num_workers)

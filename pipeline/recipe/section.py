@@ -15,7 +15,7 @@ class Section(Record):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-def expecting(check: Callable[[Any], bool], expected: str) -> AfterValidator:
+def build_validator(check: Callable[[Any], bool], expected: str) -> AfterValidator:
     """Return a validator of `check`; `expected` describes the accepted values in an error and in the docs."""
 
     def validate(value: Any) -> Any:

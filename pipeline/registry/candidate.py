@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline import manifest
 from pipeline.evaluation.evaluate import EvaluationManifest
-from pipeline.hashing import sha256_of_json
+from pipeline.hashing import hash_json
 from pipeline.manifest import DataFile, DistilledManifest
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
@@ -64,4 +64,4 @@ class Candidate:
     @property
     def data_sha256(self) -> str:
         """The SHA-256 of the prepared prompts, over the canonical JSON of their files' hashes."""
-        return sha256_of_json({name: file.values() for name, file in self.prompts.items()})
+        return hash_json({name: file.values() for name, file in self.prompts.items()})

@@ -8,9 +8,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from pipeline.registry.candidate import SHORT, Candidate
-from pipeline.registry.mlflow_registry import CHAMPION, METRIC, STATE, STEP, WHY, aliases, list_versions, set_tags
+from pipeline.registry.evaluation_scores import Scores
+from pipeline.registry.mlflow_registry import CHAMPION, METRIC, STATE, STEP, WHY, get_aliases, list_versions, set_tags
 from pipeline.registry.promotion import Decision
-from pipeline.registry.scores import Scores
 from pipeline.registry.version_artifacts import DECISION
 
 BREAK = "\n\n"
@@ -21,7 +21,7 @@ USE = (
 )
 
 
-def today() -> str:
+def get_today() -> str:
     """Return today's date, UTC."""
     return time.strftime("%Y-%m-%d", time.gmtime())
 
@@ -32,7 +32,9 @@ def score_of(tags: Mapping[str, str]) -> str:
     return f"{metric} {tags[metric]}" if tags.get(metric) else "no score"
 
 
-def version_description(client: MlflowClient, candidate: Candidate, scores: Scores, decision: Decision | None) -> str:
+def render_version_description(
+    client: MlflowClient, candidate: Candidate, scores: Scores, decision: Decision | None
+) -> str:
     """Return a version's description below its first paragraph: scores, the comparison, links and images."""
     experiment = client.get_run(candidate.mlflow_run).info.experiment_id
     run = f"#/experiments/{experiment}/runs/{candidate.mlflow_run}/artifacts/{candidate.artifact_path}"
@@ -49,7 +51,7 @@ def version_description(client: MlflowClient, candidate: Candidate, scores: Scor
     )
     return BREAK.join(
         [
-            _table(scores, decision),
+            _render_scores(scores, decision),
             " · ".join(f"[{text}]({run}/{file})" for text, file in links),
             f"![contact sheet](get-artifact?path={sheet}&run_uuid={candidate.mlflow_run})",
             made_from,
@@ -57,7 +59,7 @@ def version_description(client: MlflowClient, candidate: Candidate, scores: Scor
     )
 
 
-def _table(scores: Scores, decision: Decision | None) -> str:
+def _render_scores(scores: Scores, decision: Decision | None) -> str:
     if not scores.metrics:
         return "There is no judge for this teacher: look at the images."
     gains = {summary.metric: summary.short for summary in decision.comparisons} if decision else {}
@@ -65,12 +67,12 @@ def _table(scores: Scores, decision: Decision | None) -> str:
     lines = [f"| metric | value (95 % interval) | images |{beside}", "|---|---|---|" + ("---|" if beside else "")]
     for metric, summary in scores.metrics.items():
         gain = f" {gains.get(metric, '')} |" if beside else ""
-        lines.append(f"| {metric} | {scores.short(metric)} | {summary.images} |{gain}")
+        lines.append(f"| {metric} | {scores.format_metric(metric)} | {summary.images} |{gain}")
     return "\n".join(lines)
 
 
 def set_state(client: MlflowClient, name: str, number: str, state: str) -> None:
-    """Change what a version is; its page and its tag say so first."""
+    """Set a version's state: rewrite its page, then its tag."""
     version = client.get_model_version(name, number)
     write_page(client, name, number, state, version.tags.get(WHY, ""), (version.description or "").partition(BREAK)[2])
     set_tags(client, name, number, **{STATE: state})
@@ -83,7 +85,7 @@ def write_page(client: MlflowClient, name: str, number: str, state: str, why: st
 
 def refresh_model_page(client: MlflowClient, name: str) -> None:
     """Write the model's own page: which version is the champion, since when, and why, before all others."""
-    champion = aliases(client, name).get(CHAMPION)
+    champion = get_aliases(client, name).get(CHAMPION)
     versions = sorted(list_versions(client, name), key=lambda version: str(version.version) != champion)
     head = "There is no champion."
     if champion is not None:
@@ -92,11 +94,11 @@ def refresh_model_page(client: MlflowClient, name: str) -> None:
             f"**Champion: version {champion}**, {score_of(tags)}: {tags.get(STATE, '')}. "
             f"Why: {tags.get(WHY, 'not written down')}."
         )
-    page = BREAK.join([head, _versions_table(name, versions[:SHOWN]), USE.format(name=name)])
+    page = BREAK.join([head, _render_versions(name, versions[:SHOWN]), USE.format(name=name)])
     client.update_registered_model(name, page)
 
 
-def _versions_table(name: str, versions: Sequence[ModelVersion]) -> str:
+def _render_versions(name: str, versions: Sequence[ModelVersion]) -> str:
     lines = ["| version | state | score | step | why |", "|---|---|---|---|---|"]
     for version in versions:
         tags = version.tags

@@ -42,15 +42,17 @@ class Generator(PythonModel):
         defaults = {"negative_prompt": "", "seed": 0, "scale": self.scale}
         table = model_input.reindex(columns=["prompt", *defaults]).astype(object)
         rows = table.where(table.notna(), pd.Series({"prompt": "", **defaults}), axis=1).to_dict("records")
-        return [png for first in range(0, len(rows), BATCH) for png in self._images(rows[first : first + BATCH])]
+        return [
+            png for first in range(0, len(rows), BATCH) for png in self._generate_images(rows[first : first + BATCH])
+        ]
 
-    def _images(self, rows: list[dict[str, Any]]) -> list[bytes]:
+    def _generate_images(self, rows: list[dict[str, Any]]) -> list[bytes]:
         negatives = [row["negative_prompt"] for row in rows]
         scales = [_scale(row["scale"]) if row["negative_prompt"] else 0.0 for row in rows]
         seeds = [torch.Generator().manual_seed(_seed(row["seed"])) for row in rows]
         with steer(self.pipe, negatives if any(scales) else None, scales):
             images = self.pipe([row["prompt"] for row in rows], generator=seeds, **self.options).images
-        return [_png(image) for image in images]
+        return [_encode_png(image) for image in images]
 
 
 def _seed(value: Any) -> int:
@@ -68,7 +70,7 @@ def _scale(value: Any) -> float:
     return scale
 
 
-def _png(image: Any) -> bytes:
+def _encode_png(image: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -12,7 +12,7 @@ STATE, WHY, METRIC, STEP, PREVIOUS = "state", "why", "metric", "step", "previous
 DECIDED = "decided_on"  # the evaluations of a decision; written last, so that an interrupted decision is repeated
 
 
-def model_names(client: MlflowClient) -> list[str]:
+def list_models(client: MlflowClient) -> list[str]:
     """Return the names of all registered models, sorted."""
     names, token = [], None
     while page := client.search_registered_models(page_token=token):
@@ -51,10 +51,10 @@ def get_version(client: MlflowClient, name: str, number: str, field: str) -> Mod
 def require_model(client: MlflowClient, name: str) -> None:
     """Raise a UserError where no model of this name is registered."""
     if not is_model(client, name):
-        raise invalid("name", name, f"a registered model: {', '.join(model_names(client)) or 'there is none yet'}")
+        raise invalid("name", name, f"a registered model: {', '.join(list_models(client)) or 'there is none yet'}")
 
 
-def aliases(client: MlflowClient, name: str) -> dict[str, str]:
+def get_aliases(client: MlflowClient, name: str) -> dict[str, str]:
     """Return the version number by alias."""
     return {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
 

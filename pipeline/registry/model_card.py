@@ -7,10 +7,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import TransientError
-from pipeline.hub import hub_info, is_hub_id
+from pipeline.hub import is_hub_id, query_hub
 from pipeline.recipe import BUNDLED
 from pipeline.registry.candidate import Candidate
-from pipeline.registry.scores import Scores
+from pipeline.registry.evaluation_scores import Scores
 from pipeline.storage import Folder
 
 UNKNOWN = "unknown"
@@ -29,7 +29,7 @@ def render(candidate: Candidate, scores: Scores, name: str, options: Mapping[str
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    known = licence(recipe.teacher, recipe.revision)
+    known = find_licence(recipe.teacher, recipe.revision)
     page: str = environment.get_template("model_card.md.j2").render(
         candidate=candidate,
         recipe=recipe,
@@ -49,12 +49,12 @@ def _join_items(values: Mapping[str, object], between: str = " ") -> str:
     return ", ".join(f"{key}{between}{value}" for key, value in values.items())
 
 
-def licence(teacher: str, revision: str = "main") -> str:
+def find_licence(teacher: str, revision: str = "main") -> str:
     """Return the teacher's licence: from its README's front matter, else its licence file, else "unknown"."""
     if teacher == BUNDLED:
         return "Apache-2.0"
     if is_hub_id(teacher):
-        return _hub_licence(teacher, revision)
+        return _read_hub_licence(teacher, revision)
     folder = Folder.from_uri(teacher)
     if folder.exists("README.md"):
         front = FRONT_MATTER.match(folder.read("README.md").decode(errors="replace"))
@@ -68,10 +68,10 @@ def licence(teacher: str, revision: str = "main") -> str:
     return UNKNOWN
 
 
-def _hub_licence(teacher: str, revision: str) -> str:
+def _read_hub_licence(teacher: str, revision: str) -> str:
     """Read it from the hub's metadata, if the hub answers."""
     try:
-        metadata = hub_info(teacher, revision).card_data
+        metadata = query_hub(teacher, revision).card_data
     except TransientError:
         return UNKNOWN
     return str(getattr(metadata, "license", None) or UNKNOWN)

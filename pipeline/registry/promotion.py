@@ -8,9 +8,9 @@ from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
 
 from pipeline.evaluation.plan import EXCLUSION_SET
-from pipeline.evaluation.statistics import clustered_bootstrap, discordant_interval
+from pipeline.evaluation.statistics import bootstrap_clustered, compute_discordant_interval
 from pipeline.recipe import GuardrailMetric, Promotion
-from pipeline.registry.scores import Image, Scores
+from pipeline.registry.evaluation_scores import ImageKey, Scores
 
 MIN_IMAGES = 30  # of each student; fewer decide nothing
 
@@ -64,7 +64,7 @@ def compare_metric(
 
     A metric of exclusion is over the images of a student that show what the negative names, and two students show it
     on other seeds: its means over each one's own images are compared, prompt by prompt, since some pairs are harder
-    than others (`statistics.clustered_bootstrap`). Of zeros and ones the wider of the bootstrap's and the exact sign
+    than others (`statistics.bootstrap_clustered`). Of zeros and ones the wider of the bootstrap's and the exact sign
     test's intervals counts.
     """
     for scores, whose in ((new, "this student"), (old, "the champion")):
@@ -83,7 +83,7 @@ def compare_metric(
         ours, theirs = ({image: values[image] for image in sorted(shared)} for values in (ours, theirs))
     better, worse = (ours, theirs) if higher_is_better else (theirs, ours)
     stratum = (lambda image: image[1]) if selected else (lambda image: None)
-    difference = clustered_bootstrap(better, worse, confidence=confidence, stratum=stratum)
+    difference = bootstrap_clustered(better, worse, confidence=confidence, stratum=stratum)
     if math.isnan(difference.difference):
         return Comparison(metric, problem=f"{metric} is of no prompt that both evaluations have images of")
     if difference.count < min_images:
@@ -92,18 +92,18 @@ def compare_metric(
         )
     low, high = difference.low, difference.high
     if not selected and {*better.values(), *worse.values()} <= {0.0, 1.0}:
-        exact = discordant_interval(list(better.values()), list(worse.values()), confidence)
+        exact = compute_discordant_interval(list(better.values()), list(worse.values()), confidence)
         low, high = min(low, exact[0]), max(high, exact[1])
     return Comparison(metric, difference.difference, low, high, difference.count)
 
 
-def _is_selected(images: Mapping[Image, float]) -> bool:
+def _is_selected(images: Mapping[ImageKey, float]) -> bool:
     """Tell whether these images were selected by the student's own plain images."""
     return all(name == EXCLUSION_SET for name, _, _ in images)
 
 
 def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
-    """Promoted where the whole interval of the metric's gain is above the margin and every guard's above its loss."""
+    """Decide whether the gain's interval lies above the margin, and that of each guardrail above `-max_regression`."""
     main = compare_metric(rule.metric, new, old, rule.decision_confidence, higher_is_better=rule.higher_is_better)
     guardrail_gains = tuple(
         compare_metric(
@@ -112,36 +112,36 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
             old,
             rule.confidence,
             higher_is_better=guardrail.higher_is_better,
-            min_images=_min_images(guardrail),
+            min_images=_compute_min_images(guardrail),
         )
         for guardrail in rule.guardrails
     )
-    failed = _rejection_reason(rule, main, guardrail_gains)
+    failed = _find_rejection_reason(rule, main, guardrail_gains)
     if not failed:
         kept = f", {' and '.join(guardrail.metric for guardrail in guardrail_gains)} kept" if guardrail_gains else ""
-        margin = f"above {rule.margin:g}, {_confidence_text(rule)}"
+        margin = f"above {rule.margin:g}, {_describe_confidence(rule)}"
         verdict = f"{main.metric} {main.short} better than version {against}: {margin}{kept}"
     elif main.problem:
         verdict = f"not comparable with version {against}: {main.problem}"
     else:
-        verdict = f"{main.metric} {main.short} beside version {against}: {failed}"
+        verdict = f"{main.metric} {main.short} against version {against}: {failed}"
     return Decision(not failed, verdict, rule, against, (main, *guardrail_gains))
 
 
-def _min_images(guardrail: GuardrailMetric) -> int:
-    """Return the images without regression that exclude one above `max_regression`: the rule of three."""
+def _compute_min_images(guardrail: GuardrailMetric) -> int:
+    """Return how many images without a regression rule out a rate above `max_regression` (the rule of three)."""
     return max(MIN_IMAGES, math.ceil(3 / guardrail.max_regression)) if guardrail.max_regression else MIN_IMAGES
 
 
-def _confidence_text(rule: Promotion) -> str:
+def _describe_confidence(rule: Promotion) -> str:
     over = f" over {rule.decisions} decisions" if rule.decisions > 1 else ""
     return f"{100 * rule.confidence:g} % sure{over}"
 
 
-def _rejection_reason(rule: Promotion, main: Comparison, guardrail_gains: tuple[Comparison, ...]) -> str:
+def _find_rejection_reason(rule: Promotion, main: Comparison, guardrail_gains: tuple[Comparison, ...]) -> str:
     """Return the first reason against promotion, or an empty string."""
     if main.low is None or main.low <= rule.margin:
-        return main.problem or f"not above {rule.margin:g}, {_confidence_text(rule)}"
+        return main.problem or f"not above {rule.margin:g}, {_describe_confidence(rule)}"
     for guardrail, comparison in zip(rule.guardrails, guardrail_gains, strict=True):
         if comparison.problem:
             return f"better, but {comparison.problem}"

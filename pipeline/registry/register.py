@@ -10,16 +10,16 @@ import mlflow
 from mlflow.tracking import MlflowClient
 
 from pipeline import manifest, tracking
-from pipeline.hashing import sha256_of_bytes
+from pipeline.hashing import hash_bytes
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe, dump
 from pipeline.registry import descriptions, mlflow_registry, version_artifacts
 from pipeline.registry.candidate import SHORT, Candidate
+from pipeline.registry.evaluation_scores import Scores
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
 from pipeline.registry.promotion import Decision, decide, decide_first
 from pipeline.registry.publish import publish
 from pipeline.registry.registered_version import RegisteredVersion
-from pipeline.registry.scores import Scores
 from pipeline.storage import Folder
 
 
@@ -64,13 +64,13 @@ def register(candidate: Candidate, tracking_uri: str) -> RegisteredVersion:
     A second call with another evaluation updates the scores, and decides again about a version that was never champion.
     """
     entry = _Entry(candidate, Scores.read(candidate.evaluation))
-    with tracking.reachable_client(tracking_uri) as client:
+    with tracking.open_client(tracking_uri) as client:
         tracking.require_run(tracking_uri, candidate.mlflow_run)
         mlflow_registry.ensure_model(client, entry.name)
-        number = _version(client, entry)
+        number = _find_or_create_version(client, entry)
         _assign_alias(client, entry, number)
         descriptions.refresh_model_page(client, entry.name)
-        return _registered_version(client, entry.name, number)
+        return _get_registered_version(client, entry.name, number)
 
 
 def register_run(distilled: Folder, evaluated: Folder, folder: Folder, tracking_uri: str) -> RegisteredVersion:
@@ -81,9 +81,9 @@ def register_run(distilled: Folder, evaluated: Folder, folder: Folder, tracking_
     return outcome
 
 
-def _version(client: MlflowClient, entry: _Entry) -> str:
+def _find_or_create_version(client: MlflowClient, entry: _Entry) -> str:
     """Return the version of this student with this evaluation: existing, updated or new."""
-    number = _lowest_version(client, entry)
+    number = _find_lowest_version(client, entry)
     if number is not None:
         tags = client.get_model_version(entry.name, number).tags
         if tags.get(mlflow_registry.EVALUATION) == entry.scores.sha256:
@@ -94,7 +94,7 @@ def _version(client: MlflowClient, entry: _Entry) -> str:
     if number is None:
         return _create(client, entry)
     _describe(client, entry, number, None)
-    mlflow_registry.set_tags(client, entry.name, number, **_tags(entry))
+    mlflow_registry.set_tags(client, entry.name, number, **_build_tags(entry))
     return number
 
 
@@ -102,15 +102,17 @@ def _create(client: MlflowClient, entry: _Entry) -> str:
     """Create a version. If two processes race, keep the lower version number and delete the other."""
     run_id = entry.candidate.mlflow_run
     source = f"{client.get_run(run_id).info.artifact_uri}/{entry.candidate.artifact_path}"
-    created = str(client.create_model_version(entry.name, source=source, run_id=run_id, tags=_tags(entry)).version)
-    lowest = _lowest_version(client, entry)
+    created = str(
+        client.create_model_version(entry.name, source=source, run_id=run_id, tags=_build_tags(entry)).version
+    )
+    lowest = _find_lowest_version(client, entry)
     assert lowest is not None
     if lowest != created:
         client.delete_model_version(entry.name, created)
     return lowest
 
 
-def _lowest_version(client: MlflowClient, entry: _Entry) -> str | None:
+def _find_lowest_version(client: MlflowClient, entry: _Entry) -> str | None:
     same = [
         str(version.version)
         for version in mlflow_registry.list_versions(client, entry.name)
@@ -119,16 +121,16 @@ def _lowest_version(client: MlflowClient, entry: _Entry) -> str | None:
     return same[-1] if same else None
 
 
-def _tags(entry: _Entry) -> dict[str, str]:
+def _build_tags(entry: _Entry) -> dict[str, str]:
     """Return scores and lineage as tags, to read and to search."""
     candidate = entry.candidate
-    return {metric: entry.scores.short(metric) for metric in entry.scores.metrics} | {
+    return {metric: entry.scores.format_metric(metric) for metric in entry.scores.metrics} | {
         METRIC: entry.recipe.promotion.metric,
         mlflow_registry.STEP: str(candidate.step),
         mlflow_registry.STUDENT: candidate.student_sha256,
         mlflow_registry.EVALUATION: entry.scores.sha256,
         "data_sha256": candidate.data_sha256,
-        "recipe_sha256": sha256_of_bytes(dump(candidate.recipe).encode()),
+        "recipe_sha256": hash_bytes(dump(candidate.recipe).encode()),
         "teacher": candidate.recipe.teacher,
         "teacher_sha256": candidate.teacher_sha256,
         "code": candidate.code,
@@ -138,7 +140,7 @@ def _tags(entry: _Entry) -> dict[str, str]:
 def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
     """Decide about a version and assign its alias, once per pair of evaluations; a replaced champion stays so."""
     tags = client.get_model_version(entry.name, number).tags
-    champion = mlflow_registry.aliases(client, entry.name).get(CHAMPION)
+    champion = mlflow_registry.get_aliases(client, entry.name).get(CHAMPION)
     if number == champion:
         _set_champion(client, entry.name, number)  # completes an interrupted call
     if number == champion or tags.get(STATE, "").startswith(CHAMPION):
@@ -162,10 +164,10 @@ def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decisi
     rule = entry.recipe.promotion
     if champion is None:
         return decide_first(rule, entry.scores)
-    return decide(rule, entry.scores, _scores_of(client, entry.name, champion), champion)
+    return decide(rule, entry.scores, _read_scores(client, entry.name, champion), champion)
 
 
-def _scores_of(client: MlflowClient, name: str, number: str) -> Scores:
+def _read_scores(client: MlflowClient, name: str, number: str) -> Scores:
     """Return a version's scores from its artifacts; none for a version without an evaluation."""
     version = client.get_model_version(name, number)
     if mlflow_registry.EVALUATION not in version.tags:
@@ -189,21 +191,21 @@ def _record_decision(client: MlflowClient, entry: _Entry, number: str, decision:
 
 def _describe(client: MlflowClient, entry: _Entry, number: str, decision: Decision | None) -> None:
     tags = client.get_model_version(entry.name, number).tags
-    rest = descriptions.version_description(client, entry.candidate, entry.scores, decision)
+    rest = descriptions.render_version_description(client, entry.candidate, entry.scores, decision)
     descriptions.write_page(client, entry.name, number, tags.get(STATE, "new"), tags.get(WHY, ""), rest)
 
 
 def _set_champion(client: MlflowClient, name: str, number: str) -> None:
     """Make a version the champion; idempotent."""
     client.set_registered_model_alias(name, CHAMPION, number)
-    if mlflow_registry.aliases(client, name).get(CHALLENGER) == number:
+    if mlflow_registry.get_aliases(client, name).get(CHALLENGER) == number:
         client.delete_registered_model_alias(name, CHALLENGER)
     tags = client.get_model_version(name, number).tags
     before = tags.get(PREVIOUS)
-    since = f"{CHAMPION} since {descriptions.today()}"
+    since = f"{CHAMPION} since {descriptions.get_today()}"
     if before and client.get_model_version(name, before).tags.get(STATE, "").startswith(f"{CHAMPION} since"):
         descriptions.set_state(
-            client, name, before, f"{CHAMPION} until {descriptions.today()}, replaced by version {number}"
+            client, name, before, f"{CHAMPION} until {descriptions.get_today()}, replaced by version {number}"
         )
     if not tags.get(STATE, "").startswith(CHAMPION):
         descriptions.set_state(client, name, number, since)
@@ -211,17 +213,17 @@ def _set_champion(client: MlflowClient, name: str, number: str) -> None:
 
 def _set_challenger(client: MlflowClient, name: str, number: str) -> None:
     """Make a version the challenger, the newest one that is not the champion, and retag the previous one."""
-    before = mlflow_registry.aliases(client, name).get(CHALLENGER)
+    before = mlflow_registry.get_aliases(client, name).get(CHALLENGER)
     if before is not None and before != number:
         descriptions.set_state(
-            client, name, before, f"{CHALLENGER} until {descriptions.today()}, replaced by version {number}"
+            client, name, before, f"{CHALLENGER} until {descriptions.get_today()}, replaced by version {number}"
         )
     client.set_registered_model_alias(name, CHALLENGER, number)
-    descriptions.set_state(client, name, number, f"{CHALLENGER} since {descriptions.today()}")
+    descriptions.set_state(client, name, number, f"{CHALLENGER} since {descriptions.get_today()}")
 
 
-def _registered_version(client: MlflowClient, name: str, number: str) -> RegisteredVersion:
-    aliases = [alias for alias, version in mlflow_registry.aliases(client, name).items() if version == number]
+def _get_registered_version(client: MlflowClient, name: str, number: str) -> RegisteredVersion:
+    aliases = [alias for alias, version in mlflow_registry.get_aliases(client, name).items() if version == number]
     return RegisteredVersion(
         model=name,
         version=int(number),

@@ -15,11 +15,11 @@ import nasa
 from nasa.denoiser import require_distillation
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.hashing import sha256_of_folder
+from pipeline.hashing import hash_folder
 from pipeline.recipe import Recipe, dump
 from pipeline.registry import model_card
 from pipeline.registry.candidate import Candidate
-from pipeline.registry.scores import FILES, Scores
+from pipeline.registry.evaluation_scores import FILES, Scores
 
 STUDENT, EVALUATION, DECISION = "student", "evaluation", "promotion.json"
 CODE = Path(__file__).parent / "generator.py"
@@ -42,8 +42,8 @@ SCALE = 0.5  # the default alpha if the evaluation chose none
 
 def build_artifacts(candidate: Candidate, scores: Scores, name: str, scratch: Path) -> Path:
     """Write the folder and return it; the student is checked to be the one that was evaluated."""
-    student = candidate.student.local_copy(scratch / "copy")
-    if sha256_of_folder(student) != candidate.student_sha256:
+    student = candidate.student.copy_to_local(scratch / "copy")
+    if hash_folder(student) != candidate.student_sha256:
         raise UserError(f"{candidate.student.uri}: is not the student of its manifest. Distil or export it again.")
     folder = scratch / "version"
     _save_model(candidate, scores, student, folder)
@@ -53,7 +53,7 @@ def build_artifacts(candidate: Candidate, scores: Scores, name: str, scratch: Pa
         if candidate.evaluation.exists(file):
             (folder / EVALUATION / file).write_bytes(candidate.evaluation.read(file))
     (folder / "recipe.toml").write_text(dump(candidate.recipe), encoding="utf-8")
-    page = model_card.render(candidate, scores, name, call_options(candidate.recipe, student))
+    page = model_card.render(candidate, scores, name, build_call_options(candidate.recipe, student))
     (folder / "README.md").write_text(page, encoding="utf-8")
     return folder
 
@@ -72,32 +72,34 @@ def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Pat
                 code_paths=[str(Path(nasa.__file__).parent)],
                 signature=SIGNATURE,
                 input_example=pd.DataFrame([EXAMPLE]),
-                pip_requirements=pip_requirements(),
+                pip_requirements=list_pip_requirements(),
                 model_config={
-                    "options": call_options(candidate.recipe, student),
+                    "options": build_call_options(candidate.recipe, student),
                     "scale": SCALE if scores.chosen_scale is None else scores.chosen_scale,
                 },
-                mlflow_model=Model(run_id=candidate.mlflow_run, utc_time_created=EPOCH, model_uuid=_uuid(candidate)),
+                mlflow_model=Model(
+                    run_id=candidate.mlflow_run, utc_time_created=EPOCH, model_uuid=_derive_uuid(candidate)
+                ),
             )
     finally:
         quiet.setLevel(level)
 
 
-def call_options(recipe: Recipe, student: Path) -> dict[str, object]:
+def build_call_options(recipe: Recipe, student: Path) -> dict[str, object]:
     """Return the call options of the student's pipeline for one step."""
     options: dict[str, object] = {"num_inference_steps": 1, "guidance_scale": 0.0}
-    options |= require_distillation(models.family_of_folder(student)).call_options
+    options |= require_distillation(models.detect_family(student)).call_options
     if recipe.method.start_timestep != -1:
         options["timesteps"] = [recipe.method.start_timestep]
     return options
 
 
-def _uuid(candidate: Candidate) -> str:
+def _derive_uuid(candidate: Candidate) -> str:
     """Return a UUID derived from the student, so that every writer of a version writes the same files."""
     return candidate.student_sha256[:32]
 
 
-def pip_requirements() -> list[str]:
+def list_pip_requirements() -> list[str]:
     """Return installed versions, without the local part of a build such as `+cpu`."""
     from importlib.metadata import version
 

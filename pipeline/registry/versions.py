@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline import tracking
 from pipeline.errors import UserError, invalid
-from pipeline.hashing import sha256_of_folder
+from pipeline.hashing import hash_folder
 from pipeline.registry import descriptions, mlflow_registry
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, PREVIOUS, STATE, WHY
 from pipeline.registry.version_artifacts import STUDENT
@@ -17,16 +17,18 @@ from pipeline.registry.version_artifacts import STUDENT
 
 def list_rows(tracking_uri: str, name: str | None = None) -> list[dict[str, str]]:
     """Return one row per version of every model, or of one, newest first."""
-    with tracking.reachable_client(tracking_uri) as client:
+    with tracking.open_client(tracking_uri) as client:
         if name is not None:
             mlflow_registry.require_model(client, name)
         return [
-            row for model in ([name] if name else mlflow_registry.model_names(client)) for row in _rows(client, model)
+            row
+            for model in ([name] if name else mlflow_registry.list_models(client))
+            for row in _build_rows(client, model)
         ]
 
 
-def _rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
-    alias_of = {number: alias for alias, number in mlflow_registry.aliases(client, name).items()}
+def _build_rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
+    alias_of = {number: alias for alias, number in mlflow_registry.get_aliases(client, name).items()}
     return [
         {
             "model": name,
@@ -35,13 +37,13 @@ def _rows(client: MlflowClient, name: str) -> list[dict[str, str]]:
             "score": descriptions.score_of(version.tags),
             "step": version.tags.get(mlflow_registry.STEP, ""),
             "created": time.strftime("%Y-%m-%d %H:%M", time.gmtime(version.creation_timestamp / 1000)),
-            "why": _why(version.tags, str(version.version) in alias_of),
+            "why": _explain_decision(version.tags, str(version.version) in alias_of),
         }
         for version in mlflow_registry.list_versions(client, name)
     ]
 
 
-def _why(tags: dict[str, str], named: bool) -> str:
+def _explain_decision(tags: dict[str, str], named: bool) -> str:
     """Return the decision, and for a former champion first its replacement."""
     return tags.get(WHY, "") if named else "; ".join(filter(None, (tags.get(STATE, ""), tags.get(WHY, ""))))
 
@@ -54,23 +56,25 @@ class Champion:
     student_sha256: str
 
 
-def champion(tracking_uri: str, name: str) -> Champion | None:
+def find_champion(tracking_uri: str, name: str) -> Champion | None:
     """Return the champion, or None where the model has none yet."""
-    with tracking.reachable_client(tracking_uri) as client:
-        number = mlflow_registry.aliases(client, name).get(CHAMPION) if mlflow_registry.is_model(client, name) else None
+    with tracking.open_client(tracking_uri) as client:
+        number = (
+            mlflow_registry.get_aliases(client, name).get(CHAMPION) if mlflow_registry.is_model(client, name) else None
+        )
         if number is None:
             return None
         return Champion(number, client.get_model_version(name, number).tags[mlflow_registry.STUDENT])
 
 
-def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, str]:
+def roll_back(tracking_uri: str, name: str, to: str | None = None) -> dict[str, str]:
     """Make the previous champion, or the version `to`, the champion again; return both versions.
 
     The decision is recorded before the alias moves, so that an interrupted call can be repeated.
     """
-    with tracking.reachable_client(tracking_uri) as client:
+    with tracking.open_client(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
-        current = mlflow_registry.aliases(client, name).get(CHAMPION)
+        current = mlflow_registry.get_aliases(client, name).get(CHAMPION)
         if current is None:
             raise UserError(
                 f"name: {name} has no champion to roll back from. Run `python -m jobs models promote --name {name} "
@@ -88,9 +92,9 @@ def rollback(tracking_uri: str, name: str, to: str | None = None) -> dict[str, s
 
 def promote(tracking_uri: str, name: str, version: str) -> dict[str, str]:
     """Make a version the champion by hand, regardless of its scores; return it and the previous champion, if any."""
-    with tracking.reachable_client(tracking_uri) as client:
+    with tracking.open_client(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
-        current = mlflow_registry.aliases(client, name).get(CHAMPION)
+        current = mlflow_registry.get_aliases(client, name).get(CHAMPION)
         _make_champion(
             client, name, current, version, "version", "promoted by hand", "replaced by hand by", replaces_current=True
         )
@@ -118,7 +122,7 @@ def _make_champion(
         raise UserError(f"{field}: version {target} of {name} is the champion already")
     if current and (replaces_current or not version.tags.get(STATE, "").startswith(CHAMPION)):
         mlflow_registry.set_tags(client, name, target, **{PREVIOUS: current})
-    day = descriptions.today()
+    day = descriptions.get_today()
     if current:
         descriptions.set_state(client, name, current, f"{CHAMPION} until {day}, {current_state} version {target}")
     descriptions.set_state(client, name, target, f"{CHAMPION} since {day}, {reason}")
@@ -134,12 +138,12 @@ def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
         for version in mlflow_registry.list_versions(client, name)
         if str(version.version) != champion
     ]
-    current = mlflow_registry.aliases(client, name).get(CHALLENGER)
+    current = mlflow_registry.get_aliases(client, name).get(CHALLENGER)
     if others and others[0] != current:
         client.set_registered_model_alias(name, CHALLENGER, others[0])
         if current and current != champion:
             descriptions.set_state(
-                client, name, current, f"{CHALLENGER} until {descriptions.today()}, replaced by version {others[0]}"
+                client, name, current, f"{CHALLENGER} until {descriptions.get_today()}, replaced by version {others[0]}"
             )
     elif not others and current:
         client.delete_registered_model_alias(name, CHALLENGER)
@@ -147,9 +151,9 @@ def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
 
 def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> tuple[str, Path]:
     """Download a version, by default the champion; return its number and folder, whose checksum is checked."""
-    with tracking.reachable_client(tracking_uri) as client:
+    with tracking.open_client(tracking_uri) as client:
         mlflow_registry.require_model(client, name)
-        number = version or mlflow_registry.aliases(client, name).get(CHAMPION)
+        number = version or mlflow_registry.get_aliases(client, name).get(CHAMPION)
         if number is None:
             raise UserError(f"name: {name} has no champion. Pass --version NUMBER.")
         registered = mlflow_registry.get_version(client, name, number, "version")
@@ -157,11 +161,11 @@ def download(tracking_uri: str, name: str, folder: Path, version: str | None = N
             raise invalid("out", str(folder), "an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         mlflow.artifacts.download_artifacts(artifact_uri=registered.source, dst_path=str(folder.parent / folder.name))
-        return number, _checked(folder, registered.tags.get(mlflow_registry.STUDENT, ""))
+        return number, _verify_download(folder, registered.tags.get(mlflow_registry.STUDENT, ""))
 
 
-def _checked(folder: Path, expected: str) -> Path:
+def _verify_download(folder: Path, expected: str) -> Path:
     (root,) = [file.parent for file in folder.rglob("MLmodel")]
-    if sha256_of_folder(root / STUDENT) != expected:
+    if hash_folder(root / STUDENT) != expected:
         raise UserError(f"{root / STUDENT}: is not what was registered (its checksum is another)")
     return root

@@ -27,7 +27,7 @@ class JobOutcome:
     reason: str
 
 
-def due(
+def find_due_action(
     schedule: StoredSchedule,
     history: History,
     now: datetime,
@@ -41,12 +41,12 @@ def due(
     if last and last.state == RUNNING and (outcome := job_outcome(last)):
         record = last.end_attempt(outcome.state, now, outcome.reason)
         return DueAction(last.scheduled_time, expected=last, record=record)
-    requested, by_cron = _requested_time(schedule), _cron_time(schedule, now)
+    requested, by_cron = _get_requested_time(schedule), _find_cron_time(schedule, now)
     if requested and not history.read(requested) and not (last and last.scheduled_time >= requested):
         return DueAction(requested, 1)
     if by_cron and not history.read(by_cron) and not (last and last.scheduled_time >= by_cron):
         return _start_or_skip(schedule, by_cron, now, last)
-    if last and last.state == FAILED and _is_unfinished(schedule, last):
+    if last and last.state == FAILED and _is_running_or_will_retry(schedule, last):
         waited = now - datetime.fromisoformat(last.attempts[-1].ended)
         if waited >= timedelta(minutes=schedule.recipe.schedule.retry_minutes):
             return DueAction(last.scheduled_time, len(last.attempts) + 1, expected=last)
@@ -58,7 +58,7 @@ def _start_or_skip(
 ) -> DueAction:
     """Start a new scheduled time, unless an earlier run is unfinished or it is too late."""
     hours = schedule.recipe.schedule.max_lateness_hours
-    if last and _is_unfinished(schedule, last):
+    if last and _is_running_or_will_retry(schedule, last):
         why = "was still running" if last.state == RUNNING else "is being retried"
         record = ScheduledRun(scheduled_time, SKIPPED, f"scheduled run {last.scheduled_time} {why}")
         return DueAction(scheduled_time, record=record)
@@ -68,7 +68,7 @@ def _start_or_skip(
     return DueAction(scheduled_time, 1)
 
 
-def _is_unfinished(schedule: StoredSchedule, last: ScheduledRun) -> bool:
+def _is_running_or_will_retry(schedule: StoredSchedule, last: ScheduledRun) -> bool:
     """Tell whether a run is running or will be retried.
 
     A failed run is not retried while the schedule is paused, nor if it is older than the schedule's last resumption.
@@ -76,18 +76,18 @@ def _is_unfinished(schedule: StoredSchedule, last: ScheduledRun) -> bool:
     if last.state == RUNNING:
         return True
     too_old = last.scheduled_time < cron.format_stamp(datetime.fromisoformat(schedule.added_at))
-    wanted = last.scheduled_time == _requested_time(schedule) or not (schedule.paused or too_old)
+    wanted = last.scheduled_time == _get_requested_time(schedule) or not (schedule.paused or too_old)
     return wanted and last.can_continue(schedule.recipe.schedule.retries)
 
 
-def _requested_time(schedule: StoredSchedule) -> str | None:
+def _get_requested_time(schedule: StoredSchedule) -> str | None:
     return cron.format_stamp(datetime.fromisoformat(schedule.requested_at)) if schedule.requested_at else None
 
 
-def _cron_time(schedule: StoredSchedule, now: datetime) -> str | None:
+def _find_cron_time(schedule: StoredSchedule, now: datetime) -> str | None:
     """Return the latest time since the schedule was added or resumed, or None."""
     if schedule.paused:
         return None
     options = schedule.recipe.schedule
-    latest = cron.latest_time(options.cron, options.timezone, now)
+    latest = cron.find_latest_time(options.cron, options.timezone, now)
     return cron.format_stamp(latest) if latest > datetime.fromisoformat(schedule.added_at) else None

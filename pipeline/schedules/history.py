@@ -156,6 +156,6 @@ def from_iso(text: str) -> datetime:
     return when
 
 
-def scheduled_at(run: ScheduledRun) -> datetime:
+def parse_scheduled_time(run: ScheduledRun) -> datetime:
     """Return a run's scheduled time."""
     return cron.parse_stamp(run.scheduled_time)

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline import retry as retries
-from pipeline.errors import StorageError, UserError, first_line
+from pipeline.errors import StorageError, UserError, get_first_line
 from pipeline.records import STRICT
 from pipeline.storage import Folder
 
@@ -82,7 +82,7 @@ class Lease:
         record, version = self.store.read()
         if record and record.holder:
             record, version = self._wait_for_expiry(record, version)
-        self._version = self.store.compare_and_swap(version, self._record()) or self._own_version()
+        self._version = self.store.compare_and_swap(version, self._record()) or self._find_own_version()
         if self._version is None:
             raise BusyError((self.store.read()[0] or FREE).holder or "another process")
         self._thread.start()
@@ -116,20 +116,20 @@ class Lease:
     def _send_heartbeats(self) -> None:
         """Send heartbeats until the lease is released; if they end earlier, report the lease as lost."""
         try:
-            self._until_lost_or_released()
+            self._wait_until_lost_or_released()
         finally:
             if not self._released.is_set():
                 self.lost = True
                 self.on_lost()
 
-    def _until_lost_or_released(self) -> None:
+    def _wait_until_lost_or_released(self) -> None:
         """Tolerate a store that is unavailable for a while; end when another process holds the lease."""
         last_success = time.monotonic()
         while not self._released.wait(self.ttl / 6):
             self._heartbeat += 1
             try:
                 version = self.store.compare_and_swap(self._version, self._record(), retry=False)
-                version = version or self._own_version(retry=False)
+                version = version or self._find_own_version(retry=False)
             except UserError:
                 if time.monotonic() - last_success < 0.7 * self.ttl:
                     continue
@@ -138,7 +138,7 @@ class Lease:
                 return
             self._version, last_success = version, time.monotonic()
 
-    def _own_version(self, *, retry: bool = True) -> Version:
+    def _find_own_version(self, *, retry: bool = True) -> Version:
         """Return the version of our own record, whose write succeeded though its response was lost; else None."""
         record, version = self.store.read(retry=retry)
         return version if record and record.token == self._token else None
@@ -234,7 +234,7 @@ class _ObjectStore:
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status in (404, 409, 412) and response["Error"]["Code"] != "NoSuchBucket":
                 return None
-            raise StorageError(f"s3://{'/'.join(self.where.values())}: {first_line(error)}") from error
+            raise StorageError(f"s3://{'/'.join(self.where.values())}: {get_first_line(error)}") from error
 
 
 def lease_store(folder: Folder, name: str, ttl: float = TTL_SECONDS) -> LeaseStore:

@@ -2,16 +2,17 @@
 
 import re
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as record
 
+from pipeline import cron
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe
 from pipeline.records import STRICT
 from pipeline.redaction import contains_secret, redact
-from pipeline.schedules.history import from_iso, to_iso
+from pipeline.schedules.history import History, from_iso, parse_scheduled_time, to_iso
 from pipeline.storage import Folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -38,9 +39,9 @@ class ScheduleStore:
 
     folder: Folder
 
-    def home(self, name: str) -> Folder:
+    def get_folder(self, name: str) -> Folder:
         """Return the folder of a schedule's history, runs and lease."""
-        return self.folder / checked_name(name)
+        return self.folder / check_name(name)
 
     def add(self, name: str, recipe: Recipe, tracking_uri: str, now: datetime | None = None) -> StoredSchedule:
         """Add a schedule.
@@ -48,7 +49,7 @@ class ScheduleStore:
         Raises:
             UserError: where there is one of this name, it is never due, or it would store a secret.
         """
-        if self.folder.exists(f"{checked_name(name)}.json"):
+        if self.folder.exists(f"{check_name(name)}.json"):
             raise invalid("name", name, "a new name", f"Run `schedule remove {name}` first, or choose another name.")
         if not recipe.schedule.cron:
             raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
@@ -62,11 +63,11 @@ class ScheduleStore:
         """Return a schedule.
 
         Raises:
-            UserError: where there is none of this name, or its file holds something else.
+            UserError: there is no such schedule, or its file is corrupt.
         """
-        file = f"{checked_name(name)}.json"
+        file = f"{check_name(name)}.json"
         if not self.folder.exists(file):
-            raise invalid("name", name, f"a schedule: {', '.join(self.names()) or 'there is none yet'}")
+            raise invalid("name", name, f"a schedule: {', '.join(self.list_names()) or 'there is none yet'}")
         try:
             schedule = _SCHEDULE.validate_json(self.folder.read(file))
             for when in (schedule.added_at, schedule.requested_at or schedule.added_at):
@@ -77,23 +78,34 @@ class ScheduleStore:
             raise UserError(f"{self.folder.uri}/{file}: got another file; expected a schedule.") from None
         return schedule
 
-    def pause(self, name: str, paused: bool) -> StoredSchedule:
-        """Pause or resume a schedule; what was due while it was paused is not made up for."""
+    def set_paused(self, name: str, paused: bool) -> StoredSchedule:
+        """Pause or resume a schedule; runs missed while it was paused are not caught up."""
         schedule = self.read(name)
         resumed = schedule.paused and not paused
         added_at = to_iso(datetime.now(UTC)) if resumed else schedule.added_at
         return self._write(replace(schedule, paused=paused, added_at=added_at))
 
     def request_run(self, name: str, when: datetime) -> StoredSchedule:
-        """Ask for a run at `when`, whether the schedule is paused or not."""
+        """Request a run at `when`, whether the schedule is paused or not."""
         return self._write(replace(self.read(name), requested_at=to_iso(when)))
+
+    def request_run_now(self, name: str, now: datetime | None = None) -> str:
+        """Request a run; return its scheduled time: this minute, or the next one without a record."""
+        when, history = now or datetime.now(UTC), History(self.get_folder(name))
+        newest = history.newest_started(when + timedelta(days=1))  # a cluster's clock may be ahead of this one
+        if newest:
+            when = max(when, parse_scheduled_time(newest) + timedelta(minutes=1))
+        while history.read(cron.format_stamp(when)):
+            when += timedelta(minutes=1)
+        self.request_run(name, when)
+        return cron.format_stamp(when)
 
     def remove(self, name: str) -> None:
         """Remove a schedule; its history and runs stay."""
         self.read(name)
         self.folder.remove(f"{name}.json")
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """Return the names of all schedules, sorted."""
         return [name.removesuffix(".json") for name in self.folder.list_files() if name.endswith(".json")]
 
@@ -102,11 +114,11 @@ class ScheduleStore:
         return schedule
 
 
-def checked_name(name: str) -> str:
+def check_name(name: str) -> str:
     """Return the name of a schedule.
 
     Raises:
-        UserError: where it is not accepted.
+        UserError: the name is not allowed.
     """
     if not NAME.fullmatch(name):
         raise invalid("name", name, "letters, digits, - and _, at most 63, starting with a letter or digit")

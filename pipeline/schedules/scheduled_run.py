@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pipeline import cron
-from pipeline.errors import TransientError, UserError, first_line
-from pipeline.interrupts import interrupt_immediately, stop_immediately
+from pipeline.errors import TransientError, UserError, get_first_line
+from pipeline.interrupts import interrupt_process, stop_immediately
 from pipeline.main_job import run_pipeline
 from pipeline.recipe import Recipe
 from pipeline.redaction import redact
@@ -49,41 +49,41 @@ def run_scheduled(
     """
     runs = History(home)
     latest = scheduled_time or cron.format_stamp(
-        cron.latest_time(recipe.schedule.cron, recipe.schedule.timezone, clock())
+        cron.find_latest_time(recipe.schedule.cron, recipe.schedule.timezone, clock())
     )
-    time = scheduled_time or _unfinished_before(runs, latest, recipe, clock()) or latest
+    time = scheduled_time or _find_unfinished_before(runs, latest, recipe, clock()) or latest
     requested = scheduled_time is not None
-    if reason := _nothing_to_do(runs, time, recipe, clock(), requested=requested):
+    if reason := _find_reason_to_skip(runs, time, recipe, clock(), requested=requested):
         return f"{time}: {reason}"
     _accept_interrupts()
     try:
-        with Lease(home, _holder(time), lease_ttl, on_lost=interrupt_immediately) as lease:
+        with Lease(home, _describe_holder(time), lease_ttl, on_lost=interrupt_process) as lease:
             _record_deaths(runs, time, recipe, clock())
-            if reason := _nothing_to_do(runs, time, recipe, clock(), requested=requested):
+            if reason := _find_reason_to_skip(runs, time, recipe, clock(), requested=requested):
                 return f"{time}: {reason}"
             if time != latest:
-                _record_skipped(runs, latest, f"{_holder(time)} is being retried")
+                _record_skipped(runs, latest, f"{_describe_holder(time)} is being retried")
             run_job = job or (lambda recipe, folder: run_pipeline(recipe, folder, tracking_uri, ray_address, log=print))
-            return _attempt(recipe, runs, time, tracking_uri, clock, run_job, lease)
+            return _run_attempt(recipe, runs, time, tracking_uri, clock, run_job, lease)
     except BusyError as busy:
-        if str(busy) == _holder(latest):
+        if str(busy) == _describe_holder(latest):
             return f"{latest}: is already running"
         _record_skipped(runs, latest, f"{busy} was still running")
         return f"{latest}: skipped, because {busy} was still running"
 
 
-def _holder(time: str) -> str:
+def _describe_holder(time: str) -> str:
     return f"scheduled run {time}"
 
 
-def _unfinished_before(runs: History, latest: str, recipe: Recipe, now: datetime) -> str | None:
+def _find_unfinished_before(runs: History, latest: str, recipe: Recipe, now: datetime) -> str | None:
     """Return the scheduled time before `latest` that is unfinished, or None."""
     last = runs.newest_started(now)
     unfinished = last and last.scheduled_time < latest and last.can_continue(recipe.schedule.retries)
     return last.scheduled_time if last and unfinished else None
 
 
-def _nothing_to_do(runs: History, time: str, recipe: Recipe, now: datetime, *, requested: bool) -> str:
+def _find_reason_to_skip(runs: History, time: str, recipe: Recipe, now: datetime, *, requested: bool) -> str:
     """Return why a scheduled time is not run, or an empty string if it is."""
     record, newest = runs.read(time), runs.newest_started(now)
     if record and record.state == INVALID_CONFIG:
@@ -123,7 +123,7 @@ def _record_skipped(runs: History, time: str, reason: str) -> None:
         runs.write(ScheduledRun(time, SKIPPED, reason))
 
 
-def _attempt(
+def _run_attempt(
     recipe: Recipe,
     runs: History,
     time: str,
@@ -135,12 +135,16 @@ def _attempt(
     """Run the job and record how it ended, unless the lease was lost: the record is another process's then."""
     record = runs.write((runs.read(time) or ScheduledRun(time)).begin_attempt(clock()))
     try:
-        started_from = record.started_from or _started_from(recipe, runs.home, tracking_uri)
+        started_from = record.started_from or _copy_champion(recipe, runs.home, tracking_uri)
         record = runs.write(replace(record, started_from=started_from))
-        outcome = job(_with_initial_student(recipe, runs.home, started_from), runs.home / "runs" / time)
+        outcome = job(_set_initial_student(recipe, runs.home, started_from), runs.home / "runs" / time)
     except BaseException as error:
         invalid_config = isinstance(error, UserError) and not isinstance(error, TransientError)
-        reason = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        reason = (
+            get_first_line(error)
+            if isinstance(error, UserError)
+            else f"{type(error).__name__}: {get_first_line(error)}"
+        )
         if not lease.lost:
             runs.write(record.end_attempt(INVALID_CONFIG if invalid_config else FAILED, clock(), redact(reason)))
         raise
@@ -149,7 +153,7 @@ def _attempt(
     return f"{time}: {outcome}"
 
 
-def _started_from(recipe: Recipe, home: Folder, tracking_uri: str) -> str:
+def _copy_champion(recipe: Recipe, home: Folder, tracking_uri: str) -> str:
     """Return the champion, with its student copied beside the runs; "teacher" where there is none or none is wanted.
 
     The record keeps it, so that a retry starts from the same weights, whichever version is champion by then.
@@ -157,12 +161,12 @@ def _started_from(recipe: Recipe, home: Folder, tracking_uri: str) -> str:
     if recipe.schedule.warm_start == TEACHER:
         return TEACHER
     model = f"nasa-{recipe.name}"
-    champion = versions.champion(tracking_uri, model)
+    champion = versions.find_champion(tracking_uri, model)
     if champion is None:
         return TEACHER
     started_from = f"version {champion.version}, student {champion.student_sha256[:12]}"
-    target = _champion_folder(home, started_from)
-    complete = f"{_champion_key(started_from)}.json"  # written after the folder
+    target = _get_champion_folder(home, started_from)
+    complete = f"{_format_champion_key(started_from)}.json"  # written after the folder
     if not target.parent.exists(complete):
         with tempfile.TemporaryDirectory() as scratch:
             _, folder = versions.download(tracking_uri, model, Path(scratch) / "version", champion.version)
@@ -172,19 +176,19 @@ def _started_from(recipe: Recipe, home: Folder, tracking_uri: str) -> str:
     return started_from
 
 
-def _champion_folder(home: Folder, started_from: str) -> Folder:
-    return home / "champions" / _champion_key(started_from)
+def _get_champion_folder(home: Folder, started_from: str) -> Folder:
+    return home / "champions" / _format_champion_key(started_from)
 
 
-def _champion_key(started_from: str) -> str:
+def _format_champion_key(started_from: str) -> str:
     match = CHAMPION.fullmatch(started_from)
     if match is None:
         raise UserError(f"started_from: got {started_from!r}; expected {TEACHER!r}, or a version and its student.")
     return "-".join(match.groups())
 
 
-def _with_initial_student(recipe: Recipe, home: Folder, started_from: str) -> Recipe:
+def _set_initial_student(recipe: Recipe, home: Folder, started_from: str) -> Recipe:
     if started_from == TEACHER:
         return recipe
-    student = recipe.student.model_copy(update={"init": _champion_folder(home, started_from).uri})
+    student = recipe.student.model_copy(update={"init": _get_champion_folder(home, started_from).uri})
     return recipe.model_copy(update={"student": student})

@@ -18,16 +18,16 @@ from tempfile import TemporaryDirectory
 from pipeline import ROOT
 from pipeline.cluster.job_client import JobClient
 from pipeline.cluster.job_logs import ENDED, STOPPED
-from pipeline.cluster.job_submission import forwarded_environment
+from pipeline.cluster.job_submission import select_environment
 from pipeline.cluster.working_dir import pack
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, get_first_line
 from pipeline.redaction import redact
 from pipeline.schedules import history
-from pipeline.schedules.due import DueAction, JobOutcome, due
+from pipeline.schedules.due import DueAction, JobOutcome, find_due_action
 from pipeline.schedules.history import FAILED, History, ScheduledRun
 from pipeline.schedules.lease import LeaseObserver
 from pipeline.schedules.schedule_store import ScheduleStore, StoredSchedule
-from pipeline.session import submitted_environment
+from pipeline.session import get_submitted_environment
 
 POLL_SECONDS = 5.0
 logger = logging.getLogger(__name__)
@@ -46,35 +46,39 @@ class Scheduler:
     def poll(self, now: datetime) -> None:
         """Handle every schedule once; a failure of one schedule leaves the others alone."""
         names: list[str] = []
-        with self._reporting_failures(self.store.folder.uri):
-            names = self.store.names()
+        with self._report_failures(self.store.folder.uri):
+            names = self.store.list_names()
         for name in names:
-            with self._reporting_failures(name):
+            with self._report_failures(name):
                 self._handle(self.store.read(name), now)
 
     @contextmanager
-    def _reporting_failures(self, subject: str) -> Iterator[None]:
+    def _report_failures(self, subject: str) -> Iterator[None]:
         """Report each distinct failure once, until it changes or clears."""
         try:
             yield
             self._failures.pop(subject, None)
         except Exception as error:
-            line = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+            line = (
+                get_first_line(error)
+                if isinstance(error, UserError)
+                else f"{type(error).__name__}: {get_first_line(error)}"
+            )
             if self._failures.get(subject) != line:
                 self._log(f"{subject}: {line}")
                 logger.debug("schedule failed", exc_info=error)
             self._failures[subject] = line
 
     def _handle(self, schedule: StoredSchedule, now: datetime) -> None:
-        runs = History(self.store.home(schedule.name))
-        action = due(schedule, runs, now, lambda run: self._job_outcome(schedule, run))
+        runs = History(self.store.get_folder(schedule.name))
+        action = find_due_action(schedule, runs, now, lambda run: self._find_job_outcome(schedule, run))
         if action is None:
             return
         if action.record:
             self._record(schedule, runs, action.expected, action.record)
             return
-        submission_id = job_id(schedule.name, action.scheduled_time, action.attempt)
-        status = self._status(submission_id)
+        submission_id = build_submission_id(schedule.name, action.scheduled_time, action.attempt)
+        status = self._get_job_status(submission_id)
         if status is None:
             self._submit(schedule, action, submission_id)
             self._log(f"{schedule.name}: submitted {submission_id}")
@@ -91,7 +95,7 @@ class Scheduler:
             self._log(f"{schedule.name}: {record.scheduled_time} {record.state}: {record.reason}")
 
     def _submit(self, schedule: StoredSchedule, action: DueAction, submission_id: str) -> None:
-        home = self.store.home(schedule.name).uri
+        home = self.store.get_folder(schedule.name).uri
         command = ["python", "-m", "jobs", "run-scheduled", "--runs", home]
         command += ["--scheduled-time", action.scheduled_time, "--ray-address", "auto"]
         metadata = {"schedule": schedule.name, "scheduled_time": action.scheduled_time, "attempt": str(action.attempt)}
@@ -105,18 +109,18 @@ class Scheduler:
     @cached_property
     def runtime_env(self) -> Mapping[str, object]:
         """The jobs' runtime environment: the scheduler's own; else the checkout or, without git, the image's code."""
-        if submitted := submitted_environment():
+        if submitted := get_submitted_environment():
             return {name: submitted[name] for name in ("working_dir", "env_vars") if name in submitted}
-        variables = {"env_vars": forwarded_environment(os.environ, {})}
+        variables = {"env_vars": select_environment(os.environ, {})}
         if not (ROOT / ".git").exists():
             return variables
         pack(Path(self._package.name))
         return {"working_dir": self._package.name, **variables}
 
-    def _job_outcome(self, schedule: StoredSchedule, run: ScheduledRun) -> JobOutcome | None:
+    def _find_job_outcome(self, schedule: StoredSchedule, run: ScheduledRun) -> JobOutcome | None:
         """Return how a run's job ended; a run whose lease is held is alive, whichever cluster it is on."""
-        submission_id = job_id(schedule.name, run.scheduled_time, len(run.attempts))
-        status = self._status(submission_id)
+        submission_id = build_submission_id(schedule.name, run.scheduled_time, len(run.attempts))
+        status = self._get_job_status(submission_id)
         if (status and status not in ENDED) or self._is_lease_held(schedule):
             return None
         if status == STOPPED:
@@ -124,14 +128,14 @@ class Scheduler:
         return JobOutcome(FAILED, history.DIED)
 
     def _is_lease_held(self, schedule: StoredSchedule) -> bool:
-        home = self.store.home(schedule.name)
+        home = self.store.get_folder(schedule.name)
         return self._observers.setdefault(schedule.name, LeaseObserver(home)).is_held()
 
-    def _status(self, submission_id: str) -> str | None:
+    def _get_job_status(self, submission_id: str) -> str | None:
         return next((job.status for job in self.client.list_jobs() if job.submission_id == submission_id), None)
 
 
-def job_id(name: str, scheduled_time: str, attempt: int) -> str:
+def build_submission_id(name: str, scheduled_time: str, attempt: int) -> str:
     """Return the submission id of one attempt of a scheduled run."""
     return f"scheduled-{name}-{scheduled_time}-{attempt}"
 

@@ -19,14 +19,16 @@ def train(work: Path, *, steps: int = STEPS) -> AutoencoderKL:
     """Train on reconstruction (L1 + L2) with a light KL; scaling_factor brings the latents to unit variance."""
     torch.manual_seed(0)
     vae = build_autoencoder()
-    fit(vae, lambda step: _loss(vae, step), steps=steps, learning_rate=LEARNING_RATE, state_file=work / "vae.pt")
+    fit(
+        vae, lambda step: _compute_loss(vae, step), steps=steps, learning_rate=LEARNING_RATE, state_file=work / "vae.pt"
+    )
     with torch.no_grad():
         latents = vae.encode(draw_samples(512, (1, 0)).images).latent_dist.sample()
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     return vae
 
 
-def _loss(vae: AutoencoderKL, step: int) -> Tensor:
+def _compute_loss(vae: AutoencoderKL, step: int) -> Tensor:
     images = draw_samples(BATCH, (1, 1, step)).images
     posterior = vae.encode(images).latent_dist
     error = vae.decode(posterior.sample()).sample - images

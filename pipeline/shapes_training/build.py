@@ -38,7 +38,7 @@ def build(work: Path, out: Path, threads: int) -> None:
     model = denoiser.train(work, vae, CLIPTextModel.from_pretrained(work / "clip"), tokenizer)
     judge = classifier.train(work, vae)
     _export(out, tokenizer, towers, vae, model, judge)
-    figures = {**judge_figures(judge, vae), "teacher": teacher_figures(out / "teacher", judge)}
+    figures = {**judge_figures(judge, vae), "teacher": measure_teacher(out / "teacher", judge)}
     (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 
@@ -94,14 +94,14 @@ def judge_figures(judge: AttributeClassifier, vae: AutoencoderKL) -> dict[str, d
     clean = torch.tensor([scene.quality == "clean" for scene in samples.scenes])
     rebuilt = torch.cat([classifier.reconstruct(vae, part) for part in samples.images.split(64)])
     return {
-        "clean_renders": _accuracy(judge, samples, samples.images, clean),
-        "renders": _accuracy(judge, samples, samples.images, torch.ones_like(clean)),
-        "clean_reconstructions": _accuracy(judge, samples, rebuilt, clean),
-        "reconstructions": _accuracy(judge, samples, rebuilt, torch.ones_like(clean)),
+        "clean_renders": _measure_accuracy(judge, samples, samples.images, clean),
+        "renders": _measure_accuracy(judge, samples, samples.images, torch.ones_like(clean)),
+        "clean_reconstructions": _measure_accuracy(judge, samples, rebuilt, clean),
+        "reconstructions": _measure_accuracy(judge, samples, rebuilt, torch.ones_like(clean)),
     }
 
 
-def teacher_figures(folder: Path, judge: AttributeClassifier) -> dict[str, float]:
+def measure_teacher(folder: Path, judge: AttributeClassifier) -> dict[str, float]:
     """Return the share of right attributes on held-out prompts, with an evaluation's steps and guidance."""
     options = Evaluation()
     prompts = sample_held_out_prompts(options.num_prompts, options.seed)
@@ -116,6 +116,8 @@ def teacher_figures(folder: Path, judge: AttributeClassifier) -> dict[str, float
 
 
 @torch.no_grad()
-def _accuracy(judge: nn.Module, samples: Samples, images: torch.Tensor, chosen: torch.Tensor) -> dict[str, float]:
+def _measure_accuracy(
+    judge: nn.Module, samples: Samples, images: torch.Tensor, chosen: torch.Tensor
+) -> dict[str, float]:
     logits, labels = judge(images), samples.labels()
     return {name: round((logits[name].argmax(-1) == labels[name])[chosen].float().mean().item(), 4) for name in LABELS}

@@ -20,7 +20,7 @@ def train(work: Path, vae: AutoencoderKL, *, steps: int = STEPS) -> AttributeCla
     judge = AttributeClassifier()
     fit(
         judge,
-        lambda step: _loss(judge, vae, step),
+        lambda step: _compute_loss(judge, vae, step),
         steps=steps,
         learning_rate=LEARNING_RATE,
         state_file=work / "judge.pt",
@@ -28,7 +28,7 @@ def train(work: Path, vae: AutoencoderKL, *, steps: int = STEPS) -> AttributeCla
     return judge
 
 
-def _loss(judge: AttributeClassifier, vae: AutoencoderKL, step: int) -> Tensor:
+def _compute_loss(judge: AttributeClassifier, vae: AutoencoderKL, step: int) -> Tensor:
     batch = draw_samples(BATCH, (4, step))
     images, labels = batch.images.clone(), batch.labels()
     images[: BATCH // 4] = reconstruct(vae, images[: BATCH // 4])

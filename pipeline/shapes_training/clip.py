@@ -20,7 +20,7 @@ def train(work: Path, tokenizer: CLIPTokenizer, *, steps: int = STEPS) -> CLIPMo
     clip = build_clip(tokenizer)
     fit(
         clip,
-        lambda step: _loss(clip, tokenizer, step),
+        lambda step: _compute_loss(clip, tokenizer, step),
         steps=steps,
         learning_rate=LEARNING_RATE,
         state_file=work / "clip.pt",
@@ -28,7 +28,7 @@ def train(work: Path, tokenizer: CLIPTokenizer, *, steps: int = STEPS) -> CLIPMo
     return clip
 
 
-def _loss(clip: CLIPModel, tokenizer: CLIPTokenizer, step: int) -> Tensor:
+def _compute_loss(clip: CLIPModel, tokenizer: CLIPTokenizer, step: int) -> Tensor:
     batch = draw_samples(BATCH, (2, step))
     output = clip(input_ids=tokenize(tokenizer, batch.captions), pixel_values=batch.images, return_loss=True)
     loss: Tensor = output.loss

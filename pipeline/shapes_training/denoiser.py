@@ -31,13 +31,13 @@ def train(
     alphas_cumprod = build_scheduler().alphas_cumprod
 
     def loss(step: int) -> Tensor:
-        return _loss(model, tokenizer, latents, pool, alphas_cumprod, step)
+        return _compute_loss(model, tokenizer, latents, pool, alphas_cumprod, step)
 
     fit(model, loss, steps=steps, learning_rate=LEARNING_RATE, state_file=work / "denoiser.pt")
     return model
 
 
-def _loss(
+def _compute_loss(
     model: nn.ModuleDict, tokenizer: CLIPTokenizer, latents: Tensor, pool: Samples, alphas_cumprod: Tensor, step: int
 ) -> Tensor:
     rng = np.random.default_rng((3, 1, step))

@@ -29,7 +29,7 @@ def fit(
     clipped to 1. `loss_of` must draw its batch from the step alone, so that a run continued from
     `state_file` is the same run.
     """
-    optimizers = _optimizers(model, learning_rate)
+    optimizers = _build_optimizers(model, learning_rate)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_warm_ema())
     first = _resume(state_file, model, optimizers, average)
     started, recent = time.monotonic(), 0.0
@@ -52,7 +52,7 @@ def fit(
     model.eval()
 
 
-def _optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+def _build_optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in tables]
     rest = [p for p in model.parameters() if p.ndim < 2 or id(p) in tables]

@@ -28,9 +28,11 @@ def save(distiller: Distiller, folder: Path, step: int) -> None:
     distiller.engines.save(folder)
     if distiller.rank == 0:
         save_file(distiller.ema, folder / EMA_FILE)
-        save_file(distiller.student_weights(), folder / RAW_FILE)
-        (folder / STATE_FILE).write_text(json.dumps({"step": step, "attempt": distiller.attempt, **_layout(distiller)}))
-    (folder / f"{FILE_LIST_PREFIX}{distiller.rank}.json").write_text(json.dumps(_checksums(folder)))
+        save_file(distiller.collect_student_weights(), folder / RAW_FILE)
+        (folder / STATE_FILE).write_text(
+            json.dumps({"step": step, "attempt": distiller.attempt, **_describe_layout(distiller)})
+        )
+    (folder / f"{FILE_LIST_PREFIX}{distiller.rank}.json").write_text(json.dumps(_compute_checksums(folder)))
 
 
 def find_corruption(folder: Path) -> str:
@@ -44,7 +46,7 @@ def find_corruption(folder: Path) -> str:
             if not listed or (rank == 0 and not {STATE_FILE, EMA_FILE, RAW_FILE} <= set(listed)):
                 return f"{FILE_LIST_PREFIX}{rank}.json does not list all files of its rank"
             for name, expected in listed.items():
-                if _checksum(folder / name) != expected:
+                if _compute_checksum(folder / name) != expected:
                     return f"{name} does not match its checksum"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
@@ -79,13 +81,13 @@ def require_safe_pickles(folder: Path) -> None:
                 ) from None
 
 
-def _checksums(folder: Path) -> dict[str, list[int]]:
+def _compute_checksums(folder: Path) -> dict[str, list[int]]:
     """Return the checksums of this rank's files."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {file.relative_to(folder).as_posix(): _checksum(file) for file in files}
+    return {file.relative_to(folder).as_posix(): _compute_checksum(file) for file in files}
 
 
-def _checksum(file: Path) -> list[int]:
+def _compute_checksum(file: Path) -> list[int]:
     """Return size and CRC-32, which detect accidents, not manipulation."""
     total = size = 0
     with file.open("rb") as stream:
@@ -98,7 +100,7 @@ def load(distiller: Distiller, folder: Path) -> int:
     """Restore the checkpoint's state; return the next step."""
     state = json.loads((folder / STATE_FILE).read_text())
     require_safe_pickles(folder)
-    if _layout(distiller).items() <= state.items():
+    if _describe_layout(distiller).items() <= state.items():
         distiller.engines.load(folder)
     else:
         _load_universal(distiller, folder)
@@ -108,14 +110,14 @@ def load(distiller: Distiller, folder: Path) -> int:
     return int(state["step"])
 
 
-def _layout(distiller: Distiller) -> dict[str, int]:
+def _describe_layout(distiller: Distiller) -> dict[str, int]:
     return {"workers": distiller.world_size, "zero_stage": distiller.recipe.train.zero_stage}
 
 
 def _load_universal(distiller: Distiller, folder: Path) -> None:
     """Convert on every rank, so that the converted files are on its own disk without a shared file system."""
     with tempfile.TemporaryDirectory() as scratch:
-        for name, _ in distiller.engines.named():
+        for name, _ in distiller.engines.list_named():
             _convert(folder / name, Path(scratch) / name)
         distiller.engines.load(Path(scratch), universal=True)
 

@@ -27,8 +27,8 @@ class EngineOptions:
 def prepare_deepspeed() -> None:
     """Prepare the environment for DeepSpeed; call it before anything imports DeepSpeed.
 
-    It is told of a machine without a GPU, and warns where it finds out itself. What it compiles it compiles with the
-    ninja of this environment: one of another version, the system's, would compile all of it again.
+    Without a GPU, set DS_ACCELERATOR, since DeepSpeed's own detection warns. Put this environment's scripts first on
+    PATH, since the system's ninja may have another version, which would recompile everything.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -17,26 +17,32 @@ from ray.train import (
 )
 
 from pipeline import manifest, models, tracking
-from pipeline.compat import failure_config, is_startup_timeout, scaling_config
+from pipeline.compat import build_failure_config, build_scaling_config, is_startup_timeout
 from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
-from pipeline.hashing import sha256_of_folder
+from pipeline.hashing import hash_folder
 from pipeline.hub import is_hub_id
 from pipeline.manifest import DistilledManifest
 from pipeline.prompts.prompt_dataset import PromptsManifest
-from pipeline.prompts.text_encoding import encode_cached, encoder_config
+from pipeline.prompts.text_encoding import build_encoder_config, encode_cached
 from pipeline.recipe import Recipe, Train
 from pipeline.redaction import redact
 from pipeline.remote_errors import unwrap_remote_errors
-from pipeline.resources import ResourceRequest, evaluation_request, ray_resources, training_request, wait_for_resources
-from pipeline.session import ray_session
+from pipeline.resources import (
+    ResourceRequest,
+    build_evaluation_request,
+    build_ray_resources,
+    build_training_request,
+    wait_for_resources,
+)
+from pipeline.session import start_ray_session
 from pipeline.storage import Folder
 from pipeline.training import preflight, run_identity
 from pipeline.training.checkpoint import EMA_FILE, RAW_FILE
 from pipeline.training.deepspeed_engine import prepare_deepspeed
 from pipeline.training.export import export
 from pipeline.training.interruptible_trainer import InterruptibleTrainer
-from pipeline.training.previews import preview_prompts, preview_texts
-from pipeline.training.progress_actor import ProgressSink, progress_bar
+from pipeline.training.previews import choose_preview_prompts, list_preview_texts
+from pipeline.training.progress_actor import ProgressSink, show_progress
 from pipeline.training.restore import remove_uncommitted_checkpoints
 from pipeline.training.train_loop_config import TrainLoopConfig
 from pipeline.training.validation import RETRIES, validate
@@ -65,11 +71,11 @@ def distill(
     if not folder.exists(manifest.RUN_FILE):  # a resumed run writes to MLflow when it answers
         tracking.require_reachable(tracking_uri)
     prepare_deepspeed()
-    with ray_session(address):
-        for request in _resource_requests(recipe):
+    with start_ray_session(address):
+        for request in _build_resource_requests(recipe):
             wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
-        mlflow_run = _mlflow_run(recipe, prompts, teacher, folder, tracking_uri)
-        previews = preview_prompts(recipe, prompt_folder)
+        mlflow_run = _resume_or_create_mlflow_run(recipe, prompts, teacher, folder, tracking_uri)
+        previews = choose_preview_prompts(recipe, prompt_folder)
         cached_embeds = _encode_previews(recipe, str(teacher), prompt_folder, previews)
         config = TrainLoopConfig(
             recipe,
@@ -82,8 +88,10 @@ def distill(
             preview_prompts=previews,
             cached_embeds=cached_embeds,
         )
-        with progress_bar(recipe.train.steps) as actor:
-            validation = _validation_config(config, folder, actor) if recipe.evaluation.every_n_checkpoints else None
+        with show_progress(recipe.train.steps) as actor:
+            validation = (
+                _build_validation_config(config, folder, actor) if recipe.evaluation.every_n_checkpoints else None
+            )
             try:
                 result = _fit(config, actor, folder, validation)
             except TrainingError:
@@ -104,9 +112,9 @@ def distill(
     return distilled
 
 
-def _resource_requests(recipe: Recipe) -> list[ResourceRequest]:
+def _build_resource_requests(recipe: Recipe) -> list[ResourceRequest]:
     """Return the requests that must fit one after the other: an evaluation may wait until training has ended."""
-    training, evaluation = training_request(recipe.train), evaluation_request(recipe.evaluation)
+    training, evaluation = build_training_request(recipe.train), build_evaluation_request(recipe.evaluation)
     return [training, evaluation] if recipe.evaluation.every_n_checkpoints else [training]
 
 
@@ -122,9 +130,9 @@ def _encode_previews(recipe: Recipe, teacher: str, prompts: Folder, previews: Se
     if not options.num_encoders:
         return b""
     encode = ray.remote(num_cpus=options.cpus_per_encoder, num_gpus=options.gpus_per_encoder)(encode_cached)
-    encoding = encoder_config(recipe, teacher, prompts.uri, recipe.seed)
+    encoding = build_encoder_config(recipe, teacher, prompts.uri, recipe.seed)
     with unwrap_remote_errors():
-        content: bytes = ray.get(encode.remote(encoding, preview_texts(previews)))
+        content: bytes = ray.get(encode.remote(encoding, list_preview_texts(previews)))
     return content
 
 
@@ -136,14 +144,16 @@ def _load_finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> Dis
         prompts = manifest.read(prompt_folder, PromptsManifest).files
         run_identity.require_same_prompts(folder, distilled.prompts, prompts, state)
     if not is_hub_id(recipe.teacher):
-        sha256 = sha256_of_folder(models.teacher_folder(recipe.teacher, revision=recipe.revision))
+        sha256 = hash_folder(models.find_teacher_folder(recipe.teacher, revision=recipe.revision))
         run_identity.require_same_teacher(folder, distilled.teacher_sha256, sha256, recipe.teacher)
     return distilled
 
 
-def _mlflow_run(recipe: Recipe, prompts: PromptsManifest, teacher: Path, folder: Folder, tracking_uri: str) -> str:
+def _resume_or_create_mlflow_run(
+    recipe: Recipe, prompts: PromptsManifest, teacher: Path, folder: Folder, tracking_uri: str
+) -> str:
     """Return the MLflow run of this folder: the one it began with, or a new one."""
-    sha256 = sha256_of_folder(teacher)
+    sha256 = hash_folder(teacher)
     if folder.exists(manifest.RUN_FILE):
         begun, state = run_identity.read(folder), run_identity.BEGUN
         run_identity.require_same_run(folder, begun.recipe, recipe, state)
@@ -158,9 +168,9 @@ def _mlflow_run(recipe: Recipe, prompts: PromptsManifest, teacher: Path, folder:
     return mlflow_run
 
 
-def _validation_config(config: TrainLoopConfig, folder: Folder, actor: ProgressSink) -> ValidationConfig:
+def _build_validation_config(config: TrainLoopConfig, folder: Folder, actor: ProgressSink) -> ValidationConfig:
     """Return how Ray Train evaluates checkpoints; the task only waits for its actors and needs no CPU."""
-    sha256 = sha256_of_folder(Path(config.teacher_folder))
+    sha256 = hash_folder(Path(config.teacher_folder))
     return ValidationConfig(
         partial(validate, config=config, teacher_sha256=sha256, run_folder=folder, actor=actor),
         ray_remote_kwargs={"num_cpus": 0, "max_retries": RETRIES, "retry_exceptions": True},
@@ -175,18 +185,18 @@ def _fit(config: TrainLoopConfig, actor: ProgressSink, folder: Folder, validatio
         actor,
         train_loop,
         train_loop_config={"config": config, "actor": actor},
-        scaling_config=scaling_config(
+        scaling_config=build_scaling_config(
             train.num_workers,
             train.min_workers,
             use_gpu=train.gpus_per_worker > 0,
-            resources_per_worker=ray_resources(train.cpus_per_worker, train.gpus_per_worker),
+            resources_per_worker=build_ray_resources(train.cpus_per_worker, train.gpus_per_worker),
         ),
         run_config=RunConfig(
             name=TRAIN_NAME,
             storage_path=folder.path,
             storage_filesystem=folder.filesystem,
-            failure_config=failure_config(train.max_failures, _max_startup_timeouts(train)),
-            checkpoint_config=_checkpoint_config(config.recipe),
+            failure_config=build_failure_config(train.max_failures, _count_startup_timeouts(train)),
+            checkpoint_config=_build_checkpoint_config(config.recipe),
         ),
         validation_config=validation,
     )
@@ -196,12 +206,12 @@ def _fit(config: TrainLoopConfig, actor: ProgressSink, folder: Folder, validatio
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise TrainingError(
-            f"training stopped: {_failure_cause(error, train)}; {_save_traceback(folder, error)}; "
+            f"training stopped: {_find_failure_cause(error, train)}; {_save_traceback(folder, error)}; "
             f"{resume_hint()} to continue from the last checkpoint"
         ) from error
 
 
-def _max_startup_timeouts(train: Train) -> int:
+def _count_startup_timeouts(train: Train) -> int:
     """Return the minutes that a run waits for lost nodes in all.
 
     Ray Train counts each minute without resources as a failure of its controller, and by default allows any number.
@@ -209,7 +219,7 @@ def _max_startup_timeouts(train: Train) -> int:
     return math.ceil(train.resource_timeout_minutes) * (train.max_failures + 1)
 
 
-def _checkpoint_config(recipe: Recipe) -> CheckpointConfig:
+def _build_checkpoint_config(recipe: Recipe) -> CheckpointConfig:
     """Return which checkpoints are kept: the newest, or the best evaluated ones and the newest."""
     rule = recipe.promotion
     if recipe.evaluation.student_selection == "latest":
@@ -232,10 +242,11 @@ def _select_checkpoint(recipe: Recipe, result: Result) -> tuple[Checkpoint, dict
     return max(scored, key=lambda each: sign * each[1][name])
 
 
-def _failure_cause(error: TrainingFailedError, train: Train) -> str:
+def _find_failure_cause(error: TrainingFailedError, train: Train) -> str:
     """Return the last line of the first failed worker's traceback, or of the controller's."""
     if is_startup_timeout(error):
-        return f"the cluster had no resources for {training_request(train)} in {_max_startup_timeouts(train)} minutes"
+        minutes = _count_startup_timeouts(train)
+        return f"the cluster had no resources for {build_training_request(train)} in {minutes} minutes"
     workers = getattr(error, "worker_failures", {})
     text = str(workers[min(workers)]) if workers else str(error)
     return text.strip().splitlines()[-1]
@@ -262,7 +273,7 @@ def _export_student(config: TrainLoopConfig, folder: Folder, teacher: Path, resu
     tracking.Tracker(config.tracking_uri, config.mlflow_run).finish()
     distilled = DistilledManifest(
         recipe=recipe,
-        teacher_sha256=sha256_of_folder(teacher),
+        teacher_sha256=hash_folder(teacher),
         student_sha256=hashes["student"],
         student_raw_sha256=hashes["student-raw"],
         prompts=config.prompts.files,

@@ -26,8 +26,8 @@ from pipeline.training.engines import Engines, compute_dtype
 class Distiller:
     """One rank of `world_size` ranks that train on the same steps, each on its slice of the batch; needs no cluster.
 
-    `decoder` makes the images that the CLIP loss looks at; None is the teacher's own. `attempt` counts the times that
-    the training was rolled back; each randomness other numbers.
+    `decoder` decodes images for the CLIP loss; None is the teacher's autoencoder. `attempt` counts how often training
+    was rolled back; each attempt uses other random numbers.
     """
 
     recipe: Recipe
@@ -43,20 +43,20 @@ class Distiller:
     null: PromptEmbeds = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ema = {name: value.clone() for name, value in self.student_weights().items()}
+        self.ema = {name: value.clone() for name, value in self.collect_student_weights().items()}
         self.null = self.model.encode([""])
-        self._passes = self.recipe.gradient_accumulation_steps(self.world_size)
+        self._passes = self.recipe.count_gradient_accumulation_steps(self.world_size)
 
     def step(self, step: int, prompts: Sequence[str], encoded: PromptEmbeds | None = None) -> dict[str, float]:
         """Update the student, then the LoRA teacher on the same images, for this rank's `prompts`; return the metrics.
 
-        `encoded` are the prompts and then a negative for each, where others than this process have encoded them.
+        `encoded` are the prompts and then a negative for each, if another process has encoded them.
         Every random number is a function of the seed, the step and an image's index in the global batch, so that a
         restart, or another number of processes, uses the same numbers. The metrics are means over all processes.
         """
-        indices = self.recipe.batch_slice(self.rank, self.world_size)
+        indices = self.recipe.get_batch_slice(self.rank, self.world_size)
         assert len(prompts) == len(indices)
-        texts = self._encoder(step, prompts, encoded)
+        texts = self._build_encoder(step, prompts, encoded)
         shared = torch.Generator().manual_seed(mix_seeds(self.seed, step))
         generators = [torch.Generator().manual_seed(mix_seeds(self.seed, step, 1 + index)) for index in indices]
         randomness = sample_step(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, generators)
@@ -65,7 +65,7 @@ class Distiller:
             first, last = (edge * len(prompts) // self._passes for edge in (number, number + 1))
             part, size = slice(first, last), last - first
             share = size * self._passes * self.world_size / self.recipe.train.batch_size
-            for name, value in self._micro_step(
+            for name, value in self._run_micro_step(
                 step, first, share, prompts[part], texts(part), randomness.select_images(part)
             ).items():
                 sums[name] = sums[name] + value * share / self._passes
@@ -83,14 +83,14 @@ class Distiller:
         """The random seed: the recipe's, and another one after each rollback."""
         return self.recipe.seed if not self.attempt else mix_seeds(self.recipe.seed, 0, 0, self.attempt)
 
-    def _encoder(
+    def _build_encoder(
         self, step: int, prompts: Sequence[str], encoded: PromptEmbeds | None
     ) -> Callable[[slice], TextConditions]:
         """Return a function that gives the text conditions of a slice of the prompts, encoding them on demand."""
         count = len(prompts)
         if encoded is not None:
             return lambda part: TextConditions(encoded[:count][part], encoded[count:][part], self.null)
-        indices = self.recipe.batch_slice(self.rank, self.world_size)
+        indices = self.recipe.get_batch_slice(self.rank, self.world_size)
         per_batch = self.recipe.method.negative_per == "batch"
         negatives = self.negatives.sample(prompts, self.seed, step, indices, per_batch=per_batch)
 
@@ -109,11 +109,11 @@ class Distiller:
             values /= self.world_size
         return dict(zip(own, values.tolist(), strict=True))
 
-    def any_rank(self, flag: bool) -> bool:
+    def is_set_on_any_rank(self, flag: bool) -> bool:
         """Tell whether the flag is set in any process; all get the same answer."""
         return self._reduce_metrics({"flag": float(flag)})["flag"] > 0
 
-    def _micro_step(
+    def _run_micro_step(
         self,
         step: int,
         first: int,
@@ -122,12 +122,15 @@ class Distiller:
         texts: TextConditions,
         randomness: StepRandomness,
     ) -> dict[str, Tensor | float]:
-        """`share` is 1 where every pass of every process has as many images, else the part of this one."""
+        """Run one forward and backward pass of the student and the LoRA teacher.
+
+        `share` is this pass's number of images divided by the mean number over all passes and processes.
+        """
         engines, diffusion = self.engines, self.model.diffusion
         student = student_loss(
             engines.student, engines.teachers, diffusion, self.recipe.method, texts, randomness, engines.lora_teacher
         )
-        hinge = self._clip_loss(step, first, prompts, student)
+        hinge = self._compute_clip_loss(step, first, prompts, student)
         engines.student.backward(share * student.loss + hinge)
         engines.student.step()
         lora_loss = student.lora_loss
@@ -145,11 +148,11 @@ class Distiller:
             "image_variation": student.x0.std(dim=0).mean() if len(student.x0) > 1 else 1.0,
         }
 
-    def precision(self) -> Any:
-        """Return the context for models other than the denoisers, which enter their own."""
+    def enter_precision(self) -> Any:
+        """Return the autocast context of all models but the denoisers, which enter their own."""
         return autocast(self.null.embeds.device.type, compute_dtype(self.recipe))
 
-    def _clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:
+    def _compute_clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:
         """Return SwiftBrush v2's clamped CLIP loss on this pass's part of the step's CLIP images.
 
         The images are chosen by their index in the global batch, so any number of workers and passes looks at the
@@ -157,26 +160,26 @@ class Distiller:
         """
         train = self.recipe.train
         weight = train.clip_weight * max(0.0, 1 - step / train.steps)
-        indices = self.recipe.batch_slice(self.rank, self.world_size)[first : first + len(prompts)]
+        indices = self.recipe.get_batch_slice(self.rank, self.world_size)[first : first + len(prompts)]
         chosen = [position for position, index in enumerate(indices) if self.recipe.has_clip_loss(index)]
         if self.clip is None or not weight or not chosen:
             return 0.0
-        with self.precision():
+        with self.enter_precision():
             images = decode_latents(self.decoder or self.model.vae, student.attached_x0[chosen])
-            image_features = self.clip.image_features(images)
-            text_features = self.clip.text_features([prompts[position] for position in chosen])
+            image_features = self.clip.encode_images(images)
+            text_features = self.clip.encode_texts([prompts[index] for index in chosen])
             hinge = clip_hinge(image_features, text_features, train.clip_margin)
         share = len(chosen) / min(train.clip_images, train.batch_size)
         return weight * self._passes * self.world_size * share * hinge
 
-    def student_weights(self) -> dict[str, Tensor]:
+    def collect_student_weights(self) -> dict[str, Tensor]:
         """Return the trained weights by their names in the denoiser."""
         named = self.engines.student.module.get_submodule("model").named_parameters()
         return {name: value.detach() for name, value in named if value.requires_grad}
 
     def _update_ema(self, step: int) -> None:
         if self.rank == 0:
-            update_ema(self.ema, self.student_weights(), self.recipe.student.ema_decay, step)
+            update_ema(self.ema, self.collect_student_weights(), self.recipe.student.ema_decay, step)
 
 
 def mix_seeds(*numbers: int) -> int:

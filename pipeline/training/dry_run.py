@@ -8,15 +8,15 @@ from pathlib import Path
 from datasets_prep.benchmark_prompts import EXCLUSION_PAIRS, HPSV2_STYLES
 from pipeline import manifest, models
 from pipeline.errors import UserError
-from pipeline.evaluation.suites import BenchmarkSuite, evaluation_suite
-from pipeline.gpus import GPUS
-from pipeline.hub import hub_status, is_hub_id
-from pipeline.models.clip.model import clip_folder, decoder_folder
+from pipeline.evaluation.suites import BenchmarkSuite, build_suite
+from pipeline.gpu_specs import GPUS
+from pipeline.hub import describe_hub_status, is_hub_id
+from pipeline.models.clip.model import find_clip_folder, find_decoder_folder
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.benchmarks import BenchmarksManifest
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
-from pipeline.training.estimate import GIB, UTILISATION, Estimate, estimate, text_encoder_parameters
+from pipeline.training.estimate import GIB, UTILISATION, Estimate, count_text_encoder_parameters, estimate
 
 VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder, which all students share so far
 PROCESS_BYTES = 2 * GIB  # of a worker without its models
@@ -43,7 +43,7 @@ class Budget:
         return self.training_gpus * self.training_hours + self.evaluation_gpus * self.evaluation_hours
 
 
-def budget(recipe: Recipe, estimated: Estimate) -> Budget:
+def compute_budget(recipe: Recipe, estimated: Estimate) -> Budget:
     """Count what the run takes; hours are arithmetic at an assumed share of the GPU's peak."""
     train, options = recipe.train, recipe.evaluation
     evaluations = (
@@ -56,7 +56,7 @@ def budget(recipe: Recipe, estimated: Estimate) -> Budget:
     if gpu:
         peak = gpu.flops[train.precision]
         training = estimated.step_seconds(peak) * train.steps / 3600
-        one = _evaluation_flops(recipe, estimated) / (UTILISATION * gpu.flops["float32"]) / 3600
+        one = _count_evaluation_flops(recipe, estimated) / (UTILISATION * gpu.flops["float32"]) / 3600
         evaluation = one * evaluations / max(1, options.num_processes)
     return Budget(
         training_gpus=train.num_workers * (train.gpus_per_worker + train.num_encoders * train.gpus_per_encoder),
@@ -64,12 +64,12 @@ def budget(recipe: Recipe, estimated: Estimate) -> Budget:
         training_hours=training,
         evaluation_hours=evaluation,
         evaluations=evaluations,
-        disk=_disk(recipe, estimated),
-        host_memory=_host_memory(recipe, estimated),
+        disk=_estimate_disk(recipe, estimated),
+        host_memory=_estimate_host_memory(recipe, estimated),
     )
 
 
-def _evaluation_flops(recipe: Recipe, estimated: Estimate) -> float:
+def _count_evaluation_flops(recipe: Recipe, estimated: Estimate) -> float:
     """Count the denoiser's operations of one evaluation beside the training, whose teacher makes no images."""
     options = recipe.evaluation
     num_methods = 1 + len(options.scales) + 2  # plain, NASA at each scale, guidance with its two passes
@@ -82,18 +82,18 @@ def _evaluation_flops(recipe: Recipe, estimated: Estimate) -> float:
     return images * estimated.forward_flops
 
 
-def _disk(recipe: Recipe, estimated: Estimate) -> float:
+def _estimate_disk(recipe: Recipe, estimated: Estimate) -> float:
     """Count the checkpoints that are kept, one that is being written, and both students with all their parts."""
     trained, every = estimated.trained, estimated.parameters
     frozen = 2.0 if recipe.train.precision == "bfloat16" else 4.0
     checkpoint = 4.0 * every + 12.0 * trained + frozen * every + 16.0 * estimated.lora_parameters + 8.0 * trained
-    student = 4.0 * (every + VAE_PARAMETERS + text_encoder_parameters(recipe))
+    student = 4.0 * (every + VAE_PARAMETERS + count_text_encoder_parameters(recipe))
     return checkpoint * (recipe.train.num_to_keep + 1) + 2 * student
 
 
-def _host_memory(recipe: Recipe, estimated: Estimate) -> float:
+def _estimate_host_memory(recipe: Recipe, estimated: Estimate) -> float:
     """Count a worker's peak while it loads: teacher and student in float32, with the teacher's other parts."""
-    text = 0 if recipe.train.num_encoders else text_encoder_parameters(recipe)
+    text = 0 if recipe.train.num_encoders else count_text_encoder_parameters(recipe)
     return PROCESS_BYTES + 4.0 * (2 * estimated.parameters + text + VAE_PARAMETERS)
 
 
@@ -103,18 +103,18 @@ def describe(recipe: Recipe, prompts: Folder) -> str:
     lines = [f"denoiser: {estimated.parameters / 1e6:,.0f} M parameters; passes a step: {estimated.passes}"]
     lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in estimated.memory.items()]
     lines.append(f"  {estimated.total / GIB:7.2f} GiB  of each worker's memory")
-    total = budget(recipe, estimated)
-    lines += _hours(recipe, estimated, total)
+    total = compute_budget(recipe, estimated)
+    lines += _format_hours(recipe, estimated, total)
     lines.append(f"  disk: {total.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")
     lines.append(f"  host memory: {total.host_memory / GIB:,.0f} GiB for each worker on its machine, while it loads")
-    checks = list(_inputs(recipe, prompts))
+    checks = list(_describe_inputs(recipe, prompts))
     lines += [f"  {name}: {state}" for name, state in checks]
     if absent := [name for name, state in checks if state.startswith(MISSING)]:
         lines.append(f"not ready: {', '.join(absent)}")
     return "\n".join(lines)
 
 
-def _hours(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterator[str]:
+def _format_hours(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterator[str]:
     train = recipe.train
     if total.training_hours is None:
         yield f"  {train.num_workers} workers on CPUs; {train.steps:,} steps"
@@ -140,29 +140,47 @@ def _hours(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterator[str]:
         yield "  cost: no price is known for this GPU; multiply the GPU hours by yours"
 
 
-def _inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
+def _describe_inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
     """Yield every input's name and state; nothing is downloaded."""
-    yield "prompts", _status(lambda: f"{prompt_dataset.load_manifest(prompts).prompts:,} in {prompts.uri}")
-    yield "teacher", _model_status(recipe.teacher, recipe.revision, lambda: str(models.teacher_folder(recipe.teacher)))
+    yield "prompts", _describe_status(lambda: f"{prompt_dataset.load_manifest(prompts).prompts:,} in {prompts.uri}")
+    yield (
+        "teacher",
+        _describe_model_status(
+            recipe.teacher, recipe.revision, lambda: str(models.find_teacher_folder(recipe.teacher))
+        ),
+    )
     train = recipe.train
     if recipe.student.init:
         yield (
             "student.init",
-            _model_status(recipe.student.init, "main", lambda: str(models.teacher_folder(recipe.student.init))),
+            _describe_model_status(
+                recipe.student.init, "main", lambda: str(models.find_teacher_folder(recipe.student.init))
+            ),
         )
     if train.clip_weight:
-        yield "train.clip_model", _model_status(train.clip_model, "main", lambda: str(clip_folder(train.clip_model)))
+        yield (
+            "train.clip_model",
+            _describe_model_status(train.clip_model, "main", lambda: str(find_clip_folder(train.clip_model))),
+        )
         if train.clip_decoder:
             yield (
                 "train.clip_decoder",
-                _model_status(train.clip_decoder, "main", lambda: str(decoder_folder(train.clip_decoder))),
+                _describe_model_status(
+                    train.clip_decoder, "main", lambda: str(find_decoder_folder(train.clip_decoder))
+                ),
             )
     options = recipe.evaluation
     for metric in options.metrics:
-        yield f"weights of {metric.kind}", _model_status(metric.weights, "main", partial(_require_file, metric.weights))
-    if isinstance(evaluation_suite(recipe), BenchmarkSuite) and options.prompt_sets:
+        yield (
+            f"weights of {metric.kind}",
+            _describe_model_status(metric.weights, "main", partial(_require_file, metric.weights)),
+        )
+    if isinstance(build_suite(recipe), BenchmarkSuite) and options.prompt_sets:
         folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
-        yield "benchmarks", _status(lambda: f"{', '.join(options.prompt_sets)} in {_require_benchmarks(folder).uri}")
+        yield (
+            "benchmarks",
+            _describe_status(lambda: f"{', '.join(options.prompt_sets)} in {_require_benchmarks(folder).uri}"),
+        )
 
 
 def _require_benchmarks(folder: Folder) -> Folder:
@@ -176,12 +194,12 @@ def _require_file(path: str) -> str:
     return path
 
 
-def _status(find: Callable[[], str]) -> str:
+def _describe_status(find: Callable[[], str]) -> str:
     try:
         return find()
     except UserError as error:
         return f"{MISSING}: {error}"
 
 
-def _model_status(path: str, revision: str, find: Callable[[], str]) -> str:
-    return hub_status(path, revision, missing=MISSING) if is_hub_id(path) else _status(find)
+def _describe_model_status(path: str, revision: str, find: Callable[[], str]) -> str:
+    return describe_hub_status(path, revision, missing=MISSING) if is_hub_id(path) else _describe_status(find)

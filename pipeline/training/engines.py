@@ -13,7 +13,7 @@ from nasa.denoiser import get_output_layer, make_steerable, require_distillation
 from nasa.families import Family
 from nasa.precision import cast_frozen
 from nasa.teachers import add_lora, get_lora_parameters
-from pipeline.compat import universal_checkpoint
+from pipeline.compat import load_universal_checkpoint
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_engine import BETAS, WEIGHT_DECAY, EngineOptions, initialize
@@ -58,26 +58,26 @@ class Engines:
 
     def save(self, folder: Path) -> None:
         """Save this rank's part of both engines."""
-        for name, engine in self.named():
+        for name, engine in self.list_named():
             engine.save_checkpoint(str(folder), tag=name, save_latest=False)
 
     def load(self, folder: Path, *, universal: bool = False) -> None:
         """Load what `save` wrote with the same world size and ZeRO stage, or DeepSpeed's universal format with any."""
-        for name, engine in self.named():
-            with universal_checkpoint(engine, universal):
+        for name, engine in self.list_named():
+            with load_universal_checkpoint(engine, universal):
                 loaded, _ = engine.load_checkpoint(str(folder), tag=name)
             assert loaded is not None, f"{folder}/{name}"
 
-    def named(self) -> tuple[tuple[str, Any], ...]:
+    def list_named(self) -> tuple[tuple[str, Any], ...]:
         """Return both engines, which are DeepSpeed's if they are saved, by name."""
         return ("student", self.student), ("lora_teacher", self.lora_teacher)
 
 
-def deepspeed_engine(
+def build_deepspeed_engine(
     recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
 ) -> Engine:
     """Return a DeepSpeed engine for one network."""
-    passes = recipe.gradient_accumulation_steps(workers)
+    passes = recipe.count_gradient_accumulation_steps(workers)
     options = EngineOptions(
         micro_batch_size=-(-recipe.train.batch_size // (workers * passes)),
         accumulation=passes,
@@ -99,7 +99,7 @@ class PlainEngine:
         self._optimizer = torch.optim.AdamW(
             parameters, lr=learning_rate, fused=True, betas=BETAS, weight_decay=WEIGHT_DECAY
         )
-        self._accumulation, self._clip = recipe.gradient_accumulation_steps(workers), recipe.train.max_grad_norm
+        self._accumulation, self._clip = recipe.count_gradient_accumulation_steps(workers), recipe.train.max_grad_norm
         self._passes, self._norm = 0, 0.0
 
     def __call__(self, *inputs: Any) -> Any:
@@ -130,21 +130,21 @@ def build(
     *,
     workers: int = 1,
     init: Any = None,
-    make: MakeEngine = deepspeed_engine,
+    make: MakeEngine = build_deepspeed_engine,
 ) -> Engines:
     """Build both engines: the student from `init`'s or the teacher's weights, and the teacher with LoRA adapters."""
     torch.manual_seed(recipe.seed)  # the adapters' initial values, the same on every rank
     dtype = compute_dtype(recipe)
     denoiser = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)
     add_student_lora(recipe, denoiser)
-    for part in teacher.parts():
+    for part in teacher.list_modules():
         cast_frozen(part, dtype, keep=get_output_layer(part, teacher.family) if part is teacher.denoiser else None)
     student = make_steerable(denoiser, dtype, teacher.family).to(device)
     add_lora(
         teacher.denoiser,
         rank=recipe.lora_teacher.rank,
         lora_alpha=recipe.lora_teacher.lora_alpha,
-        target_modules=lora_teacher_targets(recipe, teacher.family),
+        target_modules=choose_lora_targets(recipe, teacher.family),
     )
     for parameter in get_lora_parameters(teacher.denoiser):
         parameter.data = parameter.data.float()
@@ -170,7 +170,7 @@ def compile_denoisers(student: Any, teachers: Any, backend: Any = "inductor") ->
         part.model.compile(backend=backend, isolate_recompiles=True)
 
 
-def lora_teacher_targets(recipe: Recipe, family: Family) -> tuple[str, ...]:
+def choose_lora_targets(recipe: Recipe, family: Family) -> tuple[str, ...]:
     """Return the LoRA teacher's target modules: the recipe's, or the family's own."""
     return recipe.lora_teacher.target_modules or require_distillation(family).lora_target_modules
 

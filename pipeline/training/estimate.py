@@ -19,11 +19,11 @@ from nasa.meta_autocast import observe_weight_casts
 from nasa.teachers import add_lora, get_lora_parameters
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.gpus import GPUS
+from pipeline.gpu_specs import GPUS
 from pipeline.hub import is_hub_id
 from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_engine import reduce_bucket_elements
-from pipeline.training.engines import lora_teacher_targets
+from pipeline.training.engines import choose_lora_targets
 
 UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
 RESERVED = 2.0e9  # bytes of a GPU for its context, its libraries and what the allocator cannot use
@@ -55,18 +55,18 @@ class Estimate:
         return self.flops / (UTILISATION * peak_flops)
 
 
-def meta_denoiser(recipe: Recipe) -> tuple[Any, Family]:
+def build_meta_denoiser(recipe: Recipe) -> tuple[Any, Family]:
     """Return the teacher's denoiser on the meta device, and its family."""
     with torch.device("meta"):
         if (published := find_published_model(recipe.teacher)) and is_hub_id(recipe.teacher):
             return published[1].build_denoiser(), published[0]
-        folder = models.teacher_folder(recipe.teacher, revision=recipe.revision)
-        family = models.family_of_folder(folder)
+        folder = models.find_teacher_folder(recipe.teacher, revision=recipe.revision)
+        family = models.detect_family(folder)
         config = json.loads((Path(folder) / family.denoiser_part / "config.json").read_text())
         return getattr(diffusers, config["_class_name"]).from_config(config), family
 
 
-def text_encoder_parameters(recipe: Recipe) -> int:
+def count_text_encoder_parameters(recipe: Recipe) -> int:
     """Return the teacher's text encoder's parameter count where it is published, else 0."""
     published = find_published_model(recipe.teacher)
     return published[1].text_encoder_parameters if published else 0
@@ -75,10 +75,10 @@ def text_encoder_parameters(recipe: Recipe) -> int:
 def estimate(recipe: Recipe) -> Estimate:
     """Estimate each of `train.num_workers` GPUs; ZeRO shards optimizer states (stage 1) and gradients too (stage 2)."""
     options, workers = recipe.train, recipe.train.num_workers
-    passes = recipe.gradient_accumulation_steps(workers)
+    passes = recipe.count_gradient_accumulation_steps(workers)
     micro = -(-options.batch_size // (workers * passes))
     reduced = options.precision == "bfloat16"
-    model, family = meta_denoiser(recipe)
+    model, family = build_meta_denoiser(recipe)
     model.requires_grad_(True)
     if recipe.student.lora_rank:
         add_lora(
@@ -90,9 +90,9 @@ def estimate(recipe: Recipe) -> Estimate:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
     flops, activations = _measure(recipe, model, family, micro, reduced)
-    lora = _lora_parameters(recipe)
+    lora = _count_lora_parameters(recipe)
     shared = 1 / workers
-    decoder_flops, decoder_activations = _clip_costs(recipe, micro, reduced)
+    decoder_flops, decoder_activations = _estimate_clip_costs(recipe, micro, reduced)
     memory = {
         "student, float32": 4.0 * every,
         "and as computed with": 2.0 * every if reduced else 0.0,
@@ -102,7 +102,8 @@ def estimate(recipe: Recipe) -> Estimate:
         "its optimizer states": 8.0 * trained * shared,
         "its moving average": 4.0 * trained,
         "teacher": (2.0 if reduced else 4.0) * every,
-        "text encoder": (2.0 if reduced else 4.0) * (0 if options.num_encoders else text_encoder_parameters(recipe)),
+        "text encoder": (2.0 if reduced else 4.0)
+        * (0 if options.num_encoders else count_text_encoder_parameters(recipe)),
         "LoRA teacher, all of it": 4.0 * lora * (2 + 3 * shared) + 4.0 * reduce_bucket_elements(lora),
         "activations of a pass": activations,
         "CLIP loss": decoder_activations,
@@ -151,7 +152,7 @@ def count_saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
         return tensor
 
     keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with _fused_attention(), observe_weight_casts() as casts, keep:
+    with _use_fused_attention(), observe_weight_casts() as casts, keep:
         output = forward()
     del output
     weights = {cast.untyped_storage()._cdata for cast in casts}
@@ -173,7 +174,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
+def _use_fused_attention() -> Iterator[None]:
     """Replace attention by its fused form: the meta device would take the unfused path."""
     plain = F.scaled_dot_product_attention
     apply: Any = _FusedAttention.apply
@@ -185,27 +186,27 @@ def _fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = plain
 
 
-def _lora_parameters(recipe: Recipe) -> int:
-    model, family = meta_denoiser(recipe)
+def _count_lora_parameters(recipe: Recipe) -> int:
+    model, family = build_meta_denoiser(recipe)
     with torch.device("meta"):
         add_lora(
             model,
             rank=recipe.lora_teacher.rank,
             lora_alpha=recipe.lora_teacher.lora_alpha,
-            target_modules=lora_teacher_targets(recipe, family),
+            target_modules=choose_lora_targets(recipe, family),
         )
     return sum(p.numel() for p in get_lora_parameters(model))
 
 
-def _clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float]:
+def _estimate_clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float]:
     """Count what decoding the CLIP loss's images and back takes. CLIP itself is small beside it and left out."""
     options = recipe.train
     images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # of a pass
     if not options.clip_weight:
         return 0.0, 0.0
-    side = meta_denoiser(recipe)[0].config.sample_size
+    side = build_meta_denoiser(recipe)[0].config.sample_size
     with torch.device("meta"):
-        decoder = diffusers.AutoencoderTiny() if options.clip_decoder else _autoencoder()
+        decoder = diffusers.AutoencoderTiny() if options.clip_decoder else _build_autoencoder()
         nn.Module.to(decoder, torch.bfloat16 if reduced else torch.float32).requires_grad_(False)
         latents = torch.zeros(images, 4, side, side, dtype=next(decoder.parameters()).dtype, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
@@ -213,7 +214,7 @@ def _clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float
     return 2.0 * counter.get_total_flops(), kept
 
 
-def _autoencoder() -> Any:
+def _build_autoencoder() -> Any:
     """Stable Diffusion's."""
     return diffusers.AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),

@@ -18,7 +18,7 @@ def export(recipe: Recipe, teacher: Path, init: str, weights: Path, folder: Fold
 
     `init` is the folder of the denoiser that it started from, or empty for the teacher's.
     """
-    weights_by_name = full_weights(recipe, Path(init or teacher), load_file(weights))
+    weights_by_name = collect_full_weights(recipe, Path(init or teacher), load_file(weights))
     with tempfile.TemporaryDirectory() as scratch:
         exported = Path(scratch) / "student"
         sha256 = models.save_student(teacher, weights_by_name, exported, start_timestep=recipe.method.start_timestep)
@@ -26,7 +26,7 @@ def export(recipe: Recipe, teacher: Path, init: str, weights: Path, folder: Fold
     return sha256
 
 
-def full_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+def collect_full_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return all weights of a student of which some were trained, with adapters merged."""
     model = models.load_denoiser(base)
     add_student_lora(recipe, model)

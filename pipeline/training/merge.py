@@ -31,7 +31,7 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
         raise invalid("--weight", weight, "0 to 1")
     if target.exists("model_index.json"):
         raise invalid("--out", target.uri, "a folder without a model")
-    folders = models.teacher_folder(first, "first"), models.teacher_folder(second, "second")
+    folders = models.find_teacher_folder(first, "first"), models.find_teacher_folder(second, "second")
     require_same_output(*folders, second)
     weights, others = (models.load_denoiser(folder, "second").state_dict() for folder in folders)
     for name, value in weights.items():
@@ -55,21 +55,21 @@ def require_same_output(first: Path, second_folder: Path, second: str) -> None:
         UserError: naming what differs, with both values.
     """
     for part, names in OUTPUT_FIELDS.items():
-        mine, theirs = (_configuration(folder / part) for folder in (first, second_folder))
+        mine, theirs = (_read_configuration(folder / part) for folder in (first, second_folder))
         for name in names:
             if mine.get(name) != theirs.get(name):
                 raise UserError(
-                    f"second: {second!r} has {_named(part, name)} = {theirs.get(name)!r}; "
+                    f"second: {second!r} has {_describe_part(part, name)} = {theirs.get(name)!r}; "
                     f"the first has {mine.get(name)!r}. "
                     "Merge students that predict the same thing from the same start."
                 )
 
 
-def _named(part: str, name: str) -> str:
+def _describe_part(part: str, name: str) -> str:
     return name if part == "." else f"{part}.{name}"
 
 
-def _configuration(folder: Path) -> dict[str, JsonValue]:
+def _read_configuration(folder: Path) -> dict[str, JsonValue]:
     for name in ("scheduler_config.json", "config.json", models.STUDENT_FILE):
         if (folder / name).is_file():
             return dict(json.loads((folder / name).read_text()))

@@ -9,13 +9,13 @@ from torch import nn
 from pipeline import models
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation import evaluate
-from pipeline.models.clip.model import clip_folder, decoder_folder
+from pipeline.models.clip.model import find_clip_folder, find_decoder_folder
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.preparation_request import TRAINING_ONLY
 from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
-from pipeline.training.engines import lora_teacher_targets
+from pipeline.training.engines import choose_lora_targets
 from pipeline.training.estimate import require_fit
 
 
@@ -28,13 +28,13 @@ def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[Prompt
     require_fit(recipe)
     prepared = prompt_dataset.load_manifest(prompt_folder)
     _check_prompts(recipe, prepared)
-    teacher = models.teacher_folder(recipe.teacher, revision=recipe.revision)
-    init = models.teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
+    teacher = models.find_teacher_folder(recipe.teacher, revision=recipe.revision)
+    init = models.find_teacher_folder(recipe.student.init, "student.init") if recipe.student.init else None
     _check_models(recipe, teacher, init)
     if recipe.train.clip_weight:
-        clip_folder(recipe.train.clip_model)
+        find_clip_folder(recipe.train.clip_model)
         if recipe.train.clip_decoder:
-            decoder_folder(recipe.train.clip_decoder)
+            find_decoder_folder(recipe.train.clip_decoder)
     if recipe.evaluation.every_n_checkpoints:
         evaluate.check_inputs(recipe, prompt_folder)
     check_storage(folder)
@@ -73,15 +73,15 @@ def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
     denoiser = model.denoiser
     layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for field, targets in (
-        ("lora_teacher.target_modules", lora_teacher_targets(recipe, model.family)),
+        ("lora_teacher.target_modules", choose_lora_targets(recipe, model.family)),
         ("student.lora_target_modules", recipe.student.lora_target_modules if recipe.student.lora_rank else ()),
     ):
         for target in targets:
             if not any(name.endswith(f".{target}") for name in layers):
                 raise invalid(field, target, "the end of a layer's name in the teacher, such as to_q or to_out.0")
-    if init is not None and _shapes(models.load_denoiser(init)) != _shapes(denoiser):
+    if init is not None and _collect_shapes(models.load_denoiser(init)) != _collect_shapes(denoiser):
         raise invalid("student.init", recipe.student.init, "a denoiser of the teacher's architecture")
 
 
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+def _collect_shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.state_dict().items()}

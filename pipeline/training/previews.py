@@ -9,8 +9,8 @@ from PIL.Image import Image
 
 from nasa.diffusion import decode_latents
 from nasa.student import generate
-from pipeline.evaluation.contact_sheet import contact_sheet, to_pixels
-from pipeline.evaluation.suites import evaluation_suite
+from pipeline.evaluation.contact_sheet import draw_contact_sheet, to_pixels
+from pipeline.evaluation.suites import build_suite
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 
@@ -23,12 +23,12 @@ NEGATIVE = "low quality"
 SEED = 7
 
 
-def preview_prompts(recipe: Recipe, prompts: Folder) -> tuple[str, ...]:
+def choose_preview_prompts(recipe: Recipe, prompts: Folder) -> tuple[str, ...]:
     """Return the recipe's `evaluation.preview_prompts`, or those of its evaluation suite."""
-    return recipe.evaluation.preview_prompts or tuple(evaluation_suite(recipe).preview_prompts(prompts))
+    return recipe.evaluation.preview_prompts or tuple(build_suite(recipe).preview_prompts(prompts))
 
 
-def preview_texts(prompts: Sequence[str]) -> tuple[str, ...]:
+def list_preview_texts(prompts: Sequence[str]) -> tuple[str, ...]:
     """Return the texts that a worker without a text encoder needs: the null text, the negative and the prompts."""
     return tuple(dict.fromkeys(("", NEGATIVE, *prompts)))
 
@@ -45,14 +45,14 @@ def draw_previews(distiller: "Distiller", prompts: Sequence[str]) -> Iterator[tu
     student = distiller.engines.student.module
     rows = []
     for label, scale in (("no negative", 0.0), (f"NASA {SCALE}: {NEGATIVE}", SCALE)):
-        with distiller.precision():
+        with distiller.enter_precision():
             x0 = generate(student, model.diffusion, noise.to(device), embeds, negative, scale)
             rows.append((label, to_pixels(decode_latents(model.vae, x0).float())))
     for number, prompt in enumerate(prompts):
         part = slice(number * IMAGES_PER_PROMPT, (number + 1) * IMAGES_PER_PROMPT)
-        sheet = contact_sheet([(label, images[part]) for label, images in rows], [prompt] * IMAGES_PER_PROMPT)
-        yield f"preview_{number:02d}_{_slug(prompt)}", sheet
+        sheet = draw_contact_sheet([(label, images[part]) for label, images in rows], [prompt] * IMAGES_PER_PROMPT)
+        yield f"preview_{number:02d}_{_slugify(prompt)}", sheet
 
 
-def _slug(text: str) -> str:
+def _slugify(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]

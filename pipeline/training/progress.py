@@ -69,7 +69,7 @@ class ProgressReporter:
             self.actor.log.remote(message)
 
     def set_status(self, status: str) -> None:
-        """Show a text beside the full progress bar."""
+        """Fill the progress bar and show a text beside it."""
         if self._tracker is not None:
             self.actor.update.remote(self._recipe.train.steps, status)
 
@@ -96,20 +96,20 @@ class ProgressReporter:
             system = {
                 "images_per_second": rate,
                 "data_wait_share": sum(self._waits) / (self._times[-1] - self._times[0]),
-                "memory_gib": peak_memory() / 2**30,
+                "memory_gib": measure_peak_memory() / 2**30,
                 "attempt": float(self._attempt),
             }
-            self._tracker.metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
+            self._tracker.log_metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
 
     def log_previews(self, distiller: "Distiller", step: int) -> None:
         """Log preview images of the student to MLflow, one key per prompt."""
         if self._tracker is not None:
             for key, sheet in draw_previews(distiller, self._preview_prompts):
-                self._tracker.image(sheet, key=key, step=step)
+                self._tracker.log_image(sheet, key=key, step=step)
 
 
-def peak_memory() -> int:
-    """Return the peak memory of this process in bytes: of its GPU, else of the machine."""
+def measure_peak_memory() -> int:
+    """Return this process's peak memory in bytes: GPU memory, or main memory without a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -103,13 +103,13 @@ class ProgressActor:
 
 
 @contextmanager
-def progress_bar(steps: int) -> Iterator[ProgressSink]:
+def show_progress(steps: int) -> Iterator[ProgressSink]:
     """Draw the progress in this process; yields the actor, which is placed on the driver's node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     handle = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
     actor = cast(ProgressSink, handle)
     done, draw = threading.Event(), _draw_on_terminal if sys.stderr.isatty() else _print_to_log
-    thread = threading.Thread(target=draw, args=(steps, _readings(actor, done)), daemon=True)
+    thread = threading.Thread(target=draw, args=(steps, _poll_readings(actor, done)), daemon=True)
     thread.start()
     try:
         yield actor
@@ -118,7 +118,7 @@ def progress_bar(steps: int) -> Iterator[ProgressSink]:
         thread.join(timeout=5)
 
 
-def _readings(actor: ProgressSink, done: threading.Event) -> Iterator[Reading]:
+def _poll_readings(actor: ProgressSink, done: threading.Event) -> Iterator[Reading]:
     """Yield the actor's state twice a second, and once more at the end."""
     finished = False
     while not finished:

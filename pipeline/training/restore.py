@@ -30,9 +30,9 @@ def restore(distiller: Distiller, latest: Checkpoint | None, actor: ProgressSink
         UserError: where Ray Train knows checkpoints and all are corrupt; starting over is the user's decision.
     """
     corrupt = []
-    for candidate in broadcast_checkpoints(list(_newest_first(latest) if latest else _checkpoints_in_storage())):
+    for candidate in broadcast_checkpoints(list(_iter_newest_first(latest) if latest else _list_stored_checkpoints())):
         with candidate.as_directory() as folder:
-            reason = first_error_across_ranks(checkpoint.find_corruption(Path(folder)))
+            reason = find_first_error_across_ranks(checkpoint.find_corruption(Path(folder)))
             if not reason:
                 step = checkpoint.load(distiller, Path(folder))
                 distiller.attempt = max(distiller.attempt, attempt)
@@ -62,7 +62,7 @@ def remove_uncommitted_checkpoints(folder: Folder) -> bool:
     if not folder.exists(SNAPSHOT_FILE):
         return False
     try:
-        committed = set(_checkpoint_names(json.loads(folder.read(SNAPSHOT_FILE))))
+        committed = set(_iter_checkpoint_names(json.loads(folder.read(SNAPSHOT_FILE))))
     except ValueError:
         folder.remove(SNAPSHOT_FILE)
         return True
@@ -72,22 +72,22 @@ def remove_uncommitted_checkpoints(folder: Folder) -> bool:
     return False
 
 
-def _checkpoint_names(node: Any) -> Iterator[str]:
+def _iter_checkpoint_names(node: Any) -> Iterator[str]:
     """Yield the checkpoint folders that Ray Train's snapshot names at any depth."""
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _checkpoint_names(value)
+        yield from _iter_checkpoint_names(value)
     if isinstance(node, dict) and CHECKPOINT_NAME in node:
         yield str(node[CHECKPOINT_NAME])
 
 
-def _newest_first(latest: Checkpoint) -> Iterator[Checkpoint]:
+def _iter_newest_first(latest: Checkpoint) -> Iterator[Checkpoint]:
     """Yield the latest checkpoint, then the earlier ones that are kept."""
     yield latest
     reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
     yield from (each.checkpoint for each in reversed(reported) if each.checkpoint.path != latest.path)
 
 
-def _checkpoints_in_storage() -> list[Checkpoint]:
+def _list_stored_checkpoints() -> list[Checkpoint]:
     """Return the checkpoints in the run's storage, newest first."""
     storage = ray.train.get_context().get_storage()
     filesystem, root = run_storage(storage)
@@ -111,7 +111,7 @@ def broadcast_checkpoints(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return [Checkpoint(path, filesystem) for path in paths[0]]
 
 
-def first_error_across_ranks(error: str) -> str:
+def find_first_error_across_ranks(error: str) -> str:
     """Return the first rank's error, so that a copy that is corrupt on one node is used on none."""
     if not dist.is_initialized():
         return error

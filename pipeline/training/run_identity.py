@@ -51,7 +51,7 @@ def require_same_run(folder: Folder, saved_recipe: Recipe, recipe: Recipe, state
     Raises:
         UserError: naming the first field that differs, both values, and what to do.
     """
-    saved, given = (flatten(_without_placement(each, state).values()) for each in (saved_recipe, recipe))
+    saved, given = (flatten(_reset_placement_fields(each, state).values()) for each in (saved_recipe, recipe))
     for name, value in sorted(
         given.items(), key=lambda item: item[0] == "name"
     ):  # compared last: a name follows from the rest
@@ -98,7 +98,7 @@ def flatten(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, Json
     return items
 
 
-def _without_placement(recipe: Recipe, state: str) -> Recipe:
+def _reset_placement_fields(recipe: Recipe, state: str) -> Recipe:
     """Return the recipe with every field that does not change what the student learns set to its default.
 
     For a finished run, the fields that selected the student's checkpoint count too.

@@ -15,15 +15,15 @@ from pipeline.lockfile import check_versions
 from pipeline.models.clip.model import Clip, load_decoder
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.prompt_stream import EncoderPool, PromptStream
-from pipeline.prompts.text_encoding import TextEncoderActor, decode_cached, encoder_config, prompt_embeds_from_batch
-from pipeline.retry import backoff_seconds
+from pipeline.prompts.text_encoding import TextEncoderActor, build_encoder_config, build_prompt_embeds, decode_cached
+from pipeline.retry import iter_backoff_seconds
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
 from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller
 from pipeline.training.divergence import DivergedError, DivergenceDetector
 from pipeline.training.interruptible_trainer import StopRequestedError
-from pipeline.training.previews import preview_texts
+from pipeline.training.previews import list_preview_texts
 from pipeline.training.progress import ProgressReporter
 from pipeline.training.progress_actor import ProgressSink
 from pipeline.training.restore import restore, wait_for_latest
@@ -54,9 +54,9 @@ def _run(config: TrainLoopConfig, actor: ProgressSink) -> None:
     logs.configure()
     check_versions()
     recipe = config.recipe
-    distiller = _distiller(config)
+    distiller = _build_distiller(config)
     logs.set_context(rank=distiller.rank, run=config.mlflow_run)
-    indices = recipe.batch_slice(distiller.rank, distiller.world_size)
+    indices = recipe.get_batch_slice(distiller.rank, distiller.world_size)
     folder = Folder.from_uri(config.prompts_uri)
     prompts = PromptStream(folder, config.prompts, recipe.seed, recipe.train.batch_size, indices)
     step = restore(distiller, ray.train.get_checkpoint(), actor)
@@ -101,13 +101,13 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
     """
     options = distiller.recipe.train
     detector = DivergenceDetector(options.max_grad_norm_ratio, options.min_image_std_ratio)
-    stream = prompts.batches(first_step, options.steps, _encoders(distiller, prompts.folder.uri))
+    stream = prompts.iter_batches(first_step, options.steps, _build_encoders(distiller, prompts.folder.uri))
     for step in range(first_step, options.steps):
         logs.set_context(step=step)
         started = time.monotonic()
         batch = next(stream)
         waited = time.monotonic() - started
-        encoded = prompt_embeds_from_batch(batch.encoded, distiller.null.embeds.device) if batch.encoded else None
+        encoded = build_prompt_embeds(batch.encoded, distiller.null.embeds.device) if batch.encoded else None
         metrics = distiller.step(step, batch.prompts, encoded)
         reporter.update(step, metrics, waited)
         try:
@@ -116,7 +116,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
             stream.close()
             return str(error)
         done = step + 1
-        stopping = distiller.any_rank(reporter.stop_requested())
+        stopping = distiller.is_set_on_any_rank(reporter.stop_requested())
         if stopping or done % options.checkpoint_every_n_steps == 0 or done == options.steps:
             reporter.log_previews(distiller, done)
             _report_checkpoint(distiller, done, metrics)
@@ -126,23 +126,23 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
     return ""
 
 
-def _encoders(distiller: Distiller, prompts_uri: str) -> EncoderPool | None:
+def _build_encoders(distiller: Distiller, prompts_uri: str) -> EncoderPool | None:
     """Return the recipe's text encoders, which also sample this attempt's negative prompts."""
     options = distiller.recipe.train
     if not options.num_encoders:
         return None
-    encoding = encoder_config(distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed)
+    encoding = build_encoder_config(distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed)
     return EncoderPool(
         options.num_encoders, options.cpus_per_encoder, options.gpus_per_encoder, TextEncoderActor, encoding
     )
 
 
-def _distiller(config: TrainLoopConfig) -> Distiller:
+def _build_distiller(config: TrainLoopConfig) -> Distiller:
     options = config.recipe
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     engines.check_workers(device)
     cached_embeds = (
-        decode_cached(preview_texts(config.preview_prompts), config.cached_embeds, device)
+        decode_cached(list_preview_texts(config.preview_prompts), config.cached_embeds, device)
         if config.cached_embeds
         else {}
     )
@@ -182,7 +182,7 @@ def _report_checkpoint(distiller: Distiller, step: int, metrics: dict[str, float
 def _upload(local: Checkpoint, name: str) -> Checkpoint:
     """Upload to the run's storage, with retries: a failed upload would end the worker."""
     storage = ray.train.get_context().get_storage()
-    for delay in backoff_seconds(UPLOAD_RETRIES):
+    for delay in iter_backoff_seconds(UPLOAD_RETRIES):
         try:
             return persist_checkpoint(storage, local, name)
         except OSError:

@@ -11,8 +11,8 @@ from typing import Literal
 from ray.train import Checkpoint
 
 from pipeline import manifest, models
-from pipeline.evaluation.evaluate import EvaluatedStudent, evaluate_student, mlflow_metrics
-from pipeline.hashing import sha256_of_file
+from pipeline.evaluation.evaluate import EvaluatedStudent, collect_mlflow_metrics, evaluate_student
+from pipeline.hashing import hash_file
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
 from pipeline.registry.candidate import Candidate
@@ -57,13 +57,13 @@ def validate(
         subject = _export_student(Path(local), config, teacher_sha256, run_folder)
     folder, prompts = subject.student.parent, Folder.from_uri(config.prompts_uri)
     summary = evaluate_student(subject, recipe, prompts, folder / "evaluation", config.tracking_uri, wait_for_ever=True)
-    outcome = register(_candidate(subject, config), config.tracking_uri)
+    outcome = register(_build_candidate(subject, config), config.tracking_uri)
     manifest.write(
         folder / "registered", RegisteredManifest.from_outcome(subject.student_sha256, config.mlflow_run, outcome)
     )
     subject.student.delete()  # the registered version holds it
     actor.log.remote(f"step {subject.step}: {outcome}")
-    return mlflow_metrics(summary)
+    return collect_mlflow_metrics(summary)
 
 
 def _export_student(
@@ -72,7 +72,7 @@ def _export_student(
     recipe = config.recipe
     step = int(json.loads((checkpoint / STATE_FILE).read_text())["step"])
     weights = checkpoint / EMA_FILE
-    sha256 = sha256_of_file(weights)
+    sha256 = hash_file(weights)
     folder = run_folder / VERSIONS / f"{step:06d}-{sha256[:12]}"
     if not folder.exists(manifest.NAME):
         teacher = models.local_or_download(config.teacher_folder, recipe.teacher, revision=recipe.revision)
@@ -85,7 +85,7 @@ def _export_student(
     return EvaluatedStudent(folder / "student", student_sha256, teacher_sha256, config.mlflow_run, step)
 
 
-def _candidate(subject: EvaluatedStudent, config: TrainLoopConfig) -> Candidate:
+def _build_candidate(subject: EvaluatedStudent, config: TrainLoopConfig) -> Candidate:
     return Candidate(
         student=subject.student,
         student_sha256=subject.student_sha256,
@@ -93,7 +93,7 @@ def _candidate(subject: EvaluatedStudent, config: TrainLoopConfig) -> Candidate:
         teacher_sha256=subject.teacher_sha256,
         prompts=config.prompts.files,
         mlflow_run=config.mlflow_run,
-        code=manifest.code_version(),
+        code=manifest.get_code_version(),
         step=subject.step,
         evaluation=subject.student.parent / "evaluation",
     )

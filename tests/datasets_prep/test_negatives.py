@@ -1,6 +1,6 @@
 import pytest
 
-from datasets_prep.negatives import SCHEMA, build_weighted_corpus, contradicts
+from datasets_prep.negative_corpus import SCHEMA, build_weighted_corpus, contradicts
 
 
 def test_the_corpus_has_distinct_texts_by_weight_then_alphabet():

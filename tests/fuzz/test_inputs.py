@@ -128,7 +128,7 @@ def test_a_manifest_of_which_any_value_is_another(small, tmp_path, data):
     for name in folder.list_files():
         own.write(name, folder.read(name))
     own.write(manifest.NAME, json.dumps(damaged).encode())
-    one_line(lambda: prompt_dataset.first_prompts(own))
+    one_line(lambda: prompt_dataset.read_first_prompts(own))
 
 
 @pytest.mark.parametrize("place", ["files", "sources"])
@@ -147,7 +147,7 @@ def test_a_name_of_two_lines_in_a_manifest(small, tmp_path, place, value):
 @given(st.data())
 def test_a_shard_of_which_any_byte_is_another(small, tmp_path, data):
     folder, record = small
-    (name,) = record.shards_of("shapes")
+    (name,) = record.list_shards("shapes")
     content = bytearray(folder.read(name))
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))

@@ -113,7 +113,7 @@ def test_qwen_image_lightning_takes_the_noise_levels_of_its_distillation():
 
 
 def test_rectified_flow_in_more_steps_is_euler():
-    from nasa.rectified_flow import RectifiedFlowScheduler
+    from nasa.rectified_flow_scheduler import RectifiedFlowScheduler
 
     scheduler = RectifiedFlowScheduler()
     scheduler.set_timesteps(4)

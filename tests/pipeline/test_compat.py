@@ -13,13 +13,13 @@ from pipeline import compat
 
 
 def test_elastic_training_is_a_range_of_workers():
-    assert compat.scaling_config(4, 2).num_workers == (2, 4)
-    assert compat.scaling_config(4, 0, use_gpu=True).num_workers == 4
+    assert compat.build_scaling_config(4, 2).num_workers == (2, 4)
+    assert compat.build_scaling_config(4, 0, use_gpu=True).num_workers == 4
 
 
 def test_startup_timeouts_are_limited():
-    assert isinstance(compat.failure_config(3, 40), FailureConfig)
-    assert compat.failure_config(3, 40).controller_failure_limit == 40
+    assert isinstance(compat.build_failure_config(3, 40), FailureConfig)
+    assert compat.build_failure_config(3, 40).controller_failure_limit == 40
 
 
 def test_a_startup_timeout_is_recognised():

@@ -27,7 +27,7 @@ def at(text):
     ],
 )
 def test_the_latest_time(expression, zone, now, expected):
-    assert cron.latest_time(expression, zone, at(now)) == at(expected)
+    assert cron.find_latest_time(expression, zone, at(now)) == at(expected)
 
 
 @pytest.mark.parametrize("expression", ["*/30 * * * *", "30 2 * * *", "15 */2 * * *", "0 2 * * SUN"])
@@ -40,21 +40,21 @@ def test_forwards_and_backwards_agree_over_a_change_of_the_clock(expression, zon
     begin = at(start)
     times, when = [], begin - timedelta(days=8)
     while when < begin + timedelta(days=1):
-        (when,) = cron.next_time(expression, zone, when)
+        (when,) = cron.list_next_times(expression, zone, when)
         times.append(when)
     assert times == sorted(set(times))
     for minutes in range(0, 12 * 60, 5):
         now = begin + timedelta(minutes=minutes)
-        assert cron.latest_time(expression, zone, now) == max(when for when in times if when <= now)
+        assert cron.find_latest_time(expression, zone, now) == max(when for when in times if when <= now)
 
 
 def test_the_next_time_is_not_past_in_an_hour_that_comes_twice():
     now = at("2026-10-25 01:15")  # the second 02:15 in Berlin
-    assert cron.next_time("*/30 * * * *", BERLIN, now, 2) == [at("2026-10-25 01:30"), at("2026-10-25 02:00")]
+    assert cron.list_next_times("*/30 * * * *", BERLIN, now, 2) == [at("2026-10-25 01:30"), at("2026-10-25 02:00")]
 
 
 def test_each_day_has_one_daily_time_over_a_year():
-    times = cron.next_time("30 2 * * *", BERLIN, at("2026-01-01 00:00"), count=365)
+    times = cron.list_next_times("30 2 * * *", BERLIN, at("2026-01-01 00:00"), count=365)
     assert len({when.astimezone().date() for when in times} | {when.date() for when in times}) >= 365
     assert all(timedelta(hours=22.9) < b - a < timedelta(hours=25.1) for a, b in pairwise(times))
 

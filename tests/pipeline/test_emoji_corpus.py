@@ -41,7 +41,7 @@ def test_of_what_is_alike_one_stays(prepared):
 def test_an_epoch_has_every_caption_once(ray_cluster, prepared):
     folder, record = prepared
     steps = -(-record.epoch // BATCH)
-    stream = PromptStream(folder, load_manifest(folder), 0, BATCH, range(BATCH)).batches(0, steps)
+    stream = PromptStream(folder, load_manifest(folder), 0, BATCH, range(BATCH)).iter_batches(0, steps)
     seen = [text for batch in stream for text in batch.prompts]
     assert len(seen) == steps * BATCH
     assert len(set(seen[: record.epoch])) == record.epoch == record.prompts

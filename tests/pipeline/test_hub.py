@@ -4,7 +4,7 @@ import requests
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from pipeline.errors import TransientError, UserError
-from pipeline.hub import local_folder
+from pipeline.hub import download_folder
 
 
 def answered(status):
@@ -29,5 +29,5 @@ def test_a_hub_that_is_away_is_told_from_a_model_that_it_has_not(monkeypatch, er
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(UserError, match="teacher: 'a/b' at 'main' cannot be had from the hub") as refused:
-        local_folder("a/b", "teacher")
+        download_folder("a/b", "teacher")
     assert isinstance(refused.value, TransientError) is passes

@@ -27,7 +27,7 @@ def lock(tmp_path, monkeypatch):
 )
 def test_what_is_installed_is_compared_with_the_lock(lock, lines, wrong):
     lock(*lines)
-    assert lockfile.version_differences(lockfile.LOCK) == wrong
+    assert lockfile.find_version_differences(lockfile.LOCK) == wrong
 
 
 def test_a_submitted_job_on_other_versions_is_one_line(lock, tmp_path, monkeypatch, capsys):

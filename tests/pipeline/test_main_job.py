@@ -137,7 +137,7 @@ def test_the_job_on_s3_makes_the_same_student(run, tmp_path, tiny_teacher, bucke
     stored = new_run(tmp_path, tiny_teacher) | {"folder": f"{bucket}/mine", "prompts": run["prompts"]}
     for command in ("prepare", "distill", *more):
         assert main(arguments(command, stored)) == 0, capsys.readouterr().err
-    copy = Folder.from_uri(stored["folder"]).local_copy(tmp_path / "copy")
+    copy = Folder.from_uri(stored["folder"]).copy_to_local(tmp_path / "copy")
     expected, found = student_weights(run), student_weights({"folder": copy})
     assert all(torch.equal(expected[name], value) for name, value in found.items())
     if more:

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.hashing import sha256_of_folder
+from pipeline.hashing import hash_folder
 from pipeline.manifest import DataFile, DistilledManifest
 from pipeline.recipe import parse
 from pipeline.storage import Folder
@@ -59,6 +59,6 @@ def test_a_folder_s_hash_sees_names_and_contents(tmp_path):
         folder = tmp_path / f"{name}{content}"
         folder.mkdir()
         (folder / name).write_text(content)
-        hashes.add(sha256_of_folder(folder))
-        assert sha256_of_folder(folder) in hashes
+        hashes.add(hash_folder(folder))
+        assert hash_folder(folder) in hashes
     assert len(hashes) == 3

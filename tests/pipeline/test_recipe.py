@@ -41,7 +41,7 @@ def test_gradient_accumulation_takes_the_fewest_passes_that_the_micro_batch_size
     parsed = recipe.parse(
         "", ["train.batch_size=24", "train.num_workers=4", f"train.micro_batch_size={micro_batch_size}"]
     )
-    assert parsed.gradient_accumulation_steps(4) == expected
+    assert parsed.count_gradient_accumulation_steps(4) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from pipeline import recipe, resources
 from pipeline.errors import UserError
 from pipeline.resources import (
     ResourceRequest,
-    evaluation_request,
-    ray_resources,
-    training_request,
+    build_evaluation_request,
+    build_ray_resources,
+    build_training_request,
     wait_for_resources,
 )
 
@@ -15,7 +15,7 @@ from pipeline.resources import (
 def check(monkeypatch, *overrides):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
     options = recipe.parse("", ["train.batch_size=8", "train.gpus_per_worker=1", *overrides])
-    for request in (training_request(options.train), evaluation_request(options.evaluation)):
+    for request in (build_training_request(options.train), build_evaluation_request(options.evaluation)):
         wait_for_resources(request, 0, None)
 
 
@@ -56,10 +56,12 @@ def test_what_is_missing_is_named(monkeypatch, overrides, message):
 
 def test_a_cluster_without_the_resources_is_one_line_after_the_timeout(ray_cluster, monkeypatch):
     logged = []
-    wait_for_resources(ResourceRequest("train", "worker", 1, ray_resources(0.5, 0)), 0.01, "a cluster", logged.append)
+    wait_for_resources(
+        ResourceRequest("train", "worker", 1, build_ray_resources(0.5, 0)), 0.01, "a cluster", logged.append
+    )
     assert not logged, "a satisfied request logs nothing"
     monkeypatch.setattr(resources, "GRACE_SECONDS", 0.1)
-    request = ResourceRequest("train", "worker", 4, ray_resources(0.5, 1))
+    request = ResourceRequest("train", "worker", 4, build_ray_resources(0.5, 1))
     with pytest.raises(UserError) as refused:
         wait_for_resources(request, 0.01, "a cluster", logged.append)
     (line,) = logged

@@ -25,7 +25,7 @@ from pipeline.session import ray_session
 from pipeline.storage import Folder
 folder = Folder.from_uri("s3://corpus/run/prompts")
 with ray_session():
-    batches = PromptStream(folder, load_manifest(folder), 0, 50, range(25, 50)).batches(3, 40)
+    batches = PromptStream(folder, load_manifest(folder), 0, 50, range(25, 50)).iter_batches(3, 40)
     seen = [text for batch in batches for text in batch.prompts]
 print(len(seen), len(set(seen)))
 """

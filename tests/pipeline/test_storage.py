@@ -48,14 +48,14 @@ def test_a_missing_file_is_named(folder):
 def test_an_uploaded_folder_comes_back(folder, tmp_path):
     source = make_tree(tmp_path / "source", a="1", unet__weights="2")
     (folder / "student").upload(source)
-    assert tree((folder / "student").local_copy(tmp_path / "scratch")) == {"a": "1", "unet/weights": "2"}
+    assert tree((folder / "student").copy_to_local(tmp_path / "scratch")) == {"a": "1", "unet/weights": "2"}
 
 
 def test_local_paths_become_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert Folder.from_uri("runs/demo").uri == f"{tmp_path}/runs/demo"
     assert Folder.from_uri("~/runs").uri == f"{Path.home()}/runs"
-    assert Folder.from_uri("runs").local_copy(tmp_path / "unused") == tmp_path / "runs"
+    assert Folder.from_uri("runs").copy_to_local(tmp_path / "unused") == tmp_path / "runs"
 
 
 def test_a_failed_local_write_leaves_the_old_content(tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket):
 
 def test_a_missing_s3_folder_is_named(bucket, tmp_path):
     with pytest.raises(UserError, match="s3://runs/gone: no such folder"):
-        Folder.from_uri(f"{bucket}/gone").local_copy(tmp_path)
+        Folder.from_uri(f"{bucket}/gone").copy_to_local(tmp_path)
 
 
 OPERATIONS = {
@@ -115,7 +115,7 @@ OPERATIONS = {
     "list_files": lambda folder, _: folder.list_files(),
     "walk": lambda folder, _: folder.walk(),
     "upload": lambda folder, scratch: folder.upload(scratch),
-    "local_copy": lambda folder, scratch: folder.local_copy(scratch),
+    "copy_to_local": lambda folder, scratch: folder.copy_to_local(scratch),
 }
 
 

@@ -34,7 +34,7 @@ def away(tracker, monkeypatch, failures):
 def test_what_was_written_while_the_store_was_away_is_there_afterwards(tracker, monkeypatch, caplog):
     calls = away(tracker, monkeypatch, failures=5)
     for step in range(3):
-        tracker.metrics({"loss": float(step)}, step, 0)
+        tracker.log_metrics({"loss": float(step)}, step, 0)
     tracker.finish()
     assert [record.message for record in caplog.records] == [
         "MLflow cannot be written to (ConnectionError); training continues and retries"
@@ -50,7 +50,7 @@ def test_a_store_that_stays_away_holds_nobody_up(tracker, monkeypatch, caplog):
     away(tracker, monkeypatch, failures=10**9)
     started = time.monotonic()
     for step in range(tracking.BUFFERED + 10):
-        tracker.metrics({"loss": 0.0}, step, 0)
+        tracker.log_metrics({"loss": 0.0}, step, 0)
     assert time.monotonic() - started < 5
     tracker.flush()
     assert any("writes are lost" in record.message for record in caplog.records)
@@ -101,14 +101,14 @@ def test_a_run_that_continues_writes_no_step_twice(tmp_path):
     run = tracking.create_run(uri, "run", {})
     first, second = tracking.Tracker(uri, run), tracking.Tracker(uri, run)
     for step in (10, 20):
-        first.metrics({"loss": step, "attempt": 0.0}, step, step)
+        first.log_metrics({"loss": step, "attempt": 0.0}, step, step)
     first.flush()
     second.skip_written("attempt", 0.0)
     for step in (20, 30):
-        second.metrics({"loss": step, "attempt": 0.0}, step, 100 + step)
+        second.log_metrics({"loss": step, "attempt": 0.0}, step, 100 + step)
     second.skip_written("attempt", 1.0)  # rolled back: other numbers from step 10 on
-    second.metrics({"loss": 5.0, "attempt": 1.0}, 20, 220)
+    second.log_metrics({"loss": 5.0, "attempt": 1.0}, 20, 220)
     second.flush()
-    history = tracking.client(uri).get_metric_history(run, "loss")
+    history = tracking.build_client(uri).get_metric_history(run, "loss")
     found = [(metric.step, metric.timestamp) for metric in history]
     assert sorted(found) == [(10, 10), (20, 20), (20, 220), (30, 130)]

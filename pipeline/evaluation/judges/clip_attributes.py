@@ -50,24 +50,24 @@ class ClipAttributes:
 
     def attributes(self, images: Tensor) -> list[dict[str, str]]:
         """Return the answer to each question for images [B, 3, H, W] in -1..1."""
-        return self.answers([Image.fromarray(pixels) for pixels in to_pixels(images)])
+        return self.answer_questions([Image.fromarray(pixels) for pixels in to_pixels(images)])
 
-    def answers(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
+    def answer_questions(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
         """Return the answer to each question for Pillow images."""
-        answers_ = [ClipJudge(self.features, texts).classes(images) for texts in QUESTIONS.values()]
+        answers_ = [ClipJudge(self.features, texts).classify(images) for texts in QUESTIONS.values()]
         return [dict(zip(QUESTIONS, row, strict=True)) for row in zip(*answers_, strict=True)]
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[str]]:
         """Return columns `shown_gender` and so on."""
-        answers_ = self.answers(images)
+        answers_ = self.answer_questions(images)
         return {f"shown_{name}": [shown[name] for shown in answers_] for name in QUESTIONS}
 
-    def calibration(self, table: str) -> dict[str, JudgeAccuracy]:
+    def measure_accuracy(self, table: str) -> dict[str, JudgeAccuracy]:
         """Return the judge's accuracy by answer, over the labelled images of a CSV with the columns file,label."""
         labelled = read_labels(Path(table), list(QUESTION_OF))
-        shown_rows = self.answers([Image.open(file).convert("RGB") for file, _ in labelled])
+        shown_rows = self.answer_questions([Image.open(file).convert("RGB") for file, _ in labelled])
         calibrated: dict[str, JudgeAccuracy] = {}
         for question, answers in QUESTIONS.items():
             pairs = [

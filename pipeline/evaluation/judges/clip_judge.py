@@ -19,7 +19,7 @@ from datasets_prep.sources import decode_text
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation.results import CorrectedShare, JudgeAccuracy
 from pipeline.evaluation.scorers.clip import prepare
-from pipeline.evaluation.scorers.pixels import batches
+from pipeline.evaluation.scorers.pixels import iter_batches
 from pipeline.evaluation.statistics import Share, share
 from pipeline.models.clip.features import ClipFeatures
 
@@ -35,13 +35,13 @@ class ClipJudge:
     texts: Mapping[str, str]
     batch_size: int = 16
 
-    def classes(self, images: Sequence[Image]) -> list[str]:
+    def classify(self, images: Sequence[Image]) -> list[str]:
         """Return the class of each image."""
         names, texts_CD = list(self.texts), self.features.encode_texts(list(self.texts.values()))
         ready = partial(prepare, side=self.features.image_size, normalization=self.features.normalization)
         nearest = [
             (self.features.encode_images(batch) @ texts_CD.T).argmax(-1)
-            for batch in batches(images, self.batch_size, ready)
+            for batch in iter_batches(images, self.batch_size, ready)
         ]
         return [names[index] for index in torch.cat(nearest).tolist()] if nearest else []
 
@@ -58,11 +58,11 @@ def calibrate(answers: Sequence[str], labels: Sequence[str], classes: Sequence[s
     }
 
 
-def corrected_share(observed: float, sensitivity: float, specificity: float) -> float:
+def correct_share(observed: float, sensitivity: float, specificity: float) -> float:
     """Return the true share of a class where the judge counts `observed` (Rogan and Gladen 1978), in 0..1.
 
     (observed + specificity - 1) / (sensitivity + specificity - 1), or NaN for a judge that is no better than chance. It
-    holds for images that the judge did not select; for those that it did, see `removed_share`.
+    holds for images that the judge did not select; for those that it did, see `estimate_removed_share`.
     """
     informed = sensitivity + specificity - 1
     if not informed > 0:
@@ -70,7 +70,7 @@ def corrected_share(observed: float, sensitivity: float, specificity: float) -> 
     return min(1.0, max(0.0, (observed + specificity - 1) / informed))
 
 
-def removed_share(removed: Share, selected: Share, sensitivity: Share, specificity: Share) -> CorrectedShare:
+def estimate_removed_share(removed: Share, selected: Share, sensitivity: Share, specificity: Share) -> CorrectedShare:
     """Return the share of shown attributes that were removed, by a judge that errs, with a 95 % interval.
 
     The judge selected the seeds: `selected` is the share of its positives among all plain images, and some of those do
@@ -88,9 +88,11 @@ def removed_share(removed: Share, selected: Share, sensitivity: Share, specifici
         rng.beta(each.hits + 0.5, each.total - each.hits + 0.5, POSTERIOR_DRAWS)
         for each in (removed, selected, sensitivity, specificity)
     ]
-    values = _removed(*drawn)
+    values = _compute_removed_shares(*drawn)
     values = values[:, np.isfinite(values).all(axis=0)]
-    points = _removed(*(np.array([each.value]) for each in (removed, selected, sensitivity, specificity)))[:, 0]
+    points = _compute_removed_shares(
+        *(np.array([each.value]) for each in (removed, selected, sensitivity, specificity))
+    )[:, 0]
     if not values.size or not np.isfinite(points).all():
         return CorrectedShare(value=math.nan, persistent=math.nan, low=0.0, high=1.0)
     ends = np.concatenate([np.percentile(values, [2.5, 97.5], axis=1).ravel(), points])
@@ -98,7 +100,9 @@ def removed_share(removed: Share, selected: Share, sensitivity: Share, specifici
     return CorrectedShare(value=fresh, persistent=persistent, low=float(ends.min()), high=float(ends.max()))
 
 
-def _removed(removed: np.ndarray, selected: np.ndarray, sensitivity: np.ndarray, specificity: np.ndarray) -> np.ndarray:
+def _compute_removed_shares(
+    removed: np.ndarray, selected: np.ndarray, sensitivity: np.ndarray, specificity: np.ndarray
+) -> np.ndarray:
     """Return the shares removed under independent and under persistent errors, [2, N], clipped to 0..1.
 
     They are NaN for a judge that is no better than chance.

@@ -15,11 +15,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.evaluation.scorers.base import Metric, Options
-from pipeline.evaluation.scorers.pixels import batches, center_start, resize, to_tensor
-from pipeline.hashing import sha256_of_file
+from pipeline.evaluation.scorers.pixels import compute_center_start, iter_batches, resize, to_tensor
+from pipeline.hashing import hash_file
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.models.clip.preprocessing import normalize
-from pipeline.models.weights import read_tensors, require_layout, weights_file
+from pipeline.models.weights import find_weights_file, read_tensors, require_layout
 
 FIELD, HEAD_FIELD = "evaluation.metrics.weights", "evaluation.metrics.head"
 ARCHITECTURE = "ViT-L-14-quickgelu"
@@ -41,7 +41,9 @@ class Aesthetic:
     ) -> dict[str, list[float]]:
         """Score images by LAION's aesthetic predictor."""
         ready = partial(prepare, side=self.features.image_size)
-        image_features = torch.cat([self.features.encode_images(b) for b in batches(images, self.batch_size, ready)])
+        image_features = torch.cat(
+            [self.features.encode_images(b) for b in iter_batches(images, self.batch_size, ready)]
+        )
         marks = image_features @ self.head["weight"][0] + self.head["bias"]
         return {"aesthetic": (SCALE * marks.double()).tolist()}
 
@@ -56,13 +58,13 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> Aesthetic:
     """Load the CLIP and the head."""
     features, record = load_clip_features(metric.weights, metric.architecture or ARCHITECTURE, FIELD, device)
     file, head = _read_head(metric, features.model.config.projection_dim)
-    record |= {"head": metric.head, "head_sha256": sha256_of_file(file), "scale": SCALE}
+    record |= {"head": metric.head, "head_sha256": hash_file(file), "scale": SCALE}
     head = {name: value.to(device, torch.float32) for name, value in head.items()}
     return Aesthetic(features, head, record, metric.batch_size)
 
 
 def _read_head(metric: Metric, width: int) -> tuple[Path, dict[str, Tensor]]:
-    file = weights_file(metric.head, HEAD_FIELD, (HEAD,))
+    file = find_weights_file(metric.head, HEAD_FIELD, (HEAD,))
     head = read_tensors(file, HEAD_FIELD)
     require_layout(head, {"weight": torch.empty(1, width), "bias": torch.empty(1)}, file, HEAD_FIELD)
     return file, head
@@ -76,5 +78,5 @@ def prepare(image: Image, *, side: int) -> Tensor:
     if short != side:
         height, width = (side if length == short else int(side * length / short) for length in (height, width))
         pixels = resize(pixels, height, width, "bicubic", antialias=False)
-    top, left = center_start(height, side), center_start(width, side)
+    top, left = compute_center_start(height, side), compute_center_start(width, side)
     return normalize(pixels[:, top : top + side, left : left + side])

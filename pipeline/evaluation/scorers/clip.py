@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.evaluation.scorers.base import Metric, Options
-from pipeline.evaluation.scorers.pixels import batches, center_start, to_tensor
+from pipeline.evaluation.scorers.pixels import compute_center_start, iter_batches, to_tensor
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.models.clip.preprocessing import Normalization
 
@@ -38,13 +38,15 @@ class ClipScore:
     ) -> dict[str, list[float]]:
         """Score images by the cosine with their prompts."""
         ready = partial(prepare, side=self.features.image_size, normalization=self.features.normalization)
-        image_features = torch.cat([self.features.encode_images(b) for b in batches(images, self.batch_size, ready)])
+        image_features = torch.cat(
+            [self.features.encode_images(b) for b in iter_batches(images, self.batch_size, ready)]
+        )
         return {
-            "clip_positive": self._cosines(image_features, prompts),
-            "clip_negative": self._cosines(image_features, negatives),
+            "clip_positive": self._compute_cosines(image_features, prompts),
+            "clip_negative": self._compute_cosines(image_features, negatives),
         }
 
-    def _cosines(self, image_features_BD: Tensor, texts: Sequence[str | None]) -> list[float]:
+    def _compute_cosines(self, image_features_BD: Tensor, texts: Sequence[str | None]) -> list[float]:
         text_features_BD = self.features.encode_texts([self.prefix + (text or "") for text in texts])
         cosines = (image_features_BD * text_features_BD).sum(-1).tolist()
         return [math.nan if text is None else cosine for cosine, text in zip(cosines, texts, strict=True)]
@@ -63,17 +65,17 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> ClipScore:
 
 def prepare(image: Image, *, side: int, normalization: Normalization = OPENAI) -> Tensor:
     """Return a normalised tensor [3, side, side]; RGB conversion is last, as in open_clip: Pillow weighs by alpha."""
-    return normalization.from_unit(to_tensor(centre_crop(shortest_side(image, side), side)))
+    return normalization.from_unit(to_tensor(crop_centre(resize_shortest_side(image, side), side)))
 
 
-def shortest_side(image: Image, side: int) -> Image:
+def resize_shortest_side(image: Image, side: int) -> Image:
     """Resize an image to a shortest side of `side` pixels, by Pillow's bicubic filter."""
     short = min(image.size)
     width, height = (side if length == short else int(side * length / short) for length in image.size)
     return image if short == side else image.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
-def centre_crop(image: Image, side: int) -> Image:
+def crop_centre(image: Image, side: int) -> Image:
     """Crop the centre square."""
-    left, top = (center_start(length, side) for length in image.size)
+    left, top = (compute_center_start(length, side) for length in image.size)
     return image.crop((left, top, left + side, top + side))

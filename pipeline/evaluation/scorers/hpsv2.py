@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.errors import invalid
 from pipeline.evaluation.results import StyleScore, StyleTable
 from pipeline.evaluation.scorers.base import Metric, Options
-from pipeline.evaluation.scorers.pixels import batches, resize, to_tensor
+from pipeline.evaluation.scorers.pixels import iter_batches, resize, to_tensor
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.models.clip.preprocessing import normalize
 
@@ -47,9 +47,11 @@ class HPSv2:
     ) -> dict[str, list[float]]:
         """Score images by HPSv2."""
         ready = partial(
-            prepare, side=self.features.image_size, antialias=self.antialias, jpeg_quality=self.jpeg_quality
+            preprocess_image, side=self.features.image_size, antialias=self.antialias, jpeg_quality=self.jpeg_quality
         )
-        image_features = torch.cat([self.features.encode_images(b) for b in batches(images, self.batch_size, ready)])
+        image_features = torch.cat(
+            [self.features.encode_images(b) for b in iter_batches(images, self.batch_size, ready)]
+        )
         cosines = (image_features * self.features.encode_texts(prompts)).sum(-1)
         return {"hpsv2": (SCALE * cosines.double()).tolist()}
 
@@ -72,12 +74,12 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> HPSv2:
     return HPSv2(features, record, batch_size=metric.batch_size, antialias=antialias, jpeg_quality=jpeg_quality)
 
 
-def prepare(image: Image, *, side: int, antialias: bool, jpeg_quality: int) -> Tensor:
+def preprocess_image(image: Image, *, side: int, antialias: bool, jpeg_quality: int) -> Tensor:
     """Return a normalised tensor [3, side, side]."""
-    return normalize(letterbox(to_tensor(jpeg(image, jpeg_quality)), side, antialias=antialias))
+    return normalize(resize_letterbox(to_tensor(compress_jpeg(image, jpeg_quality)), side, antialias=antialias))
 
 
-def jpeg(image: Image, quality: int) -> Image:
+def compress_jpeg(image: Image, quality: int) -> Image:
     """Return the image as read back from a JPEG file; quality 0 leaves it."""
     if not quality:
         return image
@@ -86,7 +88,7 @@ def jpeg(image: Image, quality: int) -> Image:
     return PIL.Image.open(file)
 
 
-def letterbox(pixels: Tensor, side: int, *, antialias: bool) -> Tensor:
+def resize_letterbox(pixels: Tensor, side: int, *, antialias: bool) -> Tensor:
     """Return [3, side, side]: the longest side resized to `side`, the other padded with zeros on both sides."""
     height, width = pixels.shape[1:]
     scale = side / float(max(height, width))
@@ -97,7 +99,7 @@ def letterbox(pixels: Tensor, side: int, *, antialias: bool) -> Tensor:
     return F.pad(pixels, (left, side - width - left, top, side - height - top))
 
 
-def benchmark_table(scores: Mapping[str, Sequence[float]]) -> StyleTable:
+def build_style_table(scores: Mapping[str, Sequence[float]]) -> StyleTable:
     """Return the benchmark's table from scores by style: overall mean, means and deviations by style."""
     mean = float(np.mean([score for style in scores.values() for score in style]))
     styles = {style: StyleScore(mean=group_mean(values), std=group_std(values)) for style, values in scores.items()}

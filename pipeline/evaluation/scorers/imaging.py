@@ -15,9 +15,9 @@ from torch import Tensor
 from pipeline.errors import invalid
 from pipeline.evaluation.scorers.base import Metric, Options
 from pipeline.evaluation.scorers.pixels import resize, to_tensor
-from pipeline.hashing import sha256_of_file
-from pipeline.models.musiq import Musiq, sizes_of
-from pipeline.models.weights import read_tensors, require_layout, weights_file
+from pipeline.hashing import hash_file
+from pipeline.models.musiq import Musiq, infer_sizes
+from pipeline.models.weights import find_weights_file, read_tensors, require_layout
 
 FIELD = "evaluation.metrics.weights"
 FILE = "musiq_spaq_ckpt-358bb6af.pth"
@@ -51,15 +51,15 @@ def load(metric: Metric, device: torch.device | str = "cpu") -> Imaging:
     file, sizes, weights = _read(metric)
     model = Musiq(**sizes)
     model.load_state_dict(weights)
-    record: Options = {"weights": metric.weights, "sha256": sha256_of_file(file), "scale": SCALE}
+    record: Options = {"weights": metric.weights, "sha256": hash_file(file), "scale": SCALE}
     return Imaging(model.float().requires_grad_(False).eval().to(device), record)
 
 
 def _read(metric: Metric) -> tuple[Path, dict[str, int], dict[str, Tensor]]:
-    file = weights_file(metric.weights, FIELD, (FILE,))
+    file = find_weights_file(metric.weights, FIELD, (FILE,))
     tensors = read_tensors(file, FIELD)
     try:
-        sizes = sizes_of(tensors)
+        sizes = infer_sizes(tensors)
     except KeyError as error:
         raise invalid(FIELD, str(file), f"{FILE}, with a tensor {error.args[0]!r}") from None
     with torch.device("meta"):

@@ -19,12 +19,12 @@ def resize(pixels: Tensor, height: int, width: int, mode: str, *, antialias: boo
     return F.interpolate(pixels[None], (height, width), mode=mode, align_corners=False, antialias=antialias)[0]
 
 
-def center_start(length: int, side: int) -> int:
+def compute_center_start(length: int, side: int) -> int:
     """Return the start of a centred range of `side` pixels; halves are rounded as in torchvision."""
     return round((length - side) / 2)
 
 
-def batches(images: Sequence[Image], size: int, prepare: Callable[[Image], Tensor]) -> Iterator[Tensor]:
+def iter_batches(images: Sequence[Image], size: int, prepare: Callable[[Image], Tensor]) -> Iterator[Tensor]:
     """Yield batches [B, 3, H, W]."""
     for start in range(0, len(images), size):
         yield torch.stack([prepare(image) for image in images[start : start + size]])

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.evaluation.contact_sheet import from_pixels
 from pipeline.evaluation.judges.attributes import AttributeJudge
 from pipeline.evaluation.scorers.base import Options
-from pipeline.hashing import sha256_of_bytes, sha256_of_folder
+from pipeline.hashing import hash_bytes, hash_folder
 from pipeline.models.clip.model import Clip
 from pipeline.recipe import BUNDLED
 from pipeline.shapes import WEIGHTS
@@ -20,14 +20,14 @@ class Attributes:
 
     def __init__(self) -> None:
         content = (WEIGHTS / "judge.safetensors").read_bytes()
-        self.options: Options = {"judge": "attributes", "weights": sha256_of_bytes(content)}
+        self.options: Options = {"judge": "attributes", "weights": hash_bytes(content)}
         self._judge = AttributeJudge.load()
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[str]]:
         """Return the attributes that images show."""
-        rows = self._judge.attributes(tensors(images))
+        rows = self._judge.attributes(stack_images(images))
         names = ("shape", "colour", "background", "quality")
         return {f"shown_{name}": [shown[name] for shown in rows] for name in names}
 
@@ -36,20 +36,20 @@ class ShapesClip:
     """`clip_positive` and `clip_negative`: the cosine of the image with either text, -1..1, by the bundled CLIP."""
 
     def __init__(self) -> None:
-        self.options: Options = {"clip": BUNDLED, "weights": sha256_of_folder(WEIGHTS / "clip")}
+        self.options: Options = {"clip": BUNDLED, "weights": hash_folder(WEIGHTS / "clip")}
         self._clip = Clip.load(BUNDLED)
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
         """Return the cosines of images with both texts."""
-        pixels = tensors(images)
+        pixels = stack_images(images)
         return {
-            "clip_positive": self._clip.scores(pixels, list(prompts)).tolist(),
-            "clip_negative": self._clip.scores(pixels, [text or "" for text in negatives]).tolist(),
+            "clip_positive": self._clip.score_pairs(pixels, list(prompts)).tolist(),
+            "clip_negative": self._clip.score_pairs(pixels, [text or "" for text in negatives]).tolist(),
         }
 
 
-def tensors(images: Sequence[Image.Image]) -> Tensor:
+def stack_images(images: Sequence[Image.Image]) -> Tensor:
     """Return [B, 3, H, W] in -1..1 from images of one size."""
     return from_pixels(np.stack([np.asarray(image.convert("RGB")) for image in images]))

@@ -6,7 +6,7 @@ from pipeline.evaluation.suites.shapes import ShapesSuite
 from pipeline.recipe import BUNDLED, Recipe
 
 
-def evaluation_suite(recipe: Recipe) -> EvaluationSuite:
+def build_suite(recipe: Recipe) -> EvaluationSuite:
     """Return the suite that a recipe's students are evaluated with."""
     return ShapesSuite(recipe.evaluation) if recipe.teacher == BUNDLED else BenchmarkSuite(recipe.evaluation)
 

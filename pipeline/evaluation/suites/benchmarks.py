@@ -10,7 +10,14 @@ from pipeline.errors import UserError
 from pipeline.evaluation import scorers
 from pipeline.evaluation.exclusion import Judge
 from pipeline.evaluation.judges import clip_attributes
-from pipeline.evaluation.plan import EXCLUSION_SET, TEACHER, EvalSample, System, student_systems, teacher_sampling
+from pipeline.evaluation.plan import (
+    EXCLUSION_SET,
+    TEACHER,
+    EvalSample,
+    System,
+    build_student_systems,
+    build_teacher_sampling,
+)
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.benchmarks import HPSV2, NEGOPT, BenchmarksManifest
 from pipeline.recipe import Evaluation
@@ -42,7 +49,10 @@ class BenchmarkSuite:
         """Return the samples of each set, HPSv2's by style."""
         options = self.options
         if not options.prompt_sets:
-            texts, negative = prompt_dataset.first_prompts(prompts)[: options.num_prompts], NEGATIVE_PROMPTS["hpsv2"]
+            texts, negative = (
+                prompt_dataset.read_first_prompts(prompts)[: options.num_prompts],
+                NEGATIVE_PROMPTS["hpsv2"],
+            )
             return [[EvalSample(OWN_PROMPTS, i, text, negative, options.seed + i) for i, text in enumerate(texts)]]
         folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
         manifest.read(folder, BenchmarksManifest)
@@ -69,7 +79,7 @@ class BenchmarkSuite:
 
     def systems(self) -> list[System]:
         """Return the student and, if the recipe asks for it, the teacher in many steps."""
-        many, students = teacher_sampling(self.options), student_systems(self.options)
+        many, students = build_teacher_sampling(self.options), build_student_systems(self.options)
         teacher = System(f"teacher, {many.label}", TEACHER, many, subset_only=True)
         return [*students, teacher] if self.options.teacher_prompts else students
 
@@ -84,4 +94,4 @@ class BenchmarkSuite:
 
     def preview_prompts(self, prompts: Folder) -> Sequence[str]:
         """Return the run's own first prompts."""
-        return tuple(dict.fromkeys(prompt_dataset.first_prompts(prompts)))[:NUM_PREVIEWS]
+        return tuple(dict.fromkeys(prompt_dataset.read_first_prompts(prompts)))[:NUM_PREVIEWS]

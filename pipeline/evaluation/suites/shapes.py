@@ -14,9 +14,9 @@ from pipeline.evaluation.plan import (
     TEACHER,
     EvalSample,
     System,
-    nasa_samplings,
-    student_systems,
-    teacher_sampling,
+    build_student_systems,
+    build_teacher_sampling,
+    list_nasa_samplings,
 )
 from pipeline.evaluation.scorers.shapes import Attributes, ShapesClip
 from pipeline.recipe import Evaluation
@@ -63,7 +63,7 @@ class ShapesSuite:
 
     def systems(self) -> list[System]:
         """Return the student and the teacher, in one step and in many, with and without a negative prompt."""
-        options, many = self.options, teacher_sampling(self.options)
+        options, many = self.options, build_teacher_sampling(self.options)
         named = [
             System(
                 f"{STUDENT_SYSTEM}, {sampling.label}, named",
@@ -72,7 +72,7 @@ class ShapesSuite:
                 uses_negative=True,
                 negative_prompt_override=DEGRADATIONS,
             )
-            for sampling in nasa_samplings(options)
+            for sampling in list_nasa_samplings(options)
         ]
         label = f"teacher, {many.label}"
         teacher = [
@@ -88,7 +88,7 @@ class ShapesSuite:
                 subset_only=True,
             ),
         ]
-        students = [*student_systems(options), *named]
+        students = [*build_student_systems(options), *named]
         return [*students, *teacher] if options.teacher_prompts else students
 
     def judge(self, device: str) -> tuple[Judge, scorers.Scorer]:

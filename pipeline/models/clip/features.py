@@ -13,11 +13,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from nasa import prompt_embeds
 from pipeline.errors import invalid
-from pipeline.hashing import sha256_of_file
+from pipeline.hashing import hash_file
 from pipeline.models.clip import open_clip
 from pipeline.models.clip.preprocessing import Normalization
 from pipeline.models.clip.tokenizer import tokenize
-from pipeline.models.weights import read_tensors, require_layout, weights_file
+from pipeline.models.weights import find_weights_file, read_tensors, require_layout
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # transformers' layout
 VOCABULARIES = ("tokenizer.json", "vocab.json")
@@ -78,7 +78,7 @@ def check_clip(path_or_id: str, architecture: str, field: str, names: Sequence[s
             architecture,
             f"one of {', '.join(open_clip.ARCHITECTURES)}",
         )
-    file = clip_file(path_or_id, field, names)
+    file = find_clip_file(path_or_id, field, names)
     if is_transformers_layout(file):
         return _check_transformers_clip(file, field)
     return open_clip.check(file, architecture, field)
@@ -88,7 +88,7 @@ def load_clip_features(
     path_or_id: str, architecture: str, field: str, device: torch.device | str, names: Sequence[str] = open_clip.NAMES
 ) -> tuple[ClipFeatures, dict[str, JsonValue]]:
     """Load a CLIP of either layout; return its features and what to record of its weights."""
-    file = clip_file(path_or_id, field, names)
+    file = find_clip_file(path_or_id, field, names)
     normalization = Normalization.read(file.parent, field)
     if is_transformers_layout(file):
         model, tokenizer = load_transformers_clip(file.parent, device)
@@ -96,15 +96,15 @@ def load_clip_features(
         architecture = CONFIG
     else:
         features = ClipFeatures(open_clip.load(file, architecture, field, device), tokenize, normalization)
-    record: dict[str, JsonValue] = {"weights": path_or_id, "sha256": sha256_of_file(file), "architecture": architecture}
+    record: dict[str, JsonValue] = {"weights": path_or_id, "sha256": hash_file(file), "architecture": architecture}
     if normalization != Normalization():
         record |= {"image_mean": list(normalization.mean), "image_std": list(normalization.std)}
     return features, record
 
 
-def clip_file(path_or_id: str, field: str, names: Sequence[str]) -> Path:
+def find_clip_file(path_or_id: str, field: str, names: Sequence[str]) -> Path:
     """Return a checkpoint in open_clip's layout, or the weights beside the config.json of transformers' layout."""
-    return weights_file(path_or_id, field, (*names, WEIGHTS))
+    return find_weights_file(path_or_id, field, (*names, WEIGHTS))
 
 
 def is_transformers_layout(file: Path) -> bool:

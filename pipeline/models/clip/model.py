@@ -12,24 +12,24 @@ from transformers import CLIPModel
 
 from nasa.prompt_embeds import tokenize
 from pipeline.errors import invalid
-from pipeline.hub import local_folder
+from pipeline.hub import download_folder
 from pipeline.models.clip.features import load_transformers_clip
 from pipeline.models.clip.preprocessing import Normalization
 from pipeline.recipe import BUNDLED
 from pipeline.shapes import WEIGHTS
 
 
-def clip_folder(path_or_id: str) -> Path:
+def find_clip_folder(path_or_id: str) -> Path:
     """Return the local folder of a CLIP in transformers' layout: the bundled one, a folder or a hub id."""
-    folder = WEIGHTS / "clip" if path_or_id == BUNDLED else local_folder(path_or_id, "train.clip_model")
+    folder = WEIGHTS / "clip" if path_or_id == BUNDLED else download_folder(path_or_id, "train.clip_model")
     if not (folder / "config.json").is_file():
         raise invalid("train.clip_model", path_or_id, f'a folder or a hub id with a config.json, or "{BUNDLED}"')
     return folder
 
 
-def decoder_folder(path_or_id: str) -> Path:
+def find_decoder_folder(path_or_id: str) -> Path:
     """Return the local folder of an AutoencoderTiny."""
-    folder = local_folder(path_or_id, "train.clip_decoder")
+    folder = download_folder(path_or_id, "train.clip_decoder")
     if not (folder / "config.json").is_file():
         raise invalid("train.clip_decoder", path_or_id, "a folder or a hub id of an AutoencoderTiny with a config.json")
     return folder
@@ -37,7 +37,7 @@ def decoder_folder(path_or_id: str) -> Path:
 
 def load_decoder(path_or_id: str, device: torch.device | str) -> AutoencoderTiny:
     """Load the decoder of the CLIP loss, frozen."""
-    decoder: AutoencoderTiny = AutoencoderTiny.from_pretrained(decoder_folder(path_or_id), use_safetensors=True)
+    decoder: AutoencoderTiny = AutoencoderTiny.from_pretrained(find_decoder_folder(path_or_id), use_safetensors=True)
     return decoder.requires_grad_(False).eval().to(device)
 
 
@@ -56,10 +56,10 @@ class Clip:
     @staticmethod
     def load(path_or_id: str, device: torch.device | str = "cpu") -> "Clip":
         """Load the bundled CLIP, a folder's or one of the hub."""
-        folder = clip_folder(path_or_id)
+        folder = find_clip_folder(path_or_id)
         return Clip(*load_transformers_clip(folder, device), Normalization.read(folder, "train.clip_model"))
 
-    def image_features(self, images: Tensor) -> Tensor:
+    def encode_images(self, images: Tensor) -> Tensor:
         """Return the features of images, resized to the model's input; the gradient flows to the images."""
         side, images = self.model.config.vision_config.image_size, images.float()
         if images.shape[-1] != side:
@@ -69,13 +69,13 @@ class Clip:
         return features
 
     @torch.no_grad()
-    def text_features(self, texts: list[str]) -> Tensor:
+    def encode_texts(self, texts: list[str]) -> Tensor:
         """Return the features of texts, padded to the tokenizer's full length."""
         pooled = self.model.text_model(input_ids=tokenize(self.tokenizer, texts).to(self.model.device)).pooler_output
         features: Tensor = self.model.text_projection(pooled)
         return features
 
     @torch.no_grad()
-    def scores(self, images: Tensor, texts: list[str]) -> Tensor:
+    def score_pairs(self, images: Tensor, texts: list[str]) -> Tensor:
         """Return the cosine of each image with its text, [B], in -1..1."""
-        return F.cosine_similarity(self.image_features(images), self.text_features(texts), dim=-1)
+        return F.cosine_similarity(self.encode_images(images), self.encode_texts(texts), dim=-1)

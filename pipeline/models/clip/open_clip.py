@@ -87,7 +87,7 @@ def load(file: Path, architecture: str, field: str, device: torch.device | str =
 def _read(file: Path, architecture: str, field: str) -> tuple[CLIPConfig, dict[str, Tensor]]:
     tensors = {name: value for name, value in read_tensors(file, field).items() if name not in NOT_WEIGHTS}
     try:
-        config = configuration(tensors, ARCHITECTURES[architecture])
+        config = infer_config(tensors, ARCHITECTURES[architecture])
     except KeyError as error:
         expected = f"a checkpoint in open_clip's layout (the file lacks {error.args[0]!r})"
         raise invalid(field, str(file), expected) from None
@@ -100,7 +100,7 @@ def _read(file: Path, architecture: str, field: str) -> tuple[CLIPConfig, dict[s
     return config, weights
 
 
-def configuration(tensors: Mapping[str, Tensor], architecture: Architecture) -> CLIPConfig:
+def infer_config(tensors: Mapping[str, Tensor], architecture: Architecture) -> CLIPConfig:
     """Return transformers' configuration with sizes from the shapes of open_clip's tensors.
 
     Raises:
@@ -110,8 +110,8 @@ def configuration(tensors: Mapping[str, Tensor], architecture: Architecture) -> 
     vision_width, _, patch, _ = tensors["visual.conv1.weight"].shape
     grid = round((len(tensors["visual.positional_embedding"]) - 1) ** 0.5)
     vocabulary, text_width = tensors["token_embedding.weight"].shape
-    vision = _tower(tensors, "visual.", vision_width, architecture.vision_head, architecture.activation)
-    text = _tower(tensors, "", text_width, TEXT_HEAD, architecture.activation)
+    vision = _infer_tower_config(tensors, "visual.", vision_width, architecture.vision_head, architecture.activation)
+    text = _infer_tower_config(tensors, "", text_width, TEXT_HEAD, architecture.activation)
     return CLIPConfig(
         vision_config={**vision, "image_size": grid * patch, "patch_size": patch},
         text_config={
@@ -125,7 +125,9 @@ def configuration(tensors: Mapping[str, Tensor], architecture: Architecture) -> 
     )
 
 
-def _tower(tensors: Mapping[str, Tensor], prefix: str, width: int, head: int, activation: str) -> dict[str, Any]:
+def _infer_tower_config(
+    tensors: Mapping[str, Tensor], prefix: str, width: int, head: int, activation: str
+) -> dict[str, Any]:
     if width % head:
         raise ValueError(f"the {'image' if prefix else 'text'} tower is {width} wide, not a multiple of {head}")
     blocks = [block for block in map(BLOCK.fullmatch, tensors) if block and (block[1] or "") == prefix]

@@ -29,7 +29,7 @@ def tokenize(texts: Sequence[str], length: int = LENGTH) -> Tensor:
     """Return token ids int64 [B, length]: start, text, end, zeros; a longer text is truncated before the end token."""
     words = [WORDS.findall(clean(text)) for text in texts]
     ids = torch.zeros(len(texts), length, dtype=torch.int64)
-    for row, encoding in enumerate(_tokenizer().encode_batch(words, is_pretokenized=True)):
+    for row, encoding in enumerate(_build_tokenizer().encode_batch(words, is_pretokenized=True)):
         tokens = [START, *encoding.ids[: length - 2], END]
         ids[row, : len(tokens)] = torch.tensor(tokens)
     return ids
@@ -42,8 +42,8 @@ def clean(text: str) -> str:
 
 
 @functools.cache
-def _tokenizer() -> Tokenizer:
-    characters = _byte_characters()
+def _build_tokenizer() -> Tokenizer:
+    characters = _list_byte_characters()
     lines = gzip.decompress(MERGES.read_bytes()).decode().split("\n")
     merges = [(left, right) for left, right in (line.split() for line in lines[1 : VOCABULARY - 2 - 2 * 256 + 1])]
     words = [*characters, *(character + "</w>" for character in characters), *("".join(pair) for pair in merges)]
@@ -54,7 +54,7 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _byte_characters() -> list[str]:
+def _list_byte_characters() -> list[str]:
     """Return GPT-2's visible character for every byte, in the vocabulary's order: printable bytes come first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]

@@ -5,12 +5,12 @@ import pytest
 import requests
 
 from jobs.__main__ import make_parser
-from jobs.submission import variables_of
+from jobs.submission import collect_variables
 from jobs.submit import follow_until_end
 from pipeline.cluster import job_logs as following
 from pipeline.cluster import job_submission as submitting
 from pipeline.cluster.job_logs import LogPrinter, exit_code, follow_job
-from pipeline.cluster.job_submission import Job, forwarded_environment, submit, with_attempt
+from pipeline.cluster.job_submission import Job, choose_attempt, select_environment, submit
 from pipeline.errors import UserError
 from pipeline.lockfile import PINNED
 
@@ -86,18 +86,18 @@ def test_a_server_that_stays_away_is_one_line():
 
 def test_a_retry_is_another_job_and_only_of_one_that_failed():
     client = FakeClient()
-    assert with_attempt(client, JOB, 0, retry=True).attempt == 1
+    assert choose_attempt(client, JOB, 0, retry=True).attempt == 1
     submit(client, JOB)
     for status in ("PENDING", "RUNNING", "SUCCEEDED"):
         client.jobs[JOB.id] = status
-        assert with_attempt(client, JOB, 0, retry=True).attempt == 1
+        assert choose_attempt(client, JOB, 0, retry=True).attempt == 1
     client.jobs[JOB.id] = "FAILED"
-    second = with_attempt(client, JOB, 0, retry=True)
+    second = choose_attempt(client, JOB, 0, retry=True)
     assert second.attempt == 2
     assert submit(client, second)
-    assert with_attempt(client, JOB, 0, retry=False).attempt == 2
+    assert choose_attempt(client, JOB, 0, retry=False).attempt == 2
     with pytest.raises(UserError, match="--attempt: got -1; expected 1 or more"):
-        with_attempt(client, JOB, -1, retry=False)
+        choose_attempt(client, JOB, -1, retry=False)
 
 
 def test_settings_go_along_and_secrets_do_not():
@@ -107,7 +107,7 @@ def test_settings_go_along_and_secrets_do_not():
         "HF_TOKEN": "hush",
         "PATH": "/",
     }
-    sent = forwarded_environment(environment, {"NCCL_DEBUG": "INFO"})
+    sent = select_environment(environment, {"NCCL_DEBUG": "INFO"})
     assert sent.items() >= {"AWS_ENDPOINT_URL": "http://s3:9000", "NCCL_DEBUG": "INFO"}.items()
     assert "hush" not in str(sent)
     assert "PATH" not in sent
@@ -116,7 +116,7 @@ def test_settings_go_along_and_secrets_do_not():
 @pytest.mark.parametrize(("words", "held"), [([], "1"), (["--ignore-lock"], "")])
 def test_a_job_is_held_to_the_lock_unless_ignore_lock_will_do(words, held):
     options = make_parser().parse_args(["submit", "prepare", "--run", "/run", *words])
-    assert forwarded_environment({}, variables_of(options))[PINNED] == held
+    assert select_environment({}, collect_variables(options))[PINNED] == held
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_a_job_is_held_to_the_lock_unless_ignore_lock_will_do(words, held):
 )
 def test_a_secret_that_is_given_is_refused_and_not_repeated(name):
     with pytest.raises(UserError, match=f"--env: {name} looks like a secret") as caught:
-        forwarded_environment({}, {name: "hush"})
+        select_environment({}, {name: "hush"})
     assert "hush" not in str(caught.value)
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated():
     with pytest.raises(UserError, match="MLFLOW_TRACKING_URI: a password in it") as caught:
-        forwarded_environment({"MLFLOW_TRACKING_URI": "https://me:hush@mlflow"}, {})
+        select_environment({"MLFLOW_TRACKING_URI": "https://me:hush@mlflow"}, {})
     assert "hush" not in str(caught.value)
 
 

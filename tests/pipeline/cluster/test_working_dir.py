@@ -4,7 +4,7 @@ import subprocess
 import pytest
 from ray._private import ray_constants
 
-from pipeline.cluster.working_dir import MAX_BYTES, RECIPE_FILE, pack, tracked_files
+from pipeline.cluster.working_dir import MAX_BYTES, RECIPE_FILE, list_tracked_files, pack
 from pipeline.errors import UserError
 
 
@@ -37,7 +37,7 @@ def test_what_was_deleted_and_links_stay_here(checkout):
     os.symlink("/etc/passwd", checkout / "link")
     subprocess.run(["git", "add", "link"], cwd=checkout, check=True)
     (checkout / "big.bin").unlink()
-    assert tracked_files(checkout) == [".gitignore", "nasa/a.py"]
+    assert list_tracked_files(checkout) == [".gitignore", "nasa/a.py"]
 
 
 def test_too_large_is_said_before_anything_is_copied(checkout, tmp_path):

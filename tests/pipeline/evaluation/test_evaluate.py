@@ -12,7 +12,7 @@ from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.evaluate import EvaluatedStudent, evaluate_student
-from pipeline.hashing import sha256_of_folder
+from pipeline.hashing import hash_folder
 from pipeline.prompts.benchmarks import prepare_benchmarks
 from pipeline.recipe import parse
 from pipeline.shapes import WEIGHTS
@@ -65,7 +65,7 @@ def evaluated(ray_cluster, tmp_path_factory, sets, tiny_teacher):
     recipe, run = parse("", sets), tracking.create_run(uri, "test", {})
     summaries = []
     for name, student in (("one", tiny_teacher), ("two", other)):
-        subject = EvaluatedStudent(Folder.from_uri(student), sha256_of_folder(student), "t", run, 3)
+        subject = EvaluatedStudent(Folder.from_uri(student), hash_folder(student), "t", run, 3)
         place = Folder.from_uri(folder / name / "evaluation")
         summaries.append(evaluate_student(subject, recipe, Folder.from_uri(folder), place, uri))
     return folder, summaries

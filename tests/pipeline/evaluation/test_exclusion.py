@@ -1,7 +1,7 @@
 import pytest
 
 from datasets_prep.shapes.prompts import PAIRS
-from pipeline.evaluation.exclusion import Trial, best_scale, summarise
+from pipeline.evaluation.exclusion import Trial, choose_scale, summarise
 from pipeline.evaluation.sampling import SamplingMethod
 
 LOW, HIGH = SamplingMethod("nasa", 0.25), SamplingMethod("nasa", 1.0)
@@ -20,13 +20,13 @@ def trials(way, outcomes, pair=TRAINED, calibration=False):
 def test_best_scale_weighs_the_worse_of_removed_and_kept():
     weak = trials(LOW, [(False, True)] * 3 + [(True, True)])  # removes 1 of 4, keeps all
     strong = trials(HIGH, [(True, False)] * 2 + [(True, True)] * 2)  # removes all, keeps 2 of 4
-    assert best_scale(weak + strong, [LOW, HIGH]) == HIGH
+    assert choose_scale(weak + strong, [LOW, HIGH]) == HIGH
 
 
 def test_best_scale_ignores_negatives_that_training_never_saw():
     weak = trials(LOW, [(True, True)])
     strong = trials(HIGH, [(False, True)]) + trials(HIGH, [(True, True)] * 9, pair=UNTRAINED)
-    assert best_scale(weak + strong, [HIGH, LOW]) == LOW
+    assert choose_scale(weak + strong, [HIGH, LOW]) == LOW
 
 
 def test_summary_keeps_trained_and_untrained_apart_and_leaves_calibration_out():

@@ -5,16 +5,16 @@ import pytest
 from pipeline import recipe
 from pipeline.errors import UserError
 from pipeline.evaluation.plan import STUDENT_SYSTEM
-from pipeline.evaluation.worker import recipe_work_units
+from pipeline.evaluation.worker import plan_work_units
 from pipeline.prompts import prompt_dataset
 from pipeline.storage import Folder
 
 
 @pytest.mark.parametrize("count", [3, 16, 40])
 def test_as_many_of_one_s_own_prompts_as_were_asked_for(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(prompt_dataset, "first_prompts", lambda folder: [f"a photo {i}" for i in range(30)])
+    monkeypatch.setattr(prompt_dataset, "read_first_prompts", lambda folder: [f"a photo {i}" for i in range(30)])
     options = recipe.parse("", ['teacher="mine"', f"evaluation.num_prompts={count}", "evaluation.teacher_prompts=0"])
-    units = recipe_work_units(options, Folder.from_uri(tmp_path))
+    units = plan_work_units(options, Folder.from_uri(tmp_path))
     batches = [unit for unit in units if unit.system.name == STUDENT_SYSTEM]
     assert sum(len(batch.samples) for batch in batches) == min(count, 30)
 
@@ -23,4 +23,4 @@ def test_more_prompts_than_the_toy_dataset_has_is_one_line(tmp_path):
     """It was an endless search."""
     options = recipe.parse("", ["evaluation.num_prompts=20000"])
     with pytest.raises(UserError, match=r"^evaluation.num_prompts: got 20000; expected at most \d+, "):
-        recipe_work_units(options, Folder.from_uri(tmp_path))
+        plan_work_units(options, Folder.from_uri(tmp_path))

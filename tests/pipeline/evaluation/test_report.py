@@ -10,11 +10,11 @@ from PIL import Image
 
 from datasets_prep.shapes.prompts import PAIRS
 from pipeline.evaluation import aggregate
-from pipeline.evaluation.contact_sheet import contact_sheet
+from pipeline.evaluation.contact_sheet import draw_contact_sheet
 from pipeline.evaluation.images import ImageStore
 from pipeline.evaluation.report import format_metric, format_share, write_report
 from pipeline.evaluation.results import EvaluationRow, read_rows, read_summary, write_rows
-from pipeline.evaluation.statistics import Difference, Share, mean
+from pipeline.evaluation.statistics import Difference, Share, estimate_mean
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 
@@ -54,7 +54,7 @@ def rows_of(judged, count=5):
 
 def evaluation_of(rows, folder, options, **recipe):
     folder = Folder.from_uri(folder)
-    images = [row.columns() | {"image": png(5 * number)} for number, row in enumerate(rows)]
+    images = [row.to_columns() | {"image": png(5 * number)} for number, row in enumerate(rows)]
     (folder / "images").write_table("all.parquet", pa.Table.from_pylist(images))
     rows = [aggregate.add_judged_metrics(row) for row in rows]
     recipe = Recipe().model_copy(update=recipe)
@@ -108,25 +108,25 @@ def test_the_summary_has_each_metric_with_its_interval_and_options(evaluated):
 
 def test_the_sheet_has_a_row_for_each_method(evaluated):
     _, summary, _, pictures = evaluated
-    pixels = np.asarray(pictures.sheet(summary))
+    pixels = np.asarray(pictures.draw_sheet(summary))
     rows = 3 if summary.exclusion else 2  # of exclusion: plain, guidance, the chosen scale
     assert pixels.shape[0] > rows * 16
     colours = {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()}
-    shown = [row for column in pictures.side_by_side(summary) for row in column]
+    shown = [row for column in pictures.select_side_by_side(summary) for row in column]
     chosen = summary.chosen_sampling_method
     own = [row for row in shown if not chosen or row.system in (METHODS[0], chosen, "CFG 2")]
-    assert all(tuple(pictures.pixels(row)[0, 0].tolist()) in colours for row in own)
+    assert all(tuple(pictures.read_pixels(row)[0, 0].tolist()) in colours for row in own)
 
 
 def test_no_images_have_no_figure():
     assert format_share(Share(0, 0)) == "no images"
-    assert format_metric(mean([])) == "no images"
+    assert format_metric(estimate_mean([])) == "no images"
 
 
 def test_a_contact_sheet_shows_every_image():
     images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     rows = [("a long label of one row", np.full((3, 8, 8, 3), 200, dtype=np.uint8)), ("b", images)]
-    pixels = np.asarray(contact_sheet(rows, ["one two three four", "x", "y"]))
+    pixels = np.asarray(draw_contact_sheet(rows, ["one two three four", "x", "y"]))
     assert (pixels == 200).all(axis=-1).sum() >= 3 * 16 * 16
     assert (pixels == 0).all(axis=-1).sum() >= 2 * 16 * 16
 

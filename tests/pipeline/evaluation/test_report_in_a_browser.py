@@ -40,7 +40,7 @@ def page(tmp_path_factory):
         for system in SYSTEMS if number < 50 else SYSTEMS[:1]:
             row = EvaluationRow(system, "hpsv2/photo", prompt, "red", number, index=number, images="all", scores=scores)
             rows.append(row)
-    encoded = [row.columns() | {"image": images[row.index % 48]} for row in rows]
+    encoded = [row.to_columns() | {"image": images[row.index % 48]} for row in rows]
     (folder / "images").write_table("all.parquet", pa.Table.from_pylist(encoded))
     recipe = Recipe(name="many")
     summary = aggregate.summarise(recipe, rows, {})

@@ -6,7 +6,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from nasa.testing.pipelines import tiny_pixart
 from pipeline import models
-from pipeline.evaluation.sampling import Sampler, SamplingMethod, seeded_noise
+from pipeline.evaluation.sampling import Sampler, SamplingMethod, draw_seeded_noise
 
 
 class Oracle(torch.nn.Module):
@@ -32,6 +32,6 @@ def test_latents_are_not_clipped_whatever_scheduler_the_teacher_has(tmp_path, sc
     x0 = 1.5 * torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(5))
     assert x0.abs().max() > 2
     sampler.denoiser = Oracle(x0, model.pipe.scheduler.alphas_cumprod)
-    noise, embeds = seeded_noise([1], model.latent_shape), model.encode(["a cat"])
-    found = sampler._many_steps(SamplingMethod("steps", 3.0, 25), noise, embeds, model.encode([""]))
+    noise, embeds = draw_seeded_noise([1], model.latent_shape), model.encode(["a cat"])
+    found = sampler._sample_many_steps(SamplingMethod("steps", 3.0, 25), noise, embeds, model.encode([""]))
     torch.testing.assert_close(found, x0, atol=0.02, rtol=0)

@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluation.statistics import Z95, Share, clustered_bootstrap, discordant_interval, paired_bootstrap, share
+from pipeline.evaluation.statistics import (
+    Z95,
+    Share,
+    bootstrap_clustered,
+    bootstrap_paired,
+    compute_discordant_interval,
+    share,
+)
 
 
 def test_a_hundred_of_a_hundred_means_at_least_96_3_percent():
@@ -34,21 +41,21 @@ def test_the_bootstrap_covers_the_true_difference():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(100):
         b = rng.normal(size=80)
-        interval = paired_bootstrap(b + rng.normal(0.5, 1, size=80), b, draws=400)
+        interval = bootstrap_paired(b + rng.normal(0.5, 1, size=80), b, draws=400)
         covered += interval.low <= 0.5 <= interval.high
     assert 88 <= covered <= 99
 
 
 def test_the_bootstrap_is_a_function_of_its_seed():
     a, b = np.random.default_rng(0).normal(size=(2, 50))
-    assert paired_bootstrap(a, b) == paired_bootstrap(a, b) != paired_bootstrap(a, b, seed=1)
+    assert bootstrap_paired(a, b) == bootstrap_paired(a, b) != bootstrap_paired(a, b, seed=1)
 
 
 def test_the_bootstrap_keeps_pairs_together():
     b = np.random.default_rng(0).normal(scale=100, size=50)
-    interval = paired_bootstrap(b + 1, b)
+    interval = bootstrap_paired(b + 1, b)
     assert (interval.difference, interval.low, interval.high) == pytest.approx((1, 1, 1))
-    assert paired_bootstrap(b, b + 1).difference == pytest.approx(-1)
+    assert bootstrap_paired(b, b + 1).difference == pytest.approx(-1)
 
 
 @pytest.mark.parametrize(("better", "worse"), [(7, 0), (0, 7), (12, 5), (40, 30)])
@@ -59,7 +66,7 @@ def test_the_exact_interval_of_pairs_is_clopper_and_pearson_s(better, worse, con
     pairs = 100
     a = [1.0] * better + [0.0] * worse + [1.0] * (pairs - better - worse)
     b = [0.0] * better + [1.0] * worse + [1.0] * (pairs - better - worse)
-    low, high = discordant_interval(a, b, confidence)
+    low, high = compute_discordant_interval(a, b, confidence)
     tail, total = (1 - confidence) / 2, better + worse
     expected_low = beta.ppf(tail, better, worse + 1) if better else 0.0
     expected_high = beta.ppf(1 - tail, better + 1, worse) if worse else 1.0
@@ -71,5 +78,5 @@ def test_a_stratified_difference_is_that_within_its_strata():
     """All of `a` is right where it is easy and `b` where it is hard; within each they are the same."""
     a = {("easy", i): 1.0 for i in range(80)} | {("hard", i): 0.0 for i in range(20)}
     b = {("easy", i): 1.0 for i in range(20)} | {("hard", i): 0.0 for i in range(80)}
-    assert clustered_bootstrap(a, b).difference == pytest.approx(0.6)
-    assert clustered_bootstrap(a, b, stratum=lambda key: key[0]).difference == 0.0
+    assert bootstrap_clustered(a, b).difference == pytest.approx(0.6)
+    assert bootstrap_clustered(a, b, stratum=lambda key: key[0]).difference == 0.0

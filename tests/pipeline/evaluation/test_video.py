@@ -8,7 +8,7 @@ from PIL import Image
 
 from jobs.__main__ import main
 from pipeline.evaluation import video
-from pipeline.evaluation.video import VideoOptions, VideoSample, VideoWorker, clip_scores, encode_webp
+from pipeline.evaluation.video import VideoOptions, VideoSample, VideoWorker, average_by_clip, encode_webp
 
 SMALL = ["height=16", "width=16", "num_frames=5", "frames_per_block=1", "max_sequence_length=16", "fps=2"]
 SMALL += ["cpus_per_process=0.5"]
@@ -37,7 +37,7 @@ def prompts(tmp_path):
 def test_a_clip_s_score_is_the_mean_of_its_frames():
     frames = np.zeros((5, 4, 4, 3), dtype=np.uint8)
     frames[:, :, :, 0] = np.array([0, 51, 102, 153, 255])[:, None, None]
-    assert clip_scores(frames, 2, [Red()]) == {"aesthetic": pytest.approx([0.1, 0.5, 1.0])}
+    assert average_by_clip(frames, 2, [Red()]) == {"aesthetic": pytest.approx([0.1, 0.5, 1.0])}
 
 
 def test_a_video_plays(tmp_path):
@@ -78,12 +78,12 @@ def test_a_video_that_is_there_is_not_made_again(wan, tmp_path, monkeypatch):
     worker = VideoWorker(options, str(wan), str(tmp_path))
     worker.scorers = [Red()]
     sample = VideoSample("NASA 0.5", "a dog", 3)
-    first = worker.row(sample)
+    first = worker.load_or_generate_row(sample)
     kept = json.loads((tmp_path / f"videos/{first.video}.json").read_text())
     assert len(kept["clips"]["aesthetic"]) == 2  # of 4 frames and of 1
     assert first.scores["aesthetic"] == pytest.approx(np.mean(kept["clips"]["aesthetic"]))
     monkeypatch.setattr(video, "generate_video", None)
-    assert worker.row(sample) == first
+    assert worker.load_or_generate_row(sample) == first
 
 
 @pytest.mark.parametrize(

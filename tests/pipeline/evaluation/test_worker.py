@@ -45,12 +45,14 @@ def made(monkeypatch):
 
 def rows_of(recipe, folder, tiny_teacher, monkeypatch, scorers, work_units=None, student="a"):
     texts = [f"thing {i}" for i in range(4)]
-    monkeypatch.setattr(prompt_dataset, "first_prompts", lambda folder: texts)
+    monkeypatch.setattr(prompt_dataset, "read_first_prompts", lambda folder: texts)
     monkeypatch.setattr(BenchmarkSuite, "scorers", lambda suite, device: scorers)
     hashes = (("student", student), ("teacher", "b"))
     config = worker.WorkerConfig(recipe, str(tiny_teacher), str(tiny_teacher), hashes, folder.uri, folder.uri)
     own = worker.EvaluationWorker(config)
-    return [row for unit in (own.units if work_units is None else own.units[:work_units]) for row in own.rows(unit)]
+    return [
+        row for unit in (own.units if work_units is None else own.units[:work_units]) for row in own.compute_rows(unit)
+    ]
 
 
 def test_all_systems_make_each_sample_once(recipe, tmp_path, tiny_teacher, monkeypatch, made):
@@ -103,5 +105,5 @@ def test_another_judge_chooses_other_seeds_of_exclusion(monkeypatch, tmp_path):
     one, other = worker.EvaluationWorker(config), worker.EvaluationWorker(config)
     one.judge, other.judge = (None, Checksum(1)), (None, Checksum(2))
     batch, exclusion = one.units[0], one.units[-1]
-    assert one._key(batch) == other._key(batch)
-    assert one._key(exclusion) != other._key(exclusion)
+    assert one._hash_inputs(batch) == other._hash_inputs(batch)
+    assert one._hash_inputs(exclusion) != other._hash_inputs(exclusion)

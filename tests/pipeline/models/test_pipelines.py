@@ -74,7 +74,7 @@ def test_other_weights_have_another_hash(tiny_teacher, tmp_path):
 
 
 def test_a_loaded_teacher_is_frozen_and_knows_its_latents(tiny_teacher):
-    model = models.load(models.teacher_folder(str(tiny_teacher)))
+    model = models.load(models.find_teacher_folder(str(tiny_teacher)))
     assert model.latent_shape == (4, 4, 4)
     assert not any(
         p.requires_grad for part in (model.denoiser, model.vae, model.pipe.text_encoder) for p in part.parameters()
@@ -111,7 +111,7 @@ def test_a_folder_that_is_no_teacher_is_refused(tiny_teacher, tmp_path, damage, 
     shutil.copytree(tiny_teacher, folder)
     damage(folder)
     with pytest.raises(UserError, match=message) as caught:
-        models.teacher_folder(str(folder))
+        models.find_teacher_folder(str(folder))
     assert str(caught.value).startswith("teacher: ")
     assert "\n" not in str(caught.value)
 
@@ -121,4 +121,4 @@ def test_broken_weights_are_named(tiny_teacher, tmp_path):
     shutil.copytree(tiny_teacher, folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"none")
     with pytest.raises(UserError, match="cannot be loaded: "):
-        models.load(models.teacher_folder(str(folder)))
+        models.load(models.find_teacher_folder(str(folder)))

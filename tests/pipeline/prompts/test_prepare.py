@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets_prep.negatives import COMMON_TERMS
+from datasets_prep.negative_corpus import COMMON_TERMS
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.prompts import file_cleaning
@@ -40,7 +40,7 @@ def table(folder, name):
 
 def rows(folder, source="shapes"):
     record = load_manifest(folder)
-    tables = [table(folder, name) for name in record.shards_of(source)]
+    tables = [table(folder, name) for name in record.list_shards(source)]
     assert all(each.schema == SCHEMA for each in tables)
     return [row for each in tables for row in each.to_pylist()]
 

@@ -34,7 +34,7 @@ def sequence(folder, first, last, workers=1, seed=0):
     """The prompts of all workers, step by step."""
     record = load_manifest(folder)
     places = [range(rank * BATCH // workers, (rank + 1) * BATCH // workers) for rank in range(workers)]
-    streams = [PromptStream(folder, record, seed, BATCH, own).batches(first, last) for own in places]
+    streams = [PromptStream(folder, record, seed, BATCH, own).iter_batches(first, last) for own in places]
     return [[prompt for part in step for prompt in part.prompts] for step in zip(*streams, strict=True)]
 
 
@@ -92,7 +92,7 @@ def test_a_shard_that_changed_is_named_when_it_is_read(ray_cluster, tmp_path):
     stream = PromptStream(folder, load_manifest(folder), 0, 4, range(4))
     expected = f"^{folder.uri}/{name}: its content differs from the manifest's hash. Run `python"
     with pytest.raises(UserError, match=expected):
-        next(stream.batches(0, 2))
+        next(stream.iter_batches(0, 2))
     assert record.files[name].bytes == len(content)
 
 

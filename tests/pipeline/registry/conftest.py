@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline import manifest, models, tracking
 from pipeline.evaluation.evaluate import EvaluationManifest
-from pipeline.hashing import sha256_of_folder
+from pipeline.hashing import hash_folder
 from pipeline.manifest import DataFile
 from pipeline.recipe import Recipe, parse
 from pipeline.registry.candidate import Candidate
@@ -95,7 +95,7 @@ def candidates(folder, uri, students, teacher):
         recipe = parse("", [f"name={name}", f"teacher={str(teacher)!r}", *sets])
         return Candidate(
             student=Folder.from_uri(students / str(number)),
-            student_sha256=sha256_of_folder(students / str(number)),
+            student_sha256=hash_folder(students / str(number)),
             recipe=recipe,
             teacher_sha256="7" * 64,
             prompts={"shard-0.parquet": DataFile(rows=1, bytes=2, sha256="ab")},
@@ -127,4 +127,4 @@ def four(tmp_path_factory, migrated, students, tiny_teacher):
 
 @pytest.fixture
 def client(uri):
-    return tracking.client(uri)
+    return tracking.build_client(uri)

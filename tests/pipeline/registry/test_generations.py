@@ -6,10 +6,10 @@ import pytest
 
 from pipeline import recipe
 from pipeline.registry import mlflow_registry
-from pipeline.registry.versions import rollback
+from pipeline.registry.versions import roll_back
 from pipeline.schedules.scheduled_run import run_scheduled
 from pipeline.storage import Folder
-from pipeline.tracking import client as mlflow_client
+from pipeline.tracking import build_client as mlflow_client
 
 NAME = "nasa-shapes"
 SETS = [
@@ -33,13 +33,13 @@ def test_a_worse_student_is_challenger_and_a_better_one_champion_also_after_a_ro
         return run_scheduled(own, Folder.from_uri(tmp_path / "schedule"), uri, scheduled_time=tick)
 
     generation(1, 40, 0)
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "1"}
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1"}
     generation(2, 5, 0)
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "1", "challenger": "2"}
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1", "challenger": "2"}
     said = generation(3, 160, 0)
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "3", "challenger": "2"}, said
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "3", "challenger": "2"}, said
     assert "exclusion_kept kept" in said
-    rollback(uri, NAME)
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "1", "challenger": "3"}
+    roll_back(uri, NAME)
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1", "challenger": "3"}
     said = generation(4, 161, 1)
-    assert mlflow_registry.aliases(client, NAME)["champion"] == "4", said
+    assert mlflow_registry.get_aliases(client, NAME)["champion"] == "4", said

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.registry import model_card
-from pipeline.registry.scores import Scores
+from pipeline.registry.evaluation_scores import Scores
 
 
 @pytest.mark.parametrize(
@@ -18,16 +18,16 @@ from pipeline.registry.scores import Scores
 def test_the_teacher_s_licence_is_read_from_its_folder(tmp_path, files, expected):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert model_card.licence(str(tmp_path)) == expected
+    assert model_card.find_licence(str(tmp_path)) == expected
 
 
 def test_the_embedded_teacher_is_under_the_project_s_licence():
-    assert model_card.licence("shapes") == "Apache-2.0"
+    assert model_card.find_licence("shapes") == "Apache-2.0"
 
 
 def test_a_hub_that_does_not_answer_leaves_the_licence_unknown(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert model_card.licence("stable-diffusion-v1-5/stable-diffusion-v1-5") == "unknown"
+    assert model_card.find_licence("stable-diffusion-v1-5/stable-diffusion-v1-5") == "unknown"
 
 
 def test_the_card_tells_licence_lineage_scores_and_use(candidate, tiny_teacher):

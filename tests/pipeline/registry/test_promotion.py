@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.evaluation.results import MetricSummary
 from pipeline.recipe import GuardrailMetric, Promotion
+from pipeline.registry.evaluation_scores import Scores
 from pipeline.registry.promotion import compare_metric, decide, decide_first
-from pipeline.registry.scores import Scores
 
 IMAGES = 200
 NOISE = np.random.default_rng(0).normal(0, 0.05, IMAGES)
@@ -34,7 +34,7 @@ def scores(options=None, first=0, **shifts):
     ("shift", "promoted", "says"),
     [
         (0.05, True, "better than version 3: above 0.02, 95 % sure"),
-        (0.0219, False, "beside version 3: not above 0.02, 95 % sure"),  # above the margin, but not surely
+        (0.0219, False, "against version 3: not above 0.02, 95 % sure"),  # above the margin, but not surely
         (0.01, False, "not above 0.02"),
         (0.0, False, "not above 0.02"),
         (-0.05, False, "not above 0.02"),

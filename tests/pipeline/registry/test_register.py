@@ -17,7 +17,7 @@ from PIL import Image
 
 from nasa import steer
 from pipeline.errors import UserError
-from pipeline.hashing import sha256_of_folder
+from pipeline.hashing import hash_folder
 from pipeline.recipe import dump
 from pipeline.registry import descriptions, mlflow_registry, register
 from pipeline.registry.registered_version import RegisteredVersion
@@ -29,7 +29,7 @@ NAME = "nasa-tiny"
 def state(client):
     """All that a registry holds of the model, but for times."""
     return (
-        mlflow_registry.aliases(client, NAME),
+        mlflow_registry.get_aliases(client, NAME),
         [
             (found.version, found.tags, found.description, found.source)
             for found in mlflow_registry.list_versions(client, NAME)
@@ -48,7 +48,7 @@ def test_a_version_holds_the_student_its_lineage_and_its_scores(uri, client, can
     assert (tags["step"], tags["code"], tags["data_sha256"]) == ("100", "0.1.0+abc", first.data_sha256)
     assert client.get_model_version(NAME, "1").run_id == first.mlflow_run
     root = Path(mlflow.artifacts.download_artifacts("models:/nasa-tiny/1", dst_path=str(tmp_path / "down")))
-    assert sha256_of_folder(root / "student") == first.student_sha256 == tags["student_sha256"]
+    assert hash_folder(root / "student") == first.student_sha256 == tags["student_sha256"]
     assert (root / "recipe.toml").read_text() == dump(first.recipe)
     assert (root / "evaluation/scores.parquet").read_bytes() == first.evaluation.read("scores.parquet")
     assert not [file for file in root.rglob("*") if file.suffix in (".pkl", ".bin", ".pyc")]
@@ -58,7 +58,7 @@ def test_several_students_of_a_run_lie_side_by_side(uri, client, candidate):
     for number in range(2):
         register.register(candidate(number), uri)
     sources = [found.source for found in mlflow_registry.list_versions(client, NAME)]
-    hashes = [sha256_of_folder(Path(source.removeprefix("file://")) / "student") for source in sources]
+    hashes = [hash_folder(Path(source.removeprefix("file://")) / "student") for source in sources]
     assert hashes == [candidate(1).student_sha256, candidate(0).student_sha256]
 
 
@@ -103,11 +103,11 @@ def interrupted_at(call, monkeypatch):
 def test_a_newer_challenger_takes_the_alias_of_the_one_before(uri, client, candidate):
     for number, mean in enumerate((0.5, 0.4, 0.3)):
         register.register(candidate(number, mean=mean), uri)
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "1", "challenger": "3"}
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1", "challenger": "3"}
     states = [found.tags["state"] for found in mlflow_registry.list_versions(client, NAME)[:2]]
     assert states == [
-        f"challenger since {descriptions.today()}",
-        f"challenger until {descriptions.today()}, replaced by version 3",
+        f"challenger since {descriptions.get_today()}",
+        f"challenger until {descriptions.get_today()}, replaced by version 3",
     ]
 
 
@@ -131,7 +131,7 @@ def test_an_interruption_anywhere_and_a_second_call_end_in_the_same_state(uri, c
             interrupted_at(call, patch)
             with pytest.raises(KeyboardInterrupt):
                 register.register(other, uri)
-        named = mlflow_registry.aliases(client, NAME)
+        named = mlflow_registry.get_aliases(client, NAME)
         assert named["champion"] in {str(found.version) for found in mlflow_registry.list_versions(client, NAME)}
         register.register(other, uri)
         assert state(client) == expected, f"interrupted at write {call} of {total}"
@@ -178,7 +178,7 @@ def test_a_student_that_is_not_its_manifest_s_is_refused(uri, candidate, student
 def test_two_that_register_the_same_student_at_once_make_one_version(uri, client, candidate, monkeypatch):
     """Both have looked before either has made a version."""
     first = candidate(0)
-    look, blind = register._lowest_version, 0
+    look, blind = register._find_lowest_version, 0
 
     def both_see_nothing(*args):
         nonlocal blind
@@ -186,10 +186,10 @@ def test_two_that_register_the_same_student_at_once_make_one_version(uri, client
         return None if blind == 1 else look(*args)
 
     register.register(first, uri)
-    monkeypatch.setattr(register, "_lowest", both_see_nothing)
+    monkeypatch.setattr(register, "_find_lowest_version", both_see_nothing)
     assert register.register(first, uri).version == 1
     assert [str(found.version) for found in mlflow_registry.list_versions(client, NAME)] == ["1"]
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "1"}
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1"}
 
 
 def test_another_evaluation_of_the_champion_lets_a_challenger_be_compared(uri, client, candidate):
@@ -205,14 +205,14 @@ def test_another_evaluation_of_the_champion_lets_a_challenger_be_compared(uri, c
     assert register.register(candidate(0, mean=0.5, options={"version": "2"}), uri).alias == "champion"
     outcome = register.register(candidate(1, mean=0.7, options={"version": "2"}), uri)
     assert (outcome.version, outcome.alias) == (2, "champion")
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "2"}
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "2"}
 
 
 def test_a_champion_that_was_replaced_stays_so_when_it_is_registered_again(uri, client, candidate):
     register.register(candidate(0, mean=0.5), uri)
     register.register(candidate(1, mean=0.6), uri)
     assert register.register(candidate(0, mean=0.9), uri).alias == ""
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "2"}
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "2"}
 
 
 def test_the_decision_is_written_down(uri, client, candidate):
@@ -220,10 +220,10 @@ def test_the_decision_is_written_down(uri, client, candidate):
         outcome = register.register(candidate(number, mean=mean), uri)
     assert outcome.alias == "challenger"
     found = {str(version.version): version for version in mlflow_registry.list_versions(client, NAME)}
-    assert found["1"].tags["state"] == f"champion until {descriptions.today()}, replaced by version 2"
-    assert found["2"].tags["state"] == f"champion since {descriptions.today()}"
+    assert found["1"].tags["state"] == f"champion until {descriptions.get_today()}, replaced by version 2"
+    assert found["2"].tags["state"] == f"champion since {descriptions.get_today()}"
     assert found["2"].tags["previous_champion"] == "1"
-    assert found["2"].description.startswith(f"Champion since {descriptions.today()}: clean_and_right +0.2")
+    assert found["2"].description.startswith(f"Champion since {descriptions.get_today()}: clean_and_right +0.2")
     assert found["3"].tags["why"] == outcome.decision
     local = Path(found["3"].source.removeprefix("file://"))
     written = json.loads((local / "promotion.json").read_text())
@@ -232,7 +232,7 @@ def test_the_decision_is_written_down(uri, client, candidate):
     assert written["comparisons"][0]["high"] < 0
     page = client.get_registered_model(NAME).description
     assert page.startswith(
-        f"**Champion: version 2**, clean_and_right 0.701 (0.651-0.751): champion since {descriptions.today()}. "
+        f"**Champion: version 2**, clean_and_right 0.701 (0.651-0.751): champion since {descriptions.get_today()}. "
     )
     assert "versions/2" in page
 

@@ -37,7 +37,7 @@ def test_a_student_gives_the_image_that_its_evaluation_judged(teacher, tmp_path,
     blocked.set_progress_bar_config(disable=True)
     black = blocked("a cat", num_inference_steps=1, guidance_scale=0.0, output_type="np").images[0]
     assert not black.any(), "the checker does its work in the teacher"
-    model = models.load(models.teacher_folder(str(teacher)))
+    model = models.load(models.find_teacher_folder(str(teacher)))
     assert model.pipe.safety_checker is None
     judged = to_pixels(Sampler(model).images(SamplingMethod(), ["a cat"], [0]))[0]
     models.save_student(teacher, model.denoiser.state_dict(), tmp_path / "student")

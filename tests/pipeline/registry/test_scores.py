@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.registry.scores import Scores
+from pipeline.registry.evaluation_scores import Scores
 from pipeline.storage import Folder
 
 ROW = {"system": "mine", "set": "a", "prompt": "p", "negative_prompt": "n", "seed": 1, "quality": 0.5}
@@ -31,8 +31,8 @@ def test_the_student_s_images_alone_count_and_only_those_with_a_value(tmp_path):
     ]
     found = Scores.read(folder_of(tmp_path, rows, {"quality": QUALITY}))
     assert found.images == {"quality": {("a", "p", 1): 0.5, ("b", "p", 1): 0.25}}
-    assert found.short("quality") == "0.500 (0.400-0.600)"
-    assert found.short("gone") == ""
+    assert found.format_metric("quality") == "0.500 (0.400-0.600)"
+    assert found.format_metric("gone") == ""
 
 
 def test_rows_of_one_image_with_other_negatives_are_their_mean(tmp_path):

@@ -23,10 +23,10 @@ def test_the_pipeline_with_its_options_makes_the_image_that_was_judged(tmp_path,
     judged = to_pixels(Sampler(model).images(SamplingMethod(), ["a cat"], [3]))[0]
     student = tmp_path / "student"
     models.save_student(tmp_path / "teacher", model.denoiser.state_dict(), student, start_timestep=start)
-    assert models.student_record(student) == {"start_timestep": start}
+    assert models.read_student_record(student) == {"start_timestep": start}
     pipe = models.load_pipeline(student)
     side = model.denoiser.config.sample_size * pipe.vae_scale_factor
-    options = version_artifacts.call_options(own, student) | {"height": side, "width": side}
+    options = version_artifacts.build_call_options(own, student) | {"height": side, "width": side}
     noise = torch.Generator().manual_seed(3)
     served = pipe("a cat", generator=noise, output_type="np", **options).images[0]
     assert np.abs((255 * served).round() - judged.astype(float)).max() <= 2

@@ -7,10 +7,10 @@ import mlflow
 import pytest
 
 from jobs.__main__ import main
-from pipeline.hashing import sha256_of_folder
+from pipeline.hashing import hash_folder
 from pipeline.registry import descriptions, mlflow_registry, register
-from pipeline.registry.versions import champion as find_champion
-from pipeline.registry.versions import list_rows, rollback
+from pipeline.registry.versions import find_champion as find_champion
+from pipeline.registry.versions import list_rows, roll_back
 
 NAME = "nasa-tiny"
 
@@ -23,7 +23,7 @@ def three(uri, four):
 
 
 def champion(client):
-    return mlflow_registry.aliases(client, NAME)["champion"]
+    return mlflow_registry.get_aliases(client, NAME)["champion"]
 
 
 def test_a_model_is_found_among_many(three):
@@ -31,7 +31,7 @@ def test_a_model_is_found_among_many(three):
     client = mlflow.MlflowClient(three)
     for number in range(101):
         client.create_registered_model(f"another-{number:03}")
-    assert len(mlflow_registry.model_names(client)) == 102
+    assert len(mlflow_registry.list_models(client)) == 102
     assert find_champion(three, NAME).version == "3"
     assert len(find_champion(three, NAME).student_sha256) == 64
     assert find_champion(three, "another-000") is None
@@ -48,7 +48,7 @@ def test_the_list_says_which_is_best_and_why(three, capsys):
     ]
     assert "clean_and_right 0.70" in lines[2]
     assert "better than version 2: above 0, 95 % sure over 52 decisions" in lines[2]
-    assert f"champion until {descriptions.today()}, replaced by version 3" in lines[3]
+    assert f"champion until {descriptions.get_today()}, replaced by version 3" in lines[3]
     assert [row["step"] for row in list_rows(three, NAME)] == ["400", "300", "200", "100"]
 
 
@@ -57,14 +57,14 @@ def test_a_rollback_goes_back_one_champion_at_a_time(three, client, capsys):
     assert "the champion is version 2 again, no longer version 3" in capsys.readouterr().out
     assert champion(client) == "2"
     tags = {str(found.version): found.tags for found in mlflow_registry.list_versions(client, NAME)}
-    assert tags["3"]["state"] == f"champion until {descriptions.today()}, rolled back to version 2"
-    assert tags["2"]["state"] == f"champion since {descriptions.today()}, rolled back from version 3"
-    today = descriptions.today()
+    assert tags["3"]["state"] == f"champion until {descriptions.get_today()}, rolled back to version 2"
+    assert tags["2"]["state"] == f"champion since {descriptions.get_today()}, rolled back from version 3"
+    today = descriptions.get_today()
     assert client.get_registered_model(NAME).description.startswith(
         f"**Champion: version 2**, clean_and_right 0.601 (0.551-0.651): champion since {today}, rolled back"
     )
     assert client.get_model_version(NAME, "3").description.startswith("Champion until")
-    assert rollback(three, NAME) == {"model": NAME, "from": "2", "to": "1"}
+    assert roll_back(three, NAME) == {"model": NAME, "from": "2", "to": "1"}
     assert main(["models", "rollback", "--name", NAME, "--tracking-uri", three]) == 2
     assert (
         "version 1 of nasa-tiny has no champion before it. Register a second student, or pass"
@@ -73,25 +73,26 @@ def test_a_rollback_goes_back_one_champion_at_a_time(three, client, capsys):
 
 
 def test_a_rollback_to_a_version_can_itself_be_rolled_back(three, client):
-    rollback(three, NAME, "4")
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "4", "challenger": "3"}
-    rollback(three, NAME)
+    roll_back(three, NAME, "4")
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "4", "challenger": "3"}
+    roll_back(three, NAME)
     assert champion(client) == "3"
 
 
 def test_a_version_is_promoted_by_hand_and_says_so(three, client, capsys):
     assert main(["models", "promote", "--name", NAME, "--version", "4", "--tracking-uri", three]) == 0
     assert capsys.readouterr().out == f"{NAME}: the champion is version 4, no longer 3\n"
-    assert mlflow_registry.aliases(client, NAME) == {"champion": "4", "challenger": "3"}
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "4", "challenger": "3"}
     assert (
-        client.get_model_version(NAME, "4").tags["state"] == f"champion since {descriptions.today()}, promoted by hand"
+        client.get_model_version(NAME, "4").tags["state"]
+        == f"champion since {descriptions.get_today()}, promoted by hand"
     )
-    rollback(three, NAME)
+    roll_back(three, NAME)
     assert champion(client) == "3"
 
 
 def test_what_was_rolled_back_is_not_promoted_again_by_registering_it(three, four, client):
-    rollback(three, NAME)
+    roll_back(three, NAME)
     assert register.register(four[1](2, mean=0.7), three).alias != "champion"
     assert champion(client) == "2"
 
@@ -106,12 +107,12 @@ def test_an_interrupted_rollback_is_finished_by_the_same_command(three, four, cl
             for name in writes:
                 patch.setattr(mlflow.MlflowClient, name, limited(getattr(mlflow.MlflowClient, name), left))
             try:
-                rollback(three, NAME)
+                roll_back(three, NAME)
             except KeyboardInterrupt:
                 assert champion(client) == "3"
             else:
                 break
-        rollback(three, NAME)
+        roll_back(three, NAME)
         assert champion(client) == "2", f"interrupted at write {last + 1}"
     assert last > 4
 
@@ -128,7 +129,7 @@ def limited(write, left):
 def test_a_download_is_checked(three, client, tmp_path, capsys):
     assert main(["models", "download", "--name", NAME, "--out", str(tmp_path / "out"), "--tracking-uri", three]) == 0
     (student,) = (tmp_path / "out").rglob("student")
-    assert sha256_of_folder(student) == client.get_model_version(NAME, "3").tags["student_sha256"]
+    assert hash_folder(student) == client.get_model_version(NAME, "3").tags["student_sha256"]
     assert str(student) in capsys.readouterr().out
 
 

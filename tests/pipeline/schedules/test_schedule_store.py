@@ -29,15 +29,15 @@ def test_a_schedule_is_kept_with_its_whole_recipe(schedules):
         "2026-11-25T12:00:00+00:00",
         False,
     )
-    assert schedules.names() == ["weekly"]
+    assert schedules.list_names() == ["weekly"]
 
 
 def test_removing_one_leaves_its_history(schedules):
     schedules.add("weekly", load("shapes", ["schedule.cron='0 3 * * SUN'"]), "sqlite://", NOW)
-    past = History(schedules.home("weekly"))
+    past = History(schedules.get_folder("weekly"))
     past.write(ScheduledRun("20261122T0300Z", "done"))
     schedules.remove("weekly")
-    assert schedules.names() == []
+    assert schedules.list_names() == []
     assert past.read("20261122T0300Z").state == "done"
     with pytest.raises(UserError, match="name: got 'weekly'; expected a schedule: there is none yet"):
         schedules.read("weekly")

@@ -220,7 +220,7 @@ def test_an_outage_before_the_job_is_an_attempt_too(run_it, past, monkeypatch):
     def away(uri, name):
         raise TransientError("MLflow is away")
 
-    monkeypatch.setattr(versions, "champion", away)
+    monkeypatch.setattr(versions, "find_champion", away)
     with pytest.raises(TransientError):
         run_it(Work(), recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
     assert past.read(TIME).attempts[0].error == "MLflow is away"
@@ -236,7 +236,7 @@ def test_one_that_is_asked_for_is_not_late(run_it):
 def champion(monkeypatch):
     """A registry with one champion, and what was downloaded."""
     own = SimpleNamespace(now=versions.Champion("3", "a" * 64), downloads=[])
-    monkeypatch.setattr(versions, "champion", lambda uri, name: own.now)
+    monkeypatch.setattr(versions, "find_champion", lambda uri, name: own.now)
 
     def download(uri, name, folder, version):
         own.downloads.append(version)
@@ -279,7 +279,7 @@ def test_a_champion_that_is_half_there_is_fetched_again_and_another_of_its_numbe
 
 
 def test_without_a_champion_it_starts_from_the_teacher(run_it, past, monkeypatch):
-    monkeypatch.setattr(versions, "champion", lambda uri, name: None)
+    monkeypatch.setattr(versions, "find_champion", lambda uri, name: None)
     work = Work()
     run_it(work, recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
     assert work.recipes[0].student.init == ""

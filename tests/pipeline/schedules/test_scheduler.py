@@ -9,9 +9,8 @@ from pipeline.errors import StorageError
 from pipeline.recipe import load
 from pipeline.schedules.history import DIED, FAILED, History, ScheduledRun, to_iso
 from pipeline.schedules.lease import Lease, LeaseObserver
-from pipeline.schedules.overview import run_now
 from pipeline.schedules.schedule_store import ScheduleStore
-from pipeline.schedules.scheduler import Scheduler, job_id
+from pipeline.schedules.scheduler import Scheduler, build_submission_id
 from pipeline.storage import Folder
 
 ADDED = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -44,7 +43,7 @@ def world(tmp_path):
         schedules=schedules,
         cluster=cluster,
         logged=logged,
-        past=History(schedules.home("nightly")),
+        past=History(schedules.get_folder("nightly")),
         poll=lambda now: Scheduler(schedules, cluster, logged.append).poll(now),  # anew each time: it holds nothing
     )
 
@@ -80,13 +79,13 @@ def test_a_failed_one_is_retried_after_its_pause_and_not_for_ever(world):
     world.poll(DUE)
     failed = ScheduledRun(TIME).begin_attempt(DUE).end_attempt(FAILED, DUE + minutes(5), "it broke")
     world.past.write(failed)
-    world.cluster.jobs[job_id("nightly", TIME, 1)] = "FAILED"
+    world.cluster.jobs[build_submission_id("nightly", TIME, 1)] = "FAILED"
     world.poll(DUE + minutes(14))
     assert len(world.cluster.submitted) == 1
     world.poll(DUE + minutes(15))
     assert world.cluster.submitted[1:] == [f"scheduled-nightly-{TIME}-2"]
     world.past.write(failed.begin_attempt(DUE + minutes(16)).end_attempt(FAILED, DUE + minutes(20), "again"))
-    world.cluster.jobs[job_id("nightly", TIME, 2)] = "FAILED"
+    world.cluster.jobs[build_submission_id("nightly", TIME, 2)] = "FAILED"
     world.poll(DUE + timedelta(hours=5))
     assert len(world.cluster.submitted) == 2
 
@@ -96,7 +95,7 @@ def test_a_job_that_was_killed_is_written_down_and_tried_again(world):
     world.past.write(ScheduledRun(TIME).begin_attempt(DUE))
     world.poll(DUE + minutes(5))
     assert len(world.cluster.submitted) == 1, "it runs"
-    world.cluster.jobs[job_id("nightly", TIME, 1)] = "FAILED"
+    world.cluster.jobs[build_submission_id("nightly", TIME, 1)] = "FAILED"
     world.poll(DUE + minutes(6))
     assert (world.past.read(TIME).state, world.past.read(TIME).reason) == (FAILED, DIED)
     world.poll(DUE + minutes(15))
@@ -118,7 +117,7 @@ def test_one_that_a_person_stopped_stays_so(world, begun):
     world.poll(DUE)
     if begun:
         world.past.write(ScheduledRun(TIME).begin_attempt(DUE))
-    world.cluster.jobs[job_id("nightly", TIME, 1)] = "STOPPED"
+    world.cluster.jobs[build_submission_id("nightly", TIME, 1)] = "STOPPED"
     for later in (1, 60, 600):
         world.poll(DUE + minutes(later))
     assert world.past.read(TIME).state == "stopped"
@@ -127,11 +126,11 @@ def test_one_that_a_person_stopped_stays_so(world, begun):
 
 def test_one_that_another_launcher_began_runs_for_as_long_as_its_lease_lives(world, monkeypatch):
     """A cron's, or another cluster's: this cluster has no job of it."""
-    held = Lease(world.schedules.home("nightly"), f"scheduled run {TIME}", 0.5).__enter__()
+    held = Lease(world.schedules.get_folder("nightly"), f"scheduled run {TIME}", 0.5).__enter__()
     world.past.write(ScheduledRun(TIME).begin_attempt(DUE))
     running = world.past.read(TIME)
     scheduler = Scheduler(world.schedules, world.cluster, world.logged.append)
-    scheduler._observers["nightly"] = LeaseObserver(world.schedules.home("nightly"), 0.5)
+    scheduler._observers["nightly"] = LeaseObserver(world.schedules.get_folder("nightly"), 0.5)
     for later in range(1, 8):
         scheduler.poll(DUE + minutes(later))
         time.sleep(0.2)
@@ -152,7 +151,7 @@ def test_what_runs_longer_than_to_the_next_time_is_still_tried_again(world):
     world.poll(next_day)
     skipped = world.past.read("20261122T0300Z")
     assert (skipped.state, skipped.reason) == ("skipped", f"scheduled run {TIME} was still running")
-    world.cluster.jobs[job_id("nightly", TIME, 1)] = "FAILED"
+    world.cluster.jobs[build_submission_id("nightly", TIME, 1)] = "FAILED"
     world.poll(next_day + minutes(5))
     world.poll(next_day + minutes(15))
     assert world.cluster.submitted == [f"scheduled-nightly-{TIME}-1", f"scheduled-nightly-{TIME}-2"]
@@ -160,12 +159,12 @@ def test_what_runs_longer_than_to_the_next_time_is_still_tried_again(world):
 
 def test_run_now_that_was_left_out_does_not_hide_what_runs(world):
     world.past.write(ScheduledRun(TIME).begin_attempt(DUE))
-    world.cluster.jobs[job_id("nightly", TIME, 1)] = "RUNNING"
-    asked = run_now(world.schedules, "nightly", DUE + minutes(120))
+    world.cluster.jobs[build_submission_id("nightly", TIME, 1)] = "RUNNING"
+    asked = world.schedules.request_run_now("nightly", DUE + minutes(120))
     world.poll(DUE + minutes(120))
     assert world.cluster.submitted == [f"scheduled-nightly-{asked}-1"]
     world.past.write(ScheduledRun(asked, "skipped", "was still running"))
-    world.cluster.jobs[job_id("nightly", TIME, 1)] = "FAILED"
+    world.cluster.jobs[build_submission_id("nightly", TIME, 1)] = "FAILED"
     world.poll(DUE + minutes(130))
     world.poll(DUE + minutes(140))
     assert world.cluster.submitted[1:] == [f"scheduled-nightly-{TIME}-2"]
@@ -175,14 +174,14 @@ def test_run_now_is_due_whatever_was_due_in_this_minute_or_by_a_clock_that_is_ah
     world.past.write(ScheduledRun(TIME).begin_attempt(DUE).end_attempt("done", DUE + minutes(1)))
     world.past.write(ScheduledRun("20261121T0301Z", "skipped", "was still running"))
     for now in (DUE, DUE - minutes(3)):
-        assert run_now(world.schedules, "nightly", now) == "20261121T0302Z"
+        assert world.schedules.request_run_now("nightly", now) == "20261121T0302Z"
     world.poll(DUE + minutes(1))
     assert world.cluster.submitted == ["scheduled-nightly-20261121T0302Z-1"]
 
 
 def test_what_was_asked_for_once_changes_nothing_later(tmp_path, world):
     """Neither is late what was not asked for, nor does a pause bring back what failed before something newer."""
-    run_now(world.schedules, "nightly", DUE - minutes(20))
+    world.schedules.request_run_now("nightly", DUE - minutes(20))
     world.poll(DUE - minutes(20))
     world.past.write(
         ScheduledRun("20261121T0240Z")
@@ -190,12 +189,12 @@ def test_what_was_asked_for_once_changes_nothing_later(tmp_path, world):
         .end_attempt(FAILED, DUE - minutes(15), "it broke")
     )
     world.past.write(ScheduledRun(TIME).begin_attempt(DUE).end_attempt("done", DUE + minutes(5)))
-    world.schedules.pause("nightly", True)
+    world.schedules.set_paused("nightly", True)
     world.poll(DUE + minutes(60))
     assert len(world.cluster.submitted) == 1
     world.schedules.remove("nightly")
     world.schedules.add("nightly", load("shapes", ["schedule.cron='0 3 1 * *'"]), "sqlite://", ADDED)
-    run_now(world.schedules, "nightly", DUE + minutes(90))
+    world.schedules.request_run_now("nightly", DUE + minutes(90))
     world.past.write(ScheduledRun("20261121T0430Z", "done"))
     world.poll(datetime(2026, 12, 3, 3, 0, tzinfo=UTC))
     assert world.past.read("20261201T0300Z").state == "missed"
@@ -210,7 +209,7 @@ def test_what_failed_before_it_was_added_anew_or_resumed_is_not_tried_again(worl
 def test_what_was_written_down_meanwhile_is_not_written_over(world, monkeypatch):
     """The job writes that it is done after its record was read and before its state is asked for."""
     world.past.write(ScheduledRun(TIME).begin_attempt(DUE))
-    world.cluster.jobs[job_id("nightly", TIME, 1)] = "SUCCEEDED"
+    world.cluster.jobs[build_submission_id("nightly", TIME, 1)] = "SUCCEEDED"
     listed = world.cluster.list_jobs
 
     def meanwhile():
@@ -224,7 +223,7 @@ def test_what_was_written_down_meanwhile_is_not_written_over(world, monkeypatch)
 
 def test_a_job_that_ended_before_it_began_is_seen_and_retried(world):
     world.poll(DUE)
-    world.cluster.jobs[job_id("nightly", TIME, 1)] = "FAILED"
+    world.cluster.jobs[build_submission_id("nightly", TIME, 1)] = "FAILED"
     world.poll(DUE + minutes(1))
     assert world.past.read(TIME).state == FAILED
     assert "ended before it started" in world.past.read(TIME).reason
@@ -257,7 +256,7 @@ def test_a_clock_that_was_far_ahead_for_once_stops_nothing(world):
 
 
 def test_paused_until_resumed_but_run_now_runs(world):
-    world.schedules.pause("nightly", True)
+    world.schedules.set_paused("nightly", True)
     world.poll(DUE)
     assert not world.cluster.submitted
     world.schedules.request_run("nightly", DUE + minutes(7))

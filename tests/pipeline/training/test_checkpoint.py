@@ -67,7 +67,7 @@ def train(rank, world_size, stage, teacher, place, resume):
         checkpoint.save(made, place / "checkpoint", SAVED_AFTER)
     losses += run(made, SAVED_AFTER, STEPS)
     if rank == 0:
-        torch.save({"losses": losses[-2:], "first": first, "weights": made.student_weights(), "ema": made.ema},
+        torch.save({"losses": losses[-2:], "first": first, "weights": made.collect_student_weights(), "ema": made.ema},
                    place / f"end-{world_size}-{stage}-{resume}.pt")  # fmt: skip
 
 

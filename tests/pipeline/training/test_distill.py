@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.evaluation.evaluate import mlflow_metrics
+from pipeline.evaluation.evaluate import collect_mlflow_metrics
 from pipeline.evaluation.results import MetricSummary, Summary
 from pipeline.recipe import parse
 from pipeline.training.distill import _select_checkpoint
@@ -34,4 +34,4 @@ def test_the_best_checkpoint_is_one_whose_score_is_a_number(scores, higher, best
 def test_a_metric_that_is_no_number_does_not_reach_the_ranking_of_checkpoints():
     values = {"a": (NAN, 3), "b": (0.5, 3), "c": (0.0, 0)}
     metrics = {name: MetricSummary(value=value, low=0, high=1, images=n) for name, (value, n) in values.items()}
-    assert mlflow_metrics(Summary(student="mine", metrics=metrics)) == {"eval_b": 0.5}
+    assert collect_mlflow_metrics(Summary(student="mine", metrics=metrics)) == {"eval_b": 0.5}

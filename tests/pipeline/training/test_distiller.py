@@ -15,7 +15,7 @@ from pipeline.models.clip.model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
-from pipeline.training.export import full_weights
+from pipeline.training.export import collect_full_weights
 
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house", "car", "hat", "pen", "cup")]
 TOLERANCE = 2e-5
@@ -51,8 +51,8 @@ def steps(distiller, count, prompts=PROMPTS):
 
 
 def assert_same(a, b, tolerance=TOLERANCE):
-    for name, value in a.student_weights().items():
-        torch.testing.assert_close(value, b.student_weights()[name], atol=tolerance, rtol=tolerance)
+    for name, value in a.collect_student_weights().items():
+        torch.testing.assert_close(value, b.collect_student_weights()[name], atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize(("micro_batch_size", "clip_images"), [(1, 3), (3, 3), (3, 8), (4, 3)])
@@ -79,7 +79,7 @@ def test_processes_share_the_images_of_one(teacher, processes, clip_images):
         make(teacher, *more, "train.micro_batch_size=2", rank=rank, world_size=processes, clip=clip)
         for rank in range(processes)
     ]
-    places = [part.recipe.batch_slice(part.rank, processes) for part in parts]
+    places = [part.recipe.get_batch_slice(part.rank, processes) for part in parts]
     assert [place for own in places for place in own] == list(range(8))
     shares = [steps(part, 1, [PROMPTS[i] for i in own])[0] for part, own in zip(parts, places, strict=True)]
     assert shares[0]["loss_student"] != shares[1]["loss_student"]
@@ -105,7 +105,7 @@ def one_process(tmp_path_factory):
 def test_deepspeed_does_what_the_plain_engine_does(tiny_teacher, one_process, stage, micro_batch_size, shared):
     more = [f"train.zero_stage={stage}", f"train.micro_batch_size={micro_batch_size}", "student.learning_rate=1e-3"]
     more.append(f"method.lora_shares_pass={shared}")
-    plain, sharded = make(tiny_teacher, *more), make(tiny_teacher, *more, make=engines.deepspeed_engine)
+    plain, sharded = make(tiny_teacher, *more), make(tiny_teacher, *more, make=engines.build_deepspeed_engine)
     for expected, actual in zip(steps(plain, 3), steps(sharded, 3), strict=True):
         assert actual == pytest.approx(expected, rel=1e-3)
     assert_same(plain, sharded, 1e-4)
@@ -117,7 +117,7 @@ def test_a_lora_student_trains_its_adapters_alone(teacher):
     steps(distiller, 2)
     after = distiller.engines.student.module.model.state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert changed == set(distiller.student_weights()) == set(distiller.ema)
+    assert changed == set(distiller.collect_student_weights()) == set(distiller.ema)
     assert all("lora_" in name for name in changed)
 
 
@@ -133,7 +133,7 @@ def test_merged_adapters_compute_the_same(tiny_teacher):
         plain.denoiser.load_state_dict(merge_weights(adapted.model))
         torch.testing.assert_close(merged(*inputs), expected, atol=TOLERANCE, rtol=TOLERANCE)
     assert not torch.allclose(untrained, expected, atol=10 * TOLERANCE)
-    exported = full_weights(distiller.recipe, tiny_teacher, distiller.student_weights())
+    exported = collect_full_weights(distiller.recipe, tiny_teacher, distiller.collect_student_weights())
     assert exported.keys() == plain.denoiser.state_dict().keys()
     for name, value in exported.items():
         torch.testing.assert_close(value, plain.denoiser.state_dict()[name])
@@ -160,7 +160,7 @@ def test_bfloat16_is_near_float32_and_keeps_the_weights(teacher):
         for name in ("image_variation", "loss_lora_teacher"):
             assert actual[name] == pytest.approx(expected[name], rel=0.1)
             assert actual[name] != expected[name]
-    trained = [*reduced.student_weights().values(), *reduced.ema.values()]
+    trained = [*reduced.collect_student_weights().values(), *reduced.ema.values()]
     adapters = [p for n, p in reduced.engines.teachers.named_parameters() if "lora_" in n]
     assert {value.dtype for value in [*trained, *adapters]} == {torch.float32}
     kept = {f"model.{reduced.model.family.distillation.output_layer}.{part}" for part in ("weight", "bias")}
@@ -192,7 +192,7 @@ def test_deepspeed_on_cuda_computes_in_bfloat16_as_the_plain_engine_does(
     more += ["train.clip_weight=1.0", "train.clip_margin=2.0", *own]
     plain, sharded = (
         make(tiny_teacher, *more, clip=clip),
-        make(tiny_teacher, *more, make=engines.deepspeed_engine, clip=clip),
+        make(tiny_teacher, *more, make=engines.build_deepspeed_engine, clip=clip),
     )
     seen = []
     for part in (sharded.engines.student.module.model, sharded.engines.teachers.model):

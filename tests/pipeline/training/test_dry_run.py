@@ -9,7 +9,7 @@ from pipeline.errors import TransientError
 from pipeline.prompts.prepare import prepare
 from pipeline.recipe import load
 from pipeline.storage import Folder
-from pipeline.training.dry_run import budget, describe
+from pipeline.training.dry_run import compute_budget, describe
 from pipeline.training.estimate import estimate
 
 
@@ -24,12 +24,12 @@ def no_hub(monkeypatch):
     def away(place, revision):
         raise TransientError(f"{place} at {revision} cannot be had from the hub: no network")
 
-    monkeypatch.setattr(hub, "hub_info", away)
+    monkeypatch.setattr(hub, "query_hub", away)
 
 
 def test_the_budget_is_of_all_gpus_and_of_the_evaluations(paper):
     recipe, found = paper
-    whole = budget(recipe, found)
+    whole = compute_budget(recipe, found)
     assert (whole.training_gpus, whole.evaluation_gpus, whole.evaluations) == (4, 1, 8)
     images = 4 * 800 * (1 + 2 + 2)  # four styles; plain, two scales, guidance with its two passes
     seconds = images * found.forward_flops / (0.4 * 19.5e12)
@@ -37,7 +37,7 @@ def test_the_budget_is_of_all_gpus_and_of_the_evaluations(paper):
     assert whole.gpu_hours == pytest.approx(4 * whole.training_hours + whole.evaluation_hours)
     assert 80e9 < whole.disk < 130e9  # four checkpoints of about 22 GB and two students
     without = load("sd21", ["evaluation.every_n_checkpoints=0", "train.num_encoders=1", "train.gpus_per_encoder=0.5"])
-    fewer = budget(without, found)
+    fewer = compute_budget(without, found)
     assert (fewer.training_gpus, fewer.evaluation_gpus, fewer.evaluations) == (6, 0, 0)
     assert fewer.host_memory < whole.host_memory, "the workers load no text encoder"
 

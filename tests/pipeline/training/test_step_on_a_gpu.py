@@ -26,7 +26,7 @@ def test_a_step_of_the_recipe(name):
     recipe = load(name)
     dtype = engines.compute_dtype(recipe)
     assert dtype == torch.bfloat16
-    (student_model, family), (teacher_model, _) = (estimate.meta_denoiser(recipe) for _ in range(2))
+    (student_model, family), (teacher_model, _) = (estimate.build_meta_denoiser(recipe) for _ in range(2))
     student_model.to(META), teacher_model.to(META)
     cast_frozen(teacher_model, dtype, keep=get_output_layer(teacher_model))
     options = recipe.lora_teacher
@@ -35,7 +35,7 @@ def test_a_step_of_the_recipe(name):
             teacher_model,
             rank=options.rank,
             lora_alpha=options.lora_alpha,
-            target_modules=engines.lora_teacher_targets(recipe, family),
+            target_modules=engines.choose_lora_targets(recipe, family),
         )
     for parameter in get_lora_parameters(teacher_model):
         parameter.data = parameter.data.float()

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from jobs.__main__ import main
 from pipeline import models, tracking
 from pipeline.evaluation import evaluate
-from pipeline.hashing import sha256_of_folder
+from pipeline.hashing import hash_folder
 from pipeline.prompts.prepare import prepare
 from pipeline.prompts.prompt_dataset import load_manifest
 from pipeline.recipe import parse
@@ -73,7 +73,7 @@ def config(tmp_path):
     recipe, prompts = parse("", FEW), Folder.from_uri(tmp_path / "prompts")
     prepare(recipe, prompts)
     uri = f"sqlite:///{tmp_path}/ml.db"
-    teacher = models.teacher_folder("shapes")
+    teacher = models.find_teacher_folder("shapes")
     run = tracking.create_run(uri, "test", {})
     return TrainLoopConfig(recipe, str(teacher), "", prompts.uri, load_manifest(prompts), uri, run)
 
@@ -88,7 +88,7 @@ def checkpoint_of(folder, config, step, factor):
 
 
 def test_a_checkpoint_is_evaluated_and_registered_once(ray_cluster, tmp_path, config, monkeypatch):
-    actor, sha256 = Actor(), sha256_of_folder(Path(config.teacher_folder))
+    actor, sha256 = Actor(), hash_folder(Path(config.teacher_folder))
 
     def validated(checkpoint):
         return validate(checkpoint, config, sha256, Folder.from_uri(tmp_path / "run"), actor)

@@ -10,9 +10,9 @@ from pipeline.errors import UserError
 from pipeline.evaluation.judges.clip_judge import (
     ClipJudge,
     calibrate,
-    corrected_share,
+    correct_share,
+    estimate_removed_share,
     read_labels,
-    removed_share,
 )
 from pipeline.evaluation.results import JudgeAccuracy
 from pipeline.evaluation.statistics import Share, share
@@ -35,8 +35,8 @@ def judge(batch_size=2):
 def test_an_image_is_of_the_class_whose_text_is_nearest():
     colours = ["blue", "red", "red", "lime", "blue"]
     images = [Image.new("RGB", (9, 7), colour) for colour in colours]
-    assert judge().classes(images) == ["blue", "red", "red", "green", "blue"]
-    assert judge().classes([]) == []
+    assert judge().classify(images) == ["blue", "red", "red", "green", "blue"]
+    assert judge().classify([]) == []
 
 
 def test_each_class_is_calibrated_against_the_others():
@@ -53,14 +53,14 @@ def test_each_class_is_calibrated_against_the_others():
 @pytest.mark.parametrize(("sensitivity", "specificity"), [(1, 1), (0.9, 0.8), (0.55, 0.95)])
 def test_the_correction_undoes_the_judge_s_errors(true, sensitivity, specificity):
     observed = true * sensitivity + (1 - true) * (1 - specificity)
-    assert corrected_share(observed, sensitivity, specificity) == pytest.approx(true)
+    assert correct_share(observed, sensitivity, specificity) == pytest.approx(true)
 
 
 def test_the_correction_stays_a_share():
-    assert corrected_share(0.01, 0.9, 0.9) == 0
-    assert corrected_share(0.99, 0.9, 0.9) == 1
-    assert math.isnan(corrected_share(0.5, 0.5, 0.5))
-    assert math.isnan(corrected_share(0.5, np.nan, 0.5))
+    assert correct_share(0.01, 0.9, 0.9) == 0
+    assert correct_share(0.99, 0.9, 0.9) == 1
+    assert math.isnan(correct_share(0.5, 0.5, 0.5))
+    assert math.isnan(correct_share(0.5, np.nan, 0.5))
 
 
 def write(folder, text):
@@ -122,7 +122,7 @@ def test_a_judge_that_chose_the_seeds_itself_is_corrected_for_it(prevalence, sen
     counted = share((~after[chosen]).tolist())
     labels = share([True] * round(1000 * sensitivity) + [False] * round(1000 * (1 - sensitivity)))
     others = share([True] * round(1000 * specificity) + [False] * round(1000 * (1 - specificity)))
-    found = removed_share(counted, share(chosen.tolist()), labels, others)
+    found = estimate_removed_share(counted, share(chosen.tolist()), labels, others)
     assert found.value == pytest.approx(removed, abs=0.02)
     assert found.low <= removed + 0.001
     assert found.high >= removed - 0.001
@@ -141,14 +141,14 @@ def test_a_judge_that_errs_again_on_the_same_noise_is_within_the_interval(remove
     gone = truth & (rng.random(images) < removed)
     after = np.where(gone, rng.random(images) >= 0.9, plain)
     labels = Share(900, 1000)
-    estimate = removed_share(share((~after[plain]).tolist()), share(plain.tolist()), labels, labels)
+    estimate = estimate_removed_share(share((~after[plain]).tolist()), share(plain.tolist()), labels, labels)
     assert estimate.persistent == pytest.approx(removed, abs=0.03)
     assert estimate.low - 0.01 <= removed <= estimate.high + 0.01
 
 
 def test_few_labelled_images_make_a_wide_interval():
     few, many = (
-        removed_share(
+        estimate_removed_share(
             share([True] * 60 + [False] * 40),
             share([True] * 50 + [False] * 50),
             Share(9 * n, 10 * n),
@@ -161,4 +161,4 @@ def test_few_labelled_images_make_a_wide_interval():
 
 def test_a_judge_no_better_than_chance_corrects_nothing():
     half = Share(50, 100)
-    assert np.isnan(removed_share(half, half, half, half).value)
+    assert np.isnan(estimate_removed_share(half, half, half, half).value)

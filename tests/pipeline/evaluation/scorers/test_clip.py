@@ -51,7 +51,7 @@ def test_a_folder_in_transformers_layout_is_scored_with_its_own_tokenizer():
     scorer = scorers.load(metric)
     found = scorer(images, prompts, prompts[::-1])
     assert scorer.options["architecture"] == "config.json"
-    texts = Clip.load(BUNDLED).text_features(prompts)
+    texts = Clip.load(BUNDLED).encode_texts(prompts)
     texts = (texts / texts.norm(dim=-1, keepdim=True)).numpy()
     assert np.allclose(scorer.features.encode_texts(prompts).numpy(), texts, atol=1e-6)
     assert not np.allclose(found["clip_positive"], found["clip_negative"], atol=1e-3)

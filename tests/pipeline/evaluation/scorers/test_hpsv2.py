@@ -66,14 +66,14 @@ def test_a_prompt_s_features_are_computed_once(checkpoint):
 
 def test_the_long_side_of_224_is_filled_too():
     """Of such an image hpsv2x makes no square, and its model fails."""
-    prepared = hpsv2.prepare(Image.new("RGB", (224, 100), "white"), side=224, antialias=True, jpeg_quality=0)
+    prepared = hpsv2.preprocess_image(Image.new("RGB", (224, 100), "white"), side=224, antialias=True, jpeg_quality=0)
     assert prepared.shape == (3, 224, 224)
 
 
 def test_the_summary_is_the_benchmark_s():
     scores = {"anime": list(np.linspace(20, 30, 200)), "photo": [27.0] * 80}
     groups = [np.mean(scores["anime"][:80]), np.mean(scores["anime"][80:160]), np.mean(scores["anime"][160:])]
-    found = hpsv2.benchmark_table(scores)
+    found = hpsv2.build_style_table(scores)
     assert found.mean == pytest.approx((25 * 200 + 27 * 80) / 280)
     assert found.styles["anime"].values() == pytest.approx({"mean": np.mean(groups), "std": np.std(groups)})
     assert found.styles["photo"].values() == pytest.approx({"mean": 27, "std": 0})

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from nasa.testing.models import tiny_tokenizer
+from nasa.testing.stable_diffusion import tiny_tokenizer
 from pipeline.errors import UserError
 from pipeline.evaluation.scorers import Metric, load
 from pipeline.models.clip.model import Clip
@@ -71,7 +71,7 @@ def signed(images):
 def test_the_loss_sees_the_pixels_of_transformers_own_processor(folder, processor, images):
     clip = Clip.load(str(folder))
     decoded = signed(images).requires_grad_()
-    features = F.normalize(clip.image_features(decoded), dim=-1)
+    features = F.normalize(clip.encode_images(decoded), dim=-1)
     torch.testing.assert_close(features, reference(folder, processor, images), atol=TOLERANCE, rtol=0)
     features[:, 0].sum().backward()
     assert decoded.grad.abs().min(dim=0).values.max() > 0

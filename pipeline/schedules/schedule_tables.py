@@ -1,55 +1,43 @@
 """Schedules and their history as tables."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from pipeline import cron
-from pipeline.schedules.history import History, ScheduledRun, scheduled_at
+from pipeline.schedules.history import History, ScheduledRun
 from pipeline.schedules.schedule_store import ScheduleStore, StoredSchedule
 
 
 def schedule_rows(store: ScheduleStore) -> list[dict[str, str]]:
     """Return one row per schedule."""
-    return [_schedule_row(store, store.read(name)) for name in store.names()]
+    return [_schedule_row(store, store.read(name)) for name in store.list_names()]
 
 
-def history_rows(store: ScheduleStore, name: str) -> list[dict[str, str]]:
+def list_history(store: ScheduleStore, name: str) -> list[dict[str, str]]:
     """Return one row per scheduled time, oldest first; also of a removed schedule, whose history is kept."""
-    history = History(store.home(name))
+    history = History(store.get_folder(name))
     if not history.times():
         store.read(name)
     return [_run_row(run) for run in history.all()]
 
 
-def next_time(schedule: StoredSchedule, now: datetime | None = None) -> str:
+def format_next_time(schedule: StoredSchedule, now: datetime | None = None) -> str:
     """Return the next scheduled time in the schedule's own time zone."""
     options = schedule.recipe.schedule
-    when = cron.next_time(options.cron, options.timezone, now or datetime.now(UTC))[0]
+    when = cron.list_next_times(options.cron, options.timezone, now or datetime.now(UTC))[0]
     return f"{when.astimezone(ZoneInfo(options.timezone)):%a %Y-%m-%d %H:%M %Z}"
 
 
-def run_now(store: ScheduleStore, name: str, now: datetime | None = None) -> str:
-    """Request a run; return its scheduled time: this minute, or the next one without a record."""
-    when, history = now or datetime.now(UTC), History(store.home(name))
-    newest = history.newest_started(when + timedelta(days=1))  # a cluster's clock may be ahead of this one
-    if newest:
-        when = max(when, scheduled_at(newest) + timedelta(minutes=1))
-    while history.read(cron.format_stamp(when)):
-        when += timedelta(minutes=1)
-    store.request_run(name, when)
-    return cron.format_stamp(when)
-
-
 def _schedule_row(store: ScheduleStore, schedule: StoredSchedule) -> dict[str, str]:
-    recipe, last = schedule.recipe, History(store.home(schedule.name)).newest()
+    recipe, last = schedule.recipe, History(store.get_folder(schedule.name)).newest()
     return {
         "schedule": schedule.name,
         "recipe": recipe.name,
         "cron": recipe.schedule.cron,
         "zone": recipe.schedule.timezone,
-        "next": "paused" if schedule.paused else next_time(schedule),
+        "next": "paused" if schedule.paused else format_next_time(schedule),
         "last": f"{last.scheduled_time} {last.state}" if last else "",
-        "reason": _reason(last) if last else "",
+        "reason": _describe_reason(last) if last else "",
     }
 
 
@@ -62,9 +50,9 @@ def _run_row(run: ScheduledRun) -> dict[str, str]:
         "started": first.started if first else "",
         "ended": last.ended if last else "",
         "started from": run.started_from,
-        "reason": _reason(run),
+        "reason": _describe_reason(run),
     }
 
 
-def _reason(run: ScheduledRun) -> str:
+def _describe_reason(run: ScheduledRun) -> str:
     return str(run.outcome) if run.outcome else run.reason

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 
 from pipeline.evaluation.plan import EXCLUSION_SET
 from pipeline.evaluation.results import SCORES, SUMMARY, EvaluationRow, MetricSummary, Summary
-from pipeline.hashing import sha256_of_bytes
+from pipeline.hashing import hash_bytes
 from pipeline.storage import Folder
 
 FILES = (SUMMARY, SCORES, "contact_sheet.png", "report.html", "manifest.json")
-Image = tuple[str, str, int]  # set, prompt, seed
+ImageKey = tuple[str, str, int]  # set, prompt, seed
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Scores:
     """
 
     metrics: Mapping[str, MetricSummary]
-    images: Mapping[str, Mapping[Image, float]]
+    images: Mapping[str, Mapping[ImageKey, float]]
     sha256: str
     chosen_scale: float | None = None
 
@@ -36,15 +36,15 @@ class Scores:
         contents = [folder.read(name) if folder.exists(name) else b"" for name in (SUMMARY, SCORES)]
         summary = Summary.from_values(folder.read_json(SUMMARY), f"{folder.uri}/{SUMMARY}")
         systems = {name: metric.system or summary.student for name, metric in summary.metrics.items()}
-        images = _images(contents[1], systems) if contents[1] and systems else {}
-        return Scores(summary.metrics, images, sha256_of_bytes(b"\0".join(contents)), summary.chosen_scale)
+        images = _index_values_by_image(contents[1], systems) if contents[1] and systems else {}
+        return Scores(summary.metrics, images, hash_bytes(b"\0".join(contents)), summary.chosen_scale)
 
     def has(self, metric: str) -> bool:
         """Tell whether a metric has a value: a finite mean over at least one image."""
         summary = self.metrics.get(metric)
         return bool(summary and summary.images and math.isfinite(summary.value))
 
-    def short(self, metric: str) -> str:
+    def format_metric(self, metric: str) -> str:
         """Return a metric such as '0.750 (0.712-0.781)'; an empty string where it is missing."""
         if metric not in self.metrics:
             return ""
@@ -52,18 +52,18 @@ class Scores:
         return f"{summary.value:.3f} ({summary.low:.3f}-{summary.high:.3f})"
 
 
-def _images(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[Image, float]]:
+def _index_values_by_image(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[ImageKey, float]]:
     """Return each metric's value for each image of its system.
 
     A value is the mean over the rows of the same set, prompt and seed, which differ in their negative prompt. In the
     exclusion test, a prompt with several negative prompts is a different image for each of them.
     """
     rows = [EvaluationRow.from_columns(columns) for columns in pq.read_table(io.BytesIO(content)).to_pylist()]
-    values_by_image: dict[str, dict[Image, list[float]]] = {metric: defaultdict(list) for metric in systems}
+    values_by_image: dict[str, dict[ImageKey, list[float]]] = {metric: defaultdict(list) for metric in systems}
     for metric, system in systems.items():
         values = [(row, row.scores.get(metric)) for row in rows if row.system == system]
         scored = [(row, value) for row, value in values if value is not None and not math.isnan(value)]
-        several = _with_several_negatives([row for row, _ in scored])
+        several = _find_prompts_with_several_negatives([row for row, _ in scored])
         for row, value in scored:
             prompt = f"{row.prompt} MINUS {row.negative_prompt}" if row.prompt in several else row.prompt
             values_by_image[metric][row.set, prompt, row.seed].append(value)
@@ -73,7 +73,7 @@ def _images(content: bytes, systems: Mapping[str, str]) -> dict[str, dict[Image,
     }
 
 
-def _with_several_negatives(rows: Sequence[EvaluationRow]) -> set[str]:
+def _find_prompts_with_several_negatives(rows: Sequence[EvaluationRow]) -> set[str]:
     """Return the prompts of the exclusion test that have more than one negative prompt."""
     negatives: dict[str, set[str]] = defaultdict(set)
     for row in rows:
