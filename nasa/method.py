@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Method:
-    """Which parts get the negative prompt (the rows of the paper's Table 5), and what is sampled in each step.
+    """The parts that get the negative prompt (the rows of the paper's Table 5), and the values sampled per step.
 
     Attributes:
         negative_on_student: whether the student's cross-attention is steered (NASA).

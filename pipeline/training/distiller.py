@@ -167,7 +167,7 @@ class Distiller:
         with self.enter_precision():
             images = decode_latents(self.decoder or self.model.vae, student.attached_x0[chosen])
             image_features = self.clip.encode_images(images)
-            text_features = self.clip.encode_texts([prompts[index] for index in chosen])
+            text_features = self.clip.encode_texts([prompts[position] for position in chosen])
             hinge = clip_hinge(image_features, text_features, train.clip_margin)
         share = len(chosen) / min(train.clip_images, train.batch_size)
         return weight * self._passes * self.world_size * share * hinge

@@ -157,7 +157,7 @@ def test_ctrl_c_leaves_the_job_running_and_is_no_success(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(following, "follow", interrupted)
+    monkeypatch.setattr(following, "follow_job", interrupted)
     assert follow_until_end(FakeClient(), "run-sd21") == 130
     assert "run-sd21 goes on" in capsys.readouterr().err
 

@@ -41,7 +41,7 @@ def test_the_bootstrap_covers_the_true_difference():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(100):
         b = rng.normal(size=80)
-        interval = bootstrap_paired(b + rng.normal(0.5, 1, size=80), b, draws=400)
+        interval = bootstrap_paired(b + rng.normal(0.5, 1, size=80), b, num_resamples=400)
         covered += interval.low <= 0.5 <= interval.high
     assert 88 <= covered <= 99
 

@@ -124,7 +124,7 @@ def test_an_interruption_anywhere_and_a_second_call_end_in_the_same_state(uri, c
         register.register(other, uri)
     expected, total = state(client), writes()
     monkeypatch.setattr(register, "publish", lambda *_: None)  # the artifacts are there from the first time
-    monkeypatch.setattr(register.version_artifacts, "build", lambda *_: None)
+    monkeypatch.setattr(register.version_artifacts, "build_artifacts", lambda *_: None)
     for call in range(1, total + 1):
         database.write_bytes(backup)
         with monkeypatch.context() as patch:

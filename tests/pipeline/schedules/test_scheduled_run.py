@@ -242,7 +242,7 @@ def champion(monkeypatch):
         own.downloads.append(version)
         (folder / "student").mkdir(parents=True)
         (folder / "student/model_index.json").write_text(f"of version {version}, {own.now.student_sha256}")
-        return {"folder": folder}
+        return version, folder
 
     monkeypatch.setattr(versions, "download", download)
     return own

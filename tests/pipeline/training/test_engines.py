@@ -24,7 +24,7 @@ def test_a_process_that_was_killed_while_it_compiled_holds_up_no_other(tmp_path)
     lock = tmp_path / "deepspeed_shm_comm/lock"
     lock.parent.mkdir(exist_ok=True)
     lock.write_text("")
-    code = "from pipeline.training.deepspeed_engine import *; ready_deepspeed(); compile_deepspeed()"
+    code = "from pipeline.training.deepspeed_engine import *; prepare_deepspeed(); compile_deepspeed()"
     environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=300)
     assert not lock.exists()
