@@ -11,7 +11,7 @@ def format_summary(summary: Summary) -> str:
     systems = summary.systems
     names = [name for name in SHARES if name in summary.metrics] or list(systems[summary.student])
     if not names:
-        return "no metrics (evaluation.metrics is empty): look at the images"
+        return "no metrics (evaluation.metrics is empty). Look at the images."
     lines = [f"{'mean over images':<44}" + "".join(f"{name.replace('_', ' '):>12}" for name in names)]
     for system, metrics in systems.items():
         lines.append(f"{system:<44}" + "".join(_format_figure(name, metrics[name].value) for name in names))
