@@ -61,7 +61,7 @@ def render_version_description(
 
 def _render_scores(scores: Scores, decision: Decision | None) -> str:
     if not scores.metrics:
-        return "There is no judge for this teacher: look at the images."
+        return "There is no judge for this teacher. Look at the images."
     gains = {summary.metric: summary.short for summary in decision.comparisons} if decision else {}
     beside = f" gain over version {decision.against} |" if decision and gains else ""
     lines = [f"| metric | value (95 % interval) | images |{beside}", "|---|---|---|" + ("---|" if beside else "")]

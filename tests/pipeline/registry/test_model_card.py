@@ -36,7 +36,7 @@ def test_the_card_tells_licence_lineage_scores_and_use(candidate, tiny_teacher):
         made, Scores.read(made.evaluation), "nasa-tiny", {"num_inference_steps": 1, "guidance_scale": 0.0}
     )
     assert page.startswith("---\nlicense: other\n")
-    assert "| licence of the teacher | unknown; look at where the teacher is from before" in page
+    assert "| licence of the teacher | unknown; check the source of the teacher before" in page
     assert 'pipe("a photo", num_inference_steps=1, guidance_scale=0.0)' in page
     assert "| clean_and_right | 0.50" in page
     assert "| 64 | version 1 |" in page
