@@ -50,8 +50,8 @@ def format_row(name: str, node: dict[str, Any]) -> str:
     hours = seconds * options.train.steps / 3600
     nodes = math.ceil(workers / node["gpus"])
     cost = hours * nodes * node["an_hour"]
-    figures = f"{hours:.1f} | {hours * workers:.0f} | {node['an_hour']:.2f} | {cost:.0f}"
-    return f"| {name} | {node['instance']}, 8 x {node['gpu']} | {workers} | {figures} |"
+    cells = f"{hours:.1f} | {hours * workers:.0f} | {node['an_hour']:.2f} | {cost:.0f}"
+    return f"| {name} | {node['instance']}, 8 x {node['gpu']} | {workers} | {cells} |"
 
 
 if __name__ == "__main__":

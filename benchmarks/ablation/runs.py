@@ -212,11 +212,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     complete = [variant for variant in VARIANTS if all((variant.name, seed) in by_run for seed in seeds)]
     table = []
     for variant in complete:
-        figures = {}
+        shares_by_measure = {}
         for measure in ("plain", "nasa_i", "removed", "kept"):
             shares = [_mean_percent(by_run[variant.name, seed][measure]) for seed in seeds]
-            figures[measure] = {"mean": float(np.mean(shares)), "seeds": shares}
-        table.append({"variant": variant.name, "title": variant.title, **figures})
+            shares_by_measure[measure] = {"mean": float(np.mean(shares)), "seeds": shares}
+        table.append({"variant": variant.name, "title": variant.title, **shares_by_measure})
     known = {variant.name for variant in complete}
     contrasts = [
         {"title": title, "measure": measure, **compute_contrast(by_run, seeds, a, b, measure)}

@@ -24,12 +24,12 @@ from pipeline.shapes.samples import LABELS, Samples, draw_samples
 from pipeline.shapes.text import build_tokenizer
 from pipeline.shapes_training import autoencoder, classifier, clip, denoiser
 
-FIGURES = "figures.json"
+METRICS = "metrics.json"
 _CHECKED = 2048  # held-out images that measure the judge
 
 
 def build(work: Path, out: Path, threads: int) -> None:
-    """Train what is missing under `work`, then write `teacher`, `clip`, `judge.safetensors` and figures."""
+    """Train what is missing under `work`, then write `teacher`, `clip`, `judge.safetensors` and `metrics.json`."""
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
@@ -38,9 +38,9 @@ def build(work: Path, out: Path, threads: int) -> None:
     model = denoiser.train(work, vae, CLIPTextModel.from_pretrained(work / "clip"), tokenizer)
     judge = classifier.train(work, vae)
     _export(out, tokenizer, towers, vae, model, judge)
-    figures = {**judge_figures(judge, vae), "teacher": measure_teacher(out / "teacher", judge)}
-    (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    metrics = {**measure_judge(judge, vae), "teacher": measure_teacher(out / "teacher", judge)}
+    (out / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+    print(json.dumps(metrics, indent=2))
 
 
 def _train_once(folder: Path, kind: Any, train: Callable[[], Any]) -> Any:
@@ -88,7 +88,7 @@ def _remove_source_paths(out: Path) -> None:
             file.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def judge_figures(judge: AttributeClassifier, vae: AutoencoderKL) -> dict[str, dict[str, float]]:
+def measure_judge(judge: AttributeClassifier, vae: AutoencoderKL) -> dict[str, dict[str, float]]:
     """Return accuracy per attribute on held-out renders: clean ones, all, and all after the autoencoder."""
     samples = draw_samples(_CHECKED, 99, held_out=True)
     clean = torch.tensor([scene.quality == "clean" for scene in samples.scenes])
