@@ -120,11 +120,6 @@ def tidy_separators(text: str) -> str:
     return re.sub(r"^[-\u2013\u2014]\s+|\s+[-\u2013\u2014]$|\s+(?=[\"\u201d)]$)", "", text)
 
 
-def extract_negative_terms(text: str) -> list[str]:
-    """Return the negative terms of a Midjourney prompt's `--no`."""
-    return [term for term in map(normalise_term, prompt_syntax.find_no_parameter_terms(text).split(",")) if term]
-
-
 def normalise_term(text: str) -> str:
     """Put one space between words and none before a comma, and strip separators at the ends."""
     text = _SPACE.sub(" ", text)

@@ -151,9 +151,3 @@ def remove_emphasis(text: str) -> str:
 
 def _has_dash(text: str) -> bool:
     return "--" in text or "\u2014" in text or "\u2013" in text
-
-
-def find_no_parameter_terms(text: str) -> str:
-    """Return the terms of `--no`, verbatim."""
-    is_prompt = _CERTAIN.search(text) is not None
-    return next((match["terms"] for match in _NO_PARAMETER.finditer(text) if _is_term_list(match, is_prompt)), "")

@@ -35,11 +35,6 @@ class NegativePrompt:
     _options: dict[str, Any] | None = None
     _encoders: list[Any] = field(default_factory=list)
 
-    @property
-    def is_given(self) -> bool:
-        """Whether there is a negative prompt."""
-        return bool(self.texts) or self.embeds is not None
-
     def encode_for_call(self, call: inspect.BoundArguments) -> None:
         """Encode the texts with the options of a call of the pipeline's encoder; leave the encoder unchanged."""
         if not self.texts:

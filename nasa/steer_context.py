@@ -17,7 +17,7 @@ from nasa.families import Family, find_family, get_denoisers
 from nasa.joint_attention import JOINT_ATTENTION_MODES, JointSteering
 from nasa.negative_prompt import NegativePrompt, Prompts
 from nasa.rules import RULES, Rule, Scale
-from nasa.steered_denoiser import SteeredDenoiser, reject_incompatible_cache
+from nasa.steered_denoiser import SteeredDenoiser
 
 
 @contextmanager
@@ -42,8 +42,7 @@ def steer(  # noqa: PLR0913
 
     Args:
         pipe: a diffusers pipeline of one of the families in `nasa.families`.
-        negative_prompt: one for all images or one per image; None leaves the pipeline plain, and the empty string is an
-            ordinary negative.
+        negative_prompt: one for all images or one per image; None is plain, the empty string is an ordinary negative.
         scale: alpha of eq. 9, at least 0, one number or one per image; 0 leaves the pipeline plain.
         rule: the attention rule, one of `nasa.rules.RULES`.
         negative_prompt_2: the negative for a second text encoder; None means `negative_prompt`.
@@ -53,11 +52,9 @@ def steer(  # noqa: PLR0913
         layers: tells whether to steer the layer of a processor name (a key of `attn_processors`).
         steps: the denoising steps to steer, counted from 0, as a range or a set; None means all.
         max_sequence_length: tokens of the negative; None means that of the pipeline's call.
-        joint_attention: Z- in joint attention (FLUX, Stable Diffusion 3, Qwen-Image): "text" is the image's attention
-            to the negative's tokens only, "joint" to these and the image.
-        conditional: the rows of the denoiser's batch that belong to the positive prompt, for a pipeline that is not in
-            `nasa.batch_layouts.PIPELINES`: a slice, row numbers, or a function of the batch size and the index of the
-            denoiser's call within the step. Other rows stay plain.
+        joint_attention: in joint attention, Z- sees the negative's tokens, "text", or also the image, "joint".
+        conditional: the rows of the denoiser's batch that belong to the positive prompt, for a pipeline outside
+            `nasa.batch_layouts.PIPELINES`: a slice, row numbers, or a function of batch size and call within the step.
         rule_options: options of the rule, such as `tau` and `blend` of "nag".
 
     Under guidance only the conditional rows are steered. The negative is encoded with the options that the pipeline's
@@ -84,10 +81,14 @@ def steer(  # noqa: PLR0913
     ]
     with ExitStack() as stack:
         for model in models:
-            reject_incompatible_cache(steps, model.model)
             stack.enter_context(model.install(layers))
         stack.enter_context(calls.track())
         yield pipe
+    _check_used(models)
+
+
+def _check_used(models: Sequence[SteeredDenoiser]) -> None:
+    """Raise a ValueError if calls were steered, but no layer used the negative prompt."""
     if any(model.steered for model in models) and not any(model.steering.used for model in models):
         raise ValueError("layers: got no layer that uses the negative prompt; expected at least one.")
 

@@ -55,6 +55,7 @@ class SteeredDenoiser:
                 f"pipe: got a {type(base).__name__} that is being steered; expected one block at a time. "
                 "Leave the other block first."
             )
+        _reject_incompatible_cache(self._steps, self.model)
         original_processors = self._install(layers)
         self._attention = [layer for layer in self.model.modules() if _is_cross_attention(layer)]
         _STEERED_MODELS.add(base)
@@ -172,7 +173,7 @@ class SteeredDenoiser:
             del self.model.cache_context
 
 
-def reject_incompatible_cache(steps: Container[int] | None, model: Any) -> None:
+def _reject_incompatible_cache(steps: Container[int] | None, model: Any) -> None:
     """Reject a cache over steps that cannot separate steered from plain calls.
 
     Raises:

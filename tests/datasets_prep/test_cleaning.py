@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets_prep.cleaning import RULES, clean, clean_with_changes, extract_negative_terms
+from datasets_prep.cleaning import RULES, clean, clean_with_changes
 
 CASES = [
     ("https://s.mj.run/abc a red fox:: 2 in the snow::0.5 --ar 3:2 --v 5 --q 2", "a red fox in the snow"),
@@ -165,8 +165,3 @@ def test_any_text_is_cleaned_to_something_printable(text):
     assert cleaned == cleaned.strip()
     assert "\n" not in cleaned
     assert "\u200b" not in cleaned
-
-
-def test_a_midjourney_prompt_names_its_negatives():
-    assert extract_negative_terms("a street --no people, text --ar 1:1") == ["people", "text"]
-    assert extract_negative_terms("a street --ar 1:1") == []

@@ -58,18 +58,6 @@ def calibrate(answers: Sequence[str], labels: Sequence[str], classes: Sequence[s
     }
 
 
-def correct_share(observed: float, sensitivity: float, specificity: float) -> float:
-    """Return the true share of a class where the judge counts `observed` (Rogan and Gladen 1978), in 0..1.
-
-    (observed + specificity - 1) / (sensitivity + specificity - 1), or NaN for a judge that is no better than chance. It
-    holds for images that the judge did not select; for those that it did, see `estimate_removed_share`.
-    """
-    informed = sensitivity + specificity - 1
-    if not informed > 0:
-        return math.nan
-    return min(1.0, max(0.0, (observed + specificity - 1) / informed))
-
-
 def estimate_removed_share(removed: Share, selected: Share, sensitivity: Share, specificity: Share) -> CorrectedShare:
     """Return the share of shown attributes that were removed, by a judge that errs, with a 95 % interval.
 

@@ -1,4 +1,3 @@
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +9,6 @@ from pipeline.errors import UserError
 from pipeline.evaluation.judges.clip_judge import (
     ClipJudge,
     calibrate,
-    correct_share,
     estimate_removed_share,
     read_labels,
 )
@@ -47,20 +45,6 @@ def test_each_class_is_calibrated_against_the_others():
     assert calibration["green"] == JudgeAccuracy(sensitivity=Share(2, 3), specificity=Share(7, 7))
     assert calibration["blue"].specificity.value == 6 / 7
     assert calibration["blue"].sensitivity.low == Share(3, 3).interval[0]
-
-
-@pytest.mark.parametrize("true", [0.0, 0.03, 0.4, 1.0])
-@pytest.mark.parametrize(("sensitivity", "specificity"), [(1, 1), (0.9, 0.8), (0.55, 0.95)])
-def test_the_correction_undoes_the_judge_s_errors(true, sensitivity, specificity):
-    observed = true * sensitivity + (1 - true) * (1 - specificity)
-    assert correct_share(observed, sensitivity, specificity) == pytest.approx(true)
-
-
-def test_the_correction_stays_a_share():
-    assert correct_share(0.01, 0.9, 0.9) == 0
-    assert correct_share(0.99, 0.9, 0.9) == 1
-    assert math.isnan(correct_share(0.5, 0.5, 0.5))
-    assert math.isnan(correct_share(0.5, np.nan, 0.5))
 
 
 def write(folder, text):
