@@ -1,4 +1,4 @@
-"""The training loop of the embedded models: continued is the same as undisturbed, and it learns."""
+"""The training loop of the bundled models: a resumed run equals an uninterrupted one, and the loss falls."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from pipeline.shapes_training.muon import orthogonalize
 STEPS = 8
 
 
-def model():
+def build_model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 4), nn.SiLU(), nn.Linear(4, 3))
 
 
-def loss_of(net):
+def build_loss(net):
     def loss(step):
         if step == getattr(net, "stop_at", None):
             raise KeyboardInterrupt
@@ -25,33 +25,35 @@ def loss_of(net):
     return loss
 
 
-def run(net, file, **more):
-    fit(net, loss_of(net), **{"steps": STEPS, "learning_rate": 0.05, "state_file": file, "save_every": 2} | more)
+def train(net, file, **overrides):
+    fit(
+        net, build_loss(net), **{"steps": STEPS, "learning_rate": 0.05, "state_file": file, "save_every": 2} | overrides
+    )
     return net.state_dict()
 
 
-def test_an_interrupted_fit_ends_on_the_same_weights(tmp_path):
-    whole = run(model(), tmp_path / "whole.pt")
-    cut = model()
-    cut.stop_at = 5
+def test_a_resumed_fit_has_the_same_weights(tmp_path):
+    uninterrupted = train(build_model(), tmp_path / "whole.pt")
+    interrupted = build_model()
+    interrupted.stop_at = 5
     with pytest.raises(KeyboardInterrupt):
-        run(cut, tmp_path / "cut.pt")
-    again = run(model(), tmp_path / "cut.pt")
-    assert all(torch.equal(whole[name], value) for name, value in again.items())
+        train(interrupted, tmp_path / "cut.pt")
+    resumed = train(build_model(), tmp_path / "cut.pt")
+    assert all(torch.equal(uninterrupted[name], value) for name, value in resumed.items())
 
 
-def test_fit_learns(tmp_path):
-    net = model()
-    before = loss_of(net)(99).item()
-    run(net, tmp_path / "long.pt", steps=200)
-    assert loss_of(net)(99).item() < 0.2 * before
+def test_training_reduces_the_loss(tmp_path):
+    net = build_model()
+    before = build_loss(net)(99).item()
+    train(net, tmp_path / "long.pt", steps=200)
+    assert build_loss(net)(99).item() < 0.2 * before
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (6, 6)])
-def test_orthogonalized_keeps_the_directions_and_evens_their_lengths(shape):
+def test_orthogonalize_keeps_directions_and_evens_singular_values(shape):
     """Newton-Schulz of degree 5 brings all singular values near 1 and leaves the singular vectors."""
     u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(1)), full_matrices=False)
     stretched = u @ torch.diag(torch.linspace(0.5, 3, min(shape))) @ v
-    turned = u.T @ orthogonalize(stretched) @ v.T
-    assert (turned.diagonal() - 1).abs().max() < 0.35
-    assert (turned - turned.diagonal().diag()).abs().max() < 1e-4
+    in_singular_basis = u.T @ orthogonalize(stretched) @ v.T
+    assert (in_singular_basis.diagonal() - 1).abs().max() < 0.35
+    assert (in_singular_basis - in_singular_basis.diagonal().diag()).abs().max() < 1e-4

@@ -1,4 +1,4 @@
-"""A checkpoint of two processes continued by one, by two, and in another ZeRO stage."""
+"""A checkpoint of two processes, resumed by one, by two and with another ZeRO stage."""
 
 import os
 from pathlib import Path
@@ -17,11 +17,11 @@ from pipeline.training.distiller import Distiller
 pytestmark = pytest.mark.integration
 
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house")]
-OTHER_LAYOUT_TOLERANCE = 1e-4  # sums in another order
+OTHER_LAYOUT_TOLERANCE = 1e-4  # the summation order differs
 SAVED_AFTER, STEPS = 2, 4
 
 
-def distiller(teacher, rank, world_size, stage):
+def build_distiller(teacher, rank, world_size, stage):
     import numpy as np
 
     options = recipe.parse(
@@ -42,72 +42,73 @@ def distiller(teacher, rank, world_size, stage):
     return Distiller(options, model, built, negatives, Clip.load(options.train.clip_model), None, rank, world_size)
 
 
-def run(made, first, last):
-    size = len(PROMPTS) // made.world_size
-    own = PROMPTS[made.rank * size : (made.rank + 1) * size]
-    return [made.step(step, own)["loss_lora_teacher"] for step in range(first, last)]
+def run_steps(distiller, first, last):
+    size = len(PROMPTS) // distiller.world_size
+    prompts = PROMPTS[distiller.rank * size : (distiller.rank + 1) * size]
+    return [distiller.step(step, prompts)["loss_lora_teacher"] for step in range(first, last)]
 
 
-def process(rank, world_size, stage, teacher, place, *resumes):
-    """Each in turn: train and save halfway, or continue what was saved; leave losses and weights in a file."""
+def run_process(rank, world_size, stage, teacher, workspace, *resumes):
+    """Train and save halfway, or resume the saved run, once for each of `resumes`."""
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu")
-    store = f"file://{place}/store-{world_size}-{stage}"
+    store = f"file://{workspace}/store-{world_size}-{stage}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     for resume in resumes:
-        train(rank, world_size, stage, teacher, place, resume)
+        train(rank, world_size, stage, teacher, workspace, resume)
     torch.distributed.destroy_process_group()
 
 
-def train(rank, world_size, stage, teacher, place, resume):
-    made = distiller(teacher, rank, world_size, stage)
-    first = checkpoint.load(made, place / "checkpoint") if resume else 0
-    losses = run(made, first, SAVED_AFTER) if not resume else []
+def train(rank, world_size, stage, teacher, workspace, resume):
+    distiller = build_distiller(teacher, rank, world_size, stage)
+    first_step = checkpoint.load(distiller, workspace / "checkpoint") if resume else 0
+    losses = run_steps(distiller, first_step, SAVED_AFTER) if not resume else []
     if not resume:
-        checkpoint.save(made, place / "checkpoint", SAVED_AFTER)
-    losses += run(made, SAVED_AFTER, STEPS)
+        checkpoint.save(distiller, workspace / "checkpoint", SAVED_AFTER)
+    losses += run_steps(distiller, SAVED_AFTER, STEPS)
     if rank == 0:
-        torch.save({"losses": losses[-2:], "first": first, "weights": made.collect_student_weights(), "ema": made.ema},
-                   place / f"end-{world_size}-{stage}-{resume}.pt")  # fmt: skip
+        weights = {"weights": distiller.student_weights(), "ema": distiller.ema}
+        result = {"losses": losses[-2:], "first": first_step, **weights}
+        torch.save(result, workspace / f"end-{world_size}-{stage}-{resume}.pt")
 
 
-def processes(teacher, place, world_size, stage, *resumes):
-    arguments = (world_size, stage, str(teacher), place, *resumes)
-    torch.multiprocessing.spawn(process, arguments, nprocs=world_size, join=True)
+def spawn_processes(teacher, workspace, world_size, stage, *resumes):
+    arguments = (world_size, stage, str(teacher), workspace, *resumes)
+    torch.multiprocessing.spawn(run_process, arguments, nprocs=world_size, join=True)
 
 
-def end(place, world_size, stage, resume):
-    return torch.load(place / f"end-{world_size}-{stage}-{resume}.pt", weights_only=True)
+def load_result(workspace, world_size, stage, resume):
+    return torch.load(workspace / f"end-{world_size}-{stage}-{resume}.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("universal")
     (folder / "checkpoint").mkdir()
     return folder
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tiny_teacher, place):
-    """Two processes, ZeRO 2, which saved halfway, and then began again from there."""
-    processes(tiny_teacher, place, 2, 2, False, True)
-    return end(place, 2, 2, False)
+def uninterrupted(tiny_teacher, workspace):
+    """Return the result of two processes with ZeRO 2; they saved halfway and then resumed from there too."""
+    spawn_processes(tiny_teacher, workspace, 2, 2, False, True)
+    return load_result(workspace, 2, 2, False)
 
 
-def test_a_checkpoint_continues_to_the_same_end(place, uninterrupted):
-    continued = end(place, 2, 2, True)
-    assert continued["first"] == SAVED_AFTER
-    assert continued["losses"] == uninterrupted["losses"]
-    same(continued, uninterrupted, tolerance=0)
+def test_a_resumed_run_has_the_same_result(workspace, uninterrupted):
+    resumed = load_result(workspace, 2, 2, True)
+    assert resumed["first"] == SAVED_AFTER
+    assert resumed["losses"] == uninterrupted["losses"]
+    assert_same(resumed, uninterrupted, tolerance=0)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_continues_on_another_number_of_processes_and_stage(tiny_teacher, place, uninterrupted):
-    processes(tiny_teacher, place, 1, 1, True)
-    same(end(place, 1, 1, True), uninterrupted, OTHER_LAYOUT_TOLERANCE)
+def test_a_checkpoint_resumes_with_another_world_size_and_stage(tiny_teacher, workspace, uninterrupted):
+    spawn_processes(tiny_teacher, workspace, 1, 1, True)
+    assert_same(load_result(workspace, 1, 1, True), uninterrupted, OTHER_LAYOUT_TOLERANCE)
 
 
-def same(found, expected, tolerance):
+def assert_same(actual, expected, tolerance):
     for name in ("weights", "ema"):
         for key, value in expected[name].items():
-            torch.testing.assert_close(found[name][key], value, atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(actual[name][key], value, atol=tolerance, rtol=tolerance)

@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged is known to be, whatever is damaged."""
+"""Any damage to a checkpoint is detected."""
 
 import json
 import os
@@ -17,11 +17,11 @@ WORKERS = 2
 
 
 def save(folder, rank):
-    """One process's part."""
+    """Save the part of one process."""
 
-    def save_engines(place):
-        (place / "student").mkdir()
-        (place / "student" / f"zero_{rank}.pt").write_bytes(bytes(range(100)) * 30)
+    def save_engines(target):
+        (target / "student").mkdir()
+        (target / "student" / f"zero_{rank}.pt").write_bytes(bytes(range(100)) * 30)
 
     checkpoint.save(
         SimpleNamespace(
@@ -40,73 +40,75 @@ def save(folder, rank):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """What the processes wrote, each into a folder of its own, by name."""
-    found = {}
+    """Return the content of all files that the processes wrote, by name."""
+    files = {}
     for rank in range(WORKERS):
         folder = tmp_path_factory.mktemp(f"rank{rank}")
         save(folder, rank)
-        found |= {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-    return found
+        files |= {
+            file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+        }
+    return files
 
 
 @pytest.fixture
-def whole(parts, tmp_path):
-    return written(parts, tmp_path / "whole")
+def intact(parts, tmp_path):
+    return write_files(parts, tmp_path / "whole")
 
 
-def written(parts, folder):
+def write_files(parts, folder):
     for name, content in parts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
 
 
-def test_a_whole_one_has_no_find_corruption(whole):
-    assert find_corruption(whole) == ""
+def test_an_intact_checkpoint_passes(intact):
+    assert find_corruption(intact) == ""
 
 
-def test_every_file_is_missed(parts, whole):
+def test_a_missing_file_is_detected(parts, intact):
     for name in parts:
-        content = (whole / name).read_bytes()
-        (whole / name).unlink()
-        assert "missing" in find_corruption(whole), name
-        (whole / name).write_bytes(content)
+        content = (intact / name).read_bytes()
+        (intact / name).unlink()
+        assert "missing" in find_corruption(intact), name
+        (intact / name).write_bytes(content)
 
 
-def test_every_file_that_is_cut_short_or_changed_is_seen(parts, whole):
+def test_a_truncated_or_changed_file_is_detected(parts, intact):
     for name, content in parts.items():
         for damaged in (content[:-1], content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 255])):
-            (whole / name).write_bytes(damaged)
-            assert find_corruption(whole), (name, len(damaged))
-        (whole / name).write_bytes(content)
-    assert find_corruption(whole) == ""
+            (intact / name).write_bytes(damaged)
+            assert find_corruption(intact), (name, len(damaged))
+        (intact / name).write_bytes(content)
+    assert find_corruption(intact) == ""
 
 
 @pytest.mark.parametrize(
     ("name", "text"), [("files-0.json", "{}"), ("files-1.json", "{}"), ("files-0.json", '{"x": 1}')]
 )
-def test_a_list_that_lists_too_little_is_a_find_corruption(whole, name, text):
-    (whole / name).write_text(text)
-    assert find_corruption(whole) == f"{name} does not list all files of its rank"
+def test_an_incomplete_file_list_is_detected(intact, name, text):
+    (intact / name).write_text(text)
+    assert find_corruption(intact) == f"{name} does not list all files of its rank"
 
 
 @pytest.mark.parametrize("workers", [0, -1])
-def test_one_of_no_process_is_none(whole, workers):
-    """Otherwise no list would be asked for, and anything would be whole."""
-    (whole / "state.json").write_text(json.dumps({"workers": workers, "step": 4}))
-    assert find_corruption(whole) == f"state.json names {workers} workers"
+def test_a_checkpoint_without_workers_is_invalid(intact, workers):
+    """Otherwise no file list would be required and any folder would pass."""
+    (intact / "state.json").write_text(json.dumps({"workers": workers, "step": 4}))
+    assert find_corruption(intact) == f"state.json names {workers} workers"
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_no_bytes_of_a_list_or_a_state_end_in_a_traceback(parts, tmp_path_factory, data):
-    whole = written(parts, tmp_path_factory.mktemp("fuzz"))
+def test_arbitrary_content_of_a_list_or_state_is_detected(parts, tmp_path_factory, data):
+    intact = write_files(parts, tmp_path_factory.mktemp("fuzz"))
     name = data.draw(st.sampled_from(["state.json", "files-0.json", "files-1.json"]))
     junk = st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(
         lambda value: json.dumps(value).encode()
     )
-    (whole / name).write_bytes(data.draw(junk))
-    assert find_corruption(whole)
+    (intact / name).write_bytes(data.draw(junk))
+    assert find_corruption(intact)
 
 
 class Bomb:
@@ -120,7 +122,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_would_run_code_is_refused_unread(tmp_path, legacy):
+def test_a_pickle_that_would_run_code_is_rejected_unread(tmp_path, legacy):
     file = tmp_path / "student" / "mp_rank_00_model_states.pt"
     file.parent.mkdir()
     torch.save(
@@ -130,14 +132,14 @@ def test_a_pickle_that_would_run_code_is_refused_unread(tmp_path, legacy):
         require_safe_pickles(tmp_path)
     assert not (tmp_path / "ran").exists()
     torch.load(file, weights_only=False)
-    assert (tmp_path / "ran").exists(), "it would have"
+    assert (tmp_path / "ran").exists(), "loading it would have run the code"
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path):
-    """Python's own search for files does not follow it; DeepSpeed would."""
+def test_a_link_out_of_the_folder_is_rejected(tmp_path):
+    """Python's file search does not follow the link, but DeepSpeed would."""
     elsewhere, folder = tmp_path / "elsewhere", tmp_path / "checkpoint"
-    for each in (elsewhere, folder):
-        each.mkdir()
+    for directory in (elsewhere, folder):
+        directory.mkdir()
     torch.save({"module": Bomb(f"touch {tmp_path}/ran")}, elsewhere / "mp_rank_00_model_states.pt")
     (folder / "student").symlink_to(elsewhere)
     with pytest.raises(UserError, match="student: is a symbolic link, which is not followed"):
@@ -146,7 +148,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04" + bytes(200)])
-def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_reported(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.pt: holds more than"):
         require_safe_pickles(tmp_path)

@@ -23,15 +23,15 @@ NAN = float("nan")
         ([NAN, NAN, NAN], True, "last"),
     ],
 )
-def test_the_best_checkpoint_is_one_whose_score_is_a_number(scores, higher, best):
+def test_the_best_checkpoint_has_a_finite_score(scores, higher, best):
     recipe = parse("", ['evaluation.student_selection="best"', f"promotion.higher_is_better={str(higher).lower()}"])
     name = f"eval_{recipe.promotion.metric}"
-    kept = [(index, {} if score is None else {name: score}) for index, score in enumerate(scores)]
-    result = SimpleNamespace(checkpoint="last", metrics={"step": 9}, best_checkpoints=kept)
+    candidates = [(index, {} if score is None else {name: score}) for index, score in enumerate(scores)]
+    result = SimpleNamespace(checkpoint="last", metrics={"step": 9}, best_checkpoints=candidates)
     assert _select_checkpoint(recipe, result)[0] == best
 
 
-def test_a_metric_that_is_no_number_does_not_reach_the_ranking_of_checkpoints():
+def test_a_metric_without_a_number_is_left_out_of_the_ranking():
     values = {"a": (NAN, 3), "b": (0.5, 3), "c": (0.0, 0)}
     metrics = {name: MetricSummary(value=value, low=0, high=1, images=n) for name, (value, n) in values.items()}
     assert collect_mlflow_metrics(Summary(student="mine", metrics=metrics)) == {"eval_b": 0.5}

@@ -1,4 +1,4 @@
-"""A process's share of a distillation, at small width: the same whatever the passes, the processes and the engine."""
+"""One process's share of a distillation at small width, independent of passes, processes and engine."""
 
 from copy import deepcopy
 
@@ -38,15 +38,15 @@ def teacher(request, tiny_teacher, tmp_path_factory):
     return folder
 
 
-def make(teacher, *overrides, make=engines.PlainEngine, rank=0, world_size=1, clip=None):
+def build_distiller(teacher, *overrides, engine=engines.PlainEngine, rank=0, world_size=1, clip=None):
     options = recipe.parse("", [*SMALL, *overrides])
     model = models.load(teacher)
-    built = engines.build(options, model, torch.device("cpu"), workers=world_size, make=make)
+    built = engines.build(options, model, torch.device("cpu"), workers=world_size, make=engine)
     negatives = NegativeSampler(["ugly", "blurry", "dark"], np.array([0.5, 0.8, 1.0]), False)
     return Distiller(options, model, built, negatives, clip, None, rank, world_size)
 
 
-def steps(distiller, count, prompts=PROMPTS):
+def run_steps(distiller, count, prompts=PROMPTS):
     return [distiller.step(step, prompts) for step in range(count)]
 
 
@@ -56,41 +56,43 @@ def assert_same(a, b, tolerance=TOLERANCE):
 
 
 @pytest.mark.parametrize(("micro_batch_size", "clip_images"), [(1, 3), (3, 3), (3, 8), (4, 3)])
-def test_passes_add_up_to_the_whole_batch(teacher, micro_batch_size, clip_images):
+def test_gradient_accumulation_equals_one_pass(teacher, micro_batch_size, clip_images):
     clip = Clip.load("shapes")
-    more = ["train.clip_weight=1.0", f"train.clip_images={clip_images}", "train.clip_margin=2.0"]
-    whole = make(teacher, *more, clip=clip)
-    parts = make(teacher, *more, f"train.micro_batch_size={micro_batch_size}", clip=clip)
-    for expected, actual in zip(steps(whole, 2), steps(parts, 2), strict=True):
+    overrides = ["train.clip_weight=1.0", f"train.clip_images={clip_images}", "train.clip_margin=2.0"]
+    one_pass = build_distiller(teacher, *overrides, clip=clip)
+    accumulated = build_distiller(teacher, *overrides, f"train.micro_batch_size={micro_batch_size}", clip=clip)
+    for expected, actual in zip(run_steps(one_pass, 2), run_steps(accumulated, 2), strict=True):
         for name in ("loss_student", "loss_clip", "loss_lora_teacher", "gradient_norm_student"):
             assert actual[name] == pytest.approx(expected[name], rel=1e-3), name
         assert expected["loss_clip"] > 0.1
-    assert_same(parts, whole, 1e-4)
+    assert_same(accumulated, one_pass, 1e-4)
 
 
 @pytest.mark.parametrize(("processes", "clip_images"), [(2, 8), (3, 3)])
-def test_processes_share_the_images_of_one(teacher, processes, clip_images):
-    """The mean over the processes is what one process has, noise, negatives, CLIP loss and all; some may have an image
-    more."""
+def test_processes_together_equal_one_process(teacher, processes, clip_images):
+    """The mean over the processes equals the metrics of one process; some processes may have one image more."""
     clip = Clip.load("shapes")
-    more = ["train.clip_weight=1.0", f"train.clip_images={clip_images}", "train.clip_margin=2.0"]
-    (alone,) = steps(make(teacher, *more, clip=clip), 1)
+    overrides = ["train.clip_weight=1.0", f"train.clip_images={clip_images}", "train.clip_margin=2.0"]
+    (single,) = run_steps(build_distiller(teacher, *overrides, clip=clip), 1)
     parts = [
-        make(teacher, *more, "train.micro_batch_size=2", rank=rank, world_size=processes, clip=clip)
+        build_distiller(teacher, *overrides, "train.micro_batch_size=2", rank=rank, world_size=processes, clip=clip)
         for rank in range(processes)
     ]
-    places = [part.recipe.get_batch_slice(part.rank, processes) for part in parts]
-    assert [place for own in places for place in own] == list(range(8))
-    shares = [steps(part, 1, [PROMPTS[i] for i in own])[0] for part, own in zip(parts, places, strict=True)]
-    assert shares[0]["loss_student"] != shares[1]["loss_student"]
+    sample_indices = [part.recipe.get_batch_slice(part.rank, processes) for part in parts]
+    assert [index for indices in sample_indices for index in indices] == list(range(8))
+    rank_metrics = [
+        run_steps(part, 1, [PROMPTS[i] for i in indices])[0]
+        for part, indices in zip(parts, sample_indices, strict=True)
+    ]
+    assert rank_metrics[0]["loss_student"] != rank_metrics[1]["loss_student"]
     for name in ("loss_student", "loss_lora_teacher", "loss_clip"):
-        assert np.mean([metrics[name] for metrics in shares]) == pytest.approx(alone[name], rel=1e-4)
-    assert shares[0]["scale"] == shares[1]["scale"] == alone["scale"]
+        assert np.mean([metrics[name] for metrics in rank_metrics]) == pytest.approx(single[name], rel=1e-4)
+    assert rank_metrics[0]["scale"] == rank_metrics[1]["scale"] == single["scale"]
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """A process group of this process, as Ray Train makes one, and what else DeepSpeed asks of the environment."""
+    """Create a group of this process alone, as Ray Train does, and set the variables that DeepSpeed reads."""
     store = tmp_path_factory.mktemp("group") / "store"
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -102,28 +104,35 @@ def one_process(tmp_path_factory):
 @pytest.mark.parametrize(
     ("stage", "micro_batch_size", "shared"), [(1, 0, "false"), (2, 0, "false"), (2, 4, "false"), (2, 4, "true")]
 )
-def test_deepspeed_does_what_the_plain_engine_does(tiny_teacher, one_process, stage, micro_batch_size, shared):
-    more = [f"train.zero_stage={stage}", f"train.micro_batch_size={micro_batch_size}", "student.learning_rate=1e-3"]
-    more.append(f"method.lora_shares_pass={shared}")
-    plain, sharded = make(tiny_teacher, *more), make(tiny_teacher, *more, make=engines.build_deepspeed_engine)
-    for expected, actual in zip(steps(plain, 3), steps(sharded, 3), strict=True):
+def test_deepspeed_equals_the_plain_engine(tiny_teacher, one_process, stage, micro_batch_size, shared):
+    overrides = [
+        f"train.zero_stage={stage}",
+        f"train.micro_batch_size={micro_batch_size}",
+        "student.learning_rate=1e-3",
+    ]
+    overrides.append(f"method.lora_shares_pass={shared}")
+    plain, sharded = (
+        build_distiller(tiny_teacher, *overrides),
+        build_distiller(tiny_teacher, *overrides, engine=engines.build_deepspeed_engine),
+    )
+    for expected, actual in zip(run_steps(plain, 3), run_steps(sharded, 3), strict=True):
         assert actual == pytest.approx(expected, rel=1e-3)
     assert_same(plain, sharded, 1e-4)
 
 
-def test_a_lora_student_trains_its_adapters_alone(teacher):
-    distiller = make(teacher, *STUDENT_LORA)
+def test_a_lora_student_trains_only_its_adapters(teacher):
+    distiller = build_distiller(teacher, *STUDENT_LORA)
     before = deepcopy(distiller.engines.student.module.model.state_dict())
-    steps(distiller, 2)
+    run_steps(distiller, 2)
     after = distiller.engines.student.module.model.state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == set(distiller.collect_student_weights()) == set(distiller.ema)
     assert all("lora_" in name for name in changed)
 
 
-def test_merged_adapters_compute_the_same(tiny_teacher):
-    distiller = make(tiny_teacher, *STUDENT_LORA)
-    steps(distiller, 2)
+def test_merged_adapters_give_the_same_output(tiny_teacher):
+    distiller = build_distiller(tiny_teacher, *STUDENT_LORA)
+    run_steps(distiller, 2)
     adapted, plain = distiller.engines.student.module, models.load(tiny_teacher)
     noise, embeds = torch.randn(2, *plain.latent_shape), plain.encode(["a cat", "a dog"])
     inputs = noise, torch.tensor([999, 999]), embeds, embeds[:1], 0.5
@@ -139,9 +148,9 @@ def test_merged_adapters_compute_the_same(tiny_teacher):
         torch.testing.assert_close(value, plain.denoiser.state_dict()[name])
 
 
-def test_one_negative_for_a_batch(tiny_teacher):
+def test_one_negative_is_drawn_per_batch(tiny_teacher):
     drawn = []
-    distiller = make(tiny_teacher, 'method.negative_per="batch"')
+    distiller = build_distiller(tiny_teacher, 'method.negative_per="batch"')
     plain, distiller.negatives = distiller.negatives, distiller
 
     def spy(*args, **options):
@@ -149,100 +158,102 @@ def test_one_negative_for_a_batch(tiny_teacher):
         return drawn[-1]
 
     distiller.sample = spy
-    steps(distiller, 6)
+    run_steps(distiller, 6)
     assert all(len(set(texts)) == 1 for texts in drawn)
     assert len({texts[0] for texts in drawn}) > 1
 
 
-def test_bfloat16_is_near_float32_and_keeps_the_weights(teacher):
-    full, reduced = make(teacher), make(teacher, 'train.precision="bfloat16"')
-    for expected, actual in zip(steps(full, 3), steps(reduced, 3), strict=True):
+def test_bfloat16_is_near_float32_and_keeps_float32_weights(teacher):
+    full, reduced = build_distiller(teacher), build_distiller(teacher, 'train.precision="bfloat16"')
+    for expected, actual in zip(run_steps(full, 3), run_steps(reduced, 3), strict=True):
         for name in ("image_variation", "loss_lora_teacher"):
             assert actual[name] == pytest.approx(expected[name], rel=0.1)
             assert actual[name] != expected[name]
     trained = [*reduced.collect_student_weights().values(), *reduced.ema.values()]
     adapters = [p for n, p in reduced.engines.teachers.named_parameters() if "lora_" in n]
     assert {value.dtype for value in [*trained, *adapters]} == {torch.float32}
-    kept = {f"model.{reduced.model.family.distillation.output_layer}.{part}" for part in ("weight", "bias")}
+    float32_names = {f"model.{reduced.model.family.distillation.output_layer}.{part}" for part in ("weight", "bias")}
     frozen = {n: p for n, p in reduced.engines.teachers.named_parameters() if "lora_" not in n}
-    assert {name for name, value in frozen.items() if value.dtype == torch.float32} == kept
-    assert {value.dtype for name, value in frozen.items() if name not in kept} == {torch.bfloat16}
+    assert {name for name, value in frozen.items() if value.dtype == torch.float32} == float32_names
+    assert {value.dtype for name, value in frozen.items() if name not in float32_names} == {torch.bfloat16}
     exact = dict(models.load(teacher).denoiser.named_parameters())
-    for name in kept:
-        assert torch.equal(frozen[name], exact[name.removeprefix("model.")]), "rounded before it was kept"
+    for name in float32_names:
+        assert torch.equal(frozen[name], exact[name.removeprefix("model.")]), "rounded to bfloat16 on the way"
 
 
 @pytest.fixture
 def autocast_as_on_cuda(monkeypatch):
-    """Answer `torch.is_autocast_enabled()` for the CPU; DeepSpeed's engine asks it without a device: CUDA."""
+    """Make `torch.is_autocast_enabled()` report the CPU's state; DeepSpeed calls it without a device, meaning CUDA."""
     plain = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": plain(device))
 
 
 @pytest.mark.parametrize(
-    "own",
+    "extra_overrides",
     [[], ["train.gradient_checkpointing=true"], [*STUDENT_LORA, "train.micro_batch_size=4"], ["train.zero_stage=1"]],
 )
-def test_deepspeed_on_cuda_computes_in_bfloat16_as_the_plain_engine_does(
-    tiny_teacher, one_process, autocast_as_on_cuda, own
+def test_deepspeed_on_cuda_equals_the_plain_engine_in_bfloat16(
+    tiny_teacher, one_process, autocast_as_on_cuda, extra_overrides
 ):
-    """DeepSpeed turns autocast off around its module where CUDA's is on: the module has to enter it itself."""
-    more = ['train.precision="bfloat16"', "method.lora_guidance=false", "student.learning_rate=1e-3"]
+    """DeepSpeed turns CUDA's autocast off around its module, so that the module must enter it itself."""
+    overrides = ['train.precision="bfloat16"', "method.lora_guidance=false", "student.learning_rate=1e-3"]
     clip = Clip.load("shapes")
-    more += ["train.clip_weight=1.0", "train.clip_margin=2.0", *own]
+    overrides += ["train.clip_weight=1.0", "train.clip_margin=2.0", *extra_overrides]
     plain, sharded = (
-        make(tiny_teacher, *more, clip=clip),
-        make(tiny_teacher, *more, make=engines.build_deepspeed_engine, clip=clip),
+        build_distiller(tiny_teacher, *overrides, clip=clip),
+        build_distiller(tiny_teacher, *overrides, engine=engines.build_deepspeed_engine, clip=clip),
     )
-    seen = []
+    layer_dtypes = []
     for part in (sharded.engines.student.module.model, sharded.engines.teachers.model):
         for layer in (part.conv_in, part.conv_out):
-            layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
-    for expected, actual in zip(steps(plain, 3), steps(sharded, 3), strict=True):
+            layer.register_forward_hook(lambda _, inputs, output: layer_dtypes.append((inputs[0].dtype, output.dtype)))
+    for expected, actual in zip(run_steps(plain, 3), run_steps(sharded, 3), strict=True):
         assert actual == pytest.approx(expected, rel=2e-2)
         assert actual["vsd_gradient_rms"] > 0
-    assert {output for _, output in seen[::2]} == {torch.bfloat16}, "the first layers"
-    assert {output for _, output in seen[1::2]} == {torch.float32}, "the output layers"
+    assert {output for _, output in layer_dtypes[::2]} == {torch.bfloat16}, "the first layers"
+    assert {output for _, output in layer_dtypes[1::2]} == {torch.float32}, "the output layers"
 
 
-def test_checkpointed_gradients_are_the_same(teacher):
-    plain, checkpointed = make(teacher), make(teacher, "train.gradient_checkpointing=true")
-    assert steps(checkpointed, 2)[1] == pytest.approx(steps(plain, 2)[1], rel=1e-4)
+def test_gradient_checkpointing_gives_the_same_gradients(teacher):
+    plain, checkpointed = build_distiller(teacher), build_distiller(teacher, "train.gradient_checkpointing=true")
+    assert run_steps(checkpointed, 2)[1] == pytest.approx(run_steps(plain, 2)[1], rel=1e-4)
     assert_same(plain, checkpointed)
 
 
-def test_the_clip_loss_fades_to_nothing_and_does_not_turn(tiny_teacher):
-    sets = ["train.clip_weight=1.0", "train.clip_margin=2.0", "train.steps=4"]
-    distiller = make(tiny_teacher, *sets, clip=Clip.load("shapes"))
+def test_the_clip_loss_decays_to_zero_and_stays_there(tiny_teacher):
+    overrides = ["train.clip_weight=1.0", "train.clip_margin=2.0", "train.steps=4"]
+    distiller = build_distiller(tiny_teacher, *overrides, clip=Clip.load("shapes"))
     losses = [distiller.step(step, PROMPTS)["loss_clip"] for step in (0, 2, 4, 6)]
     assert losses[0] > losses[1] > 0
     assert losses[2:] == [0.0, 0.0]
 
 
-def counting_compiler(made):
+def build_counting_compiler(compiled_graphs):
     def compiler(graph, _):
-        made.append(graph)
+        compiled_graphs.append(graph)
         return graph.forward
 
     return compiler
 
 
 @pytest.mark.parametrize(("overrides", "graphs"), [([], 3), (["method.lora_shares_pass=true"], 4)])
-def test_a_compiled_step_makes_its_graphs_once(tiny_teacher, overrides, graphs):
-    """At most the student's, the teachers' without gradient and with it, and in a shared pass one without gradient of
-    half the batch. Another scale of the negative prompt, a new random number in each step, makes no other graph.
+def test_a_step_is_compiled_once(tiny_teacher, overrides, graphs):
+    """The graphs are the student's, the teachers' with and without gradient and, in a shared pass, one without gradient
+    for half the batch. Another scale of the negative prompt, which is random in each step, compiles no other graph.
     """
     torch._dynamo.reset()
-    plain, compiled = make(tiny_teacher, *overrides), make(tiny_teacher, *overrides)
-    made = []
-    engines.compile_denoisers(compiled.engines.student.module, compiled.engines.teachers, counting_compiler(made))
-    found = [compiled.step(0, PROMPTS)]
-    first = len(made)
-    assert 3 <= first <= graphs
-    found += [compiled.step(step, PROMPTS) for step in range(1, 4)]
-    assert len({metrics["scale"] for metrics in found}) == 4
-    assert len(made) == first
-    for one, other in zip(found, steps(plain, 4), strict=True):
+    plain, compiled = build_distiller(tiny_teacher, *overrides), build_distiller(tiny_teacher, *overrides)
+    compiled_graphs = []
+    engines.compile_denoisers(
+        compiled.engines.student.module, compiled.engines.teachers, build_counting_compiler(compiled_graphs)
+    )
+    metrics_by_step = [compiled.step(0, PROMPTS)]
+    first_count = len(compiled_graphs)
+    assert 3 <= first_count <= graphs
+    metrics_by_step += [compiled.step(step, PROMPTS) for step in range(1, 4)]
+    assert len({metrics["scale"] for metrics in metrics_by_step}) == 4
+    assert len(compiled_graphs) == first_count
+    for one, other in zip(metrics_by_step, run_steps(plain, 4), strict=True):
         assert one["loss_student"] == pytest.approx(other["loss_student"], rel=1e-5)
         assert one["loss_lora_teacher"] == pytest.approx(other["loss_lora_teacher"], rel=1e-5)
     assert_same(compiled, plain)

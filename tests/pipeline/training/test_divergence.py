@@ -5,21 +5,21 @@ import pytest
 from pipeline.training.divergence import DivergedError, DivergenceDetector
 
 
-def metrics(**changes):
-    plain = {"loss_student": 0.1, "gradient_norm_student": 1.0, "image_variation": 2.0}
-    return plain | changes
+def build_metrics(**changes):
+    healthy = {"loss_student": 0.1, "gradient_norm_student": 1.0, "image_variation": 2.0}
+    return healthy | changes
 
 
-def seen(**changes):
-    guard = DivergenceDetector(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
+def check_after_warm_up(**changes):
+    detector = DivergenceDetector(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
     for step in range(20):
-        guard.check(step, metrics())
-    guard.check(20, metrics(**changes))
+        detector.check(step, build_metrics())
+    detector.check(20, build_metrics(**changes))
 
 
 @pytest.mark.parametrize("changes", [{}, {"gradient_norm_student": 99.0}, {"image_variation": 0.021}])
-def test_what_is_within_bounds_goes_on(changes):
-    seen(**changes)
+def test_metrics_within_bounds_pass(changes):
+    check_after_warm_up(**changes)
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,12 @@ def test_what_is_within_bounds_goes_on(changes):
         ({"image_variation": 0.019}, "step 21: image_variation is 0.019, less than 1% of its first 2: the images"),
     ],
 )
-def test_what_is_not_is_one_line(changes, message):
+def test_metrics_out_of_bounds_are_reported(changes, message):
     with pytest.raises(DivergedError, match=message):
-        seen(**changes)
+        check_after_warm_up(**changes)
 
 
-def test_the_first_steps_may_be_wild():
-    guard = DivergenceDetector(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
+def test_a_spike_in_the_first_steps_is_tolerated():
+    detector = DivergenceDetector(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
     for step, norm in enumerate((1.0, 5000.0, 2.0)):
-        guard.check(step, metrics(gradient_norm_student=norm))
+        detector.check(step, build_metrics(gradient_norm_student=norm))

@@ -16,11 +16,11 @@ def test_deepspeed_is_compiled_by_the_ninja_of_this_environment(monkeypatch):
     assert os.environ["PATH"] == f"{sysconfig.get_path('scripts')}:/usr/bin:/bin"
 
 
-def test_a_process_that_was_killed_while_it_compiled_holds_up_no_other(tmp_path):
-    """The compiled files, with the lock that torch has left there."""
-    own = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    if own.is_dir():
-        shutil.copytree(own, tmp_path, dirs_exist_ok=True)
+def test_a_stale_compilation_lock_is_removed(tmp_path):
+    """torch leaves its lock behind if a process is killed while it compiles."""
+    extensions = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    if extensions.is_dir():
+        shutil.copytree(extensions, tmp_path, dirs_exist_ok=True)
     lock = tmp_path / "deepspeed_shm_comm/lock"
     lock.parent.mkdir(exist_ok=True)
     lock.write_text("")

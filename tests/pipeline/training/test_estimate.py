@@ -1,4 +1,4 @@
-"""What a distillation takes, against what it does take where that can be measured here."""
+"""The estimated resources of a distillation, against those that can be measured here."""
 
 import pytest
 import torch
@@ -23,30 +23,32 @@ def paper(request):
 
 
 @pytest.fixture(scope="module")
-def found(paper):
+def estimated(paper):
     return estimate(paper)
 
 
-def test_table_6_fits_its_gpus(paper, found):
-    assert found.parameters == PUBLISHED[paper.name]
-    assert found.passes == 1
+def test_the_paper_recipes_fit_their_gpus(paper, estimated):
+    assert estimated.parameters == PUBLISHED[paper.name]
+    assert estimated.passes == 1
     assert paper.train.batch_size == (32 if paper.name == "pixart" else 64)
-    assert 25 < found.total / GIB < 40
+    assert 25 < estimated.total / GIB < 40
     require_fit(paper)
 
 
-def test_less_is_less(paper, found):
-    checkpointed, one, small = (
+def test_cheaper_settings_need_less(paper, estimated):
+    checkpointed, one_worker, small_micro_batch = (
         estimate(paper.model_copy(update={"train": paper.train.model_copy(update=change)}))
         for change in ({"gradient_checkpointing": True}, {"num_workers": 1}, {"micro_batch_size": 4})
     )
-    kept = "activations of a pass"
-    assert checkpointed.memory[kept] < 0.25 * found.memory[kept]
-    assert checkpointed.flops > found.flops
-    assert one.memory["its optimizer states"] == pytest.approx(4 * found.memory["its optimizer states"])
-    assert small.passes > found.passes
-    assert small.memory[kept] == pytest.approx(found.memory[kept] * 4 / paper.train.micro_batch_size, rel=0.02)
-    assert small.flops == pytest.approx(found.flops)
+    activations = "activations of a pass"
+    assert checkpointed.memory[activations] < 0.25 * estimated.memory[activations]
+    assert checkpointed.flops > estimated.flops
+    assert one_worker.memory["its optimizer states"] == pytest.approx(4 * estimated.memory["its optimizer states"])
+    assert small_micro_batch.passes > estimated.passes
+    assert small_micro_batch.memory[activations] == pytest.approx(
+        estimated.memory[activations] * 4 / paper.train.micro_batch_size, rel=0.02
+    )
+    assert small_micro_batch.flops == pytest.approx(estimated.flops)
 
 
 def test_a_recipe_that_does_not_fit_is_refused():
@@ -58,29 +60,38 @@ def test_a_recipe_that_does_not_fit_is_refused():
     require_fit(parse(recipe.dump(large), ["train.gpus_per_worker=0"]))
 
 
-def test_bytes_kept_on_the_meta_device_are_those_of_a_real_pass():
+def test_saved_bytes_on_the_meta_device_equal_a_real_pass():
     model = tiny_stable_diffusion().unet.requires_grad_(True)
-    kept = []
+    saved_bytes = []
     for device in ("cpu", "meta"):
         denoiser = make_steerable(model.to(device))
         inputs = torch.zeros(3, 4, 4, 4, device=device), torch.zeros(3, device=device)
         text = PromptEmbeds(torch.zeros(3, 16, 16, device=device))
-        kept.append(count_saved_bytes(lambda: denoiser(*inputs, text), model))  # noqa: B023
-    assert kept[0] == kept[1] > 100_000
+        saved_bytes.append(count_saved_bytes(lambda: denoiser(*inputs, text), model))  # noqa: B023
+    assert saved_bytes[0] == saved_bytes[1] > 100_000
 
 
-def test_the_text_encoders_have_so_many_parameters():
-    width = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    wider = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+def test_text_encoder_parameters_match_their_architectures():
+    small_config = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    large_config = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
     t5 = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
     with torch.device("meta"):
-        encoders = (CLIPTextModel(CLIPTextConfig(**width)), CLIPTextModel(CLIPTextConfig(**wider)), T5EncoderModel(t5))
+        encoders = (
+            CLIPTextModel(CLIPTextConfig(**small_config)),
+            CLIPTextModel(CLIPTextConfig(**large_config)),
+            T5EncoderModel(t5),
+        )
     counts = [sum(parameter.numel() for parameter in encoder.parameters()) for encoder in encoders]
-    published = [m for family in FAMILIES if family.distillation for m in family.distillation.published.values()]
+    published = [
+        architecture
+        for family in FAMILIES
+        if family.distillation
+        for architecture in family.distillation.published.values()
+    ]
     assert [model.text_encoder_parameters for model in published] == [*counts, counts[-1]]
 
 
-def test_a_dry_run_prints_and_writes_nothing(tmp_path, capsys):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert main(["distill", "--recipe", "sd21", "--run", str(tmp_path / "run"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     for text in (

@@ -1,4 +1,4 @@
-"""What SIGINT does while a training runs: Ray Train's own handler is the last resort."""
+"""SIGINT during a training; Ray Train's own handler is the last resort."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from pipeline.training.interruptible_trainer import InterruptibleTrainer
 
 
 class Method:
-    """Of an actor: called where it is."""
+    """An actor method that is called in this process."""
 
     def __init__(self, call):
         self.remote = call
@@ -21,15 +21,15 @@ class Method:
 
 class Actor:
     def __init__(self, steps):
-        self.asked, self.stored = False, False
+        self.stop_requested, self.stored = False, False
         self.has_steps = Method(lambda: steps > 0)
         self.checkpoint_stored = Method(lambda: self.stored)
-        self.request_stop = Method(lambda: setattr(self, "asked", True))
+        self.request_stop = Method(lambda: setattr(self, "stop_requested", True))
 
 
 @pytest.fixture
 def fit(monkeypatch):
-    """`fit(actor, while_training)` trains for as long as the function runs; returns how often Ray Train was told."""
+    """Return `fit(actor, while_training)`, which trains while the function runs and counts Ray Train's aborts."""
     monkeypatch.setattr(interruptible_trainer.ray, "get", lambda answer: answer)
     monkeypatch.setattr(interruptible_trainer, "GRACE_SECONDS", 0.05)
     monkeypatch.setattr(interruptible_trainer, "POLL_SECONDS", 0.01)
@@ -37,55 +37,55 @@ def fit(monkeypatch):
     monkeypatch.setattr(stop_immediately, "_flag", False)
     aborted = []
 
-    def own_handler(self, controller):
+    def register_handler(self, controller):
         signal.signal(signal.SIGINT, lambda number, frame: aborted.append(number))
 
-    monkeypatch.setattr(TorchTrainer, "_register_sigint_handler", own_handler)
+    monkeypatch.setattr(TorchTrainer, "_register_sigint_handler", register_handler)
 
     def call(actor, while_training):
-        def training(self):
+        def train(self):
             self._register_sigint_handler(None)
             while_training()
 
-        monkeypatch.setattr(TorchTrainer, "fit", training)
-        before = signal.getsignal(signal.SIGINT)
+        monkeypatch.setattr(TorchTrainer, "fit", train)
+        previous = signal.getsignal(signal.SIGINT)
         InterruptibleTrainer(actor).fit()
-        assert signal.getsignal(signal.SIGINT) is before, "what follows the training is interrupted as ever"
+        assert signal.getsignal(signal.SIGINT) is previous, "the previous handler is restored"
         return len(aborted)
 
     return call
 
 
-def press():
+def send_sigint():
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.01)
 
 
-def test_the_workers_are_asked_first_and_a_second_press_ends_it(fit):
+def test_the_first_sigint_asks_the_workers_and_the_second_aborts(fit):
     actor = Actor(steps=3)
-    assert fit(actor, press) == 0
-    assert actor.asked
-    assert fit(Actor(steps=3), lambda: (press(), press())) == 1
+    assert fit(actor, send_sigint) == 0
+    assert actor.stop_requested
+    assert fit(Actor(steps=3), lambda: (send_sigint(), send_sigint())) == 1
 
 
-def test_before_the_first_step_and_without_the_lease_it_ends_at_once(fit):
+def test_training_aborts_at_once_before_the_first_step_or_without_the_lease(fit):
     actor = Actor(steps=0)
-    assert fit(actor, press) == 1
-    assert not actor.asked
+    assert fit(actor, send_sigint) == 1
+    assert not actor.stop_requested
     stop_immediately.set()
     actor = Actor(steps=3)
-    assert fit(actor, press) == 2
-    assert not actor.asked
+    assert fit(actor, send_sigint) == 2
+    assert not actor.stop_requested
 
 
-def test_what_runs_beside_the_training_is_not_waited_for_once_the_checkpoint_is_stored(fit):
+def test_training_aborts_once_its_checkpoint_is_stored(fit):
     actor = Actor(steps=3)
 
-    def training():
-        press()
+    def train():
+        send_sigint()
         time.sleep(0.1)
-        assert actor.asked
+        assert actor.stop_requested
         actor.stored = True
         time.sleep(0.3)
 
-    assert fit(actor, training) == 1
+    assert fit(actor, train) == 1

@@ -1,4 +1,4 @@
-"""Two students as one, by the command."""
+"""The `merge` command, which averages two students."""
 
 import json
 
@@ -13,7 +13,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def other(tiny_teacher, tmp_path):
-    """The tiny teacher with every weight of its denoiser one larger."""
+    """Return the tiny teacher with every weight of its denoiser increased by one."""
     import shutil
 
     folder = shutil.copytree(tiny_teacher, tmp_path / "other")
@@ -32,7 +32,7 @@ def test_the_merged_student_is_the_weighted_mean(tiny_teacher, other, tmp_path, 
     assert str(out) in capsys.readouterr().out
 
 
-def test_mistakes_are_one_line_and_write_nothing(tiny_teacher, other, tmp_path, capsys):
+def test_invalid_arguments_are_reported_and_write_nothing(tiny_teacher, other, tmp_path, capsys):
     weights = load_file(other / WEIGHTS)
     out = tmp_path / "merged"
     for arguments, message in (
@@ -56,10 +56,10 @@ def test_mistakes_are_one_line_and_write_nothing(tiny_teacher, other, tmp_path, 
         ("text_encoder/config.json", {"hidden_size": 8}, "text_encoder.hidden_size = 8"),
     ],
 )
-def test_students_that_predict_something_else_are_refused(
+def test_students_with_different_configurations_are_rejected(
     tiny_teacher, other, tmp_path, capsys, part, changed, message
 ):
-    """Their weights have the same names and shapes, so that a mean of them would be made without a word."""
+    """Their weights have the same names and shapes, so that merging them would succeed silently."""
     file = other / part
     file.write_text(json.dumps((json.loads(file.read_text()) if file.is_file() else {}) | changed))
     out = tmp_path / "merged"

@@ -10,7 +10,7 @@ from pipeline.storage import Folder
 from pipeline.training import preflight
 
 
-def test_the_probe_of_a_store_leaves_nothing(tmp_path):
+def test_the_storage_check_leaves_no_files(tmp_path):
     preflight.check_storage(Folder.from_uri(tmp_path / "run"))
     assert list((tmp_path / "run").iterdir()) == []
     (tmp_path / "file").write_text("")
@@ -18,7 +18,7 @@ def test_the_probe_of_a_store_leaves_nothing(tmp_path):
         preflight.check_storage(Folder.from_uri(tmp_path / "file" / "run"))
 
 
-def test_an_epsilon_teacher_without_signal_at_its_end_is_refused(tiny_teacher, tmp_path):
+def test_an_epsilon_teacher_without_signal_at_its_last_timestep_is_rejected(tiny_teacher, tmp_path):
     folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
     file = folder / "scheduler/scheduler_config.json"
     config = json.loads(file.read_text()) | {"rescale_betas_zero_snr": True, "_class_name": "DDIMScheduler"}
@@ -30,11 +30,11 @@ def test_an_epsilon_teacher_without_signal_at_its_end_is_refused(tiny_teacher, t
     preflight._check_models(recipe.parse("", ["method.start_timestep=900"]), folder, None)
 
 
-def test_a_teacher_of_another_process_is_refused(tiny_teacher, tmp_path):
+def test_a_teacher_with_another_diffusion_process_is_rejected(tiny_teacher, tmp_path):
     folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
     FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     index = folder / "model_index.json"
-    listed = json.loads(index.read_text()) | {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
-    index.write_text(json.dumps(listed))
+    components = json.loads(index.read_text()) | {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    index.write_text(json.dumps(components))
     with pytest.raises(UserError, match=r"^teacher.scheduler: got FlowMatchEulerDiscreteScheduler; expected one with"):
         preflight._check_models(recipe.parse(""), folder, None)

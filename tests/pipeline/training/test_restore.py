@@ -11,22 +11,22 @@ from pipeline.training import restore
 
 
 @pytest.mark.parametrize("text", ["", '{"a": [1, ', "\x00"])
-def test_a_list_of_which_a_part_was_written_is_removed_and_no_checkpoint(tmp_path, text):
+def test_a_truncated_snapshot_is_removed_and_no_checkpoint(tmp_path, text):
     (tmp_path / "checkpoint_1").mkdir()
     (tmp_path / restore.SNAPSHOT_FILE).write_text(text)
     assert restore.remove_uncommitted_checkpoints(Folder.from_uri(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
     assert not restore.remove_uncommitted_checkpoints(Folder.from_uri(tmp_path)), (
-        "without a list all that lies there may be wanted"
+        "without a snapshot every checkpoint may be needed"
     )
     assert (tmp_path / "checkpoint_1").exists()
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_what_the_list_does_not_name_is_removed(request, tmp_path, place):
-    folder = Folder.from_uri(request.getfixturevalue("bucket") + "/train" if place == "s3" else tmp_path / "train")
-    kept, pending = {"checkpoint_dir_name": "checkpoint_1"}, {"checkpoint_dir_name": "checkpoint_2"}
-    content = json.dumps({"checkpoint_results": [kept], "latest": None, "pending": [pending]})
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_checkpoints_missing_from_the_snapshot_are_removed(request, tmp_path, storage):
+    folder = Folder.from_uri(request.getfixturevalue("bucket") + "/train" if storage == "s3" else tmp_path / "train")
+    committed, pending = {"checkpoint_dir_name": "checkpoint_1"}, {"checkpoint_dir_name": "checkpoint_2"}
+    content = json.dumps({"checkpoint_results": [committed], "latest": None, "pending": [pending]})
     folder.write(restore.SNAPSHOT_FILE, content.encode())
     for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", "versions"):
         (folder / name).write("state.json", b"{}")
@@ -37,7 +37,7 @@ def test_what_the_list_does_not_name_is_removed(request, tmp_path, place):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Checkpoints by name, each with its state; and which are loaded."""
+    """Return a run to which checkpoints can be added, with the names of those that were loaded."""
     storage = SimpleNamespace(storage_filesystem=fs.LocalFileSystem(), experiment_fs_path=str(tmp_path))
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
     corrupt, loaded = {}, []
@@ -60,64 +60,64 @@ def run(tmp_path, monkeypatch):
         corrupt=corrupt,
         loaded=loaded,
         messages=messages,
-        go=lambda latest=None: restore.restore(distiller, latest, actor),
+        restore=lambda latest=None: restore.restore(distiller, latest, actor),
     )
 
 
-def test_without_a_list_the_furthest_whole_checkpoint_is_taken(run, tmp_path):
-    """Whatever the clock said when it was made."""
+def test_without_a_snapshot_the_intact_checkpoint_with_the_most_steps_is_restored(run, tmp_path):
+    """The times in the names do not matter."""
     run.add("checkpoint_2026-11-24_03", step=8)
     run.add("checkpoint_2026-11-24_05", step=4)
     run.add("checkpoint_2026-11-24_04", step=12)
-    (tmp_path / "checkpoint_2026-11-24_06").mkdir()  # begun, without a state
+    (tmp_path / "checkpoint_2026-11-24_06").mkdir()  # incomplete: without a state
     run.add("other", step=99)
     run.corrupt["checkpoint_2026-11-24_04"] = "x is missing"
-    assert run.go() == 8
+    assert run.restore() == 8
     assert run.loaded == ["checkpoint_2026-11-24_03"]
     assert len(run.messages) == 1
     assert "checkpoint_2026-11-24_04: x is missing" in run.messages[0]
 
 
-def test_of_a_later_attempt_the_checkpoint_is_further(run):
+def test_a_checkpoint_of_a_later_attempt_takes_precedence(run):
     run.add("checkpoint_1", step=8)
     run.add("checkpoint_2", step=4, attempt=1)
-    assert run.go() == 4
+    assert run.restore() == 4
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_where_there_is_none_it_begins_anew(run, damaged):
+def test_training_starts_anew_without_an_intact_checkpoint(run, damaged):
     if damaged:
         run.add("checkpoint_1", step=8)
         run.corrupt["checkpoint_1"] = "x is missing"
-    assert run.go() == 0
+    assert run.restore() == 0
     assert not run.loaded
 
 
-def test_where_ray_train_knows_of_some_and_none_is_whole_it_is_said_and_not_tried_again(run, monkeypatch, tmp_path):
+def test_corruption_of_all_reported_checkpoints_is_a_user_error(run, monkeypatch, tmp_path):
     for number in (1, 2):
         run.add(f"checkpoint_{number}", step=4 * number)
         run.corrupt[f"checkpoint_{number}"] = "x is missing"
     first, latest = (ray.train.Checkpoint.from_directory(tmp_path / f"checkpoint_{number}") for number in (1, 2))
-    kept = [SimpleNamespace(checkpoint=each) for each in (first, latest)]
-    monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", lambda _: kept)
+    reported = [SimpleNamespace(checkpoint=item) for item in (first, latest)]
+    monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", lambda _: reported)
     with pytest.raises(
         UserError, match=r"every checkpoint is corrupt: .*checkpoint_2: x is missing; .*checkpoint_1: x is"
     ):
-        run.go(latest)
+        run.restore(latest)
 
 
-def test_a_fault_that_one_process_alone_sees_is_everybody_s(run, monkeypatch):
+def test_corruption_seen_by_one_process_applies_to_all(run, monkeypatch):
     run.add("checkpoint_1", step=4)
     run.add("checkpoint_2", step=8)
     rounds = []
 
-    def gather(into, own):
-        rounds.append(own)
-        into[:] = [own, "x is missing" if len(rounds) == 1 else ""]
+    def gather(results, value):
+        rounds.append(value)
+        results[:] = [value, "x is missing" if len(rounds) == 1 else ""]
 
     monkeypatch.setattr(restore.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(restore.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(restore.dist, "broadcast_object_list", lambda objects, src: None)
     monkeypatch.setattr(restore.dist, "all_gather_object", gather)
-    assert run.go() == 4
+    assert run.restore() == 4
     assert run.loaded == ["checkpoint_1"]

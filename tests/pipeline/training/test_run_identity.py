@@ -1,4 +1,4 @@
-"""Which recipes are the same run, before and after its end."""
+"""Recipe changes with which a run may be continued, before and after its end."""
 
 import pytest
 
@@ -11,7 +11,7 @@ BEST = 'evaluation.student_selection="best"'
 
 
 @pytest.mark.parametrize(
-    ("state", "held", "asked", "field"),
+    ("state", "saved_overrides", "overrides", "field"),
     [
         (
             BEGUN,
@@ -28,8 +28,8 @@ BEST = 'evaluation.student_selection="best"'
         (BEGUN, [], ["name=other"], "name: got 'other'"),
     ],
 )
-def test_what_a_run_may_be_asked_again_with(tmp_path, state, held, asked, field):
-    folder, saved, recipe = Folder.from_uri(tmp_path), parse("", held), parse("", asked)
+def test_only_some_options_may_change_for_an_existing_run(tmp_path, state, saved_overrides, overrides, field):
+    folder, saved, recipe = Folder.from_uri(tmp_path), parse("", saved_overrides), parse("", overrides)
     if field is None:
         require_same_run(folder, saved, recipe, state)
         return

@@ -1,6 +1,6 @@
 """One step of every recipe as a GPU computes it, without one: the true architectures on the meta device, under CUDA's
-casts. A tensor on the wrong device, two dtypes in one product or a value that is read back fails here; what a kernel
-computes, and how fast, does not show.
+casts. A tensor on the wrong device, two dtypes in one product or a value that is read back fails here; the results
+and the speed of kernels are not tested.
 """
 
 import pytest
@@ -22,7 +22,7 @@ META = torch.device("meta")
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "pixart", "gpu-smoke"])
-def test_a_step_of_the_recipe(name):
+def test_a_training_step_of_the_recipe(name):
     recipe = load(name)
     dtype = engines.compute_dtype(recipe)
     assert dtype == torch.bfloat16
@@ -41,8 +41,8 @@ def test_a_step_of_the_recipe(name):
         parameter.data = parameter.data.float()
     student, teachers = make_steerable(student_model.requires_grad_(True), dtype), make_steerable(teacher_model, dtype)
     diffusion = Diffusion(torch.linspace(0.999, 0.005, 1000, device=META), "epsilon", recipe.method.start_timestep)
-    texts, randomness = _inputs(student_model, family, diffusion, recipe.method, dtype)
-    with engines_on_cuda():
+    texts, randomness = _build_inputs(student_model, family, diffusion, recipe.method, dtype)
+    with disable_autocast_as_deepspeed():
         loss = distillation.student_loss(student, teachers, diffusion, recipe.method, texts, randomness)
         loss.loss.backward()
         lora_loss = distillation.lora_teacher_loss(teachers, diffusion, texts, randomness, loss.x0)
@@ -54,23 +54,23 @@ def test_a_step_of_the_recipe(name):
     assert all(p.grad is None for n, p in teachers.named_parameters() if "lora_" not in n)
 
 
-def engines_on_cuda():
-    """DeepSpeed's engine around a module on CUDA: autocast is off when its forward begins."""
+def disable_autocast_as_deepspeed():
+    """Return the context in which DeepSpeed's engine calls a module on CUDA: autocast is off."""
     return autocast("meta", torch.float32)
 
 
-def _inputs(model, family, diffusion, method, dtype):
+def _build_inputs(model, family, diffusion, method, dtype):
     count = 2
-    one = family.distillation.make_empty_prompts(model.config, count)
+    empty = family.distillation.make_empty_prompts(model.config, count)
     with META:
         text = PromptEmbeds(
-            one.embeds.to(META, dtype), None if one.attention_mask is None else one.attention_mask.to(META)
+            empty.embeds.to(META, dtype), None if empty.attention_mask is None else empty.attention_mask.to(META)
         )
     texts = distillation.TextConditions(text, text, text[:1])
     side, channels = model.config.sample_size, model.config.in_channels
-    each = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
     randomness = distillation.sample_step(
-        method, diffusion, (channels, side, side), torch.Generator().manual_seed(9), each
+        method, diffusion, (channels, side, side), torch.Generator().manual_seed(9), generators
     )
     assert randomness.noise.is_meta
     return texts, randomness
@@ -87,21 +87,23 @@ class Small(nn.Module):
         return torch.cat([attended, hidden[:, None, :, :4]], dim=-1).softmax(-1)
 
 
-def test_the_casts_on_the_meta_device_are_cuda_s_lists():
-    """Where the CPU's autocast has the same rule its dtypes are ours; norms and softmax are float32 on CUDA alone."""
-    seen = {}
+def test_casts_on_the_meta_device_follow_the_lists_of_cuda():
+    """The dtypes equal the CPU's for the rules that both share; only CUDA runs norms and softmax in float32."""
+    device_dtypes = {}
     for device in ("cpu", "meta"):
         model, dtypes = Small().to(device), []
         for layer in model.children():
             layer.register_forward_hook(lambda _, inputs, output: dtypes.append(output.dtype))  # noqa: B023
         with autocast(device, torch.bfloat16):
             result = model(torch.zeros(2, 4, 6, 6, device=device))
-        seen[device] = [*dtypes, result.dtype]
-    assert seen["meta"] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32]
-    assert [a for a, b in zip(seen["cpu"], seen["meta"], strict=True) if b == torch.bfloat16] == [torch.bfloat16] * 2
+        device_dtypes[device] = [*dtypes, result.dtype]
+    assert device_dtypes["meta"] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32]
+    assert [a for a, b in zip(device_dtypes["cpu"], device_dtypes["meta"], strict=True) if b == torch.bfloat16] == [
+        torch.bfloat16
+    ] * 2
 
 
-def test_a_float32_context_within_turns_them_off():
+def test_a_nested_float32_context_turns_casts_off():
     layer = nn.Linear(4, 4, device=META)
     run_in_float32(layer)
     x = torch.zeros(4, 4, device=META)
@@ -113,15 +115,15 @@ def test_a_float32_context_within_turns_them_off():
         assert F.linear(x, x).dtype == torch.bfloat16
 
 
-def test_the_output_layer_keeps_what_bfloat16_would_round():
+def test_the_output_layer_computes_in_float32():
     """An epsilon model's error is divided by alpha: 15 times as large at Stable Diffusion's T - 1."""
     torch.manual_seed(0)
     layer, x = nn.Linear(64, 4), torch.randn(512, 64)
     layer.requires_grad_(False)
     exact = layer(x.bfloat16().float())
     with autocast("cpu", torch.bfloat16):
-        rounded = (layer(x).float() - exact).square().mean().sqrt()
+        bfloat16_error = (layer(x).float() - exact).square().mean().sqrt()
         run_in_float32(layer)
-        kept = (layer(x.bfloat16()) - exact).square().mean().sqrt()
-    assert rounded > 1e-3
-    assert kept < 1e-6
+        float32_error = (layer(x.bfloat16()) - exact).square().mean().sqrt()
+    assert bfloat16_error > 1e-3
+    assert float32_error < 1e-6

@@ -1,4 +1,4 @@
-"""What ends a worker, and what only starts it again."""
+"""Errors that end a worker for good, and errors after which it is restarted."""
 
 from contextlib import suppress
 
@@ -9,18 +9,18 @@ from pipeline.training import train_loop
 
 
 class Actor:
-    """The actor's methods, in this process."""
+    """The methods of the progress actor, called in this process."""
 
     def __init__(self):
-        self.mistake = ""
+        self.message = ""
 
     @property
     def user_error(self):
-        return Method(lambda: self.mistake)
+        return Method(lambda: self.message)
 
     @property
     def set_user_error(self):
-        return Method(lambda mistake: setattr(self, "mistake", mistake))
+        return Method(lambda message: setattr(self, "message", message))
 
 
 class Method:
@@ -31,17 +31,17 @@ class Method:
 @pytest.mark.parametrize(
     ("error", "attempts"), [(UserError("a shard has changed"), 1), (StorageError("s3://x: cannot be read: 503"), 3)]
 )
-def test_a_mistake_is_not_tried_again_and_a_store_that_was_away_is(monkeypatch, error, attempts):
-    actor, made = Actor(), []
+def test_a_user_error_is_not_retried_and_a_storage_error_is(monkeypatch, error, attempts):
+    actor, calls = Actor(), []
 
     def run(*_):
-        made.append(1)
+        calls.append(1)
         raise error
 
     monkeypatch.setattr(train_loop.ray, "get", lambda value: value)
     monkeypatch.setattr(train_loop, "_run", run)
-    for _ in range(3):  # as Ray Train starts it again
+    for _ in range(3):  # as Ray Train restarts the worker
         with suppress(UserError):
             train_loop.train(None, actor)
-    assert len(made) == attempts
-    assert bool(actor.mistake) == (attempts == 1)
+    assert len(calls) == attempts
+    assert bool(actor.message) == (attempts == 1)
