@@ -1,4 +1,4 @@
-"""One Ray cluster with a token and a job server, as a user has it, for the tests that submit."""
+"""A Ray cluster with token authentication and a job server, for tests that submit jobs."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ import pytest
 
 @pytest.fixture(scope="module")
 def cluster_url(s3_server):
-    """A head node in processes of its own; ended by their process group."""
-    gcs, dashboard, agent = _free_ports(3)
+    """Yield the job server's URL of a head node that runs in its own process group."""
+    gcs, dashboard, agent = _find_free_ports(3)
     scripts = Path(sys.executable).parent
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_DISABLE_USAGE_STATS": "1"}
     environment |= {"PATH": f"{scripts}:{os.environ['PATH']}"}
@@ -31,7 +31,7 @@ def cluster_url(s3_server):
         start_new_session=True,
     )
     url = f"http://127.0.0.1:{dashboard}"
-    _await(f"{url}/api/version", Path("~/.ray/auth_token").expanduser().read_text())
+    _wait_until_ready(f"{url}/api/version", Path("~/.ray/auth_token").expanduser().read_text())
     yield url
     os.killpg(node.pid, signal.SIGTERM)
     try:
@@ -47,17 +47,17 @@ def client(cluster_url):
     return connect(cluster_url)
 
 
-def _free_ports(count):
+def _find_free_ports(count):
     sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    for sock in sockets:
+        sock.bind(("127.0.0.1", 0))
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
     return ports
 
 
-def _await(url, token, seconds=90):
+def _wait_until_ready(url, token, seconds=90):
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     for _ in range(seconds):
         try:

@@ -1,4 +1,4 @@
-"""`docs/cluster.md` from top to bottom and `docs/runbook.md`, on a small recipe and a bucket of this machine."""
+"""The commands of `docs/cluster.md` and `docs/runbook.md`, with a small recipe and a local bucket."""
 
 import json
 import re
@@ -43,7 +43,7 @@ scales = [0.5]
 [promotion]
 metric = "clip_positive"
 """
-SAYS = {  # of what a command prints
+EXPECTED_OUTPUT = {  # by the beginning of a command
     "submit prepare-benchmarks": "3200 rows",
     "submit run --recipe sd21 --run s3://BUCKET/runs/first": "registered",
     "list": "run-sd21",
@@ -54,11 +54,11 @@ SAYS = {  # of what a command prints
     "logs run-sd21": "registered",
     "models": "nasa-sd21",
 }
-REFUSES = {"models rollback": "has no champion"}  # one version, which nothing scored
+EXPECTED_ERROR = {"models rollback": "has no champion"}  # a single version without scores
 
 
 @pytest.mark.slow
-def test_the_page_does_what_it_says(cluster_url, bucket, tiny_teacher, tmp_path, monkeypatch, capfd):
+def test_the_documented_commands_work(cluster_url, bucket, tiny_teacher, tmp_path, monkeypatch, capfd):
     texts = [f"a photo of {thing}" for thing in ("a cat", "a dog", "a tree", "a house")] * 5
     Folder.from_uri(f"{bucket}/prompts/journeydb").write("1.txt", "\n".join(texts).encode())
     for style in HPSV2_STYLES:
@@ -70,15 +70,15 @@ def test_the_page_does_what_it_says(cluster_url, bucket, tiny_teacher, tmp_path,
     subprocess.run([Path(sys.executable).parent / "ray", "get-auth-token", "--generate"], check=True, timeout=120)
     assert len(COMMANDS) > 12
     assert len(RUNBOOK) > 4
-    told = {}
+    outputs = {}
     for line in [*COMMANDS[:REMOVE], *RUNBOOK, *COMMANDS[REMOVE:]]:
         words = shlex.split(line.replace("s3://BUCKET", bucket).replace("--recipe sd21", f"--recipe {recipe}"))[3:]
         capfd.readouterr()
         code = main(words)
-        own = line.removeprefix("python -m jobs ")
-        told[own], err = capfd.readouterr()
-        refusal = next((words for start, words in REFUSES.items() if own.startswith(start)), "")
-        assert code == (2 if refusal else 0), f"{line}\n{err}"
-        assert refusal in err
-    for start, expected in SAYS.items():
-        assert any(line.startswith(start) and expected in out for line, out in told.items()), (start, told)
+        command = line.removeprefix("python -m jobs ")
+        outputs[command], err = capfd.readouterr()
+        error = next((words for start, words in EXPECTED_ERROR.items() if command.startswith(start)), "")
+        assert code == (2 if error else 0), f"{line}\n{err}"
+        assert error in err
+    for start, expected in EXPECTED_OUTPUT.items():
+        assert any(line.startswith(start) and expected in out for line, out in outputs.items()), (start, outputs)

@@ -8,7 +8,7 @@ from pipeline.cluster.working_dir import MAX_BYTES, RECIPE_FILE, list_tracked_fi
 from pipeline.errors import UserError
 
 
-def test_the_job_server_takes_what_may_be_packed():
+def test_the_size_limit_is_below_that_of_the_job_server():
     assert MAX_BYTES < ray_constants.DASHBOARD_CLIENT_MAX_SIZE
 
 
@@ -24,7 +24,7 @@ def checkout(tmp_path):
     return root
 
 
-def test_what_git_tracks_goes_along_as_it_is_now(checkout, tmp_path):
+def test_tracked_files_are_packed_as_they_are_now(checkout, tmp_path):
     (checkout / "nasa/a.py").write_text("changed since")
     total = pack(tmp_path / "out", "recipe = 1", checkout)
     files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -33,14 +33,14 @@ def test_what_git_tracks_goes_along_as_it_is_now(checkout, tmp_path):
     assert total == sum((checkout / name).stat().st_size for name in files - {RECIPE_FILE})
 
 
-def test_what_was_deleted_and_links_stay_here(checkout):
+def test_deleted_files_and_links_are_not_packed(checkout):
     os.symlink("/etc/passwd", checkout / "link")
     subprocess.run(["git", "add", "link"], cwd=checkout, check=True)
     (checkout / "big.bin").unlink()
     assert list_tracked_files(checkout) == [".gitignore", "nasa/a.py"]
 
 
-def test_too_large_is_said_before_anything_is_copied(checkout, tmp_path):
+def test_an_oversized_package_is_reported_before_copying(checkout, tmp_path):
     with pytest.raises(
         UserError, match=r"package: what git tracks is 0\.0 MiB, big\.bin alone 0\.0; expected at most 0 MiB"
     ):
@@ -48,6 +48,6 @@ def test_too_large_is_said_before_anything_is_copied(checkout, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_git_it_is_one_line(tmp_path):
+def test_a_folder_without_git_is_reported(tmp_path):
     with pytest.raises(UserError, match="expected a git clone"):
         pack(tmp_path / "out", root=tmp_path)
