@@ -36,7 +36,7 @@ def benchmarks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sets(benchmarks, tiny_teacher):
+def overrides(benchmarks, tiny_teacher):
     return [
         f"teacher={str(tiny_teacher)!r}",
         f"evaluation.benchmarks='{benchmarks / 'sets'}'",
@@ -54,29 +54,29 @@ def sets(benchmarks, tiny_teacher):
 
 
 @pytest.fixture(scope="module")
-def evaluated(ray_cluster, tmp_path_factory, sets, tiny_teacher):
-    """Two students: the teacher itself in one step, and another tiny model."""
+def evaluated(ray_cluster, tmp_path_factory, overrides, tiny_teacher):
+    """Return the evaluations of two students: the teacher itself in one step, and another tiny model."""
     from nasa.testing import tiny_stable_diffusion
 
     folder = tmp_path_factory.mktemp("evaluated")
     uri = f"sqlite:///{folder}/ml.db"
     other = folder / "other"
     tiny_stable_diffusion(seed=7).save_pretrained(other)
-    recipe, run = parse("", sets), tracking.create_run(uri, "test", {})
+    recipe, run = parse("", overrides), tracking.create_run(uri, "test", {})
     summaries = []
     for name, student in (("one", tiny_teacher), ("two", other)):
         subject = EvaluatedStudent(Folder.from_uri(student), hash_folder(student), "t", run, 3)
-        place = Folder.from_uri(folder / name / "evaluation")
-        summaries.append(evaluate_student(subject, recipe, Folder.from_uri(folder), place, uri))
+        output = Folder.from_uri(folder / name / "evaluation")
+        summaries.append(evaluate_student(subject, recipe, Folder.from_uri(folder), output, uri))
     return folder, summaries
 
 
-def test_each_style_is_a_set_and_exclusion_is_the_paper_s_pairs(evaluated):
+def test_each_style_is_a_prompt_set_and_exclusion_uses_the_paper_s_pairs(evaluated):
     folder, (summary, _) = evaluated
     rows = pq.read_table(folder / "one/evaluation/scores.parquet").to_pylist()
-    asked = [row for row in rows if row["set"] != "exclusion" and row["system"] == "student, 1 step"]
-    assert [row["set"] for row in asked] == [f"hpsv2/{style}" for style in HPSV2_STYLES for _ in range(PROMPTS)]
-    assert asked[0]["negative_prompt"].startswith("worst quality, low quality")
+    student_rows = [row for row in rows if row["set"] != "exclusion" and row["system"] == "student, 1 step"]
+    assert [row["set"] for row in student_rows] == [f"hpsv2/{style}" for style in HPSV2_STYLES for _ in range(PROMPTS)]
+    assert student_rows[0]["negative_prompt"].startswith("worst quality, low quality")
     clip = summary.metrics["clip_positive"]
     assert clip.images == STYLES * PROMPTS
     assert set(clip.sets) == {f"hpsv2/{style}" for style in HPSV2_STYLES}
@@ -86,7 +86,7 @@ def test_each_style_is_a_set_and_exclusion_is_the_paper_s_pairs(evaluated):
         ("person", "young"), ("person", "old"), ("pet", "cat"), ("pet", "dog")]}  # fmt: skip
 
 
-def test_the_judge_of_exclusion_is_calibrated(evaluated):
+def test_the_exclusion_judge_is_calibrated(evaluated):
     _, (summary, _) = evaluated
     if not summary.exclusion:
         pytest.skip("no image of this random model shows a pair's attribute")
@@ -97,10 +97,10 @@ def test_the_judge_of_exclusion_is_calibrated(evaluated):
 
 def test_two_students_are_compared_on_the_same_noise(evaluated):
     folder, _ = evaluated
-    own = [Folder.from_uri(folder / name / "evaluation") for name in ("one", "two")]
-    found = compare(*own, ("one", "two"), Folder.from_uri(folder / "both"))
-    assert {row.metric for row in found.metrics} == {"clip_positive", "clip_negative"}
-    for row in found.metrics:
+    evaluations = [Folder.from_uri(folder / name / "evaluation") for name in ("one", "two")]
+    comparison = compare(*evaluations, ("one", "two"), Folder.from_uri(folder / "both"))
+    assert {row.metric for row in comparison.metrics} == {"clip_positive", "clip_negative"}
+    for row in comparison.metrics:
         assert row.pairs == STYLES * PROMPTS
         assert row.difference == pytest.approx(row.a - row.b)
         expected = {True: "beats", False: "no significant difference"}[row.low > 0 or row.high < 0]
@@ -109,10 +109,10 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
     assert "one and two" in page
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
     for column in data["columns"]:  # the slider: each sampling method by both
-        assert all([each["label"] for each in method["pictures"]] == ["one", "two"] for method in column["methods"])
+        assert all([image["label"] for image in method["pictures"]] == ["one", "two"] for method in column["methods"])
         assert len({method["label"] for method in column["methods"]}) == len(column["methods"]) >= 3
     assert evaluated[1][0].exclusion or len(data["columns"]) == STYLES * PROMPTS
-    same = compare(own[0], own[0], ("one", "one again"), Folder.from_uri(folder / "same"))
+    same = compare(evaluations[0], evaluations[0], ("one", "one again"), Folder.from_uri(folder / "same"))
     assert {(row.difference, row.verdict) for row in same.metrics} == {(0.0, "")}
 
 
@@ -131,13 +131,15 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
         ("evaluation.gpus_per_process=9", "evaluation.gpus_per_process: 1 process x 9 GPU requested"),
     ],
 )
-def test_what_is_missing_is_said_before_any_image_is_made(evaluated, sets, tmp_path, tiny_teacher, override, message):
+def test_missing_inputs_are_reported_before_any_image_is_generated(
+    evaluated, overrides, tmp_path, tiny_teacher, override, message
+):
     folder, _ = evaluated
     subject = EvaluatedStudent(Folder.from_uri(tiny_teacher), "s", "t", "run", 3)
     with pytest.raises(UserError, match=message.replace("[", "\\[")):
         evaluate_student(
             subject,
-            parse("", [*sets, override]),
+            parse("", [*overrides, override]),
             Folder.from_uri(folder),
             Folder.from_uri(tmp_path / "out"),
             "sqlite:///none.db",

@@ -9,31 +9,31 @@ TRAINED = next(pair for pair in PAIRS if pair.trained)
 UNTRAINED = next(pair for pair in PAIRS if not pair.trained)
 
 
-def trials(way, outcomes, pair=TRAINED, calibration=False):
-    """One trial for each (removed, kept)."""
+def build_trials(method, outcomes, pair=TRAINED, calibration=False):
+    """Return one trial for each pair (removed, kept)."""
     return [
-        Trial(pair, seed, way.label, calibration, removed, kept, clean=True)
+        Trial(pair, seed, method.label, calibration, removed, kept, clean=True)
         for seed, (removed, kept) in enumerate(outcomes)
     ]
 
 
-def test_best_scale_weighs_the_worse_of_removed_and_kept():
-    weak = trials(LOW, [(False, True)] * 3 + [(True, True)])  # removes 1 of 4, keeps all
-    strong = trials(HIGH, [(True, False)] * 2 + [(True, True)] * 2)  # removes all, keeps 2 of 4
+def test_best_scale_maximises_the_lower_of_removed_and_kept():
+    weak = build_trials(LOW, [(False, True)] * 3 + [(True, True)])  # removes 1 of 4, keeps all
+    strong = build_trials(HIGH, [(True, False)] * 2 + [(True, True)] * 2)  # removes all, keeps 2 of 4
     assert choose_scale(weak + strong, [LOW, HIGH]) == HIGH
 
 
 def test_best_scale_ignores_negatives_that_training_never_saw():
-    weak = trials(LOW, [(True, True)])
-    strong = trials(HIGH, [(False, True)]) + trials(HIGH, [(True, True)] * 9, pair=UNTRAINED)
+    weak = build_trials(LOW, [(True, True)])
+    strong = build_trials(HIGH, [(False, True)]) + build_trials(HIGH, [(True, True)] * 9, pair=UNTRAINED)
     assert choose_scale(weak + strong, [HIGH, LOW]) == LOW
 
 
-def test_summary_keeps_trained_and_untrained_apart_and_leaves_calibration_out():
+def test_the_summary_separates_trained_from_untrained_negatives_and_omits_calibration():
     collected = [
-        *trials(LOW, [(True, True), (False, True)]),
-        *trials(LOW, [(True, False)], pair=UNTRAINED),
-        *trials(LOW, [(True, True)] * 50, calibration=True),
+        *build_trials(LOW, [(True, True), (False, True)]),
+        *build_trials(LOW, [(True, False)], pair=UNTRAINED),
+        *build_trials(LOW, [(True, True)] * 50, calibration=True),
     ]
     trained, untrained = summarise(collected)
     assert (trained.trained_negative, untrained.trained_negative) == (True, False)
@@ -42,7 +42,7 @@ def test_summary_keeps_trained_and_untrained_apart_and_leaves_calibration_out():
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.prompt} minus {pair.negative_prompt}")
-def test_no_pair_excludes_what_it_asks_for(pair):
+def test_no_pair_excludes_an_attribute_of_its_prompt(pair):
     assert pair.value in pair.negative_prompt
     assert pair.attribute not in dict(pair.asked)
     assert all(value in pair.prompt for _, value in pair.asked)

@@ -11,7 +11,7 @@ from pipeline.storage import Folder
 
 
 @pytest.mark.parametrize("count", [3, 16, 40])
-def test_as_many_of_one_s_own_prompts_as_were_asked_for(tmp_path, monkeypatch, count):
+def test_the_plan_has_the_requested_number_of_own_prompts(tmp_path, monkeypatch, count):
     monkeypatch.setattr(prompt_dataset, "read_first_prompts", lambda folder: [f"a photo {i}" for i in range(30)])
     options = recipe.parse("", ['teacher="mine"', f"evaluation.num_prompts={count}", "evaluation.teacher_prompts=0"])
     units = plan_work_units(options, Folder.from_uri(tmp_path))
@@ -19,8 +19,8 @@ def test_as_many_of_one_s_own_prompts_as_were_asked_for(tmp_path, monkeypatch, c
     assert sum(len(batch.samples) for batch in batches) == min(count, 30)
 
 
-def test_more_prompts_than_the_toy_dataset_has_is_one_line(tmp_path):
-    """It was an endless search."""
+def test_more_prompts_than_the_shapes_dataset_has_are_rejected(tmp_path):
+    """The search for distinct prompts would never end."""
     options = recipe.parse("", ["evaluation.num_prompts=20000"])
     with pytest.raises(UserError, match=r"^evaluation.num_prompts: got 20000; expected at most \d+, "):
         plan_work_units(options, Folder.from_uri(tmp_path))

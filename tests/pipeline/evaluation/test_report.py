@@ -24,13 +24,13 @@ SHOWN = {"shape": "star", "colour": "blue", "background": "white", "quality": "c
 EXPECTED = {"shape": "star", "colour": "red", "background": "white"}
 
 
-def png(value):
+def encode_png(value):
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def rows_of(judged, count=5):
+def build_rows(judged, count=5):
     systems = ("student, 1 step", "student, 1 step, NASA 0.5", "teacher, 1 step")
     rows = [
         EvaluationRow(
@@ -52,9 +52,9 @@ def rows_of(judged, count=5):
     ]  # fmt: skip
 
 
-def evaluation_of(rows, folder, options, **recipe):
+def build_evaluation(rows, folder, options, **recipe):
     folder = Folder.from_uri(folder)
-    images = [row.to_columns() | {"image": png(5 * number)} for number, row in enumerate(rows)]
+    images = [row.to_columns() | {"image": encode_png(5 * number)} for number, row in enumerate(rows)]
     (folder / "images").write_table("all.parquet", pa.Table.from_pylist(images))
     rows = [aggregate.add_judged_metrics(row) for row in rows]
     recipe = Recipe().model_copy(update=recipe)
@@ -63,13 +63,13 @@ def evaluation_of(rows, folder, options, **recipe):
 
 @pytest.fixture(params=[False, True], ids=["not judged", "judged"])
 def evaluated(request, tmp_path):
-    """Recipe, summary, rows and images of an evaluation whose images are of one colour each."""
-    return evaluation_of(rows_of(request.param), tmp_path, {"clip": {"version": 3}}, name=ATTACK)
+    """Return recipe, summary, rows and images of an evaluation in which each image has one colour."""
+    return build_evaluation(build_rows(request.param), tmp_path, {"clip": {"version": 3}}, name=ATTACK)
 
 
 def test_the_page_escapes_every_text(evaluated):
     html = write_report(*evaluated)
-    assert html.count("<script") == 2  # its data, and its program
+    assert html.count("<script") == 2  # the data and the script
     assert "alert('" not in html
     assert html.count("&lt;script&gt;") >= 2
 
@@ -85,10 +85,10 @@ def test_the_page_holds_every_image_of_the_student(evaluated):
     assert [card["prompt"] for card in data["cards"]] == [f"{ATTACK} {i}" for i in range(5)]
     assert len({card["pictures"][0]["image"] for card in data["cards"]}) == 5
     assert all(card["pictures"][0]["image"].startswith("data:image/webp;base64,") for card in data["cards"])
-    methods = [each["label"] for each in data["columns"][0]["methods"]]
+    methods = [method["label"] for method in data["columns"][0]["methods"]]
     assert methods == (list(METHODS) if summary.exclusion else ["student, 1 step", "student, 1 step, NASA 0.5"])
     assert len(data["columns"]) == (2 if summary.exclusion else 5)
-    images = {each["pictures"][0]["image"] for column in data["columns"] for each in column["methods"]}
+    images = {method["pictures"][0]["image"] for column in data["columns"] for method in column["methods"]}
     assert len(images) == len(methods) * len(data["columns"])
 
 
@@ -100,25 +100,25 @@ def test_the_summary_has_each_metric_with_its_interval_and_options(evaluated):
     if not summary.exclusion:
         return
     assert summary.metrics["clean"].value == 1.0
-    assert summary.metrics["all_right"].value == 0.0  # the colour is another
+    assert summary.metrics["all_right"].value == 0.0  # the colour is wrong
     assert summary.metrics["exclusion_removed"].images == 2
     assert summary.metrics["exclusion_removed"].value == 1.0  # blue is not red
     assert summary.student_minus_teacher_one_step == Difference(difference=0.0, low=0.0, high=0.0, count=5)
 
 
 def test_the_sheet_has_a_row_for_each_method(evaluated):
-    _, summary, _, pictures = evaluated
-    pixels = np.asarray(pictures.draw_sheet(summary))
-    rows = 3 if summary.exclusion else 2  # of exclusion: plain, guidance, the chosen scale
+    _, summary, _, images = evaluated
+    pixels = np.asarray(images.draw_sheet(summary))
+    rows = 3 if summary.exclusion else 2  # with exclusion: plain, guidance, the chosen scale
     assert pixels.shape[0] > rows * 16
     colours = {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()}
-    shown = [row for column in pictures.select_side_by_side(summary) for row in column]
+    compared = [row for column in images.select_side_by_side(summary) for row in column]
     chosen = summary.chosen_sampling_method
-    own = [row for row in shown if not chosen or row.system in (METHODS[0], chosen, "CFG 2")]
-    assert all(tuple(pictures.read_pixels(row)[0, 0].tolist()) in colours for row in own)
+    expected = [row for row in compared if not chosen or row.system in (METHODS[0], chosen, "CFG 2")]
+    assert all(tuple(images.read_pixels(row)[0, 0].tolist()) in colours for row in expected)
 
 
-def test_no_images_have_no_figure():
+def test_a_value_without_images_says_so():
     assert format_share(Share(0, 0)) == "no images"
     assert format_metric(estimate_mean([])) == "no images"
 
@@ -132,13 +132,13 @@ def test_a_contact_sheet_shows_every_image():
 
 
 def test_a_report_without_a_metric_has_no_empty_table_and_nothing_to_sort_by(tmp_path):
-    page = write_report(*evaluation_of([replace(row, scores={}) for row in rows_of(False)], tmp_path, {}))
+    page = write_report(*build_evaluation([replace(row, scores={}) for row in build_rows(False)], tmp_path, {}))
     assert 'id="systems"' not in page
     assert "No scores: the recipe has no" in page
     assert page.count("<label hidden>") == 2
 
 
-def test_a_row_and_a_summary_are_read_back(evaluated, tmp_path):
+def test_rows_and_summary_round_trip(evaluated, tmp_path):
     _, summary, rows, _ = evaluated
     folder = Folder.from_uri(tmp_path / "again")
     write_rows(folder, rows)

@@ -1,4 +1,4 @@
-"""The report in Chromium: what a person sees and does there."""
+"""The report in Chromium, used with the keyboard and on a phone."""
 
 import asyncio
 import io
@@ -29,10 +29,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.skipif(CHROMIUM is None, reas
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A report of 3,200 images, as of HPSv2's benchmark."""
+    """Return the path of a report of 3,200 images, as many as HPSv2's benchmark has."""
     folder = Folder.from_uri(tmp_path_factory.mktemp("report"))
     noise = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
-    images = [_png(np.roll(noise, turn)) for turn in range(48)]
+    images = [_encode_png(np.roll(noise, shift)) for shift in range(48)]
     rows = []
     for number in range(IMAGES):
         prompt = f"photo {number} of a {'cat' if number % 100 == 7 else 'dog'}"
@@ -48,14 +48,14 @@ def page(tmp_path_factory):
     return f"{folder.path}/report.html"
 
 
-def _png(pixels):
+def _encode_png(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((128, 128)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 class Tab:
-    """A tab of a browser that is spoken to by the Chrome DevTools Protocol."""
+    """A browser tab that is controlled by the Chrome DevTools Protocol."""
 
     def __init__(self, socket):
         self.socket, self.numbers, self.errors = socket, itertools.count(1), []
@@ -75,17 +75,17 @@ class Tab:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    async def key(self, key, **more):
+    async def key(self, key, **options):
         codes = {"ArrowRight": 39, "Enter": 13, "Escape": 27, "Tab": 9}
-        own = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper())), **more}
+        event = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper())), **options}
         if len(key) == 1 or key == "Enter":
-            own["text"] = "\r" if key == "Enter" else key
-        await self.send("Input.dispatchKeyEvent", type="keyDown", **own)
-        await self.send("Input.dispatchKeyEvent", type="keyUp", **own)
+            event["text"] = "\r" if key == "Enter" else key
+        await self.send("Input.dispatchKeyEvent", type="keyDown", **event)
+        await self.send("Input.dispatchKeyEvent", type="keyUp", **event)
 
 
 def visit(page, tmp_path, script, size=None):
-    """Run `script(tab)` on the page that a fresh Chromium has opened."""
+    """Run `script(tab)` on the page in a fresh Chromium."""
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
     arguments += [f"--user-data-dir={tmp_path / 'profile'}", "--disable-dev-shm-usage", "about:blank"]
     process = subprocess.Popen([CHROMIUM, *arguments], stderr=subprocess.PIPE, text=True)
@@ -102,7 +102,7 @@ async def _visit(host, page, script, size):
 
     async with aiohttp.ClientSession() as session:
         async with session.get(f"http://{host}/json/list") as answer:
-            target = next(each for each in await answer.json() if each["type"] == "page")
+            target = next(item for item in await answer.json() if item["type"] == "page")
         async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
             tab = Tab(socket)
             await tab.send("Runtime.enable")
@@ -124,7 +124,7 @@ COUNT = "document.querySelectorAll('#cards figure').length"
 LOADED = "[...document.querySelectorAll('#cards img')].every(image => image.complete && image.naturalWidth > 0)"
 
 
-def test_it_works_from_the_keyboard(page, tmp_path):
+def test_the_report_works_with_the_keyboard(page, tmp_path):
     async def script(tab):
         assert await tab.value(COUNT) == 48
         assert "3200 images, page 1 of 67" in await tab.value("document.getElementById('page').textContent")
@@ -150,20 +150,20 @@ def test_it_works_from_the_keyboard(page, tmp_path):
     visit(page, tmp_path, script)
 
 
-def test_the_slider_shows_each_way(page, tmp_path):
+def test_the_slider_shows_each_sampling_method(page, tmp_path):
     async def script(tab):
-        seen = []
+        labels = []
         await tab.value("document.getElementById('method').focus()")
         for _ in SYSTEMS:
-            seen.append(await tab.value("document.getElementById('way-name').textContent"))
+            labels.append(await tab.value("document.getElementById('way-name').textContent"))
             await tab.key("ArrowRight")
-        assert seen == list(SYSTEMS)
+        assert labels == list(SYSTEMS)
         assert await tab.value("document.querySelectorAll('#ways figure').length") == 48
 
     visit(page, tmp_path, script)
 
 
-def test_it_fits_a_phone(page, tmp_path):
+def test_the_report_fits_a_phone(page, tmp_path):
     async def script(tab):
         assert await tab.value("document.documentElement.scrollWidth") <= PHONE["width"]
         assert await tab.value("document.querySelector('#cards figure').clientWidth") >= 120
@@ -171,7 +171,7 @@ def test_it_fits_a_phone(page, tmp_path):
     visit(page, tmp_path, script, PHONE)
 
 
-def test_its_state_is_in_its_address(page, tmp_path):
+def test_the_report_restores_its_state_from_the_url(page, tmp_path):
     async def script(tab):
         assert await tab.value(COUNT) == 32
         assert await tab.value("document.getElementById('order').value") == "best"

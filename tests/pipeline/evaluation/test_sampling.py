@@ -1,4 +1,4 @@
-"""The many-step teacher, held against a denoiser that is never wrong."""
+"""The many-step teacher, with a denoiser that predicts the noise exactly."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from pipeline import models
 from pipeline.evaluation.sampling import Sampler, SamplingMethod, draw_seeded_noise
 
 
-class Oracle(torch.nn.Module):
-    """The eps of a world with one image."""
+class ExactDenoiser(torch.nn.Module):
+    """A denoiser that returns the exact noise for a single image."""
 
     def __init__(self, x0, alphas_cumprod):
         super().__init__()
@@ -22,8 +22,8 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
-def test_latents_are_not_clipped_whatever_scheduler_the_teacher_has(tmp_path, scheduler):
-    """PixArt's has no `clip_sample`, and DDIM made of such a configuration would clip latents to -1..1."""
+def test_latents_are_not_clipped_with_any_scheduler(tmp_path, scheduler):
+    """PixArt's scheduler has no `clip_sample`, and DDIM with such a configuration would clip latents to -1..1."""
     pipe = tiny_pixart()
     pipe.scheduler = scheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", num_train_timesteps=1000)
     pipe.save_pretrained(tmp_path / "teacher")
@@ -31,7 +31,7 @@ def test_latents_are_not_clipped_whatever_scheduler_the_teacher_has(tmp_path, sc
     sampler = Sampler(model)
     x0 = 1.5 * torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(5))
     assert x0.abs().max() > 2
-    sampler.denoiser = Oracle(x0, model.pipe.scheduler.alphas_cumprod)
+    sampler.denoiser = ExactDenoiser(x0, model.pipe.scheduler.alphas_cumprod)
     noise, embeds = draw_seeded_noise([1], model.latent_shape), model.encode(["a cat"])
-    found = sampler._sample_many_steps(SamplingMethod("steps", 3.0, 25), noise, embeds, model.encode([""]))
-    torch.testing.assert_close(found, x0, atol=0.02, rtol=0)
+    actual = sampler._sample_many_steps(SamplingMethod("steps", 3.0, 25), noise, embeds, model.encode([""]))
+    torch.testing.assert_close(actual, x0, atol=0.02, rtol=0)

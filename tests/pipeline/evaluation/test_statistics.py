@@ -20,14 +20,14 @@ def test_a_hundred_of_a_hundred_means_at_least_96_3_percent():
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 20), (7, 20), (50, 100), (384, 384), (1, 1)])
-def test_the_interval_s_ends_solve_wilson_s_equation(hits, total):
-    """Its ends p are where |hits / total - p| = z sqrt(p (1 - p) / total)."""
+def test_the_ends_of_the_interval_solve_wilson_s_equation(hits, total):
+    """Each end p satisfies |hits / total - p| = z sqrt(p (1 - p) / total)."""
     for end in Share(hits, total).interval:
         assert (hits / total - end) ** 2 == pytest.approx(Z95**2 * end * (1 - end) / total, abs=1e-12)
     assert Share(hits, total).interval[0] < Share(hits, total).interval[1]
 
 
-def test_no_images_say_nothing():
+def test_a_share_of_nothing_has_the_widest_interval():
     assert share([]).interval == (0.0, 1.0)
     assert math.isnan(share([]).value)
 
@@ -46,7 +46,7 @@ def test_the_bootstrap_covers_the_true_difference():
     assert 88 <= covered <= 99
 
 
-def test_the_bootstrap_is_a_function_of_its_seed():
+def test_the_bootstrap_depends_only_on_its_seed():
     a, b = np.random.default_rng(0).normal(size=(2, 50))
     assert bootstrap_paired(a, b) == bootstrap_paired(a, b) != bootstrap_paired(a, b, seed=1)
 
@@ -60,8 +60,8 @@ def test_the_bootstrap_keeps_pairs_together():
 
 @pytest.mark.parametrize(("better", "worse"), [(7, 0), (0, 7), (12, 5), (40, 30)])
 @pytest.mark.parametrize("confidence", [0.95, 0.999])
-def test_the_exact_interval_of_pairs_is_clopper_and_pearson_s(better, worse, confidence):
-    """By scipy's Beta quantiles, an independent way to the same ends."""
+def test_the_exact_interval_of_pairs_is_clopper_pearson(better, worse, confidence):
+    """scipy's Beta quantiles give the ends independently."""
     beta = pytest.importorskip("scipy.stats").beta
     pairs = 100
     a = [1.0] * better + [0.0] * worse + [1.0] * (pairs - better - worse)
@@ -74,8 +74,8 @@ def test_the_exact_interval_of_pairs_is_clopper_and_pearson_s(better, worse, con
     assert high == pytest.approx((2 * expected_high - 1) * total / pairs, abs=1e-9)
 
 
-def test_a_stratified_difference_is_that_within_its_strata():
-    """All of `a` is right where it is easy and `b` where it is hard; within each they are the same."""
+def test_a_stratified_difference_compares_within_strata():
+    """`a` has mostly easy samples and `b` mostly hard ones; within each stratum they are equal."""
     a = {("easy", i): 1.0 for i in range(80)} | {("hard", i): 0.0 for i in range(20)}
     b = {("easy", i): 1.0 for i in range(20)} | {("hard", i): 0.0 for i in range(80)}
     assert bootstrap_clustered(a, b).difference == pytest.approx(0.6)

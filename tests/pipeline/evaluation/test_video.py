@@ -1,4 +1,4 @@
-"""Videos by Wan's true architecture at small width, scored frame by frame in clips of two seconds."""
+"""Videos of Wan's true architecture at small width, scored frame by frame in clips of two seconds."""
 
 import json
 
@@ -14,7 +14,7 @@ SMALL = ["height=16", "width=16", "num_frames=5", "frames_per_block=1", "max_seq
 SMALL += ["cpus_per_process=0.5"]
 
 
-class Red:
+class RedScorer:
     def __call__(self, images, prompts, negatives):
         return {"aesthetic": [image.getpixel((0, 0))[0] / 255 for image in images]}
 
@@ -34,26 +34,26 @@ def prompts(tmp_path):
     return tmp_path / "prompts.txt"
 
 
-def test_a_clip_s_score_is_the_mean_of_its_frames():
+def test_a_clip_score_is_the_mean_of_its_frames():
     frames = np.zeros((5, 4, 4, 3), dtype=np.uint8)
     frames[:, :, :, 0] = np.array([0, 51, 102, 153, 255])[:, None, None]
-    assert average_by_clip(frames, 2, [Red()]) == {"aesthetic": pytest.approx([0.1, 0.5, 1.0])}
+    assert average_by_clip(frames, 2, [RedScorer()]) == {"aesthetic": pytest.approx([0.1, 0.5, 1.0])}
 
 
-def test_a_video_plays(tmp_path):
+def test_an_encoded_video_has_all_frames(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (3, 16, 32, 3), dtype=np.uint8)
     (tmp_path / "x.webp").write_bytes(encode_webp(frames, 4))
     with Image.open(tmp_path / "x.webp") as image:
         assert (image.n_frames, image.size) == (3, (32, 16))
 
 
-def arguments(wan, prompts, folder, *more):
-    sets = [part for override in (*SMALL, *more) for part in ("--set", override)]
-    return ["evaluate-video", "--model", str(wan), "--prompts", str(prompts), "--out", str(folder), *sets]
+def build_arguments(wan, prompts, folder, *overrides):
+    options = [part for override in (*SMALL, *overrides) for part in ("--set", override)]
+    return ["evaluate-video", "--model", str(wan), "--prompts", str(prompts), "--out", str(folder), *options]
 
 
-def test_the_job_makes_each_prompt_twice_on_the_same_noise(ray_cluster, wan, prompts, tmp_path, capsys):
-    assert main(arguments(wan, prompts, tmp_path / "out")) == 0, capsys.readouterr().err
+def test_the_job_generates_each_prompt_with_and_without_the_negative(ray_cluster, wan, prompts, tmp_path, capsys):
+    assert main(build_arguments(wan, prompts, tmp_path / "out")) == 0, capsys.readouterr().err
     rows = [json.loads(file.read_text()) for file in (tmp_path / "out/videos").glob("*.json")]
     assert sorted((row["prompt"], row["seed"], row["system"]) for row in rows) == [
         ("a cat sleeps", 1, "NASA 0.5"),
@@ -71,23 +71,23 @@ def test_the_job_makes_each_prompt_twice_on_the_same_noise(ray_cluster, wan, pro
     assert page.count("data:image/webp") == 4
 
 
-def test_a_video_that_is_there_is_not_made_again(wan, tmp_path, monkeypatch):
+def test_an_existing_video_is_not_generated_again(wan, tmp_path, monkeypatch):
     options = VideoOptions(
         model=str(wan), height=16, width=16, num_frames=5, frames_per_block=1, max_sequence_length=16, fps=2
     )
     worker = VideoWorker(options, str(wan), str(tmp_path))
-    worker.scorers = [Red()]
+    worker.scorers = [RedScorer()]
     sample = VideoSample("NASA 0.5", "a dog", 3)
     first = worker.load_or_generate_row(sample)
-    kept = json.loads((tmp_path / f"videos/{first.video}.json").read_text())
-    assert len(kept["clips"]["aesthetic"]) == 2  # of 4 frames and of 1
-    assert first.scores["aesthetic"] == pytest.approx(np.mean(kept["clips"]["aesthetic"]))
+    record = json.loads((tmp_path / f"videos/{first.video}.json").read_text())
+    assert len(record["clips"]["aesthetic"]) == 2  # of 4 frames and of 1
+    assert first.scores["aesthetic"] == pytest.approx(np.mean(record["clips"]["aesthetic"]))
     monkeypatch.setattr(video, "generate_video", None)
     assert worker.load_or_generate_row(sample) == first
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("overrides", "message"),
     [
         (["metrics=[{kind='hpsv2'}]"], "metrics: got ['hpsv2']; expected aesthetic and imaging"),
         (["metrics=[{kind='imaging', weights='/no/where'}]"], "weights: got '/no/where'; expected a file"),
@@ -96,7 +96,7 @@ def test_a_video_that_is_there_is_not_made_again(wan, tmp_path, monkeypatch):
         (["model='/no/where'"], "model: got '/no/where'; expected a folder or hub id of a WanPipeline"),
     ],
 )
-def test_bad_input_is_one_line(wan, prompts, tmp_path, capsys, more, message):
-    assert main(arguments(wan, prompts, tmp_path / "out", *more)) == 2
+def test_invalid_input_is_reported(wan, prompts, tmp_path, capsys, overrides, message):
+    assert main(build_arguments(wan, prompts, tmp_path / "out", *overrides)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The material of tests/data/scorers, and each checkpoint of it made once a session."""
+"""The material of tests/data/scorers, with each checkpoint written once per session."""
 
 import sys
 from pathlib import Path
@@ -11,15 +11,15 @@ sys.path.append(str(DATA))
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """A file of open_clip's layout with random weights, of a configuration in open_clip's format."""
+    """Return a function that writes open_clip's checkpoint of a configuration, with random weights."""
     from scorer_material import clip_layout, save
 
-    folder, made = tmp_path_factory.mktemp("checkpoints"), {}
+    folder, files = tmp_path_factory.mktemp("checkpoints"), {}
 
-    def make(config):
+    def write(config):
         key = str(config)
-        if key not in made:
-            made[key] = save(clip_layout(config), folder / f"{len(made)}.pt")
-        return str(made[key])
+        if key not in files:
+            files[key] = save(clip_layout(config), folder / f"{len(files)}.pt")
+        return str(files[key])
 
-    return make
+    return write

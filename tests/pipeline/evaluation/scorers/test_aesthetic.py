@@ -1,4 +1,4 @@
-"""Aesthetic quality against VBench 0.1.5: tests/data/scorers/make_vbench.py says how its scores were had."""
+"""Aesthetic quality, compared with scores of VBench 0.1.5 recorded by tests/data/scorers/make_vbench.py."""
 
 import json
 from pathlib import Path
@@ -22,14 +22,14 @@ def head(tmp_path):
     return str(tmp_path / "head.pth")
 
 
-def test_scores_are_vbench_s(checkpoint, head):
+def test_scores_equal_those_of_vbench(checkpoint, head):
     expected = RECORDED["aesthetic"]
     assert np.std(list(expected.values())) > 1000 * TOLERANCE
     metric = Metric(kind="aesthetic", weights=checkpoint(RECORDED["config"]), head=head, batch_size=3)
     scorers.check(metric)
     scorer, images = scorers.load(metric), [image(name) for name in expected]
-    found = scorer(images, [""] * len(images), [None] * len(images))
-    assert found == {"aesthetic": pytest.approx(list(expected.values()), abs=TOLERANCE, rel=0)}
+    scores = scorer(images, [""] * len(images), [None] * len(images))
+    assert scores == {"aesthetic": pytest.approx(list(expected.values()), abs=TOLERANCE, rel=0)}
     assert scorer.options["architecture"] == "ViT-L-14-quickgelu"
     assert json.loads(json.dumps(scorer.options)) == scorer.options
 
@@ -41,12 +41,12 @@ def test_scores_are_vbench_s(checkpoint, head):
         ({"weight": torch.zeros(1, 48)}, "lacks 'bias'"),
     ],
 )
-def test_a_head_that_does_not_fit_is_one_line(checkpoint, tmp_path, tensors, message):
+def test_an_invalid_head_is_reported(checkpoint, tmp_path, tensors, message):
     torch.save(tensors, tmp_path / "head.pth")
     with pytest.raises(UserError, match=f"^evaluation.metrics.head: .*{message}"):
         scorers.check(Metric(kind="aesthetic", weights=checkpoint(RECORDED["config"]), head=str(tmp_path / "head.pth")))
 
 
-def test_no_head_is_one_line(checkpoint):
+def test_a_missing_head_is_reported(checkpoint):
     with pytest.raises(UserError, match=r"^evaluation.metrics.head: got ''; expected .*linear\.pth"):
         scorers.check(Metric(kind="aesthetic", weights=checkpoint(RECORDED["config"])))

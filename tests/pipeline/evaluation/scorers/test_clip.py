@@ -1,4 +1,4 @@
-"""CLIP+ and CLIP- against open_clip 3.3.0: tests/data/scorers/make_clip.py says how its cosines were had."""
+"""CLIP+ and CLIP-, compared with cosines of open_clip 3.3.0 recorded by tests/data/scorers/make_clip.py."""
 
 import json
 import math
@@ -21,7 +21,7 @@ TOLERANCE = 1e-6  # of a cosine
 
 
 @pytest.mark.parametrize("architecture", RECORDED)
-def test_cosines_are_open_clip_s(checkpoint, architecture):
+def test_cosines_equal_those_of_open_clip(checkpoint, architecture):
     rows = RECORDED[architecture]["scores"]
     metric = Metric(
         kind="clip", weights=checkpoint(RECORDED[architecture]["config"]), architecture=architecture, batch_size=3
@@ -31,10 +31,10 @@ def test_cosines_are_open_clip_s(checkpoint, architecture):
     for name, prompt in PROMPTS.items():
         expected = [row["cosine"] for row in rows if row["prompt"] == name]
         assert np.std(expected) > 1000 * TOLERANCE
-        found = scorer(images, [prompt] * len(images), [None, *[prompt] * (len(images) - 1)])
-        assert found["clip_positive"] == pytest.approx(expected, abs=TOLERANCE, rel=0)
-        assert found["clip_negative"][1:] == found["clip_positive"][1:]
-        assert math.isnan(found["clip_negative"][0])
+        scores = scorer(images, [prompt] * len(images), [None, *[prompt] * (len(images) - 1)])
+        assert scores["clip_positive"] == pytest.approx(expected, abs=TOLERANCE, rel=0)
+        assert scores["clip_negative"][1:] == scores["clip_positive"][1:]
+        assert math.isnan(scores["clip_negative"][0])
 
 
 def test_the_default_is_vit_g_14_with_the_paper_s_prefix(checkpoint):
@@ -49,12 +49,12 @@ def test_a_folder_in_transformers_layout_is_scored_with_its_own_tokenizer():
     metric = Metric(kind="clip", weights=str(WEIGHTS / "clip"), prefix="")
     scorers.check(metric)
     scorer = scorers.load(metric)
-    found = scorer(images, prompts, prompts[::-1])
+    scores = scorer(images, prompts, prompts[::-1])
     assert scorer.options["architecture"] == "config.json"
     texts = Clip.load(BUNDLED).encode_texts(prompts)
     texts = (texts / texts.norm(dim=-1, keepdim=True)).numpy()
     assert np.allclose(scorer.features.encode_texts(prompts).numpy(), texts, atol=1e-6)
-    assert not np.allclose(found["clip_positive"], found["clip_negative"], atol=1e-3)
+    assert not np.allclose(scores["clip_positive"], scores["clip_negative"], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_folder_in_transformers_layout_is_scored_with_its_own_tokenizer():
     ],
     ids=["tokenizer", "type", "shape"],
 )
-def test_another_folder_is_one_line(tmp_path, change, message):
+def test_an_invalid_folder_is_reported(tmp_path, change, message):
     folder = shutil.copytree(WEIGHTS / "clip", tmp_path / "clip")
     change(folder)
     with pytest.raises(UserError, match=f"^evaluation.metrics.weights: .*{message}"):

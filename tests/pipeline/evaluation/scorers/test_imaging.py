@@ -1,4 +1,4 @@
-"""Imaging quality against VBench 0.1.5 and pyiqa: tests/data/scorers/make_vbench.py says how its scores were had."""
+"""Imaging quality, compared with scores of VBench 0.1.5 recorded by tests/data/scorers/make_vbench.py."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ SIZES = dict(zip(("width", "inner", "heads", "layers"), RECORDED["musiq"].values
 TOLERANCE = 1e-6
 
 
-def musiq(file, change=lambda table: None):
+def write_musiq(file, change=lambda table: None):
     with torch.device("meta"):
         layout = {name: tuple(value.shape) for name, value in Musiq(**SIZES).state_dict().items()}
     table = weights(layout)
@@ -28,24 +28,24 @@ def musiq(file, change=lambda table: None):
     return str(file)
 
 
-def test_scores_are_vbench_s(tmp_path):
+def test_scores_equal_those_of_vbench(tmp_path):
     expected = RECORDED["imaging"]
     assert np.std(list(expected.values())) > 100 * TOLERANCE
-    metric = Metric(kind="imaging", weights=musiq(tmp_path / "musiq.pth"))
+    metric = Metric(kind="imaging", weights=write_musiq(tmp_path / "musiq.pth"))
     scorers.check(metric)
     scorer, images = scorers.load(metric), [image(name) for name in expected]
-    found = scorer(images, [""] * len(images), [None] * len(images))
-    assert found == {"imaging": pytest.approx(list(expected.values()), abs=TOLERANCE, rel=0)}
+    scores = scorer(images, [""] * len(images), [None] * len(images))
+    assert scores == {"imaging": pytest.approx(list(expected.values()), abs=TOLERANCE, rel=0)}
     assert json.loads(json.dumps(scorer.options)) == scorer.options
 
 
 @pytest.mark.parametrize(("size", "shape"), [((700, 590), (431, 512)), ((590, 700), (512, 431)), ((512, 9), (9, 512))])
-def test_the_other_side_is_cut_to_whole_pixels(size, shape):
-    """590 * 512 / 700 is 431.5."""
+def test_the_shorter_side_is_rounded_down(size, shape):
+    """The exact side is 590 * 512 / 700 = 431.5."""
     assert imaging.prepare(Image.new("RGB", size)).shape == (3, *shape)
 
 
-def test_the_layout_is_the_published_one_by_default():
+def test_the_default_layout_is_the_published_one():
     with torch.device("meta"):
         model = Musiq()
     assert sum(value.numel() for value in model.parameters()) == RECORDED["musiq_parameters"]
@@ -60,6 +60,6 @@ def test_the_layout_is_the_published_one_by_default():
         (lambda table: table.pop("block1.gn2.bias"), "lacks 'block1.gn2.bias'"),
     ],
 )
-def test_other_weights_are_one_line(tmp_path, change, message):
+def test_invalid_weights_are_reported(tmp_path, change, message):
     with pytest.raises(UserError, match=f"^evaluation.metrics.weights: .*{message}"):
-        scorers.check(Metric(kind="imaging", weights=musiq(tmp_path / "musiq.pth", change)))
+        scorers.check(Metric(kind="imaging", weights=write_musiq(tmp_path / "musiq.pth", change)))

@@ -5,13 +5,13 @@ from pipeline.evaluation.scorers import SCORERS
 from pipeline.recipe import Metric, parse
 
 
-def read(text):
+def parse_metrics(text):
     return parse(f"[[evaluation.metrics]]\n{text}\n").evaluation.metrics
 
 
-def test_every_kind_is_a_section_of_a_recipe():
+def test_every_kind_can_be_configured_in_a_recipe():
     for kind in SCORERS:
-        assert read(f'kind = "{kind}"\nweights = "w.pt"') == (Metric(kind=kind, weights="w.pt"),)
+        assert parse_metrics(f'kind = "{kind}"\nweights = "w.pt"') == (Metric(kind=kind, weights="w.pt"),)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,6 @@ def test_every_kind_is_a_section_of_a_recipe():
         ('kind = "hpsv2"\nbatch_size = 0', r"metrics\[0\].batch_size: got 0; expected a number above 0"),
     ],
 )
-def test_a_value_that_is_wrong_is_one_line(text, message):
+def test_an_invalid_value_is_reported(text, message):
     with pytest.raises(UserError, match=message):
-        read(text)
+        parse_metrics(text)
