@@ -27,7 +27,7 @@ def teacher(request, tmp_path_factory):
     return folder
 
 
-def test_the_saved_student_generates_in_one_step_of_an_ordinary_pipeline(teacher, tmp_path):
+def test_the_saved_student_generates_in_one_step_with_an_ordinary_pipeline(teacher, tmp_path):
     model = models.load(teacher)
     weights = {name: value + 0.01 for name, value in model.denoiser.state_dict().items()}
     digest = models.save_student(teacher, weights, tmp_path / "student")
@@ -35,8 +35,10 @@ def test_the_saved_student_generates_in_one_step_of_an_ordinary_pipeline(teacher
     pipe = models.load_pipeline(tmp_path / "student")
     noise = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     prompts = ["a red star", "a ring"]
-    own = {"use_resolution_binning": False} if teacher.name.startswith("pixart") else {}
-    actual = pipe(prompts, num_inference_steps=1, guidance_scale=0, latents=noise, output_type="latent", **own).images
+    call_options = {"use_resolution_binning": False} if teacher.name.startswith("pixart") else {}
+    actual = pipe(
+        prompts, num_inference_steps=1, guidance_scale=0, latents=noise, output_type="latent", **call_options
+    ).images
     model.denoiser.load_state_dict(weights)
     with torch.no_grad():
         expected = generate(
@@ -54,15 +56,17 @@ def test_the_bundled_teacher_is_an_ordinary_pipeline():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("make", [tiny_stable_diffusion, tiny_pixart, tiny_pixart_sigma])
-def test_the_student_of_a_teacher_stored_in_half_precision_is_loaded_plainly(make, dtype, tmp_path):
-    make().to(dtype).save_pretrained(tmp_path / "teacher")
+@pytest.mark.parametrize("build_pipeline", [tiny_stable_diffusion, tiny_pixart, tiny_pixart_sigma])
+def test_the_student_of_a_half_precision_teacher_loads_without_options(build_pipeline, dtype, tmp_path):
+    build_pipeline().to(dtype).save_pretrained(tmp_path / "teacher")
     weights = models.load(tmp_path / "teacher").denoiser.state_dict()
     models.save_student(tmp_path / "teacher", weights, tmp_path / "student")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "student", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    own = {"use_resolution_binning": False, "clean_caption": False} if make is not tiny_stable_diffusion else {}
-    image = pipe("a star", num_inference_steps=1, guidance_scale=0, output_type="pt", **own).images
+    call_options = (
+        {"use_resolution_binning": False, "clean_caption": False} if build_pipeline is not tiny_stable_diffusion else {}
+    )
+    image = pipe("a star", num_inference_steps=1, guidance_scale=0, output_type="pt", **call_options).images
     assert image.isfinite().all()
 
 
@@ -73,7 +77,7 @@ def test_other_weights_have_another_hash(tiny_teacher, tmp_path):
     assert models.save_student(tiny_teacher, weights, tmp_path / "second") != first
 
 
-def test_a_loaded_teacher_is_frozen_and_knows_its_latents(tiny_teacher):
+def test_a_loaded_teacher_is_frozen_and_has_a_latent_shape(tiny_teacher):
     model = models.load(models.find_teacher_folder(str(tiny_teacher)))
     assert model.latent_shape == (4, 4, 4)
     assert not any(
@@ -106,7 +110,7 @@ def drop_part_from_index(folder):
         (drop_part_from_index, "a complete pipeline; unet is missing"),
     ],
 )
-def test_a_folder_that_is_no_teacher_is_refused(tiny_teacher, tmp_path, damage, message):
+def test_a_folder_that_is_not_a_teacher_is_rejected(tiny_teacher, tmp_path, damage, message):
     folder = tmp_path / "teacher"
     shutil.copytree(tiny_teacher, folder)
     damage(folder)
@@ -116,7 +120,7 @@ def test_a_folder_that_is_no_teacher_is_refused(tiny_teacher, tmp_path, damage, 
     assert "\n" not in str(caught.value)
 
 
-def test_broken_weights_are_named(tiny_teacher, tmp_path):
+def test_corrupt_weights_are_reported(tiny_teacher, tmp_path):
     folder = tmp_path / "teacher"
     shutil.copytree(tiny_teacher, folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"none")

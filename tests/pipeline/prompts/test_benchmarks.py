@@ -14,13 +14,13 @@ from pipeline.storage import Folder
 STYLES = ("anime", "concept-art", "paintings", "photo")
 
 
-def table(folder, name):
+def read_table(folder, name):
     return pq.read_table(io.BytesIO((Folder.from_uri(folder) / "benchmarks").read(name)))
 
 
 @pytest.fixture
 def negopt(tmp_path):
-    """Rows as NegOpt has them: repeated, without a negative, of blanks."""
+    """Return a file with rows as NegOpt has them: repeated, blank, or without a prompt or negative."""
     pairs = [(f"prompt {i % 40}", f"ugly {i % 40}") for i in range(60)] + [("x", None), ("y", " "), (None, "z")]
     columns = {"prompt": [a for a, _ in pairs], "negative_prompt": [b for _, b in pairs], "likes": [1] * len(pairs)}
     pq.write_table(pa.table(columns), tmp_path / "negopt.parquet")
@@ -36,17 +36,17 @@ def hpsv2(tmp_path):
     return folder
 
 
-def test_all_three(tmp_path, negopt, hpsv2):
+def test_all_three_benchmarks_are_prepared(tmp_path, negopt, hpsv2):
     arguments = ["prepare-benchmarks", "--run", str(tmp_path / "run"), "--hpsv2", str(hpsv2), "--pairs", "40"]
     assert main([*arguments, "--negopt", negopt]) == 0
-    assert table(tmp_path / "run", "exclusion_pairs.parquet")["negative_prompt"].to_pylist() == [
+    assert read_table(tmp_path / "run", "exclusion_pairs.parquet")["negative_prompt"].to_pylist() == [
         "male", "female", "young", "old", "cat", "dog",
     ]  # fmt: skip
-    found = table(tmp_path / "run", "negopt_pairs.parquet").to_pylist()
-    assert sorted((row["prompt"], row["negative_prompt"]) for row in found) == sorted(
+    rows = read_table(tmp_path / "run", "negopt_pairs.parquet").to_pylist()
+    assert sorted((row["prompt"], row["negative_prompt"]) for row in rows) == sorted(
         (f"prompt {i}", f"ugly {i}") for i in range(40)
     )
-    styled = table(tmp_path / "run", "hpsv2.parquet")
+    styled = read_table(tmp_path / "run", "hpsv2.parquet")
     assert styled.num_rows == 3200
     assert styled.to_pylist()[800] == {"style": "concept-art", "index": 0, "prompt": "concept-art 0"}
     record = manifest.read(Folder.from_uri(tmp_path / "run/benchmarks"), BenchmarksManifest)
@@ -55,12 +55,12 @@ def test_all_three(tmp_path, negopt, hpsv2):
     }  # fmt: skip
 
 
-def test_the_draw_follows_from_the_seed_alone(tmp_path, negopt):
+def test_sampled_pairs_depend_only_on_the_seed(tmp_path, negopt):
     draws = []
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         run = str(tmp_path / name)
         assert main(["prepare-benchmarks", "--run", run, "--negopt", negopt, "--pairs", "10", "--seed", seed]) == 0
-        draws.append(table(run, "negopt_pairs.parquet")["prompt"].to_pylist())
+        draws.append(read_table(run, "negopt_pairs.parquet")["prompt"].to_pylist())
     assert draws[0] == draws[1] != draws[2]
     assert len(set(draws[0])) == 10
 
@@ -74,19 +74,19 @@ def test_the_draw_follows_from_the_seed_alone(tmp_path, negopt):
         (lambda folder: (folder / "photo.json").write_text('["a"]'), "photo.json: got 1 prompts; expected 800."),
     ],
 )
-def test_hpsv2_files_that_are_not(tmp_path, hpsv2, capsys, change, message):
+def test_invalid_hpsv2_files_are_reported(tmp_path, hpsv2, capsys, change, message):
     change(hpsv2)
     assert main(["prepare-benchmarks", "--run", str(tmp_path / "run"), "--hpsv2", str(hpsv2)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_pairs_are_one_line(tmp_path, negopt, capsys):
+def test_too_few_pairs_are_reported(tmp_path, negopt, capsys):
     assert main(["prepare-benchmarks", "--run", str(tmp_path / "run"), "--negopt", negopt]) == 2
     assert "got 40 distinct pairs; expected at least 30000." in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there_is_named_once(tmp_path, capsys):
+def test_a_missing_file_is_named_once(tmp_path, capsys):
     assert main(["prepare-benchmarks", "--run", str(tmp_path / "run"), "--negopt", str(tmp_path / "gone.parquet")]) == 2
     assert capsys.readouterr().err.count("--negopt") == 1
 

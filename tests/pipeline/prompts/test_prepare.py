@@ -15,7 +15,7 @@ from pipeline.recipe import parse
 from pipeline.storage import Folder
 
 SMALL = ("prompts.count=70", "prompts.negative_draws=40", "prompts.rows_per_shard=32", "train.batch_size=12")
-OWN = ("prompts.negative_count=50", "train.batch_size=12")
+OVERRIDES = ("prompts.negative_count=50", "train.batch_size=12")
 
 
 @pytest.fixture
@@ -23,38 +23,38 @@ def folder(tmp_path):
     return Folder.from_uri(tmp_path / "prompts")
 
 
-def own(tmp_path, content, *overrides, name="own.txt"):
+def write_source(tmp_path, content, *overrides, name="own.txt"):
     (tmp_path / name).write_bytes(content)
-    return of(tmp_path / name, overrides=overrides)
+    return build_recipe(tmp_path / name, overrides=overrides)
 
 
-def of(*paths, overrides=()):
-    """A recipe of these sources."""
+def build_recipe(*paths, overrides=()):
+    """Return a recipe with these sources."""
     sources = ", ".join(f"{{path = {json.dumps(str(path))}}}" for path in paths)
-    return parse("", [*OWN, f"prompts.sources=[{sources}]", *overrides])
+    return parse("", [*OVERRIDES, f"prompts.sources=[{sources}]", *overrides])
 
 
-def table(folder, name):
+def read_table(folder, name):
     return pq.read_table(io.BytesIO(folder.read(name)))
 
 
-def rows(folder, source="shapes"):
+def read_rows(folder, source="shapes"):
     record = load_manifest(folder)
-    tables = [table(folder, name) for name in record.list_shards(source)]
-    assert all(each.schema == SCHEMA for each in tables)
-    return [row for each in tables for row in each.to_pylist()]
+    tables = [read_table(folder, name) for name in record.list_shards(source)]
+    assert all(shard.schema == SCHEMA for shard in tables)
+    return [row for shard in tables for row in shard.to_pylist()]
 
 
-def texts(folder, source="own"):
-    return sorted(row["prompt"] for row in rows(folder, source))
+def read_texts(folder, source="own"):
+    return sorted(row["prompt"] for row in read_rows(folder, source))
 
 
-def test_the_embedded_prompts(folder):
+def test_the_bundled_shapes_prompts_are_prepared(folder):
     record = prepare(parse("", SMALL), folder)
-    negatives = table(folder, NEGATIVES)
+    negatives = read_table(folder, NEGATIVES)
     assert (record.prompts, record.shards, record.epoch) == (70, 3, 70)
     assert record.negative_prompts == negatives.num_rows
-    assert [row["index"] for row in rows(folder)] == list(range(70))
+    assert [row["index"] for row in read_rows(folder)] == list(range(70))
     assert sum(negatives["weight"].to_pylist()) == 40
     assert record.kind == "prepare"
     assert record.recipe == parse("", SMALL)
@@ -63,65 +63,65 @@ def test_the_embedded_prompts(folder):
 
 
 def test_the_same_recipe_gives_the_same_files(folder, tmp_path):
-    again, other = Folder.from_uri(tmp_path / "again"), Folder.from_uri(tmp_path / "other")
-    for place, seed in ((folder, 0), (again, 0), (other, 1)):
-        prepare(parse("", [*SMALL, f"seed={seed}"]), place)
-    first, second, third = (load_manifest(place).files for place in (folder, again, other))
+    repeated, other = Folder.from_uri(tmp_path / "again"), Folder.from_uri(tmp_path / "other")
+    for target, seed in ((folder, 0), (repeated, 0), (other, 1)):
+        prepare(parse("", [*SMALL, f"seed={seed}"]), target)
+    first, second, third = (load_manifest(target).files for target in (folder, repeated, other))
     assert first == second
     assert first["shard-shapes-00000.parquet"].sha256 != third["shard-shapes-00000.parquet"].sha256
 
 
-def test_one_s_own_prompts(folder, tmp_path):
+def test_a_text_file_is_prepared(folder, tmp_path):
     lines = [f"prompt {i}, ünï" for i in range(20)]
-    prepare(own(tmp_path, "\r\n \n".join(lines).encode()), folder)
-    assert texts(folder) == sorted(lines)
-    negatives = table(folder, NEGATIVES)["negative_prompt"].to_pylist()
+    prepare(write_source(tmp_path, "\r\n \n".join(lines).encode()), folder)
+    assert read_texts(folder) == sorted(lines)
+    negatives = read_table(folder, NEGATIVES)["negative_prompt"].to_pylist()
     assert len(set(negatives)) == 50
     assert set(COMMON_TERMS) < set(negatives)
 
 
-def test_several_sources_are_told_apart_and_deduplicated_together(folder, tmp_path):
+def test_several_sources_are_stored_apart_and_deduplicated_together(folder, tmp_path):
     (tmp_path / "laion").mkdir()
-    scored = {"TEXT": ["A red fox!", "a blue fox", "a green fox"], "punsafe": [0.0, 0.0, 0.9]}
-    pq.write_table(pa.table(scored), tmp_path / "laion" / "part.parquet")
+    columns = {"TEXT": ["A red fox!", "a blue fox", "a green fox"], "punsafe": [0.0, 0.0, 0.9]}
+    pq.write_table(pa.table(columns), tmp_path / "laion" / "part.parquet")
     (tmp_path / "laion" / "_SUCCESS").write_bytes(b"")
     lines = [json.dumps({"img_path": "x", "prompt": text}) for text in ("a red fox --ar 3:2", "a red fox", "a tree")]
     (tmp_path / "journeydb.jsonl").write_text("\n".join([*lines, "broken"]))
-    record = prepare(of(tmp_path / "journeydb.jsonl", tmp_path / "laion"), folder)
-    assert texts(folder, "journeydb") == ["a red fox", "a tree"]
-    assert texts(folder, "laion") == ["a blue fox"]
+    record = prepare(build_recipe(tmp_path / "journeydb.jsonl", tmp_path / "laion"), folder)
+    assert read_texts(folder, "journeydb") == ["a red fox", "a tree"]
+    assert read_texts(folder, "laion") == ["a blue fox"]
     assert {name: source.removed for name, source in record.sources.items()} == {
         "journeydb": {"unreadable": 1, "exact duplicate": 1},
         "laion": {"unsafe": 1, "exact duplicate": 1},
     }
     for source in record.sources.values():
         assert source.rows == source.prompts + sum(source.removed.values())
-    assert [row["index"] for row in rows(folder, "journeydb")] == [0, 1]
+    assert [row["index"] for row in read_rows(folder, "journeydb")] == [0, 1]
 
 
-def test_near_duplicates(folder, tmp_path):
+def test_near_duplicates_are_removed(folder, tmp_path):
     text = "a portrait of an old sailor with a white beard and a pipe in heavy rain by a harbour at night"
     content = f"{text}\n{text.replace('heavy', 'light')}\na tree".encode()
-    record = prepare(own(tmp_path, content, "prompts.near_duplicates=0.7"), folder)
-    assert texts(folder) == [text, "a tree"]
+    record = prepare(write_source(tmp_path, content, "prompts.near_duplicates=0.7"), folder)
+    assert read_texts(folder) == [text, "a tree"]
     assert record.sources["own"].statistics["samples"]["near duplicate"] == [text.replace("heavy", "light")]
-    record = prepare(own(tmp_path, content, "prompts.near_duplicates=0"), Folder.from_uri(tmp_path / "all"))
+    record = prepare(write_source(tmp_path, content, "prompts.near_duplicates=0"), Folder.from_uri(tmp_path / "all"))
     assert record.prompts == 3
 
 
-def test_an_epoch_takes_each_source_s_share(folder, tmp_path):
+def test_an_epoch_takes_the_quota_of_each_source(folder, tmp_path):
     for name, count in (("a", 30), ("b", 100)):
         (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(count)))
     sources = f"[{{path='{tmp_path}/a.txt', weight=1.5}}, {{path='{tmp_path}/b.txt', weight=2, name='other'}}]"
-    record = prepare(parse("", [*OWN, f"prompts.sources={sources}"]), folder)
+    record = prepare(parse("", [*OVERRIDES, f"prompts.sources={sources}"]), folder)
     assert {name: source.per_epoch for name, source in record.sources.items()} == {"a": 30, "other": 40}
     assert (record.prompts, record.epoch) == (130, 70)
 
 
-def test_a_second_preparation_does_nothing_and_another_file_costs_only_itself(folder, tmp_path, monkeypatch):
+def test_preparing_again_cleans_only_new_files(folder, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "1.txt").write_text("".join(f"one {i}\n" for i in range(50)))
-    recipe, cleaned = of(tmp_path / "in", overrides=["prompts.rows_per_shard=10"]), []
+    recipe, cleaned = build_recipe(tmp_path / "in", overrides=["prompts.rows_per_shard=10"]), []
     original = file_cleaning.clean_chunk
     monkeypatch.setattr(
         file_cleaning, "clean_chunk", lambda message, *rest: cleaned.append(message) or original(message, *rest)
@@ -132,29 +132,29 @@ def test_a_second_preparation_does_nothing_and_another_file_costs_only_itself(fo
     assert prepare(recipe, folder) == first
     assert times == {name: (tmp_path / "prompts" / name).stat().st_mtime_ns for name in folder.list_files()}
     (tmp_path / "in" / "2.txt").write_text("two\n")
-    said = []
-    assert prepare(recipe, folder, report=said.append).prompts == 51
+    messages = []
+    assert prepare(recipe, folder, report=messages.append).prompts == 51
     assert len(cleaned) == 2
-    assert "1 new files are cleaned" in said[0]
+    assert "1 new files are cleaned" in messages[0]
     assert set(folder.list_files()) == {*load_manifest(folder).files, CARD, manifest.NAME}
 
 
-def test_prompts_that_a_distillation_was_begun_on_stay_as_they_are(folder, tmp_path):
+def test_prompts_of_a_started_distillation_stay_unchanged(folder, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "1.txt").write_text("one\n")
-    record = prepare(of(tmp_path / "in"), folder)
+    record = prepare(build_recipe(tmp_path / "in"), folder)
     before = {name: folder.read(name) for name in folder.list_files()}
     (folder.parent / "distilled").write(manifest.RUN_FILE, b"{}")
     for number, count in ((2, 1), (3, 2)):
         (tmp_path / "in" / f"{number}.txt").write_text(f"{number}\n")
-        said = []
-        assert prepare(of(tmp_path / "in"), folder, report=said.append) == record
-        (line,) = said
+        messages = []
+        assert prepare(build_recipe(tmp_path / "in"), folder, report=messages.append) == record
+        (line,) = messages
         assert f"{count} new files are not included" in line
         assert "Pass another --run to include them." in line
         assert before == {name: folder.read(name) for name in folder.list_files()}
     with pytest.raises(UserError, match="seed: got 3"):
-        prepare(of(tmp_path / "in", overrides=["seed=3"]), folder)
+        prepare(build_recipe(tmp_path / "in", overrides=["seed=3"]), folder)
 
 
 @pytest.mark.parametrize(
@@ -168,51 +168,51 @@ def test_prompts_that_a_distillation_was_begun_on_stay_as_they_are(folder, tmp_p
         ("", "prompts.sources: got 1 of 1 files changed or missing"),
     ],
 )
-def test_a_finished_folder_is_not_prepared_from_something_else(folder, tmp_path, change, message):
+def test_a_finished_folder_rejects_other_options_and_changed_files(folder, tmp_path, change, message):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "1.txt").write_text("one\n")
-    prepare(of(tmp_path / "in"), folder)
+    prepare(build_recipe(tmp_path / "in"), folder)
     before = {name: folder.read(name) for name in folder.list_files()}
     if isinstance(change, str):
         (tmp_path / "in" / "1.txt").unlink()
         (tmp_path / "in" / ("1.txt" if change else "2.txt")).write_text(change or "one\n")
-    with pytest.raises(UserError, match=message) as refused:
-        prepare(of(tmp_path / "in", overrides=[] if isinstance(change, str) else change), folder)
-    assert f"{folder.uri}, which holds 1 prompts of in. Pass another --run, or remove " in str(refused.value)
-    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(build_recipe(tmp_path / "in", overrides=[] if isinstance(change, str) else change), folder)
+    assert f"{folder.uri}, which holds 1 prompts of in. Pass another --run, or remove " in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert before == {name: folder.read(name) for name in folder.list_files()}
 
 
-def test_a_folder_whose_manifest_was_removed_is_prepared_again_from_what_was_cleaned(folder, tmp_path, monkeypatch):
-    prepare(own(tmp_path, b"a fox\na dog\n"), folder)
+def test_a_folder_without_its_manifest_is_prepared_from_the_cleaned_files(folder, tmp_path, monkeypatch):
+    prepare(write_source(tmp_path, b"a fox\na dog\n"), folder)
     folder.remove(manifest.NAME)
     monkeypatch.setattr(file_cleaning, "clean_chunk", None)
-    assert prepare(of(tmp_path / "own.txt", overrides=["seed=1"]), folder).prompts == 2
+    assert prepare(build_recipe(tmp_path / "own.txt", overrides=["seed=1"]), folder).prompts == 2
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [("gone.parquet", "prompts.negatives: got .*; expected an exist"), ("a.pkl", "prompts.negatives: .*got a pickle")],
 )
-def test_negatives_that_cannot_be_read_are_named(folder, tmp_path, name, message):
+def test_unreadable_negatives_are_reported(folder, tmp_path, name, message):
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
     with pytest.raises(UserError, match=message):
-        prepare(own(tmp_path, b"a\n", f"prompts.negatives={str(tmp_path / name)!r}"), folder)
+        prepare(write_source(tmp_path, b"a\n", f"prompts.negatives={str(tmp_path / name)!r}"), folder)
     assert not folder.list_files()
 
 
-def test_what_was_cleaned_before_an_interruption_is_kept(folder, tmp_path, monkeypatch):
+def test_files_cleaned_before_an_interruption_are_reused(folder, tmp_path, monkeypatch):
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(f"text {number}\n")
-    recipe, original, calls = of(tmp_path / "*.txt"), file_cleaning.clean_chunk, []
+    recipe, original, calls = build_recipe(tmp_path / "*.txt"), file_cleaning.clean_chunk, []
 
-    def third_fails(message, *rest):
+    def fail_third_call(message, *rest):
         calls.append(message.key)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return original(message, *rest)
 
-    monkeypatch.setattr(file_cleaning, "clean_chunk", third_fails)
+    monkeypatch.setattr(file_cleaning, "clean_chunk", fail_third_call)
     with pytest.raises(KeyboardInterrupt):
         prepare(recipe, folder)
     assert not folder.exists(manifest.NAME)
@@ -221,28 +221,30 @@ def test_what_was_cleaned_before_an_interruption_is_kept(folder, tmp_path, monke
     assert len(set(calls)) == 3
 
 
-def test_relative_paths_lie_below_the_root(folder, tmp_path):
+def test_relative_paths_are_resolved_below_the_root(folder, tmp_path):
     (tmp_path / "root/mine").mkdir(parents=True)
     (tmp_path / "root/mine/1.txt").write_text("a\nb")
     pq.write_table(pa.table({"prompt": ["x"], "negative_prompt": ["six toes"]}), tmp_path / "root/negopt.parquet")
     root = [f"prompts.root={str(tmp_path / 'root')!r}", "prompts.negatives='negopt.parquet'"]
-    prepare(of("mine/*.txt", overrides=root), folder)
-    assert texts(folder, "mine") == ["a", "b"]
-    assert "six toes" in table(folder, NEGATIVES)["negative_prompt"].to_pylist()
+    prepare(build_recipe("mine/*.txt", overrides=root), folder)
+    assert read_texts(folder, "mine") == ["a", "b"]
+    assert "six toes" in read_table(folder, NEGATIVES)["negative_prompt"].to_pylist()
 
 
-def test_the_negatives_are_of_what_people_wrote(folder, tmp_path):
+def test_negatives_are_read_from_a_file_with_their_counts(folder, tmp_path):
     columns = {"prompt": ["x"] * 4, "negative_prompt": ["blurry, six toes", "blurry, six toes", None, "six toes"]}
     pq.write_table(pa.table(columns), tmp_path / "negopt.parquet")
-    prepare(own(tmp_path, b"a\nb", f"prompts.negatives={str(tmp_path / 'negopt.parquet')!r}"), folder)
-    found = {row["negative_prompt"]: row["weight"] for row in table(folder, NEGATIVES).to_pylist()}
-    assert len(found) == 50
-    assert found["blurry, six toes"] == 2
-    assert found["six toes"] == 1
+    prepare(write_source(tmp_path, b"a\nb", f"prompts.negatives={str(tmp_path / 'negopt.parquet')!r}"), folder)
+    weights = {row["negative_prompt"]: row["weight"] for row in read_table(folder, NEGATIVES).to_pylist()}
+    assert len(weights) == 50
+    assert weights["blurry, six toes"] == 2
+    assert weights["six toes"] == 1
 
 
 def test_the_card_shows_what_was_removed_and_escapes_it(folder, tmp_path):
-    prepare(own(tmp_path, b'nude <b>x</b> &lt;script&gt;"\na tree\n', "prompts.filters.remove_nsfw=true"), folder)
+    prepare(
+        write_source(tmp_path, b'nude <b>x</b> &lt;script&gt;"\na tree\n', "prompts.filters.remove_nsfw=true"), folder
+    )
     page = folder.read(CARD).decode()
     assert "NSFW: 1 (50.00 %)" in page
     assert "nude x &lt;script&gt;" in page
@@ -250,10 +252,10 @@ def test_the_card_shows_what_was_removed_and_escapes_it(folder, tmp_path):
     assert "to below" in page
 
 
-def test_what_is_blocked_can_be_reviewed_in_the_card_alone(folder, tmp_path):
+def test_blocked_texts_are_shown_only_in_the_card(folder, tmp_path):
     lines = ["a sexy <u>kid</u> --ar 3:2", "a naked child", "a boy's blue bicycle, children's book --ar 3:2"]
-    record = prepare(own(tmp_path, "\n".join(lines).encode()), folder)
-    assert texts(folder) == ["a boy's blue bicycle, children's book"]
+    record = prepare(write_source(tmp_path, "\n".join(lines).encode()), folder)
+    assert read_texts(folder) == ["a boy's blue bicycle, children's book"]
     page, source = folder.read(CARD).decode(), record.sources["own"]
     assert source.statistics["blocked_terms"] == {"sexy + kid": 1, "naked + child": 1}
     for text, terms in (("a sexy kid", "[sexy + kid]"), ("a naked child", "[naked + child]")):
@@ -267,14 +269,14 @@ def test_what_is_blocked_can_be_reviewed_in_the_card_alone(folder, tmp_path):
 @pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
 def test_the_same_lines_give_the_same_counts_in_each_format(folder, tmp_path, ending):
     lines = ['"Hello", she said', "", "a, b, c", "--ar 3:2", "a naked child", "A, b; c!", " x ", "y" * 100_001]
-    rows = {
+    contents = {
         "txt": lines,
         "csv": ["prompt", *(json.dumps(line).replace('\\"', '""') for line in lines)],
         "jsonl": [json.dumps({"prompt": line}) for line in lines],
     }
-    record = prepare(own(tmp_path, "\n".join(rows[ending]).encode() + b"\n", name=f"own.{ending}"), folder)
+    record = prepare(write_source(tmp_path, "\n".join(contents[ending]).encode() + b"\n", name=f"own.{ending}"), folder)
     source = record.sources["own"]
-    assert texts(folder) == ['"Hello", she said', "a, b, c", "x"]
+    assert read_texts(folder) == ['"Hello", she said', "a, b, c", "x"]
     assert source.rows == 8
     assert source.removed == {
         "empty": 2, "sexual terms about minors": 1, "exact duplicate": 1, "unreadable": 1
@@ -287,14 +289,14 @@ def test_the_first_unreadable_row_is_named_with_its_file(folder, tmp_path):
     with pytest.raises(
         UserError, match=r"\(unreadable: 3\); .* first unreadable row is .*/1.jsonl: row 0: no prompt\.$"
     ):
-        prepare(of(tmp_path / "*.jsonl"), folder)
+        prepare(build_recipe(tmp_path / "*.jsonl"), folder)
 
 
 def test_prompts_are_cleaned_the_same_on_ray(ray_cluster, folder, tmp_path, monkeypatch):
     for number, count in enumerate((7, 0, 25)):
         lines = [json.dumps({"prompt": f"file {number} line {i} --v 5"}) for i in range(count)]
         (tmp_path / f"{number}.jsonl").write_text("\n".join(lines))
-    recipe = of(tmp_path / "*.jsonl")
+    recipe = build_recipe(tmp_path / "*.jsonl")
     monkeypatch.setattr(file_cleaning, "ROWS_PER_CHUNK", 4)
     prepare(recipe, folder)
     monkeypatch.setattr(file_cleaning, "MAX_IN_PROCESS_BYTES", 0)
@@ -317,19 +319,19 @@ def test_prompts_are_cleaned_the_same_on_ray(ray_cluster, folder, tmp_path, monk
 )
 def test_a_file_without_prompts_is_refused(folder, tmp_path, content, message):
     with pytest.raises(UserError, match=message):
-        prepare(own(tmp_path, content), folder)
+        prepare(write_source(tmp_path, content), folder)
     assert not folder.exists(manifest.NAME)
 
 
-def test_unreadable_rows_stop_where_the_recipe_says_so(folder, tmp_path):
+def test_unreadable_rows_stop_the_preparation_if_requested(folder, tmp_path):
     with pytest.raises(UserError, match=r"own.txt: got 1 unreadable rows, the first row 1: not UTF-8; expected none"):
-        prepare(own(tmp_path, b"good\n\xff\n", "prompts.on_unreadable=stop"), folder)
+        prepare(write_source(tmp_path, b"good\n\xff\n", "prompts.on_unreadable=stop"), folder)
     assert not folder.exists(manifest.NAME)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_prompt(folder, tmp_path):
-    prepare(own(tmp_path, "a".encode("utf-8-sig")), folder)
-    assert texts(folder) == ["a"]
+def test_a_byte_order_mark_is_removed(folder, tmp_path):
+    prepare(write_source(tmp_path, "a".encode("utf-8-sig")), folder)
+    assert read_texts(folder) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +350,7 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(folder, tmp_path):
         ),
     ],
 )
-def test_sources_that_cannot_be(folder, tmp_path, monkeypatch, sources, message):
+def test_invalid_sources_are_reported(folder, tmp_path, monkeypatch, sources, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("a\n")
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04")
@@ -357,7 +359,7 @@ def test_sources_that_cannot_be(folder, tmp_path, monkeypatch, sources, message)
     assert not folder.exists(manifest.NAME)
 
 
-def test_a_truncated_file_is_noticed(folder):
+def test_a_truncated_file_is_detected(folder):
     prepare(parse("", SMALL), folder)
     content = folder.read("shard-shapes-00001.parquet")
     folder.write("shard-shapes-00001.parquet", content[:-10])
@@ -367,7 +369,7 @@ def test_a_truncated_file_is_noticed(folder):
         load_manifest(folder)
 
 
-def test_a_missing_file_of_the_manifest_is_noticed(folder, tmp_path):
+def test_a_missing_file_of_the_manifest_is_detected(folder, tmp_path):
     prepare(parse("", SMALL), folder)
     (tmp_path / "prompts" / "shard-shapes-00001.parquet").unlink()
     with pytest.raises(UserError, match=r"shard-shapes-00001.parquet: missing; the manifest lists it"):

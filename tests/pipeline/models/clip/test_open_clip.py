@@ -1,4 +1,4 @@
-"""What is no checkpoint of open_clip's layout is one line; that the numbers are right, the scorers' tests say."""
+"""Invalid open_clip checkpoints are reported in one line; the scorers' tests check the numbers."""
 
 import re
 from pathlib import Path
@@ -11,18 +11,18 @@ from pipeline.errors import UserError
 from pipeline.models.clip import open_clip
 from pipeline.models.clip.features import check_clip
 
-PLACES = 4**2 + 1
+NUM_POSITIONS = 4**2 + 1
 
 
-def layout(width=160, text=64, embed=16):
-    """A checkpoint of one block in each tower."""
+def build_checkpoint(width=160, text=64, embed=16):
+    """Return a checkpoint with one block in each tower."""
     shapes = {
         "logit_scale": (),
         "positional_embedding": (77, text),
         "token_embedding.weight": (99, text),
         "text_projection": (text, embed),
         "visual.class_embedding": (width,),
-        "visual.positional_embedding": (PLACES, width),
+        "visual.positional_embedding": (NUM_POSITIONS, width),
         "visual.conv1.weight": (width, 3, 14, 14),
         "visual.proj": (width, embed),
     }
@@ -41,7 +41,7 @@ def layout(width=160, text=64, embed=16):
     return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
-def check(table, tmp_path, architecture="ViT-H-14"):
+def check_table(table, tmp_path, architecture="ViT-H-14"):
     torch.save({"state_dict": table}, tmp_path / "weights.pt")
     open_clip.check(tmp_path / "weights.pt", architecture, "metric.weights")
 
@@ -49,7 +49,7 @@ def check(table, tmp_path, architecture="ViT-H-14"):
 @pytest.mark.parametrize("save", [torch.save, save_file], ids=["torch", "safetensors"])
 def test_sizes_are_read_from_the_shapes(tmp_path, save):
     file = tmp_path / f"weights{'.safetensors' if save is save_file else '.bin'}"
-    save(layout() | {"input_resolution": torch.tensor(56)}, file)
+    save(build_checkpoint() | {"input_resolution": torch.tensor(56)}, file)
     model = open_clip.load(file, "ViT-H-14", "metric.weights")
     vision, text = model.config.vision_config, model.config.text_config
     assert (vision.hidden_size, vision.num_attention_heads, vision.image_size, vision.patch_size) == (160, 2, 56, 14)
@@ -71,18 +71,18 @@ def test_sizes_are_read_from_the_shapes(tmp_path, save):
     ],
     ids=["no image tower", "missing", "unknown", "shape", "empty"],
 )
-def test_other_tensors_are_one_line(tmp_path, change, message):
-    table = layout()
+def test_unexpected_tensors_are_reported_in_one_line(tmp_path, change, message):
+    table = build_checkpoint()
     change(table)
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        check(table, tmp_path)
+        check_table(table, tmp_path)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("metric.weights: ")
 
 
-def test_a_width_that_the_heads_do_not_divide_is_one_line(tmp_path):
+def test_a_width_that_the_heads_do_not_divide_is_reported(tmp_path):
     with pytest.raises(UserError, match="the image tower is 160 wide, not a multiple of 88"):
-        check(layout(), tmp_path, "ViT-g-14")
+        check_table(build_checkpoint(), tmp_path, "ViT-g-14")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_width_that_the_heads_do_not_divide_is_one_line(tmp_path):
     [(b"", ".pt"), (b"<html>", ".pt"), (b"<html>", ".safetensors"), (b"PK\x03\x04", ".bin")],
     ids=["empty", "page", "safetensors", "cut"],
 )
-def test_a_file_that_is_no_table_of_tensors_is_one_line(tmp_path, content, suffix):
+def test_an_unreadable_file_is_reported_in_one_line(tmp_path, content, suffix):
     file = tmp_path / f"weights{suffix}"
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"^metric.weights: got .*cannot be read: ") as caught:
@@ -109,25 +109,25 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_table_of_other_things_is_one_line(tmp_path):
+def test_a_file_without_tensors_is_reported(tmp_path):
     torch.save({"state_dict": {"a": 1}}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match="expected a mapping of names to tensors"):
         open_clip.check(tmp_path / "weights.pt", "ViT-H-14", "metric.weights")
 
 
-def test_a_folder_s_file_is_found_by_its_name(tmp_path):
-    torch.save(layout(), tmp_path / "open_clip_pytorch_model.bin")
+def test_the_file_of_a_folder_is_found_by_its_name(tmp_path):
+    torch.save(build_checkpoint(), tmp_path / "open_clip_pytorch_model.bin")
     check_clip(str(tmp_path), "ViT-H-14", "metric.weights")
     with pytest.raises(UserError, match=r"expected a file, or a folder or a hub id .*HPS\.pt"):
         check_clip(str(tmp_path), "ViT-H-14", "metric.weights", ("HPS.pt",))
 
 
-@pytest.mark.parametrize("place", ["", "nowhere/at/all.pt"])
-def test_no_weights_are_one_line(place):
-    with pytest.raises(UserError, match=rf"^metric.weights: got '{place}'; expected a file"):
-        check_clip(place, "ViT-H-14", "metric.weights")
+@pytest.mark.parametrize("weights", ["", "nowhere/at/all.pt"])
+def test_missing_weights_are_reported(weights):
+    with pytest.raises(UserError, match=rf"^metric.weights: got '{weights}'; expected a file"):
+        check_clip(weights, "ViT-H-14", "metric.weights")
 
 
-def test_an_architecture_that_is_not_known_names_those_that_are(tmp_path):
+def test_an_unknown_architecture_lists_the_known_ones(tmp_path):
     with pytest.raises(UserError, match=r"^metric.architecture: got 'ViT-Z'; expected one of ViT-B-32, "):
         check_clip(str(tmp_path), "ViT-Z", "metric.weights")

@@ -1,4 +1,4 @@
-"""A CLIP's pixels are held against transformers' own image processor: the embedded CLIP's convention proves itself."""
+"""CLIP's preprocessing, compared with transformers' image processor."""
 
 import json
 
@@ -44,63 +44,65 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images():
     noise = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
-    return [Image.fromarray(each).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for each in noise]
+    return [Image.fromarray(array).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for array in noise]
 
 
 @pytest.fixture(params=CONVENTIONS)
 def processor(request, folder):
     mean, std = CONVENTIONS[request.param]
-    own = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE, image_mean=mean, image_std=std)
-    own.save_pretrained(folder)
-    return own
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size=SIDE, image_mean=mean, image_std=std
+    )
+    image_processor.save_pretrained(folder)
+    return image_processor
 
 
-def reference(folder, processor, images):
-    """Unit features, by transformers' own code from the image on."""
+def compute_reference(folder, processor, images):
+    """Return unit features that transformers' own code computes from the images."""
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         pooled = model.vision_model(**processor(images, return_tensors="pt")).pooler_output
         return F.normalize(model.visual_projection(pooled), dim=-1)
 
 
-def signed(images):
-    """As an autoencoder decodes them."""
-    return torch.stack([torch.from_numpy(np.array(each)) for each in images]).permute(0, 3, 1, 2) / 127.5 - 1
+def to_signed(images):
+    """Return images in the range -1 to 1, in which an autoencoder decodes them."""
+    return torch.stack([torch.from_numpy(np.array(image)) for image in images]).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def test_the_loss_sees_the_pixels_of_transformers_own_processor(folder, processor, images):
+def test_the_clip_loss_preprocesses_images_as_transformers_does(folder, processor, images):
     clip = Clip.load(str(folder))
-    decoded = signed(images).requires_grad_()
+    decoded = to_signed(images).requires_grad_()
     features = F.normalize(clip.encode_images(decoded), dim=-1)
-    torch.testing.assert_close(features, reference(folder, processor, images), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(features, compute_reference(folder, processor, images), atol=TOLERANCE, rtol=0)
     features[:, 0].sum().backward()
     assert decoded.grad.abs().min(dim=0).values.max() > 0
 
 
-def test_a_metric_sees_them_too_and_records_what_is_not_openai_s(folder, processor, images):
+def test_a_clip_metric_preprocesses_as_transformers_does_and_records_another_mean(folder, processor, images):
     scorer = load(Metric(kind="clip", weights=str(folder), prefix=""))
     texts = ["a cat", "a dog"]
-    expected = (reference(folder, processor, images) * scorer.features.encode_texts(texts)).sum(-1)
-    found = scorer(images, texts, [None, None])["clip_positive"]
-    assert found == pytest.approx(expected.tolist(), abs=TOLERANCE)
+    expected = (compute_reference(folder, processor, images) * scorer.features.encode_texts(texts)).sum(-1)
+    scores = scorer(images, texts, [None, None])["clip_positive"]
+    assert scores == pytest.approx(expected.tolist(), abs=TOLERANCE)
     recorded = scorer.options.get("image_mean")
     assert recorded == (None if tuple(processor.image_mean) == MEAN else list(processor.image_mean))
 
 
-def test_open_clip_s_own_file_is_read(tmp_path):
+def test_the_configuration_of_open_clip_is_read(tmp_path):
     values = {"model_cfg": {}, "preprocess_cfg": {"mean": INCEPTION, "std": INCEPTION}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(values))
     assert Normalization.read(tmp_path, "field") == Normalization(INCEPTION, INCEPTION)
     assert Normalization.read(tmp_path / "none", "field") == Normalization(MEAN, STD)
 
 
-def test_the_embedded_clip_sees_decoded_images_bit_for_bit():
+def test_the_bundled_clip_leaves_decoded_images_unchanged():
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(Normalization.read(WEIGHTS / "clip", "field").from_signed(images), images)
 
 
 @pytest.mark.parametrize("content", ["{", '{"image_mean": [0.5]}', '{"image_std": [0, 1, 1]}', "[]"])
-def test_a_file_that_says_something_else_is_one_line(tmp_path, content):
+def test_an_invalid_configuration_is_reported(tmp_path, content):
     (tmp_path / "preprocessor_config.json").write_text(content)
     with pytest.raises(UserError, match=r"^train.clip_model: .*preprocessor_config.json"):
         Normalization.read(tmp_path, "train.clip_model")
