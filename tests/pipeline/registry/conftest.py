@@ -1,4 +1,4 @@
-"""A registry of its own for each test, tiny students, and evaluations whose scores a test chooses."""
+"""A registry for each test, tiny students, and evaluations whose scores a test chooses."""
 
 import io
 import json
@@ -26,7 +26,7 @@ OPTIONS = {"version": "1"}
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory):
-    """An empty database with MLflow's tables, which take seconds to make."""
+    """Return an empty database with MLflow's tables, which take seconds to create."""
     file = tmp_path_factory.mktemp("mlflow") / "empty.db"
     mlflow.MlflowClient(f"sqlite:///{file}").search_registered_models()
     return file
@@ -40,7 +40,7 @@ def uri(tmp_path, migrated):
 
 @pytest.fixture(scope="session")
 def students(tmp_path_factory, tiny_teacher):
-    """Five diffusers folders with other weights each."""
+    """Return a folder of five students with different weights."""
     folder = tmp_path_factory.mktemp("students")
     weights = models.load(tiny_teacher).denoiser.state_dict()
     for number in range(5):
@@ -50,12 +50,12 @@ def students(tmp_path_factory, tiny_teacher):
 
 
 def write_evaluation(folder, values, *, options=OPTIONS, seed=0):
-    """`values` has each metric's scores of the images."""
+    """Write an evaluation; `values` maps each metric to the scores of the images."""
     buffer = io.BytesIO()
     rows = [
         {"system": system, "set": "held-out", "prompt": f"a prompt {i}", "negative_prompt": "", "seed": seed + i}
-        | {metric: float(scores[i]) - worse for metric, scores in values.items()}
-        for system, worse in (("teacher", 1.0), ("student, 1 step", 0.0))
+        | {metric: float(scores[i]) - penalty for metric, scores in values.items()}
+        for system, penalty in (("teacher", 1.0), ("student, 1 step", 0.0))
         for i in range(IMAGES)
     ]
     pq.write_table(pa.Table.from_pylist(rows), buffer)
@@ -79,20 +79,20 @@ def write_evaluation(folder, values, *, options=OPTIONS, seed=0):
     return folder
 
 
-def scores_about(mean, seed=0):
+def sample_scores(mean, seed=0):
     return np.random.default_rng(seed).normal(mean, 0.02, IMAGES)
 
 
-def candidates(folder, uri, students, teacher):
-    """Makes candidates: `make(1, mean=0.7)` is student 1 with that mean score."""
+def build_candidate_factory(folder, uri, students, teacher):
+    """Return a function of which `make(1, mean=0.7)` makes a candidate of student 1 with that mean score."""
     runs = {}
 
-    def make(number, mean=0.5, *, guard=0.9, run=0, name="tiny", sets=(), **options):
+    def make(number, mean=0.5, *, guard=0.9, run=0, name="tiny", overrides=(), **options):
         if run not in runs:
             runs[run] = tracking.create_run(uri, "tiny", {})
-        values = {"clean_and_right": scores_about(mean), "exclusion_kept": scores_about(guard, 1)}
+        values = {"clean_and_right": sample_scores(mean), "exclusion_kept": sample_scores(guard, 1)}
         evaluation = Folder.from_uri(folder / f"evaluation-{number}-{mean}-{guard}-{sorted(options.items())}")
-        recipe = parse("", [f"name={name}", f"teacher={str(teacher)!r}", *sets])
+        recipe = parse("", [f"name={name}", f"teacher={str(teacher)!r}", *overrides])
         return Candidate(
             student=Folder.from_uri(students / str(number)),
             student_sha256=hash_folder(students / str(number)),
@@ -110,16 +110,16 @@ def candidates(folder, uri, students, teacher):
 
 @pytest.fixture
 def candidate(tmp_path, uri, students, tiny_teacher):
-    return candidates(tmp_path, uri, students, tiny_teacher)
+    return build_candidate_factory(tmp_path, uri, students, tiny_teacher)
 
 
 @pytest.fixture(scope="session")
-def four(tmp_path_factory, migrated, students, tiny_teacher):
-    """A database with version 1, then 2 which replaced it, then 3 which replaced that, then the challenger 4."""
+def four_versions(tmp_path_factory, migrated, students, tiny_teacher):
+    """Return a database in which versions 1 to 3 became champion in turn and version 4 is the challenger."""
     folder = tmp_path_factory.mktemp("four")
     shutil.copy(migrated, folder / "ml.db")
     uri = f"sqlite:///{folder}/ml.db"
-    make = candidates(folder, uri, students, tiny_teacher)
+    make = build_candidate_factory(folder, uri, students, tiny_teacher)
     for number, mean in enumerate((0.5, 0.6, 0.7, 0.65)):
         register(make(number, mean=mean), uri)
     return folder / "ml.db", make

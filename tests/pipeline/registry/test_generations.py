@@ -1,6 +1,4 @@
-"""Four generations of a schedule with real distillations and real evaluations: the shipped rule and its guard."""
-
-import dataclasses
+"""Four generations of a schedule with real distillations, real evaluations and the shipped promotion rule."""
 
 import pytest
 
@@ -12,7 +10,7 @@ from pipeline.storage import Folder
 from pipeline.tracking import build_client as mlflow_client
 
 NAME = "nasa-shapes"
-SETS = [
+OVERRIDES = [
     *("schedule.cron='0 3 * * SUN'", "schedule.warm_start='teacher'", "prompts.count=4000"),
     *("evaluation.num_prompts=128", "evaluation.scales=[0.5]", "evaluation.exclusion_seeds=384"),
     *("evaluation.teacher_prompts=0", "train.num_workers=1"),
@@ -20,26 +18,29 @@ SETS = [
 
 
 @pytest.mark.slow
-def test_a_worse_student_is_challenger_and_a_better_one_champion_also_after_a_rollback(ray_cluster, tmp_path):
-    """No two students show a negative's attribute on the same seeds, so that made-up scores would prove nothing."""
+def test_a_worse_student_becomes_challenger_and_a_better_one_champion_even_after_a_rollback(ray_cluster, tmp_path):
+    """Students show a negative's attribute on different seeds, so that synthetic scores would prove nothing."""
     uri = f"sqlite:///{tmp_path}/ml.db"
     client = mlflow_client(uri)
-    shipped = recipe.load("shapes", SETS)
-    assert shipped.promotion.guardrails, "the shipped rule has a guard"
+    shipped = recipe.load("shapes", OVERRIDES)
+    assert shipped.promotion.guardrails, "the shipped rule has a guardrail"
 
-    def generation(number, steps, seed):
-        own = dataclasses.replace(shipped, seed=seed, train=dataclasses.replace(shipped.train, steps=steps))
-        tick = f"202611{number:02}T0300Z"
-        return run_scheduled(own, Folder.from_uri(tmp_path / "schedule"), uri, scheduled_time=tick)
+    def run_generation(number, steps, seed):
+        train = shipped.train.model_copy(update={"steps": steps})
+        generation_recipe = shipped.model_copy(update={"seed": seed, "train": train})
+        scheduled_time = f"202611{number:02}T0300Z"
+        return run_scheduled(
+            generation_recipe, Folder.from_uri(tmp_path / "schedule"), uri, scheduled_time=scheduled_time
+        )
 
-    generation(1, 40, 0)
+    run_generation(1, 40, 0)
     assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1"}
-    generation(2, 5, 0)
+    run_generation(2, 5, 0)
     assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1", "challenger": "2"}
-    said = generation(3, 160, 0)
-    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "3", "challenger": "2"}, said
-    assert "exclusion_kept kept" in said
+    message = run_generation(3, 160, 0)
+    assert mlflow_registry.get_aliases(client, NAME) == {"champion": "3", "challenger": "2"}, message
+    assert "exclusion_kept kept" in message
     roll_back(uri, NAME)
     assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1", "challenger": "3"}
-    said = generation(4, 161, 1)
-    assert mlflow_registry.get_aliases(client, NAME)["champion"] == "4", said
+    message = run_generation(4, 161, 1)
+    assert mlflow_registry.get_aliases(client, NAME)["champion"] == "4", message

@@ -1,4 +1,4 @@
-"""Registering: one version for one student, whose artifacts are there before it, whatever is interrupted."""
+"""Registration: one version for each student, after its artifacts are uploaded, despite any interruption."""
 
 import io
 import json
@@ -26,13 +26,13 @@ from pipeline.storage import Folder
 NAME = "nasa-tiny"
 
 
-def state(client):
-    """All that a registry holds of the model, but for times."""
+def read_state(client):
+    """Return all that the registry holds of the model, except times."""
     return (
         mlflow_registry.get_aliases(client, NAME),
         [
-            (found.version, found.tags, found.description, found.source)
-            for found in mlflow_registry.list_versions(client, NAME)
+            (entry.version, entry.tags, entry.description, entry.source)
+            for entry in mlflow_registry.list_versions(client, NAME)
         ],
         client.get_registered_model(NAME).description,
     )
@@ -54,21 +54,21 @@ def test_a_version_holds_the_student_its_lineage_and_its_scores(uri, client, can
     assert not [file for file in root.rglob("*") if file.suffix in (".pkl", ".bin", ".pyc")]
 
 
-def test_several_students_of_a_run_lie_side_by_side(uri, client, candidate):
+def test_several_students_of_a_run_are_stored_side_by_side(uri, client, candidate):
     for number in range(2):
         register.register(candidate(number), uri)
-    sources = [found.source for found in mlflow_registry.list_versions(client, NAME)]
+    sources = [entry.source for entry in mlflow_registry.list_versions(client, NAME)]
     hashes = [hash_folder(Path(source.removeprefix("file://")) / "student") for source in sources]
     assert hashes == [candidate(1).student_sha256, candidate(0).student_sha256]
 
 
-def test_registering_twice_is_one_version(uri, client, candidate):
+def test_registering_twice_creates_one_version(uri, client, candidate):
     for number in (0, 1):
         register.register(candidate(number, mean=0.5 + 0.1 * number), uri)
-    before = state(client)
+    before = read_state(client)
     for number in (0, 1):
         register.register(candidate(number, mean=0.5 + 0.1 * number), uri)
-    assert state(client) == before
+    assert read_state(client) == before
 
 
 WRITES = (
@@ -81,30 +81,30 @@ WRITES = (
 )
 
 
-def interrupted_at(call, monkeypatch):
-    """The registry's write of this number, from 1, fails; returns how many there were."""
+def interrupt_write(call, monkeypatch):
+    """Make one of the registry's writes fail, counted from 1; return a function that counts the writes."""
     count = 0
 
-    def watched(write):
-        def counted(*args, **options):
+    def wrap(write):
+        def counted_write(*args, **options):
             nonlocal count
             count += 1
             if count == call:
                 raise KeyboardInterrupt
             return write(*args, **options)
 
-        return counted
+        return counted_write
 
     for name in WRITES:
-        monkeypatch.setattr(mlflow.MlflowClient, name, watched(getattr(mlflow.MlflowClient, name)))
+        monkeypatch.setattr(mlflow.MlflowClient, name, wrap(getattr(mlflow.MlflowClient, name)))
     return lambda: count
 
 
-def test_a_newer_challenger_takes_the_alias_of_the_one_before(uri, client, candidate):
+def test_a_newer_challenger_takes_the_alias_of_the_previous_one(uri, client, candidate):
     for number, mean in enumerate((0.5, 0.4, 0.3)):
         register.register(candidate(number, mean=mean), uri)
     assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1", "challenger": "3"}
-    states = [found.tags["state"] for found in mlflow_registry.list_versions(client, NAME)[:2]]
+    states = [entry.tags["state"] for entry in mlflow_registry.list_versions(client, NAME)[:2]]
     assert states == [
         f"challenger since {descriptions.get_today()}",
         f"challenger until {descriptions.get_today()}, replaced by version 3",
@@ -114,54 +114,54 @@ def test_a_newer_challenger_takes_the_alias_of_the_one_before(uri, client, candi
 @pytest.mark.parametrize(
     "mean", [pytest.param(0.7, id="better"), pytest.param(0.4, id="worse", marks=pytest.mark.slow)]
 )
-def test_an_interruption_anywhere_and_a_second_call_end_in_the_same_state(uri, client, candidate, monkeypatch, mean):
-    """Interrupted at each write to the registry in turn, with the database put back in between."""
+def test_a_second_call_completes_an_interrupted_registration(uri, client, candidate, monkeypatch, mean):
+    """Each write to the registry is interrupted in turn; the database is restored in between."""
     register.register(candidate(0, mean=0.5), uri)
     other, database = candidate(1, mean=mean), Path(uri.removeprefix("sqlite:///"))
     backup = database.read_bytes()
     with monkeypatch.context() as patch:
-        writes = interrupted_at(0, patch)
+        writes = interrupt_write(0, patch)
         register.register(other, uri)
-    expected, total = state(client), writes()
-    monkeypatch.setattr(register, "publish", lambda *_: None)  # the artifacts are there from the first time
+    expected, total = read_state(client), writes()
+    monkeypatch.setattr(register, "publish", lambda *_: None)  # the artifacts were uploaded the first time
     monkeypatch.setattr(register.version_artifacts, "build_artifacts", lambda *_: None)
     for call in range(1, total + 1):
         database.write_bytes(backup)
         with monkeypatch.context() as patch:
-            interrupted_at(call, patch)
+            interrupt_write(call, patch)
             with pytest.raises(KeyboardInterrupt):
                 register.register(other, uri)
-        named = mlflow_registry.get_aliases(client, NAME)
-        assert named["champion"] in {str(found.version) for found in mlflow_registry.list_versions(client, NAME)}
+        aliases = mlflow_registry.get_aliases(client, NAME)
+        assert aliases["champion"] in {str(entry.version) for entry in mlflow_registry.list_versions(client, NAME)}
         register.register(other, uri)
-        assert state(client) == expected, f"interrupted at write {call} of {total}"
+        assert read_state(client) == expected, f"interrupted at write {call} of {total}"
 
 
-def test_an_upload_that_was_cut_off_is_completed(uri, client, candidate, monkeypatch):
-    """No version is made of it, and the second call uploads what is missing."""
+def test_an_interrupted_upload_is_completed(uri, client, candidate, monkeypatch):
+    """No version is created, and the second call uploads what is missing."""
     first = candidate(0)
 
-    def cut(*_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(register, "_create", cut)
+        patch.setattr(register, "_create", interrupt)
         with pytest.raises(KeyboardInterrupt):
             register.register(first, uri)
     assert mlflow_registry.list_versions(client, NAME) == []
     root = Path(client.get_run(first.mlflow_run).info.artifact_uri.removeprefix("file://")) / first.artifact_path
     weights = root / "student/unet/diffusion_pytorch_model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
     (root / "recipe.toml").unlink()
     (root / "README.md").write_bytes(b"?" * (root / "README.md").stat().st_size)
     register.register(first, uri)
-    assert weights.read_bytes() == whole
+    assert weights.read_bytes() == content
     assert (root / "recipe.toml").read_text() == dump(first.recipe)
     assert (root / "README.md").read_text().startswith("---")
 
 
-def test_a_store_that_loses_what_it_was_given_is_refused(uri, client, candidate, monkeypatch):
+def test_a_store_that_loses_uploads_is_reported(uri, client, candidate, monkeypatch):
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", lambda *_: None)
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", lambda *_: None)
     with pytest.raises(UserError, match="does not hold what was uploaded"):
@@ -169,31 +169,31 @@ def test_a_store_that_loses_what_it_was_given_is_refused(uri, client, candidate,
     assert mlflow_registry.list_versions(client, NAME) == []
 
 
-def test_a_student_that_is_not_its_manifest_s_is_refused(uri, candidate, students):
+def test_a_student_that_differs_from_its_manifest_is_rejected(uri, candidate, students):
     other = replace(candidate(0), student=Folder.from_uri(students / "1"))
     with pytest.raises(UserError, match="is not the student of its manifest"):
         register.register(other, uri)
 
 
-def test_two_that_register_the_same_student_at_once_make_one_version(uri, client, candidate, monkeypatch):
-    """Both have looked before either has made a version."""
+def test_concurrent_registrations_of_a_student_create_one_version(uri, client, candidate, monkeypatch):
+    """Both look for a version before either has created one."""
     first = candidate(0)
-    look, blind = register._find_lowest_version, 0
+    find_lowest, calls = register._find_lowest_version, 0
 
-    def both_see_nothing(*args):
-        nonlocal blind
-        blind += 1
-        return None if blind == 1 else look(*args)
+    def find_nothing_first(*args):
+        nonlocal calls
+        calls += 1
+        return None if calls == 1 else find_lowest(*args)
 
     register.register(first, uri)
-    monkeypatch.setattr(register, "_find_lowest_version", both_see_nothing)
+    monkeypatch.setattr(register, "_find_lowest_version", find_nothing_first)
     assert register.register(first, uri).version == 1
-    assert [str(found.version) for found in mlflow_registry.list_versions(client, NAME)] == ["1"]
+    assert [str(entry.version) for entry in mlflow_registry.list_versions(client, NAME)] == ["1"]
     assert mlflow_registry.get_aliases(client, NAME) == {"champion": "1"}
 
 
-def test_another_evaluation_of_the_champion_lets_a_challenger_be_compared(uri, client, candidate):
-    """Scored by another version of the metric there is no comparison; scored again by the same, there is."""
+def test_a_new_evaluation_of_the_champion_makes_a_challenger_comparable(uri, client, candidate):
+    """Scores of different versions of a metric are not comparable; scores of the same version are."""
     register.register(candidate(0, mean=0.5), uri)
     assert register.register(candidate(1, mean=0.7, options={"version": "2"}), uri) == RegisteredVersion(
         NAME,
@@ -208,28 +208,28 @@ def test_another_evaluation_of_the_champion_lets_a_challenger_be_compared(uri, c
     assert mlflow_registry.get_aliases(client, NAME) == {"champion": "2"}
 
 
-def test_a_champion_that_was_replaced_stays_so_when_it_is_registered_again(uri, client, candidate):
+def test_registering_a_replaced_champion_again_does_not_promote_it(uri, client, candidate):
     register.register(candidate(0, mean=0.5), uri)
     register.register(candidate(1, mean=0.6), uri)
     assert register.register(candidate(0, mean=0.9), uri).alias == ""
     assert mlflow_registry.get_aliases(client, NAME) == {"champion": "2"}
 
 
-def test_the_decision_is_written_down(uri, client, candidate):
+def test_the_decision_is_recorded(uri, client, candidate):
     for number, mean in enumerate((0.5, 0.7, 0.6)):
         outcome = register.register(candidate(number, mean=mean), uri)
     assert outcome.alias == "challenger"
-    found = {str(version.version): version for version in mlflow_registry.list_versions(client, NAME)}
-    assert found["1"].tags["state"] == f"champion until {descriptions.get_today()}, replaced by version 2"
-    assert found["2"].tags["state"] == f"champion since {descriptions.get_today()}"
-    assert found["2"].tags["previous_champion"] == "1"
-    assert found["2"].description.startswith(f"Champion since {descriptions.get_today()}: clean_and_right +0.2")
-    assert found["3"].tags["why"] == outcome.decision
-    local = Path(found["3"].source.removeprefix("file://"))
-    written = json.loads((local / "promotion.json").read_text())
-    assert (written["promoted"], written["against"], written["verdict"]) == (False, "2", outcome.decision)
-    assert written["rule"]["metric"] == "clean_and_right"
-    assert written["comparisons"][0]["high"] < 0
+    versions = {str(version.version): version for version in mlflow_registry.list_versions(client, NAME)}
+    assert versions["1"].tags["state"] == f"champion until {descriptions.get_today()}, replaced by version 2"
+    assert versions["2"].tags["state"] == f"champion since {descriptions.get_today()}"
+    assert versions["2"].tags["previous_champion"] == "1"
+    assert versions["2"].description.startswith(f"Champion since {descriptions.get_today()}: clean_and_right +0.2")
+    assert versions["3"].tags["why"] == outcome.decision
+    artifacts = Path(versions["3"].source.removeprefix("file://"))
+    decision = json.loads((artifacts / "promotion.json").read_text())
+    assert (decision["promoted"], decision["against"], decision["verdict"]) == (False, "2", outcome.decision)
+    assert decision["rule"]["metric"] == "clean_and_right"
+    assert decision["comparisons"][0]["high"] < 0
     page = client.get_registered_model(NAME).description
     assert page.startswith(
         f"**Champion: version 2**, clean_and_right 0.701 (0.651-0.751): champion since {descriptions.get_today()}. "
@@ -237,8 +237,8 @@ def test_the_decision_is_written_down(uri, client, candidate):
     assert "versions/2" in page
 
 
-def test_a_version_generates_by_mlflow_and_by_diffusers(uri, client, candidate, tmp_path):
-    """The same image by both, away from the negative too; a row is the same in any table."""
+def test_a_version_generates_the_same_image_by_mlflow_and_by_diffusers(uri, client, candidate, tmp_path):
+    """Negative prompts are included, and a row gives the same image in any table."""
     register.register(candidate(0), uri)
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     table = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""A teacher with a safety checker: what is evaluated, registered and served is one and the same, without it."""
+"""A teacher with a safety checker: evaluated, registered and served images are the same, without the checker."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ from pipeline.evaluation.sampling import Sampler, SamplingMethod
 
 @pytest.fixture
 def teacher(tmp_path):
-    """Its checker calls every image unsafe."""
+    """Return a teacher whose checker finds every image unsafe."""
     pipe = tiny_stable_diffusion()
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision, text = CLIPVisionConfig(**small, image_size=32, patch_size=16), CLIPTextConfig(**small)
@@ -32,18 +32,18 @@ def teacher(tmp_path):
     return tmp_path / "teacher"
 
 
-def test_a_student_gives_the_image_that_its_evaluation_judged(teacher, tmp_path, capfd):
+def test_a_student_generates_the_image_that_was_evaluated(teacher, tmp_path, capfd):
     blocked = DiffusionPipeline.from_pretrained(teacher)
     blocked.set_progress_bar_config(disable=True)
     black = blocked("a cat", num_inference_steps=1, guidance_scale=0.0, output_type="np").images[0]
-    assert not black.any(), "the checker does its work in the teacher"
+    assert not black.any(), "the teacher's checker works"
     model = models.load(models.find_teacher_folder(str(teacher)))
     assert model.pipe.safety_checker is None
     judged = to_pixels(Sampler(model).images(SamplingMethod(), ["a cat"], [0]))[0]
     models.save_student(teacher, model.denoiser.state_dict(), tmp_path / "student")
-    listed = json.loads((tmp_path / "student/model_index.json").read_text())
-    assert listed["safety_checker"] == [None, None]
-    assert listed["requires_safety_checker"] is False
+    index = json.loads((tmp_path / "student/model_index.json").read_text())
+    assert index["safety_checker"] == [None, None]
+    assert index["requires_safety_checker"] is False
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -12,7 +12,7 @@ ROW = {"system": "mine", "set": "a", "prompt": "p", "negative_prompt": "n", "see
 QUALITY = {"value": 0.5, "low": 0.4, "high": 0.6, "images": 1}
 
 
-def folder_of(tmp_path, rows, metrics):
+def write_evaluation(tmp_path, rows, metrics):
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer)
     folder = Folder.from_uri(tmp_path)
@@ -21,7 +21,7 @@ def folder_of(tmp_path, rows, metrics):
     return folder
 
 
-def test_the_student_s_images_alone_count_and_only_those_with_a_value(tmp_path):
+def test_only_images_of_the_student_with_a_value_count(tmp_path):
     rows = [
         ROW,
         ROW | {"seed": 2, "quality": None},
@@ -29,23 +29,23 @@ def test_the_student_s_images_alone_count_and_only_those_with_a_value(tmp_path):
         ROW | {"set": "b", "quality": 0.25},
         ROW | {"system": "another", "quality": 9.0},
     ]
-    found = Scores.read(folder_of(tmp_path, rows, {"quality": QUALITY}))
-    assert found.images == {"quality": {("a", "p", 1): 0.5, ("b", "p", 1): 0.25}}
-    assert found.format_metric("quality") == "0.500 (0.400-0.600)"
-    assert found.format_metric("gone") == ""
+    scores = Scores.read(write_evaluation(tmp_path, rows, {"quality": QUALITY}))
+    assert scores.images == {"quality": {("a", "p", 1): 0.5, ("b", "p", 1): 0.25}}
+    assert scores.format_metric("quality") == "0.500 (0.400-0.600)"
+    assert scores.format_metric("gone") == ""
 
 
-def test_rows_of_one_image_with_other_negatives_are_their_mean(tmp_path):
-    found = Scores.read(
-        folder_of(tmp_path, [ROW, ROW | {"negative_prompt": "m", "quality": 0.7}], {"quality": QUALITY})
+def test_rows_of_one_image_with_several_negatives_are_averaged(tmp_path):
+    scores = Scores.read(
+        write_evaluation(tmp_path, [ROW, ROW | {"negative_prompt": "m", "quality": 0.7}], {"quality": QUALITY})
     )
-    assert found.images["quality"] == {("a", "p", 1): pytest.approx(0.6)}
+    assert scores.images["quality"] == {("a", "p", 1): pytest.approx(0.6)}
 
 
-def test_other_scores_are_another_evaluation(tmp_path):
-    first = Scores.read(folder_of(tmp_path / "1", [ROW], {"quality": QUALITY}))
-    again = Scores.read(folder_of(tmp_path / "2", [ROW], {"quality": QUALITY}))
-    other = Scores.read(folder_of(tmp_path / "3", [ROW | {"quality": 0.6}], {"quality": QUALITY}))
+def test_other_scores_have_another_hash(tmp_path):
+    first = Scores.read(write_evaluation(tmp_path / "1", [ROW], {"quality": QUALITY}))
+    again = Scores.read(write_evaluation(tmp_path / "2", [ROW], {"quality": QUALITY}))
+    other = Scores.read(write_evaluation(tmp_path / "3", [ROW | {"quality": 0.6}], {"quality": QUALITY}))
     assert first.sha256 == again.sha256 != other.sha256
 
 

@@ -1,4 +1,4 @@
-"""What a registered version does by its own options is what its evaluation judged, for every family and start."""
+"""A registered version generates what its evaluation judged, for every family and start timestep."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.registry import version_artifacts
 
-MAKE = {"unet": tiny_stable_diffusion, "pixart": tiny_pixart}
+PIPELINES = {"unet": tiny_stable_diffusion, "pixart": tiny_pixart}
 
 
 @pytest.mark.parametrize("start", [-1, 400])
-@pytest.mark.parametrize("family", MAKE)
-def test_the_pipeline_with_its_options_makes_the_image_that_was_judged(tmp_path, family, start):
-    MAKE[family]().save_pretrained(tmp_path / "teacher")
-    own = recipe.parse("", [f"teacher={str(tmp_path / 'teacher')!r}", f"method.start_timestep={start}"])
+@pytest.mark.parametrize("family", PIPELINES)
+def test_the_pipeline_with_its_options_generates_the_evaluated_image(tmp_path, family, start):
+    PIPELINES[family]().save_pretrained(tmp_path / "teacher")
+    run_recipe = recipe.parse("", [f"teacher={str(tmp_path / 'teacher')!r}", f"method.start_timestep={start}"])
     model = models.load(tmp_path / "teacher", start_timestep=start)
     judged = to_pixels(Sampler(model).images(SamplingMethod(), ["a cat"], [3]))[0]
     student = tmp_path / "student"
@@ -26,7 +26,7 @@ def test_the_pipeline_with_its_options_makes_the_image_that_was_judged(tmp_path,
     assert models.read_student_record(student) == {"start_timestep": start}
     pipe = models.load_pipeline(student)
     side = model.denoiser.config.sample_size * pipe.vae_scale_factor
-    options = version_artifacts.build_call_options(own, student) | {"height": side, "width": side}
+    options = version_artifacts.build_call_options(run_recipe, student) | {"height": side, "width": side}
     noise = torch.Generator().manual_seed(3)
     served = pipe("a cat", generator=noise, output_type="np", **options).images[0]
     assert np.abs((255 * served).round() - judged.astype(float)).max() <= 2

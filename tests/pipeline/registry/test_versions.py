@@ -1,4 +1,4 @@
-"""The list, the way back, and the download, as the command line has them."""
+"""The list, the rollback and the download of versions on the command line."""
 
 import shutil
 from pathlib import Path
@@ -9,37 +9,36 @@ import pytest
 from jobs.__main__ import main
 from pipeline.hashing import hash_folder
 from pipeline.registry import descriptions, mlflow_registry, register
-from pipeline.registry.versions import find_champion as find_champion
-from pipeline.registry.versions import list_rows, roll_back
+from pipeline.registry.versions import find_champion, list_rows, roll_back
 
 NAME = "nasa-tiny"
 
 
 @pytest.fixture
-def three(uri, four):
-    """A copy of its own of the database with four versions, of which 3 is the champion."""
-    shutil.copy(four[0], uri.removeprefix("sqlite:///"))
+def registry_uri(uri, four_versions):
+    """Return a copy of the database with four versions, of which 3 is the champion."""
+    shutil.copy(four_versions[0], uri.removeprefix("sqlite:///"))
     return uri
 
 
-def champion(client):
+def read_champion(client):
     return mlflow_registry.get_aliases(client, NAME)["champion"]
 
 
-def test_a_model_is_found_among_many(three):
-    """MLflow lists a hundred at a time."""
-    client = mlflow.MlflowClient(three)
+def test_a_model_is_found_among_many(registry_uri):
+    """MLflow lists a hundred models at a time."""
+    client = mlflow.MlflowClient(registry_uri)
     for number in range(101):
         client.create_registered_model(f"another-{number:03}")
     assert len(mlflow_registry.list_models(client)) == 102
-    assert find_champion(three, NAME).version == "3"
-    assert len(find_champion(three, NAME).student_sha256) == 64
-    assert find_champion(three, "another-000") is None
-    assert find_champion(three, "nothing") is None
+    assert find_champion(registry_uri, NAME).version == "3"
+    assert len(find_champion(registry_uri, NAME).student_sha256) == 64
+    assert find_champion(registry_uri, "another-000") is None
+    assert find_champion(registry_uri, "nothing") is None
 
 
-def test_the_list_says_which_is_best_and_why(three, capsys):
-    assert main(["models", "--tracking-uri", three]) == 0
+def test_the_list_shows_the_champion_and_its_decision(registry_uri, capsys):
+    assert main(["models", "--tracking-uri", registry_uri]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines[:3]] == [
         ["model", "version", "alias"],
@@ -49,14 +48,14 @@ def test_the_list_says_which_is_best_and_why(three, capsys):
     assert "clean_and_right 0.70" in lines[2]
     assert "better than version 2: above 0, 95 % sure over 52 decisions" in lines[2]
     assert f"champion until {descriptions.get_today()}, replaced by version 3" in lines[3]
-    assert [row["step"] for row in list_rows(three, NAME)] == ["400", "300", "200", "100"]
+    assert [row["step"] for row in list_rows(registry_uri, NAME)] == ["400", "300", "200", "100"]
 
 
-def test_a_rollback_goes_back_one_champion_at_a_time(three, client, capsys):
-    assert main(["models", "rollback", "--name", NAME, "--tracking-uri", three]) == 0
+def test_a_rollback_goes_back_one_champion_at_a_time(registry_uri, client, capsys):
+    assert main(["models", "rollback", "--name", NAME, "--tracking-uri", registry_uri]) == 0
     assert "the champion is version 2 again, no longer version 3" in capsys.readouterr().out
-    assert champion(client) == "2"
-    tags = {str(found.version): found.tags for found in mlflow_registry.list_versions(client, NAME)}
+    assert read_champion(client) == "2"
+    tags = {str(entry.version): entry.tags for entry in mlflow_registry.list_versions(client, NAME)}
     assert tags["3"]["state"] == f"champion until {descriptions.get_today()}, rolled back to version 2"
     assert tags["2"]["state"] == f"champion since {descriptions.get_today()}, rolled back from version 3"
     today = descriptions.get_today()
@@ -64,70 +63,73 @@ def test_a_rollback_goes_back_one_champion_at_a_time(three, client, capsys):
         f"**Champion: version 2**, clean_and_right 0.601 (0.551-0.651): champion since {today}, rolled back"
     )
     assert client.get_model_version(NAME, "3").description.startswith("Champion until")
-    assert roll_back(three, NAME) == {"model": NAME, "from": "2", "to": "1"}
-    assert main(["models", "rollback", "--name", NAME, "--tracking-uri", three]) == 2
+    assert roll_back(registry_uri, NAME) == {"model": NAME, "from": "2", "to": "1"}
+    assert main(["models", "rollback", "--name", NAME, "--tracking-uri", registry_uri]) == 2
     assert (
         "version 1 of nasa-tiny has no champion before it. Register a second student, or pass"
         in capsys.readouterr().err
     )
 
 
-def test_a_rollback_to_a_version_can_itself_be_rolled_back(three, client):
-    roll_back(three, NAME, "4")
+def test_a_rollback_to_a_version_can_itself_be_rolled_back(registry_uri, client):
+    roll_back(registry_uri, NAME, "4")
     assert mlflow_registry.get_aliases(client, NAME) == {"champion": "4", "challenger": "3"}
-    roll_back(three, NAME)
-    assert champion(client) == "3"
+    roll_back(registry_uri, NAME)
+    assert read_champion(client) == "3"
 
 
-def test_a_version_is_promoted_by_hand_and_says_so(three, client, capsys):
-    assert main(["models", "promote", "--name", NAME, "--version", "4", "--tracking-uri", three]) == 0
+def test_a_manual_promotion_is_recorded(registry_uri, client, capsys):
+    assert main(["models", "promote", "--name", NAME, "--version", "4", "--tracking-uri", registry_uri]) == 0
     assert capsys.readouterr().out == f"{NAME}: the champion is version 4, no longer 3\n"
     assert mlflow_registry.get_aliases(client, NAME) == {"champion": "4", "challenger": "3"}
     assert (
         client.get_model_version(NAME, "4").tags["state"]
         == f"champion since {descriptions.get_today()}, promoted by hand"
     )
-    roll_back(three, NAME)
-    assert champion(client) == "3"
+    roll_back(registry_uri, NAME)
+    assert read_champion(client) == "3"
 
 
-def test_what_was_rolled_back_is_not_promoted_again_by_registering_it(three, four, client):
-    roll_back(three, NAME)
-    assert register.register(four[1](2, mean=0.7), three).alias != "champion"
-    assert champion(client) == "2"
+def test_registering_a_rolled_back_student_does_not_promote_it(registry_uri, four_versions, client):
+    roll_back(registry_uri, NAME)
+    assert register.register(four_versions[1](2, mean=0.7), registry_uri).alias != "champion"
+    assert read_champion(client) == "2"
 
 
-def test_an_interrupted_rollback_is_finished_by_the_same_command(three, four, client, monkeypatch):
-    """Interrupted at each write to the versions in turn; then the alias has not moved."""
+def test_an_interrupted_rollback_is_finished_by_the_same_command(registry_uri, four_versions, client, monkeypatch):
+    """Each write to the versions is interrupted in turn, before the alias has moved."""
     writes = ("set_model_version_tag", "set_registered_model_alias", "update_model_version")
     for last in range(100):
-        shutil.copy(four[0], Path(three.removeprefix("sqlite:///")))
+        shutil.copy(four_versions[0], Path(registry_uri.removeprefix("sqlite:///")))
         with monkeypatch.context() as patch:
-            left = iter(range(last))
+            remaining = iter(range(last))
             for name in writes:
-                patch.setattr(mlflow.MlflowClient, name, limited(getattr(mlflow.MlflowClient, name), left))
+                patch.setattr(mlflow.MlflowClient, name, limit_writes(getattr(mlflow.MlflowClient, name), remaining))
             try:
-                roll_back(three, NAME)
+                roll_back(registry_uri, NAME)
             except KeyboardInterrupt:
-                assert champion(client) == "3"
+                assert read_champion(client) == "3"
             else:
                 break
-        roll_back(three, NAME)
-        assert champion(client) == "2", f"interrupted at write {last + 1}"
+        roll_back(registry_uri, NAME)
+        assert read_champion(client) == "2", f"interrupted at write {last + 1}"
     assert last > 4
 
 
-def limited(write, left):
-    def called(*args, **options):
-        if next(left, None) is None:
+def limit_writes(write, remaining):
+    def limited_write(*args, **options):
+        if next(remaining, None) is None:
             raise KeyboardInterrupt
         return write(*args, **options)
 
-    return called
+    return limited_write
 
 
-def test_a_download_is_checked(three, client, tmp_path, capsys):
-    assert main(["models", "download", "--name", NAME, "--out", str(tmp_path / "out"), "--tracking-uri", three]) == 0
+def test_a_download_is_checked(registry_uri, client, tmp_path, capsys):
+    assert (
+        main(["models", "download", "--name", NAME, "--out", str(tmp_path / "out"), "--tracking-uri", registry_uri])
+        == 0
+    )
     (student,) = (tmp_path / "out").rglob("student")
     assert hash_folder(student) == client.get_model_version(NAME, "3").tags["student_sha256"]
     assert str(student) in capsys.readouterr().out
@@ -150,15 +152,15 @@ def test_a_download_is_checked(three, client, tmp_path, capsys):
         (["download", "--name", NAME, "--out", "/"], "out: got '/'; expected an empty or a new folder"),
     ],
 )
-def test_a_mistake_is_one_line(three, capsys, arguments, message):
-    assert main(["models", *arguments, "--tracking-uri", three]) == 2
+def test_invalid_arguments_are_reported_in_one_line(registry_uri, capsys, arguments, message):
+    assert main(["models", *arguments, "--tracking-uri", registry_uri]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 
 
-@pytest.mark.parametrize("place", ["http://127.0.0.1:9", "sqlite:////proc/none/ml.db", "nonsense://"])
-def test_a_store_that_is_not_there_is_one_line(capsys, place):
-    assert main(["models", "--tracking-uri", place]) == 2
+@pytest.mark.parametrize("tracking_uri", ["http://127.0.0.1:9", "sqlite:////proc/none/ml.db", "nonsense://"])
+def test_an_unreachable_store_is_reported(capsys, tracking_uri):
+    assert main(["models", "--tracking-uri", tracking_uri]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: tracking-uri: ")
 
 
