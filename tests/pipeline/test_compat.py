@@ -1,4 +1,4 @@
-"""Surfaces of Ray and DeepSpeed that `pipeline.compat` uses; training's tests show what they do."""
+"""The private surfaces of Ray and DeepSpeed that `pipeline.compat` uses."""
 
 import inspect
 
@@ -29,11 +29,11 @@ def test_a_startup_timeout_is_recognised():
     assert compat.is_startup_timeout(error)
 
 
-def test_the_sigint_handler_is_ray_train_s():
+def test_ray_train_has_a_sigint_handler():
     assert list(inspect.signature(TorchTrainer._register_sigint_handler).parameters) == ["self", "controller"]
 
 
-def test_the_storage_has_what_is_used():
+def test_the_storage_context_has_the_attributes_used():
     assert "persist_current_checkpoint" in vars(StorageContext)
     source = inspect.getsource(StorageContext)
     assert "storage_filesystem" in source

@@ -1,4 +1,4 @@
-"""Elastic training: a machine of two is lost in the middle, and the other one goes on alone to the same end."""
+"""Elastic training: one of two machines is lost, and the other one alone reaches the same result."""
 
 import json
 import os
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
-SETS = [
+OVERRIDES = [
     f"train.steps={STEPS}",
     "train.checkpoint_every_n_steps=10",
     "train.batch_size=4",
@@ -25,45 +25,47 @@ SETS = [
     "lora_teacher.rank=4",
     "prompts.count=200",
     "prompts.negative_draws=50",
-    "train.clip_weight=0.1",  # which --teacher turns off
+    "train.clip_weight=0.1",  # turned off by --teacher
     'train.clip_model="shapes"',
     "train.clip_images=3",
 ]
-OTHER_LAYOUT_TOLERANCE = 1e-3  # sums in another order, over fifty steps
+OTHER_LAYOUT_TOLERANCE = 1e-3  # the summation order differs over fifty steps
 
 
-def command(name, folder, teacher, *more):
-    sets = [part for override in SETS for part in ("--set", override)]
+def build_command(name, folder, teacher, *extra):
+    overrides = [part for override in OVERRIDES for part in ("--set", override)]
     tracking = ["--tracking-uri", f"sqlite:///{folder}/ml.db"] if name == "distill" else []
-    own = ["--teacher", str(teacher)]
-    return [sys.executable, "-m", "jobs", name, "--run", str(folder / "run"), *own, *sets, *tracking, *more]
+    inputs = ["--teacher", str(teacher)]
+    return [sys.executable, "-m", "jobs", name, "--run", str(folder / "run"), *inputs, *overrides, *tracking, *extra]
 
 
-def steps_of(folder):
-    return [json.loads(f.read_text()) for f in sorted(folder.glob("run/distilled/train/checkpoint_*/state.json"))]
+def load_states(folder):
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("run/distilled/train/checkpoint_*/state.json"))]
 
 
-def student(folder):
+def load_student(folder):
     return load_file(folder / "run/distilled/student/unet/diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.slow
-def test_a_lost_machine_leaves_the_other_one_training(tmp_path, tiny_teacher):
+def test_training_continues_if_one_of_two_machines_is_lost(tmp_path, tiny_teacher):
     from ray.cluster_utils import Cluster
 
-    lost, whole = tmp_path / "lost", tmp_path / "whole"
+    lost, undisturbed = tmp_path / "lost", tmp_path / "whole"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for folder in (lost, whole):
+    for folder in (lost, undisturbed):
         folder.mkdir()
-        subprocess.run(command("prepare", folder, tiny_teacher), cwd=ROOT, env=environment, check=True)
-    subprocess.run(command("distill", whole, tiny_teacher), cwd=ROOT, env=environment, check=True, timeout=600)
+        subprocess.run(build_command("prepare", folder, tiny_teacher), cwd=ROOT, env=environment, check=True)
+    subprocess.run(
+        build_command("distill", undisturbed, tiny_teacher), cwd=ROOT, env=environment, check=True, timeout=600
+    )
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1.0, "include_dashboard": False})
     try:
         node = cluster.add_node(num_cpus=1.0)
-        more = ("--ray-address", cluster.address, "--set", "train.cpus_per_worker=0.8")
-        process = subprocess.Popen(command("distill", lost, tiny_teacher, *more), cwd=ROOT, env=environment)
+        options = ("--ray-address", cluster.address, "--set", "train.cpus_per_worker=0.8")
+        process = subprocess.Popen(build_command("distill", lost, tiny_teacher, *options), cwd=ROOT, env=environment)
         deadline = time.monotonic() + 600
-        while not steps_of(lost):
+        while not load_states(lost):
             assert process.poll() is None, "ended before the first checkpoint"
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -71,9 +73,9 @@ def test_a_lost_machine_leaves_the_other_one_training(tmp_path, tiny_teacher):
         assert process.wait(timeout=600) == 0
     finally:
         cluster.shutdown()
-    states = steps_of(lost)
+    states = load_states(lost)
     assert {state["workers"] for state in states} <= {1, 2}
     assert (states[-1]["step"], states[-1]["workers"]) == (STEPS, 1)
-    expected = student(whole)
-    for name, value in student(lost).items():
+    expected = load_student(undisturbed)
+    for name, value in load_student(lost).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=OTHER_LAYOUT_TOLERANCE)

@@ -1,4 +1,4 @@
-"""Real captions from end to end: a folder of two files of emoji's, to shards, to one epoch of batches."""
+"""Real captions end to end: two files of emoji captions are prepared and streamed for one epoch."""
 
 from pathlib import Path
 
@@ -18,22 +18,22 @@ BATCH = 64
 def prepared(tmp_path_factory):
     folder = Folder.from_uri(tmp_path_factory.mktemp("emoji") / "prompts")
     sources = f"[{{path='{DATA}'}}]"
-    sets = ["prompts.filters.language=en", "prompts.rows_per_shard=500", "prompts.negative_count=200"]
-    return folder, prepare(parse("", [f"prompts.sources={sources}", *sets]), folder)
+    overrides = ["prompts.filters.language=en", "prompts.rows_per_shard=500", "prompts.negative_count=200"]
+    return folder, prepare(parse("", [f"prompts.sources={sources}", *overrides]), folder)
 
 
-def test_english_stays_and_german_goes(prepared):
+def test_english_is_kept_and_german_is_removed(prepared):
     _, record = prepared
     source = record.sources["emoji"]
     assert source.rows == 1949 + 300
-    assert source.removed.pop("sexual terms about minors") == 1  # "breast-feeding, baby": it blocks too much
-    assert set(source.removed) == {"language", "near duplicate"}  # "keycap: *" and "keycap: #" are no repeats
+    assert source.removed.pop("sexual terms about minors") == 1  # "breast-feeding, baby": a false positive
+    assert set(source.removed) == {"language", "near duplicate"}  # "keycap: *" and "keycap: #" are not duplicates
     assert source.rows == source.prompts + sum(source.removed.values()) + 1
     assert 300 <= source.removed["language"] <= 300 + 10
 
 
-def test_of_what_is_alike_one_stays(prepared):
-    """Such as men and women who do the same thing."""
+def test_near_duplicates_are_removed(prepared):
+    """Captions of men and women who do the same thing are near duplicates."""
     removed = prepared[1].sources["emoji"].removed
     assert 0 < removed["near duplicate"] < 400
 
@@ -42,7 +42,7 @@ def test_an_epoch_has_every_caption_once(ray_cluster, prepared):
     folder, record = prepared
     steps = -(-record.epoch // BATCH)
     stream = PromptStream(folder, load_manifest(folder), 0, BATCH, range(BATCH)).iter_batches(0, steps)
-    seen = [text for batch in stream for text in batch.prompts]
-    assert len(seen) == steps * BATCH
-    assert len(set(seen[: record.epoch])) == record.epoch == record.prompts
-    assert set(seen[record.epoch :]) <= set(seen)
+    prompts = [text for batch in stream for text in batch.prompts]
+    assert len(prompts) == steps * BATCH
+    assert len(set(prompts[: record.epoch])) == record.epoch == record.prompts
+    assert set(prompts[record.epoch :]) <= set(prompts)

@@ -7,27 +7,27 @@ from pipeline.errors import TransientError, UserError
 from pipeline.hub import download_folder
 
 
-def answered(status):
+def build_http_error(status):
     response = requests.Response()
     response.status_code = status
     return HfHubHTTPError(f"{status}", response=response)
 
 
 @pytest.mark.parametrize(
-    ("error", "passes"),
+    ("error", "is_transient"),
     [
-        (answered(404), False),
-        (answered(401), False),
-        (answered(503), True),
+        (build_http_error(404), False),
+        (build_http_error(401), False),
+        (build_http_error(503), True),
         (LocalEntryNotFoundError("no connection"), True),
         (ValueError("not a name"), False),
     ],
 )
-def test_a_hub_that_is_away_is_told_from_a_model_that_it_has_not(monkeypatch, error, passes):
+def test_an_unavailable_hub_is_distinguished_from_a_missing_model(monkeypatch, error, is_transient):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(UserError, match="teacher: 'a/b' at 'main' cannot be had from the hub") as refused:
+    with pytest.raises(UserError, match="teacher: 'a/b' at 'main' cannot be had from the hub") as caught:
         download_folder("a/b", "teacher")
-    assert isinstance(refused.value, TransientError) is passes
+    assert isinstance(caught.value, TransientError) is is_transient

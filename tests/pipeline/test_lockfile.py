@@ -18,19 +18,19 @@ def lock(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("lines", "wrong"),
+    ("lines", "differences"),
     [
         ([f"torch=={TORCH}", "no-such-package==1"], []),
         (["numpy==0.1", f"torch=={TORCH}"], [f"numpy is {metadata.version('numpy')}, not 0.1"]),
         (["ray==1; sys_platform == 'linux'"], [f"ray is {metadata.version('ray')}, not 1"]),
     ],
 )
-def test_what_is_installed_is_compared_with_the_lock(lock, lines, wrong):
+def test_installed_versions_are_compared_with_the_lock(lock, lines, differences):
     lock(*lines)
-    assert lockfile.find_version_differences(lockfile.LOCK) == wrong
+    assert lockfile.find_version_differences(lockfile.LOCK) == differences
 
 
-def test_a_submitted_job_on_other_versions_is_one_line(lock, tmp_path, monkeypatch, capsys):
+def test_a_submitted_job_with_other_versions_is_rejected(lock, tmp_path, monkeypatch, capsys):
     lock("numpy==0.1", "ray==0.1", "torch==0.1", "pillow==0.1")
     monkeypatch.setenv(lockfile.PINNED, "1")
     assert main(["prepare", "--run", str(tmp_path / "run")]) == 2
@@ -41,7 +41,7 @@ def test_a_submitted_job_on_other_versions_is_one_line(lock, tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_command_at_home_is_not_held_to_the_lock(lock, monkeypatch):
+def test_a_local_command_is_not_checked_against_the_lock(lock, monkeypatch):
     lock("numpy==0.1")
     monkeypatch.delenv(lockfile.PINNED, raising=False)
     lockfile.check_versions()

@@ -47,17 +47,19 @@ IMPORTS = """
 import logging, os
 before = dict(os.environ)
 import pipeline, pipeline.tracking, pipeline.remote_errors, pipeline.models, pipeline.session
-own = [n for n in os.environ if n not in before and n.startswith(("MLFLOW", "TOKENIZERS", "TRANSFORMERS"))]
-assert not own, own
+changed = [n for n in os.environ if n not in before and n.startswith(("MLFLOW", "TOKENIZERS", "TRANSFORMERS"))]
+assert not changed, changed
 for name in ("ray.data", "ray.train", "mlflow.store.db", "mlflow.system_metrics", "ray.data.exceptions"):
     assert logging.getLogger(name).level < logging.WARNING, name
 assert not logging.getLogger("pipeline").handlers
 """
 
 
-def test_importing_sets_no_variable_and_silences_nobody():
+def test_importing_sets_no_environment_variable_and_silences_no_logger():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for name in ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY"):
         environment.pop(name, None)
-    done = subprocess.run([sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

@@ -20,12 +20,12 @@ STUDENT = DistilledManifest(
 )
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_a_manifest_round_trips(tmp_path):
     folder = Folder.from_uri(tmp_path)
     manifest.write(folder, STUDENT)
-    found = manifest.read(folder, DistilledManifest)
-    assert found.model_copy(update={"metrics": {}}) == STUDENT.model_copy(update={"metrics": {}})
-    assert found.step == 3
+    actual = manifest.read(folder, DistilledManifest)
+    assert actual.model_copy(update={"metrics": {}}) == STUDENT.model_copy(update={"metrics": {}})
+    assert actual.step == 3
     assert json.loads(folder.read(manifest.NAME))["kind"] == "distill"
 
 
@@ -43,7 +43,7 @@ def test_what_is_written_is_read_back(tmp_path):
         ({"recipe": {"train": {"steps": "x"}}}, "manifest.json: recipe.train.steps: got 'x'; expected a whole number"),
     ],
 )
-def test_a_folder_that_is_not_one_is_named(tmp_path, content, message):
+def test_an_invalid_manifest_is_reported_in_one_line(tmp_path, content, message):
     if isinstance(content, dict):
         content = json.dumps({**STUDENT.values(), **content}).encode()
     if content is not None:
@@ -53,7 +53,7 @@ def test_a_folder_that_is_not_one_is_named(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_s_hash_sees_names_and_contents(tmp_path):
+def test_a_folder_hash_covers_names_and_contents(tmp_path):
     hashes = set()
     for name, content in (("a", "1"), ("a", "2"), ("b", "2")):
         folder = tmp_path / f"{name}{content}"

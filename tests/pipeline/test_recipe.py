@@ -7,7 +7,7 @@ NAMES = sorted(path.stem for path in recipe.RECIPES.glob("*.toml"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_loads_and_its_dump_gives_it_back(name):
+def test_every_recipe_round_trips_through_dump(name):
     loaded = recipe.load(name)
     assert loaded.name == name
     assert recipe.parse(recipe.dump(loaded)) == loaded
@@ -31,9 +31,9 @@ def test_overrides_of_every_type(tmp_path):
     assert loaded.prompts.avoid_contradictions is False
     assert loaded.method.guidance_range == (1.0, 2.5)
     assert loaded.lora_teacher.target_modules == ("to_k",)
-    own = tmp_path / "own.toml"
-    own.write_text(recipe.dump(loaded))
-    assert recipe.load(str(own)) == loaded
+    file = tmp_path / "own.toml"
+    file.write_text(recipe.dump(loaded))
+    assert recipe.load(str(file)) == loaded
 
 
 @pytest.mark.parametrize(("micro_batch_size", "expected"), [(0, 1), (1, 6), (2, 3), (4, 2), (5, 2), (6, 1)])
@@ -86,7 +86,7 @@ def test_gradient_accumulation_takes_the_fewest_passes_that_the_micro_batch_size
         ("train.steps", "--set: got 'train.steps'; expected section.field=value."),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_it(override, message):
+def test_an_invalid_value_is_reported_in_one_line(override, message):
     with pytest.raises(UserError) as caught:
         recipe.parse("seed = 1", [override])
     assert str(caught.value).startswith(message)
@@ -109,7 +109,7 @@ def test_a_malformed_file_is_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    ("root", "path", "placed"),
+    ("root", "path", "resolved"),
     [
         ("", "laion/*.parquet", "laion/*.parquet"),
         ("s3://b/prompts/", "laion/*.parquet", "s3://b/prompts/laion/*.parquet"),
@@ -118,13 +118,13 @@ def test_a_malformed_file_is_named(tmp_path, content, message):
         ("s3://b/prompts", "shapes", "shapes"),
     ],
 )
-def test_sources_are_below_their_root_unless_they_stand_for_themselves(root, path, placed):
+def test_relative_source_paths_are_resolved_below_the_root(root, path, resolved):
     prompts = recipe.parse("", [f"prompts.sources=[{{path='{path}'}}]", f"prompts.root='{root}'"]).prompts
-    assert prompts.resolve(path) == placed
-    assert prompts.node_local_paths == ([placed] if placed == "laion/*.parquet" else [])
+    assert prompts.resolve(path) == resolved
+    assert prompts.node_local_paths == ([resolved] if resolved == "laion/*.parquet" else [])
 
 
-def test_a_recipe_inherits_what_it_does_not_say(tmp_path):
+def test_a_recipe_inherits_unset_fields_from_its_base(tmp_path):
     (tmp_path / "mine.toml").write_text('base = "sd21"\nname = "mine"\n[train]\nsteps = 5\n')
     (tmp_path / "hers.toml").write_text('base = "mine.toml"\nname = "hers"\n[evaluation]\nscales = [2.0]\n')
     paper, loaded = recipe.load("sd21"), recipe.load(str(tmp_path / "hers.toml"))
@@ -142,7 +142,7 @@ def test_a_recipe_that_is_its_own_base_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "pixart"])
-def test_the_recipes_of_the_paper_are_what_table_6_says(name):
+def test_the_paper_recipes_match_table_6(name):
     loaded = recipe.load(name)
     steps, batch, guidance = {"sd15": (60000, 64, 4.0), "sd21": (40000, 64, 4.0), "pixart": (50000, 32, 3.0)}[name]
     assert (loaded.train.steps, loaded.train.batch_size, loaded.method.guidance_range) == (

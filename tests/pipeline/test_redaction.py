@@ -27,7 +27,7 @@ SECRET = "hush-hush-hush"
         ("short", "short"),
     ],
 )
-def test_what_is_masked_and_what_is_left(text, expected):
+def test_secrets_are_redacted_and_other_text_is_kept(text, expected):
     assert redact(text, {"AWS_SECRET_ACCESS_KEY": SECRET, "HF_TOKEN": "short", "PATH": "photo of a cat"}) == expected
 
 
@@ -44,11 +44,11 @@ def test_what_is_masked_and_what_is_left(text, expected):
         *((name, False) for name in ("RAY_AUTH_MODE", "AUTHOR", "COMPASS_X", "BYPASS_CACHE", "PWD")),
     ],
 )
-def test_which_variables_hold_secrets(name, secret):
+def test_environment_variables_with_secrets_are_recognised(name, secret):
     assert is_secret(name) is secret
 
 
-def test_an_error_line_shows_none(monkeypatch, capsys):
+def test_error_messages_are_redacted(monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     assert main(["prepare", "--recipe", f"http://me:word@host/{SECRET}"]) == 2
     err = capsys.readouterr().err
@@ -60,15 +60,15 @@ def test_an_error_line_shows_none(monkeypatch, capsys):
     "override",
     ["student.init=s3://u:hushhush@b/x", "prompts.root=https://hushhush@hub/x", "teacher=s3://b/x?key=1&token=hush"],
 )
-def test_a_recipe_holds_none(tmp_path, capsys, override):
-    """It is written into manifests, reports, model cards and MLflow."""
+def test_a_recipe_with_a_secret_is_rejected(tmp_path, capsys, override):
+    """Recipes are written to manifests, reports, model cards and MLflow."""
     assert main(["distill", "--dry-run", "--run", str(tmp_path), "--set", override]) == 2
     out, err = capsys.readouterr()
     assert "hush" not in out + err
     assert "***" in err
 
 
-def test_a_dry_run_shows_none(tmp_path, capsys):
+def test_dry_run_output_is_redacted(tmp_path, capsys):
     command = ["distill", "--dry-run", "--run", str(tmp_path), "--tracking-uri", "https://me:word@mlflow"]
     assert main(command) == 0
     out = capsys.readouterr().out
@@ -77,20 +77,20 @@ def test_a_dry_run_shows_none(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["../../x", "", "a/b", "a:b", ".x", "a b", "x" * 101])
-def test_a_recipe_s_name_is_a_name(name, capsys):
+def test_an_invalid_recipe_name_is_rejected(name, capsys):
     assert main(["prepare", "--set", f"name={name!r}"]) == 2
     assert "name: " in capsys.readouterr().err
 
 
-def test_a_manifest_s_files_cannot_leave_their_folder(tmp_path, capsys):
-    small = ["--set", "prompts.count=40", "--set", "prompts.negative_draws=20", "--set", "train.batch_size=8"]
+def test_files_of_a_manifest_cannot_leave_its_folder(tmp_path, capsys):
+    overrides = ["--set", "prompts.count=40", "--set", "prompts.negative_draws=20", "--set", "train.batch_size=8"]
     run = ["--run", str(tmp_path / "run")]
-    assert main(["prepare", *run, *small]) == 0
+    assert main(["prepare", *run, *overrides]) == 0
     manifest = tmp_path / "run/prompts/manifest.json"
     (tmp_path / "outside.parquet").write_bytes(b"x")
     for name in ("../../outside.parquet", str(tmp_path / "outside.parquet")):
         text = manifest.read_text()
         manifest.write_text(text.replace('"negatives.parquet"', f'"{name}"'))
-        assert main(["distill", *run, *small]) == 2
+        assert main(["distill", *run, *overrides]) == 2
         assert f"got {name!r}; expected names of files in this folder" in capsys.readouterr().err
         manifest.write_text(text)

@@ -7,8 +7,8 @@ from pipeline.prompts.text_encoding import EncoderConfig, TextEncoderActor
 from pipeline.remote_errors import iter_batches, iter_rows
 
 
-class Wrong:
-    """Of an actor or a task, after its first row."""
+class FailAfterFirstRow:
+    """A batch function that raises the given error after the first row."""
 
     def __init__(self, error=None):
         self.error = error
@@ -28,23 +28,25 @@ class Wrong:
     ],
     ids=["task", "actor", "another error"],
 )
-def test_a_mistake_of_a_task_is_the_mistake_itself(ray_cluster, capfd, error, actor, read):
+def test_a_user_error_of_a_remote_task_is_raised_unchanged(ray_cluster, capfd, error, actor, read):
     numbers = ray_cluster.data.range(2, override_num_blocks=2).rename_columns({"id": "number"})
-    given = {"fn_constructor_args": (error,), "concurrency": 1} if actor else {}
-    made = numbers.map_batches(Wrong if actor else Wrong(error), batch_size=1, num_cpus=0.25, **given)
-    with pytest.raises(type(error)) as found:
-        list(read(made))
+    actor_options = {"fn_constructor_args": (error,), "concurrency": 1} if actor else {}
+    mapped = numbers.map_batches(
+        FailAfterFirstRow if actor else FailAfterFirstRow(error), batch_size=1, num_cpus=0.25, **actor_options
+    )
+    with pytest.raises(type(error)) as caught:
+        list(read(mapped))
     if isinstance(error, UserError):
-        assert type(found.value) is type(error)
-        assert str(found.value) == str(error)
+        assert type(caught.value) is type(error)
+        assert str(caught.value) == str(error)
     assert "please open an issue" not in capfd.readouterr().err
 
 
-def test_what_an_encoder_does_not_find_is_told(ray_cluster, tmp_path):
-    nowhere = EncoderConfig(str(tmp_path / "teacher"), "main", "", str(tmp_path), False, False, 4, 0)
+def test_a_file_missing_on_an_encoder_is_reported(ray_cluster, tmp_path):
+    config = EncoderConfig(str(tmp_path / "teacher"), "main", "", str(tmp_path), False, False, 4, 0)
     prompts = ray_cluster.data.from_items([{"prompt": "a cat", "position": 0}])
     encoded = prompts.map_batches(
-        TextEncoderActor, fn_constructor_args=(nowhere,), batch_size=1, num_cpus=0.25, concurrency=1
+        TextEncoderActor, fn_constructor_args=(config,), batch_size=1, num_cpus=0.25, concurrency=1
     )
     with pytest.raises(UserError, match=f"^{tmp_path}/negatives.parquet: no such file$"):
         list(iter_rows(encoded))

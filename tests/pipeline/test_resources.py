@@ -12,7 +12,7 @@ from pipeline.resources import (
 )
 
 
-def check(monkeypatch, *overrides):
+def request_resources(monkeypatch, *overrides):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
     options = recipe.parse("", ["train.batch_size=8", "train.gpus_per_worker=1", *overrides])
     for request in (build_training_request(options.train), build_evaluation_request(options.evaluation)):
@@ -27,8 +27,8 @@ def check(monkeypatch, *overrides):
         ["evaluation.gpus_per_process=2", "evaluation.num_processes=9"],
     ],
 )
-def test_what_this_machine_has_is_enough(monkeypatch, overrides):
-    check(monkeypatch, *overrides)
+def test_a_satisfiable_request_passes(monkeypatch, overrides):
+    request_resources(monkeypatch, *overrides)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_what_this_machine_has_is_enough(monkeypatch, overrides):
         ),
     ],
 )
-def test_what_is_missing_is_named(monkeypatch, overrides, message):
+def test_an_unsatisfiable_request_names_the_missing_resource(monkeypatch, overrides, message):
     with pytest.raises(UserError, match=message):
-        check(monkeypatch, *overrides)
+        request_resources(monkeypatch, *overrides)
 
 
-def test_a_cluster_without_the_resources_is_one_line_after_the_timeout(ray_cluster, monkeypatch):
+def test_missing_cluster_resources_are_reported_after_the_timeout(ray_cluster, monkeypatch):
     logged = []
     wait_for_resources(
         ResourceRequest("train", "worker", 1, build_ray_resources(0.5, 0)), 0.01, "a cluster", logged.append
@@ -62,11 +62,11 @@ def test_a_cluster_without_the_resources_is_one_line_after_the_timeout(ray_clust
     assert not logged, "a satisfied request logs nothing"
     monkeypatch.setattr(resources, "GRACE_SECONDS", 0.1)
     request = ResourceRequest("train", "worker", 4, build_ray_resources(0.5, 1))
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as caught:
         wait_for_resources(request, 0.01, "a cluster", logged.append)
     (line,) = logged
     assert line.startswith(
         "waiting up to 0.01 minutes for resources: 4 workers with 0.5 CPU and 1 GPU each; the cluster"
     )
     assert line.endswith("0 of 0 GPU free")
-    assert str(refused.value).startswith("train.gpus_per_worker: 4 workers with 0.5 CPU and 1 GPU each requested")
+    assert str(caught.value).startswith("train.gpus_per_worker: 4 workers with 0.5 CPU and 1 GPU each requested")

@@ -1,4 +1,4 @@
-"""Preparation and the stream against an S3 server that fails as real ones do."""
+"""Preparation and the prompt stream against an S3 server with injected faults."""
 
 import json
 import os
@@ -26,45 +26,45 @@ def faults(s3_server, monkeypatch):
 
 @pytest.fixture
 def recipe(bucket):
-    """A JSONL and a Parquet source in the bucket."""
-    place = Folder.from_uri(bucket)
+    """Return a recipe with a JSONL and a Parquet source in the bucket."""
+    root = Folder.from_uri(bucket)
     lines = [json.dumps({"prompt": f"journey number {i}"}) for i in range(300)]
-    place.write("in/jdb/a.jsonl", "\n".join(lines).encode())
+    root.write("in/jdb/a.jsonl", "\n".join(lines).encode())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"TEXT": [f"laion caption {i}" for i in range(300)]}), sink)
-    place.write("in/laion/part-0.parquet", sink.getvalue().to_pybytes())
+    root.write("in/laion/part-0.parquet", sink.getvalue().to_pybytes())
     sources = f"[{{path='{bucket}/in/jdb'}}, {{path='{bucket}/in/laion/*.parquet'}}]"
     return parse("", [f"prompts.sources={sources}", "prompts.near_duplicates=0", "prompts.negative_count=40"])
 
 
-def stream(folder):
-    """The prompts of one epoch, read without a cluster."""
+def read_epoch(folder):
+    """Return the prompts of one epoch, read without a cluster."""
     reader = PromptStream(folder, load_manifest(folder), 0, 6, range(6))
     return [text for span in reader.sampler.iter_ranges(0, 600, 256) for text in reader.read_prompts(span).to_pylist()]
 
 
-def test_from_a_bucket_to_a_bucket(bucket, recipe):
+def test_prompts_are_prepared_from_and_to_a_bucket(bucket, recipe):
     folder = Folder.from_uri(f"{bucket}/run/prompts")
     record = prepare(recipe, folder)
     assert record.prompts == 600
-    assert len(set(stream(folder))) == 600
+    assert len(set(read_epoch(folder))) == 600
     assert prepare(recipe, folder) == record
 
 
-@pytest.mark.parametrize("how", ["503", pytest.param("slow", marks=pytest.mark.slow), "cut"])
-def test_what_passes_is_waited_for(bucket, recipe, faults, how, monkeypatch):
-    folder = Folder.from_uri(f"{bucket}/run-{how}/prompts")
-    faults.fault = how
+@pytest.mark.parametrize("fault", ["503", pytest.param("slow", marks=pytest.mark.slow), "cut"])
+def test_transient_faults_are_retried(bucket, recipe, faults, fault, monkeypatch):
+    folder = Folder.from_uri(f"{bucket}/run-{fault}/prompts")
+    faults.fault = fault
     faults.matches = lambda number, path: number % 5 == 3
     record = prepare(recipe, folder)
     read_shard.cache_clear()
     assert record.prompts == 600
     assert not any(source.removed for source in record.sources.values())
-    assert len(set(stream(folder))) == 600
+    assert len(set(read_epoch(folder))) == 600
     assert faults.requests > 10
 
 
-def test_expired_credentials_are_one_line_and_nothing_is_lost(bucket, recipe, faults):
+def test_expired_credentials_are_reported_and_preparation_can_resume(bucket, recipe, faults):
     folder = Folder.from_uri(f"{bucket}/run/prompts")
     faults.fault = "expired"
     faults.matches = lambda number, path: "part-0.parquet" in path

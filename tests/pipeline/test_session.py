@@ -5,16 +5,16 @@ import pytest
 from pipeline import session
 
 
-@pytest.mark.parametrize("told", [None, "{}", '{"runtime_env": null}', '{"runtime_env": {"env_vars": null}}'])
-def test_workers_have_our_variables(monkeypatch, told):
+@pytest.mark.parametrize("job_config", [None, "{}", '{"runtime_env": null}', '{"runtime_env": {"env_vars": null}}'])
+def test_workers_inherit_the_default_variables(monkeypatch, job_config):
     monkeypatch.delenv(session.IN_JOB, raising=False)
-    if told:
-        monkeypatch.setenv(session.IN_JOB, told)
+    if job_config:
+        monkeypatch.setenv(session.IN_JOB, job_config)
     assert session._collect_variables()["OMP_NUM_THREADS"] == "1"
 
 
-def test_what_a_job_was_submitted_with_is_not_told_again(monkeypatch):
-    """Ray refuses the same name with another value."""
+def test_variables_of_the_submitted_job_are_not_overridden(monkeypatch):
+    """Ray rejects a second value for the same variable."""
     submitted = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "8", "X": "y"}}}
     monkeypatch.setenv(session.IN_JOB, json.dumps(submitted))
     variables = session._collect_variables()

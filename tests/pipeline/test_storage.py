@@ -25,11 +25,11 @@ def make_tree(root, **files):
     return root
 
 
-def tree(root):
+def read_tree(root):
     return {file.relative_to(root).as_posix(): file.read_text() for file in root.rglob("*") if file.is_file()}
 
 
-def test_what_is_written_is_read_back(folder):
+def test_a_written_file_is_read_back(folder):
     assert not folder.exists("a.txt")
     folder.write("a.txt", b"one")
     folder.write("a.txt", b"two")
@@ -45,10 +45,10 @@ def test_a_missing_file_is_named(folder):
         folder.read("gone.txt")
 
 
-def test_an_uploaded_folder_comes_back(folder, tmp_path):
+def test_an_uploaded_folder_can_be_downloaded(folder, tmp_path):
     source = make_tree(tmp_path / "source", a="1", unet__weights="2")
     (folder / "student").upload(source)
-    assert tree((folder / "student").copy_to_local(tmp_path / "scratch")) == {"a": "1", "unet/weights": "2"}
+    assert read_tree((folder / "student").copy_to_local(tmp_path / "scratch")) == {"a": "1", "unet/weights": "2"}
 
 
 def test_local_paths_become_absolute(monkeypatch, tmp_path):
@@ -68,7 +68,7 @@ def test_a_failed_local_write_leaves_the_old_content(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match=r"a.txt: cannot be written: No space left on device"):
         folder.write("a.txt", b"new")
-    assert tree(tmp_path) == {"a.txt": "old"}
+    assert read_tree(tmp_path) == {"a.txt": "old"}
 
 
 def test_an_upload_replaces_the_folder_as_a_whole(folder, tmp_path):
@@ -84,18 +84,18 @@ def test_a_failed_local_upload_leaves_the_old_content(tmp_path):
     target.upload(make_tree(tmp_path / "first", a="1"))
     with pytest.raises(UserError, match="target: cannot be written"):
         target.upload(tmp_path / "gone")
-    assert tree(tmp_path / "target") == {"a": "1"}
+    assert read_tree(tmp_path / "target") == {"a": "1"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "target"]
 
 
-def test_a_folder_that_is_a_file_is_named(tmp_path):
+def test_a_folder_below_a_file_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     folder = Folder.from_uri(tmp_path / "file") / "prompts"
     with pytest.raises(UserError, match=r"prompts/a.txt: cannot be written"):
         folder.write("a.txt", b"")
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket):
+def test_a_missing_bucket_is_named(bucket):
     with pytest.raises(UserError, match=r"s3://elsewhere/run/a.txt: cannot be written"):
         Folder.from_uri("s3://elsewhere/run").write("a.txt", b"")
 
@@ -119,24 +119,24 @@ OPERATIONS = {
 }
 
 
-def test_a_store_is_asked_as_often_from_another_process(bucket, monkeypatch):
-    """Ray Train's controller and workers have a pickled file system."""
+def test_a_pickled_file_system_keeps_its_retries(bucket, monkeypatch):
+    """Ray Train sends a pickled file system to its controller and workers."""
     server = FaultProxy(os.environ["AWS_ENDPOINT_URL"]).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     monkeypatch.setattr(storage.retry, "MAX_ATTEMPTS", 5)
-    there = pickle.loads(pickle.dumps(Folder.from_uri(f"{bucket}/run").filesystem))
+    filesystem = pickle.loads(pickle.dumps(Folder.from_uri(f"{bucket}/run").filesystem))
     server.fault, server.matches = "503", lambda number, path: number < 5
-    with there.open_output_stream("runs/run/list.json") as stream:
+    with filesystem.open_output_stream("runs/run/list.json") as stream:
         stream.write(b"[]")
     assert server.requests >= 5
     server.stop()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("how", ["503", "expired"])
-def test_a_store_that_does_not_serve_is_one_line(bucket, tmp_path, monkeypatch, operation, how):
+@pytest.mark.parametrize("fault", ["503", "expired"])
+def test_a_failing_store_is_reported_in_one_line(bucket, tmp_path, monkeypatch, operation, fault):
     server = FaultProxy(os.environ["AWS_ENDPOINT_URL"]).start()
-    server.fault, server.matches = how, lambda number, path: True
+    server.fault, server.matches = fault, lambda number, path: True
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     monkeypatch.setattr(storage.retry, "MAX_ATTEMPTS", 1)
     (tmp_path / "file").write_text("")

@@ -1,4 +1,4 @@
-"""A tracking store that is away, and comes back."""
+"""A tracking store that becomes unavailable and recovers."""
 
 import time
 
@@ -17,22 +17,22 @@ def tracker(tmp_path, monkeypatch):
     return tracking.Tracker(uri, tracking.create_run(uri, "run", {}))
 
 
-def away(tracker, monkeypatch, failures):
-    """Writing metrics fails so many times."""
+def fail_first_writes(tracker, monkeypatch, failures):
+    """Make the first `failures` metric writes fail; return the list of write times."""
     calls, write = [], tracker._client.log_batch
 
     def log_batch(*args, **options):
         calls.append(time.monotonic())
         if len(calls) <= failures:
-            raise ConnectionError("away")
+            raise ConnectionError("unavailable")
         return write(*args, **options)
 
     monkeypatch.setattr(tracker._client, "log_batch", log_batch)
     return calls
 
 
-def test_what_was_written_while_the_store_was_away_is_there_afterwards(tracker, monkeypatch, caplog):
-    calls = away(tracker, monkeypatch, failures=5)
+def test_metrics_of_an_outage_are_written_afterwards(tracker, monkeypatch, caplog):
+    calls = fail_first_writes(tracker, monkeypatch, failures=5)
     for step in range(3):
         tracker.log_metrics({"loss": float(step)}, step, 0)
     tracker.finish()
@@ -45,9 +45,9 @@ def test_what_was_written_while_the_store_was_away_is_there_afterwards(tracker, 
     assert tracker._client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_a_store_that_stays_away_holds_nobody_up(tracker, monkeypatch, caplog):
+def test_a_long_outage_does_not_block_training(tracker, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.3)
-    away(tracker, monkeypatch, failures=10**9)
+    fail_first_writes(tracker, monkeypatch, failures=10**9)
     started = time.monotonic()
     for step in range(tracking.BUFFERED + 10):
         tracker.log_metrics({"loss": 0.0}, step, 0)
@@ -56,14 +56,14 @@ def test_a_store_that_stays_away_holds_nobody_up(tracker, monkeypatch, caplog):
     assert any("writes are lost" in record.message for record in caplog.records)
 
 
-def test_the_machine_s_own_figures_are_in_the_run(tracker, monkeypatch):
+def test_system_metrics_are_logged(tracker, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     tracker.watch_machine()
-    name, end = "system/cpu_utilization_percentage", time.monotonic() + 20
-    while not (found := tracker._client.get_run(tracker.run_id).data.metrics) and time.monotonic() < end:
+    name, deadline = "system/cpu_utilization_percentage", time.monotonic() + 20
+    while not (metrics := tracker._client.get_run(tracker.run_id).data.metrics) and time.monotonic() < deadline:
         time.sleep(0.1)
     tracker.finish()
-    assert 0 <= found[name] <= 100
+    assert 0 <= metrics[name] <= 100
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,20 @@ def test_the_machine_s_own_figures_are_in_the_run(tracker, monkeypatch):
         ("foo://x", "tracking-uri: foo://x: "),
     ],
 )
-def test_a_store_that_is_not_there_is_one_line_at_once(uri, message):
-    with pytest.raises(StorageError, match=message) as refused:
+def test_an_unreachable_store_is_reported_in_one_line(uri, message):
+    with pytest.raises(StorageError, match=message) as caught:
         tracking.create_run(uri, "run", {})
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
     with pytest.raises(StorageError):
         tracking.require_reachable(uri)
 
 
-def test_a_run_that_is_not_there_is_a_mistake_and_a_store_that_fails_is_none(tracker, monkeypatch):
+def test_a_missing_run_is_a_user_error_and_a_failing_store_is_transient(tracker, monkeypatch):
     uri = tracker._client.tracking_uri
     tracking.require_run(uri, tracker.run_id)
-    with pytest.raises(UserError, match="has no run") as refused:
+    with pytest.raises(UserError, match="has no run") as caught:
         tracking.require_run(uri, "0" * 32)
-    assert not isinstance(refused.value, TransientError)
+    assert not isinstance(caught.value, TransientError)
 
     def fail(*_):
         raise MlflowException("503", error_code=TEMPORARILY_UNAVAILABLE)
@@ -96,7 +96,7 @@ def test_a_run_that_is_not_there_is_a_mistake_and_a_store_that_fails_is_none(tra
         tracking.require_run(uri, tracker.run_id)
 
 
-def test_a_run_that_continues_writes_no_step_twice(tmp_path):
+def test_a_resumed_run_writes_no_step_twice(tmp_path):
     uri = f"sqlite:///{tmp_path}/ml.db"
     run = tracking.create_run(uri, "run", {})
     first, second = tracking.Tracker(uri, run), tracking.Tracker(uri, run)
@@ -110,5 +110,5 @@ def test_a_run_that_continues_writes_no_step_twice(tmp_path):
     second.log_metrics({"loss": 5.0, "attempt": 1.0}, 20, 220)
     second.flush()
     history = tracking.build_client(uri).get_metric_history(run, "loss")
-    found = [(metric.step, metric.timestamp) for metric in history]
-    assert sorted(found) == [(10, 10), (20, 20), (20, 220), (30, 130)]
+    written = [(metric.step, metric.timestamp) for metric in history]
+    assert sorted(written) == [(10, 10), (20, 20), (20, 220), (30, 130)]
