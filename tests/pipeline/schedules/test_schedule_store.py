@@ -19,12 +19,12 @@ def schedules(request, tmp_path):
     )
 
 
-def test_a_schedule_is_kept_with_its_whole_recipe(schedules):
+def test_a_schedule_is_stored_with_its_whole_recipe(schedules):
     recipe = load("shapes", ["schedule.cron='0 3 * * SUN'", "schedule.timezone='Europe/Berlin'", "train.steps=7"])
     schedules.add("weekly", recipe, "http://mlflow:5000", NOW)
-    found = schedules.read("weekly")
-    assert found.recipe == recipe
-    assert (found.tracking_uri, found.added_at, found.paused) == (
+    stored = schedules.read("weekly")
+    assert stored.recipe == recipe
+    assert (stored.tracking_uri, stored.added_at, stored.paused) == (
         "http://mlflow:5000",
         "2026-11-25T12:00:00+00:00",
         False,
@@ -32,13 +32,13 @@ def test_a_schedule_is_kept_with_its_whole_recipe(schedules):
     assert schedules.list_names() == ["weekly"]
 
 
-def test_removing_one_leaves_its_history(schedules):
+def test_removing_a_schedule_keeps_its_history(schedules):
     schedules.add("weekly", load("shapes", ["schedule.cron='0 3 * * SUN'"]), "sqlite://", NOW)
-    past = History(schedules.get_folder("weekly"))
-    past.write(ScheduledRun("20261122T0300Z", "done"))
+    history = History(schedules.get_folder("weekly"))
+    history.write(ScheduledRun("20261122T0300Z", "done"))
     schedules.remove("weekly")
     assert schedules.list_names() == []
-    assert past.read("20261122T0300Z").state == "done"
+    assert history.read("20261122T0300Z").state == "done"
     with pytest.raises(UserError, match="name: got 'weekly'; expected a schedule: there is none yet"):
         schedules.read("weekly")
 
@@ -52,7 +52,7 @@ def test_a_name_cannot_leave_its_folder(tmp_path, name):
 
 
 @pytest.fixture
-def schedule(tmp_path, monkeypatch, capsys):
+def run_schedule_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
     def call(*arguments):
@@ -62,27 +62,27 @@ def schedule(tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
-    assert schedule("list")[1] == "no schedules yet; `python -m jobs schedule add` makes one\n"
-    code, out, _ = schedule("add", "weekly", "--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin")
+def test_the_schedule_commands_from_add_to_remove(run_schedule_command, tmp_path):
+    assert run_schedule_command("list")[1] == "no schedules yet; `python -m jobs schedule add` makes one\n"
+    code, out, _ = run_schedule_command("add", "weekly", "--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin")
     assert code == 0
     assert "weekly: next Sun " in out
     assert "03:00 CET" in out or "03:00 CEST" in out
-    assert "paused" in schedule("pause", "weekly")[1]
-    assert " paused" in schedule("list")[1]
-    assert "next Sun" in schedule("resume", "weekly")[1]
-    assert " runs; `python -m jobs scheduler` submits it" in schedule("run-now", "weekly")[1]
-    schedule("pause", "weekly")
-    assert " runs once, though the schedule is paused; `python" in schedule("run-now", "weekly")[1]
-    assert schedule("history", "weekly")[1] == "nothing was due yet\n"
+    assert "paused" in run_schedule_command("pause", "weekly")[1]
+    assert " paused" in run_schedule_command("list")[1]
+    assert "next Sun" in run_schedule_command("resume", "weekly")[1]
+    assert " runs; `python -m jobs scheduler` submits it" in run_schedule_command("run-now", "weekly")[1]
+    run_schedule_command("pause", "weekly")
+    assert " runs once, though the schedule is paused; `python" in run_schedule_command("run-now", "weekly")[1]
+    assert run_schedule_command("history", "weekly")[1] == "nothing was due yet\n"
     History(Folder.from_uri(tmp_path / "store/weekly")).write(
         ScheduledRun("20261122T0300Z", "skipped", "another still ran")
     )
-    assert "20261122T0300Z skipped" in schedule("list")[1]
-    assert "another still ran" in schedule("history", "weekly")[1]
-    assert "its runs and history are in" in schedule("remove", "weekly")[1]
-    assert "another still ran" in schedule("history", "weekly")[1], "of one that was removed"
-    assert "got 'nothing'; expected a schedule" in schedule("history", "nothing")[2]
+    assert "20261122T0300Z skipped" in run_schedule_command("list")[1]
+    assert "another still ran" in run_schedule_command("history", "weekly")[1]
+    assert "its runs and history are in" in run_schedule_command("remove", "weekly")[1]
+    assert "another still ran" in run_schedule_command("history", "weekly")[1], "the history of a removed schedule"
+    assert "got 'nothing'; expected a schedule" in run_schedule_command("history", "nothing")[2]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_the_commands_of_a_schedule_s_life(schedule, tmp_path):
         (["pause", "nothing"], "name: got 'nothing'; expected a schedule: there is none yet"),
     ],
 )
-def test_a_mistake_is_one_line(schedule, tmp_path, arguments, message):
-    code, _, err = schedule(*arguments)
+def test_invalid_arguments_are_reported_in_one_line(run_schedule_command, tmp_path, arguments, message):
+    code, _, err = run_schedule_command(*arguments)
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
@@ -121,17 +121,17 @@ def test_a_mistake_is_one_line(schedule, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     "secret", [["--tracking-uri", "http://me:hush@mlflow"], ["--set", "teacher='https://me:hush@hub/x'"]]
 )
-def test_a_secret_is_not_stored(schedule, tmp_path, secret):
-    code, _, err = schedule("add", "weekly", "--cron", "0 3 * * *", *secret)
+def test_a_secret_is_not_stored(run_schedule_command, tmp_path, secret):
+    code, _, err = run_schedule_command("add", "weekly", "--cron", "0 3 * * *", *secret)
     assert code == 2
     assert "://me:***@" in err
     assert "hush" not in err
     assert not (tmp_path / "store").exists()
 
 
-def test_a_second_of_the_same_name_is_refused(schedule):
-    schedule("add", "weekly", "--cron", "0 3 * * *")
-    code, _, err = schedule("add", "weekly", "--cron", "0 4 * * *")
+def test_a_duplicate_name_is_rejected(run_schedule_command):
+    run_schedule_command("add", "weekly", "--cron", "0 3 * * *")
+    code, _, err = run_schedule_command("add", "weekly", "--cron", "0 4 * * *")
     assert code == 2
     assert "got 'weekly'; expected a new name" in err
 
@@ -145,14 +145,14 @@ def test_a_second_of_the_same_name_is_refused(schedule):
         (["--runs", "s3://b"], "expected s3://BUCKET/FOLDER"),
     ],
 )
-def test_a_mistake_in_a_tick_is_one_line(capsys, tmp_path, arguments, message):
+def test_invalid_arguments_of_run_scheduled_are_reported_in_one_line(capsys, tmp_path, arguments, message):
     assert main(["run-scheduled", "--runs", str(tmp_path), *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_a_schedule_of_many_machines_does_not_name_a_file_of_this_one(bucket, monkeypatch, capsys):
+def test_a_schedule_in_a_bucket_requires_a_tracking_server(bucket, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert main(["schedule", "add", "weekly", "--cron", "0 3 * * *", "--store", f"{bucket}/schedules"]) == 2
     assert "--tracking-uri: got nothing; expected a server" in capsys.readouterr().err

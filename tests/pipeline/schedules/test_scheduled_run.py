@@ -17,12 +17,12 @@ from pipeline.schedules.scheduled_run import run_scheduled
 from pipeline.storage import Folder
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
-TIME = "20261125T0300Z"
+SCHEDULED_TIME = "20261125T0300Z"
 OUTCOME = RegisteredVersion("nasa-shapes", 1, "champion", "models:/nasa-shapes/1", "the first version")
 
 
-class Work:
-    """What a scheduled run does, counted; it raises what it is given, once each."""
+class FakeJob:
+    """A stand-in for the scheduled job, which records its calls and raises each given error once."""
 
     def __init__(self, *errors):
         self.errors, self.recipes, self.runs = list(errors), [], []
@@ -41,7 +41,7 @@ def recipe():
 
 
 @pytest.fixture
-def run_it(tmp_path, recipe):
+def run_schedule(tmp_path, recipe):
     def call(job, now=NOW, name=None, recipe=recipe):
         home = Folder.from_uri(tmp_path / "weekly")
         return run_scheduled(
@@ -58,239 +58,242 @@ def run_it(tmp_path, recipe):
 
 
 @pytest.fixture
-def past(tmp_path):
+def history(tmp_path):
     return History(Folder.from_uri(tmp_path / "weekly"))
 
 
-def test_what_is_due_is_done_once(run_it, past, tmp_path):
-    work = Work()
-    assert run_it(work) == f"{TIME}: version 1 of nasa-shapes: the first version"
-    assert run_it(work) == f"{TIME}: is already done"
-    assert work.runs == [str(tmp_path / "weekly/runs" / TIME)]
-    record = past.read(TIME)
+def test_a_due_run_runs_once(run_schedule, history, tmp_path):
+    job = FakeJob()
+    assert run_schedule(job) == f"{SCHEDULED_TIME}: version 1 of nasa-shapes: the first version"
+    assert run_schedule(job) == f"{SCHEDULED_TIME}: is already done"
+    assert job.runs == [str(tmp_path / "weekly/runs" / SCHEDULED_TIME)]
+    record = history.read(SCHEDULED_TIME)
     assert (record.state, record.outcome, len(record.attempts)) == ("done", OUTCOME, 1)
 
 
-def test_all_runs_that_were_missed_are_one(run_it, past):
-    """RayCronJob starts one job for each; all of them find the same time due."""
-    work = Work()
+def test_missed_runs_are_merged_into_one(run_schedule, history):
+    """RayCronJob starts a job for each missed time, and all of them find the same time due."""
+    job = FakeJob()
     for _ in range(5):
-        run_it(work, NOW + timedelta(days=3))
-    assert len(work.runs) == 1
-    assert past.times() == ["20261128T0300Z"]
+        run_schedule(job, NOW + timedelta(days=3))
+    assert len(job.runs) == 1
+    assert history.times() == ["20261128T0300Z"]
 
 
-def test_what_is_too_late_is_left_out(run_it, recipe, past):
-    work = Work()
+def test_a_run_that_is_too_late_is_not_started(run_schedule, recipe, history):
+    job = FakeJob()
     monthly = load("shapes", ["schedule.cron='0 3 1 * *'"])
-    assert run_it(work, recipe=monthly) == "20261101T0300Z: is 585.0 hours late; schedule.max_lateness_hours is 24"
-    assert not work.runs
-    assert not past.times()
+    assert run_schedule(job, recipe=monthly) == "20261101T0300Z: is 585.0 hours late; schedule.max_lateness_hours is 24"
+    assert not job.runs
+    assert not history.times()
 
 
-def test_a_failure_is_written_down_and_tried_again_as_often_as_the_recipe_says(run_it, past):
-    work = Work(TrainingError("it broke"), TrainingError("again"))
+def test_a_failure_is_recorded_and_retried_up_to_the_limit(run_schedule, history):
+    job = FakeJob(TrainingError("it broke"), TrainingError("again"))
     for message in ("it broke", "again"):
         with pytest.raises(TrainingError, match=message):
-            run_it(work)
-    assert [each.error for each in past.read(TIME).attempts] == ["TrainingError: it broke", "TrainingError: again"]
-    assert run_it(work) == f"{TIME}: failed 2 times: TrainingError: again"
-    assert len(work.runs) == 2
-    assert len(set(work.runs)) == 1, "an attempt is being retried where the one before it was"
+            run_schedule(job)
+    assert [attempt.error for attempt in history.read(SCHEDULED_TIME).attempts] == [
+        "TrainingError: it broke",
+        "TrainingError: again",
+    ]
+    assert run_schedule(job) == f"{SCHEDULED_TIME}: failed 2 times: TrainingError: again"
+    assert len(job.runs) == 2
+    assert len(set(job.runs)) == 1, "a retry uses the folder of the attempt before it"
 
 
-def test_a_store_that_was_away_is_no_mistake(run_it, past):
-    work = Work(StorageError("s3://runs: cannot be read: 503"))
+def test_a_storage_error_is_retried(run_schedule, history):
+    job = FakeJob(StorageError("s3://runs: cannot be read: 503"))
     with pytest.raises(StorageError):
-        run_it(work)
-    assert past.read(TIME).attempts[0].error == "s3://runs: cannot be read: 503"
-    assert "version 1" in run_it(work)
+        run_schedule(job)
+    assert history.read(SCHEDULED_TIME).attempts[0].error == "s3://runs: cannot be read: 503"
+    assert "version 1" in run_schedule(job)
 
 
-def test_a_mistake_is_not_tried_again(run_it, past):
-    work = Work(UserError("train.steps: 0 is not allowed"))
+def test_a_user_error_is_not_retried(run_schedule, history):
+    job = FakeJob(UserError("train.steps: 0 is not allowed"))
     with pytest.raises(UserError):
-        run_it(work)
-    with pytest.raises(UserError, match=f"Scheduled run {TIME} was rejected: train.steps: 0 is not allowed"):
-        run_it(work)  # no success: what started it sees it too
-    assert len(work.runs) == 1
+        run_schedule(job)
+    with pytest.raises(UserError, match=f"Scheduled run {SCHEDULED_TIME} was rejected: train.steps: 0 is not allowed"):
+        run_schedule(job)  # the error is raised again: the caller must not see a success
+    assert len(job.runs) == 1
 
 
-def test_a_process_that_was_killed_counts_as_an_attempt(run_it, past):
-    past.write(ScheduledRun(TIME).begin_attempt(NOW))
-    assert "version 1" in run_it(Work())
-    first, second = past.read(TIME).attempts
+def test_a_killed_process_counts_as_an_attempt(run_schedule, history):
+    history.write(ScheduledRun(SCHEDULED_TIME).begin_attempt(NOW))
+    assert "version 1" in run_schedule(FakeJob())
+    first, second = history.read(SCHEDULED_TIME).attempts
     assert (first.error, second.error) == (DIED, "")
 
 
-def test_one_that_was_killed_too_often_is_given_up(run_it, past):
-    past.write(ScheduledRun(TIME).begin_attempt(NOW).begin_attempt(NOW))
-    work = Work()
-    assert run_it(work) == f"{TIME}: failed 2 times: {DIED}"
-    assert not work.runs
-    assert (past.read(TIME).state, past.read(TIME).reason) == ("failed", DIED)
+def test_a_run_that_was_killed_too_often_fails(run_schedule, history):
+    history.write(ScheduledRun(SCHEDULED_TIME).begin_attempt(NOW).begin_attempt(NOW))
+    job = FakeJob()
+    assert run_schedule(job) == f"{SCHEDULED_TIME}: failed 2 times: {DIED}"
+    assert not job.runs
+    assert (history.read(SCHEDULED_TIME).state, history.read(SCHEDULED_TIME).reason) == ("failed", DIED)
 
 
-def test_no_overlap(run_it, past, tmp_path):
-    work = Work()
+def test_overlapping_runs_are_skipped(run_schedule, history, tmp_path):
+    job = FakeJob()
     with Lease(Folder.from_uri(tmp_path / "weekly"), "scheduled run 20261124T0300Z", 0.5):
-        assert run_it(work) == f"{TIME}: skipped, because scheduled run 20261124T0300Z was still running"
-    assert past.read(TIME).state == "skipped"
-    assert not work.runs
-    assert run_it(work) == f"{TIME}: is already skipped (scheduled run 20261124T0300Z was still running)"
+        assert run_schedule(job) == f"{SCHEDULED_TIME}: skipped, because scheduled run 20261124T0300Z was still running"
+    assert history.read(SCHEDULED_TIME).state == "skipped"
+    assert not job.runs
+    assert run_schedule(job) == f"{SCHEDULED_TIME}: is already skipped (scheduled run 20261124T0300Z was still running)"
 
 
-def test_the_same_run_twice_at_once_runs_once(run_it, past, tmp_path):
-    work = Work()
-    with Lease(Folder.from_uri(tmp_path / "weekly"), f"scheduled run {TIME}", 0.5):
-        assert run_it(work) == f"{TIME}: is already running"
-    assert not past.times()
-    assert "version 1" in run_it(work)
+def test_concurrent_calls_of_a_run_run_it_once(run_schedule, history, tmp_path):
+    job = FakeJob()
+    with Lease(Folder.from_uri(tmp_path / "weekly"), f"scheduled run {SCHEDULED_TIME}", 0.5):
+        assert run_schedule(job) == f"{SCHEDULED_TIME}: is already running"
+    assert not history.times()
+    assert "version 1" in run_schedule(job)
 
 
-def test_a_clock_that_goes_back_repeats_nothing(run_it, past):
-    work = Work()
+def test_a_clock_that_is_set_back_repeats_no_run(run_schedule, history):
+    job = FakeJob()
     for day in (-1, 0, 1):
-        run_it(work, NOW + timedelta(days=day))
+        run_schedule(job, NOW + timedelta(days=day))
     for day in (-1, 0, 1):
-        assert run_it(work, NOW + timedelta(days=day)).endswith("is already done")
-    assert len(work.runs) == 3
+        assert run_schedule(job, NOW + timedelta(days=day)).endswith("is already done")
+    assert len(job.runs) == 3
 
 
-def test_a_clock_that_was_far_ahead_for_once_stops_nothing(run_it, past):
-    work = Work()
-    run_it(work, NOW + timedelta(days=300))
-    assert "version 1" in run_it(work)
-    assert past.times() == [TIME, "20270921T0300Z"]
+def test_a_clock_that_was_once_far_ahead_blocks_no_run(run_schedule, history):
+    job = FakeJob()
+    run_schedule(job, NOW + timedelta(days=300))
+    assert "version 1" in run_schedule(job)
+    assert history.times() == [SCHEDULED_TIME, "20270921T0300Z"]
 
 
-@pytest.mark.parametrize("left_out", [True, False])
-def test_what_was_begun_goes_on_before_what_is_due_later(run_it, past, left_out):
-    """It died at its first attempt; meanwhile a later time was due, and was left out or nobody looked."""
-    past.write(ScheduledRun(TIME).begin_attempt(NOW))
-    if left_out:
-        past.write(ScheduledRun("20261126T0300Z", "skipped", "was still running"))
-    work = Work()
+@pytest.mark.parametrize("skipped", [True, False])
+def test_an_unfinished_run_is_resumed_before_a_later_one(run_schedule, history, skipped):
+    """The first attempt died; a later time was due meanwhile and was skipped, or no process was there."""
+    history.write(ScheduledRun(SCHEDULED_TIME).begin_attempt(NOW))
+    if skipped:
+        history.write(ScheduledRun("20261126T0300Z", "skipped", "was still running"))
+    job = FakeJob()
     later = NOW + timedelta(days=1)
-    assert run_it(work, later).startswith(f"{TIME}: version 1")
-    assert [run.rpartition("/")[2] for run in work.runs] == [TIME]
-    assert past.read("20261126T0300Z").state == "skipped"
-    assert run_it(work, later).startswith("20261126T0300Z: is already skipped")
+    assert run_schedule(job, later).startswith(f"{SCHEDULED_TIME}: version 1")
+    assert [run.rpartition("/")[2] for run in job.runs] == [SCHEDULED_TIME]
+    assert history.read("20261126T0300Z").state == "skipped"
+    assert run_schedule(job, later).startswith("20261126T0300Z: is already skipped")
 
 
-def test_what_may_not_be_tried_again_is_written_down_when_another_begins(run_it, past):
-    past.write(ScheduledRun(TIME).begin_attempt(NOW).begin_attempt(NOW))
-    work = Work()
-    run_it(work, NOW + timedelta(days=1))
-    assert [run.rpartition("/")[2] for run in work.runs] == ["20261126T0300Z"]
-    assert (past.read(TIME).state, past.read(TIME).reason) == ("failed", DIED)
+def test_an_exhausted_run_is_recorded_as_failed_when_the_next_one_begins(run_schedule, history):
+    history.write(ScheduledRun(SCHEDULED_TIME).begin_attempt(NOW).begin_attempt(NOW))
+    job = FakeJob()
+    run_schedule(job, NOW + timedelta(days=1))
+    assert [run.rpartition("/")[2] for run in job.runs] == ["20261126T0300Z"]
+    assert (history.read(SCHEDULED_TIME).state, history.read(SCHEDULED_TIME).reason) == ("failed", DIED)
 
 
-@pytest.mark.parametrize("ends", [None, TrainingError("it broke")])
-def test_who_lost_the_lease_leaves_the_record_to_who_has_it(run_it, past, tmp_path, ends):
-    def work(recipe, run):
-        store, other = lease_store(past.home, "lease.json"), LeaseRecord("other", "x", 1)
+@pytest.mark.parametrize("error", [None, TrainingError("it broke")])
+def test_a_run_that_lost_its_lease_does_not_write_the_record(run_schedule, history, tmp_path, error):
+    def job(recipe, run):
+        store, other = lease_store(history.home, "lease.json"), LeaseRecord("other", "x", 1)
         while not store.compare_and_swap(store.read()[1], other):
             pass
-        past.write(theirs)
-        began = time.monotonic()
+        history.write(record_of_holder)
+        start = time.monotonic()
         try:
             time.sleep(60)
         except KeyboardInterrupt:
-            assert time.monotonic() - began < 60, "nothing woke it"
-            if ends:
-                raise ends from None
+            assert time.monotonic() - start < 60, "the sleep was not interrupted"
+            if error:
+                raise error from None
             return OUTCOME
         raise AssertionError("nothing interrupted it")
 
-    theirs = ScheduledRun(TIME).begin_attempt(NOW).begin_attempt(NOW)
+    record_of_holder = ScheduledRun(SCHEDULED_TIME).begin_attempt(NOW).begin_attempt(NOW)
     with suppress(TrainingError):
-        run_it(work)
-    assert past.read(TIME) == theirs
+        run_schedule(job)
+    assert history.read(SCHEDULED_TIME) == record_of_holder
 
 
-def test_what_passes_is_tried_again_and_what_is_written_down_shows_no_secret(run_it, past):
+def test_a_transient_error_is_recorded_without_its_secret(run_schedule, history):
     with pytest.raises(TransientError):
-        run_it(Work(TransientError("tracking-uri: http://me:hush@mlflow does not answer")))
-    record = past.read(TIME)
+        run_schedule(FakeJob(TransientError("tracking-uri: http://me:hush@mlflow does not answer")))
+    record = history.read(SCHEDULED_TIME)
     assert (record.state, record.reason) == ("failed", "tracking-uri: http://me:***@mlflow does not answer")
 
 
-def test_an_outage_before_the_job_is_an_attempt_too(run_it, past, monkeypatch):
-    def away(uri, name):
-        raise TransientError("MLflow is away")
+def test_an_outage_before_the_job_counts_as_an_attempt(run_schedule, history, monkeypatch):
+    def fail(uri, name):
+        raise TransientError("MLflow is unavailable")
 
-    monkeypatch.setattr(versions, "find_champion", away)
+    monkeypatch.setattr(versions, "find_champion", fail)
     with pytest.raises(TransientError):
-        run_it(Work(), recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
-    assert past.read(TIME).attempts[0].error == "MLflow is away"
+        run_schedule(FakeJob(), recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
+    assert history.read(SCHEDULED_TIME).attempts[0].error == "MLflow is unavailable"
 
 
-def test_one_that_is_asked_for_is_not_late(run_it):
-    work = Work()
-    assert "version 1" in run_it(work, name="20261101T1234Z")
-    assert len(work.runs) == 1
+def test_a_requested_run_is_never_late(run_schedule):
+    job = FakeJob()
+    assert "version 1" in run_schedule(job, name="20261101T1234Z")
+    assert len(job.runs) == 1
 
 
 @pytest.fixture
 def champion(monkeypatch):
-    """A registry with one champion, and what was downloaded."""
-    own = SimpleNamespace(now=versions.Champion("3", "a" * 64), downloads=[])
-    monkeypatch.setattr(versions, "find_champion", lambda uri, name: own.now)
+    """Return a stand-in for a registry with one champion, which records the downloads."""
+    registry = SimpleNamespace(current=versions.Champion("3", "a" * 64), downloads=[])
+    monkeypatch.setattr(versions, "find_champion", lambda uri, name: registry.current)
 
     def download(uri, name, folder, version):
-        own.downloads.append(version)
+        registry.downloads.append(version)
         (folder / "student").mkdir(parents=True)
-        (folder / "student/model_index.json").write_text(f"of version {version}, {own.now.student_sha256}")
+        (folder / "student/model_index.json").write_text(f"of version {version}, {registry.current.student_sha256}")
         return version, folder
 
     monkeypatch.setattr(versions, "download", download)
-    return own
+    return registry
 
 
 WARM = ["schedule.cron='0 3 * * *'"]
 
 
-def test_it_starts_from_the_champion_and_a_retry_from_the_same(run_it, past, tmp_path, champion):
+def test_a_run_and_its_retry_start_from_the_same_champion(run_schedule, history, tmp_path, champion):
     warm = load("shapes", WARM)
-    work = Work(TrainingError("it broke"))
+    job = FakeJob(TrainingError("it broke"))
     with pytest.raises(TrainingError):
-        run_it(work, recipe=warm)
-    champion.now = versions.Champion("4", "b" * 64)
-    run_it(work, recipe=warm)
+        run_schedule(job, recipe=warm)
+    champion.current = versions.Champion("4", "b" * 64)
+    run_schedule(job, recipe=warm)
     start = tmp_path / "weekly/champions/3-aaaaaaaaaaaa"
-    assert [recipe.student.init for recipe in work.recipes] == [str(start)] * 2
+    assert [recipe.student.init for recipe in job.recipes] == [str(start)] * 2
     assert "of version 3" in (start / "model_index.json").read_text()
-    assert past.read(TIME).started_from == "version 3, student aaaaaaaaaaaa"
-    run_it(work, NOW + timedelta(days=1), recipe=warm)
-    assert work.recipes[-1].student.init.endswith("champions/4-bbbbbbbbbbbb")
+    assert history.read(SCHEDULED_TIME).started_from == "version 3, student aaaaaaaaaaaa"
+    run_schedule(job, NOW + timedelta(days=1), recipe=warm)
+    assert job.recipes[-1].student.init.endswith("champions/4-bbbbbbbbbbbb")
     assert champion.downloads == ["3", "4"]
 
 
-def test_a_champion_that_is_half_there_is_fetched_again_and_another_of_its_number_too(run_it, tmp_path, champion):
-    half = tmp_path / "weekly/champions/3-aaaaaaaaaaaa"
-    half.mkdir(parents=True)
-    (half / "model_index.json").write_text("half")
-    run_it(Work(), recipe=load("shapes", WARM))
-    assert "of version 3" in (half / "model_index.json").read_text()
-    champion.now = versions.Champion("3", "c" * 64)  # of a registry that began anew
-    run_it(Work(), NOW + timedelta(days=1), recipe=load("shapes", WARM))
+def test_an_incomplete_or_replaced_champion_is_downloaded_again(run_schedule, tmp_path, champion):
+    partial = tmp_path / "weekly/champions/3-aaaaaaaaaaaa"
+    partial.mkdir(parents=True)
+    (partial / "model_index.json").write_text("half")
+    run_schedule(FakeJob(), recipe=load("shapes", WARM))
+    assert "of version 3" in (partial / "model_index.json").read_text()
+    champion.current = versions.Champion("3", "c" * 64)  # the registry was recreated
+    run_schedule(FakeJob(), NOW + timedelta(days=1), recipe=load("shapes", WARM))
     assert "c" * 64 in (tmp_path / "weekly/champions/3-cccccccccccc/model_index.json").read_text()
 
 
-def test_without_a_champion_it_starts_from_the_teacher(run_it, past, monkeypatch):
+def test_a_run_without_a_champion_starts_from_the_teacher(run_schedule, history, monkeypatch):
     monkeypatch.setattr(versions, "find_champion", lambda uri, name: None)
-    work = Work()
-    run_it(work, recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
-    assert work.recipes[0].student.init == ""
-    assert past.read(TIME).started_from == scheduled_run.TEACHER
+    job = FakeJob()
+    run_schedule(job, recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
+    assert job.recipes[0].student.init == ""
+    assert history.read(SCHEDULED_TIME).started_from == scheduled_run.TEACHER
 
 
-def test_a_record_that_is_none_is_one_line(run_it, past, tmp_path):
-    past.folder.write(f"{TIME}.json", b"{]")
+def test_an_invalid_record_is_reported(run_schedule, history, tmp_path):
+    history.folder.write(f"{SCHEDULED_TIME}.json", b"{]")
     with pytest.raises(UserError, match="expected the record of a run"):
-        run_it(Work())
+        run_schedule(FakeJob())
 
 
 def test_runs_are_named_by_their_time():
-    assert cron.format_stamp(NOW.replace(hour=3)) == TIME
+    assert cron.format_stamp(NOW.replace(hour=3)) == SCHEDULED_TIME
