@@ -1,4 +1,4 @@
-"""Shared by all tests: quiet libraries, one thread, a home of its own, one Ray session, one tiny teacher."""
+"""Settings and fixtures of all tests: quiet libraries, one thread, a temporary home, one Ray session, tiny models."""
 
 import os
 import secrets
@@ -8,9 +8,8 @@ from pathlib import Path
 
 os.environ["HOME"] = os.environ.get("NASA_TEST_HOME") or tempfile.mkdtemp(prefix="nasa-home-")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu")
-os.environ.setdefault(
-    "TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")
-)  # compiled once per environment
+# Extensions are compiled once per environment.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ import torch
 torch.set_num_threads(1)
 
 TOKEN_FILE = Path(os.environ["HOME"], ".ray", "auth_token")
-if not TOKEN_FILE.exists():  # Ray reads it once in a process: the same token for every cluster of a session
+if not TOKEN_FILE.exists():  # Ray reads it once per process, so that all clusters of a session share it
     TOKEN_FILE.parent.mkdir(parents=True, exist_ok=True)
     TOKEN_FILE.write_text(secrets.token_hex(32))
 for _name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
@@ -38,7 +37,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory):
-    """A folder in Stable Diffusion's layout with random weights."""
+    """Return a folder in Stable Diffusion's layout with random weights."""
     from nasa.testing import tiny_stable_diffusion
 
     folder = tmp_path_factory.mktemp("teacher") / "tiny"
@@ -48,7 +47,7 @@ def tiny_teacher(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """An S3 server in this process; the environment names it, and no other, to the end of the test session."""
+    """Run an S3 server in this process, and point the environment at it for the whole test session."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -66,7 +65,7 @@ def s3_server():
 
 @pytest.fixture
 def bucket(s3_server):
-    """An empty bucket's URI."""
+    """Yield the URI of an empty bucket."""
     import boto3
 
     client = boto3.client("s3")
@@ -78,7 +77,7 @@ def bucket(s3_server):
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_server):
-    """One local Ray for the whole test session; its processes know the S3 server."""
+    """Yield `ray` with one local cluster for the whole test session, whose processes can reach the S3 server."""
     import ray
 
     from pipeline.session import start_ray_session

@@ -58,19 +58,19 @@ def test_a_run_starts_from_the_warm_start_and_its_row_is_reused(plan):
     assert rows[0]["plain"] == row["plain"]
 
 
-def rows():
+def build_rows():
     """Return rows of two seeds; NASA-T is right where SBv2* is, and for two more prompts."""
-    result = []
+    all_rows = []
     for seed in (0, 1):
         for variant in VARIANTS:
             plain = [1] * (6 if variant.name.startswith("nasa-t") else 4 + seed) + [0] * 6
-            result.append({"variant": variant.name, "seed": seed, "plain": plain[:10], "nasa_i": plain[:10],
+            all_rows.append({"variant": variant.name, "seed": seed, "plain": plain[:10], "nasa_i": plain[:10],
                          "removed": [1, 0], "kept": [1, 1]})  # fmt: skip
-    return result
+    return all_rows
 
 
 def test_variation_over_seeds_and_over_prompts_is_reported_separately():
-    summary = summarise(rows())
+    summary = summarise(build_rows())
     nasa_t = next(row for row in summary["table"] if row["variant"] == "nasa-t")
     none = next(row for row in summary["table"] if row["variant"] == "none")
     assert (nasa_t["plain"]["mean"], none["plain"]["seeds"]) == (60.0, [40.0, 50.0])
@@ -82,13 +82,13 @@ def test_variation_over_seeds_and_over_prompts_is_reported_separately():
 
 
 def test_the_interval_has_no_width_if_all_prompts_agree():
-    same = {("a", 0): {"plain": [1] * 8}, ("b", 0): {"plain": [0] * 8}}
-    result = compute_contrast(same, [0], "a", "b", "plain")
+    outcomes = {("a", 0): {"plain": [1] * 8}, ("b", 0): {"plain": [0] * 8}}
+    result = compute_contrast(outcomes, [0], "a", "b", "plain")
     assert (result["difference"], result["low"], result["high"]) == (100.0, 100.0, 100.0)
 
 
 def test_an_unfinished_variant_is_left_out():
-    summary = summarise([row for row in rows() if (row["variant"], row["seed"]) != ("all", 1)])
+    summary = summarise([row for row in build_rows() if (row["variant"], row["seed"]) != ("all", 1)])
     assert "all" not in {row["variant"] for row in summary["table"]}
     assert "NASA-T: with vs. without LoRA teacher" not in {row["title"] for row in summary["contrasts"]}
 
@@ -96,8 +96,8 @@ def test_an_unfinished_variant_is_left_out():
 def test_only_the_table_of_the_page_changes(plan, tmp_path):
     page = tmp_path / "ablation.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    text = write(summarise(rows()), plan, tmp_path)
-    assert text == format_table(summarise(rows()))
+    text = write(summarise(build_rows()), plan, tmp_path)
+    assert text == format_table(summarise(build_rows()))
     assert "| NASA-T vs. SBv2* | plain | +15.0 |" in text
     assert page.read_text() == f"before\n{BEGIN}\n\n{text}\n{END}\nafter\n"
     assert (tmp_path / "images/ablation.png").stat().st_size > 5_000

@@ -1,4 +1,4 @@
-"""The table of chaos runs, and (slow) each scenario once."""
+"""The table of chaos runs, and each scenario once (slow)."""
 
 import json
 import subprocess
@@ -12,27 +12,27 @@ from benchmarks.chaos.scenarios import SCENARIOS, run_scenario
 from pipeline import ROOT
 
 
-def row(scenario, same=True, seconds=10.0, times=1):
+def build_row(scenario, same=True, seconds=10.0, times=1):
     return {"scenario": scenario, "same": same, "seconds": seconds, "notes": ["then"] * times}
 
 
 def test_the_table_has_every_scenario_even_one_that_never_ran():
     lines = format_table(
-        [row("worker"), row("worker", seconds=20, times=5), row("worker", same=False, seconds=60)]
+        [build_row("worker"), build_row("worker", seconds=20, times=5), build_row("worker", same=False, seconds=60)]
     ).splitlines()
     assert len(lines) == 2 + len(SCENARIOS)
     assert "| worker | 7 | 3 | 2 | 20 | 60 |" in lines
     assert "| driver | 0 | 0 | 0 | - | - |" in lines
 
 
-def test_the_table_in_the_docs_is_of_the_recorded_results():
+def test_the_table_in_the_docs_shows_the_recorded_results():
     rows = [json.loads(line) for line in (ROOT / "docs/data/chaos.jsonl").read_text().splitlines()]
     assert all(row["same"] for row in rows)
     assert format_table(rows) in (ROOT / "docs/runbook.md").read_text()
 
 
 def test_a_scenario_is_expected_to_take_as_long_as_its_longest_run():
-    rows = [row("worker", seconds=100), row("worker", seconds=700), row("driver", seconds=20)]
+    rows = [build_row("worker", seconds=100), build_row("worker", seconds=700), build_row("driver", seconds=20)]
     assert [longest_seconds(rows, name) for name in ("worker", "driver", "head")] == [700, 20, DEFAULT_SECONDS]
 
 
@@ -50,19 +50,19 @@ def test_a_failed_scenario_is_reported(monkeypatch, error):
 def test_a_failed_result_sets_the_exit_code(tmp_path):
     results = tmp_path / "chaos.jsonl"
     for same, code in ((True, 0), (False, 1)):
-        results.write_text(json.dumps(row("head", same)) + "\n")
-        assert _chaos("--table", "--results", str(results)).returncode == code
+        results.write_text(json.dumps(build_row("head", same)) + "\n")
+        assert _run_chaos("--table", "--results", str(results)).returncode == code
 
 
 @pytest.mark.slow
 def test_each_scenario_passes(tmp_path):
     results = tmp_path / "chaos.jsonl"
-    ended = _chaos("--runs", "1", "--minutes", "120", "--results", str(results))
+    result = _run_chaos("--runs", "1", "--minutes", "120", "--results", str(results))
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert ended.returncode == 0, ended.stdout
+    assert result.returncode == 0, result.stdout
     assert {row["scenario"] for row in rows} == set(SCENARIOS)
 
 
-def _chaos(*arguments):
+def _run_chaos(*arguments):
     command = [sys.executable, "-m", "benchmarks.chaos", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3 * 3600, check=False)

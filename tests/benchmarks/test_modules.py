@@ -10,5 +10,5 @@ MODULES = [module.name for module in pkgutil.walk_packages(benchmarks.__path__, 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
 def test_every_benchmark_imports(name):
-    """They run by hand alone, so a rename in the packages would break them unseen."""
+    """Benchmarks run only by hand, so that a rename in the packages would break them unnoticed."""
     importlib.import_module(name)

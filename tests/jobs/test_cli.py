@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _tracking_elsewhere(monkeypatch, tmp_path):
+def _set_tracking_uri(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
@@ -30,7 +30,7 @@ def _tracking_elsewhere(monkeypatch, tmp_path):
         (["evaluate"], "no complete distill here (no manifest.json); run `python -m jobs distill` first"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+def test_a_user_error_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
     assert main([*arguments, "--run", str(tmp_path / "run")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -40,19 +40,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
-def test_prepare_says_what_it_made(tmp_path, capsys):
-    small = ["--set", "prompts.count=100", "--set", "prompts.negative_draws=50", "--set", "train.batch_size=8"]
-    assert main(["prepare", "--run", str(tmp_path), *small]) == 0
+def test_prepare_prints_a_summary(tmp_path, capsys):
+    overrides = ["--set", "prompts.count=100", "--set", "prompts.negative_draws=50", "--set", "train.batch_size=8"]
+    assert main(["prepare", "--run", str(tmp_path), *overrides]) == 0
     assert capsys.readouterr().out.startswith("prepared 100 prompts in 1 shards, 100 of them an epoch, and 46 ")
     assert (tmp_path / "prompts" / "manifest.json").is_file()
 
 
-def test_prompts_in_a_path_of_any_characters(tmp_path, capsys):
+def test_paths_of_prompts_may_have_any_characters(tmp_path, capsys):
     folder = tmp_path / "caf\u00e9 \U0001f98a [1] #2?"
     folder.mkdir()
     (folder / 'a "fox".txt').write_text("a red fox\n")
-    own = ["--set", "prompts.negative_count=50", "--set", "train.batch_size=8"]
-    assert main(["prepare", "--run", str(folder / "run"), "--prompts", str(folder / 'a "fox".txt'), *own]) == 0
+    overrides = ["--set", "prompts.negative_count=50", "--set", "train.batch_size=8"]
+    assert main(["prepare", "--run", str(folder / "run"), "--prompts", str(folder / 'a "fox".txt'), *overrides]) == 0
     assert capsys.readouterr().out.startswith("prepared 1 prompts in 1 shards")
 
 
@@ -64,7 +64,7 @@ def test_help_lists_the_commands(capsys):
     assert all(command in text for command in ("prepare", "distill", "evaluate", "register", "train-shapes"))
 
 
-def test_without_a_command_all_of_them_are_listed_by_group(capsys):
+def test_without_a_command_all_commands_are_listed_by_group(capsys):
     assert main([]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -80,14 +80,14 @@ def test_without_a_command_all_of_them_are_listed_by_group(capsys):
     assert listed == modules, "every command is in a group"
 
 
-def test_help_and_lists_wait_for_no_model_library():
-    """Those take seconds to import; each command imports what it needs."""
+def test_help_imports_no_model_library():
+    """Model libraries take seconds to import; each command imports what it needs."""
     code = "import jobs.__main__, sys; print(*{'torch', 'ray', 'mlflow'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
 
 
-def test_an_interrupted_command_can_be_run_again(tmp_path, capsys, monkeypatch):
+def test_an_interrupted_command_prints_how_to_resume(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -96,4 +96,4 @@ def test_an_interrupted_command_can_be_run_again(tmp_path, capsys, monkeypatch):
     assert "run the same command again" in capsys.readouterr().err
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert main(["prepare", "--run", str(tmp_path)]) == 130
-    assert "submit it again with --retry" in capsys.readouterr().err, "where it ran as a job of a cluster"
+    assert "submit it again with --retry" in capsys.readouterr().err, "the hint for a job on a cluster"
