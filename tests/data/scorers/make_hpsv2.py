@@ -1,12 +1,12 @@
-"""hpsv2.json: what hpsv2x 1.2.0 scores, by its own code, with a checkpoint of seeded random weights.
+"""Write hpsv2.json: scores that hpsv2x 1.2.0 computes with seeded random weights.
 
     python3.11 -m venv peer && peer/bin/pip install torch==2.13.0 torchvision==0.28.0 numpy pillow ftfy regex tqdm \
         huggingface-hub clint requests args && peer/bin/pip install --no-deps hpsv2x==1.2.0 timm
     peer/bin/python tests/data/scorers/make_hpsv2.py            # writes hpsv2.json
     peer/bin/python tests/data/scorers/make_hpsv2.py --full     # writes hpsv2_full.json: true size, 16 GiB of memory
 
-hpsv2x takes the version of the weights from the hub and its size from a file; here both are given to it. An image with
-transparency makes it fail, so that it is given that image without.
+hpsv2x reads the weights from the hub and its size from a file; here both are passed to it. It fails on an image with
+transparency, so that it is given that image without.
 """
 # ruff: noqa: E402
 
@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from scorer_material import PROMPTS, SIZES, clip_layout, image, save
+from scorer_material import PROMPTS, SIZES, build_clip_layout, make_image, save_checkpoint
 from torchvision_without_operators import define_operators
 
-define_operators()  # before what imports torchvision
+define_operators()  # before torchvision is imported
 from hpsv2 import img_score
 from hpsv2.src.open_clip import add_model_config
 from hpsv2.src.open_clip import transform as hps_transform
@@ -46,46 +46,49 @@ def main() -> None:
     config = FULL if arguments.full else SMALL
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = prepare(config, Path(folder))
-        rows = few(checkpoint) if arguments.full else every(checkpoint, Path(folder))
+        rows = score_few(checkpoint) if arguments.full else score_all(checkpoint, Path(folder))
     name = "hpsv2_full.json" if arguments.full else "hpsv2.json"
     (HERE / name).write_text(json.dumps({"config": config, "scores": rows}, indent=1) + "\n")
 
 
 def prepare(config: dict, folder: Path) -> Path:
-    """A checkpoint, after hpsv2x's own model was made to the configuration's size with nothing from the hub."""
+    """Build hpsv2x's model at the configuration's size without the hub, and return a checkpoint for it."""
     (folder / "ViT-H-14.json").write_text(json.dumps(config))
     add_model_config(folder)
     create = img_score.create_model_and_transforms
     img_score.create_model_and_transforms = lambda name, pretrained, **options: create(name, None, **options)
     img_score.initialize_model()
-    layout = clip_layout(config)
+    layout = build_clip_layout(config)
     assert layout == {name: tuple(value.shape) for name, value in img_score.model_dict["model"].state_dict().items()}
-    return save(layout, folder / "checkpoint.pt")
+    return save_checkpoint(layout, folder / "checkpoint.pt")
 
 
-def every(checkpoint: Path, folder: Path) -> list[dict]:
+def score_all(checkpoint: Path, folder: Path) -> list[dict]:
     rows = [
-        row(checkpoint, name, prompt, antialias, 0, image(name).convert("RGB"))
+        score_row(checkpoint, name, prompt, antialias, 0, make_image(name).convert("RGB"))
         for antialias in (True, False)
         for number, name in enumerate(SIZES)
         for prompt in ("plain", list(PROMPTS)[1 + number % (len(PROMPTS) - 1)])
     ]
     for name in ("wide", "grey", "transparent"):
-        image(name).convert("RGB").save(folder / "image.jpg", quality=75)
-        rows.append(row(checkpoint, name, "plain", True, 75, str(folder / "image.jpg")))
+        make_image(name).convert("RGB").save(folder / "image.jpg", quality=75)
+        rows.append(score_row(checkpoint, name, "plain", True, 75, str(folder / "image.jpg")))
     return rows
 
 
-def few(checkpoint: Path) -> list[dict]:
-    return [row(checkpoint, name, "plain", True, 0, image(name).convert("RGB")) for name in ("square", "wide", "tiny")]
+def score_few(checkpoint: Path) -> list[dict]:
+    return [
+        score_row(checkpoint, name, "plain", True, 0, make_image(name).convert("RGB"))
+        for name in ("square", "wide", "tiny")
+    ]
 
 
-def row(checkpoint: Path, name: str, prompt: str, antialias: bool, jpeg_quality: int, given) -> dict:
+def score_row(checkpoint: Path, name: str, prompt: str, antialias: bool, jpeg_quality: int, source) -> dict:
     hps_transform.F.resize = lambda *arguments: resize(*arguments, antialias=antialias)
-    (score,) = img_score.score(given, PROMPTS[prompt], cp=str(checkpoint))
+    (score,) = img_score.score(source, PROMPTS[prompt], cp=str(checkpoint))
     print(name, prompt, antialias, jpeg_quality, score, flush=True)
-    own = {"image": name, "prompt": prompt, "antialias": antialias, "jpeg_quality": jpeg_quality}
-    return {**own, "score": 100 * float(score)}
+    record = {"image": name, "prompt": prompt, "antialias": antialias, "jpeg_quality": jpeg_quality}
+    return {**record, "score": 100 * float(score)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""tokens.json: ids from open_clip 3.3.0's own SimpleTokenizer.
+"""Write tokens.json: ids from the SimpleTokenizer of open_clip 3.3.0.
 
 python3.11 -m venv peer && peer/bin/pip install torch==2.13.0 torchvision==0.28.0 open_clip_torch==3.3.0
 peer/bin/python tests/data/scorers/make_tokens.py
@@ -11,7 +11,7 @@ from pathlib import Path
 from scorer_material import PROMPTS
 from torchvision_without_operators import define_operators
 
-define_operators()  # before what imports torchvision
+define_operators()  # before torchvision is imported
 from open_clip.tokenizer import SimpleTokenizer
 
 TEXTS = (

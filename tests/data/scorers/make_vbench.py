@@ -1,10 +1,10 @@
-"""vbench.json: VBench 0.1.5's aesthetic and imaging quality of single frames, by its own code, with random weights.
+"""Write vbench.json: aesthetic and imaging quality of single frames by VBench 0.1.5 with random weights.
 
     python3.11 -m venv peer && peer/bin/pip install torch==2.13.0 torchvision==0.28.0 open_clip_torch==3.3.0 \
         scipy einops && peer/bin/pip install --no-deps vbench==0.1.5 pyiqa==0.1.16
     peer/bin/python tests/data/scorers/make_vbench.py
 
-OpenAI's CLIP is open_clip's of the same architecture. What reads videos is not needed: a frame is a PNG file.
+open_clip's model of the same architecture replaces OpenAI's CLIP. Video readers are mocked: a frame is a PNG file.
 """
 # ruff: noqa: E402
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import torch
-from scorer_material import SIZES, clip_layout, image, save, weights
+from scorer_material import SIZES, build_clip_layout, make_image, make_weights, save_checkpoint
 from torchvision_without_operators import define_operators
 
-define_operators()  # before what imports torchvision
+define_operators()  # before torchvision is imported
 sys.modules |= {name: MagicMock() for name in ("clip", "cv2", "decord")}
 import open_clip
 from pyiqa.archs.musiq_arch import MUSIQ
@@ -40,27 +40,27 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for name in SIZES:
-            image(name).save(Path(folder) / f"{name}.png")
-        recorded = {"config": CONFIG, "head": HEAD, "aesthetic": aesthetic(Path(folder))}
+            make_image(name).save(Path(folder) / f"{name}.png")
+        recorded = {"config": CONFIG, "head": HEAD, "aesthetic": compute_aesthetic(Path(folder))}
         published = sum(value.numel() for value in MUSIQ(pretrained=False).parameters())
-        recorded |= {"musiq": MUSIQ_SIZES, "musiq_parameters": published, "imaging": imaging(Path(folder))}
+        recorded |= {"musiq": MUSIQ_SIZES, "musiq_parameters": published, "imaging": compute_imaging(Path(folder))}
     (Path(__file__).parent / "vbench.json").write_text(json.dumps(recorded, indent=1) + "\n")
 
 
-def aesthetic(folder: Path) -> dict[str, float]:
+def compute_aesthetic(folder: Path) -> dict[str, float]:
     (folder / f"{ARCHITECTURE}.json").write_text(json.dumps(CONFIG))
     open_clip.add_model_config(folder)
-    checkpoint = save(clip_layout(CONFIG), folder / "checkpoint.pt")
+    checkpoint = save_checkpoint(build_clip_layout(CONFIG), folder / "checkpoint.pt")
     model = open_clip.create_model(ARCHITECTURE, pretrained=str(checkpoint))
     head = torch.nn.Linear(CONFIG["embed_dim"], 1)
-    head.load_state_dict(weights(HEAD))
+    head.load_state_dict(make_weights(HEAD))
     _, frames = laion_aesthetic(head, model, [str(folder / f"{name}.png") for name in SIZES], "cpu")
     return {name: frame["video_results"] for name, frame in zip(SIZES, frames, strict=True)}
 
 
-def imaging(folder: Path) -> dict[str, float]:
+def compute_imaging(folder: Path) -> dict[str, float]:
     model = MUSIQ(pretrained=False, **MUSIQ_SIZES).eval()
-    model.load_state_dict(weights({name: tuple(value.shape) for name, value in model.state_dict().items()}))
+    model.load_state_dict(make_weights({name: tuple(value.shape) for name, value in model.state_dict().items()}))
     with torch.no_grad():
         scores = [technical_quality(model, [str(folder / f"{name}.png")], "cpu")[0] for name in SIZES]
     return dict(zip(SIZES, scores, strict=True))

@@ -1,4 +1,4 @@
-"""Images, prompts and weights that are the same in every environment: made by numpy from seeds, never stored."""
+"""Images, prompts and weights that numpy generates from seeds, the same in every environment."""
 
 import functools
 import zlib
@@ -28,8 +28,8 @@ PROMPTS = {
 
 
 @functools.cache
-def image(name: str) -> Image.Image:
-    """Blocks of colour, a gradient and noise."""
+def make_image(name: str) -> Image.Image:
+    """Return an image of coloured blocks, a gradient and noise."""
     width, height = SIZES[name]
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     blocks = (rng.integers(0, 256, (6, 7, 4)) // 2).astype(np.uint8)
@@ -41,11 +41,11 @@ def image(name: str) -> Image.Image:
     return Image.fromarray(pixels if name == "transparent" else np.ascontiguousarray(pixels[..., :3]))
 
 
-def clip_layout(config: dict) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of open_clip's CLIP with this configuration (open_clip's own format)."""
+def build_clip_layout(config: dict) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of open_clip's tensors for a configuration in open_clip's format."""
     vision, text, embed = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
     width, patch = vision["width"], vision["patch_size"]
-    places = (vision["image_size"] // patch) ** 2 + 1
+    num_positions = (vision["image_size"] // patch) ** 2 + 1
     return {
         "logit_scale": (),
         "positional_embedding": (text["context_length"], text["width"]),
@@ -53,17 +53,17 @@ def clip_layout(config: dict) -> dict[str, tuple[int, ...]]:
         "text_projection": (text["width"], embed),
         "ln_final.weight": (text["width"],),
         "ln_final.bias": (text["width"],),
-        **_blocks("", text["width"], text["layers"], 4 * text["width"]),
+        **_build_blocks("", text["width"], text["layers"], 4 * text["width"]),
         "visual.class_embedding": (width,),
-        "visual.positional_embedding": (places, width),
+        "visual.positional_embedding": (num_positions, width),
         "visual.conv1.weight": (width, 3, patch, patch),
         "visual.proj": (width, embed),
         **{f"visual.{norm}.{kind}": (width,) for norm in ("ln_pre", "ln_post") for kind in ("weight", "bias")},
-        **_blocks("visual.", width, vision["layers"], int(width * vision.get("mlp_ratio", 4))),
+        **_build_blocks("visual.", width, vision["layers"], int(width * vision.get("mlp_ratio", 4))),
     }
 
 
-def _blocks(prefix: str, width: int, layers: int, inner: int) -> dict[str, tuple[int, ...]]:
+def _build_blocks(prefix: str, width: int, layers: int, inner: int) -> dict[str, tuple[int, ...]]:
     parts = {
         "attn.in_proj_weight": (3 * width, width),
         "attn.in_proj_bias": (3 * width,),
@@ -82,12 +82,12 @@ def _blocks(prefix: str, width: int, layers: int, inner: int) -> dict[str, tuple
     }
 
 
-def weights(layout: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(_weight(name, shape, seed)) for name, shape in layout.items()}
+def make_weights(layout: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(_draw_weight(name, shape, seed)) for name, shape in layout.items()}
 
 
-def _weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Uniform, so that every layer is heard: deviation 1 / sqrt(inputs), norms about 1."""
+def _draw_weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Draw a tensor with a deviation of 1 / sqrt(inputs), or norms about 1, so that every layer has an effect."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     drawn = rng.random(shape, dtype=np.float32)
     drawn -= np.float32(0.5)
@@ -97,7 +97,7 @@ def _weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return drawn + np.float32(1) if is_norm else np.asarray(drawn)
 
 
-def save(layout: dict[str, tuple[int, ...]], file: Path, seed: int = 0) -> Path:
-    """A checkpoint as open_clip writes it."""
-    torch.save({"state_dict": weights(layout, seed)}, file)
+def save_checkpoint(layout: dict[str, tuple[int, ...]], file: Path, seed: int = 0) -> Path:
+    """Write a checkpoint in open_clip's format."""
+    torch.save({"state_dict": make_weights(layout, seed)}, file)
     return file

@@ -1,6 +1,6 @@
-"""What an image costs hpsv2x, batched, with its model loaded once: the peer of `benchmarks.hpsv2`.
+"""Time hpsv2x per image, in a batch and with its model loaded once, for comparison with `benchmarks.hpsv2`.
 
-In the environment that `tests/data/scorers/make_hpsv2.py` tells how to make:
+Run it in the environment that `tests/data/scorers/make_hpsv2.py` describes:
 
     peer/bin/python tests/data/scorers/time_hpsv2x.py checkpoint.pt --images 8 --make     # of random weights, full size
     python -m benchmarks.hpsv2 checkpoint.pt --images 8
@@ -28,9 +28,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        made = make_hpsv2.prepare(make_hpsv2.FULL, Path(folder))
+        checkpoint_file = make_hpsv2.prepare(make_hpsv2.FULL, Path(folder))
         if arguments.make:
-            made.rename(arguments.checkpoint)
+            checkpoint_file.rename(arguments.checkpoint)
     model, preprocess = img_score.model_dict["model"], img_score.model_dict["preprocess_val"]
     model.load_state_dict(torch.load(arguments.checkpoint, weights_only=True)["state_dict"])
     model.eval()
@@ -39,10 +39,10 @@ def main() -> None:
     with torch.no_grad():
         model(preprocess(PIL.Image.fromarray(pixels[0]))[None], tokenizer(["the first reads the weights"]))
         start = time.perf_counter()
-        images = torch.stack([preprocess(PIL.Image.fromarray(each)) for each in pixels])
+        images = torch.stack([preprocess(PIL.Image.fromarray(array)) for array in pixels])
         texts = tokenizer([f"photo number {number}" for number in range(arguments.images)])
-        found = model(images, texts)
-        scores = (found["image_features"] * found["text_features"]).sum(-1)
+        features = model(images, texts)
+        scores = (features["image_features"] * features["text_features"]).sum(-1)
     print(f"{(time.perf_counter() - start) / arguments.images:.2f} s an image, mean {100 * float(scores.mean()):.4f}")
 
 

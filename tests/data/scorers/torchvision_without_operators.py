@@ -1,4 +1,4 @@
-"""torchvision from PyPI beside a torch for CPUs alone: its operators do not load, and its import wants them."""
+"""A workaround for torchvision from PyPI beside a CPU-only torch, whose operators it cannot load but imports."""
 
 import torch
 
@@ -12,6 +12,6 @@ OPERATORS = (
 
 def define_operators() -> None:
     for name in OPERATORS:
-        for each in (name, f"_{name}_backward"):
-            if not hasattr(torch.ops.torchvision, each):
-                torch.library.define(f"torchvision::{each}", "(Tensor x) -> Tensor")
+        for operator in (name, f"_{name}_backward"):
+            if not hasattr(torch.ops.torchvision, operator):
+                torch.library.define(f"torchvision::{operator}", "(Tensor x) -> Tensor")

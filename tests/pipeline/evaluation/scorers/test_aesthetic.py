@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scorer_material import image, weights
+from scorer_material import make_image, make_weights
 
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
@@ -18,7 +18,7 @@ TOLERANCE = 1e-6
 
 @pytest.fixture
 def head(tmp_path):
-    torch.save(weights(RECORDED["head"]), tmp_path / "head.pth")
+    torch.save(make_weights(RECORDED["head"]), tmp_path / "head.pth")
     return str(tmp_path / "head.pth")
 
 
@@ -27,7 +27,7 @@ def test_scores_equal_those_of_vbench(checkpoint, head):
     assert np.std(list(expected.values())) > 1000 * TOLERANCE
     metric = Metric(kind="aesthetic", weights=checkpoint(RECORDED["config"]), head=head, batch_size=3)
     scorers.check(metric)
-    scorer, images = scorers.load(metric), [image(name) for name in expected]
+    scorer, images = scorers.load(metric), [make_image(name) for name in expected]
     scores = scorer(images, [""] * len(images), [None] * len(images))
     assert scores == {"aesthetic": pytest.approx(list(expected.values()), abs=TOLERANCE, rel=0)}
     assert scorer.options["architecture"] == "ViT-L-14-quickgelu"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scorer_material import PROMPTS, SIZES, image
+from scorer_material import PROMPTS, SIZES, make_image
 
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
@@ -27,7 +27,7 @@ def test_cosines_equal_those_of_open_clip(checkpoint, architecture):
         kind="clip", weights=checkpoint(RECORDED[architecture]["config"]), architecture=architecture, batch_size=3
     )
     scorers.check(metric)
-    scorer, images = scorers.load(metric), [image(name) for name in SIZES]
+    scorer, images = scorers.load(metric), [make_image(name) for name in SIZES]
     for name, prompt in PROMPTS.items():
         expected = [row["cosine"] for row in rows if row["prompt"] == name]
         assert np.std(expected) > 1000 * TOLERANCE
@@ -45,7 +45,7 @@ def test_the_default_is_vit_g_14_with_the_paper_s_prefix(checkpoint):
 
 
 def test_a_folder_in_transformers_layout_is_scored_with_its_own_tokenizer():
-    prompts, images = ["a red circle", "a blue square"], [image("exact"), image("grey")]
+    prompts, images = ["a red circle", "a blue square"], [make_image("exact"), make_image("grey")]
     metric = Metric(kind="clip", weights=str(WEIGHTS / "clip"), prefix="")
     scorers.check(metric)
     scorer = scorers.load(metric)

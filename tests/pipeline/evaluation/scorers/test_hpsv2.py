@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scorer_material import PROMPTS, clip_layout, image, save
+from scorer_material import PROMPTS, build_clip_layout, make_image, save_checkpoint
 
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
@@ -24,7 +24,7 @@ def assert_scores_match(recorded, file):
         rows = [row for row in recorded["scores"] if (row["antialias"], row["jpeg_quality"]) == setting]
         metric = Metric(kind="hpsv2", weights=file, antialias=setting[0], jpeg_quality=setting[1], batch_size=5)
         scorers.check(metric)
-        images, prompts = [image(row["image"]) for row in rows], [PROMPTS[row["prompt"]] for row in rows]
+        images, prompts = [make_image(row["image"]) for row in rows], [PROMPTS[row["prompt"]] for row in rows]
         scores = scorers.load(metric)(images, prompts, [None] * len(rows))["hpsv2"]
         assert scores == pytest.approx([row["score"] for row in rows], abs=TOLERANCE, rel=0)
 
@@ -37,7 +37,7 @@ def test_scores_are_those_of_the_authors_code(checkpoint):
 @pytest.mark.slow
 def test_scores_are_those_of_the_authors_code_at_true_size(tmp_path):
     recorded = json.loads((DATA / "hpsv2_full.json").read_text())
-    assert_scores_match(recorded, str(save(clip_layout(recorded["config"]), tmp_path / "full.pt")))
+    assert_scores_match(recorded, str(save_checkpoint(build_clip_layout(recorded["config"]), tmp_path / "full.pt")))
 
 
 def test_the_options_record_what_the_score_depends_on(checkpoint):
@@ -60,7 +60,7 @@ def test_a_prompt_s_features_are_computed_once(checkpoint):
         lambda module, args, kwargs: calls.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     for _ in range(2):
-        scorer([image("tiny")] * 3, ["a", "b", "a"], [None] * 3)
+        scorer([make_image("tiny")] * 3, ["a", "b", "a"], [None] * 3)
     assert calls == [2]
 
 
@@ -81,7 +81,7 @@ def test_the_summary_follows_the_benchmark():
 
 @pytest.mark.parametrize("version", ["v2.0", "v2.1"])
 def test_the_file_of_a_folder_matches_the_version(tmp_path, version):
-    save(clip_layout(SMALL["config"]), tmp_path / hpsv2.FILES[version])
+    save_checkpoint(build_clip_layout(SMALL["config"]), tmp_path / hpsv2.FILES[version])
     other = {"v2.0": "v2.1", "v2.1": "v2.0"}[version]
     scorers.check(Metric(kind="hpsv2", weights=str(tmp_path), version=version))
     with pytest.raises(UserError, match=re.escape(hpsv2.FILES[other])):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scorer_material import image, weights
+from scorer_material import make_image, make_weights
 
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
@@ -22,7 +22,7 @@ TOLERANCE = 1e-6
 def write_musiq(file, change=lambda table: None):
     with torch.device("meta"):
         layout = {name: tuple(value.shape) for name, value in Musiq(**SIZES).state_dict().items()}
-    table = weights(layout)
+    table = make_weights(layout)
     change(table)
     torch.save(table, file)
     return str(file)
@@ -33,7 +33,7 @@ def test_scores_equal_those_of_vbench(tmp_path):
     assert np.std(list(expected.values())) > 100 * TOLERANCE
     metric = Metric(kind="imaging", weights=write_musiq(tmp_path / "musiq.pth"))
     scorers.check(metric)
-    scorer, images = scorers.load(metric), [image(name) for name in expected]
+    scorer, images = scorers.load(metric), [make_image(name) for name in expected]
     scores = scorer(images, [""] * len(images), [None] * len(images))
     assert scores == {"imaging": pytest.approx(list(expected.values()), abs=TOLERANCE, rel=0)}
     assert json.loads(json.dumps(scorer.options)) == scorer.options
