@@ -67,7 +67,7 @@ def train(rank, world_size, stage, teacher, workspace, resume):
         checkpoint.save(distiller, workspace / "checkpoint", SAVED_AFTER)
     losses += run_steps(distiller, SAVED_AFTER, STEPS)
     if rank == 0:
-        weights = {"weights": distiller.student_weights(), "ema": distiller.ema}
+        weights = {"weights": distiller.collect_student_weights(), "ema": distiller.ema}
         result = {"losses": losses[-2:], "first": first_step, **weights}
         torch.save(result, workspace / f"end-{world_size}-{stage}-{resume}.pt")
 

@@ -30,7 +30,7 @@ def save(folder, rank):
             attempt=0,
             engines=SimpleNamespace(save=save_engines),
             ema={"w": torch.ones(3)},
-            student_weights=lambda: {"w": torch.ones(3)},
+            collect_student_weights=lambda: {"w": torch.ones(3)},
             recipe=SimpleNamespace(train=SimpleNamespace(zero_stage=2)),
         ),
         folder,
