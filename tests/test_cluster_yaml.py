@@ -1,4 +1,4 @@
-"""`cluster.yaml` is a cluster that Ray's own launcher accepts; checked offline."""
+"""`cluster.yaml`, validated offline by Ray's own launcher."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FILE = Path(__file__).parent.parent / "cluster.yaml"
 
 @pytest.fixture
 def config(monkeypatch, tmp_path):
-    """The file with Ray's defaults filled in, and no AWS credentials to be found."""
+    """Return the file with Ray's defaults filled in, without any AWS credentials in reach."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -19,16 +19,16 @@ def config(monkeypatch, tmp_path):
     return prepare_config(yaml.safe_load(FILE.read_text()))
 
 
-def test_rays_schema_accepts_it(config):
+def test_ray_accepts_the_cluster(config):
     validate_config(config)
 
 
-def test_rays_schema_refuses_an_unknown_field(config):
+def test_ray_rejects_an_unknown_field(config):
     with pytest.raises(Exception, match="worker_count"):
         validate_config({**config, "worker_count": 4})
 
 
-def test_the_head_has_no_gpu_and_workers_come_only_when_asked_for(config):
+def test_the_head_has_no_gpu_and_workers_start_on_demand(config):
     types = config["available_node_types"]
     head = types.pop(config["head_node_type"])
     assert head["node_config"]["InstanceType"] == "m5.2xlarge"
@@ -41,12 +41,14 @@ def test_the_head_has_no_gpu_and_workers_come_only_when_asked_for(config):
 
 
 @pytest.mark.parametrize("gpu", ["a100", "h100"])
-def test_spot_is_preferred_and_on_demand_stands_by(config, gpu):
+def test_spot_instances_are_preferred_to_on_demand_ones(config, gpu):
     spot, on_demand = (config["available_node_types"][f"{gpu}_{name}"] for name in ("spot", "on_demand"))
     assert spot["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in on_demand["node_config"]
     assert spot["priority"] > on_demand["priority"]
-    assert "RAY_enable_autoscaler_v2=1" in config["head_start_ray_commands"][-1], "version 1 knows no priority"
+    assert "RAY_enable_autoscaler_v2=1" in config["head_start_ray_commands"][-1], (
+        "version 1 of the autoscaler has no priorities"
+    )
 
 
 @pytest.mark.parametrize("role", ["head", "worker"])
@@ -55,7 +57,7 @@ def test_every_node_starts_with_token_authentication(config, role):
     assert start.index("RAY_AUTH_MODE=token") < start.index("ray start")
 
 
-def test_s3_is_reached_by_the_instances_roles_and_no_key_lies_in_the_file(config):
+def test_s3_access_uses_instance_roles_and_the_file_holds_no_key(config):
     for node in config["available_node_types"].values():
         assert node["node_config"]["IamInstanceProfile"]["Arn"].startswith("arn:aws:iam::")
     text = FILE.read_text()

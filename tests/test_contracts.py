@@ -5,8 +5,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_layers_hold():
+def test_all_import_contracts_hold():
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
-    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    assert "0 broken" in outcome.stdout
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout

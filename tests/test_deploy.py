@@ -1,4 +1,4 @@
-"""What stands in `deploy/` is what its readers take: Ray's schema, KubeRay's definitions, Kubernetes' fields."""
+"""The files in `deploy/`, validated by Ray's schema, KubeRay's definitions and Kubernetes' fields."""
 
 import json
 import lzma
@@ -24,79 +24,81 @@ CRDS = json.loads(lzma.decompress((ROOT / "tests/data/kuberay/crds.json.xz").rea
 POD = CRDS["RayCluster"]["properties"]["spec"]["properties"]["headGroupSpec"]["properties"]["template"]
 RENDERED = {"RayCluster": "raycluster", "RayJob": "rayjob", "RayCronJob": "raycronjob", "CronJob": "cronjob"}
 CRON = ["--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin"]
-MATERIAL = ["prompts.root=s3://BUCKET/prompts", "evaluation.benchmarks=s3://BUCKET/benchmarks"]
-SETS = [word for one in MATERIAL for word in ("--set", one)]
-OWN = ["--recipe", "sd21", "--image", "REGISTRY/nasa-distill:latest", "--gpus-per-node", "4", *SETS]
+OVERRIDES = ["prompts.root=s3://BUCKET/prompts", "evaluation.benchmarks=s3://BUCKET/benchmarks"]
+SET_OPTIONS = [word for override in OVERRIDES for word in ("--set", override)]
+OPTIONS = ["--recipe", "sd21", "--image", "REGISTRY/nasa-distill:latest", "--gpus-per-node", "4", *SET_OPTIONS]
 
 
-def fields(*names, **more):
-    """A closed object of Kubernetes' own, whose parts that are not named here are free."""
-    return {"type": "object", "properties": {name: {} for name in names} | more, "additionalProperties": False}
+def build_object_schema(*names, **schemas):
+    """Return the schema of an object with these fields only; those in `names` may hold anything."""
+    return {"type": "object", "properties": {name: {} for name in names} | schemas, "additionalProperties": False}
 
 
-KUBERNETES = {  # batch/v1, apps/v1 and v1 as their reference has them; pods by the schema that KubeRay copies from it
-    "CronJob": fields(
+KUBERNETES = {  # batch/v1, apps/v1 and v1 by their reference; pods by the schema that KubeRay copies
+    "CronJob": build_object_schema(
         *("schedule", "timeZone", "concurrencyPolicy", "startingDeadlineSeconds", "successfulJobsHistoryLimit"),
         *("failedJobsHistoryLimit", "suspend"),
-        jobTemplate=fields("metadata", spec=fields("backoffLimit", "activeDeadlineSeconds", template=POD)),
+        jobTemplate=build_object_schema(
+            "metadata", spec=build_object_schema("backoffLimit", "activeDeadlineSeconds", template=POD)
+        ),
     ),
-    "Deployment": fields("replicas", "strategy", "selector", template=POD),
-    "Service": fields("selector", "ports", "type"),
-    "PersistentVolumeClaim": fields("accessModes", "resources", "storageClassName"),
+    "Deployment": build_object_schema("replicas", "strategy", "selector", template=POD),
+    "Service": build_object_schema("selector", "ports", "type"),
+    "PersistentVolumeClaim": build_object_schema("accessModes", "resources", "storageClassName"),
 }
 
 
-def documents():
+def load_documents():
     for file in sorted((DEPLOY / "kuberay").glob("*.yaml")):
         for document in yaml.safe_load_all(file.read_text()):
             yield pytest.param(document, id=f"{file.name}: {document['kind']}")
 
 
 @cache
-def validator(kind):
-    """`jsonschema.validate` checks these large schemas again for every document."""
+def get_validator(kind):
+    """Return a cached validator, because `jsonschema.validate` checks these large schemas for every document."""
     return jsonschema.Draft202012Validator(CRDS.get(kind) or KUBERNETES[kind])
 
 
-def check(document):
+def validate(document):
     kind = document["kind"]
     if kind in CRDS:
         assert document["apiVersion"] == "ray.io/v1"
-        validator(kind).validate(document)
+        get_validator(kind).validate(document)
     elif "spec" in document:
-        validator(kind).validate(document["spec"])
+        get_validator(kind).validate(document["spec"])
 
 
-def pods(node):
-    """All pod specifications in a document."""
+def find_pods(node):
+    """Yield all pod specifications in a document."""
     if isinstance(node, dict):
         if "containers" in node:
             yield node
         for value in node.values():
-            yield from pods(value)
+            yield from find_pods(value)
     elif isinstance(node, list):
         for value in node:
-            yield from pods(value)
+            yield from find_pods(value)
 
 
-@pytest.mark.parametrize("document", documents())
-def test_every_manifest_has_only_fields_that_there_are(document):
-    check(document)
+@pytest.mark.parametrize("document", load_documents())
+def test_every_manifest_has_only_known_fields(document):
+    validate(document)
 
 
-def test_an_unknown_field_is_refused():
+def test_an_unknown_field_is_rejected():
     document = yaml.safe_load((DEPLOY / "kuberay/raycronjob.yaml").read_text())
-    for place in (document["spec"], document["spec"]["jobTemplate"], next(pods(document))["containers"][0]):
-        place["concurencyPolicy"] = "Forbid"
+    for node in (document["spec"], document["spec"]["jobTemplate"], next(find_pods(document))["containers"][0]):
+        node["concurencyPolicy"] = "Forbid"
         with pytest.raises(jsonschema.ValidationError, match="concurencyPolicy"):
-            check(document)
-        del place["concurencyPolicy"]
-    check(document)
+            validate(document)
+        del node["concurencyPolicy"]
+    validate(document)
 
 
-@pytest.mark.parametrize("document", documents())
+@pytest.mark.parametrize("document", load_documents())
 def test_pods_run_without_privileges_and_hold_no_secret(document):
-    for pod in pods(document):
+    for pod in find_pods(document):
         assert pod["securityContext"]["runAsNonRoot"]
         for container in pod["containers"]:
             assert container["securityContext"] == {
@@ -109,18 +111,18 @@ def test_pods_run_without_privileges_and_hold_no_secret(document):
 
 
 @pytest.mark.parametrize("kind", RENDERED)
-def test_the_files_are_what_the_command_prints(kind, capsys):
+def test_the_files_equal_the_output_of_the_command(kind, capsys):
     recurring = kind in ("RayCronJob", "CronJob")
     run = ["--run", "s3://BUCKET/schedules/weekly", *CRON] if recurring else ["--run", "s3://BUCKET/runs/first"]
-    assert main(["k8s-manifest", kind, *OWN, *run]) == 0
+    assert main(["k8s-manifest", kind, *OPTIONS, *run]) == 0
     assert capsys.readouterr().out == (DEPLOY / f"kuberay/{RENDERED[kind]}.yaml").read_text(), "run deploy/render.sh"
 
 
 @pytest.mark.parametrize("kind", ["RayJob", "RayCronJob", "CronJob"])
-def test_what_a_manifest_starts_is_a_command_that_there_is(kind):
+def test_every_entrypoint_is_a_valid_command(kind):
     document = yaml.safe_load((DEPLOY / f"kuberay/{RENDERED[kind]}.yaml").read_text())
     if kind == "CronJob":
-        words = next(pods(document))["containers"][0]["command"]
+        words = next(find_pods(document))["containers"][0]["command"]
     else:
         words = shlex.split((document["spec"] if kind == "RayJob" else document["spec"]["jobTemplate"])["entrypoint"])
     assert words[:3] == ["python", "-m", "jobs"]
@@ -128,7 +130,7 @@ def test_what_a_manifest_starts_is_a_command_that_there_is(kind):
 
 
 @pytest.mark.parametrize(
-    ("sets", "gpus_per_node", "nodes", "gpus"),
+    ("overrides", "gpus_per_node", "nodes", "gpus"),
     [
         (["evaluation.every_n_checkpoints=0"], 1, 4, "1"),
         (["evaluation.every_n_checkpoints=0"], 4, 1, "4"),
@@ -138,9 +140,20 @@ def test_what_a_manifest_starts_is_a_command_that_there_is(kind):
         (["train.num_workers=16"], 8, 3, "8"),
     ],
 )
-def test_the_cluster_holds_the_recipe_s_workers_and_who_evaluates_meanwhile(capsys, sets, gpus_per_node, nodes, gpus):
-    more = [word for one in sets for word in ("--set", one)]
-    command = ["k8s-manifest", "RayJob", "--recipe", "sd21", "--run", "s3://B/r", "--image", "i", *SETS, *more]
+def test_the_cluster_fits_training_and_concurrent_evaluation(capsys, overrides, gpus_per_node, nodes, gpus):
+    options = [word for override in overrides for word in ("--set", override)]
+    command = [
+        "k8s-manifest",
+        "RayJob",
+        "--recipe",
+        "sd21",
+        "--run",
+        "s3://B/r",
+        "--image",
+        "i",
+        *SET_OPTIONS,
+        *options,
+    ]
     assert main([*command, "--gpus-per-node", str(gpus_per_node)]) == 0
     (group,) = yaml.safe_load(capsys.readouterr().out)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -149,16 +162,16 @@ def test_the_cluster_holds_the_recipe_s_workers_and_who_evaluates_meanwhile(caps
 
 
 @pytest.mark.parametrize(
-    ("sets", "name", "gpus"),
+    ("overrides", "name", "gpus"),
     [
         (["name=sd2.1_A"], "nasa-sd2-1-a", None),
         ([f"name={'x' * 60}"], "nasa-" + "x" * 31, None),
         (["evaluation.gpus_per_process=1"], "nasa-shapes", "1"),
     ],
 )
-def test_names_are_kubernetes_own_and_who_evaluates_has_a_gpu(capsys, sets, name, gpus):
+def test_names_are_valid_and_evaluation_gets_its_gpu(capsys, overrides, name, gpus):
     command = ["k8s-manifest", "RayJob", "--run", "s3://B/r", "--image", "i"]
-    assert main([*command, *(word for one in sets for word in ("--set", one))]) == 0
+    assert main([*command, *(word for override in overrides for word in ("--set", override))]) == 0
     document = yaml.safe_load(capsys.readouterr().out)
     assert document["metadata"]["name"] == name
     (group,) = document["spec"]["rayClusterSpec"]["workerGroupSpecs"]
@@ -188,7 +201,7 @@ def test_names_are_kubernetes_own_and_who_evaluates_has_a_gpu(capsys, sets, name
         ),
     ],
 )
-def test_a_mistake_is_one_line(capsys, arguments, message):
+def test_invalid_arguments_are_reported(capsys, arguments, message):
     assert main(["k8s-manifest", *arguments, "--image", "i"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -198,19 +211,19 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "deploy/on-premises.yaml"])
 def test_the_head_starts_mlflow_once(file, tmp_path):
-    """As Ray runs it: within a shell whose own command line names the server too."""
+    """Ray runs the command in a shell whose own command line names the server too."""
     commands = yaml.safe_load((ROOT / file).read_text())["head_start_ray_commands"]
-    (command,) = [each for each in commands if "mlflow server" in each]
-    server, own_pgrep = tmp_path / "venv/bin/mlflow", tmp_path / "bin/pgrep"
+    (command,) = [line for line in commands if "mlflow server" in line]
+    server, fake_pgrep = tmp_path / "venv/bin/mlflow", tmp_path / "bin/pgrep"
     for program, text in (
         (server, "echo started >> ~/starts\nsleep 20\ntrue\n"),
-        (own_pgrep, PGREP.format(pgrep=shutil.which("pgrep"))),
+        (fake_pgrep, PGREP.format(pgrep=shutil.which("pgrep"))),
     ):
         program.parent.mkdir(parents=True)
         program.write_text(f"#!/bin/bash\n{text}")
         program.chmod(0o755)
     (tmp_path / "mlflow").mkdir()
-    environment = {"HOME": str(tmp_path), "PATH": f"{own_pgrep.parent}:{os.environ['PATH']}"}
+    environment = {"HOME": str(tmp_path), "PATH": f"{fake_pgrep.parent}:{os.environ['PATH']}"}
     for _ in range(2):
         subprocess.run(["bash", "-c", f"true && {command}"], env=environment, check=True, timeout=30)
         time.sleep(1)
@@ -220,13 +233,13 @@ def test_the_head_starts_mlflow_once(file, tmp_path):
     assert (tmp_path / "starts").read_text() == "started\n"
 
 
-PGREP = """# only this test's processes: another MLflow may run on this machine
+PGREP = """# finds only processes of this test: another MLflow may run on this machine
 for pid in $({pgrep} "$@"); do grep -qz "^HOME=$HOME$" /proc/$pid/environ && exit 0; done
 exit 1
 """
 
 
-def test_ray_s_schema_accepts_the_cluster_on_premises():
+def test_ray_accepts_the_on_premises_cluster():
     config = prepare_config(yaml.safe_load((DEPLOY / "on-premises.yaml").read_text()))
     validate_config(config)
     for role in ("head", "worker"):
@@ -235,48 +248,48 @@ def test_ray_s_schema_accepts_the_cluster_on_premises():
         validate_config({**config, "worker_count": 4})
 
 
-def page_commands(start):
-    """Of docs/kuberay.md, continued lines joined."""
+def find_documented_commands(start):
+    """Return the commands of docs/kuberay.md that begin with `start`, with continued lines joined."""
     text = (ROOT / "docs/kuberay.md").read_text().replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines() if line.startswith(start)]
 
 
-def test_the_page_s_manifests_are_made_checked_and_applied(capsys):
-    """What `kubectl` is given is there: a file that a command before it has printed, or one of the repository."""
-    made = {}
-    for words in page_commands("python -m jobs k8s-manifest"):
+def test_documented_kubectl_commands_use_rendered_manifests(capsys):
+    """Every file that `kubectl` reads is printed by an earlier command or lies in the repository."""
+    rendered = {}
+    for words in find_documented_commands("python -m jobs k8s-manifest"):
         assert main(words[3 : words.index(">")]) == 0, words
         document = yaml.safe_load(capsys.readouterr().out)
-        check(document)
-        made[words[-1]] = document
+        validate(document)
+        rendered[words[-1]] = document
     applied = [
-        words[at + 1]
-        for words in page_commands(("kubectl apply", "sed "))
-        for at, word in enumerate(words)
+        words[index + 1]
+        for words in find_documented_commands(("kubectl apply", "sed "))
+        for index, word in enumerate(words)
         if word == "-f"
     ]
-    assert {*made, "-"} == set(applied)
-    ((_, script, file, *_),) = page_commands("sed ")
-    ended = subprocess.run(["sed", script, ROOT / file], capture_output=True, text=True, check=True)
-    assert "image: registry.example/nasa-distill:latest" in ended.stdout
-    for document in yaml.safe_load_all(ended.stdout):
-        check(document)
-    named = {(document["kind"].lower(), document["metadata"]["name"]) for document in made.values()}
+    assert {*rendered, "-"} == set(applied)
+    ((_, script, file, *_),) = find_documented_commands("sed ")
+    result = subprocess.run(["sed", script, ROOT / file], capture_output=True, text=True, check=True)
+    assert "image: registry.example/nasa-distill:latest" in result.stdout
+    for document in yaml.safe_load_all(result.stdout):
+        validate(document)
+    names = {(document["kind"].lower(), document["metadata"]["name"]) for document in rendered.values()}
     for verb in ("get rayjob", "patch raycronjob"):
-        (words,) = page_commands(f"kubectl {verb}")
-        assert tuple(words[2:4]) in named
-    (words,) = page_commands("kubectl patch")
-    patched = made["raycronjob.yaml"]
+        (words,) = find_documented_commands(f"kubectl {verb}")
+        assert tuple(words[2:4]) in names
+    (words,) = find_documented_commands("kubectl patch")
+    patched = rendered["raycronjob.yaml"]
     patched["spec"] |= json.loads(words[words.index("-p") + 1])["spec"]
-    check(patched)
-    (words,) = page_commands("kubectl port-forward")
-    assert words[2] == f"service/{made['raycluster.yaml']['metadata']['name']}-head-svc"
+    validate(patched)
+    (words,) = find_documented_commands("kubectl port-forward")
+    assert words[2] == f"service/{rendered['raycluster.yaml']['metadata']['name']}-head-svc"
 
 
-def test_the_page_s_secrets_are_those_that_pods_read():
-    given = {words[4] for words in page_commands("kubectl create secret")}
+def test_documented_secrets_are_those_that_pods_read():
+    secrets = {words[4] for words in find_documented_commands("kubectl create secret")}
     files = (DEPLOY / "kuberay").glob("*.yaml")
     text = "".join(file.read_text() for file in files)
-    assert given == {"ray-token", "nasa-distill"}
-    for name in given:
+    assert secrets == {"ray-token", "nasa-distill"}
+    for name in secrets:
         assert f"name: {name}\n" in text or f"secretName: {name}\n" in text

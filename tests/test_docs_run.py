@@ -1,7 +1,7 @@
-"""Every command and Python snippet of README.md and docs/*.md runs as it stands there, at its smallest size.
+"""Every command and Python snippet of README.md and docs/*.md runs as documented, at its smallest size.
 
-`RUN` says what makes a command small, `NOT_RUN` in words why one is not run; a command in neither fails. They run in a
-copy of the checkout, on one tiny run of `make demo`. `test_docs.py` parses the commands of `jobs`;
+`RUN` says how a command is made small, `NOT_RUN` why one is not run; a command in neither fails. They run in a copy of
+the checkout, on one tiny run of `make demo`. `test_docs.py` parses the commands of `jobs`;
 `pipeline/cluster/test_docs_run.py` runs docs/cluster.md and docs/runbook.md on a cluster.
 """
 
@@ -37,12 +37,14 @@ COMPLAINTS = re.compile(
     r"|(?:User|Runtime|Resource)Warning"
 )
 TIMEOUT = 900
-CPU = "--set train.num_workers=1 --set train.steps=2 --set train.batch_size=4 --set prompts.negative_count=50"
-OWN = f"{CPU} --set evaluation.num_prompts=2 --set evaluation.teacher_prompts=0 --set evaluation.scales=[0.5]"
-PAPER = f"--recipe shapes --teacher teacher {OWN}"
-ABLATE = "--seeds 1 --steps 1 --warm-up-steps 1 --set train.batch_size=4 --set evaluation.num_prompts=16 "
-ABLATE += "--set evaluation.exclusion_seeds=24"
-DEMO = {
+CPU_OPTIONS = "--set train.num_workers=1 --set train.steps=2 --set train.batch_size=4 --set prompts.negative_count=50"
+SMALL_OPTIONS = (
+    f"{CPU_OPTIONS} --set evaluation.num_prompts=2 --set evaluation.teacher_prompts=0 --set evaluation.scales=[0.5]"
+)
+PAPER_OPTIONS = f"--recipe shapes --teacher teacher {SMALL_OPTIONS}"
+ABLATION_OPTIONS = "--seeds 1 --steps 1 --warm-up-steps 1 --set train.batch_size=4 --set evaluation.num_prompts=16 "
+ABLATION_OPTIONS += "--set evaluation.exclusion_seeds=24"
+DEMO_OVERRIDES = {
     "train.steps": 4, "train.num_workers": 1, "train.batch_size": 4, "prompts.count": 200,
     "prompts.negative_draws": 100,
     "evaluation.num_prompts": 8, "evaluation.teacher_prompts": 2, "evaluation.exclusion_seeds": 24,
@@ -50,123 +52,134 @@ DEMO = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Small:
-    """`more` is appended, `instead` replaced; `after` are documented commands that come first.
+class SmallRun:
+    """A documented command at its smallest size.
 
-    With `exact` every row that is printed stands on the page. `says` is in what is printed, `code` the exit code.
+    `extra` is appended, and `replacements` maps words to others. The documented commands in `prerequisites` run first.
+    With `exact`, the page must hold every printed row. `expected` must be printed, and `exit_code` returned.
     """
 
-    more: str = ""
-    instead: dict[str, str] = dataclasses.field(default_factory=dict)
-    after: tuple[str, ...] = ()
+    extra: str = ""
+    replacements: dict[str, str] = dataclasses.field(default_factory=dict)
+    prerequisites: tuple[str, ...] = ()
     exact: bool = False
     table: bool = False
-    says: str = ""
-    code: int = 0
+    expected: str = ""
+    exit_code: int = 0
 
 
-MINE = "python -m jobs {} --teacher FOLDER --prompts my_prompts.txt --run runs/mine"
-SD21 = "python -m jobs {} --recipe sd21 --prompts prompts.txt --run runs/sd21"
+OWN_TEACHER_COMMAND = "python -m jobs {} --teacher FOLDER --prompts my_prompts.txt --run runs/mine"
+SD21_COMMAND = "python -m jobs {} --recipe sd21 --prompts prompts.txt --run runs/sd21"
 CORPUS = {"/tmp/corpus": "corpus", "/tmp/prepared": "prepared"}
 PREPARE_CORPUS = "python -m benchmarks.preparation run --data /tmp/corpus --keep /tmp/prepared"
-SHORT = "python -m jobs run --set train.steps=50 --run runs/short"
-PROMOTE = "python -m jobs models promote --name nasa-shapes --version 2"
+SHORT_RUN = "python -m jobs run --set train.steps=50 --run runs/short"
+PROMOTE_COMMAND = "python -m jobs models promote --name nasa-shapes --version 2"
 RUN = {
-    "python -m jobs": Small(code=2, says="jobs on a Ray cluster:"),
-    "python -m jobs <command>": Small("--help", {"<command>": "distill"}),
-    "python -m benchmarks.NAME": Small("--help", {"NAME": "costs"}),
-    "python -m benchmarks.ablation": Small("--help"),
-    **{f"python -m jobs {name}": Small("--help") for name in ("models download", "run-scheduled")},
-    "make demo": Small(),
-    "make demo RECIPE=shapes-full": Small(),
-    "make demo RECIPE=shapes-full RUN=runs/full": Small(),
-    "time make demo": Small(),
-    MINE.format("prepare"): Small(OWN, {"FOLDER": "teacher"}),
-    MINE.format("distill"): Small(OWN, {"FOLDER": "teacher"}, (MINE.format("prepare"),)),
-    "python -m jobs evaluate --run runs/mine": Small(after=(MINE.format("distill"),)),
-    "python -m jobs register --run runs/mine": Small(
-        after=("python -m jobs evaluate --run runs/mine",), says="challenger"
+    "python -m jobs": SmallRun(exit_code=2, expected="jobs on a Ray cluster:"),
+    "python -m jobs <command>": SmallRun("--help", {"<command>": "distill"}),
+    "python -m benchmarks.NAME": SmallRun("--help", {"NAME": "costs"}),
+    "python -m benchmarks.ablation": SmallRun("--help"),
+    **{f"python -m jobs {name}": SmallRun("--help") for name in ("models download", "run-scheduled")},
+    "make demo": SmallRun(),
+    "make demo RECIPE=shapes-full": SmallRun(),
+    "make demo RECIPE=shapes-full RUN=runs/full": SmallRun(),
+    "time make demo": SmallRun(),
+    OWN_TEACHER_COMMAND.format("prepare"): SmallRun(SMALL_OPTIONS, {"FOLDER": "teacher"}),
+    OWN_TEACHER_COMMAND.format("distill"): SmallRun(
+        SMALL_OPTIONS, {"FOLDER": "teacher"}, (OWN_TEACHER_COMMAND.format("prepare"),)
     ),
-    "python -m jobs models promote --name NAME --version 1": Small(
-        instead={"NAME": "nasa-teacher"}, after=("python -m jobs register --run runs/mine",), says="is version 1"
+    "python -m jobs evaluate --run runs/mine": SmallRun(prerequisites=(OWN_TEACHER_COMMAND.format("distill"),)),
+    "python -m jobs register --run runs/mine": SmallRun(
+        prerequisites=("python -m jobs evaluate --run runs/mine",), expected="challenger"
     ),
-    SHORT: Small("--recipe tiny.toml --set train.steps=2"),
+    "python -m jobs models promote --name NAME --version 1": SmallRun(
+        replacements={"NAME": "nasa-teacher"},
+        prerequisites=("python -m jobs register --run runs/mine",),
+        expected="is version 1",
+    ),
+    SHORT_RUN: SmallRun("--recipe tiny.toml --set train.steps=2"),
     'python -m jobs schedule add weekly --recipe shapes-full --cron "0 3 * * SUN" --timezone Europe/Berlin --store '
-    "s3://BUCKET/schedules --tracking-uri http://MLFLOW:5000": Small(instead={"s3://BUCKET": "."}),
+    "s3://BUCKET/schedules --tracking-uri http://MLFLOW:5000": SmallRun(replacements={"s3://BUCKET": "."}),
     "OMP_NUM_THREADS=1 python -m benchmarks.ablation --steps 400 --seeds 4 --set evaluation.num_prompts=512 "
-    "--docs docs": Small(ABLATE),
-    "python -m benchmarks.rules runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled": Small(
+    "--docs docs": SmallRun(ABLATION_OPTIONS),
+    "python -m benchmarks.rules runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled": SmallRun(
         "--seeds 12", {f"runs/seed{number}": "runs/demo" for number in range(3)}
     ),
-    "python -m benchmarks.costs": Small(exact=True),
-    "python -m jobs distill --recipe NAME --dry-run": Small(instead={"NAME": "sd15"}, says="GPU hours"),
-    SD21.format("prepare"): Small(PAPER),
-    f"{SD21.format('distill')} --dry-run": Small(says="not ready: "),
-    SD21.format("distill"): Small(PAPER, after=(SD21.format("prepare"),)),
-    "python -m benchmarks.rounding": Small(exact=True, table=True),
-    "python -m pipeline.recipe.reference": Small(exact=True),
-    "python -m benchmarks.distillation --check": Small("--batch 4", says="largest relative difference"),
+    "python -m benchmarks.costs": SmallRun(exact=True),
+    "python -m jobs distill --recipe NAME --dry-run": SmallRun(replacements={"NAME": "sd15"}, expected="GPU hours"),
+    SD21_COMMAND.format("prepare"): SmallRun(PAPER_OPTIONS),
+    f"{SD21_COMMAND.format('distill')} --dry-run": SmallRun(expected="not ready: "),
+    SD21_COMMAND.format("distill"): SmallRun(PAPER_OPTIONS, prerequisites=(SD21_COMMAND.format("prepare"),)),
+    "python -m benchmarks.rounding": SmallRun(exact=True, table=True),
+    "python -m pipeline.recipe.reference": SmallRun(exact=True),
+    "python -m benchmarks.distillation --check": SmallRun("--batch 4", expected="largest relative difference"),
     "OMP_NUM_THREADS=1 python -m benchmarks.distillation --threads 1 --rounds 15 --rows plain shared compiled both": (
-        Small("--batch 4 --rounds 3 --compiler eager", table=True)
+        SmallRun("--batch 4 --rounds 3 --compiler eager", table=True)
     ),
-    "python -m benchmarks.distillation --threads 1 --memory baseline": Small("--batch 4", says="MiB"),
-    "python -m benchmarks.gpu --device cpu --sizes tiny --batch 2 --out gpu.json": Small(says="steer tiny"),
-    "python -m benchmarks.gpu_step --size tiny --device cpu --batch 4 --no-bfloat16 --rows ours shared": Small(
-        "--rounds 1 --out step.json", says="denoiser_share"
+    "python -m benchmarks.distillation --threads 1 --memory baseline": SmallRun("--batch 4", expected="MiB"),
+    "python -m benchmarks.gpu --device cpu --sizes tiny --batch 2 --out gpu.json": SmallRun(expected="steer tiny"),
+    "python -m benchmarks.gpu_step --size tiny --device cpu --batch 4 --no-bfloat16 --rows ours shared": SmallRun(
+        "--rounds 1 --out step.json", expected="denoiser_share"
     ),
-    "python -m jobs merge FIRST SECOND --out FOLDER": Small(
-        instead={"FIRST": "runs/demo/distilled/student", "SECOND": "runs/demo/distilled/student-raw"}
+    "python -m jobs merge FIRST SECOND --out FOLDER": SmallRun(
+        replacements={"FIRST": "runs/demo/distilled/student", "SECOND": "runs/demo/distilled/student-raw"}
     ),
-    "python -m jobs evaluate --run runs/demo": Small(),
-    "python -m jobs compare runs/demo runs/other": Small(instead={"runs/other": "runs/demo"}),
-    "python -m jobs prepare-benchmarks --run runs/sd21 --hpsv2 FOLDER --negopt FILE": Small(
+    "python -m jobs evaluate --run runs/demo": SmallRun(),
+    "python -m jobs compare runs/demo runs/other": SmallRun(replacements={"runs/other": "runs/demo"}),
+    "python -m jobs prepare-benchmarks --run runs/sd21 --hpsv2 FOLDER --negopt FILE": SmallRun(
         "--pairs 20", {"FOLDER": "HPDv2/benchmark", "FILE": "negopt.parquet"}
     ),
-    "python -m jobs prepare-benchmarks --negopt negopt.parquet --hpsv2 HPDv2/benchmark --run runs/sd21": Small(
+    "python -m jobs prepare-benchmarks --negopt negopt.parquet --hpsv2 HPDv2/benchmark --run runs/sd21": SmallRun(
         "--pairs 20"
     ),
-    "python -m benchmarks.flops": Small('--only "Stable Diffusion 1.5"', exact=True),
-    "OMP_NUM_THREADS=1 python -m benchmarks.wall_clock --width 320 --side 32 --rounds 7": Small(
+    "python -m benchmarks.flops": SmallRun('--only "Stable Diffusion 1.5"', exact=True),
+    "OMP_NUM_THREADS=1 python -m benchmarks.wall_clock --width 320 --side 32 --rounds 7": SmallRun(
         "--width 16 --side 8 --rounds 1"
     ),
-    "python -m benchmarks.wall_clock --side 32 --rounds 40": Small("--width 16 --side 8 --rounds 1"),
-    "python -m benchmarks.gallery runs/full/distilled": Small("--seeds 16", {"runs/full": "runs/demo"}),
+    "python -m benchmarks.wall_clock --side 32 --rounds 40": SmallRun("--width 16 --side 8 --rounds 1"),
+    "python -m benchmarks.gallery runs/full/distilled": SmallRun("--seeds 16", {"runs/full": "runs/demo"}),
     "python -m jobs k8s-manifest RayJob --recipe sd21 --run s3://BUCKET/runs/first "
     "--image REGISTRY/nasa-distill:latest --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts "
     "--set evaluation.benchmarks=s3://BUCKET/benchmarks "
-    "> rayjob.yaml": Small(),
+    "> rayjob.yaml": SmallRun(),
     "python -m jobs k8s-manifest RayCronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
     "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
     'evaluation.benchmarks=s3://BUCKET/benchmarks --gpus-per-node 4 --cron "0 3 * * SUN" --timezone Europe/Berlin '
-    "> raycronjob.yaml": Small(),
+    "> raycronjob.yaml": SmallRun(),
     "python -m jobs k8s-manifest RayCluster --recipe sd21 --run s3://BUCKET/runs/first --image "
-    "REGISTRY/nasa-distill:latest --gpus-per-node 4 > raycluster.yaml": Small(),
+    "REGISTRY/nasa-distill:latest --gpus-per-node 4 > raycluster.yaml": SmallRun(),
     "python -m jobs k8s-manifest CronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
     "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
     'evaluation.benchmarks=s3://BUCKET/benchmarks --cron "0 3 * * SUN" --timezone Europe/Berlin '
-    "> cronjob.yaml": Small(),
-    "python -m benchmarks.joint_attention --work runs/joint --threads 1": Small("--steps 2 --seeds 16 --prompts 16"),
+    "> cronjob.yaml": SmallRun(),
+    "python -m benchmarks.joint_attention --work runs/joint --threads 1": SmallRun("--steps 2 --seeds 16 --prompts 16"),
     "python -m jobs prepare --recipe sd21 --prompts journeydb/train_anno_realease_repath.jsonl.tgz --prompts "
-    '"laion/*.parquet" --run runs/sd21': Small("--teacher teacher --run runs/sources --set prompts.negative_count=50"),
-    "python -m benchmarks.cleaning FILE --show 20": Small(instead={"FILE": "prompts.txt"}),
-    "python -m benchmarks.cleaning tests/data/english/wordnet.txt.gz": Small(says="42,730"),
-    PREPARE_CORPUS: Small(instead=CORPUS, says="a second time: 0."),
-    "python -m benchmarks.prompt_stream --prompts /tmp/prepared/prompts": Small(
-        "--rounds 1", CORPUS, (PREPARE_CORPUS,), says="the stream"
+    '"laion/*.parquet" --run runs/sd21': SmallRun(
+        "--teacher teacher --run runs/sources --set prompts.negative_count=50"
     ),
-    "python -m jobs register --run runs/demo": Small(says="nasa-shapes"),
-    "python -m jobs models": Small(says="nasa-shapes"),
-    PROMOTE: Small(after=(SHORT,), says="the champion is version 2, no longer 1"),
-    "python -m jobs models rollback --name nasa-shapes": Small(after=(PROMOTE,), says="is version 1 again"),
-    "python -m jobs models download --name nasa-shapes --out champion": Small(says="its pipeline is in champion/"),
-    "python -m jobs distill --run runs/demo": Small("--recipe tiny.toml", says="already distilled"),
-    "python -m benchmarks.chaos --table --results docs/data/chaos.jsonl": Small(exact=True),
-    "OMP_NUM_THREADS=1 python -m benchmarks.scaling --steps 10 --rounds 3": Small(
+    "python -m benchmarks.cleaning FILE --show 20": SmallRun(replacements={"FILE": "prompts.txt"}),
+    "python -m benchmarks.cleaning tests/data/english/wordnet.txt.gz": SmallRun(expected="42,730"),
+    PREPARE_CORPUS: SmallRun(replacements=CORPUS, expected="a second time: 0."),
+    "python -m benchmarks.prompt_stream --prompts /tmp/prepared/prompts": SmallRun(
+        "--rounds 1", CORPUS, (PREPARE_CORPUS,), expected="the stream"
+    ),
+    "python -m jobs register --run runs/demo": SmallRun(expected="nasa-shapes"),
+    "python -m jobs models": SmallRun(expected="nasa-shapes"),
+    PROMOTE_COMMAND: SmallRun(prerequisites=(SHORT_RUN,), expected="the champion is version 2, no longer 1"),
+    "python -m jobs models rollback --name nasa-shapes": SmallRun(
+        prerequisites=(PROMOTE_COMMAND,), expected="is version 1 again"
+    ),
+    "python -m jobs models download --name nasa-shapes --out champion": SmallRun(
+        expected="its pipeline is in champion/"
+    ),
+    "python -m jobs distill --run runs/demo": SmallRun("--recipe tiny.toml", expected="already distilled"),
+    "python -m benchmarks.chaos --table --results docs/data/chaos.jsonl": SmallRun(exact=True),
+    "OMP_NUM_THREADS=1 python -m benchmarks.scaling --steps 10 --rounds 3": SmallRun(
         "--workers 2 --images 2 --steps 1 --rounds 1"
     ),
-    "python -m benchmarks.scaling --extrapolate sd21": Small(exact=True),
+    "python -m benchmarks.scaling --extrapolate sd21": SmallRun(exact=True),
 }
-NOT_RUN = {  # by how the command begins
+NOT_RUN = {  # by the beginning of a command
     "make test": "the tests themselves",
     "make test-slow": "the tests themselves",
     "make chaos": "an hour of kills; tests/benchmarks/test_chaos.py tests its parts",
@@ -205,68 +218,69 @@ NOT_RUN = {  # by how the command begins
 }
 
 
-def blocks(page):
-    """Of a page the commands of each code block, and within lines; what follows; and whether it is a block."""
+def find_blocks(page):
+    """Yield the commands of each code block and inline code, the text that follows, and whether it is a block."""
     text = page.read_text()
-    for found in FENCE.finditer(text):
-        if not found[1]:
-            lines = found[2].replace("\\\n", " ").splitlines()
-            yield [command(line) for line in lines if line.strip()], follows(text, found), True
+    for match in FENCE.finditer(text):
+        if not match[1]:
+            lines = match[2].replace("\\\n", " ").splitlines()
+            yield [normalise_command(line) for line in lines if line.strip()], read_following_text(text, match), True
     prose = FENCE.sub(lambda block: re.sub(r"[^\n]", " ", block[0]), text)
-    for found in re.finditer(r"`([^`]+)`", prose):
-        if STARTS.match(found[1]):
-            yield [command(found[1])], follows(text, found), False
+    for match in re.finditer(r"`([^`]+)`", prose):
+        if STARTS.match(match[1]):
+            yield [normalise_command(match[1])], read_following_text(text, match), False
 
 
-def follows(text, found):
-    """What stands between a command and the next block or heading."""
-    return re.split(r"^(?:```|##+ )", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+def read_following_text(text, match):
+    """Return the text between a command and the next block or heading."""
+    return re.split(r"^(?:```|##+ )", text[match.end() :], maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def command(line):
+def normalise_command(line):
     return " ".join(re.sub(r"\s+#.*", "", line).split())
 
 
-def table(text):
-    """The header and the rows of the first table whose columns have names."""
+def parse_table(text):
+    """Return the header and the rows of the first table whose columns have names."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     split = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
     return next(((head, split) for head in split if all(head)), ([], [])) if lines else ([], [])
 
 
-FOUND = {}  # command: its page; whether a table that follows is its own; what follows
+COMMANDS = {}  # command: its page, whether a table that follows belongs to it alone, and the text that follows
 for _page in PAGES:
-    for _lines, _after, _block in blocks(_page):
+    for _lines, _after, _block in find_blocks(_page):
         for _line in _lines:
-            if _line not in FOUND or _block:
-                FOUND[_line] = (_page.name, _block and len(_lines) == 1, _after)
+            if _line not in COMMANDS or _block:
+                COMMANDS[_line] = (_page.name, _block and len(_lines) == 1, _after)
 
 
-def reason(line):
-    """Why a command is not run."""
+def find_reason(line):
+    """Return why a command is not run, or an empty string."""
     starts = [key for key in NOT_RUN if line == key or line.startswith(f"{key} ")]
     return NOT_RUN[max(starts, key=len)] if starts else ""
 
 
-def environment(python=sys.executable):
-    own = {"PATH": f"{Path(python).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    return {**{key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}, **own}
+def build_environment(python=sys.executable):
+    overrides = {"PATH": f"{Path(python).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    return {**{key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}, **overrides}
 
 
-def shell(text, folder, python=sys.executable):
+def run_shell(text, folder, python=sys.executable):
     return subprocess.run(
-        ["bash", "-c", text], cwd=folder, env=environment(python), capture_output=True, text=True, timeout=TIMEOUT
+        ["bash", "-c", text], cwd=folder, env=build_environment(python), capture_output=True, text=True, timeout=TIMEOUT
     )
 
 
 def write_inputs(folder, teacher):
-    """The files that the pages name, with few rows."""
+    """Write the files that the pages name, with few rows."""
     shutil.copytree(teacher, folder / "teacher")
     colours = ("red", "blue", "green", "golden", "silver", "purple", "brown", "white")
     animals = ("fox", "owl", "horse", "whale", "beetle", "crane", "salmon", "tiger")
-    every = itertools.product(colours, animals, ("harbour", "forest", "kitchen", "desert"))
+    combinations = itertools.product(colours, animals, ("harbour", "forest", "kitchen", "desert"))
     texts = [
-        f"A {colour} {animal} waits in the {place} beside number {n}" for n, (colour, animal, place) in enumerate(every)
+        f"A {colour} {animal} waits in the {location} beside number {n}"
+        for n, (colour, animal, location) in enumerate(combinations)
     ]
     for name in ("prompts.txt", "my_prompts.txt"):
         (folder / name).write_text("\n".join(texts[:60]))
@@ -284,25 +298,25 @@ def write_inputs(folder, teacher):
     pq.write_table(pa.table({"prompt": texts[:60], "negative_prompt": texts[60:120]}), folder / "negopt.parquet")
     for style in HPSV2_STYLES:
         (folder / "HPDv2/benchmark" / f"{style}.json").write_text(json.dumps([style] * 800))
-    sets = [f"{name}={value}" for name, value in DEMO.items()]
-    (folder / "tiny.toml").write_text(recipe.dump(recipe.load("shapes", sets)))
+    overrides = [f"{name}={value}" for name, value in DEMO_OVERRIDES.items()]
+    (folder / "tiny.toml").write_text(recipe.dump(recipe.load("shapes", overrides)))
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory, tiny_teacher):
-    """A copy of the checkout in which `make demo` has run, small; the environment is not installed again."""
+    """Return a copy of the checkout in which a small `make demo` has run, with the installed environment."""
     folder = tmp_path_factory.mktemp("checkout") / "nasa-distill"
-    left_out = shutil.ignore_patterns(".git", ".venv", "venv", "runs", "build", "__pycache__", ".*_cache", "*.egg-info")
-    shutil.copytree(ROOT, folder, ignore=left_out)
+    ignored = shutil.ignore_patterns(".git", ".venv", "venv", "runs", "build", "__pycache__", ".*_cache", "*.egg-info")
+    shutil.copytree(ROOT, folder, ignore=ignored)
     write_inputs(folder, tiny_teacher)
-    done = shell(f"make demo VENV={sys.prefix} -o {sys.prefix}/installed RECIPE=tiny.toml", folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, {"make demo": done}
+    result = run_shell(f"make demo VENV={sys.prefix} -o {sys.prefix}/installed RECIPE=tiny.toml", folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder, {"make demo": result}
 
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory, checkout):
-    """Another folder with the same `runs`, and a Python into which the Makefile's own line installed the library."""
+    """Return another folder with the same `runs`, and a Python into which the Makefile installed the library."""
     folder, venv = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("venv")
     (folder / "runs").symlink_to(checkout[0] / "runs")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
@@ -310,61 +324,61 @@ def elsewhere(tmp_path_factory, checkout):
     (site / "shared.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")) + "\n")
     (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if line.endswith(" -e ."))
     python = venv / "bin/python"
-    done = shell(line.strip().replace("$(BIN)/pip", f"{python} -m pip"), checkout[0], python)
-    assert done.returncode == 0, done.stderr
-    frozen = shell(f"{python} -m pip freeze --exclude-editable", folder, python).stdout
+    result = run_shell(line.strip().replace("$(BIN)/pip", f"{python} -m pip"), checkout[0], python)
+    assert result.returncode == 0, result.stderr
+    frozen = run_shell(f"{python} -m pip freeze --exclude-editable", folder, python).stdout
     assert "nasa" not in frozen, "`make lock` leaves it out"
     return folder, python
 
 
-def perform(line, checkout):
-    """Run a documented command and what comes before it, once in a session."""
-    folder, done = checkout
+def run_documented_command(line, checkout):
+    """Run a documented command after its prerequisites, once per session."""
+    folder, results = checkout
     if line.removeprefix("time ").startswith("make demo"):
-        return done["make demo"]
-    if line not in done:
+        return results["make demo"]
+    if line not in results:
         small = RUN[line]
-        for before in small.after:
-            assert perform(before, checkout).returncode == 0, before
-        own, into, file = line.partition(" > ")
-        for word, ours in small.instead.items():
-            own = own.replace(word, ours)
-        done[line] = shell(f"{own} {small.more}{into}{file}", folder)
-    return done[line]
+        for prerequisite in small.prerequisites:
+            assert run_documented_command(prerequisite, checkout).returncode == 0, prerequisite
+        command_text, redirection, file = line.partition(" > ")
+        for word, replacement in small.replacements.items():
+            command_text = command_text.replace(word, replacement)
+        results[line] = run_shell(f"{command_text} {small.extra}{redirection}{file}", folder)
+    return results[line]
 
 
 def test_every_command_is_run_or_has_a_reason():
-    assert len(FOUND) > 80
-    neither = [line for line in FOUND if line not in RUN and not reason(line)]
-    assert not neither, neither
-    gone = [line for line in RUN if line not in FOUND]
-    assert not gone, f"no page has them any more: {gone}"
-    unused = [key for key in NOT_RUN if not any(line == key or line.startswith(f"{key} ") for line in FOUND)]
+    assert len(COMMANDS) > 80
+    unexplained = [line for line in COMMANDS if line not in RUN and not find_reason(line)]
+    assert not unexplained, unexplained
+    missing = [line for line in RUN if line not in COMMANDS]
+    assert not missing, f"no page has them any more: {missing}"
+    unused = [key for key in NOT_RUN if not any(line == key or line.startswith(f"{key} ") for line in COMMANDS)]
     assert not unused, unused
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", RUN, ids=[f"{FOUND.get(line, '?')[0]}: {line[:70]}" for line in RUN])
-def test_a_documented_command(line, checkout):
-    small, (_, alone, after) = RUN[line], FOUND[line]
-    done = perform(line, checkout)
-    said = done.stdout + done.stderr
-    assert done.returncode == small.code, said
-    assert not (found := COMPLAINTS.search(said)), f"{found and found[0]}\n{said}"
-    assert small.says in said, said
-    (head, rows), (shown, on_page) = table(done.stdout), table(after)
-    if shown and (alone or small.table):
-        assert head, f"the page shows a table of {shown}, the command printed none:\n{said}"
-    if head and shown and (alone or small.table or small.exact):
-        assert head == shown[: len(head)], "columns; the page may add some that explain"
+@pytest.mark.parametrize("line", RUN, ids=[f"{COMMANDS.get(line, '?')[0]}: {line[:70]}" for line in RUN])
+def test_a_documented_command_runs(line, checkout):
+    small, (_, has_own_table, following_text) = RUN[line], COMMANDS[line]
+    result = run_documented_command(line, checkout)
+    output = result.stdout + result.stderr
+    assert result.returncode == small.exit_code, output
+    assert not (complaint := COMPLAINTS.search(output)), f"{complaint and complaint[0]}\n{output}"
+    assert small.expected in output, output
+    (head, rows), (documented_head, documented_rows) = parse_table(result.stdout), parse_table(following_text)
+    if documented_head and (has_own_table or small.table):
+        assert head, f"the page shows a table of {documented_head}, the command printed none:\n{output}"
+    if head and documented_head and (has_own_table or small.table or small.exact):
+        assert head == documented_head[: len(head)], "columns; the page may add some that explain"
     if small.exact:
-        written = [row[: len(head)] for row in on_page]
-        assert all(row in written for row in rows if set("".join(row)) != {"-"}), done.stdout
+        page_rows = [row[: len(head)] for row in documented_rows]
+        assert all(row in page_rows for row in rows if set("".join(row)) != {"-"}), result.stdout
     if " > " in line:
         assert list(yaml.safe_load_all((checkout[0] / line.partition(" > ")[2]).read_text()))
 
 
-SNIPPETS = {  # page and number of the snippet: what comes before it, what stands in place of what, what is looked at
+SNIPPETS = {  # (page, number): code before the snippet, replacements in it, and a check after it
     ("README.md", 0): ("", {}, "assert image.size == (64, 64)"),
     ("negative-prompts.md", 0): ("", {'"..."': '"sdxl"', '.to("cuda")': ""}, "assert image.size"),
     ("negative-prompts.md", 1): (
@@ -380,7 +394,7 @@ SNIPPETS = {  # page and number of the snippet: what comes before it, what stand
     ("registry.md", 0): ("", {}, "assert images[0][:4] == b'\\x89PNG'"),
     ("registry.md", 1): ("", {}, "assert image.size == (64, 64)"),
 }
-WRITTEN = {
+DOCUMENTED_SNIPPETS = {
     (page.name, number): code
     for page in PAGES
     for number, code in enumerate(text for name, text in FENCE.findall(page.read_text()) if name == "python")
@@ -388,21 +402,21 @@ WRITTEN = {
 
 
 def test_every_snippet_is_run():
-    assert WRITTEN.keys() == SNIPPETS.keys()
+    assert DOCUMENTED_SNIPPETS.keys() == SNIPPETS.keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", SNIPPETS, ids=[f"{page} {number}" for page, number in SNIPPETS])
 def test_a_snippet_runs_from_another_folder(key, elsewhere):
     folder, python = elsewhere
-    before, instead, after = SNIPPETS[key]
-    code = WRITTEN[key]
+    preparation, replacements, check = SNIPPETS[key]
+    code = DOCUMENTED_SNIPPETS[key]
     if key == ("negative-prompts.md", 0) and not (folder / "sdxl").exists():
         TINY_PIPELINES["sdxl"]().save_pretrained(folder / "sdxl")
-    for word, ours in instead.items():
+    for word, replacement in replacements.items():
         assert word in code
-        code = code.replace(word, ours)
-    (folder / "snippet.py").write_text(f"{before}\n{code}\n{after}\n")
-    done = shell("python snippet.py", folder, python)
-    assert done.returncode == 0, done.stderr
-    assert not COMPLAINTS.search(done.stderr), done.stderr
+        code = code.replace(word, replacement)
+    (folder / "snippet.py").write_text(f"{preparation}\n{code}\n{check}\n")
+    result = run_shell("python snippet.py", folder, python)
+    assert result.returncode == 0, result.stderr
+    assert not COMPLAINTS.search(result.stderr), result.stderr

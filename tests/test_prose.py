@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import ROOT
 
-PACKAGES = ("nasa", "datasets_prep", "pipeline", "jobs", "benchmarks")
+PACKAGES = ("nasa", "datasets_prep", "pipeline", "jobs", "benchmarks", "tests")
 _WORDS = (
     "about above after among as at before beside between beyond by during for from in into of on over since through to "
     "under until upon what when where which while who whoever whose with within without"
@@ -14,7 +14,7 @@ _WORDS = (
 FORBIDDEN = frozenset(_WORDS.split())
 
 
-def docstrings(package):
+def find_docstrings(package):
     for file in sorted((ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -24,7 +24,11 @@ def docstrings(package):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_docstring_begins_with_a_preposition(package):
-    found = list(docstrings(package))
-    assert len(found) > 20
-    wrong = [f"{where}: {text.splitlines()[0]}" for where, text in found if text.split()[0].lower() in FORBIDDEN]
-    assert not wrong, "\n".join(wrong)
+    all_docstrings = list(find_docstrings(package))
+    assert len(all_docstrings) > 20
+    offending = [
+        f"{location}: {text.splitlines()[0]}"
+        for location, text in all_docstrings
+        if text.split()[0].lower() in FORBIDDEN
+    ]
+    assert not offending, "\n".join(offending)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_holds_all_of_nasa_and_nothing_else(tmp_path):
+def test_the_wheel_holds_only_the_whole_of_nasa(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(ROOT / "nasa", source / "nasa", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -26,6 +26,6 @@ def test_the_wheel_holds_all_of_nasa_and_nothing_else(tmp_path):
     assert names == expected | {"nasa/py.typed"}
     code = "import nasa, sys; nasa.steer, nasa.PRESETS, nasa.NasaGuidance; print(nasa.__file__, 'ray' in sys.modules)"
     environment = {"PYTHONPATH": str(wheel), "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.stdout.startswith(str(wheel)), done.stderr
-    assert done.stdout.endswith("False\n")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.stdout.startswith(str(wheel)), result.stderr
+    assert result.stdout.endswith("False\n")
