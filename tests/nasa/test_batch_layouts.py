@@ -19,17 +19,17 @@ def stable_diffusion():
     return TINY_PIPELINES["stable-diffusion"]()
 
 
-def draw(pipe, **more):
-    call = {**TINY_CALLS["stable-diffusion"], **more}
+def draw(pipe, **overrides):
+    call = {**TINY_CALLS["stable-diffusion"], **overrides}
     return pipe("a cat", generator=torch.Generator().manual_seed(0), **call)[0]
 
 
-def draw_steered(pipe, **more):
+def draw_steered(pipe, **overrides):
     with nasa.steer(pipe, "dog", SCALE):
-        return draw(pipe, **more)
+        return draw(pipe, **overrides)
 
 
-def own_inputs(model):
+def make_inputs(model):
     generator = torch.Generator().manual_seed(1)
     return {
         "sample": torch.randn(2, 4, 4, 4, generator=generator),
@@ -43,7 +43,7 @@ def own_inputs(model):
 def test_a_denoiser_is_called_by_keywords_and_by_position(stable_diffusion, positional):
     """A call from outside the pipeline has no guidance, even after a call that had it."""
     pipe = stable_diffusion
-    inputs = own_inputs(pipe.unet)
+    inputs = make_inputs(pipe.unet)
     args, kwargs = list(inputs.values())[:positional], dict(list(inputs.items())[positional:])
     plain = pipe.unet(**inputs)[0]
     with nasa.steer(pipe, "dog", SCALE):
@@ -69,7 +69,7 @@ def test_a_denoiser_is_called_by_keywords_and_by_position(stable_diffusion, posi
 )
 def test_conditional_rows_are_an_option(stable_diffusion, conditional, rows):
     stand_in = SimpleNamespace(unet=stable_diffusion.unet, scheduler=SimpleNamespace(timesteps=[0]))
-    inputs = own_inputs(stand_in.unet)
+    inputs = make_inputs(stand_in.unet)
     negative = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(5))
     plain = stand_in.unet(**inputs)[0]
     with nasa.steer(stand_in, negative_prompt_embeds=negative, scale=SCALE, conditional=conditional):
@@ -84,20 +84,22 @@ def test_missing_rows_are_rejected(stable_diffusion):
         pytest.raises(ValueError, match=r"conditional: got rows \[2\]; expected rows of a batch of 2"),
         nasa.steer(stable_diffusion, "dog", SCALE, conditional=[2]),
     ):
-        stable_diffusion.unet(**own_inputs(stable_diffusion.unet))
+        stable_diffusion.unet(**make_inputs(stable_diffusion.unet))
 
 
-class WithAnotherCall(diffusers.StableDiffusionPipeline):
+class PipelineWithOwnCall(diffusers.StableDiffusionPipeline):
     """A user's pipeline with an unknown batch layout."""
 
     def __call__(self, *args, **kwargs):
         return super().__call__(*args, **kwargs)
 
 
-OfTheSameName = type("StableDiffusionPipeline", (WithAnotherCall,), {"__call__": WithAnotherCall.__call__})
+PipelineOfTheSameName = type(
+    "StableDiffusionPipeline", (PipelineWithOwnCall,), {"__call__": PipelineWithOwnCall.__call__}
+)
 
 
-class WithAnotherEncoder(diffusers.StableDiffusionPipeline):
+class PipelineWithOwnEncoder(diffusers.StableDiffusionPipeline):
     """A user's pipeline with its parent's batch layout."""
 
     def encode_prompt(self, prompt, *args, **kwargs):
@@ -107,18 +109,18 @@ class WithAnotherEncoder(diffusers.StableDiffusionPipeline):
 def test_a_subclass_has_the_layout_of_its_call(stable_diffusion):
     custom, inherited = (
         kind(**stable_diffusion.components, requires_safety_checker=False)
-        for kind in (WithAnotherCall, WithAnotherEncoder)
+        for kind in (PipelineWithOwnCall, PipelineWithOwnEncoder)
     )
     for subclass in (custom, inherited):
         subclass.set_progress_bar_config(disable=True)
-    wanted = draw_steered(stable_diffusion, guidance_scale=3.0)
-    assert torch.equal(draw_steered(inherited, guidance_scale=3.0), wanted)
+    expected = draw_steered(stable_diffusion, guidance_scale=3.0)
+    assert torch.equal(draw_steered(inherited, guidance_scale=3.0), expected)
     unknown = pytest.raises(ValueError, match=r"pipe: got \w+; .*Pass conditional=")
-    for subclass in (custom, OfTheSameName(**stable_diffusion.components, requires_safety_checker=False)):
+    for subclass in (custom, PipelineOfTheSameName(**stable_diffusion.components, requires_safety_checker=False)):
         with unknown, nasa.steer(subclass, "dog"):
             pass
     with nasa.steer(custom, "dog", SCALE, conditional=lambda rows, call: slice(rows // 2, None)):
-        assert torch.equal(draw(custom, guidance_scale=3.0), wanted)
+        assert torch.equal(draw(custom, guidance_scale=3.0), expected)
 
 
 def test_skip_layer_guidance_is_plain(monkeypatch):
@@ -127,8 +129,10 @@ def test_skip_layer_guidance_is_plain(monkeypatch):
     call = {**call, "guidance_scale": 4.0, "num_images_per_prompt": 2, "skip_guidance_layers": [1]}
     outputs = {}
     for scale in (0.0, SCALE):
-        seen = outputs.setdefault(scale, [])
-        hook = pipe.transformer.register_forward_hook(lambda m, a, output, seen=seen: seen.append(output[0]))
+        recorded = outputs.setdefault(scale, [])
+        hook = pipe.transformer.register_forward_hook(
+            lambda m, a, output, recorded=recorded: recorded.append(output[0])
+        )
         with nasa.steer(pipe, "dog", scale):
             pipe(
                 "a cat",

@@ -18,9 +18,9 @@ def pipe():
     return TINY_PIPELINES["wan"]()
 
 
-def video(pipe, **more):
+def generate(pipe, **overrides):
     generator = torch.Generator().manual_seed(0)
-    return generate_video(pipe, "a cat", generator=generator, **{**CALL, "frames_per_block": PER_BLOCK, **more})
+    return generate_video(pipe, "a cat", generator=generator, **{**CALL, "frames_per_block": PER_BLOCK, **overrides})
 
 
 class MaskedAttnProcessor:
@@ -41,26 +41,26 @@ class MaskedAttnProcessor:
 
 
 @torch.no_grad()
-def test_the_cache_is_a_block_causal_mask(pipe):
+def test_the_cache_equals_a_block_causal_mask(pipe):
     """Generating block after block with the cache equals one masked pass over all blocks."""
     model = pipe.transformer
     frames = torch.randn(2, 16, 6, 2, 2, generator=torch.Generator().manual_seed(1))
-    rest = {"timestep": torch.zeros(2), "encoder_hidden_states": torch.randn(2, 16, 16), "return_dict": False}
+    arguments = {"timestep": torch.zeros(2), "encoder_hidden_states": torch.randn(2, 16, 16), "return_dict": False}
     with use_causal_attention(model) as cache:
         cache.is_recording, parts = True, []
         for part in frames.split(2, dim=2):
-            parts.append(model(hidden_states=part, **rest)[0])
+            parts.append(model(hidden_states=part, **arguments)[0])
             cache.num_frames += 2
     before = dict(model.attn_processors)
     masked = {name: MaskedAttnProcessor(3) if "attn1" in name else p for name, p in before.items()}
     model.set_attn_processor(masked)
-    reference = model(hidden_states=frames, **rest)[0]
+    reference = model(hidden_states=frames, **arguments)[0]
     model.set_attn_processor(before)
     torch.testing.assert_close(torch.cat(parts, dim=2), reference, atol=TOLERANCE, rtol=TOLERANCE)
-    assert not torch.allclose(model(hidden_states=frames, **rest)[0], reference, atol=100 * TOLERANCE)
+    assert not torch.allclose(model(hidden_states=frames, **arguments)[0], reference, atol=100 * TOLERANCE)
 
 
-def test_steps_of_a_block(pipe):
+def test_a_block_alternates_predictions_and_noise(pipe):
     """A block alternates predictions and fresh noise of the next level, and ends with a pass at timestep 0."""
     calls = []
 
@@ -68,7 +68,7 @@ def test_steps_of_a_block(pipe):
         calls.append((float(kwargs["timestep"][0]), kwargs["hidden_states"].clone(), output[0].clone()))
 
     hook = pipe.transformer.register_forward_hook(record, with_kwargs=True)
-    latents = video(pipe)
+    latents = generate(pipe)
     hook.remove()
     assert [t for t, *_ in calls] == [1000, 757, 522, 0] * 3
     for block in range(3):
@@ -81,28 +81,28 @@ def test_steps_of_a_block(pipe):
 
 
 def test_a_perfect_network_returns_the_video(pipe, monkeypatch):
-    wanted = torch.randn(1, 16, 3, 2, 2)
-    seen = []
+    expected = torch.randn(1, 16, 3, 2, 2)
+    calls = []
 
-    def flow(hidden_states, timestep, encoder_hidden_states, return_dict):
-        seen.append(hidden_states)
-        index = (len(seen) - 1) // 4
+    def predict_flow(hidden_states, timestep, encoder_hidden_states, return_dict):
+        calls.append(hidden_states)
+        index = (len(calls) - 1) // 4
         sigma = timestep.view(-1, 1, 1, 1, 1) / 1000
-        return ((hidden_states - wanted[:, :, index : index + 1]) / sigma.clamp(min=1e-3),)
+        return ((hidden_states - expected[:, :, index : index + 1]) / sigma.clamp(min=1e-3),)
 
-    monkeypatch.setattr(pipe.transformer, "forward", flow)
-    torch.testing.assert_close(video(pipe), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+    monkeypatch.setattr(pipe.transformer, "forward", predict_flow)
+    torch.testing.assert_close(generate(pipe), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_a_negative_prompt_steers_it_and_leaves_no_trace(pipe):
-    before, plain = dict(pipe.transformer.attn_processors), video(pipe)
+def test_a_negative_prompt_steers_a_video_and_leaves_no_trace(pipe):
+    before, plain = dict(pipe.transformer.attn_processors), generate(pipe)
     with nasa.steer(pipe, "a dog", 0.5, max_sequence_length=16):
-        steered = video(pipe)
+        steered = generate(pipe)
         inside = pipe.transformer.attn_processors.values()
         assert not any(isinstance(processor, CausalAttnProcessor) for processor in inside)
     with nasa.steer(pipe, "a dog", 0.5, max_sequence_length=16, steps={0}):
-        first = video(pipe)
-    assert torch.equal(video(pipe), plain)
+        first = generate(pipe)
+    assert torch.equal(generate(pipe), plain)
     assert not torch.allclose(steered, plain, atol=100 * TOLERANCE)
     assert not torch.allclose(steered, first, atol=10 * TOLERANCE)
     assert all(pipe.transformer.attn_processors[name] is processor for name, processor in before.items())
@@ -112,7 +112,7 @@ def test_a_negative_prompt_steers_it_and_leaves_no_trace(pipe):
 def test_a_cancelled_video_leaves_no_trace(pipe, monkeypatch):
     """The first video is cancelled in the second step of a block; `steps` then counts from the start again."""
     with nasa.steer(pipe, "a dog", 0.5, steps={0}):
-        first, calls, forward = video(pipe), [], pipe.transformer.forward
+        first, calls, forward = generate(pipe), [], pipe.transformer.forward
 
         def fail_once(*args, **kwargs):
             calls.append(None)
@@ -123,12 +123,12 @@ def test_a_cancelled_video_leaves_no_trace(pipe, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(pipe.transformer, "forward", fail_once)
             with pytest.raises(KeyboardInterrupt):
-                video(pipe)
-        assert torch.equal(video(pipe), first)
+                generate(pipe)
+        assert torch.equal(generate(pipe), first)
 
 
-def test_frames_come_out_as_a_video(pipe):
-    assert video(pipe, output_type="np").shape == (1, 9, 16, 16, 3)
+def test_the_output_is_a_video(pipe):
+    assert generate(pipe, output_type="np").shape == (1, 9, 16, 16, 3)
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_frames_come_out_as_a_video(pipe):
 )
 def test_invalid_input_is_rejected(pipe, options, message):
     with pytest.raises(ValueError, match=message):
-        video(pipe, **options)
+        generate(pipe, **options)

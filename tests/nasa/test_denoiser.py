@@ -13,7 +13,7 @@ TOLERANCE = 1e-6
 SCALE = 0.6
 
 
-def make(name):
+def make_denoiser(name):
     pipe = TINY_PIPELINES[name]()
     family, model = find_family(pipe)
     length = None if name == "stable-diffusion" else 16
@@ -21,21 +21,21 @@ def make(name):
     return pipe, model, text["a photo"], text["dog"]
 
 
-def inputs(seed=0):
+def make_inputs(seed=0):
     return torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed)), torch.tensor([999, 20])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["stable-diffusion", "pixart", "pixart-sigma"])
 def test_a_negative_per_call_equals_steer(family):
-    _, model, prompt, negative = make(family)
-    latents, timestep = inputs()
+    _, model, prompt, negative = make_denoiser(family)
+    latents, timestep = make_inputs()
     denoiser = make_steerable(model)
     plain = denoiser(latents, timestep, prompt.expand(2))
     steered = denoiser(latents, timestep, prompt.expand(2), negative, SCALE)
     assert torch.equal(denoiser(latents, timestep, prompt.expand(2)), plain)
     assert steered.shape == plain.shape == latents.shape
-    fresh, _, *_ = make(family)
+    fresh, _, *_ = make_denoiser(family)
     with nasa.steer(
         fresh, negative_prompt_embeds=negative.embeds, negative_attention_mask=negative.attention_mask, scale=SCALE
     ):
@@ -46,21 +46,23 @@ def test_a_negative_per_call_equals_steer(family):
 
 
 @torch.no_grad()
-def test_the_padding_of_pixart_s_texts_is_not_seen():
-    _, model, prompt, negative = make("pixart")
+def test_the_padding_of_pixart_s_texts_has_no_effect():
+    _, model, prompt, negative = make_denoiser("pixart")
     assert not prompt.attention_mask.all()
     denoiser = make_steerable(model)
-    latents, timestep = inputs()
+    latents, timestep = make_inputs()
 
     def run(prompt, negative):
         return denoiser(latents, timestep, prompt.expand(2), negative, SCALE)
 
-    def noisy(text):
+    def replace_padding(text):
         padding = ~text.attention_mask.bool()[..., None]
         return PromptEmbeds(torch.where(padding, torch.randn_like(text.embeds), text.embeds), text.attention_mask)
 
     expected = run(prompt, negative)
-    torch.testing.assert_close(run(noisy(prompt), noisy(negative)), expected, atol=TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(
+        run(replace_padding(prompt), replace_padding(negative)), expected, atol=TOLERANCE, rtol=TOLERANCE
+    )
     assert not torch.allclose(run(PromptEmbeds(prompt.embeds), negative), expected, atol=100 * TOLERANCE)
 
 

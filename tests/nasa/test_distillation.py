@@ -26,7 +26,7 @@ ALL_THREE = Method(negative_on_lora_teacher=True)
 SHARED = Method(lora_shares_pass=True)
 
 
-class World:
+class Distillation:
     """A student, its teachers with nonzero LoRA weights, and the original models."""
 
     def __init__(self, prediction_type):
@@ -53,7 +53,7 @@ class World:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
         return self
 
-    def randomness(self, method=NASA_T, step=0, rank=0):
+    def sample_randomness(self, method=NASA_T, step=0, rank=0):
         seeds = [1000 * step + index for index in range(rank * BATCH, (rank + 1) * BATCH)]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = sample_step(method, self.diffusion, (4, 4, 4), torch.Generator().manual_seed(step), generators)
@@ -62,18 +62,23 @@ class World:
 
     def student_loss(self, method=NASA_T, randomness=None):
         return student_loss(
-            self.student, self.teachers, self.diffusion, method, self.texts, randomness or self.randomness()
+            self.student,
+            self.teachers,
+            self.diffusion,
+            method,
+            self.texts,
+            randomness or self.sample_randomness(),
         )
 
 
 @pytest.fixture(params=["epsilon", "v_prediction", "sample"])
-def world(request):
-    return World(request.param).fill_lora()
+def distillation(request):
+    return Distillation(request.param).fill_lora()
 
 
 @pytest.fixture
-def eps_world():
-    return World("epsilon").fill_lora()
+def epsilon_distillation():
+    return Distillation("epsilon").fill_lora()
 
 
 class ReferenceProcessor:
@@ -85,7 +90,7 @@ class ReferenceProcessor:
         return reference_cross_attention(attn, hidden_states, encoder_hidden_states, self.negative_BTD, scales)
 
 
-def call(unet, x_t, timestep_B, embeds, negative=None, scale=0.0):
+def run_unet(unet, x_t, timestep_B, embeds, negative=None, scale=0.0):
     before = dict(unet.attn_processors)
     if negative is not None:
         steered = ReferenceProcessor(negative, scale)
@@ -95,9 +100,9 @@ def call(unet, x_t, timestep_B, embeds, negative=None, scale=0.0):
     return output
 
 
-def merged_lora_teacher(world):
+def merge_lora_teacher(distillation):
     """Return a plain model in which W + (lora_alpha / rank) B A replaces each adapted weight."""
-    merged, adapted = deepcopy(world.plain_teacher), dict(world.teachers.model.named_modules())
+    merged, adapted = deepcopy(distillation.plain_teacher), dict(distillation.teachers.model.named_modules())
     for name, layer in merged.named_modules():
         if name.endswith(LORA["target_modules"]):
             down, up = adapted[name].lora_A["default"].weight, adapted[name].lora_B["default"].weight
@@ -105,14 +110,18 @@ def merged_lora_teacher(world):
     return merged
 
 
-def reference_loss(world, method, randomness):
+def compute_reference_loss(distillation, method, randomness):
     """Return the loss of eqs. 4 to 6 with sigma^2 weights, computed per sample."""
-    texts, abar, kind = world.texts, world.diffusion.alphas_cumprod, world.diffusion.prediction_type
-    start = world.diffusion.start_timestep % 1000
+    texts, abar, kind = (
+        distillation.texts,
+        distillation.diffusion.alphas_cumprod,
+        distillation.diffusion.prediction_type,
+    )
+    start = distillation.diffusion.start_timestep % 1000
     alpha, sigma = abar[start] ** 0.5, (1 - abar[start]) ** 0.5
     negative = texts.negatives.embeds if method.negative_on_student else None
-    output = call(
-        world.plain_student,
+    output = run_unet(
+        distillation.plain_student,
         randomness.noise,
         torch.full((BATCH,), start),
         texts.prompts.embeds,
@@ -128,21 +137,27 @@ def reference_loss(world, method, randomness):
     alpha, sigma = (a.reshape(BATCH, 1, 1, 1) for a in (abar[t] ** 0.5, (1 - abar[t]) ** 0.5))
     x_t = (alpha * x0 + sigma * randomness.vsd_eps).detach()
 
-    def eps(unet, with_negative, guidance):
-        away = call(unet, x_t, t, (texts.negatives if with_negative else texts.null).embeds)
-        towards = call(unet, x_t, t, texts.prompts.embeds)
+    def predict_eps(unet, with_negative, guidance):
+        negative_prediction = run_unet(unet, x_t, t, (texts.negatives if with_negative else texts.null).embeds)
+        positive_prediction = run_unet(unet, x_t, t, texts.prompts.embeds)
         if kind == "v_prediction":
-            away, towards = (alpha * v + sigma * x_t for v in (away, towards))
+            negative_prediction, positive_prediction = (
+                alpha * v + sigma * x_t for v in (negative_prediction, positive_prediction)
+            )
         if kind == "sample":
-            away, towards = ((x_t - alpha * x) / sigma for x in (away, towards))
-        return towards if guidance is None else (1 - k) * away + k * towards
+            negative_prediction, positive_prediction = (
+                (x_t - alpha * x) / sigma for x in (negative_prediction, positive_prediction)
+            )
+        return positive_prediction if guidance is None else (1 - k) * negative_prediction + k * positive_prediction
 
-    psi = eps(world.plain_teacher, method.negative_on_teacher, k)
-    pi = eps(merged_lora_teacher(world), method.negative_on_lora_teacher, k if method.lora_guidance else None)
+    psi = predict_eps(distillation.plain_teacher, method.negative_on_teacher, k)
+    pi = predict_eps(
+        merge_lora_teacher(distillation), method.negative_on_lora_teacher, k if method.lora_guidance else None
+    )
     gradient = sigma**2 * (psi - pi)
     if method.vsd_weighting == "dmd":
-        real, fake = ((x_t - sigma * e) / alpha for e in (psi, pi))
-        gradient = (fake - real) / (x0 - real).abs().mean(dim=(1, 2, 3), keepdim=True).detach()
+        teacher_x0, lora_x0 = ((x_t - sigma * prediction) / alpha for prediction in (psi, pi))
+        gradient = (lora_x0 - teacher_x0) / (x0 - teacher_x0).abs().mean(dim=(1, 2, 3), keepdim=True).detach()
     return 0.5 * (gradient**2).mean(), (x0 * gradient.detach()).sum() / x0.numel()
 
 
@@ -158,39 +173,41 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_the_student_s_loss_and_gradient_match_the_reference(world, method):
-    randomness = world.randomness(method)
-    world.diffusion = replace(world.diffusion, start_timestep=method.start_timestep)
-    loss, surrogate = reference_loss(world, method, randomness)
-    actual = world.student_loss(method, randomness)
+def test_the_student_s_loss_and_gradient_match_the_reference(distillation, method):
+    randomness = distillation.sample_randomness(method)
+    distillation.diffusion = replace(distillation.diffusion, start_timestep=method.start_timestep)
+    loss, surrogate = compute_reference_loss(distillation, method, randomness)
+    actual = distillation.student_loss(method, randomness)
     torch.testing.assert_close(actual.loss, loss, rtol=REFERENCE_TOLERANCE, atol=0)
     torch.testing.assert_close(actual.gradient_rms, (2 * loss).sqrt(), rtol=REFERENCE_TOLERANCE, atol=0)
     actual.loss.backward()
     surrogate.backward()
-    for ours, reference in zip(world.student.parameters(), world.plain_student.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-7, atol=REFERENCE_TOLERANCE)
+    for actual_parameter, expected_parameter in zip(
+        distillation.student.parameters(), distillation.plain_student.parameters(), strict=True
+    ):
+        torch.testing.assert_close(actual_parameter.grad, expected_parameter.grad, rtol=1e-7, atol=REFERENCE_TOLERANCE)
 
 
-def test_the_student_s_loss_leaves_the_teachers_without_gradient(world):
-    outcome = world.student_loss()
+def test_the_student_s_loss_leaves_the_teachers_without_gradient(distillation):
+    outcome = distillation.student_loss()
     outcome.loss.backward()
-    assert any(parameter.grad.any() for parameter in world.student.parameters())
-    assert all(parameter.grad is None for parameter in world.teachers.parameters())
+    assert any(parameter.grad.any() for parameter in distillation.student.parameters())
+    assert all(parameter.grad is None for parameter in distillation.teachers.parameters())
     assert outcome.attached_x0.requires_grad
     assert not outcome.x0.requires_grad
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_before_the_lora_teacher_learns_equal_conditions_give_no_gradient(prediction_type):
-    world = World(prediction_type)
-    assert not world.student_loss(SBV2).loss.item()
-    assert world.fill_lora().student_loss(SBV2).loss.item() > 0
+    distillation = Distillation(prediction_type)
+    assert not distillation.student_loss(SBV2).loss.item()
+    assert distillation.fill_lora().student_loss(SBV2).loss.item() > 0
 
 
-def test_each_row_of_table_5_changes_what_it_says(eps_world):
-    randomness = eps_world.randomness()
+def test_each_row_of_table_5_changes_one_prediction(epsilon_distillation):
+    randomness = epsilon_distillation.sample_randomness()
     none, student, teacher, lora = (
-        eps_world.student_loss(Method(*switches), randomness)
+        epsilon_distillation.student_loss(Method(*switches), randomness)
         for switches in [(False,) * 3, (True, False, False), (False, True, False), (False, False, True)]
     )
     assert not torch.equal(student.x0, none.x0)
@@ -200,116 +217,140 @@ def test_each_row_of_table_5_changes_what_it_says(eps_world):
 
 
 @pytest.mark.parametrize("filled", [False, True])
-def test_the_frozen_teacher_is_bitwise_the_original_model(filled):
-    world = World("epsilon")
+def test_the_frozen_teacher_is_bitwise_equal_to_the_original_model(filled):
+    distillation = Distillation("epsilon")
     if filled:
-        world.fill_lora()
-    x_t, timestep_B, embeds = world.randomness().noise, torch.tensor([5, 500, 999]), world.texts.prompts
-    flags = {name: parameter.requires_grad for name, parameter in world.teachers.named_parameters()}
-    expected = world.plain_teacher(x_t, timestep_B, embeds.embeds).sample
-    with use_frozen_teacher(world.teachers):
-        frozen = world.teachers(x_t, timestep_B, embeds)
+        distillation.fill_lora()
+    x_t, timestep_B, embeds = (
+        distillation.sample_randomness().noise,
+        torch.tensor([5, 500, 999]),
+        distillation.texts.prompts,
+    )
+    flags = {name: parameter.requires_grad for name, parameter in distillation.teachers.named_parameters()}
+    expected = distillation.plain_teacher(x_t, timestep_B, embeds.embeds).sample
+    with use_frozen_teacher(distillation.teachers):
+        frozen = distillation.teachers(x_t, timestep_B, embeds)
     assert torch.equal(frozen, expected)
     assert not frozen.requires_grad
-    assert {name: parameter.requires_grad for name, parameter in world.teachers.named_parameters()} == flags
-    after = world.teachers(x_t, timestep_B, embeds)
+    assert {name: parameter.requires_grad for name, parameter in distillation.teachers.named_parameters()} == flags
+    after = distillation.teachers(x_t, timestep_B, embeds)
     assert torch.allclose(after, expected) is not filled
     assert after.requires_grad
 
 
-def test_the_lora_teacher_returns_after_an_exception(eps_world):
-    x_t, timestep_B, embeds = eps_world.randomness().noise, torch.tensor([5, 500, 999]), eps_world.texts.prompts
-    expected = eps_world.teachers(x_t, timestep_B, embeds)
-    with pytest.raises(KeyError, match="on purpose"), use_frozen_teacher(eps_world.teachers):
+def test_the_lora_teacher_returns_after_an_exception(epsilon_distillation):
+    x_t, timestep_B, embeds = (
+        epsilon_distillation.sample_randomness().noise,
+        torch.tensor([5, 500, 999]),
+        epsilon_distillation.texts.prompts,
+    )
+    expected = epsilon_distillation.teachers(x_t, timestep_B, embeds)
+    with pytest.raises(KeyError, match="on purpose"), use_frozen_teacher(epsilon_distillation.teachers):
         raise KeyError("on purpose")
-    assert torch.equal(eps_world.teachers(x_t, timestep_B, embeds), expected)
+    assert torch.equal(epsilon_distillation.teachers(x_t, timestep_B, embeds), expected)
 
 
 @pytest.mark.parametrize("null_text", [[False] * 3, [True] * 3, [False, True, False]], ids=["none", "all", "one"])
-def test_the_lora_teacher_s_loss_matches_the_reference(world, null_text):
-    randomness, x0 = replace(world.randomness(), null_text_B=torch.tensor(null_text)), world.randomness(step=5).noise
-    texts, abar, t = world.texts, world.diffusion.alphas_cumprod, randomness.lora_timestep_B
+def test_the_lora_teacher_s_loss_matches_the_reference(distillation, null_text):
+    randomness, x0 = (
+        replace(distillation.sample_randomness(), null_text_B=torch.tensor(null_text)),
+        distillation.sample_randomness(step=5).noise,
+    )
+    texts, abar, t = distillation.texts, distillation.diffusion.alphas_cumprod, randomness.lora_timestep_B
     alpha, sigma = (a.reshape(BATCH, 1, 1, 1) for a in (abar[t] ** 0.5, (1 - abar[t]) ** 0.5))
     rows = [
         texts.null.embeds[0] if null else prompt for null, prompt in zip(null_text, texts.prompts.embeds, strict=True)
     ]
     embeds = torch.stack(rows)
-    output = call(merged_lora_teacher(world), alpha * x0 + sigma * randomness.lora_eps, t, embeds)
-    wanted = {
+    output = run_unet(merge_lora_teacher(distillation), alpha * x0 + sigma * randomness.lora_eps, t, embeds)
+    target = {
         "epsilon": randomness.lora_eps,
         "v_prediction": alpha * randomness.lora_eps - sigma * x0,
         "sample": x0,
-    }[world.diffusion.prediction_type]
-    expected = (alpha**2 * (output - wanted) ** 2).mean()
-    actual = lora_teacher_loss(world.teachers, world.diffusion, texts, randomness, x0)
+    }[distillation.diffusion.prediction_type]
+    expected = (alpha**2 * (output - target) ** 2).mean()
+    actual = lora_teacher_loss(distillation.teachers, distillation.diffusion, texts, randomness, x0)
     torch.testing.assert_close(actual, expected, rtol=REFERENCE_TOLERANCE, atol=0)
 
 
 @pytest.mark.parametrize("null_text", [[False] * 3, [True] * 3, [False, True, False]], ids=["none", "all", "one"])
-def test_a_shared_pass_is_both_losses_on_the_same_noised_images(world, null_text):
-    randomness = replace(world.randomness(), null_text_B=torch.tensor(null_text))
-    apart, shared = world.student_loss(NASA_T, randomness), world.student_loss(SHARED, randomness)
-    torch.testing.assert_close(shared.loss, apart.loss, rtol=REFERENCE_TOLERANCE, atol=0)
-    same = replace(randomness, lora_timestep_B=randomness.vsd_timestep_B, lora_eps=randomness.vsd_eps)
-    expected = lora_teacher_loss(world.teachers, world.diffusion, world.texts, same, apart.x0)
+def test_a_shared_pass_computes_both_losses_on_the_same_noised_images(distillation, null_text):
+    randomness = replace(distillation.sample_randomness(), null_text_B=torch.tensor(null_text))
+    separate, shared = distillation.student_loss(NASA_T, randomness), distillation.student_loss(SHARED, randomness)
+    torch.testing.assert_close(shared.loss, separate.loss, rtol=REFERENCE_TOLERANCE, atol=0)
+    shared_randomness = replace(randomness, lora_timestep_B=randomness.vsd_timestep_B, lora_eps=randomness.vsd_eps)
+    expected = lora_teacher_loss(
+        distillation.teachers, distillation.diffusion, distillation.texts, shared_randomness, separate.x0
+    )
     torch.testing.assert_close(shared.lora_loss, expected, rtol=REFERENCE_TOLERANCE, atol=0)
-    assert apart.lora_loss is None
+    assert separate.lora_loss is None
     shared.loss.backward()
-    assert all(parameter.grad is None for parameter in world.teachers.parameters())
+    assert all(parameter.grad is None for parameter in distillation.teachers.parameters())
     shared.lora_loss.backward()
-    gradients = [parameter.grad.clone() for parameter in get_lora_parameters(world.teachers)]
-    for parameter in get_lora_parameters(world.teachers):
+    gradients = [parameter.grad.clone() for parameter in get_lora_parameters(distillation.teachers)]
+    for parameter in get_lora_parameters(distillation.teachers):
         parameter.grad = None
     expected.backward()
-    for actual, parameter in zip(gradients, get_lora_parameters(world.teachers), strict=True):
+    for actual, parameter in zip(gradients, get_lora_parameters(distillation.teachers), strict=True):
         torch.testing.assert_close(actual, parameter.grad, rtol=1e-7, atol=REFERENCE_TOLERANCE)
 
 
 @pytest.mark.parametrize("changes", [{"negative_on_lora_teacher": True}, {"lora_guidance": False}])
-def test_a_pass_is_shared_with_the_null_text_alone(changes):
+def test_a_pass_can_be_shared_only_with_the_null_text(changes):
     with pytest.raises(ValueError, match="lora_shares_pass: got True; expected False unless lora_guidance"):
         Method(lora_shares_pass=True, **changes)
 
 
-def test_the_lora_teacher_s_loss_reaches_the_adapters_alone(eps_world):
-    randomness = eps_world.randomness()
-    x0 = eps_world.student_loss(randomness=randomness).x0
-    lora_teacher_loss(eps_world.teachers, eps_world.diffusion, eps_world.texts, randomness, x0).backward()
-    with_gradient = {name for name, p in eps_world.teachers.named_parameters() if p.grad is not None and p.grad.any()}
-    assert with_gradient == {name for name, _ in eps_world.teachers.named_parameters() if "lora_" in name}
-    assert all(parameter.grad is None for parameter in eps_world.student.parameters())
+def test_the_lora_teacher_s_loss_reaches_only_the_adapters(epsilon_distillation):
+    randomness = epsilon_distillation.sample_randomness()
+    x0 = epsilon_distillation.student_loss(randomness=randomness).x0
+    lora_teacher_loss(
+        epsilon_distillation.teachers, epsilon_distillation.diffusion, epsilon_distillation.texts, randomness, x0
+    ).backward()
+    with_gradient = {
+        name for name, p in epsilon_distillation.teachers.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    assert with_gradient == {name for name, _ in epsilon_distillation.teachers.named_parameters() if "lora_" in name}
+    assert all(parameter.grad is None for parameter in epsilon_distillation.student.parameters())
 
 
-def test_ranks_share_scale_guidance_and_null_text_but_no_noise(eps_world):
-    first, second = eps_world.randomness(step=4, rank=0), eps_world.randomness(step=4, rank=1)
+def test_ranks_share_scale_guidance_and_null_text_but_no_noise(epsilon_distillation):
+    first, second = (
+        epsilon_distillation.sample_randomness(step=4, rank=0),
+        epsilon_distillation.sample_randomness(step=4, rank=1),
+    )
     shared = ("scale", "guidance_scale")
     assert [getattr(first, name) for name in shared] == [getattr(second, name) for name in shared]
     assert torch.equal(first.null_text_B, second.null_text_B)
     for name in ("noise", "vsd_eps", "lora_eps", "lora_timestep_B"):
         assert not torch.equal(getattr(first, name), getattr(second, name))
     assert not torch.equal(first.noise, first.vsd_eps)
-    assert first.scale != eps_world.randomness(step=5).scale
+    assert first.scale != epsilon_distillation.sample_randomness(step=5).scale
 
 
-def test_draws_cover_their_ranges(eps_world):
+def test_sampled_values_cover_their_ranges(epsilon_distillation):
     shared, generators = torch.Generator().manual_seed(0), [torch.Generator().manual_seed(1)] * 200
     method = Method(guidance_range=(0.5, 3.0), scale_range=(0.2, 0.8), null_text_probability=0.3)
-    many = [sample_step(method, eps_world.diffusion, (1, 1, 1), shared, generators) for _ in range(200)]
-    vsd, lora = (torch.cat([getattr(d, name) for d in many]) for name in ("vsd_timestep_B", "lora_timestep_B"))
+    samples = [sample_step(method, epsilon_distillation.diffusion, (1, 1, 1), shared, generators) for _ in range(200)]
+    vsd, lora = (torch.cat([getattr(d, name) for d in samples]) for name in ("vsd_timestep_B", "lora_timestep_B"))
     assert (vsd.min(), vsd.max(), lora.min(), lora.max()) == (20, 979, 0, 999)
-    assert 0.2 <= min(d.scale for d in many) < 0.23 < 0.77 < max(d.scale for d in many) <= 0.8
-    assert 0.5 <= min(d.guidance_scale for d in many) < 0.6 < 2.9 < max(d.guidance_scale for d in many) <= 3.0
-    assert all(d.null_text_B.all() or not d.null_text_B.any() for d in many)  # the whole batch
-    assert 0.2 < torch.stack([d.null_text_B for d in many]).float().mean() < 0.4
-    per_image = sample_step(replace(method, null_text_per="image"), eps_world.diffusion, (1, 1, 1), shared, generators)
+    assert 0.2 <= min(d.scale for d in samples) < 0.23 < 0.77 < max(d.scale for d in samples) <= 0.8
+    assert 0.5 <= min(d.guidance_scale for d in samples) < 0.6 < 2.9 < max(d.guidance_scale for d in samples) <= 3.0
+    assert all(d.null_text_B.all() or not d.null_text_B.any() for d in samples)  # the whole batch
+    assert 0.2 < torch.stack([d.null_text_B for d in samples]).float().mean() < 0.4
+    per_image = sample_step(
+        replace(method, null_text_per="image"), epsilon_distillation.diffusion, (1, 1, 1), shared, generators
+    )
     assert 0.2 < per_image.null_text_B.float().mean() < 0.4
 
 
-def test_an_image_s_numbers_depend_only_on_its_global_index(eps_world):
+def test_the_randomness_of_an_image_depends_only_on_its_global_index(epsilon_distillation):
     """The position of an image within its process does not matter."""
     generators = lambda indices: [torch.Generator().manual_seed(index) for index in indices]  # noqa: E731
     drawn = [
-        sample_step(NASA_T, eps_world.diffusion, (4, 4, 4), torch.Generator().manual_seed(0), generators(indices))
+        sample_step(
+            NASA_T, epsilon_distillation.diffusion, (4, 4, 4), torch.Generator().manual_seed(0), generators(indices)
+        )
         for indices in (range(4), range(2, 4))
     ]
     halves = drawn[0].select_images(slice(2, 4)), drawn[1]
@@ -317,25 +358,24 @@ def test_an_image_s_numbers_depend_only_on_its_global_index(eps_world):
         assert torch.equal(*(getattr(half, name) for half in halves)), name
 
 
-def test_guidance_on_the_student_mixes_two_plain_images(world):
-    noise, texts, student = world.randomness().noise, world.texts, world.student
-    towards = generate(student, world.diffusion, noise, texts.prompts)
-    away = generate(student, world.diffusion, noise, texts.negatives)
-    mixed = generate_with_cfg(student, world.diffusion, noise, texts.prompts, texts.negatives, 2.0)
-    torch.testing.assert_close(mixed, 2 * towards - away)
+def test_guidance_on_the_student_mixes_two_plain_images(distillation):
+    noise, texts, student = distillation.sample_randomness().noise, distillation.texts, distillation.student
+    positive_x0 = generate(student, distillation.diffusion, noise, texts.prompts)
+    negative_x0 = generate(student, distillation.diffusion, noise, texts.negatives)
+    mixed = generate_with_cfg(student, distillation.diffusion, noise, texts.prompts, texts.negatives, 2.0)
+    torch.testing.assert_close(mixed, 2 * positive_x0 - negative_x0)
 
 
 def test_ema_matches_names_and_forgets_its_start():
     ema = {"a": torch.tensor([1.0]), "b": torch.tensor([10.0])}
-    zeros = {"b": torch.tensor([10.0]), "a": torch.zeros(1)}  # a checkpoint gives another order
-    update_ema(ema, zeros, decay=0.9, step=0)  # min(0.9, 1 / 10) of the old
+    weights = {"b": torch.tensor([10.0]), "a": torch.zeros(1)}  # a checkpoint may have another order
+    update_ema(ema, weights, decay=0.9, step=0)  # min(0.9, 1 / 10) of the old
     torch.testing.assert_close(ema, {"a": torch.tensor([0.1]), "b": torch.tensor([10.0])})
-    update_ema(ema, zeros, decay=0.9, step=10_000)
+    update_ema(ema, weights, decay=0.9, step=10_000)
     torch.testing.assert_close(ema["a"], torch.tensor([0.09]))
 
 
-# Losses of the student and of the LoRA teacher over ten steps; a change of the code that means no change of the
-# method leaves them as they are.
+# Losses of the student and of the LoRA teacher over ten steps; a change that does not alter the method must keep them.
 TRACE = {
     "epsilon": [
         7.3315253e-05,
@@ -385,18 +425,20 @@ TRACE = {
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_a_recorded_trace(prediction_type):
-    world = World(prediction_type).fill_lora()
-    student = torch.optim.AdamW(world.student.parameters(), lr=1e-3, weight_decay=0)
-    lora = torch.optim.AdamW(get_lora_parameters(world.teachers), lr=1e-2, weight_decay=0)
+def test_losses_equal_a_recorded_trace(prediction_type):
+    distillation = Distillation(prediction_type).fill_lora()
+    student = torch.optim.AdamW(distillation.student.parameters(), lr=1e-3, weight_decay=0)
+    lora = torch.optim.AdamW(get_lora_parameters(distillation.teachers), lr=1e-2, weight_decay=0)
     losses = []
     for step in range(10):
-        randomness = world.randomness(step=step)
-        outcome = world.student_loss(randomness=randomness)
+        randomness = distillation.sample_randomness(step=step)
+        outcome = distillation.student_loss(randomness=randomness)
         student.zero_grad()
         outcome.loss.backward()
         student.step()
-        lora_loss = lora_teacher_loss(world.teachers, world.diffusion, world.texts, randomness, outcome.x0)
+        lora_loss = lora_teacher_loss(
+            distillation.teachers, distillation.diffusion, distillation.texts, randomness, outcome.x0
+        )
         lora.zero_grad()
         lora_loss.backward()
         lora.step()

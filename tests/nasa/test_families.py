@@ -17,15 +17,15 @@ from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 TOLERANCE = 2e-5
 SCALE = 0.4
 LONG, SHORT = "a photo of", "cat"
-CROSS = (
+CROSS_ATTENTION_FAMILIES = (
     "stable-diffusion",
     "sdxl",
     "pixart",
     "pixart-sigma",
     "sana-sprint",
     "wan",
-)  # the others: test_joint_attention.py
-GUIDED = ("stable-diffusion", "sdxl", "pixart", "pixart-sigma", "wan")
+)  # test_joint_attention.py has the others
+GUIDED_FAMILIES = ("stable-diffusion", "sdxl", "pixart", "pixart-sigma", "wan")
 
 
 @pytest.fixture(scope="module", params=TINY_PIPELINES)
@@ -38,17 +38,17 @@ def pipe(family):
     return TINY_PIPELINES[family]()
 
 
-def draw(family, pipe, prompt=LONG, **more):
+def draw(family, pipe, prompt=LONG, **overrides):
     generator = torch.Generator().manual_seed(3)
-    return pipe(prompt, generator=generator, **{**TINY_CALLS[family], **more})[0]
+    return pipe(prompt, generator=generator, **{**TINY_CALLS[family], **overrides})[0]
 
 
-def length(family):
+def length_options(family):
     """Return options that pad the tests' prompts to less than the family's default length."""
     return {} if "max_sequence_length" not in TINY_CALLS[family] else {"max_sequence_length": 16}
 
 
-def scaled_attention(pipe, factor, chosen=lambda z: slice(None)):
+def scale_attention(pipe, factor, chosen=lambda z: slice(None)):
     """Scale the input of every cross-attention layer's output projection in the chosen rows."""
     _, model = find_family(pipe)
 
@@ -62,28 +62,28 @@ def scaled_attention(pipe, factor, chosen=lambda z: slice(None)):
     return [layer.to_out[0].register_forward_pre_hook(scale) for layer in layers]
 
 
-def expected(family, pipe, factor, chosen=lambda z: slice(None), **more):
-    hooks = scaled_attention(pipe, factor, chosen)
+def draw_expected(family, pipe, factor, chosen=lambda z: slice(None), **overrides):
+    hooks = scale_attention(pipe, factor, chosen)
     try:
-        return draw(family, pipe, **more)
+        return draw(family, pipe, **overrides)
     finally:
         for hook in hooks:
             hook.remove()
 
 
-@pytest.mark.parametrize("family", CROSS, indirect=True)
+@pytest.mark.parametrize("family", CROSS_ATTENTION_FAMILIES, indirect=True)
 @pytest.mark.parametrize("prompt", [LONG, [LONG, SHORT]], ids=["one", "two"])
 def test_steering_away_from_the_prompt_scales_its_attention(family, pipe, prompt):
-    with nasa.steer(pipe, prompt, SCALE, **length(family)):
+    with nasa.steer(pipe, prompt, SCALE, **length_options(family)):
         steered = draw(family, pipe, prompt)
     torch.testing.assert_close(
-        steered, expected(family, pipe, 1 - SCALE, prompt=prompt), atol=TOLERANCE, rtol=TOLERANCE
+        steered, draw_expected(family, pipe, 1 - SCALE, prompt=prompt), atol=TOLERANCE, rtol=TOLERANCE
     )
     assert (steered - draw(family, pipe, prompt)).abs().max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("family", GUIDED, indirect=True)
-def test_guidance_steers_the_conditional_half_alone(family, pipe):
+@pytest.mark.parametrize("family", GUIDED_FAMILIES, indirect=True)
+def test_guidance_steers_only_the_conditional_half(family, pipe):
     """Guidance steers half of the batch, or the first of two calls."""
     calls = []
     _, model = find_family(pipe)
@@ -94,11 +94,11 @@ def test_guidance_steers_the_conditional_half_alone(family, pipe):
             return slice(None) if len(calls) % 2 else slice(0)
         return slice(len(z) // 2, None)
 
-    wanted = expected(family, pipe, 1 - SCALE, conditional, guidance_scale=3)
+    expected = draw_expected(family, pipe, 1 - SCALE, conditional, guidance_scale=3)
     count.remove()
-    with nasa.steer(pipe, LONG, SCALE, **length(family)):
+    with nasa.steer(pipe, LONG, SCALE, **length_options(family)):
         steered = draw(family, pipe, guidance_scale=3)
-    torch.testing.assert_close(steered, wanted, atol=5 * TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(steered, expected, atol=5 * TOLERANCE, rtol=TOLERANCE)
 
 
 def test_none_and_scale_zero_are_bitwise_plain(family, pipe):
@@ -114,7 +114,9 @@ def test_the_original_processors_are_restored(family, pipe):
     with nasa.steer(pipe, SHORT, SCALE):
         inside = model.attn_processors.items()
         steered = {name for name, p in inside if isinstance(p, SteeredAttnProcessor | JointSteeredProcessor)}
-        assert steered == {name for name in before if (".attn2." if family in CROSS else ".attn.") in name}
+        assert steered == {
+            name for name in before if (".attn2." if family in CROSS_ATTENTION_FAMILIES else ".attn.") in name
+        }
         draw(family, pipe)
     with pytest.raises(KeyError, match="on purpose"), nasa.steer(pipe, SHORT, SCALE):
         raise KeyError("on purpose")
@@ -122,14 +124,14 @@ def test_the_original_processors_are_restored(family, pipe):
     assert torch.equal(draw(family, pipe), plain)
 
 
-@pytest.mark.parametrize("family", CROSS, indirect=True)
-def test_a_negative_for_each_prompt_and_several_images_a_prompt(family, pipe):
+@pytest.mark.parametrize("family", CROSS_ATTENTION_FAMILIES, indirect=True)
+def test_negatives_for_each_prompt_with_several_images_per_prompt(family, pipe):
     count = {"num_videos_per_prompt" if family == "wan" else "num_images_per_prompt": 2}
-    prompts = [LONG, LONG[::-1]]  # of one length: diffusers' SANA gives several images a prompt each other's masks
-    with nasa.steer(pipe, prompts, [SCALE, 0.0], **length(family)):
+    prompts = [LONG, LONG[::-1]]  # equally long: diffusers' SANA mixes up the masks of several images per prompt
+    with nasa.steer(pipe, prompts, [SCALE, 0.0], **length_options(family)):
         steered = draw(family, pipe, prompts, **count)
-    wanted = expected(family, pipe, 1 - SCALE, lambda z: slice(0, 2), prompt=prompts, **count)
-    torch.testing.assert_close(steered, wanted, atol=TOLERANCE, rtol=TOLERANCE)
+    expected = draw_expected(family, pipe, 1 - SCALE, lambda z: slice(0, 2), prompt=prompts, **count)
+    torch.testing.assert_close(steered, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_steps_can_be_limited(family, pipe):
@@ -147,7 +149,7 @@ def test_steps_can_be_limited(family, pipe):
 
 def test_layers_can_be_limited(family, pipe):
     _, model = find_family(pipe)
-    ending = "attn2.processor" if family in CROSS else ".attn.processor"
+    ending = "attn2.processor" if family in CROSS_ATTENTION_FAMILIES else ".attn.processor"
     name = next(name for name in model.attn_processors if name.endswith(ending))
     with nasa.steer(pipe, SHORT, SCALE, layers=lambda layer: layer == name):
         one = draw(family, pipe)
@@ -159,7 +161,7 @@ def test_layers_can_be_limited(family, pipe):
 
 
 @pytest.mark.parametrize("method", ["nag", "vsf"])
-def test_other_rules_are_another_image(family, pipe, method):
+def test_other_rules_give_another_image(family, pipe, method):
     images = []
     for chosen in ("nasa", method):
         with nasa.steer(pipe, SHORT, SCALE, rule=chosen):
@@ -168,11 +170,11 @@ def test_other_rules_are_another_image(family, pipe, method):
     assert not torch.allclose(images[0], images[1])
 
 
-def test_a_negative_with_its_mask_is_the_same_as_its_text(family, pipe):
+def test_negative_embeddings_with_their_mask_equal_the_text(family, pipe):
     family_spec, _ = find_family(pipe)
-    encoded = family_spec.encode(pipe, [SHORT], *length(family).values() or [None])
+    encoded = family_spec.encode(pipe, [SHORT], *length_options(family).values() or [None])
     embeds, mask = encoded.embeds, encoded.attention_mask
-    with nasa.steer(pipe, SHORT, SCALE, **length(family)):
+    with nasa.steer(pipe, SHORT, SCALE, **length_options(family)):
         by_text = draw(family, pipe)
     with nasa.steer(pipe, negative_prompt_embeds=embeds, negative_attention_mask=mask, scale=SCALE):
         torch.testing.assert_close(draw(family, pipe), by_text, atol=TOLERANCE, rtol=TOLERANCE)
@@ -189,17 +191,17 @@ def test_a_negative_that_no_layer_used_is_an_error(family, pipe):
         draw(family, pipe, guidance_scale=3)
 
     unused = pytest.raises(ValueError, match="layers: got no layer that uses the negative prompt")
-    with unused, nasa.steer(pipe, SHORT, SCALE, **length(family)):
+    with unused, nasa.steer(pipe, SHORT, SCALE, **length_options(family)):
         draw_unsteered()
 
 
-def test_saved_in_the_hub_s_layout_and_loaded_by_path(family, pipe, tmp_path):
+def test_a_saved_pipeline_is_loaded_and_steered(family, pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = type(pipe).from_pretrained(tmp_path, local_files_only=True)
     loaded.set_progress_bar_config(disable=True)
     torch.testing.assert_close(draw(family, loaded), draw(family, pipe), atol=TOLERANCE, rtol=TOLERANCE)
     images = []
     for chosen in (pipe, loaded):
-        with nasa.steer(chosen, SHORT, SCALE, **length(family)):
+        with nasa.steer(chosen, SHORT, SCALE, **length_options(family)):
             images.append(draw(family, chosen))
     torch.testing.assert_close(*images, atol=TOLERANCE, rtol=TOLERANCE)

@@ -25,18 +25,18 @@ def modular(pipe):
     return modular
 
 
-def generator():
+def make_generator():
     return torch.Generator().manual_seed(0)
 
 
-def guided(modular, **options):
+def run_guided(modular, **options):
     modular.update_components(guider=nasa.NasaGuidance(**options))
-    return modular(prompt="a photo", negative_prompt="dog", generator=generator(), output="images", **CALL)
+    return modular(prompt="a photo", negative_prompt="dog", generator=make_generator(), output="images", **CALL)
 
 
-def steered(pipe, **options):
+def run_steered(pipe, **options):
     with nasa.steer(pipe, "dog", **options):
-        return pipe("a photo", guidance_scale=0, generator=generator(), **CALL).images
+        return pipe("a photo", guidance_scale=0, generator=make_generator(), **CALL).images
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,18 @@ def steered(pipe, **options):
     ],
     ids=str,
 )
-def test_same_images_as_steer(modular, pipe, guider, steer):
-    assert torch.equal(guided(modular, **guider), steered(pipe, **steer))
+def test_the_guider_gives_the_same_images_as_steer(modular, pipe, guider, steer):
+    assert torch.equal(run_guided(modular, **guider), run_steered(pipe, **steer))
 
 
 def test_the_denoiser_is_left_as_it_was(modular, pipe):
-    before, plain = dict(pipe.unet.attn_processors), steered(pipe, scale=0)
-    assert not torch.equal(guided(modular, scale=0.4), plain)
+    before, plain = dict(pipe.unet.attn_processors), run_steered(pipe, scale=0)
+    assert not torch.equal(run_guided(modular, scale=0.4), plain)
     assert all(pipe.unet.attn_processors[name] is processor for name, processor in before.items())
-    assert torch.equal(steered(pipe, scale=0), plain)
+    assert torch.equal(run_steered(pipe, scale=0), plain)
 
 
-def test_padding_of_the_negatives_is_not_seen():
+def test_padding_of_the_negatives_has_no_effect():
     """Two negatives of unequal length come with a mask."""
     pipe = TINY_PIPELINES["qwen-image"]()
     modular = QwenImageAutoBlocks().init_pipeline()
@@ -72,18 +72,18 @@ def test_padding_of_the_negatives_is_not_seen():
     modular.update_components(guider=nasa.NasaGuidance(scale=0.5))
     prompts, negatives = ["a cat", "dog"], ["blurry", "on a table"]
     call = {**CALL, "output_type": "pt"}
-    guided = modular(prompt=prompts, negative_prompt=negatives, generator=generator(), output="images", **call)
+    run_guided = modular(prompt=prompts, negative_prompt=negatives, generator=make_generator(), output="images", **call)
     with nasa.steer(pipe, negatives, 0.5):
-        steered = pipe(prompts, generator=generator(), **call).images
-    assert torch.equal(guided, steered)
+        run_steered = pipe(prompts, generator=make_generator(), **call).images
+    assert torch.equal(run_guided, run_steered)
 
 
-def test_a_modular_pipeline_is_steered_by_its_guider_alone(modular, pipe):
+def test_a_modular_pipeline_is_steered_only_by_its_guider(modular, pipe):
     """The pipeline's default guider also calls the denoiser for the unconditional prediction."""
     message = "pipe: got StableDiffusionXLModularPipeline; .* Make nasa.NasaGuidance its guider"
     with pytest.raises(ValueError, match=message), nasa.steer(modular, "dog"):
         pass
     modular.update_components(guider=ClassifierFreeGuidance())
-    wanted = r"pipe: got a call of StableDiffusionXLModularPipeline while"
-    with nasa.steer(pipe, "dog"), pytest.raises(ValueError, match=wanted):
-        modular(prompt="a photo", generator=generator(), output="images", **CALL)
+    expected = r"pipe: got a call of StableDiffusionXLModularPipeline while"
+    with nasa.steer(pipe, "dog"), pytest.raises(ValueError, match=expected):
+        modular(prompt="a photo", generator=make_generator(), output="images", **CALL)

@@ -6,12 +6,12 @@ from nasa.losses import clip_hinge, denoising_loss, vsd_gradient, vsd_loss
 TOLERANCE = 1e-12
 
 
-def normal(*shape, seed=0):
+def draw_normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_vsd_loss_has_the_gradient_it_is_given_over_the_number_of_elements():
-    x0, gradient = normal(2, 4, 3, 3).requires_grad_(), normal(2, 4, 3, 3, seed=1)
+def test_the_gradient_of_the_vsd_loss_is_divided_by_the_number_of_elements():
+    x0, gradient = draw_normal(2, 4, 3, 3).requires_grad_(), draw_normal(2, 4, 3, 3, seed=1)
     loss = vsd_loss(x0, gradient)
     loss.backward()
     torch.testing.assert_close(loss.detach(), 0.5 * (gradient**2).mean(), atol=TOLERANCE, rtol=0)
@@ -20,7 +20,11 @@ def test_vsd_loss_has_the_gradient_it_is_given_over_the_number_of_elements():
 
 def test_gradient_descent_moves_x0_to_the_teacher_s_prediction():
     """The teachers predict the student's x0 and another image; half a step halves their distance."""
-    student_x0, teacher_x0, eps = normal(1, 4, 3, 3).requires_grad_(), normal(1, 4, 3, 3, seed=1), normal(1, 4, 3, 3)
+    student_x0, teacher_x0, eps = (
+        draw_normal(1, 4, 3, 3).requires_grad_(),
+        draw_normal(1, 4, 3, 3, seed=1),
+        draw_normal(1, 4, 3, 3),
+    )
     alpha = sigma = torch.tensor(0.5, dtype=torch.float64).sqrt()
     x_t = alpha * student_x0.detach() + sigma * eps
     gradient = vsd_gradient((x_t - alpha * teacher_x0) / sigma, eps, sigma)
@@ -31,26 +35,34 @@ def test_gradient_descent_moves_x0_to_the_teacher_s_prediction():
 
 
 def test_equal_teachers_give_a_zero_gradient():
-    x0, eps, sigma = normal(2, 4, 3, 3).requires_grad_(), normal(2, 4, 3, 3, seed=1), normal(2, 1, 1, 1, seed=2).abs()
+    x0, eps, sigma = (
+        draw_normal(2, 4, 3, 3).requires_grad_(),
+        draw_normal(2, 4, 3, 3, seed=1),
+        draw_normal(2, 1, 1, 1, seed=2).abs(),
+    )
     vsd_loss(x0, vsd_gradient(eps, eps.clone(), sigma)).backward()
     assert not x0.grad.any()
 
 
 def test_vsd_gradient_is_weighted_by_each_sample_s_sigma_squared():
-    teacher, lora, sigma = normal(2, 1, 2, 2), normal(2, 1, 2, 2, seed=1), torch.tensor([0.5, 2.0]).reshape(2, 1, 1, 1)
+    teacher, lora, sigma = (
+        draw_normal(2, 1, 2, 2),
+        draw_normal(2, 1, 2, 2, seed=1),
+        torch.tensor([0.5, 2.0]).reshape(2, 1, 1, 1),
+    )
     actual = vsd_gradient(teacher, lora, sigma)
     torch.testing.assert_close(actual[0], 0.25 * (teacher[0] - lora[0]))
     torch.testing.assert_close(actual[1], 4.0 * (teacher[1] - lora[1]))
 
 
-def features(*cosines):
+def make_features(*cosines):
     """Return image features of various norms with these cosines to the text features (1, 0)."""
     rows = [[c * n, (1 - c * c) ** 0.5 * n] for n, c in enumerate(cosines, start=1)]
     return torch.tensor(rows, dtype=torch.float64, requires_grad=True)
 
 
 def test_the_hinge_is_taken_per_sample_and_pulls_images_towards_their_texts():
-    images, texts = features(0.9, 0.1), torch.tensor([[1.0, 0.0]] * 2, dtype=torch.float64)
+    images, texts = make_features(0.9, 0.1), torch.tensor([[1.0, 0.0]] * 2, dtype=torch.float64)
     loss = clip_hinge(images, texts, 0.37)
     loss.backward()
     # Over the mean cosine, 0.5, the hinge would be zero.
@@ -60,13 +72,17 @@ def test_the_hinge_is_taken_per_sample_and_pulls_images_towards_their_texts():
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 2, 2)])
-def test_the_denoising_loss_weighs_by_alpha_squared(shape):
-    output, wanted, alpha = normal(*shape).requires_grad_(), normal(*shape, seed=1), torch.tensor([0.1, 0.5, 0.9])
-    loss = denoising_loss(output, wanted, alpha.double().reshape(3, 1, 1, 1))
+def test_the_denoising_loss_is_weighted_by_alpha_squared(shape):
+    output, target, alpha = (
+        draw_normal(*shape).requires_grad_(),
+        draw_normal(*shape, seed=1),
+        torch.tensor([0.1, 0.5, 0.9]),
+    )
+    loss = denoising_loss(output, target, alpha.double().reshape(3, 1, 1, 1))
     loss.backward()
     expected = 0.0
     for b in range(3):
-        expected += alpha[b].double() ** 2 * ((output[b] - wanted[b]) ** 2).sum() / output.numel()
-    slope = 2 * alpha.double().reshape(3, 1, 1, 1) ** 2 * (output - wanted) / output.numel()
+        expected += alpha[b].double() ** 2 * ((output[b] - target[b]) ** 2).sum() / output.numel()
+    slope = 2 * alpha.double().reshape(3, 1, 1, 1) ** 2 * (output - target) / output.numel()
     torch.testing.assert_close(loss, expected, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(output.grad, slope.detach(), atol=TOLERANCE, rtol=0)

@@ -25,7 +25,7 @@ def noised():
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_a_perfect_output_gives_back_x0_and_eps(noised, prediction_type):
+def test_a_perfect_output_gives_x0_and_eps(noised, prediction_type):
     x0, eps, alpha, sigma = noised
     x_t = add_noise(x0, eps, alpha, sigma)
     output = prediction_target(x0, eps, alpha, sigma, prediction_type)
@@ -34,14 +34,14 @@ def test_a_perfect_output_gives_back_x0_and_eps(noised, prediction_type):
         torch.testing.assert_close(actual, expected, atol=FLOAT64_TOLERANCE, rtol=0)
 
 
-def test_targets_by_definition(noised):
+def test_targets_follow_their_definitions(noised):
     x0, eps, alpha, sigma = noised
     assert torch.equal(prediction_target(x0, eps, alpha, sigma, "epsilon"), eps)
     assert torch.equal(prediction_target(x0, eps, alpha, sigma, "sample"), x0)
     torch.testing.assert_close(prediction_target(x0, eps, alpha, sigma, "v_prediction"), alpha * eps - sigma * x0)
 
 
-def test_alpha_and_sigma_of_each_sample():
+def test_alpha_and_sigma_have_one_value_per_sample():
     alpha, sigma = alpha_sigma(ALPHAS_CUMPROD, torch.tensor([3, 900]))
     assert alpha.shape == sigma.shape == (2, 1, 1, 1)
     torch.testing.assert_close(alpha.flatten() ** 2, ALPHAS_CUMPROD[[3, 900]])
@@ -54,7 +54,7 @@ def test_a_start_outside_the_schedule_is_named(start):
         Diffusion(ALPHAS_CUMPROD, "epsilon", start)
 
 
-def test_an_epsilon_model_does_not_start_where_nothing_of_the_image_is_left():
+def test_an_epsilon_model_cannot_start_without_any_signal():
     """Schedules with zero terminal SNR (arXiv 2305.08891) end at alpha 0, or 2**-24 in some libraries."""
     schedule = DDIMScheduler(rescale_betas_zero_snr=True, beta_schedule="scaled_linear").alphas_cumprod
     almost = schedule.clone()
@@ -73,6 +73,6 @@ def test_an_unknown_type_is_named(noised, convert):
         convert(*noised, "flow")
 
 
-def test_diffusion_refuses_an_unknown_type():
+def test_diffusion_rejects_an_unknown_type():
     with pytest.raises(ValueError, match="prediction_type: got 'flow'; expected epsilon"):
         Diffusion(ALPHAS_CUMPROD, "flow")

@@ -1,7 +1,7 @@
 """Coverage of all diffusers pipeline classes with a steerable denoiser: supported and tested, or rejected.
 
-Which rows are conditional is seen from outside: their text changes with the prompt. With which options the negative is
-encoded, too: steering away from the prompt itself at scale 1 leaves exactly nothing.
+Conditional rows are detected from outside, because their text changes with the prompt. Options that encode the
+negative are too: steering away from the prompt itself at scale 1 leaves exactly nothing.
 """
 
 import copy
@@ -24,7 +24,7 @@ from nasa.testing import tiny_stable_diffusion
 from nasa.testing.pipeline_variants import GUIDED, GUIDED_BY_SECOND_CALL, build_variant
 
 DEPRECATED = "diffusers.pipelines.deprecated."
-INVALID_CONFIG = {  # beside those that diffusers calls deprecated
+UNSUPPORTED = {  # in addition to those that diffusers marks as deprecated
     "another UNet, made of this one": (
         "AnimateDiffControlNetPipeline AnimateDiffPAGPipeline AnimateDiffPipeline AnimateDiffSDXLPipeline "
         "AnimateDiffSparseControlNetPipeline AnimateDiffVideoToVideoControlNetPipeline AnimateDiffVideoToVideoPipeline"
@@ -58,9 +58,9 @@ INVALID_CONFIG = {  # beside those that diffusers calls deprecated
     ),
 }
 ONE_VIDEO = ("LucyEditPipeline", "WanImageToVideoPipeline")  # diffusers does not repeat the image
-ALL_REFUSED = {name for names in INVALID_CONFIG.values() for name in names.split()}
+ALL_UNSUPPORTED = {name for names in UNSUPPORTED.values() for name in names.split()}
 
-TEXT_OPTIONS = {  # what a call can say about its text, each with a value that is not the default
+TEXT_OPTIONS = {  # options of a call that concern its text, each with a value that is not the default
     "attention_kwargs": {"scale": 0.25},
     "clean_caption": True,
     "clip_skip": 1,
@@ -71,14 +71,14 @@ TEXT_OPTIONS = {  # what a call can say about its text, each with a value that i
     "prompt_2": "on ice",
     "prompt_3": "at sea",
 }
-OF_THE_PROMPT = {"prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask", "prompt_embeds_mask"}
-OF_GUIDANCE = (
+PROMPT_OPTIONS = {"prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask", "prompt_embeds_mask"}
+GUIDANCE_OPTIONS = (
     "guidance_rescale guidance_scale guidance_scale_2 image_guidance_scale negative_pooled_prompt_embeds "
     "negative_prompt negative_prompt_2 negative_prompt_3 negative_prompt_attention_mask negative_prompt_embeds "
     "negative_prompt_embeds_mask pag_adaptive_scale pag_scale skip_guidance_layers skip_layer_guidance_scale "
     "skip_layer_guidance_start skip_layer_guidance_stop true_cfg_scale"
 )
-NOT_OF_TEXT = (
+OTHER_OPTIONS = (
     "_auto_resize adapter_conditioning_factor adapter_conditioning_scale aesthetic_score callback "
     "callback_on_step_end callback_on_step_end_tensor_inputs callback_steps control_guidance_end "
     "control_guidance_start control_image control_mask control_mode controlnet_conditioning_scale "
@@ -91,14 +91,14 @@ NOT_OF_TEXT = (
     "output_type padding_mask_crop return_dict self sigmas strength target_size timesteps use_resolution_binning "
     "video width"
 )
-KNOWN_OPTIONS = {*TEXT_OPTIONS, *OF_THE_PROMPT, *OF_GUIDANCE.split(), *NOT_OF_TEXT.split()}
+KNOWN_OPTIONS = {*TEXT_OPTIONS, *PROMPT_OPTIONS, *GUIDANCE_OPTIONS.split(), *OTHER_OPTIONS.split()}
 
 
-def call_parameters(name):
+def get_call_parameters(name):
     return inspect.signature(getattr(diffusers, name).__call__).parameters
 
 
-def steerable_classes():
+def find_steerable_classes():
     """Return exported pipeline classes whose constructor takes a supported denoiser."""
     names = re.compile(rf"\b({'|'.join(family.denoiser_class for family in FAMILIES)})\b")
     actual = {}
@@ -111,19 +111,19 @@ def steerable_classes():
     return actual
 
 
-def not_importable():
+def find_placeholders():
     """Return placeholder classes, such as Kolors without sentencepiece."""
-    return set() if is_sentencepiece_available() else {name for name in ALL_REFUSED if name.startswith("Kolors")}
+    return set() if is_sentencepiece_available() else {name for name in ALL_UNSUPPORTED if name.startswith("Kolors")}
 
 
 def test_every_diffusers_class_is_supported_or_rejected():
-    actual = steerable_classes()
+    actual = find_steerable_classes()
     deprecated = {name for name, cls in actual.items() if cls.__module__.startswith(DEPRECATED)}
     assert not deprecated & set(PIPELINES)
-    assert not ALL_REFUSED & set(PIPELINES)
-    assert set(actual) - deprecated == (ALL_REFUSED | set(PIPELINES)) - not_importable()
+    assert not ALL_UNSUPPORTED & set(PIPELINES)
+    assert set(actual) - deprecated == (ALL_UNSUPPORTED | set(PIPELINES)) - find_placeholders()
     unet = tiny_stable_diffusion().unet
-    for name in (ALL_REFUSED | deprecated) & set(actual):
+    for name in (ALL_UNSUPPORTED | deprecated) & set(actual):
         pipe = object.__new__(actual[name])
         pipe.__dict__["unet"] = unet
         with pytest.raises(ValueError, match=rf"pipe: got {name}; .*Pass conditional="), nasa.steer(pipe, "x"):
@@ -132,11 +132,11 @@ def test_every_diffusers_class_is_supported_or_rejected():
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_call_option_is_classified(name):
-    assert set(call_parameters(name)) <= KNOWN_OPTIONS
+    assert set(get_call_parameters(name)) <= KNOWN_OPTIONS
     assert "self.check_inputs(" in inspect.getsource(getattr(diffusers, name).__call__)
 
 
-def recorded(pipe, call):
+def record_calls(pipe, call):
     """Return text and output of each denoiser call, as lists of rows."""
     texts, outputs = [], []
 
@@ -152,7 +152,7 @@ def recorded(pipe, call):
     return texts, outputs
 
 
-def changed(before, after):
+def find_changes(before, after):
     """Return the (call, row) pairs that differ."""
     return [
         (call, row)
@@ -164,50 +164,50 @@ def changed(before, after):
 
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "plain"])
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_conditional_rows_are_steered_and_no_others(name, guided):
+def test_only_the_conditional_rows_are_steered(name, guided):
     pipe, call = build_variant(name)
-    options = call_parameters(name)
+    options = get_call_parameters(name)
     count = "num_images_per_prompt" if "num_images_per_prompt" in options else "num_videos_per_prompt"
     guidance = GUIDED_BY_SECOND_CALL if "true_cfg_scale" in options else GUIDED
     call = {**call, count: 1 if name in ONE_VIDEO else 2, **(guidance if guided else {"guidance_scale": 1.0})}
     call = {key: value for key, value in call.items() if key in options}
-    texts, plain = recorded(pipe, {**call, "prompt": "cat"})
-    others, _ = recorded(pipe, {**call, "prompt": "dog"})
-    conditional = changed(texts, others)
+    texts, plain = record_calls(pipe, {**call, "prompt": "cat"})
+    others, _ = record_calls(pipe, {**call, "prompt": "dog"})
+    conditional = find_changes(texts, others)
     assert conditional
     if "pag_scale" in options:  # the second half of the rows with the prompt is perturbed
         conditional = conditional[: len(conditional) // 2]
     assert guided or "pag_scale" in options or conditional == [(0, row) for row in range(len(plain[0]))]
     with nasa.steer(pipe, "ice", 0.7):
-        _, steered = recorded(pipe, {**call, "prompt": "cat"})
-    assert changed(plain, steered) == conditional
+        _, steered = record_calls(pipe, {**call, "prompt": "cat"})
+    assert find_changes(plain, steered) == conditional
 
 
-class Residue:
+class ResidueRecorder:
     """Records the largest remaining cross-attention output, or the largest difference of the two texts."""
 
     def __init__(self, pipe, monkeypatch):
         self.largest, self.layers = 0.0, 0
         combine = SteeredAttnProcessor._combine
 
-        def watched(*args):
-            return self.see(combine(*args))
+        def record_combined(*args):
+            return self.record(combine(*args))
 
         def compare(_, args, kwargs):
             positive, negative = kwargs["encoder_hidden_states"].chunk(2, dim=1)
-            self.see(positive - negative)
+            self.record(positive - negative)
 
-        monkeypatch.setattr(SteeredAttnProcessor, "_combine", watched)
+        monkeypatch.setattr(SteeredAttnProcessor, "_combine", record_combined)
         if find_denoiser_family(get_denoisers(pipe)[0]).extend:
             for model in get_denoisers(pipe):
                 model.register_forward_pre_hook(compare, with_kwargs=True)
 
-    def see(self, rest):
-        self.largest, self.layers = max(self.largest, float(rest.abs().max())), self.layers + 1
-        return rest
+    def record(self, residue):
+        self.largest, self.layers = max(self.largest, float(residue.abs().max())), self.layers + 1
+        return residue
 
 
-def with_lora(pipe):
+def add_adapters(pipe):
     """Replace the denoiser and the first text encoder by copies with adapters."""
     parts = {"unet": ["to_k", "to_v"], "transformer": ["to_k", "to_v"], "text_encoder": ["q_proj", "v_proj", "q", "v"]}
     torch.manual_seed(1)
@@ -218,22 +218,22 @@ def with_lora(pipe):
             setattr(pipe, part, inject_adapter_in_model(config, copied))
 
 
-def with_skippable_clip(pipe):
+def make_clip_skippable(pipe):
     """Work around `clip_skip`, which expects a module that transformers 5 removed."""
     encoder = pipe.text_encoder
     if hasattr(encoder, "final_layer_norm"):
         encoder.text_model = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
 
 
-CASES = [(name, option) for name in PIPELINES for option in TEXT_OPTIONS if option in call_parameters(name)]
+CASES = [(name, option) for name in PIPELINES for option in TEXT_OPTIONS if option in get_call_parameters(name)]
 CASES.remove(("WanImageToVideoPipeline", "max_sequence_length"))  # diffusers counts 512 tokens of text there
 
 
 @pytest.mark.parametrize(("name", "option"), CASES)
 def test_steering_away_from_the_prompt_at_scale_1_leaves_nothing(name, option, monkeypatch):
     pipe, call = build_variant(name)
-    with_lora(pipe)
-    with_skippable_clip(pipe)
+    add_adapters(pipe)
+    make_clip_skippable(pipe)
     if option == "clean_caption":  # a parser of HTML is not needed to tell one text from another
         for check in ("is_bs4_available", "is_ftfy_available"):
             monkeypatch.setattr(sys.modules[type(pipe).__module__], check, lambda: True)
@@ -241,9 +241,9 @@ def test_steering_away_from_the_prompt_at_scale_1_leaves_nothing(name, option, m
     value = TEXT_OPTIONS[option]
     second = {f"negative_{option}": value} if option in ("prompt_2", "prompt_3") else {}
     call = {**call, "prompt": "a cat", "guidance_scale": 1.0, "pag_scale": 0.0, option: value}
-    call = {key: value for key, value in call.items() if key in call_parameters(name)}
+    call = {key: value for key, value in call.items() if key in get_call_parameters(name)}
     with nasa.steer(pipe, "a cat", 1.0, **second):
-        residue = Residue(pipe, monkeypatch)
+        residue = ResidueRecorder(pipe, monkeypatch)
         pipe(**call)
     assert residue.layers
     assert residue.largest == 0.0
@@ -253,13 +253,13 @@ def test_steering_away_from_the_prompt_at_scale_1_leaves_nothing(name, option, m
 def test_a_prompt_given_as_embeddings_keeps_the_other_options(name, monkeypatch):
     pipe, call = build_variant(name)
     pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
-    with_skippable_clip(pipe)
+    make_clip_skippable(pipe)
     encode = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False, "device": "cpu", "clip_skip": 1}
-    returned = pipe.encode_prompt("a cat", **encode)
-    given = {"prompt_embeds": returned[0], **({"pooled_prompt_embeds": returned[2]} if "XL" in name else {})}
+    encoded = pipe.encode_prompt("a cat", **encode)
+    embeddings = {"prompt_embeds": encoded[0], **({"pooled_prompt_embeds": encoded[2]} if "XL" in name else {})}
     with nasa.steer(pipe, "a cat", 1.0):
-        residue = Residue(pipe, monkeypatch)
-        pipe(**call, **given, guidance_scale=0, clip_skip=1)
+        residue = ResidueRecorder(pipe, monkeypatch)
+        pipe(**call, **embeddings, guidance_scale=0, clip_skip=1)
         assert residue.largest == 0.0
-        pipe(**call, **given, guidance_scale=0)
+        pipe(**call, **embeddings, guidance_scale=0)
     assert residue.largest > 0

@@ -20,40 +20,40 @@ FAMILIES = {
 }
 
 
-def from_noise(pipe, x, output, t):
+def noise_to_x0(pipe, x, output, t):
     """Return x0 = (x - sigma eps) / alpha."""
     cumprod = pipe.scheduler.alphas_cumprod[t].double()
     return (x - (1 - cumprod).sqrt() * output) / cumprod.sqrt()
 
 
-def from_velocity(pipe, x, output, t):
+def velocity_to_x0(pipe, x, output, t):
     """Return x0 = alpha x - sigma v."""
     cumprod = pipe.scheduler.alphas_cumprod[t].double()
     return cumprod.sqrt() * x - (1 - cumprod).sqrt() * output
 
 
-def along_the_flow(pipe, x, output, t):
+def flow_to_x0(pipe, x, output, t):
     return x + output
 
 
 ONE_STEP = {
-    "sd15-swiftbrush": (999, from_noise),
-    "sd21-swiftbrush": (999, from_noise),
-    "sd15-dmd2": (999, from_noise),
-    "instaflow": (1000, along_the_flow),
-    "sdxl-dmd2-1step": (399, from_noise),
-    "pixart-swiftbrush": (999, from_noise),
-    "pixart-yoso": (999, from_velocity),
-    "pixart-dmd": (400, from_noise),
+    "sd15-swiftbrush": (999, noise_to_x0),
+    "sd21-swiftbrush": (999, noise_to_x0),
+    "sd15-dmd2": (999, noise_to_x0),
+    "instaflow": (1000, flow_to_x0),
+    "sdxl-dmd2-1step": (399, noise_to_x0),
+    "pixart-swiftbrush": (999, noise_to_x0),
+    "pixart-yoso": (999, velocity_to_x0),
+    "pixart-dmd": (400, noise_to_x0),
 }
 
 
-def pipeline(name):
+def build_pipeline(name):
     family = FAMILIES[nasa.PRESETS[name].family]
     return TINY_PIPELINES["sdxl" if name.startswith("sdxl") else family]()
 
 
-def run(name, pipe):
+def record_run(name, pipe):
     """Return the final latents, and latents, timestep and output of each denoiser call."""
     _, model = find_family(pipe)
     calls = []
@@ -77,8 +77,8 @@ def run(name, pipe):
 @pytest.mark.parametrize("name", ONE_STEP)
 def test_one_step_is_the_formula_of_the_model(name):
     timestep, formula = ONE_STEP[name]
-    pipe = nasa.PRESETS[name].configure(pipeline(name))
-    latents, ((x, t, output),) = run(name, pipe)
+    pipe = nasa.PRESETS[name].configure(build_pipeline(name))
+    latents, ((x, t, output),) = record_run(name, pipe)
     assert t == timestep
     expected = formula(pipe, x, output[:, : x.shape[1]], timestep)
     torch.testing.assert_close(latents, expected, rtol=TOLERANCE, atol=TOLERANCE)
@@ -87,12 +87,12 @@ def test_one_step_is_the_formula_of_the_model(name):
 @pytest.mark.parametrize("name", nasa.PRESETS)
 def test_every_preset_runs_its_number_of_steps_and_can_be_steered(name):
     preset = nasa.PRESETS[name]
-    pipe = preset.configure(pipeline(name))
-    plain, calls = run(name, pipe)
+    pipe = preset.configure(build_pipeline(name))
+    plain, calls = record_run(name, pipe)
     assert len(calls) == preset.options["num_inference_steps"]
     length = TINY_CALLS[FAMILIES[preset.family]].get("max_sequence_length")
     with nasa.steer(pipe, "a dog", preset.scale, max_sequence_length=length):
-        steered, _ = run(name, pipe)
+        steered, _ = record_run(name, pipe)
     assert steered.isfinite().all()
     assert not torch.allclose(steered, plain, atol=1e-5)
 
@@ -106,8 +106,8 @@ def test_the_docs_list_every_preset():
 
 
 def test_qwen_image_lightning_takes_the_noise_levels_of_its_distillation():
-    pipe = nasa.PRESETS["qwen-image-lightning"].configure(pipeline("qwen-image-lightning"))
-    _, calls = run("qwen-image-lightning", pipe)
+    pipe = nasa.PRESETS["qwen-image-lightning"].configure(build_pipeline("qwen-image-lightning"))
+    _, calls = record_run("qwen-image-lightning", pipe)
     even = [1 - i / 8 for i in range(8)]
     assert [t for _, t, _ in calls] == pytest.approx([3 * s / (1 + 2 * s) for s in even], abs=1e-6)
 

@@ -11,7 +11,7 @@ def pipe():
     return tiny_stable_diffusion()
 
 
-def picture(pipe, guidance_scale=0, **options):
+def draw_image(pipe, guidance_scale=0, **options):
     generator = torch.Generator().manual_seed(3)
     return pipe(
         "a photo",
@@ -26,25 +26,25 @@ def picture(pipe, guidance_scale=0, **options):
 @pytest.mark.parametrize("guidance_scale", [0, 4])
 def test_a_negative_changes_the_image_and_leaves_no_trace(pipe, guidance_scale):
     before = dict(pipe.unet.attn_processors)
-    plain = picture(pipe, guidance_scale)
+    plain = draw_image(pipe, guidance_scale)
     with nasa.steer(pipe, negative_prompt="blurry", scale=1.0):
-        steered = picture(pipe, guidance_scale)
+        steered = draw_image(pipe, guidance_scale)
     assert not torch.equal(steered, plain)
-    assert torch.equal(picture(pipe, guidance_scale), plain)
+    assert torch.equal(draw_image(pipe, guidance_scale), plain)
     assert all(pipe.unet.attn_processors[name] is processor for name, processor in before.items())
 
 
 @pytest.mark.parametrize("options", [{"negative_prompt": None}, {"negative_prompt": "blurry", "scale": 0}])
 def test_none_and_scale_zero_are_bitwise_plain(pipe, options):
-    plain = picture(pipe)
+    plain = draw_image(pipe)
     with nasa.steer(pipe, **options):
-        assert torch.equal(picture(pipe), plain)
+        assert torch.equal(draw_image(pipe), plain)
 
 
 def test_the_empty_string_is_a_negative(pipe):
     with nasa.steer(pipe, negative_prompt="", scale=1.0):
-        steered = picture(pipe)
-    assert not torch.equal(steered, picture(pipe))
+        steered = draw_image(pipe)
+    assert not torch.equal(steered, draw_image(pipe))
 
 
 def test_processors_return_after_an_exception(pipe):

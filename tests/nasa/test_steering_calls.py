@@ -33,22 +33,22 @@ def stable_diffusion():
     return TINY_PIPELINES["stable-diffusion"]()
 
 
-def draw(pipe, family="stable-diffusion", **more):
-    call = {**TINY_CALLS[family], "num_inference_steps": STEPS, **more}
+def draw(pipe, family="stable-diffusion", **options):
+    call = {**TINY_CALLS[family], "num_inference_steps": STEPS, **options}
     return pipe("a cat", generator=torch.Generator().manual_seed(0), **call)[0]
 
 
-class Steered:
+class SteeringRecorder:
     """Records whether each denoiser call of a pipeline had a steered layer."""
 
     def __init__(self, pipe, monkeypatch):
         self.calls, self.is_steered, combine = [], False, SteeredAttnProcessor._combine
 
-        def combined(*args):
+        def record_combine(*args):
             self.is_steered = True
             return combine(*args)
 
-        monkeypatch.setattr(SteeredAttnProcessor, "_combine", combined)
+        monkeypatch.setattr(SteeredAttnProcessor, "_combine", record_combine)
         for model in get_denoisers(pipe):
             model.register_forward_hook(self.record_call)
 
@@ -57,25 +57,25 @@ class Steered:
         self.is_steered = False
 
 
-def interrupted(pipe, index, timestep, values):
+def interrupt(pipe, index, timestep, values):
     pipe._interrupt = True
     return values
 
 
-def failed(*_):
+def fail(*_):
     raise RuntimeError("cancelled")
 
 
-CANCELLED = [(family, cancel) for family in ("stable-diffusion", "flux", "wan") for cancel in (interrupted, failed)]
+CANCELLED = [(family, cancel) for family in ("stable-diffusion", "flux", "wan") for cancel in (interrupt, fail)]
 
 
-@pytest.mark.parametrize(("family", "cancel"), [*CANCELLED, ("pixart", failed)], indirect=["family"])
+@pytest.mark.parametrize(("family", "cancel"), [*CANCELLED, ("pixart", fail)], indirect=["family"])
 def test_a_cancelled_call_leaves_no_trace(family, pipe, cancel):
     name = "callback" if family == "pixart" else "callback_on_step_end"
     with nasa.steer(pipe, "dog", SCALE, steps={0}):
         first = draw(pipe, family)
     with nasa.steer(pipe, "dog", SCALE, steps={0}):
-        with nullcontext() if cancel is interrupted else pytest.raises(RuntimeError, match="cancelled"):
+        with nullcontext() if cancel is interrupt else pytest.raises(RuntimeError, match="cancelled"):
             draw(pipe, family, **{name: cancel})
         assert torch.equal(draw(pipe, family), first)
 
@@ -84,23 +84,23 @@ def test_a_call_that_failed_before_its_first_step_leaves_no_trace(monkeypatch):
     """The call fails after its prompt was encoded; the next call's prompt is recognised again."""
     pipe = TINY_PIPELINES["pixart"]()
     with nasa.steer(pipe, "dog", SCALE):
-        wanted = draw(pipe, "pixart", guidance_scale=3.0)
+        expected = draw(pipe, "pixart", guidance_scale=3.0)
     with nasa.steer(pipe, "dog", SCALE):
         with monkeypatch.context() as patch:
-            patch.setattr(pipe, "prepare_latents", failed)
+            patch.setattr(pipe, "prepare_latents", fail)
             with pytest.raises(RuntimeError, match="cancelled"):
                 draw(pipe, "pixart", guidance_scale=0)
-        assert torch.equal(draw(pipe, "pixart", guidance_scale=3.0), wanted)
+        assert torch.equal(draw(pipe, "pixart", guidance_scale=3.0), expected)
 
 
 @pytest.mark.parametrize("scheduler", [diffusers.HeunDiscreteScheduler, diffusers.KDPM2DiscreteScheduler])
 @pytest.mark.parametrize("step", range(3))
-def test_both_calls_of_a_step_are_of_that_step(stable_diffusion, monkeypatch, scheduler, step):
+def test_both_calls_of_a_step_belong_to_that_step(stable_diffusion, monkeypatch, scheduler, step):
     """A second-order scheduler makes five calls in three steps."""
     pipe = stable_diffusion
-    steered = Steered(pipe, monkeypatch)
+    steered = SteeringRecorder(pipe, monkeypatch)
     with nasa.steer(pipe, "dog", SCALE, steps={step}):
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)  # also where it is replaced inside the block
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)  # even if it is replaced inside the block
         draw(pipe, num_inference_steps=3)
     assert steered.calls == [call // 2 == step for call in range(5)]
     assert "step" not in vars(pipe.scheduler)
@@ -113,7 +113,7 @@ def test_steps_of_a_loop_outside_the_pipeline(stable_diffusion, monkeypatch, by_
     pipe = stable_diffusion
     latents, text = torch.randn(1, 4, 4, 4), torch.randn(1, 16, 16)
     pipe.scheduler.set_timesteps(3)
-    steered = Steered(pipe, monkeypatch)
+    steered = SteeringRecorder(pipe, monkeypatch)
     with nasa.steer(pipe, "dog", SCALE, steps={1}, conditional=lambda rows, call: slice(0 if call else rows)):
         for timestep in [*pipe.scheduler.timesteps] * 2:
             for _ in range(2):
@@ -139,18 +139,18 @@ def test_an_invalid_scale_is_rejected(stable_diffusion, scale):
 
 def test_a_nested_context_is_rejected_and_the_outer_one_continues(family, pipe):
     with nasa.steer(pipe, "dog", SCALE):
-        wanted = draw(pipe, family)
+        expected = draw(pipe, family)
     sibling = copy.copy(pipe)
     with nasa.steer(pipe, "dog", SCALE):
         for inner in (pipe, sibling):
             with pytest.raises(ValueError, match="being steered; expected one block"), nasa.steer(inner, "ice", SCALE):
                 pass
-        assert torch.equal(draw(pipe, family), wanted)
+        assert torch.equal(draw(pipe, family), expected)
     with nasa.steer(sibling, "dog", SCALE):
-        assert torch.equal(draw(sibling, family), wanted)
+        assert torch.equal(draw(sibling, family), expected)
 
 
-def test_another_pipeline_on_the_same_denoiser_is_refused(stable_diffusion):
+def test_another_pipeline_on_the_same_denoiser_is_rejected(stable_diffusion):
     pipe = stable_diffusion
     other = diffusers.StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
@@ -162,7 +162,7 @@ def test_another_pipeline_on_the_same_denoiser_is_refused(stable_diffusion):
     assert torch.equal(draw(other, guidance_scale=3.0), plain)
 
 
-def wan_of_two_denoisers():
+def make_wan_with_two_denoisers():
     first, second = TINY_PIPELINES["wan"](), TINY_PIPELINES["wan"]()
     parts = {**first.components, "transformer_2": second.transformer, "boundary_ratio": 0.9}
     pipe = diffusers.WanPipeline(**parts)
@@ -170,33 +170,33 @@ def wan_of_two_denoisers():
     return pipe
 
 
-@pytest.mark.parametrize(("steps", "wanted"), [(None, [True] * 4), ({0}, [1, 0, 0, 0]), ({3}, [0, 0, 0, 1])], ids=str)
-def test_both_denoisers_of_wan_2_2_are_steered_and_steps_counted_over_both(monkeypatch, steps, wanted):
-    pipe = wan_of_two_denoisers()
+@pytest.mark.parametrize(("steps", "expected"), [(None, [True] * 4), ({0}, [1, 0, 0, 0]), ({3}, [0, 0, 0, 1])], ids=str)
+def test_both_denoisers_of_wan_2_2_are_steered_and_steps_counted_over_both(monkeypatch, steps, expected):
+    pipe = make_wan_with_two_denoisers()
     used = []
     for name in ("transformer", "transformer_2"):
         getattr(pipe, name).register_forward_hook(lambda *_, name=name: used.append(name))
-    steered = Steered(pipe, monkeypatch)
+    steered = SteeringRecorder(pipe, monkeypatch)
     with nasa.steer(pipe, "dog", SCALE, steps=steps):
         draw(pipe, "wan")
     assert used == ["transformer"] * 2 + ["transformer_2"] * 2
-    assert steered.calls == [bool(step) for step in wanted]
+    assert steered.calls == [bool(step) for step in expected]
     assert not any(isinstance(p, SteeredAttnProcessor) for p in pipe.transformer_2.attn_processors.values())
 
 
-def count_keys(monkeypatch):
-    counted, project = [], SteeredAttnProcessor.project_key_value
+def record_keys(monkeypatch):
+    layers, project = [], SteeredAttnProcessor.project_key_value
 
-    def counting(self, attn, text):
-        counted.append(attn)
+    def record_project(self, attn, text):
+        layers.append(attn)
         return project(self, attn, text)
 
-    monkeypatch.setattr(SteeredAttnProcessor, "project_key_value", counting)
-    return counted
+    monkeypatch.setattr(SteeredAttnProcessor, "project_key_value", record_project)
+    return layers
 
 
 def test_keys_of_the_negative_are_computed_once_while_nothing_changes(stable_diffusion, monkeypatch):
-    pipe, counted = stable_diffusion, count_keys(monkeypatch)
+    pipe, counted = stable_diffusion, record_keys(monkeypatch)
     encoded = []
     pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(None))
     with nasa.steer(pipe, "dog", SCALE):
@@ -237,7 +237,7 @@ def change_weights(model):
         weight.mul_(0.8)
 
 
-def with_adapter(family):
+def make_pipe_with_adapter(family):
     pipe = TINY_PIPELINES[family]()
     (model,) = get_denoisers(pipe)
     torch.manual_seed(1)
@@ -248,7 +248,7 @@ def with_adapter(family):
 @pytest.mark.parametrize("change", [set_adapters, fuse, change_weights])
 def test_keys_are_recomputed_when_the_layers_change(change):
     """A second call with other weights equals the same call in a new context."""
-    pipe, model = with_adapter("stable-diffusion")
+    pipe, model = make_pipe_with_adapter("stable-diffusion")
     with nasa.steer(pipe, "dog", SCALE):
         draw(pipe)
         change(model)
@@ -259,7 +259,7 @@ def test_keys_are_recomputed_when_the_layers_change(change):
 
 def test_keys_are_recomputed_when_the_call_scales_its_adapters():
     """The text encoder ignores the scale, so the text stays the same."""
-    pipe, _ = with_adapter("wan")
+    pipe, _ = make_pipe_with_adapter("wan")
     drawn = []
     with nasa.steer(pipe, "dog", SCALE):
         drawn += [draw(pipe, "wan", attention_kwargs={"scale": scale}) for scale in (1.0, 0.2)]
@@ -297,7 +297,7 @@ def test_a_cache_that_counts_calls_requires_every_step():
 
 
 @pytest.mark.parametrize("family", TINY_PIPELINES)
-def test_weights_kept_in_eight_bits(family):
+def test_weights_may_be_stored_in_eight_bits(family):
     pipe = TINY_PIPELINES[family]()
     (model,) = get_denoisers(pipe)
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)

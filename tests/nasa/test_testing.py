@@ -6,7 +6,7 @@ from nasa.testing import TINY_PIPELINES, run_tiny_pipeline
 
 
 @pytest.mark.parametrize("family", TINY_PIPELINES)
-def test_a_small_pipeline_makes_images(family):
+def test_a_tiny_pipeline_generates_images(family):
     """Only the prompt and the output type are passed."""
     images = run_tiny_pipeline(TINY_PIPELINES[family](), "a cat", output_type="pil")[0]
     image = images[0] if family == "wan" else images
