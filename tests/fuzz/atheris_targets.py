@@ -1,4 +1,4 @@
-"""Inputs that coverage leads to: `python tests/fuzz/atheris_targets.py TARGET -max_total_time=60`; 0 if none breaks."""
+"""Coverage-guided fuzzing: `python tests/fuzz/atheris_targets.py TARGET -max_total_time=60`; 0 if no input fails."""
 
 import io
 import json
@@ -23,35 +23,35 @@ with atheris.instrument_imports(include=["pipeline", "datasets_prep"]):
     from pipeline.storage import Folder
     from pipeline.training import checkpoint
 
-PLACE = Path(tempfile.mkdtemp(prefix="fuzz-"))
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
 
-def of_recipe(content: bytes) -> None:
+def fuzz_recipe(content: bytes) -> None:
     recipe.parse(content.decode("utf-8", "ignore"))
 
 
-def of_manifest(content: bytes) -> None:
-    (PLACE / manifest.NAME).write_bytes(content)
-    prompt_dataset.load_manifest(Folder.from_uri(PLACE))
+def fuzz_manifest(content: bytes) -> None:
+    (FOLDER / manifest.NAME).write_bytes(content)
+    prompt_dataset.load_manifest(Folder.from_uri(FOLDER))
 
 
-def of_lines(content: bytes) -> None:
+def fuzz_lines(content: bytes) -> None:
     for ending in ("jsonl", "csv", "txt", "gz", "tar"):
-        _rows(PLACE / f"prompts.{ending}", content)
+        _read_rows(FOLDER / f"prompts.{ending}", content)
 
 
-def of_parquet(content: bytes) -> None:
-    _rows(PLACE / "prompts.parquet", content)
+def fuzz_parquet(content: bytes) -> None:
+    _read_rows(FOLDER / "prompts.parquet", content)
 
 
-def of_checkpoint(content: bytes) -> None:
+def fuzz_checkpoint(content: bytes) -> None:
     name, _, rest = content.partition(b"\0")
-    (PLACE / "state.json").write_bytes(rest if name == b"s" else b'{"workers": 1}')
-    (PLACE / "files-0.json").write_bytes(json.dumps({"x": [1, 2]}).encode() if name == b"s" else rest)
-    assert checkpoint.find_corruption(PLACE)
+    (FOLDER / "state.json").write_bytes(rest if name == b"s" else b'{"workers": 1}')
+    (FOLDER / "files-0.json").write_bytes(json.dumps({"x": [1, 2]}).encode() if name == b"s" else rest)
+    assert checkpoint.find_corruption(FOLDER)
 
 
-def _rows(file: Path, content: bytes) -> None:
+def _read_rows(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     for table in read_tables(PromptFile(LocalFileSystem(), str(file)), 100):
         table.to_pylist()
@@ -59,19 +59,19 @@ def _rows(file: Path, content: bytes) -> None:
 
 
 TARGETS = {
-    "recipe": of_recipe,
-    "manifest": of_manifest,
-    "lines": of_lines,
-    "parquet": of_parquet,
-    "checkpoint": of_checkpoint,
+    "recipe": fuzz_recipe,
+    "manifest": fuzz_manifest,
+    "lines": fuzz_lines,
+    "parquet": fuzz_parquet,
+    "checkpoint": fuzz_checkpoint,
 }
 
 
-def seeds() -> dict[str, bytes]:
-    """One valid input of each, to begin with."""
+def build_seeds() -> dict[str, bytes]:
+    """Return one valid input for each target, from which fuzzing starts."""
     sink = io.BytesIO()
     pq.write_table(pa.table({"prompt": ["a cat", "a dog"]}), sink)
-    manifest_ = prompt_dataset.PromptsManifest(
+    prompts_manifest = prompt_dataset.PromptsManifest(
         recipe=recipe.load("shapes"),
         request=prompt_dataset.PromptRequest(cleaning=0, settings={}, files=(), negative_files=()),
         files={"x": DataFile(rows=1, bytes=1, sha256="0", source="x")},
@@ -83,7 +83,7 @@ def seeds() -> dict[str, bytes]:
     )
     return {
         "recipe": (recipe.RECIPES / "sd21.toml").read_bytes(),
-        "manifest": json.dumps(manifest_.values()).encode(),
+        "manifest": json.dumps(prompts_manifest.values()).encode(),
         "lines": b'{"prompt": "a cat", "aesthetic": 5.5}\n{"prompt": null}\n',
         "parquet": sink.getvalue(),
         "checkpoint": b's\0{"workers": 1, "step": 4}',
@@ -92,18 +92,18 @@ def seeds() -> dict[str, bytes]:
 
 def main() -> None:
     name = sys.argv.pop(1)
-    target, corpus = TARGETS[name], PLACE / "corpus"
+    target, corpus = TARGETS[name], FOLDER / "corpus"
     corpus.mkdir()
-    (corpus / "seed").write_bytes(seeds()[name])
+    (corpus / "seed").write_bytes(build_seeds()[name])
 
-    def one(content: bytes) -> None:
+    def run_target(content: bytes) -> None:
         try:
             target(content)
         except UserError as error:
             assert "\n" not in str(error), str(error)  # noqa: PT017
 
-    os.chdir(PLACE)
-    atheris.Setup([*sys.argv, str(corpus)], one)
+    os.chdir(FOLDER)
+    atheris.Setup([*sys.argv, str(corpus)], run_target)
     atheris.Fuzz()
 
 

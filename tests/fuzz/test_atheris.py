@@ -1,4 +1,4 @@
-"""A minute of inputs that coverage leads to, for each kind of file."""
+"""Coverage-guided fuzzing of each kind of file for a minute."""
 
 import os
 import subprocess
@@ -20,5 +20,5 @@ def test_no_input_breaks_a_reader(target, tmp_path):
     script = Path(__file__).with_name("atheris_targets.py")
     command = [sys.executable, str(script), target, f"-max_total_time={SECONDS}", "-max_len=4096", "-timeout=20"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]

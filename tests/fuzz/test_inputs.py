@@ -1,4 +1,4 @@
-"""Whatever people or machines put into a file: a result, or one line. No traceback, no hang, no lost file."""
+"""Any input gives a result or an error in one line: no traceback, no hang, no lost file."""
 
 import bz2
 import gzip
@@ -34,7 +34,7 @@ JSON = st.recursive(
     max_leaves=12,
 )
 FIELDS = ["name", "seed", "teacher", "prompts", "method", "student", "train", "evaluation", "promotion", "schedule"]
-BELOW = [
+SUBFIELDS = [
     "steps",
     "sources",
     "path",
@@ -49,8 +49,8 @@ BELOW = [
 ]
 
 
-def one_line(call):
-    """Its result, or None where it refused in one line."""
+def call_or_report(call):
+    """Return the result of the call, or None if it raises a user error, which must be one line."""
     try:
         return call()
     except UserError as error:
@@ -66,21 +66,21 @@ def one_line(call):
 @example("name = 1\n[train.steps]\n")
 @example("prompts.sources = [1]")
 def test_any_text_as_a_recipe(text):
-    one_line(lambda: recipe.parse(text))
+    call_or_report(lambda: recipe.parse(text))
 
 
 @QUICK
 @given(
     st.dictionaries(
-        st.sampled_from(FIELDS), st.dictionaries(st.sampled_from(BELOW), JSON, max_size=3) | JSON, max_size=3
+        st.sampled_from(FIELDS), st.dictionaries(st.sampled_from(SUBFIELDS), JSON, max_size=3) | JSON, max_size=3
     )
 )
-def test_any_values_in_a_recipe_s_fields(values):
+def test_any_values_of_recipe_fields(values):
     try:
         text = tomli_w.dumps(values)
     except (TypeError, ValueError, AttributeError):
-        return  # TOML has no null, and lists of its own kind
-    one_line(lambda: recipe.parse(text))
+        return  # not representable in TOML, such as null
+    call_or_report(lambda: recipe.parse(text))
 
 
 @QUICK
@@ -90,9 +90,9 @@ def test_any_values_in_a_recipe_s_fields(values):
 @example(["="])
 @example(["name='\x00'"])
 def test_any_overrides(overrides):
-    found = one_line(lambda: recipe.load("shapes", overrides))
-    if found is not None:
-        assert recipe.parse(recipe.dump(found)) == found
+    loaded = call_or_report(lambda: recipe.load("shapes", overrides))
+    if loaded is not None:
+        assert recipe.parse(recipe.dump(loaded)) == loaded
 
 
 @QUICK
@@ -100,21 +100,21 @@ def test_any_overrides(overrides):
 def test_any_manifest(tmp_path, content):
     folder = Folder.from_uri(tmp_path)
     folder.write(manifest.NAME, content if isinstance(content, bytes) else json.dumps(content).encode())
-    one_line(lambda: prompt_dataset.load_manifest(folder))
+    call_or_report(lambda: prompt_dataset.load_manifest(folder))
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """Prepared prompts, and their manifest."""
+def prepared_prompts(tmp_path_factory):
+    """Return a folder of prepared prompts and its manifest."""
     folder = Folder.from_uri(tmp_path_factory.mktemp("prompts"))
-    sets = ["prompts.count=40", "prompts.negative_draws=20", "train.batch_size=8"]
-    return folder, prepare(recipe.load("shapes", sets), folder)
+    overrides = ["prompts.count=40", "prompts.negative_draws=20", "train.batch_size=8"]
+    return folder, prepare(recipe.load("shapes", overrides), folder)
 
 
 @QUICK
 @given(st.data())
-def test_a_manifest_of_which_any_value_is_another(small, tmp_path, data):
-    folder, record = small
+def test_a_manifest_with_any_changed_value(prepared_prompts, tmp_path, data):
+    folder, record = prepared_prompts
     damaged = record.values()
     node = damaged
     for _ in range(data.draw(st.integers(1, 3))):
@@ -124,37 +124,37 @@ def test_a_manifest_of_which_any_value_is_another(small, tmp_path, data):
         node, parent = node[key], node
         parent[key] = node
     node[data.draw(st.sampled_from(sorted(node)))] = data.draw(JSON)
-    own = Folder.from_uri(tmp_path)
+    target = Folder.from_uri(tmp_path)
     for name in folder.list_files():
-        own.write(name, folder.read(name))
-    own.write(manifest.NAME, json.dumps(damaged).encode())
-    one_line(lambda: prompt_dataset.read_first_prompts(own))
+        target.write(name, folder.read(name))
+    target.write(manifest.NAME, json.dumps(damaged).encode())
+    call_or_report(lambda: prompt_dataset.read_first_prompts(target))
 
 
-@pytest.mark.parametrize("place", ["files", "sources"])
+@pytest.mark.parametrize("section", ["files", "sources"])
 @pytest.mark.parametrize("value", [None, {"bytes": 1, "rows": 1, "sha256": "0"}])
-def test_a_name_of_two_lines_in_a_manifest(small, tmp_path, place, value):
-    _, record = small
-    damaged = {**record.values(), "files": {}, place: {"one\ntwo": value}}
-    own = Folder.from_uri(tmp_path)
-    own.write(manifest.NAME, json.dumps(damaged).encode())
-    with pytest.raises(UserError, match="one") as refused:
-        prompt_dataset.load_manifest(own)
-    assert "\n" not in str(refused.value)
+def test_a_name_with_a_line_break_in_a_manifest(prepared_prompts, tmp_path, section, value):
+    _, record = prepared_prompts
+    damaged = {**record.values(), "files": {}, section: {"one\ntwo": value}}
+    folder = Folder.from_uri(tmp_path)
+    folder.write(manifest.NAME, json.dumps(damaged).encode())
+    with pytest.raises(UserError, match="one") as caught:
+        prompt_dataset.load_manifest(folder)
+    assert "\n" not in str(caught.value)
 
 
 @QUICK
 @given(st.data())
-def test_a_shard_of_which_any_byte_is_another(small, tmp_path, data):
-    folder, record = small
+def test_a_shard_with_any_changed_byte(prepared_prompts, tmp_path, data):
+    folder, record = prepared_prompts
     (name,) = record.list_shards("shapes")
     content = bytearray(folder.read(name))
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= data.draw(st.integers(1, 255))
-    own = Folder.from_uri(tmp_path)
-    own.write(name, bytes(content))
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] ^= data.draw(st.integers(1, 255))
+    target = Folder.from_uri(tmp_path)
+    target.write(name, bytes(content))
     with pytest.raises(UserError, match="differs from the manifest"):
-        prompt_dataset.read_shard(own, name, record.files[name].sha256)
+        prompt_dataset.read_shard(target, name, record.files[name].sha256)
 
 
 LINES = st.lists(st.text(max_size=60) | JSON.map(json.dumps), max_size=8)
@@ -165,20 +165,20 @@ LINES = st.lists(st.text(max_size=60) | JSON.map(json.dumps), max_size=8)
 @example(['{"prompt": 1}', '{"prompt": null}', "[]", '{"prompt": "a cat"'], "jsonl")
 @example(["prompt,x", '"a', "b,c,d"], "csv")
 def test_any_lines_as_prompts(tmp_path, lines, kind):
-    """Every line is a row: a prompt, or what is wrong with it; unless all lines are JSON of another form."""
+    """Every line becomes a row with a prompt or a problem, unless all lines form a JSON document."""
     content = "\n".join(lines)
-    rows = _read(tmp_path / f"prompts.{kind}", content.encode("utf-8", "surrogatepass"))
+    rows = _read_rows(tmp_path / f"prompts.{kind}", content.encode("utf-8", "surrogatepass"))
     if kind in ("txt", "jsonl") and content.strip()[:1] not in ("[", "{"):
         assert len(rows) >= sum(bool(line.strip()) for line in content.split("\n"))
 
 
-def _packed(content, layers):
+def _pack(content, layers):
     for layer in layers:
         content = layer(content)
     return content
 
 
-def _tar(content):
+def _pack_tar(content):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name in ("1.jpg", "1.txt", "1.json", "2.json", "prompts.jsonl", "prompts.csv", "all.parquet"):
@@ -211,7 +211,7 @@ MAGIC += [
     b"sep=,\n",
     b"prompt,x\n",
 ]
-LAYERS = [gzip.compress, bz2.compress, lzma.compress, _tar]
+LAYERS = [gzip.compress, bz2.compress, lzma.compress, _pack_tar]
 
 
 @settings(QUICK, max_examples=250)
@@ -225,14 +225,14 @@ LAYERS = [gzip.compress, bz2.compress, lzma.compress, _tar]
     st.data(),
 )
 def test_any_content_under_any_name(tmp_path, name, magic, content, layers, data):
-    """What it is told for may be wrong, cut or damaged: rows, or what is wrong."""
-    whole = _packed(magic + content, layers)
+    """The content may be mislabelled, truncated or corrupt: each row still has a text or a problem."""
+    packed = _pack(magic + content, layers)
     if data.draw(st.booleans()):
-        whole = whole[: data.draw(st.integers(0, len(whole)))]
-    if whole and data.draw(st.booleans()):
-        place = data.draw(st.integers(0, len(whole) - 1))
-        whole = whole[:place] + bytes([data.draw(st.integers(0, 255))]) + whole[place + 1 :]
-    for row in _read(tmp_path / f"prompts.{name}", whole):
+        packed = packed[: data.draw(st.integers(0, len(packed)))]
+    if packed and data.draw(st.booleans()):
+        position = data.draw(st.integers(0, len(packed) - 1))
+        packed = packed[:position] + bytes([data.draw(st.integers(0, 255))]) + packed[position + 1 :]
+    for row in _read_rows(tmp_path / f"prompts.{name}", packed):
         assert (row["text"] is None) == bool(row["problem"])
 
 
@@ -252,17 +252,17 @@ def test_any_damage_to_a_table_of_prompts(tmp_path, data, kind):
     else:
         for _ in range(data.draw(st.integers(1, 4))):
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    rows = _read(tmp_path / f"prompts.{kind}", bytes(content))
-    assert rows, "a file that cannot be read is a row that says so"
+    rows = _read_rows(tmp_path / f"prompts.{kind}", bytes(content))
+    assert rows, "an unreadable file gives a row with the problem"
 
 
-def _read(file, content):
-    """All rows that the file gives; each has a text or a problem, and the file is as it was."""
+def _read_rows(file, content):
+    """Return all rows of the file, or one row with the problem, and check that the file is unchanged."""
     file.write_bytes(content)
-    own = PromptFile(LocalFileSystem(), str(file))
+    prompt_file = PromptFile(LocalFileSystem(), str(file))
     try:
-        rows = [row for table in islice(read_tables(own, 10), 10_000) for row in table.to_pylist()]
-    except ValueError as error:  # in one line, of a file as a whole
+        rows = [row for table in islice(read_tables(prompt_file, 10), 10_000) for row in table.to_pylist()]
+    except ValueError as error:  # one line about the whole file
         assert "\n" not in str(error)  # noqa: PT017
         rows = [{"text": None, "problem": str(error)}]
     assert file.read_bytes() == content
@@ -271,21 +271,21 @@ def _read(file, content):
 
 @QUICK
 @given(JSON | st.binary(max_size=60))
-def test_any_schedule_tick_and_lease(tmp_path, content):
+def test_any_schedule_record_and_lease(tmp_path, content):
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     store = Folder.from_uri(tmp_path)
     store.write("nightly.json", text)
-    one_line(lambda: ScheduleStore(store).read("nightly").recipe)
-    past = History(store / "nightly")
-    past.folder.write("20261125T0300Z.json", text)
-    one_line(lambda: past.read("20261125T0300Z"))
+    call_or_report(lambda: ScheduleStore(store).read("nightly").recipe)
+    history = History(store / "nightly")
+    history.folder.write("20261125T0300Z.json", text)
+    call_or_report(lambda: history.read("20261125T0300Z"))
     (store / "nightly").write("lease.json", text)
-    one_line(lambda: lease_store(store / "nightly", "lease.json").read())
+    call_or_report(lambda: lease_store(store / "nightly", "lease.json").read())
 
 
 @QUICK
 @given(st.text(max_size=30), st.lists(st.text(max_size=20), max_size=3))
-def test_a_job_s_id_is_a_name_and_its_entrypoint_one_command(name, words):
+def test_a_job_id_is_a_safe_name_and_the_entrypoint_is_one_command(name, words):
     import shlex
 
     job = Job("prepare", tuple(words), name=name)
