@@ -22,16 +22,16 @@ from datasets_prep.sources.rows import SCHEMA as RAW
 from datasets_prep.sources.rows import table_from_columns
 
 
-def words(texts):
+def count_words(texts):
     return [len(text.split()) for text in texts]
 
 
-def raw(texts, **columns):
+def build_raw_table(texts, **columns):
     return table_from_columns({"text": pa.array(texts, pa.string()), **columns}, len(texts))
 
 
-def removed(texts, filters, **columns):
-    table, stats = clean_table(raw(texts, **columns), 0, filters, words)
+def clean_texts(texts, filters, **columns):
+    table, stats = clean_table(build_raw_table(texts, **columns), 0, filters, count_words)
     assert stats.kept == table.num_rows
     return [i for i in range(len(texts)) if i not in table["row"].to_pylist()], stats
 
@@ -56,7 +56,7 @@ TEXTS = ["a red fox in the snow", "ein roter Fuchs im Schnee auf dem Berg", "nud
     ],
 )
 def test_a_filter_removes_rows_and_reports_the_reason(filters, columns, expected, reason):
-    actual, stats = removed(TEXTS, filters, **columns)
+    actual, stats = clean_texts(TEXTS, filters, **columns)
     assert actual == expected
     assert dict(stats.removed) == ({reason: len(expected)} if reason else {})
     assert sorted(stats.samples.get(reason, [])) == [TEXTS[i] for i in expected]
@@ -90,7 +90,7 @@ def test_invalid_filter_options_are_rejected(name, value, allowed):
 )
 def test_sexual_terms_about_minors_are_blocked_whatever_the_filters(text, blocked):
     assert blocklist.is_sexual_about_minors(text) == blocked
-    actual, stats = removed([text], Filters(max_punsafe=0, max_pwatermark=0))
+    actual, stats = clean_texts([text], Filters(max_punsafe=0, max_pwatermark=0))
     assert bool(actual) == blocked
     assert stats.removed["sexual terms about minors"] == blocked
     assert not stats.samples.get("sexual terms about minors")
@@ -98,7 +98,7 @@ def test_sexual_terms_about_minors_are_blocked_whatever_the_filters(text, blocke
 
 def test_blocked_texts_are_reported_separately_from_samples():
     texts = ["a naked child", "a kid in lingerie", "the naked child", "a child with a kite"]
-    _, stats = clean_table(raw(texts), 0, Filters(), words)
+    _, stats = clean_table(build_raw_table(texts), 0, Filters(), count_words)
     record = stats.to_dict()
     assert record["blocked_terms"] == {"naked + child": 2, "lingerie + kid": 1}
     assert sorted(record["blocked"]) == [
@@ -112,28 +112,33 @@ def test_blocked_texts_are_reported_separately_from_samples():
 def test_changes_of_cleaning_are_counted_and_sampled():
     long = "word " * 100
     _, stats = clean_table(
-        raw([f"{long}--ar 3:2", "a fox --ar 3:2 --no dog", "<i>a</i> dog", "a cat"]), 0, Filters(), words
+        build_raw_table([f"{long}--ar 3:2", "a fox --ar 3:2 --no dog", "<i>a</i> dog", "a cat"]),
+        0,
+        Filters(),
+        count_words,
     )
     assert stats.changed == {"--parameter": 2, "--no": 1, "HTML": 1}
     assert stats.changes["HTML"] == [["<i>a</i> dog", "a dog"]]
     assert stats.changes["--no"] == [["a fox --ar 3:2 --no dog", "a fox --ar 3:2  "]]
-    shown = dict(stats.changes["--parameter"])
-    assert {before[0] for before in shown} == {"a", "\u2026"}
-    assert all("--ar 3:2" in before and "--ar" not in after for before, after in shown.items())
-    assert all(len(text) < 210 for pair in shown.items() for text in pair)
+    samples = dict(stats.changes["--parameter"])
+    assert {before[0] for before in samples} == {"a", "\u2026"}
+    assert all("--ar 3:2" in before and "--ar" not in after for before, after in samples.items())
+    assert all(len(text) < 210 for pair in samples.items() for text in pair)
 
 
 def test_the_first_unreadable_row_is_recorded():
     kinds = RAW.field("problem").type
-    first = clean_table(raw(["a", None], problem=pa.array([None, "not JSON"], kinds)), 10, Filters(), words)[1]
-    second = clean_table(raw([None], problem=pa.array(["no prompt"], kinds)), 7, Filters(), words)[1]
+    first = clean_table(
+        build_raw_table(["a", None], problem=pa.array([None, "not JSON"], kinds)), 10, Filters(), count_words
+    )[1]
+    second = clean_table(build_raw_table([None], problem=pa.array(["no prompt"], kinds)), 7, Filters(), count_words)[1]
     first.merge(second)
     assert first.first_unreadable == [7, "no prompt"]
 
 
 ENGLISH = """castle at sunset\nzen garden\na man with a hat\nart deco lobby\ncat\nPokemon card, Pikachu
 graffiti on a brick wall, Banksy\nart nouveau poster, Alphonse Mucha style\na price war""".splitlines()
-OTHERS = """ein roter Fuchs im Schnee auf dem Berg\nein Haus am See bei Nacht
+OTHER_LANGUAGES = """ein roter Fuchs im Schnee auf dem Berg\nein Haus am See bei Nacht
 une femme en robe rouge marche sous la pluie dans une rue de Paris
 un zorro rojo en la nieve del bosque al atardecer\nuna volpe rossa nella neve al tramonto
 \u0440\u044b\u0436\u0430\u044f \u043b\u0438\u0441\u0430 \u043d\u0430 \u0441\u043d\u0435\u0433\u0443
@@ -142,19 +147,23 @@ un zorro rojo en la nieve del bosque al atardecer\nuna volpe rossa nella neve al
 
 
 def test_short_english_passes_the_language_filter_and_other_languages_do_not():
-    actual, _ = removed([*ENGLISH, *OTHERS], Filters(language="en"))
-    assert actual == list(range(len(ENGLISH), len(ENGLISH) + len(OTHERS)))
+    actual, _ = clean_texts([*ENGLISH, *OTHER_LANGUAGES], Filters(language="en"))
+    assert actual == list(range(len(ENGLISH), len(ENGLISH) + len(OTHER_LANGUAGES)))
 
 
 def test_tokens_are_counted_only_for_rows_that_pass_the_score_filters():
     counted = []
-    clean_table(raw(TEXTS, punsafe=SCORES), 0, Filters(), lambda texts: counted.extend(texts) or words(texts))
+    clean_table(
+        build_raw_table(TEXTS, punsafe=SCORES), 0, Filters(), lambda texts: counted.extend(texts) or count_words(texts)
+    )
     assert counted == [TEXTS[0], TEXTS[2]]
 
 
-def test_refused_and_empty_rows_are_counted_by_row_number():
-    table = raw(["--ar 3:2", None, "a  tree "], problem=pa.array([None, "not JSON", None], RAW.field("problem").type))
-    cleaned, stats = clean_table(table, 100, Filters(), words)
+def test_unreadable_and_empty_rows_are_counted_by_row_number():
+    table = build_raw_table(
+        ["--ar 3:2", None, "a  tree "], problem=pa.array([None, "not JSON", None], RAW.field("problem").type)
+    )
+    cleaned, stats = clean_table(table, 100, Filters(), count_words)
     assert cleaned.schema == SCHEMA
     assert cleaned.select(["prompt", "tokens", "row"]).to_pylist() == [{"prompt": "a tree", "tokens": 2, "row": 102}]
     assert dict(stats.removed) == {"unreadable": 1, "empty": 1}
@@ -166,10 +175,10 @@ def test_refused_and_empty_rows_are_counted_by_row_number():
 @given(st.lists(st.sampled_from(["a b c", "nude", "--ar 3:2", "x", "d e f g"]), max_size=12), st.integers(1, 5))
 def test_stats_do_not_depend_on_the_chunk_size(texts, size):
     filters = Filters(remove_nsfw=True)
-    _, complete = clean_table(raw(texts), 0, filters, words)
+    _, complete = clean_table(build_raw_table(texts), 0, filters, count_words)
     parts = CleaningStats()
     for first in reversed(range(0, len(texts), size)):
-        parts.merge(clean_table(raw(texts[first : first + size]), first, filters, words)[1])
+        parts.merge(clean_table(build_raw_table(texts[first : first + size]), first, filters, count_words)[1])
     assert parts.to_dict() == complete.to_dict()
     assert CleaningStats.from_dict(complete.to_dict()) == complete
 
@@ -187,7 +196,7 @@ CORPUS = [
 ]
 
 
-def near(texts, threshold=0.8):
+def find_duplicates(texts, threshold=0.8):
     normals = [normalise_text(text) for text in texts]
     exact = find_exact_duplicates(compute_exact_keys(normals))
     keys = compute_band_keys(normals)
@@ -202,22 +211,22 @@ def near(texts, threshold=0.8):
 
 
 def test_the_first_duplicate_is_kept():
-    assert near(CORPUS) == ([3, 7], [2, 6])
+    assert find_duplicates(CORPUS) == ([3, 7], [2, 6])
 
 
 def test_a_higher_threshold_keeps_more():
-    between = jaccard(extract_shingles(normalise_text(CORPUS[0])), extract_shingles(normalise_text(CORPUS[2])))
-    assert 0.8 < between < 0.9
-    assert 2 not in near(CORPUS, 0.9)[1]
+    similarity = jaccard(extract_shingles(normalise_text(CORPUS[0])), extract_shingles(normalise_text(CORPUS[2])))
+    assert 0.8 < similarity < 0.9
+    assert 2 not in find_duplicates(CORPUS, 0.9)[1]
 
 
 def test_chains_have_one_representative():
     """If b is similar to a and c to b, a represents both, although c is not similar to a."""
-    words = [f"w{i}" for i in range(60)]
-    chain = [" ".join(words[start : start + 50]) for start in (0, 5, 10)]
+    vocabulary = [f"w{i}" for i in range(60)]
+    chain = [" ".join(vocabulary[start : start + 50]) for start in (0, 5, 10)]
     a, b, c = (extract_shingles(text) for text in chain)
     assert jaccard(a, b) >= 0.8 > jaccard(a, c)
-    assert near(chain)[1] == [1, 2]
+    assert find_duplicates(chain)[1] == [1, 2]
 
 
 def test_pairs_at_the_threshold_are_found():
@@ -231,7 +240,7 @@ def test_pairs_at_the_threshold_are_found():
         texts += [" ".join(tokens), " ".join(other)]
         pairs += jaccard(extract_shingles(texts[-2]), extract_shingles(texts[-1])) >= 0.8
     assert pairs == 400
-    assert len(near(texts)[1]) >= 396
+    assert len(find_duplicates(texts)[1]) >= 396
 
 
 @settings(deadline=None, max_examples=50)

@@ -123,6 +123,7 @@ ar aspect no style v5 tile fast Pan Upscaled Variations Image prompt wood-panele
 50% #1 $5 16:9 3:2 (16:9) (10:30) 5 < > <3 {one} a_b x--y std::vector [::2] fox:den (aside) `code` *star* e.g.
 rock'n'roll 2**8 @home hot--fast
 """
+# Most Latin letters beyond ASCII are left out, because text that looks like mojibake is repaired.
 LETTERS = st.text(
     st.characters(categories=["Ll", "Lu", "Lo"], max_codepoint=0x2FFF, exclude_characters="\xaa\xba").filter(
         lambda c: not 0x80 <= ord(c) < 0x250 or c in "\xe9\xfc\xf1\xdf\u0142"
@@ -130,16 +131,17 @@ LETTERS = st.text(
     min_size=1,
     max_size=8,
 )
-BETWEEN = st.sampled_from(
+SEPARATORS = st.sampled_from(
     [" ", " ", " ", ", ", "; ", ": ", " - ", " \u2014 ", "\u2014", "/", ". ", "! ", "\n", "\t ", " & "]
 )
-"""Of letters other than ASCII's few Latin ones: what looks like mojibake is repaired."""
 
 
 @settings(deadline=None, max_examples=400)
-@given(st.lists(st.tuples(st.sampled_from(WORDS.split()) | LETTERS, BETWEEN), min_size=1, max_size=12), st.booleans())
+@given(
+    st.lists(st.tuples(st.sampled_from(WORDS.split()) | LETTERS, SEPARATORS), min_size=1, max_size=12), st.booleans()
+)
 def test_text_without_syntax_is_unchanged(parts, quoted):
-    text = unicodedata.normalize("NFC", "".join(word + between for word, between in parts))
+    text = unicodedata.normalize("NFC", "".join(word + separator for word, separator in parts))
     text = f'"{text.strip()}"' if quoted else text
     assert clean(text) == " ".join(text.split())
 
@@ -160,7 +162,7 @@ def test_each_rule_reports_its_change():
         alphabet=st.sampled_from("ab 1:.,;-\u2014{}<>&*|'\"\n\u200b\u00e9") | st.characters(codec="utf-8"), max_size=60
     )
 )
-def test_any_text_is_cleaned_to_something_printable(text):
+def test_any_text_is_cleaned_to_one_printable_line(text):
     cleaned = clean(text)
     assert cleaned == cleaned.strip()
     assert "\n" not in cleaned

@@ -1,4 +1,4 @@
-"""Format detection by content: supported files whatever their name, and the reasons for refusal."""
+"""Format detection by content: supported files of any name, and the reasons for rejecting others."""
 
 import bz2
 import csv
@@ -22,23 +22,23 @@ FLAT = [text.replace("\n", " ") for text in TEXTS]
 OBJECTS = [{"url": f"https://example.org/{i}.jpg", "prompt": text, "width": 512} for i, text in enumerate(TEXTS)]
 
 
-def rows(path, column="", size=3):
+def read_rows(path, column="", size=3):
     tables = list(read_tables(PromptFile(fs.LocalFileSystem(), str(path), column), size))
     assert all(table.num_rows <= size for table in tables)
     return [row for table in tables for row in table.to_pylist()]
 
 
-def texts(path, column=""):
-    actual = rows(path, column)
+def read_texts(path, column=""):
+    actual = read_rows(path, column)
     assert not [row["problem"] for row in actual if row["problem"]]
     return [row["text"] for row in actual]
 
 
-def problems(path, column=""):
-    return [row["problem"] for row in rows(path, column) if row["problem"]]
+def read_problems(path, column=""):
+    return [row["problem"] for row in read_rows(path, column) if row["problem"]]
 
 
-def as_csv(delimiter=",", line_end="\r\n"):
+def encode_csv(delimiter=",", line_end="\r\n"):
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, list(OBJECTS[0]), delimiter=delimiter, lineterminator=line_end)
     writer.writeheader()
@@ -46,37 +46,37 @@ def as_csv(delimiter=",", line_end="\r\n"):
     return out.getvalue().encode()
 
 
-def as_lines():
+def encode_lines():
     return "".join(json.dumps(record) + "\n" for record in OBJECTS).encode()
 
 
-def as_parquet():
+def encode_parquet():
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(OBJECTS), sink)
     return sink.getvalue()
 
 
-def as_arrow(new=pa.ipc.new_stream):
+def encode_arrow(open_writer=pa.ipc.new_stream):
     sink = io.BytesIO()
     table = pa.Table.from_pylist(OBJECTS)
-    with new(sink, table.schema) as out:
+    with open_writer(sink, table.schema) as out:
         out.write_table(table)
     return sink.getvalue()
 
 
-def as_arrow_file():
-    return as_arrow(pa.ipc.new_file)
+def encode_arrow_file():
+    return encode_arrow(pa.ipc.new_file)
 
 
-def as_list():
+def encode_list():
     return json.dumps(OBJECTS, indent=2).encode()
 
 
-def as_tar():
-    return tar({"data/prompts.jsonl": as_lines()})
+def encode_tar():
+    return pack_tar({"data/prompts.jsonl": encode_lines()})
 
 
-def tar(files):
+def pack_tar(files):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, content in files.items():
@@ -86,7 +86,7 @@ def tar(files):
     return out.getvalue()
 
 
-def zstd(content):
+def compress_zstd(content):
     out = pa.BufferOutputStream()
     with pa.CompressedOutputStream(out, "zstd") as stream:
         stream.write(content)
@@ -94,84 +94,86 @@ def zstd(content):
 
 
 FORMATS = {
-    "csv": as_csv,
-    "tsv": lambda: as_csv("\t"),
-    "jsonl": as_lines,
-    "json": as_list,
-    "parquet": as_parquet,
-    "arrow": as_arrow,
-    "feather": as_arrow_file,
-    "tar": as_tar,
+    "csv": encode_csv,
+    "tsv": lambda: encode_csv("\t"),
+    "jsonl": encode_lines,
+    "json": encode_list,
+    "parquet": encode_parquet,
+    "arrow": encode_arrow,
+    "feather": encode_arrow_file,
+    "tar": encode_tar,
 }
-PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+COMPRESSIONS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": compress_zstd}
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-@pytest.mark.parametrize("packed", PACKED)
-def test_each_format_in_each_compression(tmp_path, ending, packed):
-    path = tmp_path / f"prompts.{ending}{packed}"
-    path.write_bytes(PACKED[packed](FORMATS[ending]()))
-    assert texts(path) == TEXTS
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_each_format_is_read_in_each_compression(tmp_path, ending, compression):
+    path = tmp_path / f"prompts.{ending}{compression}"
+    path.write_bytes(COMPRESSIONS[compression](FORMATS[ending]()))
+    assert read_texts(path) == TEXTS
 
 
 @pytest.mark.parametrize("ending", FORMATS)
 @pytest.mark.parametrize("name", ["wrong.parquet", "wrong.json", "wrong.csv", "wrong.gz"])
 def test_the_format_is_detected_from_the_content(tmp_path, ending, name):
     (tmp_path / name).write_bytes(FORMATS[ending]())
-    assert texts(tmp_path / name) == TEXTS
+    assert read_texts(tmp_path / name) == TEXTS
 
 
-def test_two_layers_of_compression(tmp_path):
-    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(bz2.compress(as_csv())))
-    assert texts(tmp_path / "a.csv.gz") == TEXTS
+def test_two_layers_of_compression_are_read(tmp_path):
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(bz2.compress(encode_csv())))
+    assert read_texts(tmp_path / "a.csv.gz") == TEXTS
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "txt", "csv.gz"])
 def test_a_byte_order_mark_determines_the_encoding(tmp_path, ending, encoding):
-    kind, _, packed = ending.partition(".")
+    kind, _, compression = ending.partition(".")
     content = FORMATS[kind]() if kind != "txt" else "\r\n".join(FLAT).encode()
     text = ("\ufeff" if encoding == "utf-16-be" else "") + content.decode()
-    (tmp_path / f"a.{ending}").write_bytes(PACKED[f".{packed}" if packed else ""](text.encode(encoding)))
-    assert texts(tmp_path / f"a.{ending}") == (FLAT if kind == "txt" else TEXTS)
+    (tmp_path / f"a.{ending}").write_bytes(
+        COMPRESSIONS[f".{compression}" if compression else ""](text.encode(encoding))
+    )
+    assert read_texts(tmp_path / f"a.{ending}") == (FLAT if kind == "txt" else TEXTS)
     assert decode_text(text.encode(encoding)) == content.decode()
 
 
 def test_a_truncated_utf_16_file_yields_its_readable_part(tmp_path):
     (tmp_path / "a.txt").write_bytes("one\ntwo\nthr".encode("utf-16")[:-1])
-    actual = rows(tmp_path / "a.txt")
+    actual = read_rows(tmp_path / "a.txt")
     assert [(row["text"], row["problem"]) for row in actual[:2]] == [("one", None), ("two", None)]
     assert actual[-1]["problem"].startswith("file: ")
 
 
 def test_a_truncated_table_is_reported(tmp_path):
     """A file cut right after its schema is reported too."""
-    complete = as_arrow()
+    complete = encode_arrow()
     for end in range(0, len(complete), 4):
         (tmp_path / "a.arrow").write_bytes(complete[:end])
-        actual = rows(tmp_path / "a.arrow")
+        actual = read_rows(tmp_path / "a.arrow")
         assert actual, end
         assert len(actual) == len(TEXTS) or actual[-1]["problem"].startswith("file: ")
 
 
 def test_a_batch_that_claims_to_exceed_the_memory_is_reported(tmp_path):
     """The length of a batch's body is an 8-byte number in its message."""
-    complete = bytearray(as_arrow())
+    complete = bytearray(encode_arrow())
     with pa.ipc.open_stream(bytes(complete)) as reader:
         schema = reader.schema.serialize().size
     body = pa.ipc.read_message(pa.BufferReader(bytes(complete[schema:]))).body.size
-    at = complete.index(body.to_bytes(8, "little"), schema)
-    complete[at + 6] = 1
+    position = complete.index(body.to_bytes(8, "little"), schema)
+    complete[position + 6] = 1
     (tmp_path / "a.arrow").write_bytes(complete)
-    assert problems(tmp_path / "a.arrow") == ["file: a batch that is larger than memory"]
+    assert read_problems(tmp_path / "a.arrow") == ["file: a batch that is larger than memory"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_line_ends_of_any_system(tmp_path, end):
+def test_line_ends_of_any_system_are_read(tmp_path, end):
     (tmp_path / "a.txt").write_bytes(end.join(FLAT).encode())
-    assert texts(tmp_path / "a.txt") == FLAT
-    (tmp_path / "a.csv").write_bytes(as_csv(line_end=end).replace(b"boats\non", b"boats on"))
-    assert texts(tmp_path / "a.csv") == FLAT
+    assert read_texts(tmp_path / "a.txt") == FLAT
+    (tmp_path / "a.csv").write_bytes(encode_csv(line_end=end).replace(b"boats\non", b"boats on"))
+    assert read_texts(tmp_path / "a.csv") == FLAT
 
 
 DOCUMENTS = {
@@ -190,39 +192,39 @@ DOCUMENTS = {
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 @pytest.mark.parametrize("indent", [None, 4])
-def test_json_documents_of_any_layout(tmp_path, name, indent):
+def test_json_documents_of_any_layout_are_read(tmp_path, name, indent):
     value, column = DOCUMENTS[name]
     (tmp_path / "a.json").write_text(json.dumps(value, indent=indent))
-    assert texts(tmp_path / "a.json", column) == TEXTS
+    assert read_texts(tmp_path / "a.json", column) == TEXTS
 
 
-def test_indented_objects_one_after_another(tmp_path):
+def test_concatenated_indented_objects_are_read(tmp_path):
     (tmp_path / "a.json").write_text("\n".join(json.dumps(record, indent=2) for record in OBJECTS))
-    assert texts(tmp_path / "a.json") == TEXTS
+    assert read_texts(tmp_path / "a.json") == TEXTS
     (tmp_path / "one.json").write_text(json.dumps(OBJECTS[0], indent=2))
-    assert texts(tmp_path / "one.json") == TEXTS[:1]
+    assert read_texts(tmp_path / "one.json") == TEXTS[:1]
 
 
 @pytest.mark.parametrize("filler", ["", "x" * 3000])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt", "a.csv"])
 def test_a_truncated_list_yields_its_readable_part(tmp_path, name, filler):
     """The lists are shorter and longer than the bytes that format detection inspects."""
-    many = [{"prompt": f"number {i}", "filler": filler} for i in range(50)]
-    lines = "[\n" + ",\n".join(map(json.dumps, many)) + "\n"
-    for cut, count in (
-        (lines, 50), (json.dumps(many)[:-20], 49), (json.dumps(many, indent=2)[:-20], 49),
-        (json.dumps({"prompts": many})[:-21], 49), (json.dumps({"prompts": many}, indent=1)[:-21], 49),
-        (json.dumps([record["prompt"] for record in many])[:-4], 49),
+    records = [{"prompt": f"number {i}", "filler": filler} for i in range(50)]
+    lines = "[\n" + ",\n".join(map(json.dumps, records)) + "\n"
+    for truncated, count in (
+        (lines, 50), (json.dumps(records)[:-20], 49), (json.dumps(records, indent=2)[:-20], 49),
+        (json.dumps({"prompts": records})[:-21], 49), (json.dumps({"prompts": records}, indent=1)[:-21], 49),
+        (json.dumps([record["prompt"] for record in records])[:-4], 49),
     ):  # fmt: skip
-        (tmp_path / name).write_text(cut)
-        actual = rows(tmp_path / name)
+        (tmp_path / name).write_text(truncated)
+        actual = read_rows(tmp_path / name)
         assert [row["text"] for row in actual] == [*(f"number {i}" for i in range(count)), None]
         assert actual[-1]["problem"].startswith("file: not JSON from here on: ")
 
 
 def test_a_trailing_comma_is_accepted(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(OBJECTS)[:-1] + ",]")
-    assert texts(tmp_path / "a.json") == TEXTS
+    assert read_texts(tmp_path / "a.json") == TEXTS
 
 
 @pytest.mark.parametrize("first", ['{"prompt": "a', '{"prompt": "a"', '["a", "b'])
@@ -230,39 +232,39 @@ def test_a_trailing_comma_is_accepted(tmp_path):
 def test_a_damaged_first_line_is_one_row(tmp_path, first, count):
     lines = [json.dumps({"prompt": f"number {i}"}) for i in range(count)]
     (tmp_path / "a.jsonl").write_text("\n".join([first, *lines]))
-    assert [row["problem"] for row in rows(tmp_path / "a.jsonl")] == ["not JSON"] + [None] * count
+    assert [row["problem"] for row in read_rows(tmp_path / "a.jsonl")] == ["not JSON"] + [None] * count
 
 
-def test_json_strings_one_per_line(tmp_path):
+def test_json_strings_are_read_line_by_line(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(text) + "\n" for text in TEXTS) + "3\n")
-    assert [row["text"] for row in rows(tmp_path / "a.jsonl")] == [*TEXTS, None]
-    assert problems(tmp_path / "a.jsonl", "x") == ["not an object"] * 5
+    assert [row["text"] for row in read_rows(tmp_path / "a.jsonl")] == [*TEXTS, None]
+    assert read_problems(tmp_path / "a.jsonl", "x") == ["not an object"] * 5
 
 
-def test_a_column_of_pandas_streams_and_its_other_values_are_refused(tmp_path):
+def test_a_column_of_pandas_is_streamed_and_other_values_are_reported(tmp_path):
     values = {str(i): f"number {i}" for i in range(20_000)} | {"20000": None, "20001": 3}
     (tmp_path / "a.json").write_text(json.dumps({"prompt": values}))
-    actual = rows(tmp_path / "a.json")
+    actual = read_rows(tmp_path / "a.json")
     assert [row["text"] for row in actual[:-2]] == [f"number {i}" for i in range(20_000)]
     assert [row["problem"] for row in actual[-2:]] == ["no prompt", "the prompt is no text"]
     (tmp_path / "a.json").write_text(json.dumps({"prompt": {"en": "a cat", "de": "eine Katze"}}))
-    assert problems(tmp_path / "a.json") == ["no prompt; it has prompt"]
+    assert read_problems(tmp_path / "a.json") == ["no prompt; it has prompt"]
 
 
 @pytest.mark.parametrize("line", ['["Hello" on a sign]', '{"Hello", "world"} on a sign', '["open'])
 def test_text_that_resembles_json_is_text(tmp_path, line):
     (tmp_path / "a.txt").write_text(f"{line}\na cat\n")
-    assert texts(tmp_path / "a.txt") == [line, "a cat"]
+    assert read_texts(tmp_path / "a.txt") == [line, "a cat"]
 
 
-def test_a_long_list_streams_up_to_an_error(tmp_path):
-    many = [{"prompt": f"number {i}", "filler": "x" * 100} for i in range(20_000)]
-    complete = json.dumps(many)
+def test_a_long_list_is_streamed_up_to_an_error(tmp_path):
+    records = [{"prompt": f"number {i}", "filler": "x" * 100} for i in range(20_000)]
+    complete = json.dumps(records)
     (tmp_path / "a.json").write_text(complete)
-    assert texts(tmp_path / "a.json") == [record["prompt"] for record in many]
-    cut = complete[: complete.index("number 15000") - 5]
-    (tmp_path / "a.json").write_text(cut)
-    actual = rows(tmp_path / "a.json")
+    assert read_texts(tmp_path / "a.json") == [record["prompt"] for record in records]
+    truncated = complete[: complete.index("number 15000") - 5]
+    (tmp_path / "a.json").write_text(truncated)
+    actual = read_rows(tmp_path / "a.json")
     assert [row["text"] for row in actual[:-1]] == [f"number {i}" for i in range(15_000)]
     assert actual[-1]["problem"].startswith("file: not JSON from here on: ")
 
@@ -278,10 +280,10 @@ def test_a_long_list_streams_up_to_an_error(tmp_path):
 )
 def test_json_without_prompts_reports_its_keys(tmp_path, value, problem):
     (tmp_path / "a.json").write_text(json.dumps(value, indent=1))
-    assert problems(tmp_path / "a.json") == [problem]
+    assert read_problems(tmp_path / "a.json") == [problem]
 
 
-def image_samples(indent=None, ending="txt"):
+def build_image_samples(indent=None, ending="txt"):
     files = {}
     for i, text in enumerate(TEXTS):
         files[f"0000/{i:09d}.jpg"] = b"\xff\xd8\xff\xe0" + bytes(2_000_000 if i == 1 else 99)
@@ -294,50 +296,52 @@ def image_samples(indent=None, ending="txt"):
 @pytest.mark.parametrize("indent", [None, 4])
 @pytest.mark.parametrize("without", ["", "json", "txt", "jpg"])
 @pytest.mark.parametrize("name", ["00000.tar", "00000.tar.gz"])
-def test_img2dataset_s_archives(tmp_path, indent, without, name):
-    files = {file: content for file, content in image_samples(indent).items() if not file.endswith(without or "?")}
-    (tmp_path / name).write_bytes(PACKED[".gz" if name.endswith("gz") else ""](tar(files)))
-    assert texts(tmp_path / name) == TEXTS
+def test_archives_of_img2dataset_are_read(tmp_path, indent, without, name):
+    files = {
+        file: content for file, content in build_image_samples(indent).items() if not file.endswith(without or "?")
+    }
+    (tmp_path / name).write_bytes(COMPRESSIONS[".gz" if name.endswith("gz") else ""](pack_tar(files)))
+    assert read_texts(tmp_path / name) == TEXTS
     if without != "json":
-        assert texts(tmp_path / name, "caption") == TEXTS
-        assert {row["punsafe"] for row in rows(tmp_path / name)} == {0.25}
+        assert read_texts(tmp_path / name, "caption") == TEXTS
+        assert {row["punsafe"] for row in read_rows(tmp_path / name)} == {0.25}
 
 
 def test_an_image_without_a_caption_is_reported(tmp_path):
-    (tmp_path / "a.tar").write_bytes(tar({"1.jpg": b"x", "1.cls": b"3", "2.jpg": b"x", "2.txt": b"two"}))
-    actual = rows(tmp_path / "a.tar")
+    (tmp_path / "a.tar").write_bytes(pack_tar({"1.jpg": b"x", "1.cls": b"3", "2.jpg": b"x", "2.txt": b"two"}))
+    actual = read_rows(tmp_path / "a.tar")
     assert [row["text"] for row in actual] == [None, "two"]
     assert actual[0]["problem"] == "no caption beside jpg; there is jpg"
 
 
-def captioned(stem, text, **more):
-    return {f"{stem}.png": b"x", f"{stem}.txt": text.encode(), **more}
+def build_sample(stem, text, **files):
+    return {f"{stem}.png": b"x", f"{stem}.txt": text.encode(), **files}
 
 
 def test_samples_with_dots_in_their_names_are_distinguished(tmp_path, monkeypatch):
     files = {}
     for i in range(100):
-        files |= captioned(f"out/sdxl1.0_{i:04d}", f"caption {i}")
-    (tmp_path / "a.tar").write_bytes(tar(files))
-    wanted = [f"caption {i}" for i in range(100)]
-    assert texts(tmp_path / "a.tar") == wanted
+        files |= build_sample(f"out/sdxl1.0_{i:04d}", f"caption {i}")
+    (tmp_path / "a.tar").write_bytes(pack_tar(files))
+    expected = [f"caption {i}" for i in range(100)]
+    assert read_texts(tmp_path / "a.tar") == expected
     for limit in ("MAX_MEMBERS", "MAX_HELD_BYTES"):
         monkeypatch.setattr(archives, limit, 7)
-        assert texts(tmp_path / "a.tar") == wanted
-    (tmp_path / "cut.tar").write_bytes(tar(files)[: 2 * 512 * 150])
-    actual = rows(tmp_path / "cut.tar")
-    assert [row["text"] for row in actual if row["text"]] == wanted[:75]
+        assert read_texts(tmp_path / "a.tar") == expected
+    (tmp_path / "cut.tar").write_bytes(pack_tar(files)[: 2 * 512 * 150])
+    actual = read_rows(tmp_path / "cut.tar")
+    assert [row["text"] for row in actual if row["text"]] == expected[:75]
 
 
 @pytest.mark.parametrize("order", [sorted, lambda names: sorted(names, reverse=True)])
-def test_the_parts_of_a_sample_of_webdataset_are_one(tmp_path, order):
+def test_the_files_of_a_webdataset_sample_are_one_row(tmp_path, order):
     files = {}
     for i, text in enumerate(FLAT):
-        files |= captioned(f"{i:06d}", text, **{f"{i:06d}.{part}.png": b"x" for part in ("depth", "seg", "zone")})
+        files |= build_sample(f"{i:06d}", text, **{f"{i:06d}.{part}.png": b"x" for part in ("depth", "seg", "zone")})
         files |= {f"{i:06d}.meta.json": b'{"punsafe": 0.25}'}
-    (tmp_path / "a.tar").write_bytes(tar({name: files[name] for name in order(files)}))
-    assert sorted(texts(tmp_path / "a.tar")) == sorted(FLAT)
-    assert {row["punsafe"] for row in rows(tmp_path / "a.tar")} == {0.25}
+    (tmp_path / "a.tar").write_bytes(pack_tar({name: files[name] for name in order(files)}))
+    assert sorted(read_texts(tmp_path / "a.tar")) == sorted(FLAT)
+    assert {row["punsafe"] for row in read_rows(tmp_path / "a.tar")} == {0.25}
 
 
 @pytest.mark.parametrize(
@@ -345,42 +349,42 @@ def test_the_parts_of_a_sample_of_webdataset_are_one(tmp_path, order):
     [
         ({"1.jpg": b"", "1.de.txt": b"Fuchs", "1.en.txt": b"fox"}, ["Fuchs", "fox"]),
         ({"1.jpg": b"", "1.jpg.txt": b"one", "2.jpg": b"", "2.jpg.txt": b"two"}, ["one", "two"]),
-        (captioned("v1", "a") | captioned("v1.5", "b") | {"v1.5.seg.png": b""}, ["a", "b"]),
+        (build_sample("v1", "a") | build_sample("v1.5", "b") | {"v1.5.seg.png": b""}, ["a", "b"]),
         ({"p.txt": b"a\nb", "p.v2.txt": b"c", "p.v3.jsonl": b'{"prompt": "d"}'}, ["a", "b", "c", "d"]),
         ({"v1.5_1.png": b"", "v1.5_2.png": b""}, [None, None]),
     ],
 )
 def test_no_caption_of_an_archive_is_lost(tmp_path, files, expected):
-    (tmp_path / "a.tar").write_bytes(tar(files))
-    assert [row["text"] for row in rows(tmp_path / "a.tar")] == expected
-    assert all(row["text"] or row["problem"] for row in rows(tmp_path / "a.tar"))
+    (tmp_path / "a.tar").write_bytes(pack_tar(files))
+    assert [row["text"] for row in read_rows(tmp_path / "a.tar")] == expected
+    assert all(row["text"] or row["problem"] for row in read_rows(tmp_path / "a.tar"))
 
 
 def test_a_repeated_name_starts_another_sample(tmp_path):
     out = io.BytesIO()
-    for content in (captioned("1", "one"), captioned("1", "two")):
-        out.write(tar(content)[: 4 * 512])
+    for content in (build_sample("1", "one"), build_sample("1", "two")):
+        out.write(pack_tar(content)[: 4 * 512])
     (tmp_path / "a.tar").write_bytes(out.getvalue() + bytes(1024))
-    assert texts(tmp_path / "a.tar") == ["one", "two"]
+    assert read_texts(tmp_path / "a.tar") == ["one", "two"]
 
 
-def test_an_archive_of_files_of_prompts(tmp_path):
+def test_an_archive_of_prompt_files_is_read(tmp_path):
     files = {
         "._a.txt": b"junk",
         "readme.md": b"no",
         "a.txt": b"one\ntwo",
-        "b/c.csv": as_csv(),
-        "d.parquet": as_parquet(),
+        "b/c.csv": encode_csv(),
+        "d.parquet": encode_parquet(),
     }
-    (tmp_path / "a.tar").write_bytes(tar(files))
-    assert texts(tmp_path / "a.tar") == ["one", "two", *TEXTS, *TEXTS]
+    (tmp_path / "a.tar").write_bytes(pack_tar(files))
+    assert read_texts(tmp_path / "a.tar") == ["one", "two", *TEXTS, *TEXTS]
 
 
 NESTED = [{"img_path": "x", "Task2": {"Caption": text, "Style": ["a"]}} for text in TEXTS] + [{"img_path": "y"}]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "arrow"])
-def test_a_nested_column_in_each_format(tmp_path, ending):
+def test_a_nested_column_is_read_in_each_format(tmp_path, ending):
     table, path = pa.Table.from_pylist(NESTED), tmp_path / f"a.{ending}"
     if ending == "parquet":
         pq.write_table(table, path)
@@ -389,39 +393,39 @@ def test_a_nested_column_in_each_format(tmp_path, ending):
             out.write_table(table)
     else:
         path.write_text("\n".join(map(json.dumps, NESTED)) if ending == "jsonl" else json.dumps(NESTED))
-    actual = rows(path, "Task2.Caption")
+    actual = read_rows(path, "Task2.Caption")
     assert [row["text"] for row in actual] == [*TEXTS, None]
     assert actual[-1]["problem"] == "no prompt"
-    assert "it has img_path" in problems(path, "Task3")[0] or ending.startswith("json")
+    assert "it has img_path" in read_problems(path, "Task3")[0] or ending.startswith("json")
 
 
-def test_a_column_whose_own_name_has_a_dot(tmp_path):
+def test_a_column_may_have_a_dot_in_its_name(tmp_path):
     pq.write_table(pa.table({"a.b": TEXTS}), tmp_path / "a.parquet")
-    assert texts(tmp_path / "a.parquet", "a.b") == TEXTS
+    assert read_texts(tmp_path / "a.parquet", "a.b") == TEXTS
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"a.b": text}) for text in TEXTS))
-    assert texts(tmp_path / "a.jsonl", "a.b") == TEXTS
+    assert read_texts(tmp_path / "a.jsonl", "a.b") == TEXTS
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
-def test_a_csv_by_its_own_delimiter(tmp_path, delimiter):
-    (tmp_path / "a.csv").write_bytes(as_csv(delimiter))
-    assert texts(tmp_path / "a.csv") == TEXTS
-    (tmp_path / "b.csv").write_bytes(f"sep={delimiter}\r\n".encode() + as_csv(delimiter))
-    assert texts(tmp_path / "b.csv") == TEXTS
+def test_the_delimiter_of_a_csv_is_detected(tmp_path, delimiter):
+    (tmp_path / "a.csv").write_bytes(encode_csv(delimiter))
+    assert read_texts(tmp_path / "a.csv") == TEXTS
+    (tmp_path / "b.csv").write_bytes(f"sep={delimiter}\r\n".encode() + encode_csv(delimiter))
+    assert read_texts(tmp_path / "b.csv") == TEXTS
 
 
-def test_a_quoted_line_end_wherever_a_block_ends(tmp_path):
+def test_a_quoted_line_end_may_lie_at_the_end_of_a_block(tmp_path):
     """The file is long enough that blocks of 2^16 to 2^20 bytes end within a quoted line end."""
-    wanted = [f"{i} red\r\nblue fox " + "x" * (1500 + i % 97) for i in range(2000)]
+    expected = [f"{i} red\r\nblue fox " + "x" * (1500 + i % 97) for i in range(2000)]
     out = io.StringIO(newline="")
-    csv.writer(out).writerows([["id", "prompt"], *enumerate(wanted)])
+    csv.writer(out).writerows([["id", "prompt"], *enumerate(expected)])
     (tmp_path / "a.csv").write_bytes(out.getvalue().encode())
-    assert texts(tmp_path / "a.csv") == wanted
+    assert read_texts(tmp_path / "a.csv") == expected
 
 
-def test_a_field_that_is_larger_than_any_block(tmp_path):
+def test_a_field_that_is_larger_than_a_block_is_reported(tmp_path):
     (tmp_path / "a.csv").write_text(f'id,prompt\n1,"{"y" * 3_000_000}"\n2,next\n3,"{"z" * 20_000_000}"\n4,last\n')
-    actual = rows(tmp_path / "a.csv")
+    actual = read_rows(tmp_path / "a.csv")
     assert [row["text"] for row in actual if row["text"]] == ["next", "last"]
     assert actual[0]["problem"] == "prompt of more than 100000 bytes"
     assert len([row for row in actual if row["problem"]]) == 2
@@ -429,13 +433,13 @@ def test_a_field_that_is_larger_than_any_block(tmp_path):
 
 def test_an_unclosed_quote_is_reported(tmp_path):
     (tmp_path / "a.csv").write_text('id,prompt\n1,one\n2,"two\n3,three\n')
-    assert problems(tmp_path / "a.csv") == ["a quote that is not closed, in a row of 2 lines"]
+    assert read_problems(tmp_path / "a.csv") == ["a quote that is not closed, in a row of 2 lines"]
     (tmp_path / "b.csv").write_text('prompt\n"Hello" on a sign\n"two\nlines, quoted"\n"open, and\na last, one\n')
-    assert texts(tmp_path / "b.csv") == ['"Hello" on a sign', "two\nlines, quoted", '"open, and', "a last, one"]
+    assert read_texts(tmp_path / "b.csv") == ['"Hello" on a sign', "two\nlines, quoted", '"open, and', "a last, one"]
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "description"),
     [
         (pickle.dumps(TEXTS), "a pickle, which runs the code"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
@@ -445,10 +449,10 @@ def test_an_unclosed_quote_is_reported(tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv", "a.txt", "a.gz"])
-def test_unsupported_content_is_named(tmp_path, content, what, name):
+def test_unsupported_content_is_named(tmp_path, content, description, name):
     (tmp_path / name).write_bytes(content)
-    (problem,) = problems(tmp_path / name)
-    assert problem.startswith(f"file: no prompts: {what}")
+    (problem,) = read_problems(tmp_path / name)
+    assert problem.startswith(f"file: no prompts: {description}")
 
 
 WORDS = ["BZh is no word", "BZh9 in a row", "RIFF raff, a wave", "GIF8 cat", "PAR1 golf course", "PARE an apple",
@@ -459,39 +463,39 @@ WORDS = ["BZh is no word", "BZh9 in a row", "RIFF raff, a wave", "GIF8 cat", "PA
 @pytest.mark.parametrize("name", ["a.txt", "a.gz"])
 def test_text_that_resembles_another_format_is_text(tmp_path, first, name):
     (tmp_path / name).write_text(f"{first}\na cat\n")
-    assert texts(tmp_path / name) == [first, "a cat"]
+    assert read_texts(tmp_path / name) == [first, "a cat"]
 
 
-@pytest.mark.parametrize("begin", [b"GIF87a", b"GIF89a", b"RIFF\x0a\x10\0\0WEBPVP8 ", b"RIFF\x0a\x10\0\0WAVEfmt "])
-def test_media_are_named(tmp_path, begin):
-    (tmp_path / "a.txt").write_bytes(begin + bytes(100))
-    assert problems(tmp_path / "a.txt") == ["file: no prompts: an image or a video"]
+@pytest.mark.parametrize("header", [b"GIF87a", b"GIF89a", b"RIFF\x0a\x10\0\0WEBPVP8 ", b"RIFF\x0a\x10\0\0WAVEfmt "])
+def test_media_files_are_named(tmp_path, header):
+    (tmp_path / "a.txt").write_bytes(header + bytes(100))
+    assert read_problems(tmp_path / "a.txt") == ["file: no prompts: an image or a video"]
 
 
 def test_an_empty_bzip2_has_no_rows(tmp_path):
     (tmp_path / "a.txt.bz2").write_bytes(bz2.compress(b""))
-    assert rows(tmp_path / "a.txt.bz2") == []
+    assert read_rows(tmp_path / "a.txt.bz2") == []
 
 
-def test_a_zip_is_named(tmp_path):
+def test_a_zip_archive_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.csv", "w") as archive:
-        archive.writestr("a.csv", as_csv())
-    assert problems(tmp_path / "a.csv") == ["file: no prompts: a zip archive; unpack it"]
+        archive.writestr("a.csv", encode_csv())
+    assert read_problems(tmp_path / "a.csv") == ["file: no prompts: a zip archive; unpack it"]
 
 
 LINES = [*FLAT, "", "   ", "{red, blue} car", '"all quoted"', "a,b;c|d\te", "--ar 3:2", "x" * 100_001, "it's, \\n"]
 
 
-def test_the_same_lines_are_the_same_rows_in_each_format(tmp_path):
+def test_the_same_lines_give_the_same_rows_in_each_format(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(LINES) + "\n")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": line}) + "\n" for line in LINES))
     with (tmp_path / "a.csv").open("w", newline="") as out:
         csv.writer(out).writerows([["prompt"], *([line] for line in LINES)])
     (tmp_path / "b.csv").write_text("\n".join(["prompt", *LINES]) + "\n")
     complete = [
-        [(row["text"] or "").strip() for row in rows(tmp_path / name)] for name in ("a.txt", "a.jsonl", "a.csv")
+        [(row["text"] or "").strip() for row in read_rows(tmp_path / name)] for name in ("a.txt", "a.jsonl", "a.csv")
     ]
     assert complete[0] == complete[1] == complete[2] == [line.strip() if len(line) <= 100_000 else "" for line in LINES]
     assert [text.strip('"') for text in complete[0]] == [
-        (row["text"] or "").strip() for row in rows(tmp_path / "b.csv")
+        (row["text"] or "").strip() for row in read_rows(tmp_path / "b.csv")
     ]

@@ -17,7 +17,7 @@ Malayalam Sinhala Thai Lao Tibetan Myanmar Georgian Hangul Ethiopic Khmer Mongol
 
 
 @cache
-def letters(script):
+def list_letters(script):
     """Return the script's letters, marks and digits of the basic plane."""
     pattern = regex.compile(rf"[\p{{Script={script}}}&&[\p{{L}}\p{{M}}\p{{N}}]]", regex.V1)
     return [chr(code) for code in range(0x30, 0xFFFF) if pattern.fullmatch(chr(code))]
@@ -27,7 +27,7 @@ def letters(script):
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_different_words_of_a_script_stay_apart(script, data):
-    words = st.text(st.sampled_from(letters(script)), min_size=1, max_size=6)
+    words = st.text(st.sampled_from(list_letters(script)), min_size=1, max_size=6)
     word = data.draw(words)
     other = data.draw(words | st.integers(0, len(word)).map(lambda end: word[:end] + word[end + 1 :]))
     one, two = (unicodedata.normalize("NFC", text).lower() for text in (word, other))
@@ -52,7 +52,7 @@ def test_different_words_of_a_script_stay_apart(script, data):
         ["!!!", "???", "\u2014"],
     ],
 )
-def test_signs_that_distinguish_texts(texts):
+def test_distinguishing_signs_are_kept(texts):
     assert len({normalise_text(text) for text in texts}) == len(texts)
 
 
@@ -66,5 +66,5 @@ def test_signs_that_distinguish_texts(texts):
         ("\u65e5\u672c\u8a9e\u30fb\u732b", "\u65e5\u672c\u8a9e\u3001\u732b"),
     ],
 )
-def test_case_space_and_punctuation_do_not_count(one, two):
+def test_case_space_and_punctuation_are_ignored(one, two):
     assert normalise_text(one) == normalise_text(two)

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.cleaning import find_blocked, find_changes, read_texts
 
 CORPUS = Path(__file__).parents[1] / "data/english/wordnet.txt.gz"
-REVIEWED = {  # each is about abuse, a body or swimming, by the words themselves
+REVIEWED = {  # each sentence is about abuse, a body or swimming
     "pornography + children": 2,
     "pedophile": 2,
     "sexually + children": 1,

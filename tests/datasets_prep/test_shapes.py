@@ -33,12 +33,12 @@ PLAIN = Scene("circle", "red", "blue", "medium", "in the centre")
 DRAWS = 1500
 
 
-def scenes(seed=0, **changes):
+def sample_scenes(seed=0, **changes):
     rng = np.random.default_rng(seed)
     return [(replace(sample_scene(rng), **changes), rng) for _ in range(DRAWS)]
 
 
-def words(phrases, text):
+def find_words(phrases, text):
     return {phrase for phrase in phrases if re.search(rf"\b{phrase}\b", text)}
 
 
@@ -66,7 +66,7 @@ def test_the_object_is_at_its_position(position, offset):
     assert (columns.mean() - 31.5, rows.mean() - 31.5) == pytest.approx(offset, abs=0.6)
 
 
-def test_each_size_covers_more():
+def test_each_size_covers_more_pixels():
     covered = [(render(replace(PLAIN, size=size)) == COLOURS["red"]).all(axis=-1).sum() for size in SIZES]
     assert covered == sorted(set(covered))
 
@@ -91,25 +91,25 @@ def test_held_out_scenes_are_apart_from_training_ones():
 
 @pytest.mark.parametrize("make", [sample_caption, sample_tags])
 def test_captions_mention_only_what_is_there(make):
-    quality_words = {*COMMON_QUALITY_WORDS, *(word for both in QUALITY_WORDS.values() for word in both)}
-    for scene, rng in scenes():
+    quality_words = {*COMMON_QUALITY_WORDS, *(word for words in QUALITY_WORDS.values() for word in words)}
+    for scene, rng in sample_scenes():
         text = make(scene, rng)
-        behind = re.findall(r"(\w+) background", text)
-        in_front = re.sub(r"\w+ background", "", text)
-        assert set(behind) <= {scene.background}
-        assert words(COLOURS, in_front) <= {scene.colour}
-        assert words(SHAPES, text) <= {scene.shape}
-        assert words(SIZES, text) <= {scene.size}
-        assert words(POSITIONS, text) <= {scene.position}
-        true = {*COMMON_QUALITY_WORDS, *QUALITY_WORDS[scene.quality]} if scene.quality != "clean" else set()
-        assert words(quality_words, text) <= true
+        backgrounds = re.findall(r"(\w+) background", text)
+        foreground = re.sub(r"\w+ background", "", text)
+        assert set(backgrounds) <= {scene.background}
+        assert find_words(COLOURS, foreground) <= {scene.colour}
+        assert find_words(SHAPES, text) <= {scene.shape}
+        assert find_words(SIZES, text) <= {scene.size}
+        assert find_words(POSITIONS, text) <= {scene.position}
+        allowed = {*COMMON_QUALITY_WORDS, *QUALITY_WORDS[scene.quality]} if scene.quality != "clean" else set()
+        assert find_words(quality_words, text) <= allowed
 
 
 @pytest.mark.parametrize("quality", QUALITIES[1:])
-def test_degraded_captions_use_its_word_a_common_word_or_none(quality):
-    texts = [sample_caption(scene, rng) for scene, rng in scenes(quality=quality)]
-    specific = sum(bool(words(QUALITY_WORDS[quality], text)) for text in texts) / DRAWS
-    common = sum(bool(words(COMMON_QUALITY_WORDS, text)) for text in texts) / DRAWS
+def test_degraded_captions_use_a_specific_a_common_or_no_quality_word(quality):
+    texts = [sample_caption(scene, rng) for scene, rng in sample_scenes(quality=quality)]
+    specific = sum(bool(find_words(QUALITY_WORDS[quality], text)) for text in texts) / DRAWS
+    common = sum(bool(find_words(COMMON_QUALITY_WORDS, text)) for text in texts) / DRAWS
     assert specific > 0.3
     assert common > 0.15
     assert specific + common < 0.85
@@ -122,24 +122,24 @@ def test_degraded_captions_use_its_word_a_common_word_or_none(quality):
         ({"background": "orange"}, "a photo of a medium red circle in the centre on an orange background"),
     ],
 )
-def test_full_prompts(change, expected):
+def test_full_prompts_mention_everything(change, expected):
     assert build_full_prompt(replace(PLAIN, **change)) == expected
     assert build_full_prompt(replace(PLAIN, **change), position=False) == expected.replace(" in the centre", "")
 
 
-def test_articles_agree():
-    texts = [sample_caption(scene, rng) for scene, rng in scenes()]
+def test_articles_agree_with_their_nouns():
+    texts = [sample_caption(scene, rng) for scene, rng in sample_scenes()]
     assert any("an orange" in text for text in texts)
     assert any(text.startswith("an ugly") for text in texts)
     assert not any(re.search(r"\ba [aeiou]|\ban [^aeiou]|  ", text) for text in texts)
 
 
-def test_prompts_are_a_function_of_the_seed():
+def test_prompts_depend_only_on_the_seed():
     for sample in (sample_prompts, sample_negatives):
         assert list(sample(50, 0)) == list(sample(50, 0)) != list(sample(50, 1))
 
 
-def test_training_s_negatives_exclude_held_out_values():
+def test_training_negatives_exclude_held_out_values():
     texts = list(sample_negatives(DRAWS, 0))
     assert len(texts) == DRAWS
     assert not any(word in text for text in texts for word in NEVER_NEGATIVE)
@@ -157,6 +157,6 @@ def test_held_out_prompts_are_distinct_and_held_out():
     assert sample_held_out_prompts(200, 7) == chosen
 
 
-def test_training_s_negatives_hold_the_words_of_the_evaluation_s():
-    words = {word for text in sample_negatives(DRAWS, 0) for word in text.split(", ")}
-    assert {*BAD_PHOTO.split(", "), *DEGRADATIONS.split(", ")} <= words
+def test_training_negatives_include_the_words_of_the_evaluation():
+    training_words = {word for text in sample_negatives(DRAWS, 0) for word in text.split(", ")}
+    assert {*BAD_PHOTO.split(", "), *DEGRADATIONS.split(", ")} <= training_words
