@@ -10,9 +10,13 @@ from datasets_prep.epoch_sampler import EpochSampler, SamplerSource, compute_epo
 SAMPLERS = st.builds(
     lambda rows, weights, seed: EpochSampler(
         tuple(
-            SamplerSource(f"s{i}", tuple(own), share)
-            for i, (own, share) in enumerate(
-                zip(rows, compute_epoch_quotas([sum(own) for own in rows], weights[: len(rows)]), strict=True)
+            SamplerSource(f"s{i}", tuple(file_rows), quota)
+            for i, (file_rows, quota) in enumerate(
+                zip(
+                    rows,
+                    compute_epoch_quotas([sum(file_rows) for file_rows in rows], weights[: len(rows)]),
+                    strict=True,
+                )
             )
         ),
         seed,

@@ -90,7 +90,7 @@ def test_held_out_scenes_are_apart_from_training_ones():
 
 
 @pytest.mark.parametrize("make", [sample_caption, sample_tags])
-def test_captions_mention_only_what_is_there(make):
+def test_captions_mention_only_what_the_scene_shows(make):
     quality_words = {*COMMON_QUALITY_WORDS, *(word for words in QUALITY_WORDS.values() for word in words)}
     for scene, rng in sample_scenes():
         text = make(scene, rng)

@@ -85,7 +85,7 @@ def test_invalid_arguments_are_named(pipe, options, message):
         pass
 
 
-def test_a_model_without_cross_attention_is_refused(pipe):
+def test_a_model_without_cross_attention_is_rejected(pipe):
     class Other:
         unet = None
 
@@ -108,7 +108,7 @@ def test_a_model_without_cross_attention_is_refused(pipe):
         ("sdxl", {"negative_prompt": None, "negative_prompt_2": "x"}, "negative_prompt: got None beside"),
     ],
 )
-def test_a_negative_without_an_encoder_is_refused(family, options, message):
+def test_a_negative_without_an_encoder_is_rejected(family, options, message):
     pipe = TINY_PIPELINES[family]()
     with pytest.raises(ValueError, match=message), nasa.steer(pipe, **{"negative_prompt": "dog", **options}):
         pass

@@ -148,7 +148,7 @@ def test_a_job_on_s3_produces_the_same_student(run, tmp_path, tiny_teacher, buck
         assert manifest.read(Folder.from_uri(local_copy) / "registered", RegisteredManifest).alias == "challenger"
 
 
-def test_another_recipe_in_the_same_folder_is_refused(run, tmp_path, tiny_teacher, capsys):
+def test_another_recipe_in_the_same_folder_is_rejected(run, tmp_path, tiny_teacher, capsys):
     other = create_run(tmp_path, tiny_teacher)
     assert main(build_arguments("prepare", other)) == 0
     (Path(other["folder"]) / "distilled").mkdir()

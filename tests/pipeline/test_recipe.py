@@ -133,7 +133,7 @@ def test_a_recipe_inherits_unset_fields_from_its_base(tmp_path):
     assert loaded.prompts == paper.prompts
 
 
-def test_a_recipe_that_is_its_own_base_is_refused(tmp_path):
+def test_a_recipe_that_is_its_own_base_is_rejected(tmp_path):
     (tmp_path / "mine.toml").write_text('base = "mine.toml"\n')
     with pytest.raises(
         UserError, match=r"base: got 'mine.toml'; expected a recipe's name or .toml file, at most 8 deep"

@@ -317,7 +317,7 @@ def test_prompts_are_cleaned_the_same_on_ray(ray_cluster, folder, tmp_path, monk
         (b"--ar 3:2\nnaked child\n", "(empty: 1, sexual terms about minors: 1|sexual terms about minors: 1, empty: 1)"),
     ],
 )
-def test_a_file_without_prompts_is_refused(folder, tmp_path, content, message):
+def test_a_file_without_prompts_is_rejected(folder, tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         prepare(write_source(tmp_path, content), folder)
     assert not folder.exists(manifest.NAME)
@@ -384,7 +384,7 @@ def test_a_missing_file_of_the_manifest_is_detected(folder, tmp_path):
         (b'{"kind": "distill"}', "kind: got 'distill'; expected 'prepare'"),
     ],
 )
-def test_an_incomplete_or_other_folder_is_refused(folder, content, message):
+def test_an_incomplete_or_other_folder_is_rejected(folder, content, message):
     if content is not None:
         folder.write(manifest.NAME, content)
     with pytest.raises(UserError, match=message):

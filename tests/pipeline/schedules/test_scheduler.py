@@ -36,8 +36,8 @@ class FakeJobServer:
 @pytest.fixture
 def env(tmp_path):
     schedules = ScheduleStore(Folder.from_uri(tmp_path))
-    sets = ["schedule.cron='0 3 * * *'", "schedule.retries=1", "schedule.retry_minutes=10"]
-    schedules.add("nightly", load("shapes", sets), "sqlite://", ADDED)
+    overrides = ["schedule.cron='0 3 * * *'", "schedule.retries=1", "schedule.retry_minutes=10"]
+    schedules.add("nightly", load("shapes", overrides), "sqlite://", ADDED)
     cluster, logged = FakeJobServer(), []
     return SimpleNamespace(
         schedules=schedules,

@@ -51,7 +51,7 @@ def test_cheaper_settings_need_less(paper, estimated):
     assert small_micro_batch.flops == pytest.approx(estimated.flops)
 
 
-def test_a_recipe_that_does_not_fit_is_refused():
+def test_a_recipe_that_does_not_fit_is_rejected():
     large = parse(recipe.dump(load("sd21")), ["train.num_workers=1", "train.micro_batch_size=64"])
     with pytest.raises(
         UserError, match=r"train.micro_batch_size: a worker needs about \d+ GiB, and a A100-40GB has 40"

@@ -11,7 +11,7 @@ from pipeline.training import restore
 
 
 @pytest.mark.parametrize("text", ["", '{"a": [1, ', "\x00"])
-def test_a_truncated_snapshot_is_removed_and_no_checkpoint(tmp_path, text):
+def test_a_truncated_snapshot_is_removed_and_checkpoints_are_kept(tmp_path, text):
     (tmp_path / "checkpoint_1").mkdir()
     (tmp_path / restore.SNAPSHOT_FILE).write_text(text)
     assert restore.remove_uncommitted_checkpoints(Folder.from_uri(tmp_path))
