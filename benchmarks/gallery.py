@@ -50,7 +50,7 @@ def draw_scales(student: Sampler, seeds: int = SEEDS) -> Image.Image:
     samplings = [SamplingMethod(), *(SamplingMethod("nasa", scale) for scale in SCALES)]
     chosen_seeds = [seed for _, seed in chosen]
     rows = [
-        (sampling.label, to_pixels(student.images(sampling, prompts, chosen_seeds, negatives)))
+        (sampling.label, to_pixels(student.sample(sampling, prompts, chosen_seeds, negatives)))
         for sampling in samplings
     ]
     captions = [f"{prompt} MINUS {negative}" for prompt, negative in zip(prompts, negatives, strict=True)]
@@ -70,7 +70,7 @@ def draw_quality(student: Sampler) -> Image.Image:
     rows = [
         (
             sampling.label + suffix,
-            to_pixels(student.images(sampling, prompts, seeds, negative and [negative] * COLUMNS)),
+            to_pixels(student.sample(sampling, prompts, seeds, negative and [negative] * COLUMNS)),
         )
         for suffix, negative, sampling in variants
     ]

@@ -130,7 +130,7 @@ class FlowSampler:
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
-    def images(
+    def sample(
         self,
         sampling: SamplingMethod,
         prompts: Sequence[str],
@@ -166,7 +166,7 @@ def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> d
     """Measure the plain model on held-out prompts, and every method at every scale on selected seeds."""
     judge = AttributeJudge.load()
     prompts = sample_held_out_prompts(count, 7)
-    judged = judge.attributes(sampler.images(SamplingMethod(), [text for text, _ in prompts], range(count)))
+    judged = judge.classify_attributes(sampler.sample(SamplingMethod(), [text for text, _ in prompts], range(count)))
     accuracy = {
         name: float(
             np.mean([shown[name] == getattr(scene, name) for shown, (_, scene) in zip(judged, prompts, strict=True)])

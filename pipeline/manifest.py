@@ -68,7 +68,7 @@ class DistilledManifest(Manifest):
 
 def write(folder: Folder, manifest: Manifest) -> None:
     """Write a manifest, after everything else: a folder with a manifest is complete."""
-    folder.write_json(NAME, manifest.values(), sort_keys=True)
+    folder.write_json(NAME, manifest.to_dict(), sort_keys=True)
 
 
 def read(folder: Folder, kind: type[M]) -> M:

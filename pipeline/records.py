@@ -47,7 +47,7 @@ class Record(BaseModel):
         except ValidationError as error:
             raise _build_user_error(error.errors()[0], cls, where) from None
 
-    def values(self) -> dict[str, JsonValue]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """Return the plain values, as they are written to TOML or JSON, without those that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 

@@ -85,9 +85,9 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
-        return self.size(name) is not None
+        return self.get_size(name) is not None
 
-    def size(self, name: str) -> int | None:
+    def get_size(self, name: str) -> int | None:
         """Return a file's size in bytes, or None where there is no such file."""
         with self._translate_errors("read", name):
             info = self.filesystem.get_file_info(f"{self.path}/{name}")

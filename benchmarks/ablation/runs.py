@@ -183,7 +183,7 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
     texts, seeds = [text for text, _ in prompts], range(evaluation.seed, evaluation.seed + len(prompts))
     row: dict[str, Any] = {}
     for name, sampling in (("plain", SamplingMethod()), ("nasa_i", NASA_I)):
-        judged = attributes.attributes(sampler.images(sampling, texts, seeds, [BAD_PHOTO] * len(texts)))
+        judged = attributes.classify_attributes(sampler.sample(sampling, texts, seeds, [BAD_PHOTO] * len(texts)))
         pairs = list(zip(judged, (scene for _, scene in prompts), strict=True))
         row[name] = [
             int(shown["quality"] == "clean" and all(shown[key] == getattr(scene, key) for key in ATTRIBUTES))

@@ -78,7 +78,7 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> Com
     shared = [name for name in list_metric_names(students[0]) if name in list_metric_names(students[1])]
     metrics = tuple(_compare_metric(name, *students, (first, second), names) for name in shared)
     comparison = Comparison(a=names[0], b=names[1], metrics=metrics)
-    folder.write_json(COMPARISON, comparison.values())
+    folder.write_json(COMPARISON, comparison.to_dict())
     images = ImageStore(a, first_rows), ImageStore(b, second_rows)
     data = PageData(
         tuple(shared),

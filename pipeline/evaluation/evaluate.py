@@ -147,7 +147,7 @@ def _write(folder: Folder, recipe: Recipe, summary: Summary, rows: Sequence[Eval
     png = io.BytesIO()
     images.draw_sheet(summary).save(png, format="PNG")
     folder.write(SHEET, png.getvalue())
-    folder.write_json(SUMMARY, summary.values())
+    folder.write_json(SUMMARY, summary.to_dict())
     folder.write(REPORT, write_report(recipe, summary, rows, images).encode())
 
 

@@ -25,7 +25,7 @@ OUTCOMES = ("removed", "kept", "clean")  # the outcomes of a trial
 class Judge(Protocol):
     """A judge of what images show."""
 
-    def attributes(self, images: Tensor) -> list[dict[str, str]]:
+    def classify_attributes(self, images: Tensor) -> list[dict[str, str]]:
         """Return the value of every attribute of each image [B, 3, H, W] in -1..1."""
 
 
@@ -75,8 +75,8 @@ def sample_pair(
     A seed is selected if its plain image shows the attribute and the prompt; only selected seeds are sampled again.
     The first group is the plain images of those, the last the plain images of the other seeds.
     """
-    plain = sampler.images(SamplingMethod(), [pair.prompt] * len(seeds), seeds)
-    shows = [_shows(shown, pair) for shown in judge.attributes(round_to_uint8(plain))]
+    plain = sampler.sample(SamplingMethod(), [pair.prompt] * len(seeds), seeds)
+    shows = [_shows(shown, pair) for shown in judge.classify_attributes(round_to_uint8(plain))]
     selected, others = (
         [seed for seed, flag in zip(seeds, shows, strict=True) if flag is wanted] for wanted in (True, False)
     )
@@ -84,9 +84,9 @@ def sample_pair(
         count = len(selected)
         yield ImageGroup(SamplingMethod().label, selected, plain[torch.tensor(shows)], selected=True)
         for sampling in samplings:
-            images = sampler.images(sampling, [pair.prompt] * count, selected, [pair.negative_prompt] * count)
+            images = sampler.sample(sampling, [pair.prompt] * count, selected, [pair.negative_prompt] * count)
             yield ImageGroup(sampling.label, selected, images, selected=True)
-        images = sampler.images(SamplingMethod(), [negate_prompt(pair)] * count, selected)
+        images = sampler.sample(SamplingMethod(), [negate_prompt(pair)] * count, selected)
         yield ImageGroup(NEGATED, selected, images, selected=True)
     if others:
         yield ImageGroup(SamplingMethod().label, others, plain[~torch.tensor(shows)], selected=False)
@@ -115,7 +115,7 @@ def run_trials(
         for pair in PAIRS
         for group in sample_pair(sampler, judge, pair, samplings, seeds)
         if group.selected
-        for seed, shown in zip(group.seeds, judge.attributes(group.images), strict=True)
+        for seed, shown in zip(group.seeds, judge.classify_attributes(group.images), strict=True)
     ]
 
 

@@ -46,7 +46,7 @@ class Sampler:
         self.device = next(self.denoiser.parameters()).device
 
     @torch.no_grad()
-    def images(
+    def sample(
         self,
         sampling: SamplingMethod,
         prompts: Sequence[str],

@@ -99,7 +99,7 @@ def evaluate_videos(overrides: Sequence[str], folder: Folder, address: str | Non
         rows = _run_workers(options, model, prompts, folder)
     summary = _build_comparison(options, rows)
     folder.write_table(SCORES, pa.Table.from_pylist([row.to_columns() for row in rows]))
-    folder.write_json(SUMMARY, summary.values())
+    folder.write_json(SUMMARY, summary.to_dict())
     folder.write(REPORT, _report(options, summary, rows, folder).encode())
     manifest.write(folder, VideosManifest(options=options, prompts=len(prompts)))
     return summary
@@ -168,7 +168,7 @@ class VideoWorker:
 
     def load_or_generate_row(self, sample: VideoSample) -> VideoRow:
         """Return a video's row, generating it if it does not exist."""
-        key = hash_json({**self.options.values(), **asdict(sample)})[:24]
+        key = hash_json({**self.options.to_dict(), **asdict(sample)})[:24]
         if not self.folder.exists(f"{key}.json"):
             frames = self._generate_frames(sample)
             clips = average_by_clip(frames, CLIP_SECONDS * self.options.fps, self.scorers)

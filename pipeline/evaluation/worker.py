@@ -64,7 +64,7 @@ class WorkerConfig:
 def plan_work_units(recipe: Recipe, prompts: Folder) -> list[WorkUnit]:
     """Return the units of a recipe's evaluation; `prompts` is the run's prepared folder."""
     suite = build_suite(recipe)
-    return build_work_units(recipe.evaluation, suite.prompt_sets(prompts), suite.systems(), suite.pairs)
+    return build_work_units(recipe.evaluation, suite.build_prompt_sets(prompts), suite.build_systems(), suite.pairs)
 
 
 class EvaluationWorker:
@@ -116,7 +116,7 @@ class EvaluationWorker:
     def _sample_prompts(self, unit: SampleUnit) -> Iterator[Columns]:
         sampler, samples = self._load_sampler(unit.system.model), unit.samples
         negatives = [unit.system.choose_negative_prompt(sample) for sample in samples]
-        images = sampler.images(
+        images = sampler.sample(
             unit.system.sampling,
             [sample.prompt for sample in samples],
             [sample.seed for sample in samples],
@@ -153,12 +153,12 @@ class EvaluationWorker:
     @cached_property
     def scorers(self) -> list[Scorer]:
         """The suite's scorers."""
-        return self.suite.scorers(self.device)
+        return self.suite.build_scorers(self.device)
 
     @cached_property
     def judge(self) -> tuple[exclusion.Judge, Scorer]:
         """The suite's judge, and the scorer that records it."""
-        return self.suite.judge(self.device)
+        return self.suite.build_judge(self.device)
 
     def _load_sampler(self, model: str) -> Sampler:
         return self._student if model == STUDENT else self._teacher

@@ -27,7 +27,7 @@ def build_request(recipe: Recipe, files: Sequence[SourceFile], negatives: Sequen
 
 def _collect_settings(recipe: Recipe) -> dict[str, JsonValue]:
     settings = {
-        f"prompts.{name}": value for name, value in recipe.prompts.values().items() if name not in TRAINING_ONLY
+        f"prompts.{name}": value for name, value in recipe.prompts.to_dict().items() if name not in TRAINING_ONLY
     }
     teacher = {} if recipe.prompts.is_bundled else {"teacher": recipe.teacher, "revision": recipe.revision}
     return {**settings, "seed": recipe.seed, **teacher}

@@ -75,7 +75,7 @@ def load_manifest(folder: Folder) -> PromptsManifest:
     for name, expected in prepared.files.items():
         if "/" in name or name in ("", ".", "..") or not name.isprintable():
             raise invalid(f"{folder.uri}/{manifest.NAME}: files", name, "names of files in this folder")
-        size = folder.size(name)
+        size = folder.get_size(name)
         if size is None:
             raise UserError(f"{folder.uri}/{name}: missing; the manifest lists it. Run `python -m jobs prepare` again.")
         if size != expected.bytes:

@@ -33,7 +33,7 @@ def parse(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") ->
 
 def dump(recipe: Recipe) -> str:
     """Return the whole resolved recipe as TOML; `parse` gives the same recipe back."""
-    return tomli_w.dumps(recipe.values())
+    return tomli_w.dumps(recipe.to_dict())
 
 
 def parse_section(section: type[S], overrides: Sequence[str]) -> S:

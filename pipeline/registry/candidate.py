@@ -64,4 +64,4 @@ class Candidate:
     @property
     def data_sha256(self) -> str:
         """The SHA-256 of the prepared prompts, over the canonical JSON of their files' hashes."""
-        return hash_json({name: file.values() for name, file in self.prompts.items()})
+        return hash_json({name: file.to_dict() for name, file in self.prompts.items()})

@@ -45,7 +45,7 @@ class Decision:
     against: str
     comparisons: tuple[Comparison, ...] = ()
 
-    def as_json(self) -> dict[str, JsonValue]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """Return the decision as JSON values."""
         values: dict[str, JsonValue] = to_jsonable_python(self)
         return values

@@ -182,7 +182,7 @@ def _record_decision(client: MlflowClient, entry: _Entry, number: str, decision:
     """Record a decision as an artifact, as tags and in the description, before the alias moves."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / version_artifacts.DECISION
-        record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.as_json()}
+        record = {"model": entry.name, "version": int(number), "made_of": made_of, **decision.to_dict()}
         file.write_text(json.dumps(record, indent=2) + "\n")
         client.log_artifact(entry.candidate.mlflow_run, str(file), entry.candidate.artifact_path)
     mlflow_registry.set_tags(client, entry.name, number, **{WHY: decision.verdict, PREVIOUS: decision.against})

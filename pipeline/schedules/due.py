@@ -37,7 +37,7 @@ def find_due_action(
 
     `job_outcome` returns how the job of a run that is recorded as running ended, or None while it runs.
     """
-    last = history.newest_started(now)
+    last = history.find_newest_started(now)
     if last and last.state == RUNNING and (outcome := job_outcome(last)):
         record = last.end_attempt(outcome.state, now, outcome.reason)
         return DueAction(last.scheduled_time, expected=last, record=record)

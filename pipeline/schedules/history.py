@@ -100,18 +100,18 @@ class History:
         self.folder.write_json(f"{run.scheduled_time}.json", asdict(run))
         return run
 
-    def times(self) -> list[str]:
+    def list_times(self) -> list[str]:
         """Return the recorded scheduled times, oldest first."""
         return [name.removesuffix(".json") for name in self.folder.list_files() if name.endswith(".json")]
 
-    def newest(self) -> ScheduledRun | None:
+    def find_newest(self) -> ScheduledRun | None:
         """Return the newest record, or None."""
-        times = self.times()
+        times = self.list_times()
         return self.read(times[-1]) if times else None
 
-    def newest_started(self, now: datetime) -> ScheduledRun | None:
+    def find_newest_started(self, now: datetime) -> ScheduledRun | None:
         """Return the newest run that was started; later times than `now` come from a clock that was wrong."""
-        for scheduled_time in reversed(self.times()):
+        for scheduled_time in reversed(self.list_times()):
             if scheduled_time <= cron.format_stamp(now) and (run := self.read(scheduled_time)) and run.attempts:
                 return run
         return None
@@ -123,9 +123,9 @@ class History:
         self.write(run)
         return True
 
-    def all(self) -> list[ScheduledRun]:
+    def list_runs(self) -> list[ScheduledRun]:
         """Return all records, oldest first."""
-        return [run for scheduled_time in self.times() if (run := self.read(scheduled_time))]
+        return [run for scheduled_time in self.list_times() if (run := self.read(scheduled_time))]
 
 
 def _check(run: ScheduledRun) -> None:

@@ -92,7 +92,7 @@ class ScheduleStore:
     def request_run_now(self, name: str, now: datetime | None = None) -> str:
         """Request a run; return its scheduled time: this minute, or the next one without a record."""
         when, history = now or datetime.now(UTC), History(self.get_folder(name))
-        newest = history.newest_started(when + timedelta(days=1))  # a cluster's clock may be ahead of this one
+        newest = history.find_newest_started(when + timedelta(days=1))  # a cluster's clock may be ahead of this one
         if newest:
             when = max(when, parse_scheduled_time(newest) + timedelta(minutes=1))
         while history.read(cron.format_stamp(when)):
@@ -110,7 +110,7 @@ class ScheduleStore:
         return [name.removesuffix(".json") for name in self.folder.list_files() if name.endswith(".json")]
 
     def _write(self, schedule: StoredSchedule) -> StoredSchedule:
-        self.folder.write_json(f"{schedule.name}.json", {**asdict(schedule), "recipe": schedule.recipe.values()})
+        self.folder.write_json(f"{schedule.name}.json", {**asdict(schedule), "recipe": schedule.recipe.to_dict()})
         return schedule
 
 

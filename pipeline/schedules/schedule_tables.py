@@ -16,9 +16,9 @@ def schedule_rows(store: ScheduleStore) -> list[dict[str, str]]:
 def list_history(store: ScheduleStore, name: str) -> list[dict[str, str]]:
     """Return one row per scheduled time, oldest first; also of a removed schedule, whose history is kept."""
     history = History(store.get_folder(name))
-    if not history.times():
+    if not history.list_times():
         store.read(name)
-    return [_run_row(run) for run in history.all()]
+    return [_run_row(run) for run in history.list_runs()]
 
 
 def format_next_time(schedule: StoredSchedule, now: datetime | None = None) -> str:
@@ -29,7 +29,7 @@ def format_next_time(schedule: StoredSchedule, now: datetime | None = None) -> s
 
 
 def _schedule_row(store: ScheduleStore, schedule: StoredSchedule) -> dict[str, str]:
-    recipe, last = schedule.recipe, History(store.get_folder(schedule.name)).newest()
+    recipe, last = schedule.recipe, History(store.get_folder(schedule.name)).find_newest()
     return {
         "schedule": schedule.name,
         "recipe": recipe.name,

@@ -78,14 +78,14 @@ def _describe_holder(time: str) -> str:
 
 def _find_unfinished_before(runs: History, latest: str, recipe: Recipe, now: datetime) -> str | None:
     """Return the scheduled time before `latest` that is unfinished, or None."""
-    last = runs.newest_started(now)
+    last = runs.find_newest_started(now)
     unfinished = last and last.scheduled_time < latest and last.can_continue(recipe.schedule.retries)
     return last.scheduled_time if last and unfinished else None
 
 
 def _find_reason_to_skip(runs: History, time: str, recipe: Recipe, now: datetime, *, requested: bool) -> str:
     """Return why a scheduled time is not run, or an empty string if it is."""
-    record, newest = runs.read(time), runs.newest_started(now)
+    record, newest = runs.read(time), runs.find_newest_started(now)
     if record and record.state == INVALID_CONFIG:
         raise UserError(
             f"Scheduled run {time} was rejected: {record.reason}. Fix the recipe and wait for the next run."
@@ -112,7 +112,7 @@ def _accept_interrupts() -> None:
 
 def _record_deaths(runs: History, time: str, recipe: Recipe, now: datetime) -> None:
     """Record runs that are marked as running as failed: the holder of the lease knows that they died."""
-    for run in filter(None, (runs.newest_started(now), runs.read(time))):
+    for run in filter(None, (runs.find_newest_started(now), runs.read(time))):
         retried = run.scheduled_time == time and run.can_continue(recipe.schedule.retries)
         if run.state == RUNNING and run.attempts and not retried:
             runs.write(run.end_attempt(FAILED, now, history.DIED))

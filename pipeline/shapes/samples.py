@@ -27,7 +27,7 @@ class Samples:
     captions: list[str]
     scenes: list[Scene]
 
-    def labels(self) -> dict[str, Tensor]:
+    def get_labels(self) -> dict[str, Tensor]:
         """Return class indices int64 [B] for each attribute."""
         return {
             name: torch.tensor([values.index(getattr(scene, name)) for scene in self.scenes])

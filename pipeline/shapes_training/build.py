@@ -107,8 +107,8 @@ def measure_teacher(folder: Path, judge: AttributeClassifier) -> dict[str, float
     prompts = sample_held_out_prompts(options.num_prompts, options.seed)
     sampling = SamplingMethod("steps", options.teacher_guidance, options.teacher_steps)
     seeds = range(options.seed, options.seed + len(prompts))
-    images = Sampler(models.load(folder)).images(sampling, [text for text, _ in prompts], seeds)
-    pairs = list(zip(AttributeJudge(judge).attributes(images), (scene for _, scene in prompts), strict=True))
+    images = Sampler(models.load(folder)).sample(sampling, [text for text, _ in prompts], seeds)
+    pairs = list(zip(AttributeJudge(judge).classify_attributes(images), (scene for _, scene in prompts), strict=True))
     return {
         name: round(sum(shown[name] == getattr(scene, name) for shown, scene in pairs) / len(pairs), 4)
         for name in ("shape", "colour", "background")
@@ -119,5 +119,5 @@ def measure_teacher(folder: Path, judge: AttributeClassifier) -> dict[str, float
 def _measure_accuracy(
     judge: nn.Module, samples: Samples, images: torch.Tensor, chosen: torch.Tensor
 ) -> dict[str, float]:
-    logits, labels = judge(images), samples.labels()
+    logits, labels = judge(images), samples.get_labels()
     return {name: round((logits[name].argmax(-1) == labels[name])[chosen].float().mean().item(), 4) for name in LABELS}

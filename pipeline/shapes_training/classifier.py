@@ -30,7 +30,7 @@ def train(work: Path, vae: AutoencoderKL, *, steps: int = STEPS) -> AttributeCla
 
 def _compute_loss(judge: AttributeClassifier, vae: AutoencoderKL, step: int) -> Tensor:
     batch = draw_samples(BATCH, (4, step))
-    images, labels = batch.images.clone(), batch.labels()
+    images, labels = batch.images.clone(), batch.get_labels()
     images[: BATCH // 4] = reconstruct(vae, images[: BATCH // 4])
     logits = judge(images)
     return torch.stack([F.cross_entropy(logits[name], labels[name]) for name in labels]).mean()

@@ -120,7 +120,7 @@ def _build_resource_requests(recipe: Recipe) -> list[ResourceRequest]:
 
 def _raise_user_error(actor: ProgressSink) -> None:
     """Raise the UserError that a worker met, such as a shard that has changed."""
-    if message := ray.get(actor.user_error.remote()):
+    if message := ray.get(actor.get_user_error.remote()):
         raise UserError(message) from None
 
 
@@ -160,11 +160,11 @@ def _resume_or_create_mlflow_run(
         run_identity.require_same_prompts(folder, begun.prompts, prompts.files, state)
         run_identity.require_same_teacher(folder, begun.teacher_sha256, sha256, recipe.teacher)
         return begun.mlflow_run
-    values = run_identity.flatten(recipe.values())
+    values = run_identity.flatten(recipe.to_dict())
     shown = {name: redact(value) if isinstance(value, str) else value for name, value in values.items()}
     mlflow_run = tracking.create_run(tracking_uri, recipe.name, shown)
     begun = run_identity.BegunRun(mlflow_run=mlflow_run, recipe=recipe, prompts=prompts.files, teacher_sha256=sha256)
-    folder.write_json(manifest.RUN_FILE, begun.values())
+    folder.write_json(manifest.RUN_FILE, begun.to_dict())
     return mlflow_run
 
 

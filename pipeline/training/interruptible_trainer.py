@@ -68,7 +68,7 @@ class InterruptibleTrainer(TorchTrainer):
         It waits for evaluations of checkpoints, which start again when the run is resumed.
         """
         while not self._ended.wait(POLL_SECONDS):
-            if ray.get(self._actor.checkpoint_stored.remote()):
+            if ray.get(self._actor.is_checkpoint_stored.remote()):
                 if not self._ended.wait(GRACE_SECONDS):
                     os.kill(os.getpid(), signal.SIGINT)
                 return

@@ -56,8 +56,8 @@ def check_storage(folder: Folder) -> None:
 
 def _check_prompts(recipe: Recipe, prepared: PromptsManifest) -> None:
     """Check that the prompts were prepared with the recipe's settings."""
-    given = prepared.recipe.prompts.values()
-    for name, value in recipe.prompts.values().items():
+    given = prepared.recipe.prompts.to_dict()
+    for name, value in recipe.prompts.to_dict().items():
         if name not in TRAINING_ONLY and given.get(name) != value:
             raise invalid(
                 f"prompts.{name}",

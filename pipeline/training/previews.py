@@ -25,7 +25,7 @@ SEED = 7
 
 def choose_preview_prompts(recipe: Recipe, prompts: Folder) -> tuple[str, ...]:
     """Return the recipe's `evaluation.preview_prompts`, or those of its evaluation suite."""
-    return recipe.evaluation.preview_prompts or tuple(build_suite(recipe).preview_prompts(prompts))
+    return recipe.evaluation.preview_prompts or tuple(build_suite(recipe).choose_preview_prompts(prompts))
 
 
 def list_preview_texts(prompts: Sequence[str]) -> tuple[str, ...]:

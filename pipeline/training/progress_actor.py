@@ -38,9 +38,9 @@ class ProgressSink(Protocol):
     stop_requested: RemoteMethod
     has_steps: RemoteMethod
     set_checkpoint_stored: RemoteMethod
-    checkpoint_stored: RemoteMethod
+    is_checkpoint_stored: RemoteMethod
     set_user_error: RemoteMethod
-    user_error: RemoteMethod
+    get_user_error: RemoteMethod
     read: RemoteMethod
 
 
@@ -84,7 +84,7 @@ class ProgressActor:
         """Record that the checkpoint of an interrupted training is stored."""
         self._checkpoint_stored = True
 
-    def checkpoint_stored(self) -> bool:
+    def is_checkpoint_stored(self) -> bool:
         """Tell whether the checkpoint of an interrupted training is stored."""
         return self._checkpoint_stored
 
@@ -92,7 +92,7 @@ class ProgressActor:
         """Record a UserError that a worker met; a restart would meet it again."""
         self._user_error = message
 
-    def user_error(self) -> str:
+    def get_user_error(self) -> str:
         """Return the UserError of a worker, or an empty string."""
         return self._user_error
 

@@ -51,7 +51,7 @@ def require_same_run(folder: Folder, saved_recipe: Recipe, recipe: Recipe, state
     Raises:
         UserError: naming the first field that differs, both values, and what to do.
     """
-    saved, given = (flatten(_reset_placement_fields(each, state).values()) for each in (saved_recipe, recipe))
+    saved, given = (flatten(_reset_placement_fields(each, state).to_dict()) for each in (saved_recipe, recipe))
     for name, value in sorted(
         given.items(), key=lambda item: item[0] == "name"
     ):  # compared last: a name follows from the rest

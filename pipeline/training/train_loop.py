@@ -38,7 +38,7 @@ def train(config: TrainLoopConfig, actor: ProgressSink) -> None:
 
     A UserError is fatal: after Ray Train's restart the worker returns immediately. A TransientError is retried.
     """
-    if ray.get(actor.user_error.remote()):
+    if ray.get(actor.get_user_error.remote()):
         return
     try:
         _run(config, actor)

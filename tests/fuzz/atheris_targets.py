@@ -83,7 +83,7 @@ def build_seeds() -> dict[str, bytes]:
     )
     return {
         "recipe": (recipe.RECIPES / "sd21.toml").read_bytes(),
-        "manifest": json.dumps(prompts_manifest.values()).encode(),
+        "manifest": json.dumps(prompts_manifest.to_dict()).encode(),
         "lines": b'{"prompt": "a cat", "aesthetic": 5.5}\n{"prompt": null}\n',
         "parquet": sink.getvalue(),
         "checkpoint": b's\0{"workers": 1, "step": 4}',

@@ -115,7 +115,7 @@ def prepared_prompts(tmp_path_factory):
 @given(st.data())
 def test_a_manifest_with_any_changed_value(prepared_prompts, tmp_path, data):
     folder, record = prepared_prompts
-    damaged = record.values()
+    damaged = record.to_dict()
     node = damaged
     for _ in range(data.draw(st.integers(1, 3))):
         key = data.draw(st.sampled_from(sorted(node)))
@@ -135,7 +135,7 @@ def test_a_manifest_with_any_changed_value(prepared_prompts, tmp_path, data):
 @pytest.mark.parametrize("value", [None, {"bytes": 1, "rows": 1, "sha256": "0"}])
 def test_a_name_with_a_line_break_in_a_manifest(prepared_prompts, tmp_path, section, value):
     _, record = prepared_prompts
-    damaged = {**record.values(), "files": {}, section: {"one\ntwo": value}}
+    damaged = {**record.to_dict(), "files": {}, section: {"one\ntwo": value}}
     folder = Folder.from_uri(tmp_path)
     folder.write(manifest.NAME, json.dumps(damaged).encode())
     with pytest.raises(UserError, match="one") as caught:

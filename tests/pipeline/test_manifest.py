@@ -45,7 +45,7 @@ def test_a_manifest_round_trips(tmp_path):
 )
 def test_an_invalid_manifest_is_reported_in_one_line(tmp_path, content, message):
     if isinstance(content, dict):
-        content = json.dumps({**STUDENT.values(), **content}).encode()
+        content = json.dumps({**STUDENT.to_dict(), **content}).encode()
     if content is not None:
         (tmp_path / manifest.NAME).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:

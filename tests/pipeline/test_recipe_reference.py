@@ -25,7 +25,7 @@ def test_every_field_is_described():
 
 def test_the_schema_accepts_recipes_and_rejects_typos():
     schema = json.loads(reference.render_json_schema())
-    values = load("sd21").values()
+    values = load("sd21").to_dict()
     jsonschema.validate({**values, "base": "paper"}, schema)
     with pytest.raises(jsonschema.ValidationError, match="stepz"):
         jsonschema.validate({**values, "train": {"stepz": 1}}, schema)

@@ -107,7 +107,7 @@ def test_a_missing_s3_folder_is_named(bucket, tmp_path):
 
 OPERATIONS = {
     "has": lambda folder, _: folder.exists("a"),
-    "size": lambda folder, _: folder.size("a"),
+    "get_size": lambda folder, _: folder.get_size("a"),
     "read": lambda folder, _: folder.read("a"),
     "write": lambda folder, _: folder.write("a", b"1"),
     "remove": lambda folder, _: folder.remove("a"),

@@ -25,7 +25,7 @@ class AttributeJudge:
         return AttributeJudge(model.requires_grad_(False).eval())
 
     @torch.no_grad()
-    def attributes(self, images: Tensor) -> list[dict[str, str]]:
+    def classify_attributes(self, images: Tensor) -> list[dict[str, str]]:
         """Return the most likely value of every attribute of each image [B, 3, 64, 64] in -1..1."""
         indices = {name: logits.argmax(-1).tolist() for name, logits in self.model(images.clamp(-1, 1)).items()}
         return [{name: LABELS[name][indices[name][row]] for name in LABELS} for row in range(len(images))]

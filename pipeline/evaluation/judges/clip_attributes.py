@@ -48,7 +48,7 @@ class ClipAttributes:
         features, record = load_clip_features(options.clip_judge, options.clip_judge_architecture, FIELD, device)
         return ClipAttributes(features, {"judge": "CLIP, zero-shot", **record})
 
-    def attributes(self, images: Tensor) -> list[dict[str, str]]:
+    def classify_attributes(self, images: Tensor) -> list[dict[str, str]]:
         """Return the answer to each question for images [B, 3, H, W] in -1..1."""
         return self.answer_questions([Image.fromarray(pixels) for pixels in to_pixels(images)])
 

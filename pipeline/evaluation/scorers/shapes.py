@@ -27,7 +27,7 @@ class Attributes:
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[str]]:
         """Return the attributes that images show."""
-        rows = self._judge.attributes(stack_images(images))
+        rows = self._judge.classify_attributes(stack_images(images))
         names = ("shape", "colour", "background", "quality")
         return {f"shown_{name}": [shown[name] for shown in rows] for name in names}
 

@@ -24,17 +24,17 @@ class EvaluationSuite(Protocol):
             UserError: naming what is missing.
         """
 
-    def prompt_sets(self, prompts: Folder) -> list[list[EvalSample]]:
+    def build_prompt_sets(self, prompts: Folder) -> list[list[EvalSample]]:
         """Return the samples of each prompt set; `prompts` is the run's prepared folder."""
 
-    def systems(self) -> list[System]:
+    def build_systems(self) -> list[System]:
         """Return the systems that are compared."""
 
-    def judge(self, device: str) -> tuple[Judge, Scorer]:
+    def build_judge(self, device: str) -> tuple[Judge, Scorer]:
         """Return the judge of what images show, and the scorer that records it; the same object or of one model."""
 
-    def scorers(self, device: str) -> list[Scorer]:
+    def build_scorers(self, device: str) -> list[Scorer]:
         """Return the scorers of each image."""
 
-    def preview_prompts(self, prompts: Folder) -> Sequence[str]:
+    def choose_preview_prompts(self, prompts: Folder) -> Sequence[str]:
         """Return the prompts of the images that training logs, if the recipe names none."""

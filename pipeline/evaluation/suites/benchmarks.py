@@ -45,7 +45,7 @@ class BenchmarkSuite:
         if self.pairs:
             clip_attributes.check(self.options)
 
-    def prompt_sets(self, prompts: Folder) -> list[list[EvalSample]]:
+    def build_prompt_sets(self, prompts: Folder) -> list[list[EvalSample]]:
         """Return the samples of each set, HPSv2's by style."""
         options = self.options
         if not options.prompt_sets:
@@ -77,21 +77,21 @@ class BenchmarkSuite:
                 for row in [row for row in rows if row.get("style") == style][: self.options.num_prompts]
             ]
 
-    def systems(self) -> list[System]:
+    def build_systems(self) -> list[System]:
         """Return the student and, if the recipe asks for it, the teacher in many steps."""
         many, students = build_teacher_sampling(self.options), build_student_systems(self.options)
         teacher = System(f"teacher, {many.label}", TEACHER, many, subset_only=True)
         return [*students, teacher] if self.options.teacher_prompts else students
 
-    def judge(self, device: str) -> tuple[Judge, scorers.Scorer]:
+    def build_judge(self, device: str) -> tuple[Judge, scorers.Scorer]:
         """Return the CLIP of `evaluation.clip_judge`."""
         judge = clip_attributes.ClipAttributes.load(self.options, device)
         return judge, judge
 
-    def scorers(self, device: str) -> list[scorers.Scorer]:
+    def build_scorers(self, device: str) -> list[scorers.Scorer]:
         """Return the recipe's metrics."""
         return [scorers.load(metric, device) for metric in self.options.metrics]
 
-    def preview_prompts(self, prompts: Folder) -> Sequence[str]:
+    def choose_preview_prompts(self, prompts: Folder) -> Sequence[str]:
         """Return the run's own first prompts."""
         return tuple(dict.fromkeys(prompt_dataset.read_first_prompts(prompts)))[:NUM_PREVIEWS]

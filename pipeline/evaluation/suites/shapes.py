@@ -45,7 +45,7 @@ class ShapesSuite:
         """Check the recipe's own metrics."""
         scorers.check_all(self.options.metrics)
 
-    def prompt_sets(self, prompts: Folder) -> list[list[EvalSample]]:
+    def build_prompt_sets(self, prompts: Folder) -> list[list[EvalSample]]:
         """Return held-out prompts, whichever prompts the run was trained on."""
         options = self.options
         try:
@@ -61,7 +61,7 @@ class ShapesSuite:
             ]
         ]
 
-    def systems(self) -> list[System]:
+    def build_systems(self) -> list[System]:
         """Return the student and the teacher, in one step and in many, with and without a negative prompt."""
         options, many = self.options, build_teacher_sampling(self.options)
         named = [
@@ -91,14 +91,14 @@ class ShapesSuite:
         students = [*build_student_systems(options), *named]
         return [*students, *teacher] if options.teacher_prompts else students
 
-    def judge(self, device: str) -> tuple[Judge, scorers.Scorer]:
+    def build_judge(self, device: str) -> tuple[Judge, scorers.Scorer]:
         """Return the bundled attribute classifier."""
         return AttributeJudge.load(), Attributes()
 
-    def scorers(self, device: str) -> list[scorers.Scorer]:
+    def build_scorers(self, device: str) -> list[scorers.Scorer]:
         """Return the attribute classifier, the bundled CLIP and the recipe's metrics."""
         return [Attributes(), ShapesClip(), *(scorers.load(metric, device) for metric in self.options.metrics)]
 
-    def preview_prompts(self, prompts: Folder) -> Sequence[str]:
+    def choose_preview_prompts(self, prompts: Folder) -> Sequence[str]:
         """Return four prompts of rising detail."""
         return ("a photo of a shape", "a photo of a star", "a photo of a red shape", "a photo of a ring")

@@ -142,6 +142,6 @@ def test_rows_and_summary_round_trip(evaluated, tmp_path):
     _, summary, rows, _ = evaluated
     folder = Folder.from_uri(tmp_path / "again")
     write_rows(folder, rows)
-    folder.write_json("summary.json", summary.values())
+    folder.write_json("summary.json", summary.to_dict())
     assert read_rows(folder) == rows
     assert read_summary(folder) == summary

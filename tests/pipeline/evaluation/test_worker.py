@@ -39,14 +39,14 @@ def generated(monkeypatch):
         prompts_of_images.extend(prompts)
         return images(self, method, prompts, *rest)
 
-    monkeypatch.setattr(Sampler, "images", record_prompts)
+    monkeypatch.setattr(Sampler, "sample", record_prompts)
     return prompts_of_images
 
 
 def evaluate_rows(recipe, folder, tiny_teacher, monkeypatch, scorers, work_units=None, student="a"):
     texts = [f"thing {i}" for i in range(4)]
     monkeypatch.setattr(prompt_dataset, "read_first_prompts", lambda folder: texts)
-    monkeypatch.setattr(BenchmarkSuite, "scorers", lambda suite, device: scorers)
+    monkeypatch.setattr(BenchmarkSuite, "build_scorers", lambda suite, device: scorers)
     hashes = (("student", student), ("teacher", "b"))
     config = worker.WorkerConfig(recipe, str(tiny_teacher), str(tiny_teacher), hashes, folder.uri, folder.uri)
     evaluation_worker = worker.EvaluationWorker(config)

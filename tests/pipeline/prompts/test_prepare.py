@@ -260,7 +260,7 @@ def test_blocked_texts_are_shown_only_in_the_card(folder, tmp_path):
     assert source.statistics["blocked_terms"] == {"sexy + kid": 1, "naked + child": 1}
     for text, terms in (("a sexy kid", "[sexy + kid]"), ("a naked child", "[naked + child]")):
         assert f"{terms} {text}" in page
-        assert text not in json.dumps(record.values())
+        assert text not in json.dumps(record.to_dict())
     assert "--parameter: 2 (66.67 %)" in page
     assert "children&#39;s book --ar 3:2</del>" in page
     assert source.statistics["changed"] == {"HTML": 1, "--parameter": 2}

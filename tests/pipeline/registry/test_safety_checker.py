@@ -39,7 +39,7 @@ def test_a_student_generates_the_image_that_was_evaluated(teacher, tmp_path, cap
     assert not black.any(), "the teacher's checker works"
     model = models.load(models.find_teacher_folder(str(teacher)))
     assert model.pipe.safety_checker is None
-    judged = to_pixels(Sampler(model).images(SamplingMethod(), ["a cat"], [0]))[0]
+    judged = to_pixels(Sampler(model).sample(SamplingMethod(), ["a cat"], [0]))[0]
     models.save_student(teacher, model.denoiser.state_dict(), tmp_path / "student")
     index = json.loads((tmp_path / "student/model_index.json").read_text())
     assert index["safety_checker"] == [None, None]

@@ -20,7 +20,7 @@ def test_the_pipeline_with_its_options_generates_the_evaluated_image(tmp_path, f
     PIPELINES[family]().save_pretrained(tmp_path / "teacher")
     run_recipe = recipe.parse("", [f"teacher={str(tmp_path / 'teacher')!r}", f"method.start_timestep={start}"])
     model = models.load(tmp_path / "teacher", start_timestep=start)
-    judged = to_pixels(Sampler(model).images(SamplingMethod(), ["a cat"], [3]))[0]
+    judged = to_pixels(Sampler(model).sample(SamplingMethod(), ["a cat"], [3]))[0]
     student = tmp_path / "student"
     models.save_student(tmp_path / "teacher", model.denoiser.state_dict(), student, start_timestep=start)
     assert models.read_student_record(student) == {"start_timestep": start}

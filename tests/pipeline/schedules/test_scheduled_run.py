@@ -77,7 +77,7 @@ def test_missed_runs_are_merged_into_one(run_schedule, history):
     for _ in range(5):
         run_schedule(job, NOW + timedelta(days=3))
     assert len(job.runs) == 1
-    assert history.times() == ["20261128T0300Z"]
+    assert history.list_times() == ["20261128T0300Z"]
 
 
 def test_a_run_that_is_too_late_is_not_started(run_schedule, recipe, history):
@@ -85,7 +85,7 @@ def test_a_run_that_is_too_late_is_not_started(run_schedule, recipe, history):
     monthly = load("shapes", ["schedule.cron='0 3 1 * *'"])
     assert run_schedule(job, recipe=monthly) == "20261101T0300Z: is 585.0 hours late; schedule.max_lateness_hours is 24"
     assert not job.runs
-    assert not history.times()
+    assert not history.list_times()
 
 
 def test_a_failure_is_recorded_and_retried_up_to_the_limit(run_schedule, history):
@@ -147,7 +147,7 @@ def test_concurrent_calls_of_a_run_run_it_once(run_schedule, history, tmp_path):
     job = FakeJob()
     with Lease(Folder.from_uri(tmp_path / "weekly"), f"scheduled run {SCHEDULED_TIME}", 0.5):
         assert run_schedule(job) == f"{SCHEDULED_TIME}: is already running"
-    assert not history.times()
+    assert not history.list_times()
     assert "version 1" in run_schedule(job)
 
 
@@ -164,7 +164,7 @@ def test_a_clock_that_was_once_far_ahead_blocks_no_run(run_schedule, history):
     job = FakeJob()
     run_schedule(job, NOW + timedelta(days=300))
     assert "version 1" in run_schedule(job)
-    assert history.times() == [SCHEDULED_TIME, "20270921T0300Z"]
+    assert history.list_times() == [SCHEDULED_TIME, "20270921T0300Z"]
 
 
 @pytest.mark.parametrize("skipped", [True, False])

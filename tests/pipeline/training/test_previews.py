@@ -20,7 +20,9 @@ def test_previews_default_to_the_prompts_of_the_run(monkeypatch, tmp_path):
     own_previews = parse("", ['teacher="mine"', 'evaluation.preview_prompts=["a boat"]'])
     assert previews.choose_preview_prompts(own_previews, tmp_path) == ("a boat",)
     shapes = parse("")
-    assert previews.choose_preview_prompts(shapes, tmp_path) == tuple(build_suite(shapes).preview_prompts(tmp_path))
+    assert previews.choose_preview_prompts(shapes, tmp_path) == tuple(
+        build_suite(shapes).choose_preview_prompts(tmp_path)
+    )
 
 
 def test_preview_texts_include_the_empty_prompt_first():

@@ -15,7 +15,7 @@ class Actor:
         self.message = ""
 
     @property
-    def user_error(self):
+    def get_user_error(self):
         return Method(lambda: self.message)
 
     @property

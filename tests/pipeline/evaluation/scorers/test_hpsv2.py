@@ -75,8 +75,8 @@ def test_the_summary_follows_the_benchmark():
     groups = [np.mean(scores["anime"][:80]), np.mean(scores["anime"][80:160]), np.mean(scores["anime"][160:])]
     table = hpsv2.build_style_table(scores)
     assert table.mean == pytest.approx((25 * 200 + 27 * 80) / 280)
-    assert table.styles["anime"].values() == pytest.approx({"mean": np.mean(groups), "std": np.std(groups)})
-    assert table.styles["photo"].values() == pytest.approx({"mean": 27, "std": 0})
+    assert table.styles["anime"].to_dict() == pytest.approx({"mean": np.mean(groups), "std": np.std(groups)})
+    assert table.styles["photo"].to_dict() == pytest.approx({"mean": 27, "std": 0})
 
 
 @pytest.mark.parametrize("version", ["v2.0", "v2.1"])
