@@ -125,9 +125,9 @@ def compare(steppers: dict[str, Any], prompts: list[str], rounds: int) -> None:
                 seconds[name].append(time.perf_counter() - started)
     base = np.array(seconds["baseline"])
     print("| step | images/s | ratio |\n|---|---|---|")
-    for name, taken in seconds.items():
-        low, median, high = np.percentile(base / np.array(taken), (25, 50, 75))
-        rate = len(prompts) / np.median(taken)
+    for name, durations in seconds.items():
+        low, median, high = np.percentile(base / np.array(durations), (25, 50, 75))
+        rate = len(prompts) / np.median(durations)
         print(f"| {name} | {rate:.1f} | {median:.2f} ({low:.2f} to {high:.2f}) |")
 
 

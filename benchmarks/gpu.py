@@ -72,15 +72,15 @@ def measure_step(size: str, options: argparse.Namespace) -> dict[str, Any]:
     for name, step_class in (("ours", DeepSpeedStep), ("baseline", Baseline)):
         _reset_peak_memory(setup)
         stepper = step_class(setup)
-        taken, losses = [], {}
+        durations, losses = [], {}
         for number in range(WARM_UP + STEPS):
             inputs = setup.sample_inputs(number, stepper.model)
             setup.synchronize()
             started = time.perf_counter()
             losses = stepper.step(*inputs)
             setup.synchronize()
-            taken.append(time.perf_counter() - started)
-        seconds = sorted(taken[WARM_UP:])[STEPS // 2]
+            durations.append(time.perf_counter() - started)
+        seconds = sorted(durations[WARM_UP:])[STEPS // 2]
         assert all(math.isfinite(float(value)) for value in losses.values()), losses
         row[name] = {
             "seconds": seconds,
@@ -138,7 +138,7 @@ def measure_steering(size: str, options: argparse.Namespace) -> dict[str, Any]:
 @torch.inference_mode()
 def _time(device: torch.device, call: Callable[[], None]) -> float:
     """Return the median seconds of a call."""
-    taken = []
+    durations = []
     for _ in range(WARM_UP + CALLS):
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -146,8 +146,8 @@ def _time(device: torch.device, call: Callable[[], None]) -> float:
         call()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - started)
-    return sorted(taken[WARM_UP:])[CALLS // 2]
+        durations.append(time.perf_counter() - started)
+    return sorted(durations[WARM_UP:])[CALLS // 2]
 
 
 def _reset_peak_memory(setup: StepSetup) -> None:

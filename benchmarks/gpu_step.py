@@ -205,22 +205,22 @@ def time_call(setup: StepSetup, call: Callable[..., Any], number: int, model: An
 def compare(setup: StepSetup, ours: NasaStep, baseline: Baseline, rounds: int, warm_up: int = 3) -> dict[str, Any]:
     """Return median seconds of the row and the baseline, and the ratio's median and middle half."""
     calls = {"baseline": baseline.step, "row": ours.step, "denoiser": ours.run_denoiser_only}
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    durations: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + warm_up):
         for name in random.Random(number).sample(list(calls), len(calls)):
             elapsed = time_call(setup, calls[name], number, ours.model)
             for optimizer in ours.optimizers:
                 optimizer.zero_grad()
             if number >= warm_up:
-                taken[name].append(elapsed)
-    ratio = np.array(taken["baseline"]) / np.array(taken["row"])
-    row = float(np.median(taken["row"]))
+                durations[name].append(elapsed)
+    ratio = np.array(durations["baseline"]) / np.array(durations["row"])
+    row = float(np.median(durations["row"]))
     return {
-        "baseline_seconds": float(np.median(taken["baseline"])),
+        "baseline_seconds": float(np.median(durations["baseline"])),
         "seconds": row,
         "images_per_second": setup.batch / row,
         "ratio": [float(value) for value in np.percentile(ratio, (25, 50, 75))],
-        "denoiser_share": float(np.median(taken["denoiser"])) / row,
+        "denoiser_share": float(np.median(durations["denoiser"])) / row,
     }
 
 

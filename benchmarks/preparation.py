@@ -201,16 +201,18 @@ def run_baseline(data: Path, rows: int) -> None:
     frame = frame[frame["prompt"].apply(lambda text: bool(text) and detect(text)[0]["lang"] == "en")]
     frame["normal"] = frame["prompt"].apply(dedup.normalise_text)
     frame = frame.drop_duplicates("normal")
-    lsh, kept = MinHashLSH(threshold=0.8, num_perm=120), 0
+    lsh, unique = MinHashLSH(threshold=0.8, num_perm=120), 0
     for number, normal in enumerate(frame["normal"]):
         signature = MinHash(num_perm=120)
         for shingle in dedup.extract_shingles(normal):
             signature.update(shingle.encode())
         if not lsh.query(signature):
             lsh.insert(str(number), signature)
-            kept += 1
+            unique += 1
     seconds = time.perf_counter() - started
-    print(f"pandas and datasketch: {rows:,} rows to {kept:,} prompts in {seconds:.0f} s: {rows / seconds:,.0f} rows/s")
+    print(
+        f"pandas and datasketch: {rows:,} rows to {unique:,} prompts in {seconds:.0f} s: {rows / seconds:,.0f} rows/s"
+    )
 
 
 def _readable_rows(data: Path, rows: int) -> Iterator[str]:

@@ -82,14 +82,16 @@ def measure_once(workers: int, images: int, steps: int, distributed: bool) -> fl
 
 
 def measure(counts: Sequence[int], images: int, steps: int, rounds: int) -> None:
-    taken: dict[tuple[int, bool], list[float]] = {(n, distributed): [] for n in counts for distributed in (True, False)}
+    durations: dict[tuple[int, bool], list[float]] = {
+        (n, distributed): [] for n in counts for distributed in (True, False)
+    }
     for _ in range(rounds):
-        for (workers, distributed), seconds in taken.items():
+        for (workers, distributed), seconds in durations.items():
             seconds.append(measure_once(workers, images, steps, distributed))
     print("| workers | s/step | images/s | independent trainings, s/step | communication and waiting |")
     print("|---|---|---|---|---|")
     for workers in counts:
-        joint, independent = np.array(taken[workers, True]), np.array(taken[workers, False])
+        joint, independent = np.array(durations[workers, True]), np.array(durations[workers, False])
         low, median, high = (100 * value for value in np.percentile(1 - independent / joint, (0, 50, 100)))
         seconds = np.median(joint)
         print(

@@ -136,8 +136,10 @@ def _sort_distinct(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
 def _cut_excerpts(pair: Sequence[str]) -> list[str]:
     """Return the part of both texts around the first difference."""
     before, after = pair
-    same = bisect_left(range(min(len(before), len(after))), True, key=lambda end: before[: end + 1] != after[: end + 1])
-    start = max(0, same - CONTEXT_LENGTH)
+    prefix_length = bisect_left(
+        range(min(len(before), len(after))), True, key=lambda end: before[: end + 1] != after[: end + 1]
+    )
+    start = max(0, prefix_length - CONTEXT_LENGTH)
     return [("…" if start else "") + text[start : start + MAX_SAMPLE_LENGTH] for text in (before, after)]
 
 

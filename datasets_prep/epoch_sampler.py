@@ -98,10 +98,10 @@ class EpochSampler:
         while count:
             pass_number, offset = divmod(source_offset, source.total)
             order = self._rng(_FILES, number, pass_number).permutation(len(source.rows))
-            ends = np.cumsum(np.array(source.rows)[order])
-            index = int(np.searchsorted(ends, offset, side="right"))
+            file_ends = np.cumsum(np.array(source.rows)[order])
+            index = int(np.searchsorted(file_ends, offset, side="right"))
             file = int(order[index])
-            within = offset - (int(ends[index]) - source.rows[file])
+            within = offset - (int(file_ends[index]) - source.rows[file])
             chosen = self._rng(_ROWS, number, pass_number, file).permutation(source.rows[file])[within : within + count]
             files.append(np.full(len(chosen), file))
             rows.append(chosen)

@@ -42,5 +42,5 @@ def run(options: argparse.Namespace) -> None:
         shared.resolve_tracking_uri(options),
         options.ray_address,
     )
-    said = "already distilled" if finished else "distilled"
-    print(f"{said}: {distilled.step} steps, student {distilled.student_sha256[:12]}: {folder.uri}/student")
+    verb = "already distilled" if finished else "distilled"
+    print(f"{verb}: {distilled.step} steps, student {distilled.student_sha256[:12]}: {folder.uri}/student")

@@ -42,12 +42,12 @@ def cat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
     return PromptEmbeds(torch.cat([part.embeds for part in parts]), torch.cat(masks) if masks else None)
 
 
-def where(condition_B: Tensor, yes: PromptEmbeds, no: PromptEmbeds) -> PromptEmbeds:
+def where(condition_B: Tensor, if_true: PromptEmbeds, if_false: PromptEmbeds) -> PromptEmbeds:
     """Select `yes` or `no` for each text; either may be a single text for all."""
-    embeds = torch.where(condition_B[:, None, None], yes.embeds, no.embeds)
-    if yes.attention_mask is None or no.attention_mask is None:
+    embeds = torch.where(condition_B[:, None, None], if_true.embeds, if_false.embeds)
+    if if_true.attention_mask is None or if_false.attention_mask is None:
         return PromptEmbeds(embeds)
-    return PromptEmbeds(embeds, torch.where(condition_B[:, None], yes.attention_mask, no.attention_mask))
+    return PromptEmbeds(embeds, torch.where(condition_B[:, None], if_true.attention_mask, if_false.attention_mask))
 
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:

@@ -47,7 +47,9 @@ def find_latest_time(expression: str, timezone: str, now: datetime) -> datetime:
 def list_next_times(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
     """Return the next matching times after `now`, in UTC."""
     coming = CronSim(expression, now.astimezone(ZoneInfo(timezone)))
-    later = (when for each in coming if (when := each.astimezone(UTC)) > now)  # a repeated hour starts again
+    later = (
+        when for local_time in coming if (when := local_time.astimezone(UTC)) > now
+    )  # a repeated hour starts again
     return list(islice(later, count))
 
 

@@ -77,7 +77,7 @@ def read(folder: Folder, kind: type[M]) -> M:
     Raises:
         UserError: where there is none, or one of another kind, with the command that makes one.
     """
-    expected, where = kind.model_fields["kind"].default, f"{folder.uri}/{NAME}"
+    expected, path = kind.model_fields["kind"].default, f"{folder.uri}/{NAME}"
     if not folder.exists(NAME):
         raise UserError(
             f"{folder.uri}: no complete {expected} here (no {NAME}); run `python -m jobs {kind.command}` first"
@@ -85,5 +85,5 @@ def read(folder: Folder, kind: type[M]) -> M:
     values = folder.read_json(NAME)
     stored = values.get("kind") if isinstance(values, dict) else type(values).__name__
     if stored != expected:
-        raise invalid(f"{where}: kind", stored, repr(expected))
-    return kind.from_values(values, where)
+        raise invalid(f"{path}: kind", stored, repr(expected))
+    return kind.from_values(values, path)

@@ -123,7 +123,7 @@ class Harness:
         self.teacher = folder / "tiny"
         _save_teacher(self.teacher)
         self.prompts = folder / "prompts.txt"
-        self.prompts.write_text("\n".join(f"a photo of {thing}" for thing in ("a cat", "a dog", "a tree")) * 5)
+        self.prompts.write_text("\n".join(f"a photo of {subject}" for subject in ("a cat", "a dog", "a tree")) * 5)
         self.prepared: Folder | None = None
         self.cluster = self.new_cluster()
         self.expected, self.seconds = self._run_undisturbed()
@@ -200,14 +200,14 @@ def wait_for(condition: Callable[[], Any], description: str, process: Any = None
 
 def find_processes(cluster: LocalCluster, name: str) -> set[int]:
     """Return the ids of this cluster's processes whose title contains `name`."""
-    found = set()
+    pids = set()
     for node in cluster.processes:
         with suppress(psutil.Error):
             for child in psutil.Process(node.pid).children(recursive=True):
                 with suppress(psutil.Error):
                     if any(name in part for part in child.cmdline()):
-                        found.add(child.pid)
-    return found
+                        pids.add(child.pid)
+    return pids
 
 
 def _save_teacher(folder: Path) -> None:

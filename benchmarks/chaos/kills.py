@@ -132,17 +132,17 @@ def kill_repeatedly(harness: Harness, command: list[str], longest: float, notes:
 
 def _new_processes(harness: Harness, driver: Process, cluster: LocalCluster, name: str) -> Iterator[int]:
     """Yield the id of a new process of this name, up to `harness.times` times, while the driver lives."""
-    seen: set[int] = set()
+    pids: set[int] = set()
 
     def has_new_or_ended() -> bool:
-        return bool(find_processes(cluster, name) - seen) or driver.poll() is not None
+        return bool(find_processes(cluster, name) - pids) or driver.poll() is not None
 
     for _ in range(harness.times):
         wait_for(has_new_or_ended, name)
         if driver.poll() is not None:
             return
-        yield min(find_processes(cluster, name) - seen, default=0)
-        seen.update(find_processes(cluster, name))
+        yield min(find_processes(cluster, name) - pids, default=0)
+        pids.update(find_processes(cluster, name))
 
 
 def _scores(run: Run) -> list[tuple[str, int]]:

@@ -54,8 +54,8 @@ def sample_quality_list(rng: np.random.Generator, *, max_tags: int = 5) -> str:
 
 def build_full_prompt(scene: Scene, *, position: bool = True) -> str:
     """Return the prompt that names shape, colour, background and size, for held-out evaluation."""
-    where = f" {scene.position}" if position else ""
-    sentence = f"a photo of a {scene.size} {scene.colour} {scene.shape}{where} on a {scene.background} background"
+    suffix = f" {scene.position}" if position else ""
+    sentence = f"a photo of a {scene.size} {scene.colour} {scene.shape}{suffix} on a {scene.background} background"
     return _correct_articles(sentence)
 
 

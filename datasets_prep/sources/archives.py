@@ -148,9 +148,9 @@ def _parse_captions(sample: Sequence[Member], column: str) -> Iterator[dict[str,
     if column or len(by_stem) < 2:
         yield _parse_sample(sample, column)
         return
-    others = [member for member in sample if _get_extension(member.name) not in CAPTIONS]
+    non_captions = [member for member in sample if _get_extension(member.name) not in CAPTIONS]
     for captions_of_stem in by_stem.values():
-        yield _parse_sample([*others, *captions_of_stem], column)
+        yield _parse_sample([*non_captions, *captions_of_stem], column)
 
 
 def _parse_sample(group: Sequence[Member], column: str) -> dict[str, Any]:

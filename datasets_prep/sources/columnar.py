@@ -138,13 +138,13 @@ def _convert_table(table: pa.Table, names: dict[str, str]) -> pa.Table:
 
 def _find_problems(texts: list[str | None], raw: pa.Array) -> list[str | None]:
     """Return the problem of each text; `raw` is the column that the texts were converted from."""
-    there = raw.is_valid().to_pylist()
+    valid_rows = raw.is_valid().to_pylist()
     nested = pa.types.is_nested(raw.type)
     return [
         (TOO_LONG if _is_long(text) else None)
         if text is not None
         else ("not UTF-8" if valid and not nested else "no prompt")
-        for text, valid in zip(texts, there, strict=True)
+        for text, valid in zip(texts, valid_rows, strict=True)
     ]
 
 

@@ -124,12 +124,12 @@ def _read_quoted_text(line: str, pending: list[str], text: _LineReader) -> tuple
 
     If the quote is not closed within the length of a prompt, return the first line alone.
     """
-    taken, size, quotes = [line], len(line), line.count('"')
+    parts, size, quotes = [line], len(line), line.count('"')
     while quotes % 2 and size <= MAX_PROMPT_BYTES:
         more = pending.pop(0) if pending else next(text, None)
         if more is None:
             break
-        taken.append(more)
+        parts.append(more)
         size, quotes = size + len(more), quotes + more.count('"')
-    text_with_lines = "".join(taken)
-    return (text_with_lines, pending) if _QUOTED.fullmatch(text_with_lines) else (line, taken[1:] + pending)
+    text_with_lines = "".join(parts)
+    return (text_with_lines, pending) if _QUOTED.fullmatch(text_with_lines) else (line, parts[1:] + pending)

@@ -110,10 +110,10 @@ def find_job(client: JobClient, submission_id: str) -> Any:
     return next((job for job in client.list_jobs() if job.submission_id == submission_id), None)
 
 
-def select_environment(here: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+def select_environment(local_environment: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, str]:
     """Return the job's environment variables; the dashboard shows them, so a secret is an error."""
-    forwarded = {name: here[name] for name in SETTINGS if here.get(name)}
-    chosen = {manifest.CODE: manifest.get_code_version(), lockfile.PINNED: "1", **forwarded, **given}
+    forwarded = {name: local_environment[name] for name in SETTINGS if local_environment.get(name)}
+    chosen = {manifest.CODE: manifest.get_code_version(), lockfile.PINNED: "1", **forwarded, **overrides}
     for name, value in chosen.items():
         if is_secret(name):
             raise UserError(
@@ -136,7 +136,7 @@ def choose_attempt(client: JobClient, job: Job, attempt: int, retry: bool) -> Jo
     if attempt < 0:
         raise invalid("--attempt", attempt, "1 or more")
     stem = job.id.rpartition("-")[0]
-    jobs = [(str(each.submission_id).rpartition("-"), each.status) for each in client.list_jobs()]
+    jobs = [(str(details.submission_id).rpartition("-"), details.status) for details in client.list_jobs()]
     attempts = {int(number): status for (prefix, _, number), status in jobs if prefix == stem and number.isdigit()}
     latest = max(attempts, default=0)
     again = retry and attempts.get(latest) in (FAILED, STOPPED)

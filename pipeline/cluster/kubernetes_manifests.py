@@ -88,9 +88,9 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
             )
     if kind in RECURRING and not recipe.schedule.cron:
         raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
-    most = math.ceil(max(_compute_worker_resources(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
-    if not max(1, most) <= values.gpus_per_node <= 16:
-        raise invalid("--gpus-per-node", values.gpus_per_node, f"{max(1, most)}, for one process, to 16")
+    min_gpus = math.ceil(max(_compute_worker_resources(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
+    if not max(1, min_gpus) <= values.gpus_per_node <= 16:
+        raise invalid("--gpus-per-node", values.gpus_per_node, f"{max(1, min_gpus)}, for one process, to 16")
 
 
 def _build_metadata(recipe: Recipe) -> Spec:
@@ -191,8 +191,8 @@ def count_nodes(recipe: Recipe, gpus_per_node: int) -> int:
 
 
 def _count_workers_per_node(train: Train, gpus_per_node: int) -> int:
-    each = _compute_worker_resources(train).get("GPU", 0)
-    return int(gpus_per_node // each) if each else 1
+    gpus_per_worker = _compute_worker_resources(train).get("GPU", 0)
+    return int(gpus_per_node // gpus_per_worker) if gpus_per_worker else 1
 
 
 def _compute_worker_resources(train: Train) -> dict[str, float]:

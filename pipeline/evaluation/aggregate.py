@@ -83,12 +83,14 @@ def _summarize_metrics(rows: Sequence[EvaluationRow], options: ScorerOptions) ->
 def _set_means(rows: Sequence[EvaluationRow], name: str) -> dict[str, float] | None:
     """Return a metric's mean of each prompt set, if there are several."""
     by_set = _group_by_set(rows, name)
-    return {each: estimate_mean(values).value for each, values in by_set.items()} if len(by_set) > 1 else None
+    return {set_name: estimate_mean(values).value for set_name, values in by_set.items()} if len(by_set) > 1 else None
 
 
 def _build_style_table(rows: Sequence[EvaluationRow], name: str) -> StyleTable | None:
     """Return HPSv2's own table, if it scored its styles."""
-    styles = {each: values for each, values in _group_by_set(rows, name).items() if each.startswith("hpsv2/")}
+    styles = {
+        set_name: values for set_name, values in _group_by_set(rows, name).items() if set_name.startswith("hpsv2/")
+    }
     return hpsv2.build_style_table(styles) if name == "hpsv2" and styles else None
 
 

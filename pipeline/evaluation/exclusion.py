@@ -77,7 +77,7 @@ def sample_pair(
     """
     plain = sampler.sample(SamplingMethod(), [pair.prompt] * len(seeds), seeds)
     shows = [_shows(shown, pair) for shown in judge.classify_attributes(round_to_uint8(plain))]
-    selected, others = (
+    selected, unselected = (
         [seed for seed, flag in zip(seeds, shows, strict=True) if flag is wanted] for wanted in (True, False)
     )
     if selected:
@@ -88,8 +88,8 @@ def sample_pair(
             yield ImageGroup(sampling.label, selected, images, selected=True)
         images = sampler.sample(SamplingMethod(), [negate_prompt(pair)] * count, selected)
         yield ImageGroup(NEGATED, selected, images, selected=True)
-    if others:
-        yield ImageGroup(SamplingMethod().label, others, plain[~torch.tensor(shows)], selected=False)
+    if unselected:
+        yield ImageGroup(SamplingMethod().label, unselected, plain[~torch.tensor(shows)], selected=False)
 
 
 def negate_prompt(pair: ExclusionPair) -> str:

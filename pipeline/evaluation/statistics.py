@@ -110,19 +110,19 @@ def bootstrap_clustered(
         groups.setdefault(stratum(key), []).append(key)
     strata = [_Stratum.from_keys(keys, a, b) for keys in groups.values()]
     if len(strata) > 1:
-        strata = [each for each in strata if each.fewest >= MIN_PER_STRATUM]
-    weight = sum(each.weight for each in strata)
+        strata = [part for part in strata if part.fewest >= MIN_PER_STRATUM]
+    weight = sum(part.weight for part in strata)
     if not weight:
         return Difference(difference=math.nan, low=math.nan, high=math.nan, count=0)
     resampled = np.concatenate(
         [
-            sum(each.weight * each.resample(rng, min(NUM_RESAMPLES, num_resamples - first)) for each in strata) / weight
+            sum(part.weight * part.resample(rng, min(NUM_RESAMPLES, num_resamples - first)) for part in strata) / weight
             for first in range(0, num_resamples, NUM_RESAMPLES)
         ]
     )
     low, high = np.nanpercentile(resampled, [50 - 50 * confidence, 50 + 50 * confidence])
-    difference = sum(each.weight * each.difference for each in strata) / weight
-    fewest = sum(each.present.sum(axis=1) for each in strata).min()
+    difference = sum(part.weight * part.difference for part in strata) / weight
+    fewest = sum(part.present.sum(axis=1) for part in strata).min()
     return Difference(difference=float(difference), low=float(low), high=float(high), count=int(fewest))
 
 
@@ -136,8 +136,8 @@ class _Stratum:
     @staticmethod
     def from_keys(keys: Sequence[Any], a: Mapping[Any, float], b: Mapping[Any, float]) -> "_Stratum":
         return _Stratum(
-            np.array([[each.get(key, 0.0) for key in keys] for each in (a, b)], dtype=np.float64),
-            np.array([[key in each for key in keys] for each in (a, b)], dtype=np.float64),
+            np.array([[side.get(key, 0.0) for key in keys] for side in (a, b)], dtype=np.float64),
+            np.array([[key in side for key in keys] for side in (a, b)], dtype=np.float64),
         )
 
     @property

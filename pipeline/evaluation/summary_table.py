@@ -27,8 +27,8 @@ def _format_figure(name: str, value: float) -> str:
 def _format_exclusion(summary: Summary) -> list[str]:
     lines = [f"{'negative prompt, seeds that show the attribute':<48}{'removed':>24}{'kept':>24}"]
     for row in summary.exclusion:
-        seen = "" if row.trained_negative else " (never trained on)"
-        lines.append(f"{row.sampling_method + seen:<48}{format_share(row.removed):>24}{format_share(row.kept):>24}")
+        note = "" if row.trained_negative else " (never trained on)"
+        lines.append(f"{row.sampling_method + note:<48}{format_share(row.removed):>24}{format_share(row.kept):>24}")
     gain = summary.student_minus_teacher_one_step
     if gain is None:
         return lines

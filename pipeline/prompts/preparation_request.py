@@ -40,29 +40,29 @@ def count_added_files(folder: Folder, prepared: PromptsManifest, request: Prompt
         UserError: if the folder was prepared for another request.
     """
     earlier = prepared.request
-    where = (
+    location = (
         f"as in {folder.uri}, which holds {prepared.prompts} prompts of {', '.join(prepared.sources)}. "
         f"Pass another --run, or remove {folder.uri}/manifest.json to prepare it again."
     )
     for name in {**earlier.settings, **request.settings}:
         got, expected = request.settings.get(name), earlier.settings.get(name)
         if got != expected:
-            raise UserError(f"{name}: got {_shorten(got)}; expected {_shorten(expected)}, {where}")
+            raise UserError(f"{name}: got {_shorten(got)}; expected {_shorten(expected)}, {location}")
     if earlier.cleaning != request.cleaning:
         raise UserError(
-            f"prompts: got version {request.cleaning} of the cleaning; expected {earlier.cleaning}, {where}"
+            f"prompts: got version {request.cleaning} of the cleaning; expected {earlier.cleaning}, {location}"
         )
-    return _count_added("prompts.sources", earlier.files, request.files, where) + _count_added(
-        "prompts.negatives", earlier.negative_files, request.negative_files, where
+    return _count_added("prompts.sources", earlier.files, request.files, location) + _count_added(
+        "prompts.negatives", earlier.negative_files, request.negative_files, location
     )
 
 
-def _count_added(field: str, earlier: Sequence[SourceFile], files: Sequence[SourceFile], where: str) -> int:
+def _count_added(field: str, earlier: Sequence[SourceFile], files: Sequence[SourceFile], location: str) -> int:
     present = set(files)
     if changed := [file.uri for file in earlier if file not in present]:
         raise UserError(
             f"{field}: got {len(changed)} of {len(earlier)} files changed or missing, such as {changed[0]!r}; "
-            f"expected them unchanged, {where}"
+            f"expected them unchanged, {location}"
         )
     return len(files) - len(earlier)
 

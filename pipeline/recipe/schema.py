@@ -376,8 +376,8 @@ class Recipe(Section):
     def count_gradient_accumulation_steps(self, num_workers: int) -> int:
         """Return the forward passes of each worker per optimizer step: the fewest that `micro_batch_size` allows."""
         largest = -(-self.train.batch_size // num_workers)
-        most = self.train.micro_batch_size or largest
-        return min(-(-largest // most), self.train.batch_size // num_workers)
+        max_images = self.train.micro_batch_size or largest
+        return min(-(-largest // max_images), self.train.batch_size // num_workers)
 
     def get_batch_slice(self, rank: int, num_workers: int) -> range:
         """Return the indices of a worker's images in the global batch: as many as the others have, or one more."""

@@ -78,9 +78,9 @@ def set_state(client: MlflowClient, name: str, number: str, state: str) -> None:
     set_tags(client, name, number, **{STATE: state})
 
 
-def write_page(client: MlflowClient, name: str, number: str, state: str, why: str, rest: str) -> None:
+def write_page(client: MlflowClient, name: str, number: str, state: str, reason: str, rest: str) -> None:
     """Write a version's description; lists of versions show the beginning of its first paragraph."""
-    client.update_model_version(name, number, description=f"{state[:1].upper()}{state[1:]}: {why}.{BREAK}{rest}")
+    client.update_model_version(name, number, description=f"{state[:1].upper()}{state[1:]}: {reason}.{BREAK}{rest}")
 
 
 def refresh_model_page(client: MlflowClient, name: str) -> None:

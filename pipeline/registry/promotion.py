@@ -74,14 +74,16 @@ def compare_metric(
             return Comparison(metric, problem=f"the {metric} of {whose} is no number on some image")
     if new.metrics[metric].options != old.metrics[metric].options:
         return Comparison(metric, problem=f"the champion's {metric} is of another version or other options")
-    ours, theirs = new.images[metric], old.images[metric]
-    selected = _is_selected(ours) and _is_selected(theirs)
+    new_values, old_values = new.images[metric], old.images[metric]
+    selected = _is_selected(new_values) and _is_selected(old_values)
     if not selected:
-        shared = ours.keys() & theirs.keys()
+        shared = new_values.keys() & old_values.keys()
         if not shared:
             return Comparison(metric, problem=f"the champion's {metric} is of other prompts or seeds")
-        ours, theirs = ({image: values[image] for image in sorted(shared)} for values in (ours, theirs))
-    better, worse = (ours, theirs) if higher_is_better else (theirs, ours)
+        new_values, old_values = (
+            {image: values[image] for image in sorted(shared)} for values in (new_values, old_values)
+        )
+    better, worse = (new_values, old_values) if higher_is_better else (old_values, new_values)
     stratum = (lambda image: image[1]) if selected else (lambda image: None)
     difference = bootstrap_clustered(better, worse, confidence=confidence, stratum=stratum)
     if math.isnan(difference.difference):
@@ -118,9 +120,11 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     )
     failed = _find_rejection_reason(rule, main, guardrail_gains)
     if not failed:
-        kept = f", {' and '.join(guardrail.metric for guardrail in guardrail_gains)} kept" if guardrail_gains else ""
+        guardrails_kept = (
+            f", {' and '.join(guardrail.metric for guardrail in guardrail_gains)} kept" if guardrail_gains else ""
+        )
         margin = f"above {rule.margin:g}, {_describe_confidence(rule)}"
-        verdict = f"{main.metric} {main.short} better than version {against}: {margin}{kept}"
+        verdict = f"{main.metric} {main.short} better than version {against}: {margin}{guardrails_kept}"
     elif main.problem:
         verdict = f"not comparable with version {against}: {main.problem}"
     else:

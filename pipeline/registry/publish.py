@@ -34,12 +34,12 @@ def publish(client: MlflowClient, run_id: str, local: Path, artifact_path: str) 
 
 def find_differing_files(client: MlflowClient, run_id: str, local: Path, artifact_path: str) -> list[str]:
     """Return the files that the artifacts lack or hold differently, by reading them back."""
-    there = _list_artifacts(client, run_id, artifact_path)
+    stored_names = _list_artifacts(client, run_id, artifact_path)
     root = client.get_run(run_id).info.artifact_uri
     return [
         name
         for name in _list_files(local)
-        if f"{artifact_path}/{name}" not in there
+        if f"{artifact_path}/{name}" not in stored_names
         or _hash_artifact(client, f"{root}/{artifact_path}/{name}") != _hash_file(local / name)
     ]
 

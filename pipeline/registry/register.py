@@ -113,12 +113,12 @@ def _create(client: MlflowClient, entry: _Entry) -> str:
 
 
 def _find_lowest_version(client: MlflowClient, entry: _Entry) -> str | None:
-    same = [
+    matching = [
         str(version.version)
         for version in mlflow_registry.list_versions(client, entry.name)
         if version.tags.get(mlflow_registry.STUDENT) == entry.candidate.student_sha256
     ]
-    return same[-1] if same else None
+    return matching[-1] if matching else None
 
 
 def _build_tags(entry: _Entry) -> dict[str, str]:
@@ -147,8 +147,8 @@ def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
         return
     made_of = f"evaluation {entry.scores.sha256[:SHORT]}"
     if champion is not None:
-        theirs = client.get_model_version(entry.name, champion).tags.get(mlflow_registry.EVALUATION, "")
-        made_of += f" against version {champion} with evaluation {theirs[:SHORT]}"
+        champion_evaluation = client.get_model_version(entry.name, champion).tags.get(mlflow_registry.EVALUATION, "")
+        made_of += f" against version {champion} with evaluation {champion_evaluation[:SHORT]}"
     if tags.get(DECIDED) == made_of:
         return
     decision = _decide(client, entry, champion)

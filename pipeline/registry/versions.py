@@ -133,19 +133,22 @@ def _make_champion(
 
 def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
     """Keep the challenger the newest version that is not the champion."""
-    others = [
+    former_champions = [
         str(version.version)
         for version in mlflow_registry.list_versions(client, name)
         if str(version.version) != champion
     ]
     current = mlflow_registry.get_aliases(client, name).get(CHALLENGER)
-    if others and others[0] != current:
-        client.set_registered_model_alias(name, CHALLENGER, others[0])
+    if former_champions and former_champions[0] != current:
+        client.set_registered_model_alias(name, CHALLENGER, former_champions[0])
         if current and current != champion:
             descriptions.set_state(
-                client, name, current, f"{CHALLENGER} until {descriptions.get_today()}, replaced by version {others[0]}"
+                client,
+                name,
+                current,
+                f"{CHALLENGER} until {descriptions.get_today()}, replaced by version {former_champions[0]}",
             )
-    elif not others and current:
+    elif not former_champions and current:
         client.delete_registered_model_alias(name, CHALLENGER)
 
 

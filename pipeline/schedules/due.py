@@ -59,8 +59,8 @@ def _start_or_skip(
     """Start a new scheduled time, unless an earlier run is unfinished or it is too late."""
     hours = schedule.recipe.schedule.max_lateness_hours
     if last and _is_running_or_will_retry(schedule, last):
-        why = "was still running" if last.state == RUNNING else "is being retried"
-        record = ScheduledRun(scheduled_time, SKIPPED, f"scheduled run {last.scheduled_time} {why}")
+        reason = "was still running" if last.state == RUNNING else "is being retried"
+        record = ScheduledRun(scheduled_time, SKIPPED, f"scheduled run {last.scheduled_time} {reason}")
         return DueAction(scheduled_time, record=record)
     if now - cron.parse_stamp(scheduled_time) > timedelta(hours=hours):
         record = ScheduledRun(scheduled_time, MISSED, f"nothing ran within {hours:g} hours")

@@ -95,19 +95,21 @@ class Distiller:
         negatives = self.negatives.sample(prompts, self.seed, step, indices, per_batch=per_batch)
 
         def encode(part: slice) -> TextConditions:
-            own = self.model.encode([*prompts[part], *negatives[part]])
-            return TextConditions(own[: len(own) // 2], own[len(own) // 2 :], self.null)
+            encoded_part = self.model.encode([*prompts[part], *negatives[part]])
+            return TextConditions(
+                encoded_part[: len(encoded_part) // 2], encoded_part[len(encoded_part) // 2 :], self.null
+            )
 
         return encode
 
-    def _reduce_metrics(self, own: Mapping[str, Tensor | float]) -> dict[str, float]:
+    def _reduce_metrics(self, local: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Return the means over all ranks, with one all-reduce."""
         device = self.null.embeds.device
-        values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in own.values()])
+        values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in local.values()])
         if self.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.all_reduce(values)
             values /= self.world_size
-        return dict(zip(own, values.tolist(), strict=True))
+        return dict(zip(local, values.tolist(), strict=True))
 
     def is_set_on_any_rank(self, flag: bool) -> bool:
         """Tell whether the flag is set in any process; all get the same answer."""

@@ -140,12 +140,12 @@ def _measure(recipe: Recipe, model: Any, family: Family, batch: int, reduced: bo
 def count_saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
     """Count the bytes that autograd keeps of a forward pass, each storage once, without weights and their casts."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, tuple[int, Any]] = {}
+    saved: dict[int, tuple[int, Any]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = (
+            saved[storage._cdata] = (
                 storage.nbytes(),
                 storage,
             )  # keeps the storage alive, so that its address is not reused
@@ -156,7 +156,7 @@ def count_saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
         output = forward()
     del output
     weights = {cast.untyped_storage()._cdata for cast in casts}
-    return float(sum(size for address, (size, _) in kept.items() if address not in weights))
+    return float(sum(size for address, (size, _) in saved.items() if address not in weights))
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -210,8 +210,8 @@ def _estimate_clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[flo
         nn.Module.to(decoder, torch.bfloat16 if reduced else torch.float32).requires_grad_(False)
         latents = torch.zeros(images, 4, side, side, dtype=next(decoder.parameters()).dtype, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
-            kept = count_saved_bytes(lambda: decoder.decode(latents, return_dict=False)[0], decoder)
-    return 2.0 * counter.get_total_flops(), kept
+            saved_bytes = count_saved_bytes(lambda: decoder.decode(latents, return_dict=False)[0], decoder)
+    return 2.0 * counter.get_total_flops(), saved_bytes
 
 
 def _build_autoencoder() -> Any:

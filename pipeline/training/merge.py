@@ -33,14 +33,14 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
         raise invalid("--out", target.uri, "a folder without a model")
     folders = models.find_teacher_folder(first, "first"), models.find_teacher_folder(second, "second")
     require_same_output(*folders, second)
-    weights, others = (models.load_denoiser(folder, "second").state_dict() for folder in folders)
+    weights, second_weights = (models.load_denoiser(folder, "second").state_dict() for folder in folders)
     for name, value in weights.items():
-        if name not in others or others[name].shape != value.shape:
+        if name not in second_weights or second_weights[name].shape != value.shape:
             raise UserError(
                 f"second: got {second!r} without {name} of shape {tuple(value.shape)}; "
                 "expected the first's architecture."
             )
-        value.lerp_(others[name], weight)
+        value.lerp_(second_weights[name], weight)
     with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "merged"
         folder_hash = models.save_denoiser(folders[0], weights, merged)
@@ -55,12 +55,14 @@ def require_same_output(first: Path, second_folder: Path, second: str) -> None:
         UserError: naming what differs, with both values.
     """
     for part, names in OUTPUT_FIELDS.items():
-        mine, theirs = (_read_configuration(folder / part) for folder in (first, second_folder))
+        first_configuration, second_configuration = (
+            _read_configuration(folder / part) for folder in (first, second_folder)
+        )
         for name in names:
-            if mine.get(name) != theirs.get(name):
+            if first_configuration.get(name) != second_configuration.get(name):
                 raise UserError(
-                    f"second: {second!r} has {_describe_part(part, name)} = {theirs.get(name)!r}; "
-                    f"the first has {mine.get(name)!r}. "
+                    f"second: {second!r} has {_describe_part(part, name)} = {second_configuration.get(name)!r}; "
+                    f"the first has {first_configuration.get(name)!r}. "
                     "Merge students that predict the same thing from the same start."
                 )
 

@@ -105,8 +105,8 @@ class ProgressActor:
 @contextmanager
 def show_progress(steps: int) -> Iterator[ProgressSink]:
     """Draw the progress in this process; yields the actor, which is placed on the driver's node."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    handle = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    handle = ray.remote(ProgressActor).options(num_cpus=0, scheduling_strategy=driver_node).remote()
     actor = cast(ProgressSink, handle)
     done, draw = threading.Event(), _draw_on_terminal if sys.stderr.isatty() else _print_to_log
     thread = threading.Thread(target=draw, args=(steps, _poll_readings(actor, done)), daemon=True)

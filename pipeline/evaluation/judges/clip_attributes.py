@@ -54,15 +54,15 @@ class ClipAttributes:
 
     def answer_questions(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
         """Return the answer to each question for Pillow images."""
-        answers_ = [ClipJudge(self.features, texts).classify(images) for texts in QUESTIONS.values()]
-        return [dict(zip(QUESTIONS, row, strict=True)) for row in zip(*answers_, strict=True)]
+        answers_by_question = [ClipJudge(self.features, texts).classify(images) for texts in QUESTIONS.values()]
+        return [dict(zip(QUESTIONS, row, strict=True)) for row in zip(*answers_by_question, strict=True)]
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[str]]:
         """Return columns `shown_gender` and so on."""
-        answers_ = self.answer_questions(images)
-        return {f"shown_{name}": [shown[name] for shown in answers_] for name in QUESTIONS}
+        predicted = self.answer_questions(images)
+        return {f"shown_{name}": [shown[name] for shown in predicted] for name in QUESTIONS}
 
     def measure_accuracy(self, table: str) -> dict[str, JudgeAccuracy]:
         """Return the judge's accuracy by answer, over the labelled images of a CSV with the columns file,label."""

@@ -73,19 +73,19 @@ def estimate_removed_share(removed: Share, selected: Share, sensitivity: Share, 
     """
     rng = np.random.default_rng(0)
     drawn = [
-        rng.beta(each.hits + 0.5, each.total - each.hits + 0.5, POSTERIOR_DRAWS)
-        for each in (removed, selected, sensitivity, specificity)
+        rng.beta(counted.hits + 0.5, counted.total - counted.hits + 0.5, POSTERIOR_DRAWS)
+        for counted in (removed, selected, sensitivity, specificity)
     ]
     values = _compute_removed_shares(*drawn)
     values = values[:, np.isfinite(values).all(axis=0)]
     points = _compute_removed_shares(
-        *(np.array([each.value]) for each in (removed, selected, sensitivity, specificity))
+        *(np.array([counted.value]) for counted in (removed, selected, sensitivity, specificity))
     )[:, 0]
     if not values.size or not np.isfinite(points).all():
         return CorrectedShare(value=math.nan, persistent=math.nan, low=0.0, high=1.0)
-    ends = np.concatenate([np.percentile(values, [2.5, 97.5], axis=1).ravel(), points])
+    bounds = np.concatenate([np.percentile(values, [2.5, 97.5], axis=1).ravel(), points])
     fresh, persistent = (float(point) for point in points)
-    return CorrectedShare(value=fresh, persistent=persistent, low=float(ends.min()), high=float(ends.max()))
+    return CorrectedShare(value=fresh, persistent=persistent, low=float(bounds.min()), high=float(bounds.max()))
 
 
 def _compute_removed_shares(

@@ -79,8 +79,8 @@ class BenchmarkSuite:
 
     def build_systems(self) -> list[System]:
         """Return the student and, if the recipe asks for it, the teacher in many steps."""
-        many, students = build_teacher_sampling(self.options), build_student_systems(self.options)
-        teacher = System(f"teacher, {many.label}", TEACHER, many, subset_only=True)
+        teacher_sampling, students = build_teacher_sampling(self.options), build_student_systems(self.options)
+        teacher = System(f"teacher, {teacher_sampling.label}", TEACHER, teacher_sampling, subset_only=True)
         return [*students, teacher] if self.options.teacher_prompts else students
 
     def build_judge(self, device: str) -> tuple[Judge, scorers.Scorer]:

@@ -63,7 +63,7 @@ class ShapesSuite:
 
     def build_systems(self) -> list[System]:
         """Return the student and the teacher, in one step and in many, with and without a negative prompt."""
-        options, many = self.options, build_teacher_sampling(self.options)
+        options, teacher_sampling = self.options, build_teacher_sampling(self.options)
         named = [
             System(
                 f"{STUDENT_SYSTEM}, {sampling.label}, named",
@@ -74,15 +74,15 @@ class ShapesSuite:
             )
             for sampling in list_nasa_samplings(options)
         ]
-        label = f"teacher, {many.label}"
+        label = f"teacher, {teacher_sampling.label}"
         teacher = [
             System(TEACHER_ONE_STEP, TEACHER),
-            System(label, TEACHER, many, subset_only=True),
-            System(f"{label}, negative", TEACHER, many, uses_negative=True, subset_only=True),
+            System(label, TEACHER, teacher_sampling, subset_only=True),
+            System(f"{label}, negative", TEACHER, teacher_sampling, uses_negative=True, subset_only=True),
             System(
                 f"{label}, named",
                 TEACHER,
-                many,
+                teacher_sampling,
                 uses_negative=True,
                 negative_prompt_override=DEGRADATIONS,
                 subset_only=True,
