@@ -193,10 +193,8 @@ def split_batch(rows: Rows, batch: int, device: torch.device) -> BatchSplit | No
 
 @lru_cache(maxsize=64)
 def _split(chosen: tuple[int, ...], batch: int, device: torch.device) -> BatchSplit:
-    unconditional = [row for row in range(batch) if row not in chosen]
+    others = [row for row in range(batch) if row not in chosen]
     with torch.inference_mode(False):  # the cached tensors outlive the call
-        conditional, rest = (
-            torch.tensor(part, dtype=torch.long, device="cpu") for part in (list(chosen), unconditional)
-        )
-        order = torch.cat([rest, conditional]).argsort()
-        return BatchSplit(conditional.to(device), rest.to(device), order.to(device))
+        conditional, unconditional = (torch.tensor(rows, dtype=torch.long, device="cpu") for rows in (chosen, others))
+        order = torch.cat([unconditional, conditional]).argsort()
+        return BatchSplit(conditional.to(device), unconditional.to(device), order.to(device))

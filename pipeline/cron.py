@@ -47,10 +47,8 @@ def find_latest_time(expression: str, timezone: str, now: datetime) -> datetime:
 def list_next_times(expression: str, timezone: str, now: datetime, count: int = 1) -> list[datetime]:
     """Return the next matching times after `now`, in UTC."""
     coming = CronSim(expression, now.astimezone(ZoneInfo(timezone)))
-    later = (
-        when for local_time in coming if (when := local_time.astimezone(UTC)) > now
-    )  # a repeated hour starts again
-    return list(islice(later, count))
+    in_utc = (local_time.astimezone(UTC) for local_time in coming)
+    return list(islice((when for when in in_utc if when > now), count))  # a repeated hour starts again
 
 
 def format_stamp(when: datetime) -> str:

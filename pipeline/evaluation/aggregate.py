@@ -88,9 +88,8 @@ def _set_means(rows: Sequence[EvaluationRow], name: str) -> dict[str, float] | N
 
 def _build_style_table(rows: Sequence[EvaluationRow], name: str) -> StyleTable | None:
     """Return HPSv2's own table, if it scored its styles."""
-    styles = {
-        set_name: values for set_name, values in _group_by_set(rows, name).items() if set_name.startswith("hpsv2/")
-    }
+    by_set = _group_by_set(rows, name)
+    styles = {style: values for style, values in by_set.items() if style.startswith("hpsv2/")}
     return hpsv2.build_style_table(styles) if name == "hpsv2" and styles else None
 
 

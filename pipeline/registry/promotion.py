@@ -71,18 +71,16 @@ def compare_metric(
         if not scores.images.get(metric):
             return Comparison(metric, problem=f"the evaluation of {whose} has no {metric}")
         if not math.isfinite(scores.metrics[metric].value):
-            return Comparison(metric, problem=f"the {metric} of {whose} is no number on some image")
+            return Comparison(metric, problem=f"the {metric} of {whose} is not a number on some image")
     if new.metrics[metric].options != old.metrics[metric].options:
-        return Comparison(metric, problem=f"the champion's {metric} is of another version or other options")
+        return Comparison(metric, problem=f"the champion's {metric} has another version or other options")
     new_values, old_values = new.images[metric], old.images[metric]
     selected = _is_selected(new_values) and _is_selected(old_values)
     if not selected:
         shared = new_values.keys() & old_values.keys()
         if not shared:
             return Comparison(metric, problem=f"the champion's {metric} is of other prompts or seeds")
-        new_values, old_values = (
-            {image: values[image] for image in sorted(shared)} for values in (new_values, old_values)
-        )
+        new_values, old_values = ({key: v[key] for key in sorted(shared)} for v in (new_values, old_values))
     better, worse = (new_values, old_values) if higher_is_better else (old_values, new_values)
     stratum = (lambda image: image[1]) if selected else (lambda image: None)
     difference = bootstrap_clustered(better, worse, confidence=confidence, stratum=stratum)
@@ -120,11 +118,9 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     )
     failed = _find_rejection_reason(rule, main, guardrail_gains)
     if not failed:
-        guardrails_kept = (
-            f", {' and '.join(guardrail.metric for guardrail in guardrail_gains)} kept" if guardrail_gains else ""
-        )
+        kept_metrics = " and ".join(gain.metric for gain in guardrail_gains)
         margin = f"above {rule.margin:g}, {_describe_confidence(rule)}"
-        verdict = f"{main.metric} {main.short} better than version {against}: {margin}{guardrails_kept}"
+        verdict = f"{main.metric} {main.short} better than version {against}: {margin}{f', {kept_metrics} kept' if kept_metrics else ''}"
     elif main.problem:
         verdict = f"not comparable with version {against}: {main.problem}"
     else:

@@ -133,22 +133,15 @@ def _make_champion(
 
 def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
     """Keep the challenger the newest version that is not the champion."""
-    former_champions = [
-        str(version.version)
-        for version in mlflow_registry.list_versions(client, name)
-        if str(version.version) != champion
-    ]
+    numbers = [str(version.version) for version in mlflow_registry.list_versions(client, name)]
+    newest = next((number for number in numbers if number != champion), None)
     current = mlflow_registry.get_aliases(client, name).get(CHALLENGER)
-    if former_champions and former_champions[0] != current:
-        client.set_registered_model_alias(name, CHALLENGER, former_champions[0])
+    if newest and newest != current:
+        client.set_registered_model_alias(name, CHALLENGER, newest)
         if current and current != champion:
-            descriptions.set_state(
-                client,
-                name,
-                current,
-                f"{CHALLENGER} until {descriptions.get_today()}, replaced by version {former_champions[0]}",
-            )
-    elif not former_champions and current:
+            state = f"{CHALLENGER} until {descriptions.get_today()}, replaced by version {newest}"
+            descriptions.set_state(client, name, current, state)
+    elif not newest and current:
         client.delete_registered_model_alias(name, CHALLENGER)
 
 

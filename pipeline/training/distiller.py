@@ -95,10 +95,8 @@ class Distiller:
         negatives = self.negatives.sample(prompts, self.seed, step, indices, per_batch=per_batch)
 
         def encode(part: slice) -> TextConditions:
-            encoded_part = self.model.encode([*prompts[part], *negatives[part]])
-            return TextConditions(
-                encoded_part[: len(encoded_part) // 2], encoded_part[len(encoded_part) // 2 :], self.null
-            )
+            texts = self.model.encode([*prompts[part], *negatives[part]])
+            return TextConditions(texts[: len(texts) // 2], texts[len(texts) // 2 :], self.null)
 
         return encode
 

@@ -55,14 +55,12 @@ def require_same_output(first: Path, second_folder: Path, second: str) -> None:
         UserError: naming what differs, with both values.
     """
     for part, names in OUTPUT_FIELDS.items():
-        first_configuration, second_configuration = (
-            _read_configuration(folder / part) for folder in (first, second_folder)
-        )
+        first_config, second_config = (_read_configuration(folder / part) for folder in (first, second_folder))
         for name in names:
-            if first_configuration.get(name) != second_configuration.get(name):
+            if first_config.get(name) != second_config.get(name):
                 raise UserError(
-                    f"second: {second!r} has {_describe_part(part, name)} = {second_configuration.get(name)!r}; "
-                    f"the first has {first_configuration.get(name)!r}. "
+                    f"second: {second!r} has {_describe_part(part, name)} = {second_config.get(name)!r}; "
+                    f"the first has {first_config.get(name)!r}. "
                     "Merge students that predict the same thing from the same start."
                 )
 
