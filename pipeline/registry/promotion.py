@@ -118,9 +118,10 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     )
     failed = _find_rejection_reason(rule, main, guardrail_gains)
     if not failed:
-        kept_metrics = " and ".join(gain.metric for gain in guardrail_gains)
+        names = " and ".join(gain.metric for gain in guardrail_gains)
+        kept = f", {names} kept" if names else ""
         margin = f"above {rule.margin:g}, {_describe_confidence(rule)}"
-        verdict = f"{main.metric} {main.short} better than version {against}: {margin}{f', {kept_metrics} kept' if kept_metrics else ''}"
+        verdict = f"{main.metric} {main.short} better than version {against}: {margin}{kept}"
     elif main.problem:
         verdict = f"not comparable with version {against}: {main.problem}"
     else:

@@ -85,7 +85,7 @@ def test_a_guardrail_metric_may_be_better_if_lower():
 @pytest.mark.parametrize(
     ("new", "old", "reason"),
     [
-        ({"quality": 0.1}, {"options": {"version": "2"}, "quality": 0.0}, "of another version or other options"),
+        ({"quality": 0.1}, {"options": {"version": "2"}, "quality": 0.0}, "has another version or other options"),
         ({"quality": 0.1}, {"first": 1, "quality": 0.0}, "is of other prompts or seeds"),
         ({"other": 0.1}, {"quality": 0.0}, "the evaluation of this student has no quality"),
         ({"quality": 0.1}, {"other": 0.0}, "the evaluation of the champion has no quality"),
@@ -106,7 +106,7 @@ def test_a_metric_without_a_number_on_some_image_is_not_compared(side):
     pair[side] = replace(pair[side], metrics={"quality": nan})
     decision = decide(RULE, pair["new"], pair["old"], "2")
     assert not decision.promoted
-    assert "is no number on some image" in decision.verdict
+    assert "is not a number on some image" in decision.verdict
 
 
 def test_an_incomparable_guardrail_does_not_pass():

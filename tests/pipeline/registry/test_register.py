@@ -200,7 +200,7 @@ def test_a_new_evaluation_of_the_champion_makes_a_challenger_comparable(uri, cli
         2,
         "challenger",
         "models:/nasa-tiny/2",
-        "not comparable with version 1: the champion's clean_and_right is of another version or other options",
+        "not comparable with version 1: the champion's clean_and_right has another version or other options",
     )
     assert register.register(candidate(0, mean=0.5, options={"version": "2"}), uri).alias == "champion"
     outcome = register.register(candidate(1, mean=0.7, options={"version": "2"}), uri)
