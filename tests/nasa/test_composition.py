@@ -18,7 +18,7 @@ from nasa.attention import SteeredAttnProcessor, Steering
 from nasa.families import find_family
 from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
 
-FUSED_TOLERANCE = 2e-5  # one matrix product in place of three
+FUSED_TOLERANCE = 2e-5  # one matrix product replaces three
 HALF_TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 5e-3}  # PixArt divides by alpha_T = 1 / 157
 SCALE = 0.4
 SLOW_TO_COMPILE = ("sdxl", "flux")
@@ -57,9 +57,7 @@ def test_one_compilation_serves_all_scales_and_negatives(family, pipe):
     setattr(pipe, family_spec.denoiser_part, torch.compile(model, backend="eager", fullgraph=True))
     assert torch.equal(draw_steered(family, pipe), eager)
     assert counters["stats"]["unique_graphs"] == 1
-    images = [
-        draw_steered(family, pipe, *choice) for choice in (("dog", 0.7), ("cat", 0.7))
-    ]  # Qwen-Image pads to no length
+    images = [draw_steered(family, pipe, *choice) for choice in (("dog", 0.7), ("cat", 0.7))]  # Qwen-Image does not pad
     assert counters["stats"]["unique_graphs"] == 1
     assert not torch.equal(*images)
     torch._dynamo.reset()
@@ -84,7 +82,7 @@ FUSABLE = (
     "sdxl",
     "pixart",
     "flux",
-)  # diffusers fuses no SANA, and SD3.5's second attention wrongly
+)  # diffusers does not fuse SANA, and fuses SD3.5's second attention wrongly
 
 
 @pytest.mark.parametrize("family", FUSABLE)

@@ -90,7 +90,7 @@ def compute_negative_output(attn, kind, image, negative, mode):
 
 
 CASES = [(kind, mode) for kind in ("flux", "flux-single") for mode in JOINT_ATTENTION_MODES]
-CASES += [("stable-diffusion-3", "joint"), ("qwen-image", "joint")]  # their own processors mask no image
+CASES += [("stable-diffusion-3", "joint"), ("qwen-image", "joint")]  # their own processors cannot mask the image
 
 
 @torch.no_grad()

@@ -267,7 +267,7 @@ def test_keys_are_recomputed_when_the_call_scales_its_adapters():
         assert torch.equal(draw(pipe, "wan", attention_kwargs={"scale": 0.2}), drawn[1])
 
 
-@pytest.mark.parametrize("family", ["flux", "qwen-image", "wan"])  # diffusers gives the others' calls no name
+@pytest.mark.parametrize("family", ["flux", "qwen-image", "wan"])  # diffusers does not name the calls of the others
 @pytest.mark.parametrize("steps", [{0, 1}, {2, 3}], ids=["early", "late"])
 def test_a_cache_over_steps_keeps_steered_calls_apart(family, steps):
     """A cache that never skips changes nothing; one that always skips reuses the first step of the same kind."""

@@ -113,7 +113,7 @@ def test_evaluate_and_register(run):
     assert {"report.html", "contact_sheet.png", "summary.json", "manifest.json"} <= {
         p.name for p in evaluation.iterdir()
     }
-    for _ in range(2):  # registering twice is one version
+    for _ in range(2):  # registering twice must create one version
         assert main(build_arguments("register", run)) == 0
     client = mlflow.MlflowClient(run["tracking"])
     (version,) = client.search_model_versions("name = 'nasa-tiny'")
@@ -359,9 +359,8 @@ def test_a_killed_run_resumes_to_the_same_weights(run, tmp_path, tiny_teacher, v
             text=True,
         )
         assert result.returncode == 0
-        finished = victim == "Ctrl-C" and result.stdout.startswith(
-            "already distilled"
-        )  # all six steps may finish before the signal
+        # All six steps may finish before the signal arrives.
+        finished = victim == "Ctrl-C" and result.stdout.startswith("already distilled")
         assert finished or "resuming from the checkpoint at step " in result.stdout
     if victim == "Ctrl-C":
         assert "stopping after this step and its checkpoint" in log.read_text()

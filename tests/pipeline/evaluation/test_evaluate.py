@@ -108,7 +108,7 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
     page = (folder / "both/report.html").read_text()
     assert "one and two" in page
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
-    for column in data["columns"]:  # the slider: each sampling method by both
+    for column in data["columns"]:  # the slider shows each sampling method for both students
         assert all([image["label"] for image in method["pictures"]] == ["one", "two"] for method in column["methods"])
         assert len({method["label"] for method in column["methods"]}) == len(column["methods"]) >= 3
     assert evaluated[1][0].exclusion or len(data["columns"]) == STYLES * PROMPTS

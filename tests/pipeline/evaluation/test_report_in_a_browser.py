@@ -128,7 +128,7 @@ def test_the_report_works_with_the_keyboard(page, tmp_path):
     async def script(tab):
         assert await tab.value(COUNT) == 48
         assert "3200 images, page 1 of 67" in await tab.value("document.getElementById('page').textContent")
-        assert "0.000" in await tab.value(FIRST)  # the worst first
+        assert "0.000" in await tab.value(FIRST)  # the worst image comes first
         assert await tab.value(LOADED)
         await tab.key("n")
         assert "page 2 of 67" in await tab.value("document.getElementById('page').textContent")

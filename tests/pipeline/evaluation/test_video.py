@@ -80,7 +80,7 @@ def test_an_existing_video_is_not_generated_again(wan, tmp_path, monkeypatch):
     sample = VideoSample("NASA 0.5", "a dog", 3)
     first = worker.load_or_generate_row(sample)
     record = json.loads((tmp_path / f"videos/{first.video}.json").read_text())
-    assert len(record["clips"]["aesthetic"]) == 2  # of 4 frames and of 1
+    assert len(record["clips"]["aesthetic"]) == 2  # one of 4 frames and one of 1
     assert first.scores["aesthetic"] == pytest.approx(np.mean(record["clips"]["aesthetic"]))
     monkeypatch.setattr(video, "generate_video", None)
     assert worker.load_or_generate_row(sample) == first

@@ -34,7 +34,7 @@ def build_scores(options=None, first=0, **shifts):
     ("shift", "promoted", "verdict"),
     [
         (0.05, True, "better than version 3: above 0.02, 95 % sure"),
-        (0.0219, False, "against version 3: not above 0.02, 95 % sure"),  # above the margin, but not surely
+        (0.0219, False, "against version 3: not above 0.02, 95 % sure"),  # above the margin, but not significantly
         (0.01, False, "not above 0.02"),
         (0.0, False, "not above 0.02"),
         (-0.05, False, "not above 0.02"),

@@ -22,7 +22,7 @@ TOLERANCE = 2e-5
 SMALL = [
     "train.num_workers=1",
     "train.batch_size=8",
-    "train.clip_weight=0",  # on where a test gives a `clip`
+    "train.clip_weight=0",  # tests that pass a `clip` switch it on
     "lora_teacher.rank=2",
     "lora_teacher.lora_alpha=4",
 ]

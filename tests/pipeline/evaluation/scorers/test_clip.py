@@ -17,7 +17,7 @@ from pipeline.recipe import BUNDLED
 from pipeline.shapes import WEIGHTS
 
 RECORDED = json.loads((Path(__file__).parents[3] / "data" / "scorers" / "clip.json").read_text())
-TOLERANCE = 1e-6  # of a cosine
+TOLERANCE = 1e-6  # tolerance of a cosine
 
 
 @pytest.mark.parametrize("architecture", RECORDED)

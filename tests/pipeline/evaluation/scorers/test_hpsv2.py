@@ -15,7 +15,7 @@ from pipeline.evaluation.scorers import Metric, hpsv2
 
 DATA = Path(__file__).parents[3] / "data" / "scorers"
 SMALL = json.loads((DATA / "hpsv2.json").read_text())
-TOLERANCE = 1e-4  # of a score in the benchmark's scale
+TOLERANCE = 1e-4  # tolerance of a score in the benchmark's scale
 
 
 def assert_scores_match(recorded, file):

@@ -19,7 +19,7 @@ from pipeline.shapes import WEIGHTS
 
 SIDE = 32
 TOLERANCE = 1e-5
-INCEPTION = (0.5, 0.5, 0.5)  # of LAION's ViT-L-14, among others
+INCEPTION = (0.5, 0.5, 0.5)  # used by LAION's ViT-L-14, among others
 CONVENTIONS = {
     "OpenAI": (MEAN, STD),
     "Inception": (INCEPTION, INCEPTION),
