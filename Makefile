@@ -48,6 +48,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_prose.py
 
 # torch goes first: DeepSpeed's source distribution asks for it while it is built. The library goes in last, so that `import nasa`
 # works from any folder; the other packages are found from the root of the checkout alone.
