@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     recipe = shared.load_recipe(options)
-    from pipeline.main_job import run_pipeline
+    from pipeline.run_pipeline import run_pipeline
     from pipeline.storage import Folder
 
     run = Folder.from_uri(options.run)

@@ -26,13 +26,13 @@ def run(options: argparse.Namespace) -> None:
     if options.action == "list":
         print(
             shared.format_table(
-                schedule_tables.schedule_rows(store), "no schedules yet; `python -m jobs schedule add` makes one"
+                schedule_tables.build_schedule_rows(store), "no schedules yet; `python -m jobs schedule add` makes one"
             )
         )
         return
     name = shared.require_option(options, "name")
     if options.action == "history":
-        print(shared.format_table(schedule_tables.list_history(store, name), "nothing was due yet"))
+        print(shared.format_table(schedule_tables.build_history_rows(store, name), "nothing was due yet"))
     elif options.action == "add":
         recipe, tracking = shared.load_recipe(options), shared.resolve_tracking_uri(options)
         if not store.folder.is_local:

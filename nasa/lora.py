@@ -16,7 +16,7 @@ def get_lora_scale(arguments: dict[str, Any]) -> float:
     return float(options[0].get("scale", 1.0)) if options else 1.0
 
 
-def get_adapter_state(layers: Iterable[Any]) -> list[Any]:
+def fingerprint_adapters(layers: Iterable[Any]) -> list[Any]:
     """Return a value that changes when these layers' adapters or adapter scales change."""
     return [
         (part.active_adapters, part.disable_adapters, tuple(part.merged_adapters), dict(part.scaling))
@@ -24,12 +24,12 @@ def get_adapter_state(layers: Iterable[Any]) -> list[Any]:
     ]
 
 
-def get_module_state(part: nn.Module) -> Any:
+def fingerprint_module(part: nn.Module) -> Any:
     """Return a value that changes when a module's weights or adapters change; it misses writes through `.data`."""
     is_leaf = next(part.children(), None) is None
     weights = part._parameters.values() if is_leaf else part.parameters()
     versions = [(id(weight), _get_version(weight)) for weight in weights if weight is not None]
-    return versions if is_leaf else (versions, get_adapter_state([part]))
+    return versions if is_leaf else (versions, fingerprint_adapters([part]))
 
 
 def _get_version(weight: Tensor) -> int:

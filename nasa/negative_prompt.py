@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasa.call_tracking import find_encoder_method
 from nasa.families import Family
-from nasa.lora import get_module_state, scale_adapters
+from nasa.lora import fingerprint_module, scale_adapters
+from nasa.pipeline_call_tracker import find_encoder_method
 from nasa.prompt_embeds import PromptEmbeds
 
 REPEAT_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt")  # set to 1: attention repeats the negative
@@ -41,7 +41,7 @@ class NegativePrompt:
             return
         options = self._replace_prompt(call)
         encoders = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-        state = [get_module_state(encoder) for encoder in encoders if isinstance(encoder, nn.Module)]
+        state = [fingerprint_module(encoder) for encoder in encoders if isinstance(encoder, nn.Module)]
         if self._options is not None and state == self._encoders and _are_equal_options(self._options, options):
             return
         changed = inspect.BoundArguments(call.signature, options)

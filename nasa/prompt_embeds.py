@@ -43,7 +43,7 @@ def cat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
 
 
 def where(condition_B: Tensor, if_true: PromptEmbeds, if_false: PromptEmbeds) -> PromptEmbeds:
-    """Select `yes` or `no` for each text; either may be a single text for all."""
+    """Select `if_true` or `if_false` for each text; either may be a single text for all."""
     embeds = torch.where(condition_B[:, None, None], if_true.embeds, if_false.embeds)
     if if_true.attention_mask is None or if_false.attention_mask is None:
         return PromptEmbeds(embeds)

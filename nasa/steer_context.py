@@ -12,10 +12,10 @@ from torch import Tensor
 
 from nasa.attention import Steering
 from nasa.batch_layouts import Conditional, find_layout
-from nasa.call_tracking import PipelineCallTracker, find_encoder_method
 from nasa.families import Family, find_family, get_denoisers
 from nasa.joint_attention import JOINT_ATTENTION_MODES, JointSteering
 from nasa.negative_prompt import NegativePrompt, Prompts
+from nasa.pipeline_call_tracker import PipelineCallTracker, find_encoder_method
 from nasa.rules import RULES, Rule, Scale
 from nasa.steered_denoiser import SteeredDenoiser
 

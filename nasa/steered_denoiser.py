@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from nasa.attention import SteeredAttnProcessor, install_processors, repeat_per_image
 from nasa.batch_layouts import BatchSplit, Layout, split_batch
-from nasa.call_tracking import PipelineCallTracker, find_running_pipeline
 from nasa.compat import get_cache_config, get_offload_hook, unwrap_compiled
 from nasa.families import Family
 from nasa.joint_attention import install_joint_processors
-from nasa.lora import get_lora_scale, get_module_state, scale_adapters
+from nasa.lora import fingerprint_module, get_lora_scale, scale_adapters
 from nasa.negative_prompt import NegativePrompt
+from nasa.pipeline_call_tracker import PipelineCallTracker, find_running_pipeline
 
 KEY_MODULES = ("to_k", "to_v", "to_kv", "norm_k", "norm_cross")  # modules that keys and values depend on
 _STEERED_MODELS: WeakSet[nn.Module] = WeakSet()  # denoisers within any `steer` context
@@ -52,8 +52,8 @@ class SteeredDenoiser:
         base = unwrap_compiled(self.model)
         if base in _STEERED_MODELS:
             raise ValueError(
-                f"pipe: got a {type(base).__name__} that is being steered; expected one block at a time. "
-                "Leave the other block first."
+                f"pipe: got a {type(base).__name__} that is being steered; expected one `steer` context at a time. "
+                "Exit the other one first."
             )
         _reject_incompatible_cache(self._steps, self.model)
         original_processors = self._install(layers)
@@ -82,14 +82,14 @@ class SteeredDenoiser:
         self.steered = True
         if self._family.extend is None:
             return None
-        return (), {**arguments, **self._extend(arguments)}
+        return (), {**arguments, **self._append_negative_tokens(arguments)}
 
     def _reject_other_pipeline(self) -> None:
         other = find_running_pipeline()
         if other is not None and other is not self._calls.pipe and not self._calls.any_caller:
             raise ValueError(
                 f"pipe: got a call of {type(other).__name__} while its denoiser is steered for another pipeline; "
-                f"expected calls of that {type(self._calls.pipe).__name__}. Open the block on the one that is called."
+                f"expected calls of that {type(self._calls.pipe).__name__}. Call `steer` on the pipeline that you run."
             )
 
     def _is_steered(self, arguments: dict[str, Any]) -> bool:
@@ -107,7 +107,7 @@ class SteeredDenoiser:
     def _split(self, latents: Tensor) -> BatchSplit | None:
         return split_batch(self._layout(self._calls.get_denoiser_call(len(latents))), len(latents), latents.device)
 
-    def _extend(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _append_negative_tokens(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the changed arguments: every row gets the negative's tokens, but only conditional rows use them."""
         assert self._family.extend is not None
         positive = arguments["encoder_hidden_states"]
@@ -130,7 +130,13 @@ class SteeredDenoiser:
 
         An offloaded model is moved to the device first; a layer that stays offloaded computes its keys in each call.
         """
-        source = (self._negative.version, embeds.device, embeds.dtype, adapter_scale, _get_key_state(self._attention))
+        source = (
+            self._negative.version,
+            embeds.device,
+            embeds.dtype,
+            adapter_scale,
+            _fingerprint_key_modules(self._attention),
+        )
         if self.steering.embeds_NTD is not None and source == self._computed_from:
             return
         offloaded = get_offload_hook(self.model)
@@ -200,7 +206,7 @@ def _is_cross_attention(layer: nn.Module) -> bool:
     return isinstance(getattr(layer, "processor", None), SteeredAttnProcessor)
 
 
-def _get_key_state(layers: list[Any]) -> list[Any]:
+def _fingerprint_key_modules(layers: list[Any]) -> list[Any]:
     """Return a value that changes when the weights or adapters behind the layers' keys change."""
     parts = [getattr(layer, name, None) for layer in layers for name in KEY_MODULES]
-    return [get_module_state(part) for part in parts if part is not None]
+    return [fingerprint_module(part) for part in parts if part is not None]

@@ -10,7 +10,7 @@ from pydantic import Field
 import nasa
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe
-from pipeline.records import Record
+from pipeline.record import Record
 from pipeline.storage import Folder
 
 NAME = "manifest.json"

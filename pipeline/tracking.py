@@ -25,7 +25,7 @@ from pipeline.redaction import redact
 from pipeline.retry import iter_backoff_seconds
 
 EXPERIMENT = "nasa-distill"
-BUFFERED = 1000  # writes that wait while the server is unavailable
+MAX_PENDING = 1000  # writes, while the server is unavailable
 MAX_RETRY_SECONDS = 10.0
 FLUSH_SECONDS = 20
 REACH_SECONDS = 10
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def get_default_uri() -> str:
-    """MLFLOW_TRACKING_URI, or a sqlite file in the checkout's `runs` folder."""
+    """Return MLFLOW_TRACKING_URI, or the URI of a sqlite file in the checkout's `runs` folder."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
@@ -49,9 +49,9 @@ def build_client(uri: str) -> MlflowClient:
 
 @contextmanager
 def open_client(uri: str) -> Iterator[MlflowClient]:
-    """Yield a client within whose context a failure of MLflow is one line.
+    """Yield a client; an MLflow error inside the context becomes a StorageError of one line.
 
-    A server is called once before, since MLflow would try a dead one for minutes.
+    A server is contacted first, since MLflow retries an unreachable one for minutes.
     """
     if uri.startswith(("http://", "https://")):
         _reach(uri)
@@ -75,13 +75,13 @@ def _reach(uri: str) -> None:
 
 
 def require_reachable(uri: str) -> None:
-    """Refuse, in one line, a tracking store that is not there."""
+    """Raise a StorageError if the tracking store is unreachable."""
     with open_client(uri):
         pass
 
 
 def require_run(uri: str, run_id: str) -> None:
-    """Refuse, in one line, a tracking store that does not hold this run."""
+    """Raise a UserError if the tracking store does not hold this run."""
     with open_client(uri) as tracker:
         try:
             tracker.get_run(run_id)
@@ -101,7 +101,7 @@ def create_run(uri: str, name: str, params: Mapping[str, Any]) -> str:
 
 
 def _get_or_create_experiment(tracker: MlflowClient, uri: str) -> str:
-    """Ours, made where it is not there."""
+    """Return the id of this project's experiment, creating it if needed."""
     if experiment := tracker.get_experiment_by_name(EXPERIMENT):
         return str(experiment.experiment_id)
     local = uri.startswith("sqlite:///")
@@ -110,18 +110,18 @@ def _get_or_create_experiment(tracker: MlflowClient, uri: str) -> str:
 
 
 class Tracker:
-    """Writes to one MLflow run from a thread of its own. What cannot be written waits and is tried again.
+    """Writes to one MLflow run from a separate thread; failed writes are retried.
 
-    A store that is away is said once; training never waits for it. What still waits at the end is given up after
-    `FLUSH_SECONDS`, and counted.
+    An unavailable store is logged once, and training never waits for it. Writes that are still pending at the end are
+    dropped after `FLUSH_SECONDS`, and counted.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.run_id = run_id
         self._client = build_client(uri)
-        self._waiting: queue.Queue[Callable[[], object]] = queue.Queue(BUFFERED)
+        self._pending: queue.Queue[Callable[[], object]] = queue.Queue(MAX_PENDING)
         self._lost = 0
-        self._written = -1  # the last step that an earlier process of this run wrote
+        self._last_logged_step = -1  # by an earlier process of this run
         threading.Thread(target=self._write, daemon=True).start()
 
     def log_metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
@@ -129,17 +129,17 @@ class Tracker:
         entries = [Metric(name, float(value), timestamp_ms, step) for name, value in values.items()]
 
         def write() -> None:
-            if step > self._written:
+            if step > self._last_logged_step:
                 self._client.log_batch(self.run_id, metrics=entries)
 
         self._enqueue(write)
 
     def skip_written(self, name: str, value: float) -> None:
-        """Write no step again at which the metric `name` has this value: a run that continues computes some twice."""
+        """Skip steps that are logged already with this value of `name`: a resumed run computes some steps twice."""
 
         def read() -> None:
             written = self._client.get_metric_history(self.run_id, name)
-            self._written = max((metric.step for metric in written if metric.value == value), default=-1)
+            self._last_logged_step = max((metric.step for metric in written if metric.value == value), default=-1)
 
         self._enqueue(read)
 
@@ -156,7 +156,7 @@ class Tracker:
         self._enqueue(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
     def watch_machine(self) -> None:
-        """MLflow's own metrics of this machine, each ten seconds, as long as the store answers."""
+        """Log MLflow's system metrics of this machine, every ten seconds, as long as the store answers."""
 
         def start() -> None:
             self._monitor = SystemMetricsMonitor(
@@ -172,24 +172,24 @@ class Tracker:
         self.flush()
 
     def flush(self) -> None:
-        """Wait until all is written, but not for ever."""
+        """Wait at most `FLUSH_SECONDS` for pending writes."""
         end = time.monotonic() + FLUSH_SECONDS
-        while self._waiting.unfinished_tasks and time.monotonic() < end:
+        while self._pending.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.02)
-        lost = self._lost + self._waiting.unfinished_tasks
+        lost = self._lost + self._pending.unfinished_tasks
         if lost:
-            logger.warning("MLflow at %s: %d writes are lost", redact(self._client.tracking_uri), lost)
+            logger.warning("MLflow at %s: %d writes were dropped", redact(self._client.tracking_uri), lost)
 
     def _enqueue(self, write: Callable[[], object]) -> None:
         try:
-            self._waiting.put_nowait(write)
+            self._pending.put_nowait(write)
         except queue.Full:
             self._lost += 1
 
     def _write(self) -> None:
         reported = False
         while True:
-            write = self._waiting.get()
+            write = self._pending.get()
             for delay in iter_backoff_seconds(max_delay=MAX_RETRY_SECONDS):
                 try:
                     write()
@@ -197,8 +197,8 @@ class Tracker:
                 except Exception as error:  # any failure of the store or the network, by design
                     if not reported:
                         logger.warning(
-                            "MLflow cannot be written to (%s); training continues and retries", type(error).__name__
+                            "writing to MLflow failed (%s); training continues and retries", type(error).__name__
                         )
                     reported = True
                     time.sleep(delay)
-            self._waiting.task_done()
+            self._pending.task_done()

@@ -141,14 +141,14 @@ def _find_problems(texts: list[str | None], raw: pa.Array) -> list[str | None]:
     valid_rows = raw.is_valid().to_pylist()
     nested = pa.types.is_nested(raw.type)
     return [
-        (TOO_LONG if _is_long(text) else None)
+        (TOO_LONG if _is_too_long(text) else None)
         if text is not None
         else ("not UTF-8" if valid and not nested else "no prompt")
         for text, valid in zip(texts, valid_rows, strict=True)
     ]
 
 
-def _is_long(text: str) -> bool:
+def _is_too_long(text: str) -> bool:
     return len(text) > MAX_PROMPT_BYTES or (4 * len(text) > MAX_PROMPT_BYTES and len(text.encode()) > MAX_PROMPT_BYTES)
 
 

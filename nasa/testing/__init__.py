@@ -8,8 +8,8 @@ two steps, latents, no guidance. `run_tiny_pipeline` calls a pipeline with them.
 `nasa.testing.pipeline_variants` has a pipeline of every other class that can be steered.
 """
 
-from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES, run_tiny_pipeline
 from nasa.testing.reference import reference_cross_attention
-from nasa.testing.stable_diffusion import tiny_stable_diffusion
+from nasa.testing.tiny_pipelines import TINY_CALLS, TINY_PIPELINES, run_tiny_pipeline
+from nasa.testing.tiny_stable_diffusion import tiny_stable_diffusion
 
 __all__ = ["TINY_CALLS", "TINY_PIPELINES", "reference_cross_attention", "run_tiny_pipeline", "tiny_stable_diffusion"]

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, GemmaTokenizer, Qwen2Tokenizer, T5Tokenizer
 
-from nasa.testing.stable_diffusion import CHARACTERS, tiny_tokenizer
+from nasa.testing.tiny_stable_diffusion import CHARACTERS, tiny_tokenizer
 
 TEXT_WIDTH = 16
 QWEN_TEMPLATE = (  # as in diffusers' pipeline, which drops the 34 tokens before the prompt

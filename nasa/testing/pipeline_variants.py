@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from nasa.testing.pipelines import TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_PIPELINES
 
 Components = dict[str, Any]
 SIDE = 32  # pixels, except for Wan

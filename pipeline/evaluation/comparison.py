@@ -19,7 +19,7 @@ from pipeline.evaluation.report import (
 )
 from pipeline.evaluation.results import EvaluationRow, Summary, read_rows, read_summary, select_student_rows
 from pipeline.evaluation.statistics import Difference
-from pipeline.records import Record
+from pipeline.record import Record
 from pipeline.storage import Folder
 
 COMPARISON = "comparison.json"
@@ -71,7 +71,7 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> Com
     `a` and `b` are folders of evaluations. The verdict is that A beats B only if the 95 % paired bootstrap interval of
     the difference excludes 0.
     """
-    (first, first_rows), (second, second_rows) = _read(a), _read(b)
+    (first, first_rows), (second, second_rows) = _read_evaluation(a), _read_evaluation(b)
     students = select_student_rows(first_rows, first), select_student_rows(second_rows, second)
     if not match_rows(*students):
         raise UserError(f"{b.uri}: shares no prompt and seed with {a.uri}. Evaluate both on the same prompt sets.")
@@ -98,7 +98,7 @@ def compare(a: Folder, b: Folder, names: tuple[str, str], folder: Folder) -> Com
     return comparison
 
 
-def _read(folder: Folder) -> tuple[Summary, list[EvaluationRow]]:
+def _read_evaluation(folder: Folder) -> tuple[Summary, list[EvaluationRow]]:
     manifest.read(folder, EvaluationManifest)
     return read_summary(folder), read_rows(folder)
 

@@ -94,7 +94,7 @@ def evaluate_student(
         rows, scorers = run_workers(config, count, recipe.evaluation)
     rows = [aggregate.add_judged_metrics(row) for row in rows]
     summary = _add_calibration(recipe, aggregate.summarise(recipe, rows, scorers), rows)
-    _write(folder, recipe, summary, rows)
+    _write_results(folder, recipe, summary, rows)
     _log_to_mlflow(folder, summary, subject, tracking_uri)
     manifest.write(folder, EvaluationManifest(recipe=recipe, student_sha256=subject.student_sha256))
     return summary
@@ -141,7 +141,7 @@ def _build_worker_config(
     )
 
 
-def _write(folder: Folder, recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> None:
+def _write_results(folder: Folder, recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> None:
     write_rows(folder, rows)
     images = ImageStore(folder, rows)
     png = io.BytesIO()

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import Field, JsonValue
 
 from pipeline.evaluation.statistics import Difference, Estimate, Share
-from pipeline.records import Record
+from pipeline.record import Record
 from pipeline.storage import Folder
 
 SCORES, SUMMARY = "scores.parquet", "summary.json"

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import computed_field
 from pydantic.dataclasses import dataclass
 
-from pipeline.records import Record
+from pipeline.record import Record
 
 Z95 = 1.959963984540054
 NUM_RESAMPLES = 2000  # of a bootstrap, by default and at once

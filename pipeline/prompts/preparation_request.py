@@ -47,7 +47,7 @@ def count_added_files(folder: Folder, prepared: PromptsManifest, request: Prompt
     for name in {**earlier.settings, **request.settings}:
         got, expected = request.settings.get(name), earlier.settings.get(name)
         if got != expected:
-            raise UserError(f"{name}: got {_shorten(got)}; expected {_shorten(expected)}, {location}")
+            raise UserError(f"{name}: got {_format_setting(got)}; expected {_format_setting(expected)}, {location}")
     if earlier.cleaning != request.cleaning:
         raise UserError(
             f"prompts: got version {request.cleaning} of the cleaning; expected {earlier.cleaning}, {location}"
@@ -67,9 +67,9 @@ def _count_added(field: str, earlier: Sequence[SourceFile], files: Sequence[Sour
     return len(files) - len(earlier)
 
 
-def _shorten(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_shorten, value))
+        return ", ".join(map(_format_setting, value))
     if isinstance(value, Mapping):
         given = {name: item for name, item in value.items() if item not in ("", None)}
         return repr(given["path"]) if set(given) == {"path", "weight"} and given["weight"] == 0 else str(given)

@@ -15,10 +15,10 @@ from pipeline import manifest
 from pipeline.errors import UserError, get_first_line, invalid
 from pipeline.hub import download_folder, is_hub_id
 from pipeline.manifest import DataFile
-from pipeline.prompts import file_cleaning, sharding
+from pipeline.prompts import clean_corpus, file_cleaning
+from pipeline.prompts.clean_corpus import SCHEMA
 from pipeline.prompts.preparation_request import build_request, count_added_files
 from pipeline.prompts.prompt_dataset import PromptRequest, PromptsManifest, SourceRecord, write_data_file
-from pipeline.prompts.sharding import SCHEMA
 from pipeline.prompts.source_files import SourceFile, find_source_files
 from pipeline.recipe import BUNDLED, Prompts, Recipe, Source
 from pipeline.storage import Folder
@@ -114,11 +114,11 @@ def _write_sources(
     output.stats.update({name: CleaningStats() for name in sources})
     for file in cleaned:
         _add_stats(file, output, stop=options.on_unreadable == "stop")
-    corpus = sharding.CleanCorpus(cleaned)
-    kept = sharding.mark_unique_rows(corpus, options.near_duplicates, output.stats)
-    sharding.set_distributions(corpus, kept, output.stats)
+    corpus = clean_corpus.CleanCorpus(cleaned)
+    kept = clean_corpus.mark_unique_rows(corpus, options.near_duplicates, output.stats)
+    clean_corpus.set_distributions(corpus, kept, output.stats)
     for name in sources:
-        sharding.write_shards(corpus, kept, name, options.rows_per_shard, output.write)
+        clean_corpus.write_shards(corpus, kept, name, options.rows_per_shard, output.write)
 
 
 def _add_stats(file: file_cleaning.CleanedFile, output: PreparationOutput, *, stop: bool) -> None:

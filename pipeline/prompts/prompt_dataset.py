@@ -15,7 +15,7 @@ from pipeline.hashing import hash_bytes
 from pipeline.manifest import DataFile, Manifest
 from pipeline.prompts.source_files import SourceFile
 from pipeline.recipe import Recipe
-from pipeline.records import Record
+from pipeline.record import Record
 from pipeline.storage import Folder
 
 

@@ -12,7 +12,7 @@ from datasets_prep.sources import PICKLE_ENDINGS, READABLE_ENDINGS, PromptFile, 
 from pipeline.errors import UserError, get_first_line, invalid
 from pipeline.hashing import hash_bytes
 from pipeline.recipe import Source
-from pipeline.records import Record
+from pipeline.record import Record
 from pipeline.storage import Folder
 
 _SIDE_FILES = ("dataset_info.json", "state.json", "dataset_dict.json", "manifest.json")

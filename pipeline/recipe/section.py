@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from pipeline.records import Record
+from pipeline.record import Record
 
 
 class Section(Record):

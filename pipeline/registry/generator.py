@@ -48,14 +48,14 @@ class Generator(PythonModel):
 
     def _generate_images(self, rows: list[dict[str, Any]]) -> list[bytes]:
         negatives = [row["negative_prompt"] for row in rows]
-        scales = [_scale(row["scale"]) if row["negative_prompt"] else 0.0 for row in rows]
-        seeds = [torch.Generator().manual_seed(_seed(row["seed"])) for row in rows]
+        scales = [_parse_scale(row["scale"]) if row["negative_prompt"] else 0.0 for row in rows]
+        seeds = [torch.Generator().manual_seed(_parse_seed(row["seed"])) for row in rows]
         with steer(self.pipe, negatives if any(scales) else None, scales):
             images = self.pipe([row["prompt"] for row in rows], generator=seeds, **self.options).images
         return [_encode_png(image) for image in images]
 
 
-def _seed(value: Any) -> int:
+def _parse_seed(value: Any) -> int:
     """Return a whole number, which arrives as a float if other rows of the table have none."""
     seed = float(value) if isinstance(value, numbers.Real) else -1.0
     if not seed.is_integer() or not 0 <= seed <= LARGEST_SEED:
@@ -63,7 +63,7 @@ def _seed(value: Any) -> int:
     return int(seed)
 
 
-def _scale(value: Any) -> float:
+def _parse_scale(value: Any) -> float:
     scale = float(value) if isinstance(value, numbers.Real) else -1.0
     if not 0 <= scale < float("inf"):
         raise ValueError(f"scale: got {value!r}; expected a number of 0 or more.")

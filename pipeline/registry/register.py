@@ -17,7 +17,7 @@ from pipeline.registry import descriptions, mlflow_registry, version_artifacts
 from pipeline.registry.candidate import SHORT, Candidate
 from pipeline.registry.evaluation_scores import Scores
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
-from pipeline.registry.promotion import Decision, decide, decide_first
+from pipeline.registry.promotion_decision import Decision, decide, decide_first
 from pipeline.registry.publish import publish
 from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.storage import Folder
@@ -138,7 +138,7 @@ def _build_tags(entry: _Entry) -> dict[str, str]:
 
 
 def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
-    """Decide about a version and assign its alias, once per pair of evaluations; a replaced champion stays so."""
+    """Decide about a version and assign its alias, once per pair of evaluations; a replaced champion is not considered again."""
     tags = client.get_model_version(entry.name, number).tags
     champion = mlflow_registry.get_aliases(client, entry.name).get(CHAMPION)
     if number == champion:

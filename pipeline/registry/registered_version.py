@@ -2,7 +2,7 @@
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.records import STRICT
+from pipeline.record import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)

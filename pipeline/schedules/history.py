@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline import cron
 from pipeline.errors import UserError
-from pipeline.records import STRICT
+from pipeline.record import STRICT
 from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.storage import Folder
 

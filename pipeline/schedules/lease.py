@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline import retry as retries
 from pipeline.errors import StorageError, UserError, get_first_line
-from pipeline.records import STRICT
+from pipeline.record import STRICT
 from pipeline.storage import Folder
 
 TTL_SECONDS = 60.0  # time without a heartbeat after which the lease expires

@@ -8,12 +8,12 @@ from pipeline.schedules.history import History, ScheduledRun
 from pipeline.schedules.schedule_store import ScheduleStore, StoredSchedule
 
 
-def schedule_rows(store: ScheduleStore) -> list[dict[str, str]]:
+def build_schedule_rows(store: ScheduleStore) -> list[dict[str, str]]:
     """Return one row per schedule."""
     return [_schedule_row(store, store.read(name)) for name in store.list_names()]
 
 
-def list_history(store: ScheduleStore, name: str) -> list[dict[str, str]]:
+def build_history_rows(store: ScheduleStore, name: str) -> list[dict[str, str]]:
     """Return one row per scheduled time, oldest first; also of a removed schedule, whose history is kept."""
     history = History(store.get_folder(name))
     if not history.list_times():

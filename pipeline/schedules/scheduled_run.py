@@ -16,11 +16,11 @@ from pathlib import Path
 from pipeline import cron
 from pipeline.errors import TransientError, UserError, get_first_line
 from pipeline.interrupts import interrupt_process, stop_immediately
-from pipeline.main_job import run_pipeline
 from pipeline.recipe import Recipe
 from pipeline.redaction import redact
 from pipeline.registry import versions
 from pipeline.registry.registered_version import RegisteredVersion
+from pipeline.run_pipeline import run_pipeline
 from pipeline.schedules import history
 from pipeline.schedules.history import DONE, FAILED, FINAL, INVALID_CONFIG, RUNNING, SKIPPED, History, ScheduledRun
 from pipeline.schedules.lease import TTL_SECONDS, BusyError, Lease

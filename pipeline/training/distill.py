@@ -155,7 +155,7 @@ def _resume_or_create_mlflow_run(
     """Return the MLflow run of this folder: the one it began with, or a new one."""
     sha256 = hash_folder(teacher)
     if folder.exists(manifest.RUN_FILE):
-        begun, state = run_identity.read(folder), run_identity.BEGUN
+        begun, state = run_identity.read_begun_run(folder), run_identity.BEGUN
         run_identity.require_same_run(folder, begun.recipe, recipe, state)
         run_identity.require_same_prompts(folder, begun.prompts, prompts.files, state)
         run_identity.require_same_teacher(folder, begun.teacher_sha256, sha256, recipe.teacher)

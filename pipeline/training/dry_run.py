@@ -70,7 +70,7 @@ def compute_budget(recipe: Recipe, estimated: Estimate) -> Budget:
 
 
 def _count_evaluation_flops(recipe: Recipe, estimated: Estimate) -> float:
-    """Count the denoiser's operations of one evaluation beside the training, whose teacher makes no images."""
+    """Return the denoiser's FLOPs in one evaluation during training; the teacher is not sampled there."""
     options = recipe.evaluation
     num_methods = 1 + len(options.scales) + 2  # plain, NASA at each scale, guidance with its two passes
     images = 0.0
@@ -83,7 +83,7 @@ def _count_evaluation_flops(recipe: Recipe, estimated: Estimate) -> float:
 
 
 def _estimate_disk(recipe: Recipe, estimated: Estimate) -> float:
-    """Count the checkpoints that are kept, one that is being written, and both students with all their parts."""
+    """Return the bytes of the checkpoints kept, of one being written, and of both students with all their parts."""
     trained, every = estimated.trained, estimated.parameters
     frozen = 2.0 if recipe.train.precision == "bfloat16" else 4.0
     checkpoint = 4.0 * every + 12.0 * trained + frozen * every + 16.0 * estimated.lora_parameters + 8.0 * trained
@@ -92,13 +92,13 @@ def _estimate_disk(recipe: Recipe, estimated: Estimate) -> float:
 
 
 def _estimate_host_memory(recipe: Recipe, estimated: Estimate) -> float:
-    """Count a worker's peak while it loads: teacher and student in float32, with the teacher's other parts."""
+    """Return the bytes at a worker's peak, while it loads teacher and student in float32 and the teacher's other parts."""
     text = 0 if recipe.train.num_encoders else count_text_encoder_parameters(recipe)
     return PROCESS_BYTES + 4.0 * (2 * estimated.parameters + text + VAE_PARAMETERS)
 
 
 def describe(recipe: Recipe, prompts: Folder) -> str:
-    """Write the estimate, the budget and the state of every input as lines for people."""
+    """Return the estimate, the budget and the state of every input as text."""
     estimated = estimate(recipe)
     lines = [f"denoiser: {estimated.parameters / 1e6:,.0f} M parameters; passes a step: {estimated.passes}"]
     lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in estimated.memory.items()]
@@ -190,7 +190,7 @@ def _require_benchmarks(folder: Folder) -> Folder:
 
 def _require_file(path: str) -> str:
     if not path or not Path(path).expanduser().exists():
-        raise UserError(f"{path!r} is not there")
+        raise UserError(f"{path!r} does not exist")
     return path
 
 

@@ -34,7 +34,8 @@ GIB = 2**30
 class Estimate:
     """Bytes of one GPU, by what they are for, and the floating-point operations of one step on it.
 
-    `forward_flops` are those of the denoiser for one image; of its `parameters` so many are `trained`.
+    `forward_flops` are the denoiser's FLOPs for one image, `parameters` its parameter count, `trained` the number of those
+    that are trained.
     """
 
     memory: dict[str, float]
@@ -95,16 +96,17 @@ def estimate(recipe: Recipe) -> Estimate:
     decoder_flops, decoder_activations = _estimate_clip_costs(recipe, micro, reduced)
     memory = {
         "student, float32": 4.0 * every,
-        "and as computed with": 2.0 * every if reduced else 0.0,
-        "its gradients": 4.0 * trained * (shared if options.zero_stage == 2 else 1),
-        "ZeRO's float32 partition of its weights": 4.0 * trained * shared,
-        "ZeRO's reduce bucket": 4.0 * reduce_bucket_elements(trained),
-        "its optimizer states": 8.0 * trained * shared,
-        "its moving average": 4.0 * trained,
+        "student, bfloat16 copy": 2.0 * every if reduced else 0.0,
+        "student's gradients": 4.0 * trained * (shared if options.zero_stage == 2 else 1),
+        "student's ZeRO float32 partition": 4.0 * trained * shared,
+        "student's ZeRO reduce bucket": 4.0 * reduce_bucket_elements(trained),
+        "student's optimizer states": 8.0 * trained * shared,
+        "student's moving average": 4.0 * trained,
         "teacher": (2.0 if reduced else 4.0) * every,
         "text encoder": (2.0 if reduced else 4.0)
         * (0 if options.num_encoders else count_text_encoder_parameters(recipe)),
-        "LoRA teacher, all of it": 4.0 * lora * (2 + 3 * shared) + 4.0 * reduce_bucket_elements(lora),
+        "LoRA teacher, with gradients and optimizer states": 4.0 * lora * (2 + 3 * shared)
+        + 4.0 * reduce_bucket_elements(lora),
         "activations of a pass": activations,
         "CLIP loss": decoder_activations,
         "reserved": RESERVED,
@@ -145,10 +147,7 @@ def count_saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            saved[storage._cdata] = (
-                storage.nbytes(),
-                storage,
-            )  # keeps the storage alive, so that its address is not reused
+            saved[storage._cdata] = (storage.nbytes(), storage)  # keeps it alive, so that its address is not reused
         return tensor
 
     keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
@@ -170,7 +169,7 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        raise NotImplementedError("for the count of a forward pass alone")
+        raise NotImplementedError("only what a forward pass saves is counted")
 
 
 @contextmanager
@@ -199,7 +198,7 @@ def _count_lora_parameters(recipe: Recipe) -> int:
 
 
 def _estimate_clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float]:
-    """Count what decoding the CLIP loss's images and back takes. CLIP itself is small beside it and left out."""
+    """Return the FLOPs of decoding the CLIP loss's images, forward and backward, and the bytes saved; CLIP's are negligible."""
     options = recipe.train
     images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # of a pass
     if not options.clip_weight:
@@ -215,7 +214,7 @@ def _estimate_clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[flo
 
 
 def _build_autoencoder() -> Any:
-    """Stable Diffusion's."""
+    """Return Stable Diffusion's autoencoder."""
     return diffusers.AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -225,7 +224,7 @@ def _build_autoencoder() -> Any:
 
 
 def require_fit(recipe: Recipe) -> None:
-    """Refuse, before anything starts, a recipe that needs more memory than its GPUs have."""
+    """Raise a UserError if the recipe needs more memory than its GPUs have."""
     if not recipe.train.gpus_per_worker:
         return
     has, needs = GPUS[recipe.train.gpu].memory, estimate(recipe).total

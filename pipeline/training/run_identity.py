@@ -9,7 +9,7 @@ from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.manifest import DataFile
 from pipeline.recipe import Evaluation, Promotion, Prompts, Recipe, Schedule, Train
-from pipeline.records import Record
+from pipeline.record import Record
 from pipeline.storage import Folder
 
 BEGUN, FINISHED = "a run", "a finished student"
@@ -40,7 +40,7 @@ class BegunRun(Record):
     mlflow_run: str
 
 
-def read(folder: Folder) -> BegunRun:
+def read_begun_run(folder: Folder) -> BegunRun:
     """Return the record of the run that a folder was begun with."""
     return BegunRun.from_values(folder.read_json(manifest.RUN_FILE), f"{folder.uri}/{manifest.RUN_FILE}")
 
@@ -52,13 +52,11 @@ def require_same_run(folder: Folder, saved_recipe: Recipe, recipe: Recipe, state
         UserError: naming the first field that differs, both values, and what to do.
     """
     saved, given = (flatten(_reset_placement_fields(each, state).to_dict()) for each in (saved_recipe, recipe))
-    for name, value in sorted(
-        given.items(), key=lambda item: item[0] == "name"
-    ):  # compared last: a name follows from the rest
+    for name, value in sorted(given.items(), key=lambda item: item[0] == "name"):  # the name follows from the rest
         if saved.get(name) != value:
             raise UserError(
-                f"{name}: got {_SHORT.repr(value)}; {folder.uri} holds {state} with {_SHORT.repr(saved.get(name))}. "
-                f"Give the same value, or another --run{_FURTHER.format(folder.uri) if state == FINISHED else ''}."
+                f"{name}: got {_SHORT.repr(value)}; expected {_SHORT.repr(saved.get(name))}, as of {state} in {folder.uri}. "
+                f"Pass the same value, or another --run{_FURTHER.format(folder.uri) if state == FINISHED else ''}."
             )
 
 
@@ -72,8 +70,8 @@ def require_same_prompts(
     """
     if saved != prompts:
         raise UserError(
-            f"prompts: got others than those of {folder.uri}, which holds {state}. Prepare the same ones, or give "
-            "another --run."
+            f"prompts: got other prompts; expected those that {state} in {folder.uri} was begun with. Prepare the same "
+            "ones, or pass another --run."
         )
 
 
@@ -85,8 +83,8 @@ def require_same_teacher(folder: Folder, saved_sha256: str, sha256: str, teacher
     """
     if saved_sha256 != sha256:
         raise UserError(
-            f"teacher: got {teacher!r} with sha256 {sha256[:12]}; {folder.uri} holds a student of {saved_sha256[:12]}. "
-            "Give the same teacher, or another --run."
+            f"teacher: got {teacher!r} with sha256 {sha256[:12]}; expected {saved_sha256[:12]}, the teacher of the run in "
+            f"{folder.uri}. Pass the same teacher, or another --run."
         )
 
 
@@ -105,9 +103,7 @@ def _reset_placement_fields(recipe: Recipe, state: str) -> Recipe:
     """
     chose = recipe if state == FINISHED and recipe.evaluation.student_selection == "best" else Recipe()
     placement = {name: Train.model_fields[name].default for name in PLACEMENT}
-    prompts = Prompts(
-        avoid_contradictions=recipe.prompts.avoid_contradictions
-    )  # the other fields are compared by their files
+    prompts = Prompts(avoid_contradictions=recipe.prompts.avoid_contradictions)  # others are compared by their files
     promotion = Promotion(metric=chose.promotion.metric, higher_is_better=chose.promotion.higher_is_better)
     return recipe.model_copy(
         update={

@@ -41,7 +41,7 @@ def train(config: TrainLoopConfig, actor: ProgressSink) -> None:
     if ray.get(actor.get_user_error.remote()):
         return
     try:
-        _run(config, actor)
+        _train_to_last_step(config, actor)
     except TransientError:
         raise
     except UserError as error:
@@ -49,7 +49,7 @@ def train(config: TrainLoopConfig, actor: ProgressSink) -> None:
         raise
 
 
-def _run(config: TrainLoopConfig, actor: ProgressSink) -> None:
+def _train_to_last_step(config: TrainLoopConfig, actor: ProgressSink) -> None:
     """Train from the latest checkpoint, or from the start, to the recipe's last step."""
     logs.configure()
     check_versions()

@@ -9,7 +9,7 @@ import torch
 import nasa
 from nasa.attention import SteeredAttnProcessor
 from nasa.testing.pipeline_variants import build_variant
-from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_CALLS, TINY_PIPELINES
 
 SCALE = 0.6
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import nasa
 from nasa.causal import CausalAttnProcessor, generate_video, rotate, use_causal_attention
-from nasa.testing.pipelines import TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_PIPELINES
 
 TOLERANCE = 1e-5
 CALL = {"height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 16, "output_type": "latent"}

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 import nasa
 from nasa.attention import SteeredAttnProcessor, Steering
 from nasa.families import find_family
-from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_CALLS, TINY_PIPELINES
 
 FUSED_TOLERANCE = 2e-5  # one matrix product replaces three
 HALF_TOLERANCE = {torch.bfloat16: 4e-2, torch.float16: 5e-3}  # PixArt divides by alpha_T = 1 / 157

@@ -7,7 +7,7 @@ import nasa
 from nasa.denoiser import make_steerable
 from nasa.families import find_family
 from nasa.prompt_embeds import PromptEmbeds, cat, where
-from nasa.testing.pipelines import TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_PIPELINES
 
 TOLERANCE = 1e-6
 SCALE = 0.6

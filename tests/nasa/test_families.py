@@ -12,7 +12,7 @@ import nasa
 from nasa.attention import SteeredAttnProcessor
 from nasa.families import find_family
 from nasa.joint_attention import JointSteeredProcessor
-from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_CALLS, TINY_PIPELINES
 
 TOLERANCE = 2e-5
 SCALE = 0.4

@@ -6,7 +6,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.modular_pipelines import QwenImageAutoBlocks, StableDiffusionXLAutoBlocks
 
 import nasa
-from nasa.testing.pipelines import TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_PIPELINES
 
 CALL = {"height": 32, "width": 32, "num_inference_steps": 3, "output_type": "latent"}
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")

@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStream
 import nasa
 from nasa.families import find_family
 from nasa.joint_attention import JOINT_ATTENTION_MODES, JointSteeredProcessor, JointSteering
-from nasa.testing.pipelines import TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_PIPELINES
 
 TOLERANCE = 2e-6
 BATCH, WIDTH, HEADS = 2, 16, 2

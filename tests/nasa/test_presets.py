@@ -7,7 +7,7 @@ import torch
 
 import nasa
 from nasa.families import find_family
-from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_CALLS, TINY_PIPELINES
 
 TOLERANCE = 1e-4
 FAMILIES = {

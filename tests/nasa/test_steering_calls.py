@@ -12,7 +12,7 @@ from peft import LoraConfig
 import nasa
 from nasa.attention import SteeredAttnProcessor
 from nasa.families import get_denoisers
-from nasa.testing.pipelines import TINY_CALLS, TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_CALLS, TINY_PIPELINES
 
 SCALE = 0.6
 STEPS = 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from nasa.testing.pipelines import tiny_pixart
+from nasa.testing.tiny_pipelines import tiny_pixart
 from pipeline import models
 from pipeline.evaluation.sampling import Sampler, SamplingMethod, draw_seeded_noise
 

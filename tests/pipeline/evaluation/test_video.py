@@ -21,7 +21,7 @@ class RedScorer:
 
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory):
-    from nasa.testing.pipelines import TINY_PIPELINES
+    from nasa.testing.tiny_pipelines import TINY_PIPELINES
 
     folder = tmp_path_factory.mktemp("wan") / "causvid"
     TINY_PIPELINES["wan"]().save_pretrained(folder)

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from nasa.denoiser import make_steerable
 from nasa.student import generate
 from nasa.testing import tiny_stable_diffusion
-from nasa.testing.pipelines import TINY_PIPELINES, tiny_pixart, tiny_pixart_sigma
+from nasa.testing.tiny_pipelines import TINY_PIPELINES, tiny_pixart, tiny_pixart_sigma
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.shapes import WEIGHTS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nasa.testing.pipelines import tiny_pixart
+from nasa.testing.tiny_pipelines import tiny_pixart
 from pipeline import models, recipe
 from pipeline.errors import UserError
 from pipeline.models.clip.model import Clip

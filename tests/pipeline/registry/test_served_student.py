@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nasa.testing import tiny_stable_diffusion
-from nasa.testing.pipelines import tiny_pixart
+from nasa.testing.tiny_pipelines import tiny_pixart
 from pipeline import models, recipe
 from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.sampling import Sampler, SamplingMethod

@@ -9,7 +9,7 @@ import torch.distributed
 
 from nasa.denoiser import make_steerable
 from nasa.teachers import merge_weights
-from nasa.testing.pipelines import TINY_PIPELINES
+from nasa.testing.tiny_pipelines import TINY_PIPELINES
 from pipeline import models, recipe
 from pipeline.models.clip.model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler

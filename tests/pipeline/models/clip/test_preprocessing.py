@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from nasa.testing.stable_diffusion import tiny_tokenizer
+from nasa.testing.tiny_stable_diffusion import tiny_tokenizer
 from pipeline.errors import UserError
 from pipeline.evaluation.scorers import Metric, load
 from pipeline.models.clip.model import Clip

@@ -12,14 +12,14 @@ from pipeline.evaluation.statistics import bootstrap_clustered, compute_discorda
 from pipeline.recipe import GuardrailMetric, Promotion
 from pipeline.registry.evaluation_scores import ImageKey, Scores
 
-MIN_IMAGES = 30  # of each student; fewer decide nothing
+MIN_IMAGES = 30  # fewest images per student for a decision
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The gain in one metric, with its interval; positive is better. `images` are those of the one that has fewer.
+    """The gain in one metric with its interval; positive is better.
 
-    `problem` says why there is none.
+    `images` is the smaller number of images of the two; `problem` says why the metric was not compared.
     """
 
     metric: str
@@ -60,12 +60,12 @@ def compare_metric(
     higher_is_better: bool = True,
     min_images: int = MIN_IMAGES,
 ) -> Comparison:
-    """Compare on the same images: new minus old where higher is better, else old minus new.
+    """Compare on the same images: new minus old if higher is better, else old minus new.
 
-    A metric of exclusion is over the images of a student that show what the negative names, and two students show it
-    on other seeds: its means over each one's own images are compared, prompt by prompt, since some pairs are harder
-    than others (`statistics.bootstrap_clustered`). Of zeros and ones the wider of the bootstrap's and the exact sign
-    test's intervals counts.
+    An exclusion metric covers only seeds whose image without a negative prompt shows the attribute. These seeds differ
+    between students, so the means over each student's images are compared, stratified by prompt, since some pairs are
+    harder than others (`statistics.bootstrap_clustered`). For a binary metric the interval is the wider one of the
+    bootstrap's and the exact sign test's.
     """
     for scores, whose in ((new, "this student"), (old, "the champion")):
         if not scores.images.get(metric):
@@ -79,13 +79,13 @@ def compare_metric(
     if not selected:
         shared = new_values.keys() & old_values.keys()
         if not shared:
-            return Comparison(metric, problem=f"the champion's {metric} is of other prompts or seeds")
+            return Comparison(metric, problem=f"the champion's {metric} was measured on other prompts or seeds")
         new_values, old_values = ({key: v[key] for key in sorted(shared)} for v in (new_values, old_values))
     better, worse = (new_values, old_values) if higher_is_better else (old_values, new_values)
     stratum = (lambda image: image[1]) if selected else (lambda image: None)
     difference = bootstrap_clustered(better, worse, confidence=confidence, stratum=stratum)
     if math.isnan(difference.difference):
-        return Comparison(metric, problem=f"{metric} is of no prompt that both evaluations have images of")
+        return Comparison(metric, problem=f"no prompt has images with {metric} in both evaluations")
     if difference.count < min_images:
         return Comparison(
             metric, problem=f"{metric} is over {difference.count} images; at least {min_images} are needed"
@@ -98,7 +98,7 @@ def compare_metric(
 
 
 def _is_selected(images: Mapping[ImageKey, float]) -> bool:
-    """Tell whether these images were selected by the student's own plain images."""
+    """Tell whether the seeds were selected by the student's images without a negative prompt."""
     return all(name == EXCLUSION_SET for name, _, _ in images)
 
 

@@ -186,8 +186,8 @@ def test_another_teacher_or_other_prompts_are_rejected_for_a_finished_run(run, t
     file = tmp_path / "run/distilled/manifest.json"
     record = json.loads(file.read_text())
     for changed, message in (
-        ({"teacher_sha256": "0" * 64}, "holds a student of 000000000000. Give the same teacher, or another --run"),
-        ({"prompts": {}}, "prompts: got others than those of "),
+        ({"teacher_sha256": "0" * 64}, "expected 000000000000, the teacher of the run in "),
+        ({"prompts": {}}, "prompts: got other prompts; expected those that "),
     ):
         file.write_text(json.dumps(record | changed))
         assert main(build_arguments("distill", copied)) == 2

@@ -29,7 +29,7 @@ from nasa.testing.components import (
     tiny_qwen_tokenizer,
     tiny_t5_tokenizer,
 )
-from nasa.testing.stable_diffusion import tiny_tokenizer
+from nasa.testing.tiny_stable_diffusion import tiny_tokenizer
 
 
 def tiny_flux() -> FluxPipeline:

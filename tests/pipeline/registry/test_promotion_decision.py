@@ -8,7 +8,7 @@ import pytest
 from pipeline.evaluation.results import MetricSummary
 from pipeline.recipe import GuardrailMetric, Promotion
 from pipeline.registry.evaluation_scores import Scores
-from pipeline.registry.promotion import compare_metric, decide, decide_first
+from pipeline.registry.promotion_decision import compare_metric, decide, decide_first
 
 IMAGES = 200
 NOISE = np.random.default_rng(0).normal(0, 0.05, IMAGES)
@@ -86,7 +86,7 @@ def test_a_guardrail_metric_may_be_better_if_lower():
     ("new", "old", "reason"),
     [
         ({"quality": 0.1}, {"options": {"version": "2"}, "quality": 0.0}, "has another version or other options"),
-        ({"quality": 0.1}, {"first": 1, "quality": 0.0}, "is of other prompts or seeds"),
+        ({"quality": 0.1}, {"first": 1, "quality": 0.0}, "was measured on other prompts or seeds"),
         ({"other": 0.1}, {"quality": 0.0}, "the evaluation of this student has no quality"),
         ({"quality": 0.1}, {"other": 0.0}, "the evaluation of the champion has no quality"),
     ],

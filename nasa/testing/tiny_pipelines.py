@@ -41,8 +41,8 @@ from nasa.testing.components import (
     tiny_gemma_tokenizer,
     tiny_t5_tokenizer,
 )
-from nasa.testing.joint_pipelines import tiny_flux, tiny_qwen_image, tiny_stable_diffusion_3
-from nasa.testing.stable_diffusion import tiny_stable_diffusion, tiny_tokenizer
+from nasa.testing.tiny_joint_pipelines import tiny_flux, tiny_qwen_image, tiny_stable_diffusion_3
+from nasa.testing.tiny_stable_diffusion import tiny_stable_diffusion, tiny_tokenizer
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:
