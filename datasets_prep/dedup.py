@@ -18,7 +18,7 @@ BANDS, ROWS = 20, 6
 _SEED = 1
 _ASCII_WORD = re.compile(r"[a-z0-9#%&+<=>@$]+")
 _JOINERS = r"\u200c\u200d"
-_TAGS = r"\U000e0020-\U000e007f"  # in the flags of England, Scotland and Wales
+_TAGS = r"\U000e0020-\U000e007f"  # tags in the flags of England, Scotland and Wales
 _WORD = regex.compile(
     rf"[\p{{So}}\p{{EMod}}][\p{{So}}\p{{EMod}}\p{{M}}{_JOINERS}{_TAGS}]*"
     rf"|[\p{{L}}\p{{M}}\p{{N}}\p{{Sc}}\p{{Sm}}\p{{Co}}\p{{Cn}}#%&@{_JOINERS}--|~]+",

@@ -27,7 +27,7 @@ COMMON_TERMS = (
     "watermark",
     "distortion",
     "unclear details",
-    # what else people write
+    # other terms that people write
     "grainy",
     "dark",
     "noise",
@@ -49,7 +49,7 @@ COMMON_TERMS = (
     "cartoon",
 )
 _VOCABULARY = 2_000  # terms
-_MAX_TERMS = 8  # in a combination
+_MAX_TERMS = 8  # most terms in a combination
 _FUNCTION_WORDS = {"a", "an", "the", "of", "on", "in", "at", "and", "with", "photo", "background", "shape"}
 
 

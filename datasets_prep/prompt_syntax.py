@@ -59,7 +59,7 @@ _IDIOM = re.compile(  # a sentence that contains a dash: "--no one knew", "--no 
 _MAX_TERM_WORDS = 4  # if nothing else shows that it is a term
 _COMMAND = re.compile(r"^\s*/imagine(?:\s+prompt)?(?:\s*:|(?=\s)|$)\s*", re.IGNORECASE)
 _URL = re.compile(r"<?\bhttps?://[^\s<>]*[^\s<>,;.!?)\]}\"']>?", re.IGNORECASE)
-_GLUED = r"(?<=\s)::\d*\.?\d+(?=[^\W\d_])|(?<=[^\s:])::\d*\.\d+(?=[^\W\d_])"  # to the next word
+_GLUED = r"(?<=\s)::\d*\.?\d+(?=[^\W\d_])|(?<=[^\s:])::\d*\.\d+(?=[^\W\d_])"  # text up to the next word
 _WEIGHT = re.compile(rf"(?:(?<=[^\s:])::(?:\s*{_NUMBER})?|(?<=\s)::\s?{_NUMBER})(?!\.\d)(?=[\s,.;]|$)|{_GLUED}")
 _CHOICE = re.compile(r"(?<!\\)\{([^{}]*(?<!\\),[^{}]*)\}")
 _OPTION_END = re.compile(r"(?<!\\),")

@@ -16,7 +16,7 @@ from nasa.batch_layouts import BatchSplit
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.rules import RULES, Rule, Scale
 
-CROSS_ATTENTION_SUFFIX = "attn2.processor"  # of a key of `attn_processors`
+CROSS_ATTENTION_SUFFIX = "attn2.processor"  # suffix of a key of `attn_processors`
 WAN_TEXT_TOKENS = 512  # fixed in diffusers' WanAttnProcessor
 KeyValue = tuple[Tensor, Tensor]  # K and V of a text, [B, H, T, K]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nasa.attention import attend, merge_heads, split_heads
 
-TIMESTEPS = (1000, 757, 522)  # of the released student; 1000 sigma
+TIMESTEPS = (1000, 757, 522)  # timesteps of the released student; 1000 sigma
 FRAMES_PER_BLOCK = 3  # latent frames
 SELF_ATTENTION_SUFFIX = "attn1.processor"
 Rotation = tuple[Tensor, Tensor]

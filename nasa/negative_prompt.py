@@ -27,7 +27,7 @@ class NegativePrompt:
 
     pipe: Any
     family: Family
-    texts: Mapping[str, Prompts] = field(default_factory=dict)  # by the names of the encoder's arguments
+    texts: Mapping[str, Prompts] = field(default_factory=dict)  # keyed by the encoder's argument names
     max_sequence_length: int | None = None
     embeds: Tensor | None = None
     mask: Tensor | None = None

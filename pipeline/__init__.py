@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent  # of the checkout
+ROOT = Path(__file__).parent.parent  # root of the checkout
 
 ENVIRONMENT = {  # environment variables of a command and its workers; libraries read them at their first import
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

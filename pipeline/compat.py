@@ -9,7 +9,7 @@ from ray.train import Checkpoint, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints that it keeps
-CHECKPOINT_PREFIX = "checkpoint_"  # of Ray Train's checkpoint folders
+CHECKPOINT_PREFIX = "checkpoint_"  # name of Ray Train's checkpoint folders
 CHECKPOINT_NAME = "checkpoint_dir_name"  # the key of a checkpoint's folder in the snapshot
 
 

@@ -67,13 +67,13 @@ def query_hub(path_or_id: str, revision: str) -> Any:
     """Ask the hub about a model, for at most `HUB_SECONDS`.
 
     Raises:
-        TransientError: where it does not answer, or knows no such model.
+        TransientError: if it does not answer, or knows no such model.
     """
     from huggingface_hub import model_info
 
     try:
         return model_info(path_or_id, revision=revision, timeout=HUB_SECONDS)
-    except Exception as error:  # of whatever HTTP library the hub's client uses
+    except Exception as error:  # errors of any HTTP library that the hub's client uses
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TransientError(f"{path_or_id} at {revision} cannot be had from the hub: {line}") from None
 

@@ -14,7 +14,7 @@ from pipeline.record import Record
 from pipeline.storage import Folder
 
 NAME = "manifest.json"
-RUN_FILE = "run.json"  # in the folder of a distillation that was begun
+RUN_FILE = "run.json"  # present in the folder of a distillation that was begun
 CODE = "NASA_DISTILL_CODE"  # the code version of a submitted job, which has no git
 M = TypeVar("M", bound="Manifest")
 
@@ -75,7 +75,7 @@ def read(folder: Folder, kind: type[M]) -> M:
     """Return the manifest of a complete folder of this kind.
 
     Raises:
-        UserError: where there is none, or one of another kind, with the command that makes one.
+        UserError: if there is none, or one of another kind, with the command that makes one.
     """
     expected, path = kind.model_fields["kind"].default, f"{folder.uri}/{NAME}"
     if not folder.exists(NAME):

@@ -56,7 +56,7 @@ def _build_user_error(error: ErrorDetails, cls: type[BaseModel], where: str) -> 
     path, kind, value = _format_path(error["loc"]), error["type"], error["input"]
     field = ": ".join(filter(None, [where, path]))
     context = error.get("ctx", {})
-    if kind == "value_error":  # of a dataclass or a section, which names its field itself
+    if kind == "value_error":  # errors of a dataclass or a section name the field themselves
         return UserError(".".join(filter(None, [field, str(context["error"])])))
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return invalid(field, value, f"one of the fields {', '.join(_list_fields(cls, error['loc'][:-1]))}")

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
-NAME = re.compile(  # of a variable, in capitals
+NAME = re.compile(  # words in a variable's name, in capitals
     r"TOKEN|SECRET|PASS(WORD|WD|PHRASE|$)|(^|_)PASS(_|$)|PWD(_|$)|CREDENTIAL|COOKIE|(^|_)AUTH(_|$)|AUTHORIZATION|HEADERS(_|$)"
     r"|(API|ACCESS|PRIVATE|SIGNING)_?KEY|(^|_)KEY(_|$)"
 )

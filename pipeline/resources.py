@@ -9,8 +9,8 @@ import ray
 from pipeline.errors import TransientError, UserError
 from pipeline.recipe import Evaluation, Train
 
-TIMEOUT_MINUTES = 10.0  # for commands whose recipe sets none
-GRACE_SECONDS = 10  # within which a cluster with free resources places a group
+TIMEOUT_MINUTES = 10.0  # default of commands whose recipe sets none
+GRACE_SECONDS = 10  # a cluster with free resources places a group faster than this
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def wait_for_resources(
     """Check that the Ray session can satisfy the request; on a cluster, wait for it to scale.
 
     Raises:
-        UserError: where this machine, without an `address`, has too little.
-        TransientError: where the cluster has not placed the request within `timeout_minutes`.
+        UserError: if this machine, without an `address`, has too little.
+        TransientError: if the cluster has not placed the request within `timeout_minutes`.
     """
     if address:
         _wait_for_placement(request, timeout_minutes, log)

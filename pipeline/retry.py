@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
-MAX_ATTEMPTS = 12  # of one S3 request, about two minutes in all
+MAX_ATTEMPTS = 12  # attempts of one S3 request, about two minutes in all
 FIRST_DELAY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 64.0
 

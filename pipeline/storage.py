@@ -134,7 +134,7 @@ class Folder:
         """Return the value in a JSON file.
 
         Raises:
-            UserError: where the file is not there or not valid JSON.
+            UserError: if the file is not there or not valid JSON.
         """
         try:
             return json.loads(self.read(name))

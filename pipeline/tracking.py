@@ -121,7 +121,7 @@ class Tracker:
         self._client = build_client(uri)
         self._pending: queue.Queue[Callable[[], object]] = queue.Queue(MAX_PENDING)
         self._lost = 0
-        self._last_logged_step = -1  # by an earlier process of this run
+        self._last_logged_step = -1  # logged by an earlier process of this run
         threading.Thread(target=self._write, daemon=True).start()
 
     def log_metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:

@@ -19,7 +19,7 @@ from datasets_prep.sources.format_detection import infer_format
 from datasets_prep.sources.rows import UNREADABLE, row_from_object, rows_to_tables
 
 SMALL = 2**20  # bytes of a file that may belong to a sample; a larger one is a file of prompts
-MAX_MEMBERS, MAX_HELD_BYTES = 2**12, 2**24  # of a family: members, and bytes of their content
+MAX_MEMBERS, MAX_HELD_BYTES = 2**12, 2**24  # limits of a family: members, and bytes of their content
 CAPTIONS = ("txt", "text", "caption", "cap")
 MEDIA = """
 jpg jpeg png webp gif bmp tif tiff avif heic jxl mp4 webm mov avi mkv mp3 wav flac npy npz pt pth safetensors

@@ -24,7 +24,7 @@ from datasets_prep.sources.rows import (
 )
 
 MAX_ROWS_PER_BYTE = 1000  # a column of one repeated value takes almost no space
-_ARROW_FILE = b"ARROW1\0\0"  # before the stream and its footer
+_ARROW_FILE = b"ARROW1\0\0"  # magic bytes before an Arrow stream and its footer
 
 
 def read_parquet(opened: Any, rows: int, column: str) -> Iterator[pa.Table]:

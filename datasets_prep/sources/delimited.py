@@ -19,7 +19,7 @@ from datasets_prep.sources.rows import (
 )
 
 DELIMITERS = ",\t;|"
-_SEPARATOR_LINE = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # as Excel writes it
+_SEPARATOR_LINE = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # a line that Excel writes
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"\s*')
 _TOO_LONG = f"line of more than {MAX_RECORD_BYTES} bytes"
 csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))

@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, GemmaTokenizer, Qwen2Tokenizer, T5Token
 from nasa.testing.tiny_stable_diffusion import CHARACTERS, tiny_tokenizer
 
 TEXT_WIDTH = 16
-QWEN_TEMPLATE = (  # as in diffusers' pipeline, which drops the 34 tokens before the prompt
+QWEN_TEMPLATE = (  # diffusers' pipeline drops the 34 tokens before the prompt
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )

@@ -220,7 +220,7 @@ TINY_CALLS: dict[str, dict[str, Any]] = {  # options of a call of each: two step
     "qwen-image": {**_SIZE, **_TEXT},
 }
 
-_FAMILIES = {  # by the class of each pipeline
+_FAMILIES = {  # keyed by the pipeline's class
     "StableDiffusionPipeline": "stable-diffusion",
     "StableDiffusionXLPipeline": "sdxl",
     "PixArtAlphaPipeline": "pixart",

@@ -50,7 +50,7 @@ def connect(address: str | None = None) -> JobClient:
         address: the job server's URL; by default RAY_API_SERVER_ADDRESS, or port 8265 of this machine.
 
     Raises:
-        UserError: where nothing answers, the token is not the cluster's, or it runs another version of Ray.
+        UserError: if nothing answers, the token is not the cluster's, or it runs another version of Ray.
     """
     address = _normalize_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT)
     _check_reachable(address)

@@ -33,7 +33,7 @@ def find_job_details(client: JobClient, submission_id: str) -> Any:
     """Return the job with this id or id prefix; of several attempts at one job, the latest.
 
     Raises:
-        UserError: where no job or several jobs match.
+        UserError: if no job or several jobs match.
     """
     ids = [job.submission_id for job in client.list_jobs() if job.submission_id]
     matching = [job for job in ids if job == submission_id] or [job for job in ids if job.startswith(submission_id)]

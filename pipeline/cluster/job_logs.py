@@ -9,7 +9,7 @@ from pipeline.cluster.job_client import JobClient
 from pipeline.errors import UserError, invalid
 
 BAR = "distil:"  # the prefix of a progress bar's line
-MAX_OUTAGE_SECONDS = 300  # of the job server
+MAX_OUTAGE_SECONDS = 300  # longest outage of the job server
 PAUSE_SECONDS = 2.0
 FAILED, STOPPED = "FAILED", "STOPPED"  # Ray's job states
 ENDED = ("SUCCEEDED", FAILED, STOPPED)

@@ -99,7 +99,7 @@ def _send(client: JobClient, job: Job, runtime_env: Mapping[str, object], metada
                 raise UserError(f"--job-server: the cluster stopped answering: {type(error).__name__}") from None
             time.sleep(PAUSE_SECONDS)
         except RuntimeError as error:
-            if find_job(client, job.id):  # from an earlier attempt or another person
+            if find_job(client, job.id):  # submitted by an earlier attempt or another person
                 return False
             raise UserError(f"submit: the cluster refused the job: {str(error).splitlines()[0]}") from None
     raise AssertionError

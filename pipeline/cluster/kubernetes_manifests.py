@@ -28,7 +28,7 @@ CLUSTER = "nasa-distill"
 HEAD = {"cpu": "4", "memory": "32Gi"}
 GPU_MEMORY_GI = 64  # GiB of main memory per GPU
 SECONDS_PER_DAY = 86_400
-MAX_NAME_LENGTH = 36  # of a RayCronJob, whose jobs' names are longer
+MAX_NAME_LENGTH = 36  # longest name of a RayCronJob, whose jobs' names are longer
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def render(kind: str, recipe: Recipe, values: ManifestValues) -> str:
     """Return the manifest as YAML.
 
     Raises:
-        UserError: where a cluster cannot do what is asked.
+        UserError: if a cluster cannot do what is asked.
     """
     _check(kind, recipe, values)
     build = {

@@ -14,7 +14,7 @@ from pipeline.evaluation.results import CorrectedShare, EvaluationRow, Summary, 
 from pipeline.evaluation.statistics import Estimate, Share
 from pipeline.recipe import Recipe, dump
 
-SIDE = 192  # of a thumbnail, in pixels
+SIDE = 192  # longest side of a thumbnail, in pixels
 COMPARED = 48  # prompts that are shown by every sampling method
 
 

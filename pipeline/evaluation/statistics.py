@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.record import Record
 
 Z95 = 1.959963984540054
-NUM_RESAMPLES = 2000  # of a bootstrap, by default and at once
+NUM_RESAMPLES = 2000  # default number, and the number computed at once
 MIN_PER_STRATUM = 5  # values of either side
 
 

@@ -42,7 +42,7 @@ from pipeline.storage import Folder
 PLAIN, VIDEOS = "no negative", "videos"
 KINDS = ("aesthetic", "imaging")
 CLIP_SECONDS = 2
-WIDTH = 256  # of a video in the report, in pixels
+WIDTH = 256  # width of a video in the report, in pixels
 
 
 class VideoOptions(Section):

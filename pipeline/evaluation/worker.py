@@ -39,7 +39,7 @@ from pipeline.storage import Folder
 
 SCORES = "scores"  # the folder of scores
 MAX_ATTEMPTS = 4
-VERSION = 4  # of a unit's rows; raised when their columns change, so that older files are not read
+VERSION = 4  # version of a unit's rows; raise it when their columns change, so that older files are not read
 KEY_LENGTH = 24
 Columns = dict[str, Any]
 """A row of a Parquet file, whose columns depend on the prompt set and the scorers."""
@@ -206,7 +206,7 @@ def run_workers(
 def _run_once(config: WorkerConfig, count: int, options: Evaluation) -> Results:
     numbers = ray.data.from_items([{"unit": number} for number in range(count)], override_num_blocks=count)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # of max_restarts
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # the deprecation of max_restarts
         stream = numbers.map_batches(
             EvaluationWorker,
             fn_constructor_args=(config,),

@@ -14,14 +14,14 @@ from pipeline.errors import get_first_line, invalid
 from pipeline.hub import download_folder, is_hub_id
 
 CONFIGURATION = ("*.json", "*.txt")  # downloaded with the weights
-SHOWN_NAMES = 3  # in an error
+SHOWN_NAMES = 3  # names shown in an error
 
 
 def find_weights_file(path_or_id: str, field: str, names: Sequence[str]) -> Path:
     """Return the file itself, or the first of `names` in a local folder, an S3 folder or a hub repository.
 
     Raises:
-        UserError: naming `field`, where there is none.
+        UserError: naming `field`, if there is none.
     """
     error = invalid(field, path_or_id, f"a file, or a folder or a hub id that holds {' or '.join(names)}")
     if not path_or_id:
@@ -47,7 +47,7 @@ def read_tensors(file: Path, field: str) -> dict[str, Tensor]:
     A torch file's tensors are mapped into memory: reading their names and shapes costs nothing.
 
     Raises:
-        UserError: naming `field`, where the file is damaged or holds anything but tensors.
+        UserError: naming `field`, if the file is damaged or holds anything but tensors.
     """
     try:
         if file.suffix == ".safetensors":

@@ -23,7 +23,7 @@ from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, build_ray_resou
 from pipeline.storage import Folder
 
 ROWS_PER_CHUNK = 10_000
-MAX_IN_PROCESS_BYTES = 16 * 2**20  # of input that is cleaned without starting Ray
+MAX_IN_PROCESS_BYTES = 16 * 2**20  # largest input that is cleaned without starting Ray
 READER_CPUS = 0.1  # the rest of the core cleans
 CORES_PER_READER = 8  # that one reader keeps busy
 STATISTICS = "statistics.json"

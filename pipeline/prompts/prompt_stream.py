@@ -20,8 +20,8 @@ from pipeline.remote_errors import iter_batches
 from pipeline.storage import Folder
 
 RANGE_SIZE = 65_536  # positions per reading task
-ENCODED_STEPS_PER_TASK = 16  # with encoders, whose output is a thousand times as large
-MAX_TASKS = 2  # at a time
+ENCODED_STEPS_PER_TASK = 16  # small, since the encoders' output is a thousand times as large as texts
+MAX_TASKS = 2  # concurrent tasks
 TASK_CPUS = 0  # a light task, which must run although the workers have reserved all cores
 
 

@@ -18,14 +18,14 @@ from mlflow.pyfunc.model import PythonModel
 from nasa import steer
 
 BATCH = 8
-LARGEST_SEED = 2**53  # up to which a float is exact
+LARGEST_SEED = 2**53  # the largest that a float holds exactly
 
 
 class Generator(PythonModel):
     """Generates one image per row.
 
     A row has a `prompt`, and optionally `negative_prompt`, `seed` (0) and `scale` (the version's own). An empty
-    negative prompt is none. The same row gives the same image in any table.
+    negative prompt means none. The same row gives the same image in any table.
     """
 
     def load_context(self, context: Any) -> None:

@@ -138,7 +138,7 @@ def _build_tags(entry: _Entry) -> dict[str, str]:
 
 
 def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
-    """Decide about a version and assign its alias, once per pair of evaluations; a replaced champion is not considered again."""
+    """Decide about a version and assign its alias, once per pair of evaluations, unless it is a replaced champion."""
     tags = client.get_model_version(entry.name, number).tags
     champion = mlflow_registry.get_aliases(client, entry.name).get(CHAMPION)
     if number == champion:

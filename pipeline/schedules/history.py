@@ -83,7 +83,7 @@ class History:
         """Return the record of a scheduled time, or None.
 
         Raises:
-            UserError: where the file holds something else.
+            UserError: if the file holds something else.
         """
         name = f"{scheduled_time}.json"
         if not self.folder.exists(name):
@@ -148,7 +148,7 @@ def from_iso(text: str) -> datetime:
     """Parse a time in ISO format.
 
     Raises:
-        ValueError: where it is no time, or has no time zone.
+        ValueError: if it is no time, or has no time zone.
     """
     when = datetime.fromisoformat(text)
     if when.tzinfo is None:

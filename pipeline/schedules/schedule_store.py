@@ -47,7 +47,7 @@ class ScheduleStore:
         """Add a schedule.
 
         Raises:
-            UserError: where there is one of this name, it is never due, or it would store a secret.
+            UserError: if there is one of this name, it is never due, or it would store a secret.
         """
         if self.folder.exists(f"{check_name(name)}.json"):
             raise invalid("name", name, "a new name", f"Run `schedule remove {name}` first, or choose another name.")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 REDUCE_BUCKET = 500_000_000  # elements: DeepSpeed's own default
-BETAS, WEIGHT_DECAY = (0.9, 0.999), 0.0  # of AdamW
+BETAS, WEIGHT_DECAY = (0.9, 0.999), 0.0  # AdamW's betas
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ def distill(
     Ray is started, or the cluster at `address` joined, after all inputs are checked.
 
     Raises:
-        UserError: where the folder holds a run of another recipe, teacher or prompts, or an input is missing.
-        TrainingError: where training diverged, or failed more often than the recipe allows.
+        UserError: if the folder holds a run of another recipe, teacher or prompts, or an input is missing.
+        TrainingError: if training diverged, or failed more often than the recipe allows.
         KeyboardInterrupt: on Ctrl-C, after the current step's checkpoint is stored.
     """
     if folder.exists(manifest.NAME):

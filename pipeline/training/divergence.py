@@ -31,7 +31,7 @@ class DivergenceDetector:
         """Check the metrics of a step.
 
         Raises:
-            DivergedError: where they show that the training diverged.
+            DivergedError: if they show that the training diverged.
         """
         for name, value in metrics.items():
             if not math.isfinite(value):

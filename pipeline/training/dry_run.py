@@ -19,7 +19,7 @@ from pipeline.storage import Folder
 from pipeline.training.estimate import GIB, UTILISATION, Estimate, count_text_encoder_parameters, estimate
 
 VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder, which all students share so far
-PROCESS_BYTES = 2 * GIB  # of a worker without its models
+PROCESS_BYTES = 2 * GIB  # host memory of a worker without models
 MISSING = "missing"
 
 
@@ -92,7 +92,7 @@ def _estimate_disk(recipe: Recipe, estimated: Estimate) -> float:
 
 
 def _estimate_host_memory(recipe: Recipe, estimated: Estimate) -> float:
-    """Return the bytes at a worker's peak, while it loads teacher and student in float32 and the teacher's other parts."""
+    """Return a worker's peak bytes: teacher and student in float32 and the teacher's other parts, while it loads."""
     text = 0 if recipe.train.num_encoders else count_text_encoder_parameters(recipe)
     return PROCESS_BYTES + 4.0 * (2 * estimated.parameters + text + VAE_PARAMETERS)
 

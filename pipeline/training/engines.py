@@ -193,7 +193,7 @@ def check_workers(device: torch.device) -> None:
     """Check that the workers reach each other, by an all-reduce with the backend that training uses.
 
     Raises:
-        RuntimeError: where the sum is not the number of workers.
+        RuntimeError: if the sum is not the number of workers.
     """
     if not torch.distributed.is_initialized():
         return

@@ -34,8 +34,8 @@ GIB = 2**30
 class Estimate:
     """Bytes of one GPU, by what they are for, and the floating-point operations of one step on it.
 
-    `forward_flops` are the denoiser's FLOPs for one image, `parameters` its parameter count, `trained` the number of those
-    that are trained.
+    `forward_flops` are the denoiser's FLOPs for one image, `parameters` its parameter count, `trained` those that are
+    trained.
     """
 
     memory: dict[str, float]
@@ -198,9 +198,9 @@ def _count_lora_parameters(recipe: Recipe) -> int:
 
 
 def _estimate_clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float]:
-    """Return the FLOPs of decoding the CLIP loss's images, forward and backward, and the bytes saved; CLIP's are negligible."""
+    """Return the FLOPs of decoding the CLIP loss's images and back, and the bytes saved; CLIP's own are negligible."""
     options = recipe.train
-    images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # of a pass
+    images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # images per pass
     if not options.clip_weight:
         return 0.0, 0.0
     side = build_meta_denoiser(recipe)[0].config.sample_size

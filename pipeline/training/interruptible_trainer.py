@@ -17,7 +17,7 @@ from pipeline.training.progress_actor import ProgressSink
 
 NOTICE = "stopping after this step and its checkpoint; Ctrl-C again stops at once"
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 3.0  # in which Ray Train ends by itself if no evaluation is running
+GRACE_SECONDS = 3.0  # Ray Train ends by itself within this time if no evaluation is running
 
 
 class StopRequestedError(Exception):

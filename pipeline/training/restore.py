@@ -27,7 +27,7 @@ def restore(distiller: Distiller, latest: Checkpoint | None, actor: ProgressSink
     snapshot file may have been lost. `attempt` is a lower bound of the restored attempt.
 
     Raises:
-        UserError: where Ray Train knows checkpoints and all are corrupt; starting over is the user's decision.
+        UserError: if Ray Train knows checkpoints and all are corrupt; starting over is the user's decision.
     """
     corrupt = []
     for candidate in broadcast_checkpoints(list(_iter_newest_first(latest) if latest else _list_stored_checkpoints())):

@@ -54,9 +54,10 @@ def require_same_run(folder: Folder, saved_recipe: Recipe, recipe: Recipe, state
     saved, given = (flatten(_reset_placement_fields(each, state).to_dict()) for each in (saved_recipe, recipe))
     for name, value in sorted(given.items(), key=lambda item: item[0] == "name"):  # the name follows from the rest
         if saved.get(name) != value:
+            further = _FURTHER.format(folder.uri) if state == FINISHED else ""
             raise UserError(
-                f"{name}: got {_SHORT.repr(value)}; expected {_SHORT.repr(saved.get(name))}, as of {state} in {folder.uri}. "
-                f"Pass the same value, or another --run{_FURTHER.format(folder.uri) if state == FINISHED else ''}."
+                f"{name}: got {_SHORT.repr(value)}; expected {_SHORT.repr(saved.get(name))}, as in {folder.uri}, which "
+                f"holds {state}. Pass the same value, or another --run{further}."
             )
 
 
@@ -83,8 +84,8 @@ def require_same_teacher(folder: Folder, saved_sha256: str, sha256: str, teacher
     """
     if saved_sha256 != sha256:
         raise UserError(
-            f"teacher: got {teacher!r} with sha256 {sha256[:12]}; expected {saved_sha256[:12]}, the teacher of the run in "
-            f"{folder.uri}. Pass the same teacher, or another --run."
+            f"teacher: got {teacher!r} with sha256 {sha256[:12]}; expected {saved_sha256[:12]}, as in {folder.uri}. "
+            "Pass the same teacher, or another --run."
         )
 
 

@@ -157,15 +157,15 @@ def test_another_recipe_in_the_same_folder_is_rejected(run, tmp_path, tiny_teach
     assert main(build_arguments("distill", other, "--set", "train.steps=7")) == 2
     error = capsys.readouterr().err
     assert "train.steps: got 7; " in error
-    assert "holds a run with 6. Give the same value, or another --run" in error
+    assert "which holds a run. Pass the same value, or another --run" in error
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--set", "train.steps=7"], "train.steps: got 7; {folder} holds a finished student with 6"),
-        (["--set", "seed=1"], "seed: got 1; {folder} holds a finished student with 0"),
-        (["--set", "student.learning_rate=1e-5"], "student.learning_rate: got 1e-05; {folder} holds a finished"),
+        (["--set", "train.steps=7"], "train.steps: got 7; expected 6, as in {folder}, which holds a finished student"),
+        (["--set", "seed=1"], "seed: got 1; expected 0, as in {folder}, which holds a finished student"),
+        (["--set", "student.learning_rate=1e-5"], "student.learning_rate: got 1e-05; expected "),
         (["--teacher", "{teacher}"], "teacher: got '{teacher}'"),
     ],
 )
@@ -186,7 +186,7 @@ def test_another_teacher_or_other_prompts_are_rejected_for_a_finished_run(run, t
     file = tmp_path / "run/distilled/manifest.json"
     record = json.loads(file.read_text())
     for changed, message in (
-        ({"teacher_sha256": "0" * 64}, "expected 000000000000, the teacher of the run in "),
+        ({"teacher_sha256": "0" * 64}, "expected 000000000000, as in "),
         ({"prompts": {}}, "prompts: got other prompts; expected those that "),
     ):
         file.write_text(json.dumps(record | changed))

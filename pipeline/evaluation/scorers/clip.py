@@ -20,7 +20,7 @@ from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_fe
 from pipeline.models.clip.preprocessing import Normalization
 
 FIELD = "evaluation.metrics.weights"
-ARCHITECTURE = "ViT-g-14"  # of laion2b_s12b_b42k
+ARCHITECTURE = "ViT-g-14"  # model and release: laion2b_s12b_b42k
 OPENAI = Normalization()
 
 

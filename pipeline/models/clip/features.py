@@ -70,7 +70,7 @@ def check_clip(path_or_id: str, architecture: str, field: str, names: Sequence[s
     """Check names and shapes of a CLIP's weights and return its configuration; compute nothing.
 
     Raises:
-        UserError: naming `field`, where `path_or_id` holds no CLIP.
+        UserError: naming `field`, if `path_or_id` holds no CLIP.
     """
     if architecture not in open_clip.ARCHITECTURES:
         raise invalid(

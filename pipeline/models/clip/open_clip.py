@@ -39,7 +39,11 @@ ARCHITECTURES = {  # open_clip's names; OpenAI's weights use quickgelu
     "ViT-g-14": Architecture(88, "gelu"),
 }
 
-NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's files; open_clip ignores them too
+NOT_WEIGHTS = {
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+}  # present in OpenAI's files; open_clip ignores them too
 RENAMED = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -71,7 +75,7 @@ def check(file: Path, architecture: str, field: str) -> CLIPConfig:
     """Check names and shapes of a checkpoint of this layout and return its configuration.
 
     Raises:
-        UserError: naming `field`, where the file is no such checkpoint.
+        UserError: naming `field`, if the file is no such checkpoint.
     """
     config, _ = _read(file, architecture, field)
     return config
@@ -105,7 +109,7 @@ def infer_config(tensors: Mapping[str, Tensor], architecture: Architecture) -> C
 
     Raises:
         KeyError: of a tensor that is missing.
-        ValueError: where a tower's width does not fit the architecture.
+        ValueError: if a tower's width does not fit the architecture.
     """
     vision_width, _, patch, _ = tensors["visual.conv1.weight"].shape
     grid = round((len(tensors["visual.positional_embedding"]) - 1) ** 0.5)

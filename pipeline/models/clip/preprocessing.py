@@ -33,7 +33,7 @@ class Normalization:
         """Read what transformers or open_clip wrote beside the weights in this folder.
 
         Raises:
-            UserError: naming the file, where it does not hold three numbers of each.
+            UserError: naming the file, if it does not hold three numbers of each.
         """
         for name, keys in (
             (PREPROCESSOR, ()),

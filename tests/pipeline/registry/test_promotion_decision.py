@@ -164,7 +164,7 @@ def test_students_that_show_other_pairs_are_compared_pair_by_pair():
 
 def test_students_without_a_pair_in_common_are_not_compared():
     comparison = compare_metric("kept", build_scores_of_pairs(100, 0, 1), build_scores_of_pairs(0, 100, 0), 0.95)
-    assert "is of no prompt that both evaluations have images of" in comparison.problem
+    assert "no prompt has images with quality in both evaluations" in comparison.problem
 
 
 def test_images_of_omitted_pairs_are_not_counted():

@@ -33,5 +33,5 @@ def test_only_some_options_may_change_for_an_existing_run(tmp_path, state, saved
     if field is None:
         require_same_run(folder, saved, recipe, state)
         return
-    with pytest.raises(UserError, match=f"^{field}; .* holds {state} with "):
+    with pytest.raises(UserError, match=f"^{field}; expected .* holds {state}. "):
         require_same_run(folder, saved, recipe, state)
