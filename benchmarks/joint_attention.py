@@ -174,7 +174,7 @@ def measure(sampler: FlowSampler, seeds: int = SEEDS, count: int = PROMPTS) -> d
         for name in ATTRIBUTES
     }
     samplings = [SamplingMethod(kind, scale) for kind, scales in SCALES.items() for scale in scales]
-    collected = run_trials(sampler, judge, samplings, range(FIRST_SEED, FIRST_SEED + seeds), calibration=False)
+    collected = run_trials(sampler, judge, samplings, range(FIRST_SEED, FIRST_SEED + seeds), selects_scale=False)
     return {
         "accuracy": accuracy,
         "plain": compute_method_shares(collected, SamplingMethod()),

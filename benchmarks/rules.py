@@ -55,7 +55,7 @@ def measure(folder: Path, seeds: int = SEEDS) -> dict[str, Any]:
     recipe, student = record.recipe, load_distilled_student(Folder.from_uri(folder))
     samplings = [SamplingMethod(kind, scale) for kind, scales in SCALES.items() for scale in scales]
     seed_range = range(FIRST_SEED, FIRST_SEED + seeds)
-    collected = run_trials(student, AttributeJudge.load(), samplings, seed_range, calibration=False)
+    collected = run_trials(student, AttributeJudge.load(), samplings, seed_range, selects_scale=False)
     return {
         "student": record.student_sha256,
         "recipe": recipe.name,

@@ -30,7 +30,7 @@ def invalid(field: str, got: object, expected: str, remedy: str = "") -> UserErr
 
 
 def get_first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 class Gpu:
     """A GPU by NVIDIA's data sheet: bytes of memory, and dense peak FLOP/s by precision.
 
-    `usd_per_hour` is an eighth of the node's price in docs/data/prices.json, where one is dated.
+    `usd_per_hour` is an eighth of the node's price in docs/data/prices.json, if one is listed there.
     """
 
     memory: float

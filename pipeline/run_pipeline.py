@@ -1,4 +1,4 @@
-"""The main job on one folder: prepare, distill, evaluate, register; each step resumes where it was."""
+"""The whole pipeline on one folder: prepare, distill, evaluate, register; each step resumes."""
 
 from collections.abc import Callable
 from contextlib import nullcontext

@@ -46,7 +46,7 @@ class Folder:
 
     The environment variable AWS_ENDPOINT_URL names a store other than Amazon's.
 
-    Methods raise a UserError for a file that is not there, and a StorageError where the store cannot be used now.
+    Methods raise a UserError for a missing file, and a StorageError if the store is unavailable.
     """
 
     uri: str
@@ -88,7 +88,7 @@ class Folder:
         return self.get_size(name) is not None
 
     def get_size(self, name: str) -> int | None:
-        """Return a file's size in bytes, or None where there is no such file."""
+        """Return a file's size in bytes, or None if there is no such file."""
         with self._translate_errors("read", name):
             info = self.filesystem.get_file_info(f"{self.path}/{name}")
         return int(info.size) if info.is_file else None

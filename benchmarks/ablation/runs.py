@@ -195,7 +195,7 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
         attributes,
         [NASA_I],
         range(first, first + evaluation.exclusion_seeds),
-        calibration=False,
+        selects_scale=False,
     )
     trials = [trial for trial in all_trials if trial.sampling == NASA_I.label]
     return {**row, **{name: [int(getattr(trial, name)) for trial in trials] for name in ("removed", "kept")}}

@@ -87,7 +87,7 @@ def connect(address: str | None = None) -> JobClient:
 
 @contextmanager
 def connect_to_cluster(address: str | None = None) -> Iterator[JobClient]:
-    """Connect; a cluster that stops answering before the block ends is a UserError too."""
+    """Connect to a cluster; its silence before the context ends is a UserError too."""
     client = connect(address)
     import requests
     from ray.exceptions import AuthenticationError
@@ -126,11 +126,11 @@ def _normalize_address(address: str) -> str:
 
 
 def _check_reachable(address: str) -> None:
-    """Check that the server answers: Ray's own client would wait without end, such as for a dead forwarded port."""
+    """Check that the server answers: Ray's own client would wait for ever, for example for a dead forwarded port."""
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError:
-        return  # it answers; Ray's client reports the error
+        return  # the server answers; Ray's client reports the error
     except (OSError, ValueError, HTTPException) as error:
         raise UserError(
             f"--job-server: no Ray cluster answers at {address} ({get_first_line(error)}). "
@@ -139,7 +139,7 @@ def _check_reachable(address: str) -> None:
 
 
 def find_token() -> str:
-    """Return the token from where Ray itself looks for it, or an empty string."""
+    """Return the token that Ray would find, or an empty string."""
     if given := os.environ.get("RAY_AUTH_TOKEN"):
         return given.strip()
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE).expanduser()

@@ -1,4 +1,4 @@
-"""A listing of submitted jobs for people."""
+"""A listing of submitted jobs."""
 
 import time
 from datetime import UTC, datetime

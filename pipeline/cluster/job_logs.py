@@ -1,4 +1,4 @@
-"""The log of a submitted job, printed until the job ends."""
+"""Printing of a submitted job's log until the job ends."""
 
 import asyncio
 import sys
@@ -17,7 +17,7 @@ STOPPED_CODE = 130
 
 
 class LogPrinter:
-    """Prints each line once, although lines are sent again; redraws the bar on a terminal."""
+    """Prints each line once, although the server sends lines again; redraws the bar on a terminal."""
 
     def __init__(self, out: TextIO) -> None:
         self.out, self.terminal = out, out.isatty()
@@ -47,7 +47,7 @@ class LogPrinter:
 
 
 def follow_job(client: JobClient, submission_id: str, out: TextIO | None = None) -> int:
-    """Print the job's log until it ends; returns its exit code, 130 where it was stopped."""
+    """Print the job's log until it ends; return its exit code, 130 if it was stopped."""
     printer, away_since = LogPrinter(out or sys.stdout), 0.0
     while True:
         try:

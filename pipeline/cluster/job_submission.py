@@ -1,4 +1,4 @@
-"""A command of `python -m jobs` as a Ray job: packed, named by what it does, submitted once."""
+"""Submission of a `python -m jobs` command as a Ray job: packed, named by its work, submitted once."""
 
 import hashlib
 import os
@@ -31,11 +31,11 @@ class Job:
     """A command to run on a Ray cluster.
 
     Attributes:
-        command: of `python -m jobs`.
+        command: a command of `python -m jobs`.
         arguments: its arguments on the cluster.
         recipe_toml: the recipe, which is sent as a file.
         name: the recipe's name.
-        scheduled_time: of a recurring job; "once" otherwise.
+        scheduled_time: that of a recurring job; "once" otherwise.
         attempt: counted from 1.
         in_image: whether the cluster's image contains the code, so that none is sent.
     """
@@ -125,7 +125,7 @@ def select_environment(local_environment: Mapping[str, str], overrides: Mapping[
 
 
 def _require_public(job: Job) -> None:
-    """Refuse secrets in the command, which the dashboard shows, and in the recipe, which the cluster stores."""
+    """Reject secrets in the command, which the dashboard shows, and in the recipe, which the cluster stores."""
     for text in (*job.arguments, *(job.recipe_toml or "").splitlines()):
         if contains_secret(text):
             raise UserError(f"submit: the secret in {redact(text)!r} could be read in the cluster. {FORWARDED_SECRETS}")

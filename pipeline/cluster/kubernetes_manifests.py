@@ -36,8 +36,8 @@ class ManifestValues:
     """The values that a Kubernetes manifest needs besides the recipe.
 
     Attributes:
-        run: the run's folder; of a recurring one that of the schedule.
-        recipe: one that the image has, by its name.
+        run: the run's folder; for a recurring run the schedule's folder.
+        recipe: the name of a recipe in the image.
         sets: `--set` overrides.
         gpus_per_node: how many GPUs a worker's pod takes.
     """
@@ -54,7 +54,7 @@ def render(kind: str, recipe: Recipe, values: ManifestValues) -> str:
     """Return the manifest as YAML.
 
     Raises:
-        UserError: if a cluster cannot do what is asked.
+        UserError: if a cluster cannot run it.
     """
     _check(kind, recipe, values)
     build = {

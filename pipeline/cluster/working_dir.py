@@ -15,7 +15,7 @@ def pack(target: Path, recipe_toml: str | None = None, root: Path = ROOT, larges
     """Copy what git tracks under `root` into the folder `target`; returns its bytes.
 
     Raises:
-        UserError: outside a git checkout, or where it is too large; nothing was copied then.
+        UserError: outside a git checkout, or if it is too large; then nothing was copied.
     """
     files = list_tracked_files(root)
     sizes = {file: (root / file).stat().st_size for file in files}

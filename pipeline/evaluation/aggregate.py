@@ -35,7 +35,7 @@ def add_judged_metrics(row: EvaluationRow) -> EvaluationRow:
         flags = {name: float(row.expected.get(name) == row.shown[name]) for name in ATTRIBUTES}
         all_right, clean = min(flags.values()), float(row.shown["quality"] == "clean")
         flags |= {"all_right": all_right, "clean": clean, "clean_and_right": all_right * clean}
-    elif row.selected and (trial := to_trial(row)).pair.trained and not trial.calibration:
+    elif row.selected and (trial := to_trial(row)).pair.trained and not trial.selects_scale:
         flags = {f"exclusion_{name}": float(getattr(trial, name)) for name in exclusion.OUTCOMES}
     return replace(row, scores={**row.scores, **flags})
 
@@ -43,7 +43,7 @@ def add_judged_metrics(row: EvaluationRow) -> EvaluationRow:
 def to_trial(row: EvaluationRow) -> exclusion.Trial:
     """Return the trial of a row of the exclusion test."""
     pair = PAIR_OF[row.prompt, row.negative_prompt]
-    return exclusion.Trial.from_shown(pair, row.seed, row.system, row.shown, calibration=bool(row.calibration))
+    return exclusion.Trial.from_shown(pair, row.seed, row.system, row.shown, selects_scale=bool(row.selects_scale))
 
 
 def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOptions) -> Summary:
@@ -106,7 +106,7 @@ def _collect_values(rows: Iterable[EvaluationRow], name: str) -> list[float]:
 
 
 def list_metric_names(rows: Sequence[EvaluationRow]) -> list[str]:
-    """Return the metrics that some image has, the attributes' first."""
+    """Return the names of all images' metrics, those of attributes first."""
     names = dict.fromkeys(name for row in rows for name, value in row.scores.items() if value is not None)
     return [name for name in FLAGS if name in names] + [name for name in names if name not in FLAGS]
 
@@ -115,7 +115,7 @@ def _add_exclusion(
     summary: Summary, evaluation: Evaluation, rows: Sequence[EvaluationRow], options: ScorerOptions
 ) -> Summary:
     trials = [to_trial(row) for row in rows if row.set == EXCLUSION_SET and row.selected]
-    best = exclusion.choose_scale([trial for trial in trials if trial.calibration], list_nasa_samplings(evaluation))
+    best = exclusion.choose_scale([trial for trial in trials if trial.selects_scale], list_nasa_samplings(evaluation))
     return summary.model_copy(
         update={
             "metrics": summary.metrics | _summarize_exclusion(rows, best.label, options),
@@ -131,7 +131,7 @@ def compute_selected_shares(rows: Sequence[EvaluationRow]) -> dict[tuple[str, st
     """Return, by pair, the share of the test's correct plain images that show the attribute."""
     flags: dict[tuple[str, str], list[bool]] = {}
     for row in rows:
-        if row.set == EXCLUSION_SET and row.system == PLAIN.label and not row.calibration:
+        if row.set == EXCLUSION_SET and row.system == PLAIN.label and not row.selects_scale:
             pair = PAIR_OF[row.prompt, row.negative_prompt]
             if all(row.shown[name] == value for name, value in pair.asked):
                 flags.setdefault((pair.prompt, pair.negative_prompt), []).append(bool(row.selected))

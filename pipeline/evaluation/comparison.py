@@ -128,7 +128,7 @@ def _build_cards(
     images: Sequence[ImageStore],
     names: Sequence[str],
 ) -> list[Card]:
-    """Return cards of two images, whose scores are the differences."""
+    """Return cards of two images, whose scores are the students' differences."""
     cards = []
     for rows in match_rows(*students):
         pictures = (

@@ -93,7 +93,7 @@ def evaluate_student(
             )
         rows, scorers = run_workers(config, count, recipe.evaluation)
     rows = [aggregate.add_judged_metrics(row) for row in rows]
-    summary = _add_calibration(recipe, aggregate.summarise(recipe, rows, scorers), rows)
+    summary = _correct_for_judge_errors(recipe, aggregate.summarise(recipe, rows, scorers), rows)
     _write_results(folder, recipe, summary, rows)
     _log_to_mlflow(folder, summary, subject, tracking_uri)
     manifest.write(folder, EvaluationManifest(recipe=recipe, student_sha256=subject.student_sha256))
@@ -117,7 +117,7 @@ def _matches(finished: EvaluationManifest, subject: EvaluatedStudent, recipe: Re
     return finished.recipe == recipe and finished.student_sha256 == subject.student_sha256
 
 
-def _add_calibration(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> Summary:
+def _correct_for_judge_errors(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> Summary:
     """Return the summary with the judge's accuracy on labelled images, and the shares corrected for its errors."""
     options = recipe.evaluation
     if not summary.exclusion_by_pair or not options.calibration:

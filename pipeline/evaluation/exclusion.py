@@ -36,21 +36,21 @@ class Trial:
     pair: ExclusionPair
     seed: int
     sampling: str
-    calibration: bool
+    selects_scale: bool
     removed: bool
     kept: bool
     clean: bool
 
     @staticmethod
     def from_shown(
-        pair: ExclusionPair, seed: int, sampling: str, shown: Mapping[str, str], *, calibration: bool
+        pair: ExclusionPair, seed: int, sampling: str, shown: Mapping[str, str], *, selects_scale: bool
     ) -> "Trial":
         """Judge an image by what it shows."""
         return Trial(
             pair,
             seed,
             sampling,
-            calibration,
+            selects_scale,
             removed=shown[pair.attribute] != pair.value,
             kept=all(shown[name] == value for name, value in pair.asked),
             clean=shown["quality"] == "clean",
@@ -107,11 +107,11 @@ def run_trials(
     samplings: Sequence[SamplingMethod],
     seeds: Sequence[int],
     *,
-    calibration: bool = False,
+    selects_scale: bool = False,
 ) -> list[Trial]:
     """Return the trials of every sampling method on every pair and selected seed."""
     return [
-        Trial.from_shown(pair, seed, group.system, shown, calibration=calibration)
+        Trial.from_shown(pair, seed, group.system, shown, selects_scale=selects_scale)
         for pair in PAIRS
         for group in sample_pair(sampler, judge, pair, samplings, seeds)
         if group.selected
@@ -119,9 +119,9 @@ def run_trials(
     ]
 
 
-def choose_scale(calibration: Iterable[Trial], samplings: Sequence[SamplingMethod]) -> SamplingMethod:
-    """Return the sampling method with the best worst case of removed and kept, on the calibration seeds."""
-    collected = list(calibration)
+def choose_scale(trials: Iterable[Trial], samplings: Sequence[SamplingMethod]) -> SamplingMethod:
+    """Return the sampling method with the best worst case of removed and kept, on the trials that choose the scale."""
+    collected = list(trials)
 
     def worst(sampling: SamplingMethod) -> float:
         group = [trial for trial in collected if trial.sampling == sampling.label and trial.pair.trained]
@@ -133,7 +133,7 @@ def choose_scale(calibration: Iterable[Trial], samplings: Sequence[SamplingMetho
 def summarise(collected: Iterable[Trial]) -> list[ExclusionShares]:
     """Return three shares for each sampling method, over negatives used in training and over the others."""
     rows: list[ExclusionShares] = []
-    test = [trial for trial in collected if not trial.calibration]
+    test = [trial for trial in collected if not trial.selects_scale]
     for sampling in dict.fromkeys(trial.sampling for trial in test):
         for trained in (True, False):
             group = [trial for trial in test if trial.sampling == sampling and trial.pair.trained == trained]
@@ -147,7 +147,7 @@ def summarise_by_pair(collected: Iterable[Trial]) -> list[PairShares]:
     """Return the share of images without the attribute, by pair and method, as in the paper's Table 2."""
     groups: dict[tuple[ExclusionPair, str], list[Trial]] = {}
     for trial in collected:
-        if not trial.calibration:
+        if not trial.selects_scale:
             groups.setdefault((trial.pair, trial.sampling), []).append(trial)
     return [
         PairShares(
@@ -162,14 +162,14 @@ def summarise_by_pair(collected: Iterable[Trial]) -> list[PairShares]:
 
 
 def correct_for_judge_errors(
-    row: PairShares, calibration: Mapping[str, JudgeAccuracy], selected: Mapping[tuple[str, str], Share]
+    row: PairShares, accuracies: Mapping[str, JudgeAccuracy], selected: Mapping[tuple[str, str], Share]
 ) -> PairShares:
     """Return a pair's shares with the share removed corrected for the judge's errors, with a 95 % interval.
 
     `selected` has, by prompt and negative prompt, the share of correct plain images in which the judge found the
     attribute.
     """
-    accuracy, shown = calibration.get(row.negative_prompt), selected.get((row.prompt, row.negative_prompt))
+    accuracy, shown = accuracies.get(row.negative_prompt), selected.get((row.prompt, row.negative_prompt))
     if accuracy is None or shown is None:
         return row
     removed = estimate_removed_share(row.removed, shown, accuracy.sensitivity, accuracy.specificity)

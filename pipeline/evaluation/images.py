@@ -54,7 +54,7 @@ class ImageStore:
 
     def _select_exclusion_columns(self) -> list[list[EvaluationRow]]:
         """Return the selected seeds, one of each pair in turn."""
-        tested = [row for row in self.rows if row.set == EXCLUSION_SET and row.selected and not row.calibration]
+        tested = [row for row in self.rows if row.set == EXCLUSION_SET and row.selected and not row.selects_scale]
         systems = list(dict.fromkeys(row.system for row in tested if row.system != NEGATED))
         by_key = {(row.system, row.image_key): row for row in tested}
         turns: Counter[tuple[str, str]] = Counter()

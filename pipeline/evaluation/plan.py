@@ -19,7 +19,7 @@ T = TypeVar("T")
 class EvalSample:
     """An image to sample: its prompt set, prompt, negative prompt and the seed of its noise.
 
-    `expected` are the attributes that the image should show, where they are known.
+    `expected` are the attributes that the image should show, if known.
     """
 
     set: str
@@ -35,7 +35,7 @@ class System:
     """A model and how it is sampled.
 
     Attributes:
-        name: as results show it.
+        name: its name in results.
         model: `STUDENT` or `TEACHER`.
         sampling: the sampling method.
         uses_negative: whether it is given each sample's negative prompt.
@@ -70,7 +70,7 @@ class ExclusionUnit:
     pair: ExclusionPair
     samplings: tuple[SamplingMethod, ...]
     seeds: tuple[int, ...]
-    calibration: bool
+    selects_scale: bool
 
 
 WorkUnit = SampleUnit | ExclusionUnit
@@ -82,7 +82,7 @@ def build_work_units(
     systems: Sequence[System],
     pairs: Sequence[ExclusionPair],
 ) -> list[WorkUnit]:
-    """Return all the work of an evaluation, in an order that does not depend on the workers."""
+    """Return the work units of an evaluation, in an order that does not depend on the workers."""
     units: list[WorkUnit] = []
     for system in systems:
         for samples in prompt_sets:
@@ -120,13 +120,13 @@ def _iter_exclusion_units(options: Evaluation, pairs: Sequence[ExclusionPair]) -
     first = options.seed * 1000
     split = first + options.exclusion_seeds // 3
     last = first + options.exclusion_seeds
-    for seeds, samplings, calibration in (
+    for seeds, samplings, selects_scale in (
         (range(first, split), list_nasa_samplings(options), True),
         (range(split, last), list_negative_samplings(options), False),
     ):
         for pair in pairs:
             for part in _iter_batches(seeds, options.batch_size):
-                yield ExclusionUnit(pair, tuple(samplings), tuple(part), calibration)
+                yield ExclusionUnit(pair, tuple(samplings), tuple(part), selects_scale)
 
 
 def _iter_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -121,7 +121,7 @@ def format_share(share: Share) -> str:
 
 
 def format_interval(share: Share | CorrectedShare) -> str:
-    """Return a share with its interval; one of a judge no better than chance is unknown."""
+    """Return a share with its interval; "unknown" if the judge is no better than chance."""
     if not math.isfinite(share.value):
         return "unknown: the judge is no better than chance"
     return f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"

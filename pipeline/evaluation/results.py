@@ -26,12 +26,12 @@ class EvaluationRow:
         system, set, index, prompt, seed: its system and sample; `index` is None in the exclusion test.
         negative_prompt: the sample's negative prompt.
         used_negative_prompt: the negative prompt that the system was given, or None.
-        calibration: in the exclusion test, whether the seed chooses the scale.
+        selects_scale: in the exclusion test, whether the seed is one of those that choose the scale.
         selected: in the exclusion test, whether the plain image shows the attribute.
         images: the key of the Parquet file with the image.
         expected: the attributes that the image should show, by name.
         shown: the attributes that the judge sees, by name.
-        scores: the metrics of the image; None where a metric does not apply.
+        scores: the metrics of the image; None if a metric does not apply.
     """
 
     system: str
@@ -41,7 +41,7 @@ class EvaluationRow:
     seed: int
     index: int | None = None
     used_negative_prompt: str | None = None
-    calibration: bool | None = None
+    selects_scale: bool | None = None
     selected: bool | None = None
     images: str = ""
     expected: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class MetricSummary(Estimate):
 
     Attributes:
         options: the options of its scorer.
-        system: the system, where it is not the summary's student.
+        system: the system, if it is not the summary's student.
         sets: the mean of each prompt set, if there are several.
         benchmark: HPSv2's own table.
     """
@@ -153,7 +153,7 @@ class Summary(Record):
         metrics: each metric of that system; those of the exclusion test are by the chosen sampling method.
         systems: the metrics of every system.
         negative_prompts: the first negative prompt of each prompt set.
-        chosen_scale, chosen_sampling_method: the best of the calibration seeds.
+        chosen_scale, chosen_sampling_method: the best on the seeds that choose the scale.
         exclusion, exclusion_by_pair: the exclusion test.
         student_minus_teacher_one_step: the paired difference of `all_right`.
         named_negative_prompt: the negative prompt of systems "named".

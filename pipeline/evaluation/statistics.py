@@ -44,7 +44,7 @@ class Share:
     @computed_field  # type: ignore[prop-decorator]  # mypy does not support decorated properties
     @property
     def value(self) -> float:
-        """The share, or NaN of nothing."""
+        """The share, or NaN if `total` is 0."""
         return self.hits / self.total if self.total else math.nan
 
     @computed_field  # type: ignore[prop-decorator]
@@ -101,7 +101,7 @@ def bootstrap_clustered(
 
     The bootstrap resamples the keys of either side, each with the values that it has. Keys that both sides have are
     pairs, so that an image that is hard for both counts once; if all keys are shared, this is the paired bootstrap.
-    By default there are 2,000 resamples, or more where fewer than 20 would lie beyond each end.
+    By default there are 2,000 resamples, or more if fewer than 20 would lie beyond each end.
     """
     rng = np.random.default_rng(seed)
     num_resamples = num_resamples or max(NUM_RESAMPLES, math.ceil(40 / (1 - confidence)))

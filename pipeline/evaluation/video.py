@@ -1,4 +1,6 @@
-"""CausVid's row of the paper: short videos with and without NASA, scored by VBench's aesthetic and imaging quality.
+"""Evaluation of videos, for the paper's CausVid row: with and without NASA, scored by two metrics of VBench.
+
+The metrics are aesthetic quality and imaging quality.
 
 As in VBench-Long, a video is cut into clips of two seconds. A clip's score is the mean over its frames, a video's the
 mean over its clips, and a model's the mean over its videos. A shorter last clip counts as one.

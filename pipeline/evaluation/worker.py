@@ -39,7 +39,7 @@ from pipeline.storage import Folder
 
 SCORES = "scores"  # the folder of scores
 MAX_ATTEMPTS = 4
-VERSION = 4  # version of a unit's rows; raise it when their columns change, so that older files are not read
+VERSION = 5  # version of a unit's rows; raise it when their columns change, so that older files are not read
 KEY_LENGTH = 24
 Columns = dict[str, Any]
 """A row of a Parquet file, whose columns depend on the prompt set and the scorers."""
@@ -145,7 +145,7 @@ class EvaluationWorker:
                     pair.prompt,
                     pair.negative_prompt,
                     seed,
-                    calibration=unit.calibration,
+                    selects_scale=unit.selects_scale,
                     selected=group.selected,
                 )
                 yield row.to_columns() | {"image": encode_png(pixels)}

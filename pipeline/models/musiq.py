@@ -1,8 +1,8 @@
 """MUSIQ (arXiv 2108.05997): image quality from patches at three sizes.
 
-The image in three sizes (longest side 224, 384, as it is) is cut in patches of 32 pixels; a small residual network
-makes each a token, to which the embeddings of its position, on a grid of 10 by 10, and of its size are added; a
-transformer's first token gives the mark. Modules are named as in the checkpoint that is loaded.
+The image in three sizes (longest side 224, 384 and the original) is cut into patches of 32 pixels. A small residual
+network turns each into a token, to which embeddings of its position on a 10 x 10 grid and of its size are
+added; a transformer's first token gives the score. Modules are named as in the checkpoint that is loaded.
 
 B images or patches, C channels, H height, W width, L tokens, D features, N heads.
 """

@@ -1,4 +1,4 @@
-"""Teachers and students as folders in diffusers' layout: Stable Diffusion's, and PixArt's."""
+"""Teachers and students as folders in diffusers' layout, of Stable Diffusion and PixArt."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ class TextToImage:
         return find_family(self.pipe)[1]
 
     def list_modules(self) -> list[torch.nn.Module]:
-        """Denoiser, text encoder and autoencoder."""
+        """Return denoiser, text encoder and autoencoder."""
         return [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
 
     @property
@@ -97,7 +97,7 @@ def find_teacher_folder(teacher: str, field: str = "teacher", revision: str = "m
 
 
 def local_or_download(folder: str, path_or_id: str, field: str = "teacher", revision: str = "main") -> Path:
-    """Return the driver's local `folder` where this node has it too, else download `path_or_id`."""
+    """Return the driver's local `folder` if this node has it too, else download `path_or_id`."""
     on_this_node = (Path(folder) / "model_index.json").is_file()
     return Path(folder) if on_this_node else find_teacher_folder(path_or_id, field, revision)
 

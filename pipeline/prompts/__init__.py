@@ -1,1 +1,1 @@
-"""Prompts: from what people have to clean shards, and from the shards into training."""
+"""Prompts: from source files to clean shards, and from the shards to training."""

@@ -1,4 +1,4 @@
-"""Deduplication of clean chunks, and the shards that training reads, each a random sample of its source.
+"""The cleaned prompts of all sources: deduplication, and shards for training, each a random sample of its source.
 
 Memory holds one column of the corpus, the texts of candidate duplicates, and `MAX_HELD_BYTES` of shards at a time.
 """

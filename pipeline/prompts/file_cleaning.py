@@ -25,9 +25,9 @@ from pipeline.storage import Folder
 ROWS_PER_CHUNK = 10_000
 MAX_IN_PROCESS_BYTES = 16 * 2**20  # largest input that is cleaned without starting Ray
 READER_CPUS = 0.1  # the rest of the core cleans
-CORES_PER_READER = 8  # that one reader keeps busy
+CORES_PER_READER = 8  # cleaning tasks that one reader keeps busy
 STATISTICS = "statistics.json"
-VERSION = 3  # increased when a change of the code changes the cleaned prompts
+VERSION = 3  # raise it when a change of the code changes the cleaned prompts
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RawChunk:
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """The report of a cleaned chunk; `statistics` as JSON."""
+    """The report of a cleaned chunk; `statistics` is JSON."""
 
     key: str
     number: int

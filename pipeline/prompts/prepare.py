@@ -48,7 +48,7 @@ def prepare(
     """Write `shard-SOURCE-NNNNN.parquet`, `negatives.parquet`, `card.html` and the manifest; return the manifest.
 
     If the folder was prepared for the same request, nothing is done. If the sources have new files, only these are
-    cleaned; but once a distillation has begun the folder stays as it is, because it would refuse other prompts.
+    cleaned; but once a distillation has begun the folder stays as it is, because it rejects other prompts.
 
     Raises:
         UserError: if the folder holds prompts of other sources or settings.

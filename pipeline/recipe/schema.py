@@ -264,7 +264,7 @@ class Evaluation(Section):
     clip_judge: str = ""
     """folder or hub id of the CLIP that tells what images of the exclusion set show"""
     clip_judge_architecture: str = "ViT-L-14-quickgelu"
-    """its architecture, where its weights are in open_clip's layout"""
+    """its architecture, if its weights are in open_clip's layout"""
     calibration: str = ""
     """CSV of labelled images that measures the judge's accuracy"""
     seed: NonNegativeInt = 1234
@@ -342,7 +342,7 @@ class Schedule(Section):
     max_lateness_hours: Annotated[float, Field(gt=0, le=8784)] = 24.0
     """hours after its scheduled time at which a run that did not start is missed"""
     warm_start: Literal["champion", "teacher"] = "champion"
-    """whether the student starts from the champion's weights, where there is one, or from the teacher's"""
+    """whether the student starts from the champion's weights, if there is one, or from the teacher's"""
 
 
 class Recipe(Section):
@@ -385,7 +385,7 @@ class Recipe(Section):
         return range(rank * batch_size // num_workers, (rank + 1) * batch_size // num_workers)
 
     def has_clip_loss(self, index: int) -> bool:
-        """Tell whether the CLIP loss looks at the image with this index in the global batch.
+        """Tell whether the CLIP loss uses the image with this index in the global batch.
 
         `clip_images` indices are spread evenly over the batch, so every worker decodes its share of them.
         """

@@ -1,4 +1,4 @@
-"""A student that may be registered, with all that is known of where it comes from."""
+"""A student that may be registered, with its lineage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ class Candidate:
 
     Attributes:
         student: its diffusers folder, local or s3://.
-        student_sha256: that folder's hash (`manifest.folder_hash`).
+        student_sha256: that folder's hash (`hashing.hash_folder`).
         recipe: the resolved recipe.
         teacher_sha256: its folder's hash.
         prompts: the prepared prompts' files with their hashes, of the manifest of `prepare`.
         mlflow_run: the training run.
         code: the version of the code that trained it.
-        step: of the checkpoint that it is.
+        step: the step of its checkpoint.
         evaluation: the folder of its evaluation.
     """
 

@@ -27,7 +27,7 @@ def get_today() -> str:
 
 
 def score_of(tags: Mapping[str, str]) -> str:
-    """'clean_and_right 0.750 (0.712-0.781)', as the version's tags have it."""
+    """Return the score in a version's tags, such as 'clean_and_right 0.750 (0.712-0.781)'."""
     metric = tags.get(METRIC, "")
     return f"{metric} {tags[metric]}" if tags.get(metric) else "no score"
 

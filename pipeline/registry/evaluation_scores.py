@@ -45,7 +45,7 @@ class Scores:
         return bool(summary and summary.images and math.isfinite(summary.value))
 
     def format_metric(self, metric: str) -> str:
-        """Return a metric such as '0.750 (0.712-0.781)'; an empty string where it is missing."""
+        """Return a metric such as '0.750 (0.712-0.781)'; an empty string if it is missing."""
         if metric not in self.metrics:
             return ""
         summary = self.metrics[metric]

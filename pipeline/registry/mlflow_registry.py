@@ -49,7 +49,7 @@ def get_version(client: MlflowClient, name: str, number: str, field: str) -> Mod
 
 
 def require_model(client: MlflowClient, name: str) -> None:
-    """Raise a UserError where no model of this name is registered."""
+    """Raise a UserError if no model of this name is registered."""
     if not is_model(client, name):
         raise invalid("name", name, f"a registered model: {', '.join(list_models(client)) or 'there is none yet'}")
 

@@ -69,7 +69,7 @@ def find_licence(teacher: str, revision: str = "main") -> str:
 
 
 def _read_hub_licence(teacher: str, revision: str) -> str:
-    """Read it from the hub's metadata, if the hub answers."""
+    """Return the licence in the hub's metadata, if the hub answers."""
     try:
         metadata = query_hub(teacher, revision).card_data
     except TransientError:

@@ -31,7 +31,7 @@ SIGNATURE = ModelSignature(
             ColSpec("string", "prompt"),
             ColSpec(AnyType(), "negative_prompt", required=False),  # an empty CSV column is read as numbers
             ColSpec(AnyType(), "seed", required=False),  # MLflow accepts no missing value in a "long" column
-            ColSpec(AnyType(), "scale", required=False),  # nor an integer in a "double" column
+            ColSpec(AnyType(), "scale", required=False),  # "double" columns accept no integer
         ]
     ),
     outputs=Schema([ColSpec("binary")]),

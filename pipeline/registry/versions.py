@@ -57,7 +57,7 @@ class Champion:
 
 
 def find_champion(tracking_uri: str, name: str) -> Champion | None:
-    """Return the champion, or None where the model has none yet."""
+    """Return the champion, or None if the model has none yet."""
     with tracking.open_client(tracking_uri) as client:
         number = (
             mlflow_registry.get_aliases(client, name).get(CHAMPION) if mlflow_registry.is_model(client, name) else None

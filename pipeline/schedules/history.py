@@ -110,7 +110,7 @@ class History:
         return self.read(times[-1]) if times else None
 
     def find_newest_started(self, now: datetime) -> ScheduledRun | None:
-        """Return the newest run that was started; later times than `now` come from a clock that was wrong."""
+        """Return the newest run that was started; times later than `now` come from a wrong clock."""
         for scheduled_time in reversed(self.list_times()):
             if scheduled_time <= cron.format_stamp(now) and (run := self.read(scheduled_time)) and run.attempts:
                 return run
@@ -129,7 +129,7 @@ class History:
 
 
 def _check(run: ScheduledRun) -> None:
-    """Raise a ValueError where a record contradicts itself."""
+    """Raise a ValueError if a record contradicts itself."""
     for attempt in run.attempts:
         for time in (attempt.started, attempt.ended or attempt.started):
             from_iso(time)
@@ -148,7 +148,7 @@ def from_iso(text: str) -> datetime:
     """Parse a time in ISO format.
 
     Raises:
-        ValueError: if it is no time, or has no time zone.
+        ValueError: if it is not a time, or has no time zone.
     """
     when = datetime.fromisoformat(text)
     if when.tzinfo is None:

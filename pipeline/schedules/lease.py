@@ -78,7 +78,7 @@ class Lease:
         self._thread = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def __enter__(self) -> "Lease":
-        """Acquire the lease, waiting up to `ttl` seconds where its holder may be dead."""
+        """Acquire the lease, waiting up to `ttl` seconds if its holder may be dead."""
         record, version = self.store.read()
         if record and record.holder:
             record, version = self._wait_for_expiry(record, version)
@@ -95,7 +95,7 @@ class Lease:
         self._released.set()
         self._thread.join()
         if not self.lost:
-            with suppress(StorageError):  # it expires anyway without heartbeats
+            with suppress(StorageError):  # without heartbeats it expires anyway
                 self.store.compare_and_swap(self._version, FREE)
 
     def _wait_for_expiry(self, record: LeaseRecord, version: Version) -> tuple[LeaseRecord, Version]:
@@ -223,7 +223,7 @@ class _ObjectStore:
         return response["ETag"] if response else None
 
     def _request(self, method: str, retry: bool, **arguments: Any) -> dict[str, Any] | None:
-        """Return the response, or None where the object is missing or its condition failed."""
+        """Return the response, or None if the object is missing or its condition failed."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:

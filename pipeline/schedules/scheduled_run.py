@@ -1,4 +1,4 @@
-"""One run of a schedule: done once per scheduled time, by one process at a time, whoever starts it and how often.
+"""One run of a schedule: it happens once per scheduled time, in one process, however often it is started.
 
 Ray's scheduler job, KubeRay's RayCronJob (which starts everything that was missed at once) and cron may start it: the
 lease and the history in the schedule's folder decide whether there is anything to do.
@@ -104,14 +104,14 @@ def _find_reason_to_skip(runs: History, time: str, recipe: Recipe, now: datetime
 
 
 def _accept_interrupts() -> None:
-    """Restore SIGINT, which a shell's background processes ignore: it ends a job whose lease is lost."""
+    """Restore SIGINT, which background processes of a shell ignore: it ends a job whose lease is lost."""
     stop_immediately.clear()
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _record_deaths(runs: History, time: str, recipe: Recipe, now: datetime) -> None:
-    """Record runs that are marked as running as failed: the holder of the lease knows that they died."""
+    """Mark running runs as failed: this process holds the lease, so they have died."""
     for run in filter(None, (runs.find_newest_started(now), runs.read(time))):
         retried = run.scheduled_time == time and run.can_continue(recipe.schedule.retries)
         if run.state == RUNNING and run.attempts and not retried:
@@ -132,7 +132,7 @@ def _run_attempt(
     job: Job,
     lease: Lease,
 ) -> str:
-    """Run the job and record how it ended, unless the lease was lost: the record is another process's then."""
+    """Run the job and record how it ended, unless the lease was lost: then another process writes the record."""
     record = runs.write((runs.read(time) or ScheduledRun(time)).begin_attempt(clock()))
     try:
         started_from = record.started_from or _copy_champion(recipe, runs.home, tracking_uri)
@@ -154,7 +154,7 @@ def _run_attempt(
 
 
 def _copy_champion(recipe: Recipe, home: Folder, tracking_uri: str) -> str:
-    """Return the champion, with its student copied beside the runs; "teacher" where there is none or none is wanted.
+    """Copy the champion's student beside the runs and return its version; "teacher" if there is none or none is wanted.
 
     The record keeps it, so that a retry starts from the same weights, whichever version is champion by then.
     """

@@ -19,7 +19,7 @@ from pipeline.training.distiller import Distiller
 
 EMA_FILE, RAW_FILE = "ema.safetensors", "raw.safetensors"
 STATE_FILE = "state.json"
-FILE_LIST_PREFIX = "files-"  # followed by the rank: checksums of the files that it wrote
+FILE_LIST_PREFIX = "files-"  # then the rank; the file has the checksums of the files that it wrote
 BLOCK_BYTES = 2**22
 
 
@@ -56,7 +56,7 @@ def find_corruption(folder: Path) -> str:
 
 
 def require_safe_pickles(folder: Path) -> None:
-    """Refuse DeepSpeed files that hold more than tensors and plain values: such pickles can run code.
+    """Reject DeepSpeed files that hold more than tensors and plain values: such pickles can run code.
 
     Raises:
         UserError: naming the file.
@@ -74,7 +74,7 @@ def require_safe_pickles(folder: Path) -> None:
         for file in sorted(folder.rglob("*.pt")):
             try:
                 torch.load(file, map_location="meta", weights_only=True, mmap=True)
-            except Exception as error:  # a damaged or hostile file may raise anything
+            except Exception as error:  # a corrupt or malicious file may raise anything
                 raise UserError(
                     f"{file}: holds more than tensors and numbers and is not loaded "
                     f"({type(error).__name__}). Use checkpoints that this program wrote."

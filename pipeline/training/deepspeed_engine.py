@@ -1,4 +1,4 @@
-"""DeepSpeed as one network's engine. It needs torch and DeepSpeed alone, so that a bare GPU machine can run it."""
+"""The DeepSpeed engine of one network. This module needs only torch and DeepSpeed, for a bare GPU machine."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ BETAS, WEIGHT_DECAY = (0.9, 0.999), 0.0  # AdamW's betas
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Images of a pass, passes of a step, the norm that gradients are clipped to, and ZeRO's stage."""
+    """Images per pass, passes per step, the norm that gradients are clipped to, and the ZeRO stage."""
 
     micro_batch_size: int
     accumulation: int
@@ -40,8 +40,8 @@ def prepare_deepspeed() -> None:
 def compile_deepspeed() -> None:
     """Compile DeepSpeed's communication op for CPU workers; takes a minute, once per environment.
 
-    torch's own lock outlives a process that is killed while it compiles, and all that come after wait for it for ever.
-    The one here ends with its process.
+    torch's own lock outlives a process that is killed while it compiles, and later processes wait for it for ever. This
+    lock ends with its process.
     """
     from deepspeed.accelerator import get_accelerator
     from torch.utils.cpp_extension import _get_build_directory
@@ -57,9 +57,9 @@ def compile_deepspeed() -> None:
 
 
 def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, options: EngineOptions) -> Any:
-    """Return DeepSpeed's engine of a network of which these parameters are trained by AdamW, in float32.
+    """Return the DeepSpeed engine of a network; AdamW trains these parameters, in float32.
 
-    Precision is the module's own affair: on CUDA the engine turns an outer autocast off.
+    The module handles precision itself: on CUDA the engine turns an outer autocast off.
     """
     prepare_deepspeed()
     import deepspeed
@@ -84,5 +84,5 @@ def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: 
 
 
 def reduce_bucket_elements(trained: int) -> int:
-    """Return the size of ZeRO's reduce bucket, which every engine allocates whole: no larger than its parameters."""
+    """Return the size of ZeRO's reduce bucket: at most the engine's parameters, since the whole bucket is allocated."""
     return min(REDUCE_BUCKET, trained)

@@ -68,7 +68,7 @@ def distill(
     if folder.exists(manifest.NAME):
         return _load_finished(recipe, prompt_folder, folder)
     prompts, teacher, init = preflight.check(recipe, prompt_folder, folder)
-    if not folder.exists(manifest.RUN_FILE):  # a resumed run writes to MLflow when it answers
+    if not folder.exists(manifest.RUN_FILE):  # a resumed run writes to MLflow once it answers
         tracking.require_reachable(tracking_uri)
     prepare_deepspeed()
     with start_ray_session(address):
@@ -107,13 +107,13 @@ def distill(
             f'training diverged: {divergence}. Lower student.learning_rate, or set train.on_divergence = "rollback".'
         )
     distilled = _export_student(config, folder, teacher, result)
-    if interrupted:  # during the last steps: the student is complete, and the next command is not started
+    if interrupted:  # after the last step: the student is complete, and the next command is not started
         raise KeyboardInterrupt
     return distilled
 
 
 def _build_resource_requests(recipe: Recipe) -> list[ResourceRequest]:
-    """Return the requests that must fit one after the other: an evaluation may wait until training has ended."""
+    """Return the resource requests that must each fit alone: an evaluation may wait until training has ended."""
     training, evaluation = build_training_request(recipe.train), build_evaluation_request(recipe.evaluation)
     return [training, evaluation] if recipe.evaluation.every_n_checkpoints else [training]
 
@@ -125,7 +125,7 @@ def _raise_user_error(actor: ProgressSink) -> None:
 
 
 def _encode_previews(recipe: Recipe, teacher: str, prompts: Folder, previews: Sequence[str]) -> bytes:
-    """Return the encoded texts of the previews where the workers have no text encoder."""
+    """Return the encoded texts of the previews if the workers have no text encoder."""
     options = recipe.train
     if not options.num_encoders:
         return b""
@@ -212,7 +212,7 @@ def _fit(config: TrainLoopConfig, actor: ProgressSink, folder: Folder, validatio
 
 
 def _count_startup_timeouts(train: Train) -> int:
-    """Return the minutes that a run waits for lost nodes in all.
+    """Return how many startup timeouts, of one minute each, a run may have in all.
 
     Ray Train counts each minute without resources as a failure of its controller, and by default allows any number.
     """
@@ -253,7 +253,7 @@ def _find_failure_cause(error: TrainingFailedError, train: Train) -> str:
 
 
 def _save_traceback(folder: Folder, error: TrainingFailedError) -> str:
-    """Save the traceback and tell where; a full disk or a failed store may be what stopped training."""
+    """Save the traceback and return where; a full disk or a failed store may have stopped training."""
     try:
         folder.write(FAILURE_FILE, redact(str(error)).encode())
     except StorageError as lost:

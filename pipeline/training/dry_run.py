@@ -25,7 +25,7 @@ MISSING = "missing"
 
 @dataclass(frozen=True)
 class Budget:
-    """GPUs held at once, hours of training and of the evaluations beside it, bytes; None where it is not known."""
+    """GPUs held at once, hours of training and of the evaluations beside it, bytes; None if unknown."""
 
     training_gpus: float
     evaluation_gpus: float

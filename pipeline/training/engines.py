@@ -1,4 +1,4 @@
-"""Student and LoRA teacher as two engines in one process: DeepSpeed's, or plain torch's where one process is all."""
+"""Student and LoRA teacher as two engines in one process: DeepSpeed's, or plain torch's for a single process."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -162,7 +162,7 @@ def build(
 
 
 def compile_denoisers(student: Any, teachers: Any, backend: Any = "inductor") -> None:
-    """Compile both denoisers by `torch.compile`, each with graphs of its own: they are of one class, which has a limit.
+    """Compile both denoisers, each with its own graphs, since `torch.compile` limits the graphs of a class.
 
     Three graphs are expected: the student's, the teachers' without gradient and the LoRA teacher's with it.
     """
@@ -176,7 +176,7 @@ def choose_lora_targets(recipe: Recipe, family: Family) -> tuple[str, ...]:
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype:
-    """Return the dtype of the recipe's mixed precision; what is trained is float32 in either."""
+    """Return the dtype of the recipe's mixed precision; trained weights are float32 in either case."""
     return torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
 
 
@@ -190,7 +190,7 @@ def add_student_lora(recipe: Recipe, model: Any) -> None:
 
 
 def check_workers(device: torch.device) -> None:
-    """Check that the workers reach each other, by an all-reduce with the backend that training uses.
+    """Check that the workers reach each other, by an all-reduce over training's backend.
 
     Raises:
         RuntimeError: if the sum is not the number of workers.

@@ -68,7 +68,7 @@ def build_meta_denoiser(recipe: Recipe) -> tuple[Any, Family]:
 
 
 def count_text_encoder_parameters(recipe: Recipe) -> int:
-    """Return the teacher's text encoder's parameter count where it is published, else 0."""
+    """Return the teacher's text encoder's parameter count if it is published, else 0."""
     published = find_published_model(recipe.teacher)
     return published[1].text_encoder_parameters if published else 0
 

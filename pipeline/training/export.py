@@ -1,4 +1,4 @@
-"""A student out of a checkpoint: a diffusers folder that needs neither Ray nor DeepSpeed."""
+"""Export of a checkpoint's student to a diffusers folder, which needs neither Ray nor DeepSpeed."""
 
 import tempfile
 from pathlib import Path
@@ -27,7 +27,7 @@ def export(recipe: Recipe, teacher: Path, init: str, weights: Path, folder: Fold
 
 
 def collect_full_weights(recipe: Recipe, base: Path, trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return all weights of a student of which some were trained, with adapters merged."""
+    """Return all weights of a student, the trained ones included, with adapters merged."""
     model = models.load_denoiser(base)
     add_student_lora(recipe, model)
     model.load_state_dict(trained, strict=False)

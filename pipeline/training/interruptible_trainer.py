@@ -25,7 +25,7 @@ class StopRequestedError(Exception):
 
 
 class InterruptibleTrainer(TorchTrainer):
-    """A trainer that on SIGINT asks the workers to stop, and Ray Train once their checkpoint is stored.
+    """A trainer that on SIGINT first asks the workers to stop, and Ray Train once their checkpoint is stored.
 
     Before the first step, and if `interrupts.stop_immediately` is set, Ray Train is asked immediately.
     """

@@ -25,7 +25,7 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
     """Write (1 - weight) first + weight second as a diffusers folder; returns its hash.
 
     Section 4.3 of arXiv 2408.14176 takes 0.5 of a fully trained student without the CLIP loss, and 0.5 of a LoRA
-    student with it. All parts but the denoiser are the first's.
+    student with it. All parts but the denoiser come from the first.
     """
     if not 0 <= weight <= 1:
         raise invalid("--weight", weight, "0 to 1")
@@ -49,7 +49,7 @@ def merge(first: str, second: str, weight: float, target: Folder) -> str:
 
 
 def require_same_output(first: Path, second_folder: Path, second: str) -> None:
-    """Reject two students whose outputs have different meanings, since their mean has none.
+    """Reject two students whose outputs have different meanings, since their mean is meaningless.
 
     Raises:
         UserError: naming what differs, with both values.

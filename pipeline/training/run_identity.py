@@ -1,4 +1,4 @@
-"""The identity of a run: its folder is only reused for the same recipe, prompts and teacher."""
+"""The identity of a run: a folder is reused only for the same recipe, prompts and teacher."""
 
 import reprlib
 from collections.abc import Mapping

@@ -79,7 +79,7 @@ def _train_to_last_step(config: TrainLoopConfig, actor: ProgressSink) -> None:
 def _train_with_rollbacks(
     distiller: Distiller, prompts: PromptStream, first_step: int, reporter: ProgressReporter
 ) -> str:
-    """Train to the last step, rolling back where the recipe allows it; return why it diverged, or an empty string."""
+    """Train to the last step, rolling back if the recipe allows it; return why it diverged, or an empty string."""
     options = distiller.recipe.train
     divergence = _train_steps(distiller, prompts, first_step, reporter)
     while divergence and options.on_divergence == "rollback" and distiller.attempt < options.max_rollbacks:

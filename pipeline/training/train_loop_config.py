@@ -10,7 +10,7 @@ from pipeline.recipe import Recipe
 class TrainLoopConfig:
     """Plain data for every worker. `init_folder` may be empty; `prompts` is the prepared folder's manifest.
 
-    `cached_embeds` are the encoded texts of the previews, where the workers have no text encoder.
+    `cached_embeds` are the encoded texts of the previews, if the workers have no text encoder.
     """
 
     recipe: Recipe

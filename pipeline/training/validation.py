@@ -51,7 +51,7 @@ def validate(
     checkpoint: Checkpoint, config: TrainLoopConfig, teacher_sha256: str, run_folder: Folder, actor: ProgressSink
 ) -> dict[str, float]:
     """Export a checkpoint's student, evaluate and register it; return its metrics, which Ray Train keeps with it."""
-    evaluation = config.recipe.evaluation.model_copy(update={"teacher_prompts": 0})  # the teacher does not change
+    evaluation = config.recipe.evaluation.model_copy(update={"teacher_prompts": 0})  # the teacher never changes
     recipe = config.recipe.model_copy(update={"evaluation": evaluation})
     with checkpoint.as_directory() as local:
         subject = _export_student(Path(local), config, teacher_sha256, run_folder)

@@ -64,7 +64,7 @@ def estimate_removed_share(removed: Share, selected: Share, sensitivity: Share, 
     The judge selected the seeds: `selected` is the share of its positives among all plain images, and some of those do
     not show the attribute. The share that does is PPV = sensitivity x prevalence / positives. The true share among the
     new images follows from the judge's count by Rogan and Gladen's formula, because it judges them independently.
-    Removed is then 1 - share / PPV, which is 0 where nothing changed, however often the judge errs.
+    Removed is then 1 - share / PPV, which is 0 if nothing changed, however often the judge errs.
 
     A judge may also repeat its error on the new image, since both come from the same noise: wrongly selected images
     then stay positive, and removed is (1 - counted) / (PPV specificity). The truth lies between the two. The interval

@@ -1,6 +1,6 @@
 """VBench's aesthetic quality: LAION's linear head on OpenAI's CLIP ViT-L/14.
 
-The head (`sa_0_4_vit_l_14_linear.pth`) reads image features of length 1 and gives people's marks of 1 to 10; VBench
+The head (`sa_0_4_vit_l_14_linear.pth`) reads image features of length 1 and predicts human ratings of 1 to 10; VBench
 divides by 10. As VBench does it: the image is a tensor before its shortest side is resized to 224 (bicubic, no
 antialiasing, overshoot kept), the centre is cut out, then normalised. A video's score is the mean over its frames.
 """

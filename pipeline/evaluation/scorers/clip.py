@@ -26,7 +26,7 @@ OPENAI = Normalization()
 
 @dataclass(frozen=True)
 class ClipScore:
-    """`clip_positive` and `clip_negative`, in -1..1; not a number where an image has no negative prompt."""
+    """`clip_positive` and `clip_negative`, in -1..1; NaN if an image has no negative prompt."""
 
     features: ClipFeatures
     options: Options

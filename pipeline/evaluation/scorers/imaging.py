@@ -1,4 +1,4 @@
-"""VBench's imaging quality: MUSIQ trained on SPAQ, its mark divided by 100.
+"""VBench's imaging quality: MUSIQ trained on SPAQ, its score divided by 100.
 
 As VBench does it: an image whose longest side is over 512 is resized to it (bilinear, no antialiasing). A video's score
 is the mean over its frames.

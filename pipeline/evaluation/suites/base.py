@@ -31,7 +31,7 @@ class EvaluationSuite(Protocol):
         """Return the systems that are compared."""
 
     def build_judge(self, device: str) -> tuple[Judge, Scorer]:
-        """Return the judge of what images show, and the scorer that records it; the same object or of one model."""
+        """Return the judge of images, and the scorer that records its answers; both have the same model."""
 
     def build_scorers(self, device: str) -> list[Scorer]:
         """Return the scorers of each image."""

@@ -55,7 +55,7 @@ class Clip:
 
     @staticmethod
     def load(path_or_id: str, device: torch.device | str = "cpu") -> "Clip":
-        """Load the bundled CLIP, a folder's or one of the hub."""
+        """Load a CLIP: the bundled one, a folder's, or one from the hub."""
         folder = find_clip_folder(path_or_id)
         return Clip(*load_transformers_clip(folder, device), Normalization.read(folder, "train.clip_model"))
 

@@ -108,7 +108,7 @@ def infer_config(tensors: Mapping[str, Tensor], architecture: Architecture) -> C
     """Return transformers' configuration with sizes from the shapes of open_clip's tensors.
 
     Raises:
-        KeyError: of a tensor that is missing.
+        KeyError: if a tensor is missing.
         ValueError: if a tower's width does not fit the architecture.
     """
     vision_width, _, patch, _ = tensors["visual.conv1.weight"].shape

@@ -33,7 +33,7 @@ class Normalization:
         """Read what transformers or open_clip wrote beside the weights in this folder.
 
         Raises:
-            UserError: naming the file, if it does not hold three numbers of each.
+            UserError: naming the file, if it does not hold three numbers for each.
         """
         for name, keys in (
             (PREPROCESSOR, ()),
@@ -58,7 +58,7 @@ class Normalization:
 
 
 def _parse(file: Path, keys: tuple[str, ...], field: str) -> Normalization | None:
-    """Read a file's mean and deviation; None where it has no section for images."""
+    """Read a file's mean and deviation; None if it has no section for images."""
     try:
         values: Any = json.loads(file.read_text(encoding="utf-8"))
         for key in keys:

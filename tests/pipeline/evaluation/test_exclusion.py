@@ -9,10 +9,10 @@ TRAINED = next(pair for pair in PAIRS if pair.trained)
 UNTRAINED = next(pair for pair in PAIRS if not pair.trained)
 
 
-def build_trials(method, outcomes, pair=TRAINED, calibration=False):
+def build_trials(method, outcomes, pair=TRAINED, selects_scale=False):
     """Return one trial for each pair (removed, kept)."""
     return [
-        Trial(pair, seed, method.label, calibration, removed, kept, clean=True)
+        Trial(pair, seed, method.label, selects_scale, removed, kept, clean=True)
         for seed, (removed, kept) in enumerate(outcomes)
     ]
 
@@ -33,7 +33,7 @@ def test_the_summary_separates_trained_from_untrained_negatives_and_omits_calibr
     collected = [
         *build_trials(LOW, [(True, True), (False, True)]),
         *build_trials(LOW, [(True, False)], pair=UNTRAINED),
-        *build_trials(LOW, [(True, True)] * 50, calibration=True),
+        *build_trials(LOW, [(True, True)] * 50, selects_scale=True),
     ]
     trained, untrained = summarise(collected)
     assert (trained.trained_negative, untrained.trained_negative) == (True, False)

@@ -43,7 +43,7 @@ def build_rows(judged, count=5):
     pair = PAIRS[0]
     return rows + [
         EvaluationRow(
-            method, "exclusion", pair.prompt, pair.negative_prompt, seed, images="all", calibration=seed < 2,
+            method, "exclusion", pair.prompt, pair.negative_prompt, seed, images="all", selects_scale=seed < 2,
             selected=True, shown=SHOWN,
         )
         for seed in range(4 if judged else 0)
