@@ -1,4 +1,4 @@
-"""Everything that wires the method to Ray, storage and MLflow."""
+"""The pipeline around the method: Ray, DeepSpeed, MLflow and storage."""
 
 import os
 from pathlib import Path

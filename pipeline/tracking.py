@@ -69,7 +69,7 @@ def _reach(uri: str) -> None:
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()
     except urllib.error.HTTPError:
-        return  # it answers; MLflow reports the error
+        return  # the server answers; MLflow reports the error
     except (OSError, ValueError) as error:
         raise StorageError(f"tracking-uri: {uri} does not answer ({get_first_line(error)})") from error
 

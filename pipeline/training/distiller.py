@@ -155,7 +155,7 @@ class Distiller:
     def _compute_clip_loss(self, step: int, first: int, prompts: Sequence[str], student: StudentLoss) -> Tensor | float:
         """Return SwiftBrush v2's clamped CLIP loss on this pass's part of the step's CLIP images.
 
-        The images are chosen by their index in the global batch, so any number of workers and passes looks at the
+        The images are chosen by their index in the global batch, so any number of workers and passes uses the
         same ones, and the passes add up to the mean over all of them. The weight falls to 0 linearly.
         """
         train = self.recipe.train

@@ -44,8 +44,8 @@ MakeEngine = Callable[[Recipe, nn.Module, list[nn.Parameter], float, int], Engin
 class Engines:
     """Two engines, each of which owns the gradients, the optimizer and the ZeRO partition of one trained network.
 
-    The teachers are looked at through `lora_teacher.module`, never through the engine: an engine that is
-    called while its network is not being trained loses count of its gradients.
+    Call the teachers through `lora_teacher.module`, never through the engine: an engine that is called while
+    its network is not being trained loses count of its gradients.
     """
 
     student: Engine
