@@ -6,15 +6,15 @@ from jobs import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_run(parser)
-    shared.add_recipe(parser)
-    shared.add_tracking(parser)
+    shared.add_run_options(parser)
+    shared.add_recipe_options(parser)
+    shared.add_tracking_options(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the resolved recipe, inputs, outputs and the estimated cost, and exit",
     )
-    shared.add_ray_address(parser)
+    shared.add_ray_address_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:

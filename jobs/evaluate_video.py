@@ -11,8 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", required=True, metavar="FILE", help="text file with one prompt per line")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="output folder, local or s3://")
-    shared.add_ray_address(parser)
-    shared.add_overrides(parser)
+    shared.add_ray_address_option(parser)
+    shared.add_override_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:

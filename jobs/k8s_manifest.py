@@ -10,7 +10,7 @@ KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=KINDS, help="kind of the manifest; a CronJob submits to a standing RayCluster")
     parser.add_argument("--recipe", default="shapes", metavar="NAME", help="name of a recipe in the image")
-    shared.add_overrides(parser)
+    shared.add_override_options(parser)
     parser.add_argument(
         "--run", required=True, metavar="s3://...", help="folder of the run, or of the schedule of a recurring one"
     )

@@ -6,7 +6,7 @@ from jobs import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_job_server(parser)
+    shared.add_job_server_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,8 +7,8 @@ from jobs import submit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_job(parser)
-    shared.add_job_server(parser)
+    shared.add_job_argument(parser)
+    shared.add_job_server_option(parser)
     parser.add_argument(
         "--follow", action="store_true", help="follow the log until the job ends, and exit with its exit code"
     )

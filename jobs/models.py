@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--version", metavar="VERSION", help="promote, download: version (download: default the champion)"
     )
     parser.add_argument("--out", metavar="FOLDER", help="download: new output folder")
-    shared.add_tracking(parser)
+    shared.add_tracking_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -16,13 +16,13 @@ OWN_TEACHER = (  # overrides for --teacher: without the CLIP and the judge of th
 )
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", default="runs/demo", metavar="FOLDER", help="folder of the run, local or s3:// (%(default)s)"
     )
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", default="shapes", metavar="NAME", help="name of a recipe, or a .toml file (%(default)s)"
     )
@@ -35,10 +35,10 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="FILES",
         help="file, folder or glob pattern, local or s3://, instead of the recipe's sources; repeatable",
     )
-    add_overrides(parser)
+    add_override_options(parser)
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
+def add_override_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
@@ -49,7 +49,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_tracking(parser: argparse.ArgumentParser) -> None:
+def add_tracking_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracking-uri",
         default=None,
@@ -99,12 +99,12 @@ def require_shared_tracking(given: str | None) -> str:
     return uri
 
 
-def add_ray_address(parser: argparse.ArgumentParser) -> None:
+def add_ray_address_option(parser: argparse.ArgumentParser) -> None:
     """Add the address of a Ray cluster; with it, the command is the cluster's driver."""
     parser.add_argument("--ray-address", metavar="ADDRESS", help="Ray cluster to join (default: start a local one)")
 
 
-def add_job_server(parser: argparse.ArgumentParser) -> None:
+def add_job_server_option(parser: argparse.ArgumentParser) -> None:
     """Add the URL of a Ray cluster's job server, to which jobs are submitted."""
     parser.add_argument(
         "--job-server",
@@ -113,7 +113,7 @@ def add_job_server(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_store(parser: argparse.ArgumentParser) -> None:
+def add_store_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         default="runs/schedules",
@@ -131,7 +131,7 @@ def parse_scheduled_time(text: str | None) -> str | None:
     return text
 
 
-def add_job(parser: argparse.ArgumentParser) -> None:
+def add_job_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", help="submission id of the job, or its beginning")
 
 

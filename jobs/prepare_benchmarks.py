@@ -8,7 +8,7 @@ from pipeline.errors import invalid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_run(parser)
+    shared.add_run_options(parser)
     parser.add_argument(
         "--negopt", metavar="FILES", help="Parquet files of NegOpt: a file, a folder or a pattern with *"
     )

@@ -6,8 +6,8 @@ from jobs import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_run(parser)
-    shared.add_tracking(parser)
+    shared.add_run_options(parser)
+    shared.add_tracking_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:

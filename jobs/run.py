@@ -6,10 +6,10 @@ from jobs import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_run(parser)
-    shared.add_recipe(parser)
-    shared.add_tracking(parser)
-    shared.add_ray_address(parser)
+    shared.add_run_options(parser)
+    shared.add_recipe_options(parser)
+    shared.add_tracking_options(parser)
+    shared.add_ray_address_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cron", metavar="FIELDS", help="cron expression instead of the recipe's schedule.cron")
     parser.add_argument("--timezone", metavar="NAME", help="time zone instead of the recipe's schedule.timezone")
-    shared.add_recipe(parser)
+    shared.add_recipe_options(parser)
     parser.set_defaults(recipe=None)
-    shared.add_tracking(parser)
-    shared.add_ray_address(parser)
+    shared.add_tracking_options(parser)
+    shared.add_ray_address_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -10,11 +10,11 @@ ACTIONS = ("add", "list", "pause", "resume", "remove", "run-now", "history")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("name", nargs="?", help="name of the schedule")
-    shared.add_store(parser)
+    shared.add_store_option(parser)
     parser.add_argument("--cron", metavar="FIELDS", help="add: cron expression instead of the recipe's schedule.cron")
     parser.add_argument("--timezone", metavar="NAME", help="add: time zone instead of the recipe's schedule.timezone")
-    shared.add_recipe(parser)
-    shared.add_tracking(parser)
+    shared.add_recipe_options(parser)
+    shared.add_tracking_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:

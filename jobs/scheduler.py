@@ -6,8 +6,8 @@ from jobs import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_store(parser)
-    shared.add_job_server(parser)
+    shared.add_store_option(parser)
+    shared.add_job_server_option(parser)
     parser.add_argument("--once", action="store_true", help="poll once, and exit")
 
 

@@ -6,8 +6,8 @@ from jobs import options as shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_job(parser)
-    shared.add_job_server(parser)
+    shared.add_job_argument(parser)
+    shared.add_job_server_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             name, help=module.__doc__, description=module.__doc__, conflict_handler="resolve"
         )
         module.add_arguments(subparser)
-        shared.add_job_server(subparser)
+        shared.add_job_server_option(subparser)
         subparser.add_argument(
             "--attempt", type=int, default=0, metavar="N", help="number of the attempt, from 1, of a job that ended"
         )

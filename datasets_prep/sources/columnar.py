@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets_prep.sources.columns import describe_missing_column, find_columns
+from datasets_prep.sources.column_detection import describe_missing_column, find_columns
 from datasets_prep.sources.rows import (
     MAX_PROMPT_BYTES,
     SCHEMA,

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.columns import describe_missing_column, find_columns
+from datasets_prep.sources.column_detection import describe_missing_column, find_columns
 from datasets_prep.sources.lines import iter_lines
 from datasets_prep.sources.rows import (
     MAX_PROMPT_BYTES,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from nasa.compat import unwrap_compiled
-from nasa.families.base import Distillation, Family, PublishedModel
+from nasa.families.family import Distillation, Family, PublishedModel
 from nasa.families.flux import FLUX
 from nasa.families.pixart import PIXART
 from nasa.families.pixart_sigma import PIXART_SIGMA

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nasa.families.base import Family, append_text
+from nasa.families.family import Family, append_text
 from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 512  # the default of the pipeline's call; FLUX.1-schnell takes 256

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from nasa.architectures import build_pixart_alpha
-from nasa.families.base import Distillation, Encode, Family, PublishedModel, unpack_embeds_and_mask
+from nasa.families.family import Distillation, Encode, Family, PublishedModel, unpack_embeds_and_mask
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.schedulers import build_one_step_ddpm
 

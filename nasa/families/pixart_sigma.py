@@ -7,7 +7,7 @@ step ends at the image.
 from dataclasses import replace
 
 from nasa.architectures import build_pixart_alpha
-from nasa.families.base import PublishedModel
+from nasa.families.family import PublishedModel
 from nasa.families.pixart import DISTILLATION, PIXART, T5_XXL_PARAMETERS, build_t5_encoder
 from nasa.schedulers import build_lcm, build_one_step_ddim
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nasa.families.base import Family, append_text, unpack_embeds_and_mask
+from nasa.families.family import Family, append_text, unpack_embeds_and_mask
 from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 512  # the default of the pipeline's call

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nasa.families.base import Family, unpack_embeds_and_mask
+from nasa.families.family import Family, unpack_embeds_and_mask
 from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 300  # the default of the pipeline's call

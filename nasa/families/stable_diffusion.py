@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from nasa.architectures import build_stable_diffusion_15, build_stable_diffusion_21
-from nasa.families.base import Distillation, Family, PublishedModel
+from nasa.families.family import Distillation, Family, PublishedModel
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.schedulers import build_lcm, build_one_step_ddim
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nasa.families.base import Family, append_text
+from nasa.families.family import Family, append_text
 from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 256  # the default of the pipeline's call

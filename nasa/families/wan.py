@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nasa.families.base import Family
+from nasa.families.family import Family
 from nasa.prompt_embeds import PromptEmbeds
 
 MAX_SEQUENCE_LENGTH = 512  # the default of the pipeline's call

@@ -14,11 +14,11 @@ from pipeline.hashing import hash_bytes
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe, dump
 from pipeline.registry import descriptions, mlflow_registry, version_artifacts
+from pipeline.registry.artifact_upload import upload_artifacts
 from pipeline.registry.candidate import SHORT, Candidate
 from pipeline.registry.evaluation_scores import Scores
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
 from pipeline.registry.promotion_decision import Decision, decide, decide_first
-from pipeline.registry.publish import publish
 from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.storage import Folder
 
@@ -90,7 +90,7 @@ def _find_or_create_version(client: MlflowClient, entry: _Entry) -> str:
             return number
     with tempfile.TemporaryDirectory() as scratch:
         folder = version_artifacts.build_artifacts(entry.candidate, entry.scores, entry.name, Path(scratch))
-        publish(client, entry.candidate.mlflow_run, folder, entry.candidate.artifact_path)
+        upload_artifacts(client, entry.candidate.mlflow_run, folder, entry.candidate.artifact_path)
     if number is None:
         return _create(client, entry)
     _describe(client, entry, number, None)

@@ -2,7 +2,7 @@
 
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from pipeline.shapes.text import MAX_LENGTH
+from pipeline.shapes.tokenizer import MAX_LENGTH
 
 WIDTH = 96
 NORMALIZATION = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # trained on images in -1..1

@@ -21,7 +21,7 @@ from pipeline.shapes.classifier import AttributeClassifier
 from pipeline.shapes.clip import NORMALIZATION
 from pipeline.shapes.denoiser import build_scheduler
 from pipeline.shapes.samples import LABELS, Samples, draw_samples
-from pipeline.shapes.text import build_tokenizer
+from pipeline.shapes.tokenizer import build_tokenizer
 from pipeline.shapes_training import autoencoder, classifier, clip, denoiser
 
 METRICS = "metrics.json"

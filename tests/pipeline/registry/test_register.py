@@ -123,7 +123,7 @@ def test_a_second_call_completes_an_interrupted_registration(uri, client, candid
         writes = interrupt_write(0, patch)
         register.register(other, uri)
     expected, total = read_state(client), writes()
-    monkeypatch.setattr(register, "publish", lambda *_: None)  # the artifacts were uploaded the first time
+    monkeypatch.setattr(register, "upload_artifacts", lambda *_: None)  # the artifacts were uploaded the first time
     monkeypatch.setattr(register.version_artifacts, "build_artifacts", lambda *_: None)
     for call in range(1, total + 1):
         database.write_bytes(backup)

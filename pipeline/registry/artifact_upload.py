@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 ATTEMPTS = 2  # another process may write the same files at the same time
 
 
-def publish(client: MlflowClient, run_id: str, local: Path, artifact_path: str) -> None:
+def upload_artifacts(client: MlflowClient, run_id: str, local: Path, artifact_path: str) -> None:
     """Upload the files that the artifacts lack; afterwards every file is stored with its SHA-256.
 
     Raises:
