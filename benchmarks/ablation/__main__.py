@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
     parser.add_argument("--run", default="runs/ablation", metavar="FOLDER", help="folder of the runs")
     parser.add_argument("--recipe", default="shapes", metavar="NAME", help="name of a recipe, or a .toml file")
-    shared.add_overrides(parser)
+    shared.add_override_options(parser)
     parser.add_argument("--steps", type=int, default=300, help="steps of each run after the warm start")
     parser.add_argument("--warm-up-steps", type=int, default=300, help="steps of SBv2*, shared by all runs")
     parser.add_argument("--seeds", type=int, default=3, help="number of runs of each variant")
