@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import recipe
 from pipeline.gpu_specs import GPUS
-from pipeline.training.estimate import estimate
+from pipeline.training.resource_estimate import estimate
 
 PRICES = Path(__file__).parents[1] / "docs" / "data" / "prices.json"
 RECIPES = ("sd15", "sd21", "pixart")

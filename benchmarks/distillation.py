@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.ablation import runs
 from benchmarks.swiftbrush import SwiftBrush
-from nasa.denoiser import make_steerable
 from nasa.distillation import StepRandomness, TextConditions, sample_step
+from nasa.steerable_denoiser import make_steerable
 from pipeline import models, recipe
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller, mix_seeds

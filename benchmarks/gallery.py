@@ -12,7 +12,7 @@ from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, sample_
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.contact_sheet import draw_contact_sheet, to_pixels
 from pipeline.evaluation.evaluate import load_distilled_student
-from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.storage import Folder
 

@@ -167,7 +167,7 @@ def _read_estimates() -> dict[str, float]:
 def write_estimates() -> None:
     """Write the memory that `distill --dry-run` estimates for one worker without CLIP loss and text encoder, in GiB."""
     from pipeline.recipe import load
-    from pipeline.training.estimate import estimate
+    from pipeline.training.resource_estimate import estimate
 
     estimates = {}
     for size in ("sd15", "sd21", "pixart"):

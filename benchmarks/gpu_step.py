@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from benchmarks.swiftbrush import SwiftBrush
 from nasa import architectures
-from nasa.denoiser import get_output_layer, make_steerable
 from nasa.diffusion import Diffusion
 from nasa.distillation import StepRandomness, TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.method import Method
-from nasa.precision import cast_frozen
+from nasa.mixed_precision import cast_frozen
 from nasa.prompt_embeds import PromptEmbeds
+from nasa.steerable_denoiser import get_output_layer, make_steerable
 from nasa.teachers import add_lora, get_lora_parameters, use_frozen_teacher, use_merged_teacher
 
 GIB = 2**30

@@ -27,13 +27,13 @@ from nasa.joint_attention import JOINT_ATTENTION_MODES
 from nasa.prompt_embeds import tokenize
 from pipeline import models
 from pipeline.evaluation.exclusion import compute_method_shares, run_trials
-from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import SamplingMethod, draw_seeded_noise
-from pipeline.evaluation.suites.shapes import ATTRIBUTES
+from pipeline.evaluation.suites.shapes_suite import ATTRIBUTES
 from pipeline.shapes import WEIGHTS
 from pipeline.shapes.clip import WIDTH
 from pipeline.shapes_training.denoiser import draw_captions, encode_pool
-from pipeline.shapes_training.fit import fit
+from pipeline.shapes_training.training_loop import fit
 
 STEPS, BATCH, LEARNING_RATE = 2500, 64, 3e-3
 SAMPLING_STEPS = 8

@@ -19,9 +19,9 @@ from pipeline import recipe
 from pipeline.gpu_specs import GPUS
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prompt_stream import PromptStream
-from pipeline.session import start_ray_session
+from pipeline.ray_session import start_ray_session
 from pipeline.storage import Folder
-from pipeline.training.estimate import UTILISATION, estimate
+from pipeline.training.resource_estimate import UTILISATION, estimate
 
 BATCH = 64
 

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline import manifest
 from pipeline.evaluation.evaluate import load_distilled_student
 from pipeline.evaluation.exclusion import compute_method_shares, run_trials
-from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import SamplingMethod
 from pipeline.storage import Folder
 

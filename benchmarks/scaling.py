@@ -26,7 +26,7 @@ from pipeline.gpu_specs import GPUS
 from pipeline.recipe import Recipe
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
-from pipeline.training.estimate import UTILISATION, build_meta_denoiser, estimate
+from pipeline.training.resource_estimate import UTILISATION, build_meta_denoiser, estimate
 
 WARM_UP = 2
 GPUS_PER_NODE = 8

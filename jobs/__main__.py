@@ -12,7 +12,7 @@ from jobs import (
     evaluate_video,
     k8s_manifest,
     logs,
-    merge,
+    merge_students,
     models,
     prepare,
     prepare_benchmarks,
@@ -27,15 +27,14 @@ from jobs import (
     train_shapes,
 )
 from jobs import list as list_jobs
-from pipeline import apply_environment
-from pipeline import logs as logging_setup
+from pipeline import apply_environment, logging_setup
 from pipeline.errors import TrainingError, UserError, resume_hint
 from pipeline.lockfile import check_versions
 from pipeline.redaction import redact
 
 GROUPS = {
     "one run": (prepare, distill, evaluate, register, run),
-    "students": (compare, models, merge, prepare_benchmarks, evaluate_video, train_shapes),
+    "students": (compare, models, merge_students, prepare_benchmarks, evaluate_video, train_shapes),
     "jobs on a Ray cluster": (submit, status, logs, stop, list_jobs),
     "schedules and Kubernetes": (schedule, scheduler, run_scheduled, k8s_manifest),
 }

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
         print(describe(recipe, prompts))
         return
     from pipeline import manifest
-    from pipeline.training.distill import distill
+    from pipeline.training.driver import distill
 
     finished = folder.exists(manifest.NAME)
     distilled = distill(

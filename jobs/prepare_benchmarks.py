@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.prompts.benchmarks import prepare_benchmarks
+    from pipeline.prompts.prepare_benchmarks import prepare_benchmarks
 
     if options.pairs < 1:
         raise invalid("--pairs", options.pairs, "at least 1")

@@ -13,6 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.shapes_training.build import build
+    from pipeline.shapes_training.train_all import build
 
     build(options.work, options.out, options.threads)

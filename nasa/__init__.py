@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from nasa.version import __version__
 
 if TYPE_CHECKING:
+    from nasa.attention_rules import nasa_rule
     from nasa.guider import NasaGuidance
     from nasa.presets import PRESETS
-    from nasa.rules import nasa_rule
     from nasa.steer_context import steer
 
 _PUBLIC = {
     "PRESETS": "nasa.presets",
     "NasaGuidance": "nasa.guider",
-    "nasa_rule": "nasa.rules",
+    "nasa_rule": "nasa.attention_rules",
     "steer": "nasa.steer_context",
 }
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nasa.attention_rules import RULES, Rule, Scale
 from nasa.batch_layouts import BatchSplit
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.rules import RULES, Rule, Scale
 
 CROSS_ATTENTION_SUFFIX = "attn2.processor"  # suffix of a key of `attn_processors`
 WAN_TEXT_TOKENS = 512  # fixed in diffusers' WanAttnProcessor

@@ -22,7 +22,7 @@ class NasaGuidance(BaseGuidance):
 
     Args:
         scale: alpha of eq. 9; 0 leaves the conditional prediction plain.
-        rule: the attention rule, one of `nasa.rules.RULES`.
+        rule: the attention rule, one of `nasa.attention_rules.RULES`.
         start: fraction of the denoising steps before which nothing is steered.
         stop: fraction of the denoising steps after which nothing is steered.
         enabled: False leaves the conditional prediction plain.

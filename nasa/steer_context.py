@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from nasa.attention import Steering
+from nasa.attention_rules import RULES, Rule, Scale
 from nasa.batch_layouts import Conditional, find_layout
 from nasa.families import Family, find_family, get_denoisers
 from nasa.joint_attention import JOINT_ATTENTION_MODES, JointSteering
 from nasa.negative_prompt import NegativePrompt, Prompts
 from nasa.pipeline_call_tracker import PipelineCallTracker, find_encoder_method
-from nasa.rules import RULES, Rule, Scale
-from nasa.steered_denoiser import SteeredDenoiser
+from nasa.steering_hooks import SteeredDenoiser
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def steer(  # noqa: PLR0913
         pipe: a diffusers pipeline of one of the families in `nasa.families`.
         negative_prompt: one for all images or one per image; None is plain, the empty string is an ordinary negative.
         scale: alpha of eq. 9, at least 0, one number or one per image; 0 leaves the pipeline plain.
-        rule: the attention rule, one of `nasa.rules.RULES`.
+        rule: the attention rule, one of `nasa.attention_rules.RULES`.
         negative_prompt_2: the negative for a second text encoder; None means `negative_prompt`.
         negative_prompt_3: the negative for a third text encoder; None means `negative_prompt`.
         negative_prompt_embeds: [N, T, D] in place of `negative_prompt`, as the denoiser takes them.

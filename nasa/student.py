@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nasa.attention_rules import Scale
 from nasa.diffusion import Diffusion
 from nasa.parameterization import alpha_sigma, to_x0
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.rules import Scale
 
 Student = Callable[..., Tensor]
 

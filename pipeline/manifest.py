@@ -10,8 +10,8 @@ from pydantic import Field
 import nasa
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe
-from pipeline.record import Record
 from pipeline.storage import Folder
+from pipeline.strict_model import StrictModel
 
 NAME = "manifest.json"
 RUN_FILE = "run.json"  # present in the folder of a distillation that was begun
@@ -30,7 +30,7 @@ def get_code_version() -> str:
     return f"{nasa.__version__}+{commit}" if commit else nasa.__version__
 
 
-class Manifest(Record):
+class Manifest(StrictModel):
     """The base of manifests. `kind` tells them apart; `command` is the command that writes one."""
 
     command: ClassVar[str]
@@ -38,7 +38,7 @@ class Manifest(Record):
     code: str = Field(default_factory=get_code_version)
 
 
-class DataFile(Record):
+class DataFile(StrictModel):
     """A data file: number of rows, size, hash, and the source of its prompts if it is a shard."""
 
     rows: int

@@ -5,12 +5,12 @@ from contextlib import nullcontext
 
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.prompts.prepare import prepare
+from pipeline.ray_session import start_ray_session
 from pipeline.recipe import Recipe
 from pipeline.registry.register import register_run
 from pipeline.registry.registered_version import RegisteredVersion
-from pipeline.session import start_ray_session
 from pipeline.storage import Folder
-from pipeline.training.distill import distill
+from pipeline.training.driver import distill
 
 
 def run_pipeline(

@@ -122,7 +122,7 @@ class Tracker:
         self._pending: queue.Queue[Callable[[], object]] = queue.Queue(MAX_PENDING)
         self._lost = 0
         self._last_logged_step = -1  # logged by an earlier process of this run
-        threading.Thread(target=self._write, daemon=True).start()
+        threading.Thread(target=self._run_writer, daemon=True).start()
 
     def log_metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
         """Log metrics of a step."""
@@ -186,7 +186,7 @@ class Tracker:
         except queue.Full:
             self._lost += 1
 
-    def _write(self) -> None:
+    def _run_writer(self) -> None:
         reported = False
         while True:
             write = self._pending.get()

@@ -80,7 +80,7 @@ def ray_cluster(s3_server):
     """Yield `ray` with one local cluster for the whole test session, whose processes can reach the S3 server."""
     import ray
 
-    from pipeline.session import start_ray_session
+    from pipeline.ray_session import start_ray_session
 
     with start_ray_session():
         yield ray

@@ -121,7 +121,7 @@ RUN = {
     "python -m benchmarks.gpu_step --size tiny --device cpu --batch 4 --no-bfloat16 --rows ours shared": SmallRun(
         "--rounds 1 --out step.json", expected="denoiser_share"
     ),
-    "python -m jobs merge FIRST SECOND --out FOLDER": SmallRun(
+    "python -m jobs merge-students FIRST SECOND --out FOLDER": SmallRun(
         replacements={"FIRST": "runs/demo/distilled/student", "SECOND": "runs/demo/distilled/student-raw"}
     ),
     "python -m jobs evaluate --run runs/demo": SmallRun(),
@@ -205,7 +205,7 @@ NOT_RUN = {  # by the beginning of a command
         "a Ray cluster; tests/pipeline/cluster/test_docs_run.py has one",
     ),
     "python -m jobs models rollback --name nasa-sd21": "a cluster's registry; as above",
-    "python -m jobs train-shapes": "80 minutes; tests/pipeline/shapes_training/test_fit.py tests its training",
+    "python -m jobs train-shapes": "80 minutes; test_training_loop.py tests its training",
     "python -m benchmarks.gpu_step --size sd21": "a GPU",
     "python -m benchmarks.hpsv2 --golden": "HPSv2's weights, 4 GB",
     "OMP_NUM_THREADS=1 python -m benchmarks.hpsv2": "a checkpoint of HPSv2's size, 4 GB",

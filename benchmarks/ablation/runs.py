@@ -21,10 +21,10 @@ from datasets_prep.shapes.prompts import BAD_PHOTO, sample_held_out_prompts, sam
 from nasa.method import Method
 from pipeline import models, recipe
 from pipeline.evaluation import exclusion
-from pipeline.evaluation.judges.attributes import AttributeJudge
+from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
-from pipeline.evaluation.suites.shapes import ATTRIBUTES
-from pipeline.models.clip.model import Clip
+from pipeline.evaluation.suites.shapes_suite import ATTRIBUTES
+from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder

@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources import archives, columnar, delimited, json_documents, lines
-from datasets_prep.sources.decompression import DecompressedStream, decode_text, decompress
+from datasets_prep.sources import archives, columnar, delimited, json_documents, text_lines
 from datasets_prep.sources.format_detection import COMPRESSED, ENDINGS, detect_format, infer_format
-from datasets_prep.sources.rows import SCHEMA, SCORES, UNREADABLE, PromptFile, describe_error, refuse_rows
+from datasets_prep.sources.prompt_rows import SCHEMA, SCORES, UNREADABLE, PromptFile, describe_error, refuse_rows
+from datasets_prep.sources.stream_decoding import DecompressedStream, decode_text, decompress
 
 __all__ = [
     "PICKLE_ENDINGS",
@@ -33,7 +33,7 @@ READABLE_ENDINGS = tuple(ENDINGS)
 """Name endings of readable files."""
 
 
-def read_tables(file: PromptFile, rows: int) -> Iterator[pa.Table]:
+def read_tables(file: PromptFile, batch_size: int) -> Iterator[pa.Table]:
     """Yield a file's rows as tables of `SCHEMA`, each of at most `rows` rows.
 
     Raises:
@@ -45,36 +45,36 @@ def read_tables(file: PromptFile, rows: int) -> Iterator[pa.Table]:
             content = decompress(raw)
             if content.is_unchanged and detect_format(content.head, name_format, file.column) == "parquet":
                 with file.filesystem.open_input_file(file.path) as opened:
-                    yield from columnar.read_parquet(opened, rows, file.column)
+                    yield from columnar.read_parquet(opened, batch_size, file.column)
             else:
-                yield from _read_content(content, rows, name_format, file.column)
+                yield from _read_content(content, batch_size, name_format, file.column)
     except UNREADABLE as error:
-        yield from refuse_rows(1, f"file: {describe_error(error)}", rows)
+        yield from refuse_rows(1, f"file: {describe_error(error)}", batch_size)
 
 
-def _read_content(content: DecompressedStream, rows: int, name_format: str, column: str) -> Iterator[pa.Table]:
+def _read_content(content: DecompressedStream, batch_size: int, name_format: str, column: str) -> Iterator[pa.Table]:
     detected = detect_format(content.head, name_format, column)
     if detected == "tar":
-        yield from archives.read_tar(content.stream, rows, column, partial(_read_member, column))
+        yield from archives.read_tar(content.stream, batch_size, column, partial(_read_member, column))
     elif detected == "text":
-        yield from lines.read_text(content.stream, rows)
+        yield from text_lines.read_text(content.stream, batch_size)
     elif detected in _COLUMN_READERS:
-        yield from _COLUMN_READERS[detected](content.stream, rows, column)
+        yield from _COLUMN_READERS[detected](content.stream, batch_size, column)
     else:
-        yield from refuse_rows(1, f"file: {detected}", rows)
+        yield from refuse_rows(1, f"file: {detected}", batch_size)
 
 
-def _read_member(column: str, name: str, stream: BinaryIO, rows: int) -> Iterator[pa.Table]:
+def _read_member(column: str, name: str, stream: BinaryIO, batch_size: int) -> Iterator[pa.Table]:
     """Read a file within an archive; an unreadable one is one row with the reason."""
     try:
-        yield from _read_content(decompress(stream), rows, infer_format(name) or "", column)
+        yield from _read_content(decompress(stream), batch_size, infer_format(name) or "", column)
     except pa.ArrowException as error:
-        yield from refuse_rows(1, f"{name}: {describe_error(error)}", rows)
+        yield from refuse_rows(1, f"{name}: {describe_error(error)}", batch_size)
 
 
 _COLUMN_READERS: Mapping[str, Callable[[BinaryIO, int, str], Iterator[pa.Table]]] = MappingProxyType(
     {
-        "json": lines.read_json_lines,
+        "json": text_lines.read_json_lines,
         "document": json_documents.read_json_document,
         "csv": delimited.read_csv,
         "parquet": columnar.read_parquet_stream,

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from datasets_prep.sources.decompression import peek
 from datasets_prep.sources.format_detection import infer_format
-from datasets_prep.sources.rows import UNREADABLE, row_from_object, rows_to_tables
+from datasets_prep.sources.prompt_rows import UNREADABLE, row_from_object, rows_to_tables
+from datasets_prep.sources.stream_decoding import peek
 
 SMALL = 2**20  # bytes of a file that may belong to a sample; a larger one is a file of prompts
 MAX_MEMBERS, MAX_HELD_BYTES = 2**12, 2**24  # limits of a family: members, and bytes of their content
@@ -38,14 +38,16 @@ class Member(NamedTuple):
     stream: BinaryIO | None
 
 
-def read_tar(stream: BinaryIO, rows: int, column: str, read: Reader) -> Iterator[pa.Table]:
+def read_tar(stream: BinaryIO, batch_size: int, column: str, read: Reader) -> Iterator[pa.Table]:
     """Read an archive; `read` reads its files of prompts. Other files are skipped, unless they belong to a sample."""
     with tarfile.open(fileobj=stream, mode="r|") as archive:
-        yield from rows_to_tables(_iter_items(archive, rows, column, read), rows)
+        yield from rows_to_tables(_iter_items(archive, batch_size, column, read), batch_size)
 
 
-def _iter_items(archive: tarfile.TarFile, rows: int, column: str, read: Reader) -> Iterator[dict[str, Any] | pa.Table]:
-    for family in _group_families(archive, rows, read):
+def _iter_items(
+    archive: tarfile.TarFile, batch_size: int, column: str, read: Reader
+) -> Iterator[dict[str, Any] | pa.Table]:
+    for family in _group_families(archive, batch_size, read):
         if isinstance(family, pa.Table):
             yield family
             continue
@@ -55,11 +57,11 @@ def _iter_items(archive: tarfile.TarFile, rows: int, column: str, read: Reader) 
             else:
                 for member in sample:
                     if infer_format(member.name) is not None:
-                        for table in read(member.name, io.BytesIO(member.content), rows):
+                        for table in read(member.name, io.BytesIO(member.content), batch_size):
                             yield from table.to_pylist()
 
 
-def _group_families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterator[list[Member] | pa.Table]:
+def _group_families(archive: tarfile.TarFile, batch_size: int, read: Reader) -> Iterator[list[Member] | pa.Table]:
     """Yield consecutive members of one family, as many as fit in memory, and tables of large files.
 
     An error is raised after the members before it are yielded.
@@ -69,7 +71,7 @@ def _group_families(archive: tarfile.TarFile, rows: int, read: Reader) -> Iterat
     try:
         for member in _iter_members(archive):
             if member.stream is not None:
-                yield from read(member.name, member.stream, rows)
+                yield from read(member.name, member.stream, batch_size)
                 continue
             is_full = (len(pending) >= MAX_MEMBERS or size >= MAX_HELD_BYTES) and last and member.stem != last.stem
             if last and (is_full or member.family != last.family or member.name in pending):

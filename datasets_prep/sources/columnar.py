@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets_prep.sources.column_detection import describe_missing_column, find_columns
-from datasets_prep.sources.rows import (
+from datasets_prep.sources.prompt_rows import (
     MAX_PROMPT_BYTES,
     SCHEMA,
     SCORES,
@@ -27,31 +27,31 @@ MAX_ROWS_PER_BYTE = 1000  # a column of one repeated value takes almost no space
 _ARROW_FILE = b"ARROW1\0\0"  # magic bytes before an Arrow stream and its footer
 
 
-def read_parquet(opened: Any, rows: int, column: str) -> Iterator[pa.Table]:
+def read_parquet(opened: Any, batch_size: int, column: str) -> Iterator[pa.Table]:
     """Read a seekable Parquet file; an unreadable row group is refused with all its rows."""
     with pq.ParquetFile(opened) as parquet:
         schema, size = parquet.schema_arrow, _get_size(opened)
         names = _find_columns(schema, column)
         if "text" not in names:
             count = _limit_row_count(parquet.metadata.num_rows, size)
-            yield from refuse_rows(count, describe_missing_column(column, _list_paths(schema)), rows)
+            yield from refuse_rows(count, describe_missing_column(column, _list_paths(schema)), batch_size)
             return
         for group in range(parquet.num_row_groups):
             left = _limit_row_count(parquet.metadata.row_group(group).num_rows, size)
             try:
-                for batch in parquet.iter_batches(rows, [group], list(names.values())):
+                for batch in parquet.iter_batches(batch_size, [group], list(names.values())):
                     yield _convert_table(pa.Table.from_batches([batch]), names)
                     left -= batch.num_rows
             except UNREADABLE as error:
-                yield from refuse_rows(left, f"row group {group}: {describe_error(error)}", rows)
+                yield from refuse_rows(left, f"row group {group}: {describe_error(error)}", batch_size)
 
 
-def read_parquet_stream(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
+def read_parquet_stream(stream: BinaryIO, batch_size: int, column: str) -> Iterator[pa.Table]:
     """Read a Parquet stream through a temporary file, since its footer is read first."""
     with tempfile.TemporaryFile() as copy:
         shutil.copyfileobj(stream, copy)
         copy.seek(0)
-        yield from read_parquet(copy, rows, column)
+        yield from read_parquet(copy, batch_size, column)
 
 
 def _get_size(opened: Any) -> int:
@@ -66,24 +66,24 @@ def _limit_row_count(rows: int, size: int) -> int:
     return rows if 0 < rows <= MAX_ROWS_PER_BYTE * size else 1
 
 
-def read_arrow(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
+def read_arrow(stream: BinaryIO, batch_size: int, column: str) -> Iterator[pa.Table]:
     """Read Arrow's stream format, which `save_to_disk` writes, or its file format, which is a stream with a footer."""
     is_file = stream.peek(len(_ARROW_FILE)).startswith(_ARROW_FILE)  # type: ignore[attr-defined]
     stream.read(len(_ARROW_FILE) if is_file else 0)
     with pa.ipc.open_stream(stream) as batches:
         names = _find_columns(batches.schema, column)
         if "text" not in names:
-            yield from refuse_rows(1, describe_missing_column(column, _list_paths(batches.schema)), rows)
+            yield from refuse_rows(1, describe_missing_column(column, _list_paths(batches.schema)), batch_size)
             return
         if not stream.peek(1):  # type: ignore[attr-defined]
-            yield from refuse_rows(1, "file: cut after its schema", rows)
+            yield from refuse_rows(1, "file: cut after its schema", batch_size)
         for batch in _reject_oversized(batches):
             batch.validate(full=True)  # Arrow trusts a stream's offsets, and reads outside of it where they are wrong
             table = pa.Table.from_batches([batch])
-            for first in range(0, table.num_rows, rows):
-                yield _convert_table(table.slice(first, rows), names)
+            for first in range(0, table.num_rows, batch_size):
+                yield _convert_table(table.slice(first, batch_size), names)
         if not is_file and stream.read(1):
-            yield from refuse_rows(1, "file: data after the end of its stream", rows)
+            yield from refuse_rows(1, "file: data after the end of its stream", batch_size)
 
 
 def _reject_oversized(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -8,8 +8,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from datasets_prep.sources.column_detection import describe_missing_column, find_columns
-from datasets_prep.sources.lines import iter_lines
-from datasets_prep.sources.rows import (
+from datasets_prep.sources.prompt_rows import (
     MAX_PROMPT_BYTES,
     MAX_RECORD_BYTES,
     SCORES,
@@ -17,6 +16,7 @@ from datasets_prep.sources.rows import (
     rows_to_tables,
     to_float,
 )
+from datasets_prep.sources.text_lines import iter_lines
 
 DELIMITERS = ",\t;|"
 _SEPARATOR_LINE = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # a line that Excel writes
@@ -25,7 +25,7 @@ _TOO_LONG = f"line of more than {MAX_RECORD_BYTES} bytes"
 csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
 
 
-def read_csv(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
+def read_csv(stream: BinaryIO, batch_size: int, column: str) -> Iterator[pa.Table]:
     """Read comma-, tab- or semicolon-separated values."""
     text = _LineReader(stream)
     first_line = next((line for line in text if line.strip()), "")
@@ -36,12 +36,12 @@ def read_csv(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
     header = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter or ","), [])]
     names = find_columns(header, column)
     if "text" not in names:
-        yield from refuse_rows(1, describe_missing_column(column, header), rows)
+        yield from refuse_rows(1, describe_missing_column(column, header), batch_size)
     elif delimiter:
         indices = {target: header.index(name) for target, name in names.items()}
-        yield from rows_to_tables(_parse_records(text, delimiter, indices, len(header)), rows)
+        yield from rows_to_tables(_parse_records(text, delimiter, indices, len(header)), batch_size)
     else:
-        yield from rows_to_tables(_parse_texts(text), rows)
+        yield from rows_to_tables(_parse_texts(text), batch_size)
 
 
 def guess_delimiter(header: str) -> str:

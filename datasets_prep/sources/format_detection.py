@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from datasets_prep.sources.decompression import HEAD
 from datasets_prep.sources.delimited import DELIMITERS
-from datasets_prep.sources.rows import COLUMNS, row_from_object
+from datasets_prep.sources.prompt_rows import COLUMNS, row_from_object
+from datasets_prep.sources.stream_decoding import HEAD
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 ENDINGS: Mapping[str, str] = MappingProxyType(

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.rows import COLUMNS, MAX_RECORD_BYTES, row_from_json, row_from_object, rows_to_tables
+from datasets_prep.sources.prompt_rows import COLUMNS, MAX_RECORD_BYTES, row_from_json, row_from_object, rows_to_tables
 
 CHUNK = 2**18
 LOOKAHEAD = 2**8  # characters
@@ -21,9 +21,9 @@ _SPACE = " \t\r\n"
 _decoder = json.JSONDecoder()
 
 
-def read_json_document(stream: BinaryIO, rows: int, column: str) -> Iterator[pa.Table]:
+def read_json_document(stream: BinaryIO, batch_size: int, column: str) -> Iterator[pa.Table]:
     """Read a JSON document; if a value cannot be parsed, the last row says so and the rest is lost."""
-    yield from rows_to_tables(_parse_rows(_JsonParser(stream), column), rows)
+    yield from rows_to_tables(_parse_rows(_JsonParser(stream), column), batch_size)
 
 
 class _JsonParser:

@@ -8,7 +8,7 @@ two steps, latents, no guidance. `run_tiny_pipeline` calls a pipeline with them.
 `nasa.testing.pipeline_variants` has a pipeline of every other class that can be steered.
 """
 
-from nasa.testing.reference import reference_cross_attention
+from nasa.testing.reference_attention import reference_cross_attention
 from nasa.testing.tiny_pipelines import TINY_CALLS, TINY_PIPELINES, run_tiny_pipeline
 from nasa.testing.tiny_stable_diffusion import tiny_stable_diffusion
 

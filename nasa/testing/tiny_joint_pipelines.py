@@ -20,7 +20,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from nasa.testing.components import (
+from nasa.testing.tiny_components import (
     TEXT_WIDTH,
     clip_config,
     set_up_for_inference,

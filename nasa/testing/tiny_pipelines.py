@@ -32,7 +32,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from nasa.testing.components import (
+from nasa.testing.tiny_components import (
     TEXT_WIDTH,
     clip_config,
     set_up_for_inference,

@@ -14,7 +14,7 @@ import yaml
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import RECIPES, Recipe, Train
 from pipeline.redaction import contains_secret, redact
-from pipeline.resources import build_training_request
+from pipeline.resource_requests import build_training_request
 
 Spec = dict[str, object]
 """A part of a manifest, as YAML has it."""

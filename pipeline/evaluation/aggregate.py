@@ -12,7 +12,7 @@ from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM, list_
 from pipeline.evaluation.results import EvaluationRow, MetricSummary, StyleTable, Summary
 from pipeline.evaluation.scorers import hpsv2
 from pipeline.evaluation.statistics import Difference, Share, bootstrap_paired, estimate_mean, share
-from pipeline.evaluation.suites.shapes import ATTRIBUTES, TEACHER_ONE_STEP
+from pipeline.evaluation.suites.shapes_suite import ATTRIBUTES, TEACHER_ONE_STEP
 from pipeline.recipe import Evaluation, Recipe
 
 ScorerOptions = Mapping[str, Mapping[str, JsonValue]]

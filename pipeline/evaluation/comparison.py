@@ -6,8 +6,7 @@ from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.evaluation.aggregate import compute_paired_difference, list_metric_names, match_rows
 from pipeline.evaluation.evaluate import REPORT, EvaluationManifest
-from pipeline.evaluation.images import ImageStore
-from pipeline.evaluation.report import (
+from pipeline.evaluation.html_report import (
     COMPARED,
     Card,
     Column,
@@ -17,16 +16,17 @@ from pipeline.evaluation.report import (
     encode_data_uri,
     render,
 )
+from pipeline.evaluation.image_store import ImageStore
 from pipeline.evaluation.results import EvaluationRow, Summary, read_rows, read_summary, select_student_rows
 from pipeline.evaluation.statistics import Difference
-from pipeline.record import Record
 from pipeline.storage import Folder
+from pipeline.strict_model import StrictModel
 
 COMPARISON = "comparison.json"
 LOWER_IS_BETTER = ("clip_negative",)
 
 
-class MetricComparison(Record):
+class MetricComparison(StrictModel):
     """The difference a - b of one metric over `pairs` of images; `verdict` is "a", "b" or empty."""
 
     metric: str
@@ -57,7 +57,7 @@ class MetricComparison(Record):
         )
 
 
-class Comparison(Record):
+class Comparison(StrictModel):
     """Two systems by name, and their comparison in each metric."""
 
     a: str

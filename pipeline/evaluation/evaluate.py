@@ -11,17 +11,17 @@ from typing import Literal
 from pipeline import manifest, models, tracking
 from pipeline.errors import invalid
 from pipeline.evaluation import aggregate, exclusion
-from pipeline.evaluation.images import ImageStore
+from pipeline.evaluation.html_report import write_report
+from pipeline.evaluation.image_store import ImageStore
 from pipeline.evaluation.judges import clip_attributes
-from pipeline.evaluation.report import write_report
 from pipeline.evaluation.results import SUMMARY, EvaluationRow, Summary, read_summary, write_rows
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.suites import build_suite
 from pipeline.evaluation.worker import WorkerConfig, load_student_sampler, plan_work_units, run_workers
 from pipeline.manifest import DistilledManifest, Manifest
+from pipeline.ray_session import start_ray_session
 from pipeline.recipe import Recipe, dump, parse
-from pipeline.resources import build_evaluation_request, wait_for_resources
-from pipeline.session import start_ray_session
+from pipeline.resource_requests import build_evaluation_request, wait_for_resources
 from pipeline.storage import Folder
 
 SHEET, REPORT = "contact_sheet.png", "report.html"

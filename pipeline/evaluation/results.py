@@ -8,8 +8,8 @@ import pyarrow as pa
 from pydantic import Field, JsonValue
 
 from pipeline.evaluation.statistics import Difference, Estimate, Share
-from pipeline.record import Record
 from pipeline.storage import Folder
+from pipeline.strict_model import StrictModel
 
 SCORES, SUMMARY = "scores.parquet", "summary.json"
 _EXPECTED, _SHOWN = "expected_", "shown_"  # prefixes of columns
@@ -78,14 +78,14 @@ class EvaluationRow:
         return EvaluationRow(**fields)
 
 
-class StyleScore(Record):
+class StyleScore(StrictModel):
     """HPSv2's mean and deviation of a style."""
 
     mean: float
     std: float
 
 
-class StyleTable(Record):
+class StyleTable(StrictModel):
     """HPSv2's table: the overall mean, and each style's."""
 
     mean: float
@@ -108,7 +108,7 @@ class MetricSummary(Estimate):
     benchmark: StyleTable | None = None
 
 
-class ExclusionShares(Record):
+class ExclusionShares(StrictModel):
     """The exclusion test by one sampling method, over the negatives that training used or over the others."""
 
     sampling_method: str
@@ -118,7 +118,7 @@ class ExclusionShares(Record):
     clean: Share
 
 
-class CorrectedShare(Record):
+class CorrectedShare(StrictModel):
     """A share corrected for a judge's errors: if they are independent (`value`), and if they persist; 95 % interval."""
 
     value: float
@@ -127,7 +127,7 @@ class CorrectedShare(Record):
     high: float
 
 
-class PairShares(Record):
+class PairShares(StrictModel):
     """The exclusion test of one pair by one sampling method."""
 
     prompt: str
@@ -138,14 +138,14 @@ class PairShares(Record):
     removed_corrected: CorrectedShare | None = None
 
 
-class JudgeAccuracy(Record):
+class JudgeAccuracy(StrictModel):
     """A judge's sensitivity and specificity for one class, over labelled images."""
 
     sensitivity: Share
     specificity: Share
 
 
-class Summary(Record):
+class Summary(StrictModel):
     """The summary of an evaluation.
 
     Attributes:

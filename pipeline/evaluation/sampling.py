@@ -8,11 +8,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from nasa.denoiser import make_steerable
+from nasa.attention_rules import RULES
 from nasa.diffusion import decode_latents
 from nasa.guidance import classifier_free_guidance
 from nasa.prompt_embeds import PromptEmbeds, cat
-from nasa.rules import RULES
+from nasa.steerable_denoiser import make_steerable
 from nasa.student import generate, generate_with_cfg
 from pipeline.models import TextToImage
 

@@ -9,14 +9,14 @@ import numpy as np
 from pydantic import computed_field
 from pydantic.dataclasses import dataclass
 
-from pipeline.record import Record
+from pipeline.strict_model import StrictModel
 
 Z95 = 1.959963984540054
 NUM_RESAMPLES = 2000  # default number, and the number computed at once
 MIN_PER_STRATUM = 5  # values of either side
 
 
-class Estimate(Record):
+class Estimate(StrictModel):
     """A mean over images with its 95 % interval."""
 
     value: float
@@ -25,7 +25,7 @@ class Estimate(Record):
     images: int
 
 
-class Difference(Record):
+class Difference(StrictModel):
     """A difference of two means with its interval. `count` is the number of values on the side that has fewer."""
 
     difference: float

@@ -1,6 +1,6 @@
 """The table of an evaluation's summary, for the terminal."""
 
-from pipeline.evaluation.report import format_share
+from pipeline.evaluation.html_report import format_share
 from pipeline.evaluation.results import Summary
 
 SHARES = ("shape", "colour", "background", "all_right", "clean")

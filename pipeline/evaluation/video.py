@@ -22,23 +22,23 @@ from PIL import Image
 
 import nasa
 from datasets_prep.benchmark_prompts import NEGATIVE_PROMPTS
-from nasa.causal import FRAMES_PER_BLOCK, generate_video
+from nasa.causvid_sampler import FRAMES_PER_BLOCK, generate_video
 from pipeline import manifest, models
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation import scorers
 from pipeline.evaluation.comparison import Comparison, MetricComparison
 from pipeline.evaluation.evaluate import REPORT
-from pipeline.evaluation.report import Card, PageData, Picture, render
+from pipeline.evaluation.html_report import Card, PageData, Picture, render
 from pipeline.evaluation.results import SCORES, SUMMARY
 from pipeline.evaluation.statistics import bootstrap_paired, estimate_mean
 from pipeline.hashing import hash_json
 from pipeline.hub import download_folder
 from pipeline.manifest import Manifest
+from pipeline.ray_session import start_ray_session
 from pipeline.recipe import Metric, parse_section
 from pipeline.recipe.section import NonNegative, NonNegativeInt, Positive, PositiveInt, Section
 from pipeline.remote_errors import iter_rows
-from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, build_ray_resources, wait_for_resources
-from pipeline.session import start_ray_session
+from pipeline.resource_requests import TIMEOUT_MINUTES, ResourceRequest, build_ray_resources, wait_for_resources
 from pipeline.storage import Folder
 
 PLAIN, VIDEOS = "no negative", "videos"

@@ -22,15 +22,15 @@ from PIL import Image
 from ray.exceptions import RayActorError
 from ray.util.annotations import RayDeprecationWarning
 
-from pipeline import logs, models
+from pipeline import logging_setup, models
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.contact_sheet import to_pixels
-from pipeline.evaluation.images import IMAGES, encode_png, open_png
+from pipeline.evaluation.image_store import IMAGES, encode_png, open_png
 from pipeline.evaluation.plan import EXCLUSION_SET, STUDENT, ExclusionUnit, SampleUnit, WorkUnit, build_work_units
 from pipeline.evaluation.results import EvaluationRow
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.scorers import Scorer
-from pipeline.evaluation.scorers.base import Options
+from pipeline.evaluation.scorers.scorer import Options
 from pipeline.evaluation.suites import build_suite
 from pipeline.hashing import hash_json
 from pipeline.recipe import Evaluation, Recipe
@@ -61,17 +61,19 @@ class WorkerConfig:
     prompts: str
 
 
-def plan_work_units(recipe: Recipe, prompts: Folder) -> list[WorkUnit]:
+def plan_work_units(recipe: Recipe, prompt_folder: Folder) -> list[WorkUnit]:
     """Return the units of a recipe's evaluation; `prompts` is the run's prepared folder."""
     suite = build_suite(recipe)
-    return build_work_units(recipe.evaluation, suite.build_prompt_sets(prompts), suite.build_systems(), suite.pairs)
+    return build_work_units(
+        recipe.evaluation, suite.build_prompt_sets(prompt_folder), suite.build_systems(), suite.pairs
+    )
 
 
 class EvaluationWorker:
     """Maps numbers of work units to their rows, without the images, and to the options of each column's scorer."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        logs.configure()
+        logging_setup.configure()
         self.config, self.recipe = config, config.recipe
         self.suite = build_suite(self.recipe)
         self.folder = Folder.from_uri(config.folder)

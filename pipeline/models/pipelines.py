@@ -14,10 +14,10 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from nasa.denoiser import require_distillation
 from nasa.diffusion import Diffusion, read_diffusion
 from nasa.families import Family, find_distillable_family, find_family, list_distillable_pipelines
 from nasa.prompt_embeds import PromptEmbeds, cat
+from nasa.steerable_denoiser import require_distillation
 from pipeline.errors import UserError, invalid
 from pipeline.hashing import hash_folder
 from pipeline.hub import download_folder

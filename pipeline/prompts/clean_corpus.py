@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets_prep.chunk import BAND_COLUMNS, CleaningStats
+from datasets_prep.chunk_cleaning import BAND_COLUMNS, CleaningStats
 from datasets_prep.dedup import find_exact_duplicates, find_near_duplicates, normalise_text
 from pipeline.prompts.file_cleaning import CleanedFile
 from pipeline.storage import Folder

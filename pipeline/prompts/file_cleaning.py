@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from datasets_prep.chunk import BAND_COLUMNS as BANDS
-from datasets_prep.chunk import CleaningStats, clean_table
+from datasets_prep.chunk_cleaning import BAND_COLUMNS as BANDS
+from datasets_prep.chunk_cleaning import CleaningStats, clean_table
 from datasets_prep.filters import CountTokens, Filters
 from datasets_prep.sources import SCHEMA, read_tables
 from pipeline.errors import UserError, get_first_line
 from pipeline.prompts.source_files import SourceFile
 from pipeline.remote_errors import iter_rows
-from pipeline.resources import TIMEOUT_MINUTES, ResourceRequest, build_ray_resources, wait_for_resources
+from pipeline.resource_requests import TIMEOUT_MINUTES, ResourceRequest, build_ray_resources, wait_for_resources
 from pipeline.storage import Folder
 
 ROWS_PER_CHUNK = 10_000
@@ -36,7 +36,7 @@ class CleaningConfig:
 
     filters: Filters
     tokenizer: str
-    rows: int = ROWS_PER_CHUNK
+    batch_size: int = ROWS_PER_CHUNK
 
     @property
     def text(self) -> str:
@@ -128,10 +128,10 @@ def _format_chunk_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def iter_raw_chunks(file: SourceFile, key: str, rows: int) -> Iterator[RawChunk]:
+def iter_raw_chunks(file: SourceFile, key: str, batch_size: int) -> Iterator[RawChunk]:
     """Yield the file's raw chunks; an empty file has one."""
     row, number, previous = 0, 0, None
-    for table in read_tables(file.open_prompt_file(), rows):
+    for table in read_tables(file.open_prompt_file(), batch_size):
         if previous is not None:
             yield previous
         previous = RawChunk(key, number, row, _to_ipc(table), last=False)
@@ -189,7 +189,7 @@ def _clean_on_ray(
     """
     import ray.data
 
-    from pipeline.session import start_ray_session
+    from pipeline.ray_session import start_ray_session
 
     def read_chunks(batch: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         file = missing[int(batch["item"][0])]

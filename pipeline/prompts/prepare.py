@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from datasets_prep import data_card, negative_corpus
-from datasets_prep.chunk import CleaningStats
+from datasets_prep.chunk_cleaning import CleaningStats
 from datasets_prep.epoch_sampler import compute_epoch_quotas
 from datasets_prep.shapes import prompts as shapes
 from datasets_prep.sources import read_tables

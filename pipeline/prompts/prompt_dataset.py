@@ -15,11 +15,11 @@ from pipeline.hashing import hash_bytes
 from pipeline.manifest import DataFile, Manifest
 from pipeline.prompts.source_files import SourceFile
 from pipeline.recipe import Recipe
-from pipeline.record import Record
 from pipeline.storage import Folder
+from pipeline.strict_model import StrictModel
 
 
-class PromptRequest(Record):
+class PromptRequest(StrictModel):
     """The inputs that prepared prompts depend on: version of cleaning, recipe settings by name, and source files."""
 
     cleaning: int
@@ -28,7 +28,7 @@ class PromptRequest(Record):
     negative_files: tuple[SourceFile, ...]
 
 
-class SourceRecord(Record):
+class SourceRecord(StrictModel):
     """A source: its prompts, how many of them an epoch takes, and the statistics of its cleaning."""
 
     prompts: int

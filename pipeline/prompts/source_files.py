@@ -12,13 +12,13 @@ from datasets_prep.sources import PICKLE_ENDINGS, READABLE_ENDINGS, PromptFile, 
 from pipeline.errors import UserError, get_first_line, invalid
 from pipeline.hashing import hash_bytes
 from pipeline.recipe import Source
-from pipeline.record import Record
 from pipeline.storage import Folder
+from pipeline.strict_model import StrictModel
 
 _SIDE_FILES = ("dataset_info.json", "state.json", "dataset_dict.json", "manifest.json")
 
 
-class SourceFile(Record):
+class SourceFile(StrictModel):
     """A file of a source, with its size and modification time."""
 
     source: str

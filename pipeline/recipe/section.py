@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from pipeline.record import Record
+from pipeline.strict_model import StrictModel
 
 
-class Section(Record):
+class Section(StrictModel):
     """A frozen section with typed fields; unknown fields and implicit conversions are errors."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

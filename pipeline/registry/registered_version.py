@@ -2,7 +2,7 @@
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.record import STRICT
+from pipeline.strict_model import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)

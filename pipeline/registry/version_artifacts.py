@@ -12,7 +12,7 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
 import nasa
-from nasa.denoiser import require_distillation
+from nasa.steerable_denoiser import require_distillation
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.hashing import hash_folder
@@ -22,7 +22,7 @@ from pipeline.registry.candidate import Candidate
 from pipeline.registry.evaluation_scores import FILES, Scores
 
 STUDENT, EVALUATION, DECISION = "student", "evaluation", "promotion.json"
-CODE = Path(__file__).parent / "generator.py"
+CODE = Path(__file__).parent / "pyfunc_model.py"
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "transformers", "pandas")
 EXAMPLE = {"prompt": "a photo of a red circle", "negative_prompt": "blurry", "seed": 0, "scale": 0.5}
 SIGNATURE = ModelSignature(

@@ -8,9 +8,9 @@ from pydantic.dataclasses import dataclass
 
 from pipeline import cron
 from pipeline.errors import UserError
-from pipeline.record import STRICT
 from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.storage import Folder
+from pipeline.strict_model import STRICT
 
 RUNNING, DONE, FAILED, INVALID_CONFIG = "running", "done", "failed", "invalid_config"
 STOPPED, SKIPPED, MISSED = "stopped", "skipped", "missed"

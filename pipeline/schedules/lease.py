@@ -22,8 +22,8 @@ from pydantic.dataclasses import dataclass
 
 from pipeline import retry as retries
 from pipeline.errors import StorageError, UserError, get_first_line
-from pipeline.record import STRICT
 from pipeline.storage import Folder
+from pipeline.strict_model import STRICT
 
 TTL_SECONDS = 60.0  # time without a heartbeat after which the lease expires
 Version = Any  # the stored lease's bytes in a local file, its ETag on S3, or None

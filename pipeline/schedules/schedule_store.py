@@ -10,10 +10,10 @@ from pydantic.dataclasses import dataclass as record
 from pipeline import cron
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe
-from pipeline.record import STRICT
 from pipeline.redaction import contains_secret, redact
 from pipeline.schedules.history import History, from_iso, parse_scheduled_time, to_iso
 from pipeline.storage import Folder
+from pipeline.strict_model import STRICT
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 

@@ -21,13 +21,13 @@ from pipeline.cluster.job_logs import ENDED, STOPPED
 from pipeline.cluster.job_submission import select_environment
 from pipeline.cluster.working_dir import pack
 from pipeline.errors import UserError, get_first_line
+from pipeline.ray_session import get_submitted_environment
 from pipeline.redaction import redact
 from pipeline.schedules import history
-from pipeline.schedules.due import DueAction, JobOutcome, find_due_action
+from pipeline.schedules.due_action import DueAction, JobOutcome, find_due_action
 from pipeline.schedules.history import FAILED, History, ScheduledRun
 from pipeline.schedules.lease import LeaseObserver
 from pipeline.schedules.schedule_store import ScheduleStore, StoredSchedule
-from pipeline.session import get_submitted_environment
 
 POLL_SECONDS = 5.0
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.shapes.autoencoder import build_autoencoder
 from pipeline.shapes.samples import draw_samples
-from pipeline.shapes_training.fit import fit
+from pipeline.shapes_training.training_loop import fit
 
 STEPS, BATCH, LEARNING_RATE = 3000, 12, 4e-3
 KL_WEIGHT = 2e-4

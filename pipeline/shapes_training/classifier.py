@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.shapes.classifier import AttributeClassifier
 from pipeline.shapes.samples import draw_samples
-from pipeline.shapes_training.fit import fit
+from pipeline.shapes_training.training_loop import fit
 
 STEPS, BATCH, LEARNING_RATE = 800, 96, 2e-3
 

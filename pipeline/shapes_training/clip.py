@@ -9,7 +9,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from nasa.prompt_embeds import tokenize
 from pipeline.shapes.clip import build_clip
 from pipeline.shapes.samples import draw_samples
-from pipeline.shapes_training.fit import fit
+from pipeline.shapes_training.training_loop import fit
 
 STEPS, BATCH, LEARNING_RATE = 800, 128, 2e-3
 

@@ -14,7 +14,7 @@ from nasa.parameterization import add_noise, alpha_sigma, prediction_target
 from nasa.prompt_embeds import tokenize
 from pipeline.shapes.denoiser import build_scheduler, build_unet
 from pipeline.shapes.samples import Samples, draw_samples
-from pipeline.shapes_training.fit import fit
+from pipeline.shapes_training.training_loop import fit
 
 STEPS, BATCH, LEARNING_RATE = 3000, 64, 4e-3
 NULL_TEXT_SHARE = 0.1

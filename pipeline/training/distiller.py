@@ -13,10 +13,10 @@ from nasa.diffusion import decode_latents
 from nasa.distillation import StepRandomness, StudentLoss, TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.losses import clip_hinge
-from nasa.precision import autocast
+from nasa.mixed_precision import autocast
 from nasa.prompt_embeds import PromptEmbeds
 from pipeline.models import TextToImage
-from pipeline.models.clip.model import Clip
+from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.recipe import Recipe
 from pipeline.training.engines import Engines, compute_dtype

@@ -11,12 +11,12 @@ from pipeline.errors import UserError
 from pipeline.evaluation.suites import BenchmarkSuite, build_suite
 from pipeline.gpu_specs import GPUS
 from pipeline.hub import describe_hub_status, is_hub_id
-from pipeline.models.clip.model import find_clip_folder, find_decoder_folder
+from pipeline.models.clip.loss_model import find_clip_folder, find_decoder_folder
 from pipeline.prompts import prompt_dataset
-from pipeline.prompts.benchmarks import BenchmarksManifest
+from pipeline.prompts.prepare_benchmarks import BenchmarksManifest
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
-from pipeline.training.estimate import GIB, UTILISATION, Estimate, count_text_encoder_parameters, estimate
+from pipeline.training.resource_estimate import GIB, UTILISATION, Estimate, count_text_encoder_parameters, estimate
 
 VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder, which all students share so far
 PROCESS_BYTES = 2 * GIB  # host memory of a worker without models
@@ -97,7 +97,7 @@ def _estimate_host_memory(recipe: Recipe, estimated: Estimate) -> float:
     return PROCESS_BYTES + 4.0 * (2 * estimated.parameters + text + VAE_PARAMETERS)
 
 
-def describe(recipe: Recipe, prompts: Folder) -> str:
+def describe(recipe: Recipe, prompt_folder: Folder) -> str:
     """Return the estimate, the budget and the state of every input as text."""
     estimated = estimate(recipe)
     lines = [f"denoiser: {estimated.parameters / 1e6:,.0f} M parameters; passes a step: {estimated.passes}"]
@@ -107,7 +107,7 @@ def describe(recipe: Recipe, prompts: Folder) -> str:
     lines += _format_hours(recipe, estimated, total)
     lines.append(f"  disk: {total.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")
     lines.append(f"  host memory: {total.host_memory / GIB:,.0f} GiB for each worker on its machine, while it loads")
-    checks = list(_describe_inputs(recipe, prompts))
+    checks = list(_describe_inputs(recipe, prompt_folder))
     lines += [f"  {name}: {state}" for name, state in checks]
     if absent := [name for name, state in checks if state.startswith(MISSING)]:
         lines.append(f"not ready: {', '.join(absent)}")
@@ -140,9 +140,14 @@ def _format_hours(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterato
         yield "  cost: no price is known for this GPU; multiply the GPU hours by yours"
 
 
-def _describe_inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str]]:
+def _describe_inputs(recipe: Recipe, prompt_folder: Folder) -> Iterator[tuple[str, str]]:
     """Yield every input's name and state; nothing is downloaded."""
-    yield "prompts", _describe_status(lambda: f"{prompt_dataset.load_manifest(prompts).prompts:,} in {prompts.uri}")
+    yield (
+        "prompts",
+        _describe_or_report_missing(
+            lambda: f"{prompt_dataset.load_manifest(prompt_folder).prompts:,} in {prompt_folder.uri}"
+        ),
+    )
     yield (
         "teacher",
         _describe_model_status(
@@ -176,10 +181,12 @@ def _describe_inputs(recipe: Recipe, prompts: Folder) -> Iterator[tuple[str, str
             _describe_model_status(metric.weights, "main", partial(_require_file, metric.weights)),
         )
     if isinstance(build_suite(recipe), BenchmarkSuite) and options.prompt_sets:
-        folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompts.parent / "benchmarks"
+        folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompt_folder.parent / "benchmarks"
         yield (
             "benchmarks",
-            _describe_status(lambda: f"{', '.join(options.prompt_sets)} in {_require_benchmarks(folder).uri}"),
+            _describe_or_report_missing(
+                lambda: f"{', '.join(options.prompt_sets)} in {_require_benchmarks(folder).uri}"
+            ),
         )
 
 
@@ -194,7 +201,7 @@ def _require_file(path: str) -> str:
     return path
 
 
-def _describe_status(find: Callable[[], str]) -> str:
+def _describe_or_report_missing(find: Callable[[], str]) -> str:
     try:
         return find()
     except UserError as error:
@@ -202,4 +209,6 @@ def _describe_status(find: Callable[[], str]) -> str:
 
 
 def _describe_model_status(path: str, revision: str, find: Callable[[], str]) -> str:
-    return describe_hub_status(path, revision, missing=MISSING) if is_hub_id(path) else _describe_status(find)
+    return (
+        describe_hub_status(path, revision, missing=MISSING) if is_hub_id(path) else _describe_or_report_missing(find)
+    )

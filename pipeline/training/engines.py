@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nasa.denoiser import get_output_layer, make_steerable, require_distillation
 from nasa.families import Family
-from nasa.precision import cast_frozen
+from nasa.mixed_precision import cast_frozen
+from nasa.steerable_denoiser import get_output_layer, make_steerable, require_distillation
 from nasa.teachers import add_lora, get_lora_parameters
 from pipeline.compat import load_universal_checkpoint
 from pipeline.models import TextToImage

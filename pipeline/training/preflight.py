@@ -9,14 +9,14 @@ from torch import nn
 from pipeline import models
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation import evaluate
-from pipeline.models.clip.model import find_clip_folder, find_decoder_folder
+from pipeline.models.clip.loss_model import find_clip_folder, find_decoder_folder
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.preparation_request import TRAINING_ONLY
 from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training.engines import choose_lora_targets
-from pipeline.training.estimate import require_fit
+from pipeline.training.resource_estimate import require_fit
 
 
 def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[PromptsManifest, Path, Path | None]:

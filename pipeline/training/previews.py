@@ -23,9 +23,9 @@ NEGATIVE = "low quality"
 SEED = 7
 
 
-def choose_preview_prompts(recipe: Recipe, prompts: Folder) -> tuple[str, ...]:
+def choose_preview_prompts(recipe: Recipe, prompt_folder: Folder) -> tuple[str, ...]:
     """Return the recipe's `evaluation.preview_prompts`, or those of its evaluation suite."""
-    return recipe.evaluation.preview_prompts or tuple(build_suite(recipe).choose_preview_prompts(prompts))
+    return recipe.evaluation.preview_prompts or tuple(build_suite(recipe).choose_preview_prompts(prompt_folder))
 
 
 def list_preview_texts(prompts: Sequence[str]) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.manifest import DataFile
 from pipeline.recipe import Evaluation, Promotion, Prompts, Recipe, Schedule, Train
-from pipeline.record import Record
 from pipeline.storage import Folder
+from pipeline.strict_model import StrictModel
 
 BEGUN, FINISHED = "a run", "a finished student"
 _FURTHER = "; to train its student further, start another --run with --set student.init={}/student"
@@ -31,7 +31,7 @@ PLACEMENT = (  # fields of `train` that do not change what a run learns
 )
 
 
-class BegunRun(Record):
+class BegunRun(StrictModel):
     """`run.json`: the inputs of a distillation that was begun, and its MLflow run."""
 
     recipe: Recipe

@@ -8,11 +8,11 @@ import ray
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from pipeline import logs, models
+from pipeline import logging_setup, models
 from pipeline.compat import persist_checkpoint
 from pipeline.errors import TransientError, UserError
 from pipeline.lockfile import check_versions
-from pipeline.models.clip.model import Clip, load_decoder
+from pipeline.models.clip.loss_model import Clip, load_decoder
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.prompt_stream import EncoderPool, PromptStream
 from pipeline.prompts.text_encoding import TextEncoderActor, build_encoder_config, build_prompt_embeds, decode_cached
@@ -20,15 +20,15 @@ from pipeline.retry import iter_backoff_seconds
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
 from pipeline.training import checkpoint, engines
+from pipeline.training.checkpoint_restore import restore, wait_for_latest
+from pipeline.training.checkpoint_validation import is_due
 from pipeline.training.distiller import Distiller
 from pipeline.training.divergence import DivergedError, DivergenceDetector
 from pipeline.training.interruptible_trainer import StopRequestedError
 from pipeline.training.previews import list_preview_texts
-from pipeline.training.progress import ProgressReporter
 from pipeline.training.progress_actor import ProgressSink
-from pipeline.training.restore import restore, wait_for_latest
+from pipeline.training.progress_reporter import ProgressReporter
 from pipeline.training.train_loop_config import TrainLoopConfig
-from pipeline.training.validation import is_due
 
 UPLOAD_RETRIES = 8  # about two minutes
 
@@ -51,11 +51,11 @@ def train(config: TrainLoopConfig, actor: ProgressSink) -> None:
 
 def _train_to_last_step(config: TrainLoopConfig, actor: ProgressSink) -> None:
     """Train from the latest checkpoint, or from the start, to the recipe's last step."""
-    logs.configure()
+    logging_setup.configure()
     check_versions()
     recipe = config.recipe
     distiller = _build_distiller(config)
-    logs.set_context(rank=distiller.rank, run=config.mlflow_run)
+    logging_setup.set_context(rank=distiller.rank, run=config.mlflow_run)
     indices = recipe.get_batch_slice(distiller.rank, distiller.world_size)
     folder = Folder.from_uri(config.prompts_uri)
     prompts = PromptStream(folder, config.prompts, recipe.seed, recipe.train.batch_size, indices)
@@ -103,7 +103,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
     detector = DivergenceDetector(options.max_grad_norm_ratio, options.min_image_std_ratio)
     stream = prompts.iter_batches(first_step, options.steps, _build_encoders(distiller, prompts.folder.uri))
     for step in range(first_step, options.steps):
-        logs.set_context(step=step)
+        logging_setup.set_context(step=step)
         started = time.monotonic()
         batch = next(stream)
         waited = time.monotonic() - started

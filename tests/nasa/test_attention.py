@@ -3,8 +3,8 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from nasa.attention import SteeredAttnProcessor, Steering
+from nasa.attention_rules import RULES, nag_rule, nasa_rule
 from nasa.batch_layouts import split_batch
-from nasa.rules import RULES, nag_rule, nasa_rule
 from nasa.testing import reference_cross_attention
 
 FLOAT32_TOLERANCE = 2e-6

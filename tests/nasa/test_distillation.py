@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nasa.denoiser import make_steerable
 from nasa.diffusion import Diffusion, read_diffusion
 from nasa.distillation import TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.method import Method
 from nasa.prompt_embeds import PromptEmbeds
+from nasa.steerable_denoiser import make_steerable
 from nasa.student import generate, generate_with_cfg
 from nasa.teachers import add_lora, get_lora_parameters, use_frozen_teacher
 from nasa.testing import reference_cross_attention, tiny_stable_diffusion

@@ -21,7 +21,7 @@ PORTS = {"master": 29333, "volume": 28080, "filer": 28888, "s3": 28333}
 READ = """
 from pipeline.prompts.prompt_dataset import load_manifest
 from pipeline.prompts.prompt_stream import PromptStream
-from pipeline.session import ray_session
+from pipeline.ray_session import ray_session
 from pipeline.storage import Folder
 folder = Folder.from_uri("s3://corpus/run/prompts")
 with ray_session():

@@ -12,7 +12,7 @@ from datasets_prep.shapes.prompts import ExclusionPair
 from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.judges.clip_judge import ClipJudge, calibrate, read_labels
 from pipeline.evaluation.results import JudgeAccuracy
-from pipeline.evaluation.scorers.base import Options
+from pipeline.evaluation.scorers.scorer import Options
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
 from pipeline.recipe import Evaluation
 

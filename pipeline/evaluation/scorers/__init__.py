@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import invalid
-from pipeline.evaluation.scorers import aesthetic, clip, hpsv2, imaging
-from pipeline.evaluation.scorers.base import Metric, Scorer
+from pipeline.evaluation.scorers import aesthetic_quality, clip, hpsv2, imaging_quality
+from pipeline.evaluation.scorers.scorer import Metric, Scorer
 
 __all__ = ["SCORERS", "Kind", "Metric", "Scorer", "check", "check_all", "load"]
 
@@ -25,8 +25,8 @@ COMMON = ("kind", "weights", "batch_size")
 SCORERS = {
     "hpsv2": ScorerKind(hpsv2.check, hpsv2.load, ("architecture", "version", "antialias", "jpeg_quality")),
     "clip": ScorerKind(clip.check, clip.load, ("architecture", "prefix")),
-    "aesthetic": ScorerKind(aesthetic.check, aesthetic.load, ("architecture", "head")),
-    "imaging": ScorerKind(imaging.check, imaging.load, ()),
+    "aesthetic": ScorerKind(aesthetic_quality.check, aesthetic_quality.load, ("architecture", "head")),
+    "imaging": ScorerKind(imaging_quality.check, imaging_quality.load, ()),
 }
 
 

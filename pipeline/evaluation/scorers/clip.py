@@ -14,10 +14,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from pipeline.evaluation.scorers.base import Metric, Options
 from pipeline.evaluation.scorers.pixels import compute_center_start, iter_batches, to_tensor
+from pipeline.evaluation.scorers.scorer import Metric, Options
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
-from pipeline.models.clip.preprocessing import Normalization
+from pipeline.models.clip.normalization import Normalization
 
 FIELD = "evaluation.metrics.weights"
 ARCHITECTURE = "ViT-g-14"  # model and release: laion2b_s12b_b42k

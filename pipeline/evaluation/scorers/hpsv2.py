@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pipeline.errors import invalid
 from pipeline.evaluation.results import StyleScore, StyleTable
-from pipeline.evaluation.scorers.base import Metric, Options
 from pipeline.evaluation.scorers.pixels import iter_batches, resize, to_tensor
+from pipeline.evaluation.scorers.scorer import Metric, Options
 from pipeline.models.clip.features import ClipFeatures, check_clip, load_clip_features
-from pipeline.models.clip.preprocessing import normalize
+from pipeline.models.clip.normalization import normalize
 
 FIELD = "evaluation.metrics.weights"
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}

@@ -7,10 +7,10 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.evaluation.contact_sheet import from_pixels
-from pipeline.evaluation.judges.attributes import AttributeJudge
-from pipeline.evaluation.scorers.base import Options
+from pipeline.evaluation.judges.attribute_judge import AttributeJudge
+from pipeline.evaluation.scorers.scorer import Options
 from pipeline.hashing import hash_bytes, hash_folder
-from pipeline.models.clip.model import Clip
+from pipeline.models.clip.loss_model import Clip
 from pipeline.recipe import BUNDLED
 from pipeline.shapes import WEIGHTS
 

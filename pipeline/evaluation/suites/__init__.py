@@ -1,8 +1,8 @@
 """Evaluation suites: prompt sets, systems, judge and scorers, chosen once by the recipe's teacher."""
 
-from pipeline.evaluation.suites.base import EvaluationSuite
-from pipeline.evaluation.suites.benchmarks import BenchmarkSuite
-from pipeline.evaluation.suites.shapes import ShapesSuite
+from pipeline.evaluation.suites.benchmark_suite import BenchmarkSuite
+from pipeline.evaluation.suites.shapes_suite import ShapesSuite
+from pipeline.evaluation.suites.suite import EvaluationSuite
 from pipeline.recipe import BUNDLED, Recipe
 
 

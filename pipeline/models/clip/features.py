@@ -15,9 +15,9 @@ from nasa import prompt_embeds
 from pipeline.errors import invalid
 from pipeline.hashing import hash_file
 from pipeline.models.clip import open_clip
-from pipeline.models.clip.preprocessing import Normalization
+from pipeline.models.clip.normalization import Normalization
 from pipeline.models.clip.tokenizer import tokenize
-from pipeline.models.weights import find_weights_file, read_tensors, require_layout
+from pipeline.models.weight_files import find_weights_file, read_tensors, require_layout
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # transformers' layout
 VOCABULARIES = ("tokenizer.json", "vocab.json")

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from pipeline.errors import invalid
 from pipeline.models.clip.tokenizer import END, START
-from pipeline.models.weights import read_tensors, require_layout
+from pipeline.models.weight_files import read_tensors, require_layout
 
 NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TEXT_HEAD = 64  # width of a head of the text tower, in all architectures

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.evaluate import EvaluatedStudent, evaluate_student
 from pipeline.hashing import hash_folder
-from pipeline.prompts.benchmarks import prepare_benchmarks
+from pipeline.prompts.prepare_benchmarks import prepare_benchmarks
 from pipeline.recipe import parse
 from pipeline.shapes import WEIGHTS
 from pipeline.storage import Folder

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline.evaluation import aggregate
-from pipeline.evaluation.images import ImageStore
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.html_report import write_report
+from pipeline.evaluation.image_store import ImageStore
 from pipeline.evaluation.results import EvaluationRow
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from nasa.denoiser import make_steerable
+from nasa.steerable_denoiser import make_steerable
 from nasa.student import generate
 from nasa.testing import tiny_stable_diffusion
 from nasa.testing.tiny_pipelines import TINY_PIPELINES, tiny_pixart, tiny_pixart_sigma

@@ -7,7 +7,7 @@ import torch
 from nasa.testing.tiny_pipelines import tiny_pixart
 from pipeline import models, recipe
 from pipeline.errors import UserError
-from pipeline.models.clip.model import Clip
+from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts import text_encoding
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.prepare import prepare

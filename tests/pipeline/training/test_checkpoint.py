@@ -9,7 +9,7 @@ import torch.distributed
 import torch.multiprocessing
 
 from pipeline import models, recipe
-from pipeline.models.clip.model import Clip
+from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.training import checkpoint, engines
 from pipeline.training.distiller import Distiller

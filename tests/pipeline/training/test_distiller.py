@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.distributed
 
-from nasa.denoiser import make_steerable
+from nasa.steerable_denoiser import make_steerable
 from nasa.teachers import merge_weights
 from nasa.testing.tiny_pipelines import TINY_PIPELINES
 from pipeline import models, recipe
-from pipeline.models.clip.model import Clip
+from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
-from pipeline.training.export import collect_full_weights
+from pipeline.training.student_export import collect_full_weights
 
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house", "car", "hat", "pen", "cup")]
 TOLERANCE = 2e-5

@@ -10,7 +10,7 @@ from pipeline.prompts.prepare import prepare
 from pipeline.recipe import load
 from pipeline.storage import Folder
 from pipeline.training.dry_run import compute_budget, describe
-from pipeline.training.estimate import estimate
+from pipeline.training.resource_estimate import estimate
 
 
 @pytest.fixture(scope="module")

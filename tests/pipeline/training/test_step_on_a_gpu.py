@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from nasa import distillation
-from nasa.denoiser import get_output_layer, make_steerable
 from nasa.diffusion import Diffusion
 from nasa.meta_autocast import MetaAutocast
-from nasa.precision import autocast, cast_frozen, run_in_float32
+from nasa.mixed_precision import autocast, cast_frozen, run_in_float32
 from nasa.prompt_embeds import PromptEmbeds
+from nasa.steerable_denoiser import get_output_layer, make_steerable
 from nasa.teachers import add_lora, get_lora_parameters
 from pipeline.recipe import load
-from pipeline.training import engines, estimate
+from pipeline.training import engines, resource_estimate
 
 META = torch.device("meta")
 
@@ -26,7 +26,7 @@ def test_a_training_step_of_the_recipe(name):
     recipe = load(name)
     dtype = engines.compute_dtype(recipe)
     assert dtype == torch.bfloat16
-    (student_model, family), (teacher_model, _) = (estimate.build_meta_denoiser(recipe) for _ in range(2))
+    (student_model, family), (teacher_model, _) = (resource_estimate.build_meta_denoiser(recipe) for _ in range(2))
     student_model.to(META), teacher_model.to(META)
     cast_frozen(teacher_model, dtype, keep=get_output_layer(teacher_model))
     options = recipe.lora_teacher

@@ -14,7 +14,7 @@ from pipeline.evaluation.judges.clip_judge import (
 )
 from pipeline.evaluation.results import JudgeAccuracy
 from pipeline.evaluation.statistics import Share, share
-from pipeline.models.clip.preprocessing import Normalization
+from pipeline.models.clip.normalization import Normalization
 
 TEXTS = {"red": "a red image", "green": "a green image", "blue": "a blue image"}
 

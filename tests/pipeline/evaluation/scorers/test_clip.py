@@ -12,7 +12,7 @@ from scorer_material import PROMPTS, SIZES, make_image
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
 from pipeline.evaluation.scorers import Metric
-from pipeline.models.clip.model import Clip
+from pipeline.models.clip.loss_model import Clip
 from pipeline.recipe import BUNDLED
 from pipeline.shapes import WEIGHTS
 

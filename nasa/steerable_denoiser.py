@@ -1,0 +1,110 @@
+"""A denoiser that takes a negative prompt with each call, for training."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nasa.attention import Steering, apply_negative_prompt, install_processors
+from nasa.attention_rules import Scale
+from nasa.compat import is_compiled_in_place
+from nasa.families import Distillation, Family, find_denoiser_family, list_distillable_pipelines
+from nasa.mixed_precision import autocast, run_in_float32
+from nasa.prompt_embeds import PromptEmbeds
+
+
+class SteerableDenoiser(nn.Module):
+    """A diffusers denoiser whose cross-attention takes a negative prompt with each call.
+
+    A `compute_dtype` other than float32 enables autocast within `forward`, except for the output layer, so that the
+    output is float32. The caller casts frozen weights (`nasa.mixed_precision.cast_frozen`).
+    """
+
+    def __init__(self, model: Any, family: Family, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model = model
+        self.family = family
+        self.compute_dtype = compute_dtype
+        self.steering = Steering()
+        install_processors(model, self.steering)
+        if compute_dtype != torch.float32:
+            run_in_float32(get_output_layer(model, family))
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep_B: Tensor,
+        prompt: PromptEmbeds,
+        negative_prompt: PromptEmbeds | None = None,
+        scale: Scale = 0.0,
+    ) -> Tensor:
+        """Return the output [B, C, H, W], steered by eqs. 7-9 away from the negative prompt if one is given."""
+        with self._autocast(latents.device.type):
+            projected = None if negative_prompt is None else self._project(negative_prompt)
+            with apply_negative_prompt(self.steering, projected, self._scale_as_input(scale, latents.device)):
+                return require_distillation(self.family).predict(self.model, latents, timestep_B, prompt)
+
+    def _project(self, prompt: PromptEmbeds) -> PromptEmbeds:
+        return PromptEmbeds(self.family.project(self.model, prompt.embeds), prompt.attention_mask)
+
+    def _scale_as_input(self, scale: Scale, device: torch.device) -> Scale:
+        """Return the scale as a tensor for a compiled denoiser, which recompiles for every number but 0."""
+        if not is_compiled_in_place(self.model) or isinstance(scale, Tensor) or scale == 0:
+            return scale
+        return torch.full((1,), scale, device=device)
+
+    def _autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """Return the autocast context; for float32 the caller's context stays in force."""
+        return nullcontext() if self.compute_dtype == torch.float32 else autocast(device_type, self.compute_dtype)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute blocks in the backward pass with the steering of the forward pass."""
+
+        def checkpointed(module: nn.Module, *args: Any) -> Any:
+            snapshot = replace(self.steering)
+
+            def build_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+                return nullcontext(), apply_negative_prompt(self.steering, snapshot.negative_prompt, snapshot.scale)
+
+            return checkpoint(module.__call__, *args, use_reentrant=False, context_fn=build_contexts)
+
+        self.model.enable_gradient_checkpointing(checkpointed)
+
+
+def make_steerable(
+    model: Any, compute_dtype: torch.dtype = torch.float32, family: Family | None = None
+) -> SteerableDenoiser:
+    """Wrap a denoiser of a family that can be distilled.
+
+    Raises:
+        ValueError: The denoiser's family cannot be distilled.
+    """
+    return SteerableDenoiser(model, _find_distillable_family(model, family), compute_dtype)
+
+
+def get_output_layer(model: Any, family: Family | None = None) -> nn.Module:
+    """Return the last layer of a denoiser that can be distilled."""
+    layer: nn.Module = getattr(model, require_distillation(_find_distillable_family(model, family)).output_layer)
+    return layer
+
+
+def require_distillation(family: Family) -> Distillation:
+    """Return a family's distillation.
+
+    Raises:
+        ValueError: The family cannot be distilled.
+    """
+    if family.distillation is None:
+        raise ValueError(
+            f"denoiser: got {family.denoiser_class}; expected a pipeline of {list_distillable_pipelines()}."
+        )
+    return family.distillation
+
+
+def _find_distillable_family(model: Any, family: Family | None) -> Family:
+    family = family or find_denoiser_family(model)
+    require_distillation(family)
+    return family

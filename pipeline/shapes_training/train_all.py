@@ -1,0 +1,123 @@
+"""Train all bundled networks in order, each resumable, and measure them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from datasets_prep.shapes.prompts import sample_held_out_prompts
+from pipeline import models
+from pipeline.evaluation.judges.attribute_judge import AttributeJudge
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
+from pipeline.recipe import Evaluation
+from pipeline.shapes.classifier import AttributeClassifier
+from pipeline.shapes.clip import NORMALIZATION
+from pipeline.shapes.denoiser import build_scheduler
+from pipeline.shapes.samples import LABELS, Samples, draw_samples
+from pipeline.shapes.tokenizer import build_tokenizer
+from pipeline.shapes_training import autoencoder, classifier, clip, denoiser
+
+METRICS = "metrics.json"
+_CHECKED = 2048  # held-out images that measure the judge
+
+
+def build(work: Path, out: Path, threads: int) -> None:
+    """Train what is missing under `work`, then write `teacher`, `clip`, `judge.safetensors` and `metrics.json`."""
+    torch.set_num_threads(threads)
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    towers = _train_once(work / "clip", CLIPModel, lambda: clip.train(work, tokenizer))
+    vae = _train_once(work / "vae", AutoencoderKL, lambda: autoencoder.train(work))
+    model = denoiser.train(work, vae, CLIPTextModel.from_pretrained(work / "clip"), tokenizer)
+    judge = classifier.train(work, vae)
+    _export(out, tokenizer, towers, vae, model, judge)
+    metrics = {**measure_judge(judge, vae), "teacher": measure_teacher(out / "teacher", judge)}
+    (out / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+    print(json.dumps(metrics, indent=2))
+
+
+def _train_once(folder: Path, kind: Any, train: Callable[[], Any]) -> Any:
+    if not folder.is_dir():
+        train().save_pretrained(folder)
+    return kind.from_pretrained(folder).requires_grad_(False).eval()
+
+
+def _export(
+    out: Path, tokenizer: CLIPTokenizer, towers: CLIPModel, vae: AutoencoderKL, model: nn.ModuleDict, judge: nn.Module
+) -> None:
+    """Write the weights in half precision, which loads as float32 at half the size."""
+    shutil.rmtree(out, ignore_errors=True)
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model["text_encoder"],
+        tokenizer=tokenizer,
+        unet=model["unet"],
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(torch.float16).save_pretrained(out / "teacher")
+    towers.half().save_pretrained(out / "clip")
+    tokenizer.save_pretrained(out / "clip")
+    preprocessor = {"do_normalize": True, "image_processor_type": "CLIPImageProcessor", **NORMALIZATION}
+    (out / "clip" / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, out / "judge.safetensors")
+    pipe.to(torch.float32)
+    _remove_source_paths(out)
+    _set_float32(out / "teacher" / "text_encoder" / "config.json")
+
+
+def _set_float32(config: Path) -> None:
+    """Set the configuration's dtype: transformers loads that one, diffusers float32, and a pipeline needs one dtype."""
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+
+
+def _remove_source_paths(out: Path) -> None:
+    """Remove the folder that a part was loaded from, which diffusers writes into its configuration."""
+    for file in out.rglob("*.json"):
+        values = json.loads(file.read_text())
+        if isinstance(values, dict) and values.pop("_name_or_path", None):
+            file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def measure_judge(judge: AttributeClassifier, vae: AutoencoderKL) -> dict[str, dict[str, float]]:
+    """Return accuracy per attribute on held-out renders: clean ones, all, and all after the autoencoder."""
+    samples = draw_samples(_CHECKED, 99, held_out=True)
+    clean = torch.tensor([scene.quality == "clean" for scene in samples.scenes])
+    rebuilt = torch.cat([classifier.reconstruct(vae, part) for part in samples.images.split(64)])
+    return {
+        "clean_renders": _measure_accuracy(judge, samples, samples.images, clean),
+        "renders": _measure_accuracy(judge, samples, samples.images, torch.ones_like(clean)),
+        "clean_reconstructions": _measure_accuracy(judge, samples, rebuilt, clean),
+        "reconstructions": _measure_accuracy(judge, samples, rebuilt, torch.ones_like(clean)),
+    }
+
+
+def measure_teacher(folder: Path, judge: AttributeClassifier) -> dict[str, float]:
+    """Return the share of right attributes on held-out prompts, with an evaluation's steps and guidance."""
+    options = Evaluation()
+    prompts = sample_held_out_prompts(options.num_prompts, options.seed)
+    sampling = SamplingMethod("steps", options.teacher_guidance, options.teacher_steps)
+    seeds = range(options.seed, options.seed + len(prompts))
+    images = Sampler(models.load(folder)).sample(sampling, [text for text, _ in prompts], seeds)
+    pairs = list(zip(AttributeJudge(judge).classify_attributes(images), (scene for _, scene in prompts), strict=True))
+    return {
+        name: round(sum(shown[name] == getattr(scene, name) for shown, scene in pairs) / len(pairs), 4)
+        for name in ("shape", "colour", "background")
+    }
+
+
+@torch.no_grad()
+def _measure_accuracy(
+    judge: nn.Module, samples: Samples, images: torch.Tensor, chosen: torch.Tensor
+) -> dict[str, float]:
+    logits, labels = judge(images), samples.get_labels()
+    return {name: round((logits[name].argmax(-1) == labels[name])[chosen].float().mean().item(), 4) for name in LABELS}

@@ -1,0 +1,235 @@
+"""Estimated memory and FLOPs per GPU, from one step on the meta device without weights."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nasa.families import Family, find_published_model
+from nasa.meta_autocast import observe_weight_casts
+from nasa.steerable_denoiser import make_steerable, require_distillation
+from nasa.teachers import add_lora, get_lora_parameters
+from pipeline import models
+from pipeline.errors import UserError
+from pipeline.gpu_specs import GPUS
+from pipeline.hub import is_hub_id
+from pipeline.recipe import Recipe
+from pipeline.training.deepspeed_engine import reduce_bucket_elements
+from pipeline.training.engines import choose_lora_targets
+
+UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
+RESERVED = 2.0e9  # bytes of a GPU for its context, its libraries and what the allocator cannot use
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one GPU, by what they are for, and the floating-point operations of one step on it.
+
+    `forward_flops` are the denoiser's FLOPs for one image, `parameters` its parameter count, `trained` those that are
+    trained.
+    """
+
+    memory: dict[str, float]
+    flops: float
+    parameters: int
+    passes: int
+    forward_flops: float
+    trained: int
+    lora_parameters: int
+
+    @property
+    def total(self) -> float:
+        """Bytes in all."""
+        return sum(self.memory.values())
+
+    def step_seconds(self, peak_flops: float) -> float:
+        """Return a step's seconds on a GPU with this peak, at the assumed utilisation."""
+        return self.flops / (UTILISATION * peak_flops)
+
+
+def build_meta_denoiser(recipe: Recipe) -> tuple[Any, Family]:
+    """Return the teacher's denoiser on the meta device, and its family."""
+    with torch.device("meta"):
+        if (published := find_published_model(recipe.teacher)) and is_hub_id(recipe.teacher):
+            return published[1].build_denoiser(), published[0]
+        folder = models.find_teacher_folder(recipe.teacher, revision=recipe.revision)
+        family = models.detect_family(folder)
+        config = json.loads((Path(folder) / family.denoiser_part / "config.json").read_text())
+        return getattr(diffusers, config["_class_name"]).from_config(config), family
+
+
+def count_text_encoder_parameters(recipe: Recipe) -> int:
+    """Return the teacher's text encoder's parameter count if it is published, else 0."""
+    published = find_published_model(recipe.teacher)
+    return published[1].text_encoder_parameters if published else 0
+
+
+def estimate(recipe: Recipe) -> Estimate:
+    """Estimate each of `train.num_workers` GPUs; ZeRO shards optimizer states (stage 1) and gradients too (stage 2)."""
+    options, workers = recipe.train, recipe.train.num_workers
+    passes = recipe.count_gradient_accumulation_steps(workers)
+    micro = -(-options.batch_size // (workers * passes))
+    reduced = options.precision == "bfloat16"
+    model, family = build_meta_denoiser(recipe)
+    model.requires_grad_(True)
+    if recipe.student.lora_rank:
+        add_lora(
+            model,
+            rank=recipe.student.lora_rank,
+            lora_alpha=recipe.student.lora_alpha,
+            target_modules=recipe.student.lora_target_modules,
+        )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    every = sum(p.numel() for p in model.parameters())
+    flops, activations = _measure(recipe, model, family, micro, reduced)
+    lora = _count_lora_parameters(recipe)
+    shared = 1 / workers
+    decoder_flops, decoder_activations = _estimate_clip_costs(recipe, micro, reduced)
+    memory = {
+        "student, float32": 4.0 * every,
+        "student, bfloat16 copy": 2.0 * every if reduced else 0.0,
+        "student's gradients": 4.0 * trained * (shared if options.zero_stage == 2 else 1),
+        "student's ZeRO float32 partition": 4.0 * trained * shared,
+        "student's ZeRO reduce bucket": 4.0 * reduce_bucket_elements(trained),
+        "student's optimizer states": 8.0 * trained * shared,
+        "student's moving average": 4.0 * trained,
+        "teacher": (2.0 if reduced else 4.0) * every,
+        "text encoder": (2.0 if reduced else 4.0)
+        * (0 if options.num_encoders else count_text_encoder_parameters(recipe)),
+        "LoRA teacher, with gradients and optimizer states": 4.0 * lora * (2 + 3 * shared)
+        + 4.0 * reduce_bucket_elements(lora),
+        "activations of a pass": activations,
+        "CLIP loss": decoder_activations,
+        "reserved": RESERVED,
+    }
+    again = 2 if options.gradient_checkpointing else 0  # recomputed forward passes of student and LoRA teacher
+    per_image = (3 + 4 + 2 + again) * flops
+    step = passes * (micro * per_image + decoder_flops)
+    return Estimate(memory, step, every, passes, flops, trained, lora)
+
+
+def _measure(recipe: Recipe, model: Any, family: Family, batch: int, reduced: bool) -> tuple[float, float]:
+    """Return the FLOPs of a forward pass of one image, and the bytes that a pass of `batch` keeps for backward."""
+    distillation = require_distillation(family)
+    with torch.device("meta"):
+        denoiser = make_steerable(model, torch.bfloat16 if reduced else torch.float32, family)
+        if recipe.train.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        side, channels = model.config.sample_size, model.config.in_channels
+
+        def inputs(count: int) -> tuple[Any, ...]:
+            return (
+                torch.zeros(count, channels, side, side),
+                torch.zeros(count),
+                distillation.make_empty_prompts(model.config, count),
+            )
+
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            denoiser(*inputs(1))
+        bytes_kept = count_saved_bytes(lambda: denoiser(*inputs(batch)), model)
+    return float(counter.get_total_flops()), bytes_kept
+
+
+def count_saved_bytes(forward: Callable[[], Tensor], model: nn.Module) -> float:
+    """Count the bytes that autograd keeps of a forward pass, each storage once, without weights and their casts."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    saved: dict[int, tuple[int, Any]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = (storage.nbytes(), storage)  # keeps it alive, so that its address is not reused
+        return tensor
+
+    keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with _use_fused_attention(), observe_weight_casts() as casts, keep:
+        output = forward()
+    del output
+    weights = {cast.untyped_storage()._cdata for cast in casts}
+    return float(sum(size for address, (size, _) in saved.items() if address not in weights))
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Counts what fused attention keeps: its inputs and output, not the attention weights."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise NotImplementedError("only what a forward pass saves is counted")
+
+
+@contextmanager
+def _use_fused_attention() -> Iterator[None]:
+    """Replace attention by its fused form: the meta device would take the unfused path."""
+    plain = F.scaled_dot_product_attention
+    apply: Any = _FusedAttention.apply
+    fused: Any = lambda q, k, v, *_, **__: apply(q, k, v)  # noqa: E731
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+def _count_lora_parameters(recipe: Recipe) -> int:
+    model, family = build_meta_denoiser(recipe)
+    with torch.device("meta"):
+        add_lora(
+            model,
+            rank=recipe.lora_teacher.rank,
+            lora_alpha=recipe.lora_teacher.lora_alpha,
+            target_modules=choose_lora_targets(recipe, family),
+        )
+    return sum(p.numel() for p in get_lora_parameters(model))
+
+
+def _estimate_clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float]:
+    """Return the FLOPs of decoding the CLIP loss's images and back, and the bytes saved; CLIP's own are negligible."""
+    options = recipe.train
+    images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # images per pass
+    if not options.clip_weight:
+        return 0.0, 0.0
+    side = build_meta_denoiser(recipe)[0].config.sample_size
+    with torch.device("meta"):
+        decoder = diffusers.AutoencoderTiny() if options.clip_decoder else _build_autoencoder()
+        nn.Module.to(decoder, torch.bfloat16 if reduced else torch.float32).requires_grad_(False)
+        latents = torch.zeros(images, 4, side, side, dtype=next(decoder.parameters()).dtype, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            saved_bytes = count_saved_bytes(lambda: decoder.decode(latents, return_dict=False)[0], decoder)
+    return 2.0 * counter.get_total_flops(), saved_bytes
+
+
+def _build_autoencoder() -> Any:
+    """Return Stable Diffusion's autoencoder."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+
+
+def require_fit(recipe: Recipe) -> None:
+    """Raise a UserError if the recipe needs more memory than its GPUs have."""
+    if not recipe.train.gpus_per_worker:
+        return
+    has, needs = GPUS[recipe.train.gpu].memory, estimate(recipe).total
+    if needs > has:
+        raise UserError(
+            f"train.micro_batch_size: a worker needs about {needs / GIB:.0f} GiB, and a {recipe.train.gpu} has "
+            f"{has / GIB:.0f}. Lower micro_batch_size, set gradient_checkpointing = true, or choose another train.gpu."
+        )

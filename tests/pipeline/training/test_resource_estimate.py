@@ -1,0 +1,104 @@
+"""The estimated resources of a distillation, against those that can be measured here."""
+
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from jobs.__main__ import main
+from nasa.families import FAMILIES
+from nasa.prompt_embeds import PromptEmbeds
+from nasa.steerable_denoiser import make_steerable
+from nasa.testing import tiny_stable_diffusion
+from pipeline import recipe
+from pipeline.errors import UserError
+from pipeline.recipe import load, parse
+from pipeline.training.resource_estimate import GIB, count_saved_bytes, estimate, require_fit
+
+PUBLISHED = {"sd15": 859_520_964, "sd21": 865_910_724, "pixart": 610_856_096}  # parameters of the denoisers
+
+
+@pytest.fixture(scope="module", params=[pytest.param("sd15", marks=pytest.mark.slow), "sd21", "pixart"])
+def paper(request):
+    return load(request.param)
+
+
+@pytest.fixture(scope="module")
+def estimated(paper):
+    return estimate(paper)
+
+
+def test_the_paper_recipes_fit_their_gpus(paper, estimated):
+    assert estimated.parameters == PUBLISHED[paper.name]
+    assert estimated.passes == 1
+    assert paper.train.batch_size == (32 if paper.name == "pixart" else 64)
+    assert 25 < estimated.total / GIB < 40
+    require_fit(paper)
+
+
+def test_cheaper_settings_need_less(paper, estimated):
+    checkpointed, one_worker, small_micro_batch = (
+        estimate(paper.model_copy(update={"train": paper.train.model_copy(update=change)}))
+        for change in ({"gradient_checkpointing": True}, {"num_workers": 1}, {"micro_batch_size": 4})
+    )
+    activations = "activations of a pass"
+    assert checkpointed.memory[activations] < 0.25 * estimated.memory[activations]
+    assert checkpointed.flops > estimated.flops
+    assert one_worker.memory["its optimizer states"] == pytest.approx(4 * estimated.memory["its optimizer states"])
+    assert small_micro_batch.passes > estimated.passes
+    assert small_micro_batch.memory[activations] == pytest.approx(
+        estimated.memory[activations] * 4 / paper.train.micro_batch_size, rel=0.02
+    )
+    assert small_micro_batch.flops == pytest.approx(estimated.flops)
+
+
+def test_a_recipe_that_does_not_fit_is_rejected():
+    large = parse(recipe.dump(load("sd21")), ["train.num_workers=1", "train.micro_batch_size=64"])
+    with pytest.raises(
+        UserError, match=r"train.micro_batch_size: a worker needs about \d+ GiB, and a A100-40GB has 40"
+    ):
+        require_fit(large)
+    require_fit(parse(recipe.dump(large), ["train.gpus_per_worker=0"]))
+
+
+def test_saved_bytes_on_the_meta_device_equal_a_real_pass():
+    model = tiny_stable_diffusion().unet.requires_grad_(True)
+    saved_bytes = []
+    for device in ("cpu", "meta"):
+        denoiser = make_steerable(model.to(device))
+        inputs = torch.zeros(3, 4, 4, 4, device=device), torch.zeros(3, device=device)
+        text = PromptEmbeds(torch.zeros(3, 16, 16, device=device))
+        saved_bytes.append(count_saved_bytes(lambda: denoiser(*inputs, text), model))  # noqa: B023
+    assert saved_bytes[0] == saved_bytes[1] > 100_000
+
+
+def test_text_encoder_parameters_match_their_architectures():
+    small_config = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    large_config = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+    t5 = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
+    with torch.device("meta"):
+        encoders = (
+            CLIPTextModel(CLIPTextConfig(**small_config)),
+            CLIPTextModel(CLIPTextConfig(**large_config)),
+            T5EncoderModel(t5),
+        )
+    counts = [sum(parameter.numel() for parameter in encoder.parameters()) for encoder in encoders]
+    published = [
+        architecture
+        for family in FAMILIES
+        if family.distillation
+        for architecture in family.distillation.published.values()
+    ]
+    assert [model.text_encoder_parameters for model in published] == [*counts, counts[-1]]
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    assert main(["distill", "--recipe", "sd21", "--run", str(tmp_path / "run"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "guidance_range = [\n    0.5,\n    4.0,\n]",
+        "866 M parameters",
+        "40,000 steps",
+        f"{tmp_path}/run/prompts",
+    ):
+        assert text in printed
+    assert not (tmp_path / "run").exists()
