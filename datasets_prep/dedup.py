@@ -46,7 +46,7 @@ def extract_shingles(normal: str) -> frozenset[str]:
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Return the Jaccard similarity of two sets of words."""
+    """Return the Jaccard similarity of two sets of shingles."""
     return len(a & b) / len(a | b) if a or b else 1.0
 
 

@@ -16,7 +16,7 @@ MASK_NAMES = ("encoder_hidden_states_mask", "encoder_attention_mask")  # names o
 
 
 class NasaGuidance(BaseGuidance):
-    """Steers the conditional prediction away from the pipeline's `negative_prompt` (eqs. 7-9), without a second one.
+    """Steers the conditional prediction away from the pipeline's `negative_prompt` (eqs. 7-9), in one call.
 
     Without a `negative_prompt` the pipeline encodes the empty prompt, which is then the negative.
 

@@ -23,7 +23,7 @@ from nasa.schedulers import (
     build_v_prediction_lcm,
 )
 
-NOT_PUBLISHED = "not published for this model: a place to start"
+NOT_PUBLISHED = "no scale is published for this model; a starting point, not tuned"
 IN_THE_PAPER = "arXiv 2412.02687"
 
 
@@ -82,7 +82,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "stable_diffusion",
             _options(4),
             0.5,
-            f"{IN_THE_PAPER}, shown for 0 to 1",
+            f"{IN_THE_PAPER}, which shows 0 to 1",
             build_lcm,
         ),
         "sdxl-dmd2-1step": Preset(
@@ -90,7 +90,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "stable_diffusion",
             _options(1, timesteps=[399]),
             0.5,
-            f"{IN_THE_PAPER}, shown for 0 to 1",
+            f"{IN_THE_PAPER}, which shows 0 to 1",
             build_lcm,
         ),
         "sdxl-lcm": Preset(

@@ -42,7 +42,7 @@ def download_folder(path_or_id: str, field: str, revision: str = "main", wanted:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise (UserError if _is_user_error(error) else TransientError)(
-            f"{field}: {path_or_id!r} at {revision!r} cannot be had from the hub: {str(error).splitlines()[0]}. "
+            f"{field}: {path_or_id!r} at {revision!r} cannot be downloaded from the hub: {str(error).splitlines()[0]}. "
             "Use a folder, s3://, or a hub id whose terms the account of HF_TOKEN has accepted."
         ) from None
 
@@ -75,7 +75,7 @@ def query_hub(path_or_id: str, revision: str) -> Any:
         return model_info(path_or_id, revision=revision, timeout=HUB_SECONDS)
     except Exception as error:  # errors of any HTTP library that the hub's client uses
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TransientError(f"{path_or_id} at {revision} cannot be had from the hub: {line}") from None
+        raise TransientError(f"{path_or_id} at {revision} cannot be downloaded from the hub: {line}") from None
 
 
 def _is_user_error(error: Exception) -> bool:

@@ -192,7 +192,7 @@ def test_names_are_valid_and_evaluation_gets_its_gpu(capsys, overrides, name, gp
         (["RayJob", "--run", "s3://b/r", "--gpus-per-node", "0"], "--gpus-per-node: got 0; expected 1"),
         (
             ["RayJob", "--run", "s3://b/r", "--set", "evaluation.gpus_per_process=4"],
-            "--gpus-per-node: got 1; expected 4, for one process, to 16",
+            "--gpus-per-node: got 1; expected 4, which one process needs, to 16",
         ),
         (["RayJob", "--run", "s3://b/r", "--tracking-uri", "http://me:hush@m"], "the secret in 'http://me:***@m'"),
         (

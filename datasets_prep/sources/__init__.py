@@ -34,7 +34,7 @@ READABLE_ENDINGS = tuple(ENDINGS)
 
 
 def read_tables(file: PromptFile, batch_size: int) -> Iterator[pa.Table]:
-    """Yield a file's rows as tables of `SCHEMA`, each of at most `rows` rows.
+    """Yield a file's rows as tables of `SCHEMA`, each of at most `batch_size` rows.
 
     Raises:
         ValueError: if the name is of no known format, or of a pickle.

@@ -90,7 +90,7 @@ def _parse_records(text: _LineReader, delimiter: str, indices: dict[str, int], w
             yield {"problem": str(error)}
             continue
         if text.ended and text.lines_in_row:
-            yield {"problem": f"a quote that is not closed, in a row of {text.lines_in_row} lines"}
+            yield {"problem": f"a quote is not closed; the row spans {text.lines_in_row} lines"}
         elif fields:
             yield _parse_record(fields, indices, width)
 

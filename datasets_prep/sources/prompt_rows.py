@@ -86,7 +86,7 @@ def _find_problem(text: str | None, negative: str | None) -> str | None:
 
 
 def rows_to_tables(items: Iterable[Mapping[str, Any] | pa.Table], batch_size: int) -> Iterator[pa.Table]:
-    """Combine single rows into tables of `rows` rows; yield tables among them unchanged, in order.
+    """Combine single rows into tables of `batch_size` rows; yield tables among them unchanged, in order.
 
     Rows before an error are yielded before it is raised.
     """
@@ -119,7 +119,7 @@ def row_from_object(value: Any, column: str) -> dict[str, Any]:
         row[target] = next((values[name] for name in names if name in values), None)
     row["text"] = get_nested_value(value, column) if column else row["text"]
     if not isinstance(row["text"], str):
-        return {"problem": "no prompt" if row["text"] is None else "the prompt is no text"}
+        return {"problem": "no prompt" if row["text"] is None else "the prompt is not a string"}
     row["negative"] = row["negative"] if isinstance(row["negative"], str) else None
     for score in SCORES:
         row[score] = to_float(row[score]) if isinstance(row[score], int | float) else None
@@ -147,7 +147,7 @@ def to_float(value: Any) -> float | None:
 
 
 def refuse_rows(count: int, problem: str, batch_size: int) -> Iterator[pa.Table]:
-    """Yield tables of at most `rows` rows that hold a problem."""
+    """Yield tables of at most `batch_size` rows that hold a problem."""
     for first in range(0, count, batch_size):
         size = min(batch_size, count - first)
         yield table_from_columns({"problem": pa.array([problem] * size)}, size)

@@ -1,4 +1,4 @@
-"""Decompression and decoding of streams, as their first bytes or byte order mark tell."""
+"""Decompression and decoding of streams, detected from their first bytes."""
 
 import bz2
 import codecs
@@ -65,7 +65,7 @@ def peek(raw: BinaryIO, size: int = HEAD) -> tuple[bytes, BinaryIO]:
 
 
 def _read_some(raw: Any, size: int) -> bytes:
-    """Read at least one byte, unless at the end, without waiting for all."""
+    """Read 1 to `size` bytes without waiting for all of them; empty at the end."""
     size = min(size, PART)
     part: bytes = raw.read1(size) if hasattr(raw, "read1") else raw.read(size)
     return part

@@ -90,7 +90,7 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
         raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
     min_gpus = math.ceil(max(_compute_worker_resources(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
     if not max(1, min_gpus) <= values.gpus_per_node <= 16:
-        raise invalid("--gpus-per-node", values.gpus_per_node, f"{max(1, min_gpus)}, for one process, to 16")
+        raise invalid("--gpus-per-node", values.gpus_per_node, f"{max(1, min_gpus)}, which one process needs, to 16")
 
 
 def _build_metadata(recipe: Recipe) -> Spec:

@@ -38,7 +38,7 @@ class ImageStore:
         return self._select_exclusion_columns() if summary.exclusion else self._select_system_columns()
 
     def draw_sheet(self, summary: Summary) -> Image.Image:
-        """Return a contact sheet: for exclusion plain, guidance and NASA at the chosen scale; else every system."""
+        """Draw a contact sheet: plain, guided and NASA images for an exclusion test, otherwise all systems."""
         chosen = summary.chosen_sampling_method
         columns = [
             [row for row in column if not chosen or row.system in (PLAIN.label, chosen) or "CFG" in row.system]
@@ -53,7 +53,7 @@ class ImageStore:
         return draw_contact_sheet(rows, captions)
 
     def _select_exclusion_columns(self) -> list[list[EvaluationRow]]:
-        """Return the selected seeds, one of each pair in turn."""
+        """Return one column of rows per selected seed, alternating between pairs."""
         tested = [row for row in self.rows if row.set == EXCLUSION_SET and row.selected and not row.selects_scale]
         systems = list(dict.fromkeys(row.system for row in tested if row.system != NEGATED))
         by_key = {(row.system, row.image_key): row for row in tested}
@@ -66,7 +66,7 @@ class ImageStore:
         return [[by_key[system, key] for system in systems] for _, key in sorted(order, key=itemgetter(0))]
 
     def _select_system_columns(self) -> list[list[EvaluationRow]]:
-        """Return the prompts that the student was sampled on by every sampling method."""
+        """Return one column of rows per prompt that the student was sampled on by every sampling method."""
         sampled = [row for row in self.rows if row.system.startswith(STUDENT_SYSTEM) and row.set != EXCLUSION_SET]
         names = list(dict.fromkeys(row.system for row in sampled))
         columns: dict[tuple[str, int | None], dict[str, EvaluationRow]] = defaultdict(dict)

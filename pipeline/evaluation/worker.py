@@ -62,7 +62,7 @@ class WorkerConfig:
 
 
 def plan_work_units(recipe: Recipe, prompt_folder: Folder) -> list[WorkUnit]:
-    """Return the units of a recipe's evaluation; `prompts` is the run's prepared folder."""
+    """Return the units of a recipe's evaluation; `prompt_folder` is the run's prepared folder."""
     suite = build_suite(recipe)
     return build_work_units(
         recipe.evaluation, suite.build_prompt_sets(prompt_folder), suite.build_systems(), suite.pairs

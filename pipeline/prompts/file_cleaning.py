@@ -36,7 +36,7 @@ class CleaningConfig:
 
     filters: Filters
     tokenizer: str
-    batch_size: int = ROWS_PER_CHUNK
+    rows_per_chunk: int = ROWS_PER_CHUNK
 
     @property
     def text(self) -> str:
@@ -176,7 +176,7 @@ def _in_process(
     missing: Sequence[SourceFile], config: CleaningConfig, folder: Folder, _: str | None
 ) -> Iterator[ChunkReport]:
     for file in missing:
-        for chunk in iter_raw_chunks(file, file.compute_cache_key(config.text), config.rows):
+        for chunk in iter_raw_chunks(file, file.compute_cache_key(config.text), config.rows_per_chunk):
             yield clean_chunk(chunk, config, folder)
 
 
@@ -193,7 +193,7 @@ def _clean_on_ray(
 
     def read_chunks(batch: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         file = missing[int(batch["item"][0])]
-        for chunk in iter_raw_chunks(file, file.compute_cache_key(config.text), config.rows):
+        for chunk in iter_raw_chunks(file, file.compute_cache_key(config.text), config.rows_per_chunk):
             yield {name: [value] for name, value in vars(chunk).items()}
 
     def clean_batch(batch: Mapping[str, Any]) -> Mapping[str, Any]:

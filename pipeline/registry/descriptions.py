@@ -17,7 +17,7 @@ BREAK = "\n\n"
 SHOWN = 20  # versions on the model's page; `python -m jobs models` lists all
 USE = (
     'Load the champion: `mlflow.pyfunc.load_model("models:/{name}@champion")`. '
-    "Back to the one before: `python -m jobs models rollback --name {name}`."
+    "Roll back to the previous champion: `python -m jobs models rollback --name {name}`."
 )
 
 

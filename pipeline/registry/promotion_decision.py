@@ -88,7 +88,7 @@ def compare_metric(
         return Comparison(metric, problem=f"no prompt has images with {metric} in both evaluations")
     if difference.count < min_images:
         return Comparison(
-            metric, problem=f"{metric} is over {difference.count} images; at least {min_images} are needed"
+            metric, problem=f"{metric} was measured on {difference.count} images; at least {min_images} are needed"
         )
     low, high = difference.low, difference.high
     if not selected and {*better.values(), *worse.values()} <= {0.0, 1.0}:
@@ -119,9 +119,9 @@ def decide(rule: Promotion, new: Scores, old: Scores, against: str) -> Decision:
     failed = _find_rejection_reason(rule, main, guardrail_gains)
     if not failed:
         names = " and ".join(gain.metric for gain in guardrail_gains)
-        kept = f", {names} kept" if names else ""
-        margin = f"above {rule.margin:g}, {_describe_confidence(rule)}"
-        verdict = f"{main.metric} {main.short} better than version {against}: {margin}{kept}"
+        kept = f"; {names} did not regress" if names else ""
+        margin = f"above {rule.margin:g} {_describe_confidence(rule)}"
+        verdict = f"{main.metric} {main.short} against version {against}: {margin}{kept}"
     elif main.problem:
         verdict = f"not comparable with version {against}: {main.problem}"
     else:
@@ -135,14 +135,14 @@ def _compute_min_images(guardrail: GuardrailMetric) -> int:
 
 
 def _describe_confidence(rule: Promotion) -> str:
-    over = f" over {rule.decisions} decisions" if rule.decisions > 1 else ""
-    return f"{100 * rule.confidence:g} % sure{over}"
+    decisions = f" over {rule.decisions} decisions" if rule.decisions > 1 else ""
+    return f"at {100 * rule.confidence:g} % confidence{decisions}"
 
 
 def _find_rejection_reason(rule: Promotion, main: Comparison, guardrail_gains: tuple[Comparison, ...]) -> str:
     """Return the first reason against promotion, or an empty string."""
     if main.low is None or main.low <= rule.margin:
-        return main.problem or f"not above {rule.margin:g}, {_describe_confidence(rule)}"
+        return main.problem or f"not above {rule.margin:g} {_describe_confidence(rule)}"
     for guardrail, comparison in zip(rule.guardrails, guardrail_gains, strict=True):
         if comparison.problem:
             return f"better, but {comparison.problem}"

@@ -93,7 +93,7 @@ class History:
             _check(run)
             return run
         except (ValidationError, ValueError):
-            raise UserError(f"{self.folder.uri}/{name}: got another file; expected the record of a run.") from None
+            raise UserError(f"{self.folder.uri}/{name}: got invalid content; expected the record of a run.") from None
 
     def write(self, run: ScheduledRun) -> ScheduledRun:
         """Write a record and return it."""

@@ -250,4 +250,4 @@ def _parse(content: bytes, where: str) -> LeaseRecord:
     try:
         return _RECORD.validate_json(content)
     except ValidationError:
-        raise UserError(f"{where}: got another file; expected a lease.") from None
+        raise UserError(f"{where}: got invalid content; expected a lease.") from None

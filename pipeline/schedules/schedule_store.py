@@ -75,7 +75,7 @@ class ScheduleStore:
             if schedule.name != name:
                 raise ValueError("another schedule")
         except (ValidationError, ValueError):
-            raise UserError(f"{self.folder.uri}/{file}: got another file; expected a schedule.") from None
+            raise UserError(f"{self.folder.uri}/{file}: got invalid content; expected a schedule.") from None
         return schedule
 
     def set_paused(self, name: str, paused: bool) -> StoredSchedule:

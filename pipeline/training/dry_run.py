@@ -142,52 +142,30 @@ def _format_hours(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterato
 
 def _describe_inputs(recipe: Recipe, prompt_folder: Folder) -> Iterator[tuple[str, str]]:
     """Yield every input's name and state; nothing is downloaded."""
-    yield (
-        "prompts",
-        _describe_or_report_missing(
-            lambda: f"{prompt_dataset.load_manifest(prompt_folder).prompts:,} in {prompt_folder.uri}"
-        ),
-    )
-    yield (
-        "teacher",
-        _describe_model_status(
-            recipe.teacher, recipe.revision, lambda: str(models.find_teacher_folder(recipe.teacher))
-        ),
-    )
-    train = recipe.train
-    if recipe.student.init:
-        yield (
-            "student.init",
-            _describe_model_status(
-                recipe.student.init, "main", lambda: str(models.find_teacher_folder(recipe.student.init))
-            ),
-        )
-    if train.clip_weight:
-        yield (
-            "train.clip_model",
-            _describe_model_status(train.clip_model, "main", lambda: str(find_clip_folder(train.clip_model))),
-        )
-        if train.clip_decoder:
-            yield (
-                "train.clip_decoder",
-                _describe_model_status(
-                    train.clip_decoder, "main", lambda: str(find_decoder_folder(train.clip_decoder))
-                ),
-            )
+    prompts = _check_input(lambda: f"{prompt_dataset.load_manifest(prompt_folder).prompts:,} in {prompt_folder.uri}")
+    yield "prompts", prompts
+    for name, path, revision, find in _list_models(recipe):
+        is_on_hub = is_hub_id(path)
+        yield name, describe_hub_status(path, revision, missing=MISSING) if is_on_hub else _check_input(find)
     options = recipe.evaluation
-    for metric in options.metrics:
-        yield (
-            f"weights of {metric.kind}",
-            _describe_model_status(metric.weights, "main", partial(_require_file, metric.weights)),
-        )
     if isinstance(build_suite(recipe), BenchmarkSuite) and options.prompt_sets:
         folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompt_folder.parent / "benchmarks"
-        yield (
-            "benchmarks",
-            _describe_or_report_missing(
-                lambda: f"{', '.join(options.prompt_sets)} in {_require_benchmarks(folder).uri}"
-            ),
-        )
+        sets = ", ".join(options.prompt_sets)
+        yield "benchmarks", _check_input(lambda: f"{sets} in {_require_benchmarks(folder).uri}")
+
+
+def _list_models(recipe: Recipe) -> Iterator[tuple[str, str, str, Callable[[], str]]]:
+    """Yield the name, path or id, and revision of each model, and a function that finds it in a folder."""
+    train, start = recipe.train, recipe.student.init
+    yield "teacher", recipe.teacher, recipe.revision, lambda: str(models.find_teacher_folder(recipe.teacher))
+    if start:
+        yield "student.init", start, "main", lambda: str(models.find_teacher_folder(start))
+    if train.clip_weight:
+        yield "train.clip_model", train.clip_model, "main", lambda: str(find_clip_folder(train.clip_model))
+    if train.clip_weight and train.clip_decoder:
+        yield "train.clip_decoder", train.clip_decoder, "main", lambda: str(find_decoder_folder(train.clip_decoder))
+    for metric in recipe.evaluation.metrics:
+        yield f"weights of {metric.kind}", metric.weights, "main", partial(_require_file, metric.weights)
 
 
 def _require_benchmarks(folder: Folder) -> Folder:
@@ -201,14 +179,8 @@ def _require_file(path: str) -> str:
     return path
 
 
-def _describe_or_report_missing(find: Callable[[], str]) -> str:
+def _check_input(describe: Callable[[], str]) -> str:
     try:
-        return find()
+        return describe()
     except UserError as error:
         return f"{MISSING}: {error}"
-
-
-def _describe_model_status(path: str, revision: str, find: Callable[[], str]) -> str:
-    return (
-        describe_hub_status(path, revision, missing=MISSING) if is_hub_id(path) else _describe_or_report_missing(find)
-    )

@@ -1,4 +1,4 @@
-"""The configuration that the driver of a training passes to its workers and to the evaluation of checkpoints."""
+"""The configuration that the training driver passes to its workers and to the evaluation of checkpoints."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from pipeline.recipe import Recipe
 
 @dataclass(frozen=True)
 class TrainLoopConfig:
-    """Plain data for every worker. `init_folder` may be empty; `prompts` is the prepared folder's manifest.
+    """Holds plain data for every worker. `init_folder` may be empty; `prompts` is the prepared folder's manifest.
 
     `cached_embeds` are the encoded texts of the previews, if the workers have no text encoder.
     """

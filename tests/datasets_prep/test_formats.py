@@ -246,7 +246,7 @@ def test_a_column_of_pandas_is_streamed_and_other_values_are_reported(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"prompt": values}))
     actual = read_rows(tmp_path / "a.json")
     assert [row["text"] for row in actual[:-2]] == [f"number {i}" for i in range(20_000)]
-    assert [row["problem"] for row in actual[-2:]] == ["no prompt", "the prompt is no text"]
+    assert [row["problem"] for row in actual[-2:]] == ["no prompt", "the prompt is not a string"]
     (tmp_path / "a.json").write_text(json.dumps({"prompt": {"en": "a cat", "de": "eine Katze"}}))
     assert read_problems(tmp_path / "a.json") == ["no prompt; it has prompt"]
 
@@ -433,7 +433,7 @@ def test_a_field_that_is_larger_than_a_block_is_reported(tmp_path):
 
 def test_an_unclosed_quote_is_reported(tmp_path):
     (tmp_path / "a.csv").write_text('id,prompt\n1,one\n2,"two\n3,three\n')
-    assert read_problems(tmp_path / "a.csv") == ["a quote that is not closed, in a row of 2 lines"]
+    assert read_problems(tmp_path / "a.csv") == ["a quote is not closed; the row spans 2 lines"]
     (tmp_path / "b.csv").write_text('prompt\n"Hello" on a sign\n"two\nlines, quoted"\n"open, and\na last, one\n')
     assert read_texts(tmp_path / "b.csv") == ['"Hello" on a sign', "two\nlines, quoted", '"open, and', "a last, one"]
 

@@ -16,7 +16,7 @@ LINES = [
     (json.dumps({"img_path": "000/a.jpg", "prompt": "a red fox", "Task2": {"Caption": "a fox"}}), None),
     ("no json", "not JSON"),
     (json.dumps({"prompt": None}), "no prompt"),
-    (json.dumps({"prompt": 3}), "the prompt is no text"),
+    (json.dumps({"prompt": 3}), "the prompt is not a string"),
     (json.dumps({"prompt": "\ud800"}), "not UTF-8"),
     (json.dumps([1]), "not an object"),
     (json.dumps({"prompt": "y" * 10_000_000}), "line of more than 1600000 bytes"),

@@ -28,6 +28,6 @@ def test_an_unavailable_hub_is_distinguished_from_a_missing_model(monkeypatch, e
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(UserError, match="teacher: 'a/b' at 'main' cannot be had from the hub") as caught:
+    with pytest.raises(UserError, match="teacher: 'a/b' at 'main' cannot be downloaded from the hub") as caught:
         download_folder("a/b", "teacher")
     assert isinstance(caught.value, TransientError) is is_transient

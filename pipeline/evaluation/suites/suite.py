@@ -25,7 +25,7 @@ class EvaluationSuite(Protocol):
         """
 
     def build_prompt_sets(self, prompt_folder: Folder) -> list[list[EvalSample]]:
-        """Return the samples of each prompt set; `prompts` is the run's prepared folder."""
+        """Return the samples of each prompt set; `prompt_folder` is the run's prepared folder."""
 
     def build_systems(self) -> list[System]:
         """Return the systems that are compared."""

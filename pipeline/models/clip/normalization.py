@@ -45,11 +45,11 @@ class Normalization:
         return Normalization()
 
     def from_unit(self, pixels: Tensor) -> Tensor:
-        """Normalise pixels in 0..1, [..., 3, H, W]."""
+        """Normalize pixels in 0..1, [..., 3, H, W]."""
         return normalize(pixels, self.mean, self.std)
 
     def from_signed(self, images: Tensor) -> Tensor:
-        """Normalise images in -1..1, [..., 3, H, W], as an autoencoder decodes them; the gradient flows through."""
+        """Normalize images in -1..1, [..., 3, H, W], as an autoencoder decodes them; the gradient flows through."""
         shift, factor = (
             torch.tensor(values, device=images.device)[:, None, None]
             for values in ([1 - 2 * mean for mean in self.mean], [2 * std for std in self.std])

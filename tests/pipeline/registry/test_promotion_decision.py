@@ -33,8 +33,12 @@ def build_scores(options=None, first=0, **shifts):
 @pytest.mark.parametrize(
     ("shift", "promoted", "verdict"),
     [
-        (0.05, True, "better than version 3: above 0.02, 95 % sure"),
-        (0.0219, False, "against version 3: not above 0.02, 95 % sure"),  # above the margin, but not significantly
+        (0.05, True, "against version 3: above 0.02 at 95 % confidence"),
+        (
+            0.0219,
+            False,
+            "against version 3: not above 0.02 at 95 % confidence",
+        ),  # above the margin, but not significantly
         (0.01, False, "not above 0.02"),
         (0.0, False, "not above 0.02"),
         (-0.05, False, "not above 0.02"),
@@ -170,7 +174,7 @@ def test_students_without_a_pair_in_common_are_not_compared():
 def test_images_of_omitted_pairs_are_not_counted():
     """The only common pair has 25 images; all 125 and 425 images would have been enough."""
     rare = compare_metric("kept", build_scores_of_pairs(100, 25, 1), build_scores_of_pairs(2, 423, 0), 0.95)
-    assert rare.problem == "kept is over 25 images; at least 30 are needed"
+    assert rare.problem == "kept was measured on 25 images; at least 30 are needed"
 
 
 def test_few_pairs_that_differ_are_judged_by_the_exact_sign_test():
@@ -188,7 +192,7 @@ def test_a_guardrail_needs_enough_images_to_exclude_a_loss():
     few = build_scores_with_exclusion(0.1, range(29), 1.0)
     decision = decide(GUARDED, few, build_scores_with_exclusion(0.0, range(200), 1.0), "1")
     assert not decision.promoted
-    assert "better, but kept is over 29 images; at least 30 are needed" in decision.verdict
+    assert "better, but kept was measured on 29 images; at least 30 are needed" in decision.verdict
 
 
 @pytest.mark.parametrize("metrics", [{}, {"quality": build_summary(float("nan"))}])

@@ -46,7 +46,7 @@ def test_the_list_shows_the_champion_and_its_decision(registry_uri, capsys):
         [NAME, "3", "champion"],
     ]
     assert "clean_and_right 0.70" in lines[2]
-    assert "better than version 2: above 0, 95 % sure over 52 decisions" in lines[2]
+    assert "against version 2: above 0 at 95 % confidence over 52 decisions" in lines[2]
     assert f"champion until {descriptions.get_today()}, replaced by version 3" in lines[3]
     assert [row["step"] for row in list_rows(registry_uri, NAME)] == ["400", "300", "200", "100"]
 

@@ -285,7 +285,7 @@ def test_a_broken_schedule_is_logged_once_and_does_not_stop_the_others(env, fiel
     for later in range(3):
         scheduler.poll(DUE + minutes(later))
     assert env.cluster.submitted == [f"scheduled-nightly-{SCHEDULED_TIME}-1"]
-    assert sum("broken.json: got another file; expected a schedule" in line for line in env.logged) == 1
+    assert sum("broken.json: got invalid content; expected a schedule" in line for line in env.logged) == 1
 
 
 @pytest.mark.parametrize("fields", [{"attempts": []}, {"state": "odd"}, {"outcome": 1}, {"scheduled_time": "x"}])

@@ -22,7 +22,7 @@ def paper():
 @pytest.fixture
 def no_hub(monkeypatch):
     def fail(hub_id, revision):
-        raise TransientError(f"{hub_id} at {revision} cannot be had from the hub: no network")
+        raise TransientError(f"{hub_id} at {revision} cannot be downloaded from the hub: no network")
 
     monkeypatch.setattr(hub, "query_hub", fail)
 
