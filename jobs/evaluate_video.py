@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.evaluation.video import evaluate_videos
+    from pipeline.evaluation.video_evaluation import evaluate_videos
     from pipeline.storage import Folder
 
     folder = Folder.from_uri(options.out)

@@ -22,23 +22,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.registry import versions
+    from pipeline.registry import version_management
 
     uri = shared.resolve_tracking_uri(options)
     if options.action == "list":
         print(
             shared.format_table(
-                versions.list_rows(uri, options.name), "no registered models yet; `python -m jobs register` makes one"
+                version_management.list_rows(uri, options.name),
+                "no registered models yet; `python -m jobs register` makes one",
             )
         )
         return
     name = shared.require_option(options, "name")
     if options.action == "rollback":
-        done = versions.roll_back(uri, name, options.to)
+        done = version_management.roll_back(uri, name, options.to)
         print(f"{name}: the champion is version {done['to']} again, no longer version {done['from']}")
     elif options.action == "promote":
-        done = versions.promote(uri, name, shared.require_option(options, "version"))
+        done = version_management.promote(uri, name, shared.require_option(options, "version"))
         print(f"{name}: the champion is version {done['to']}" + (f", no longer {done['from']}" if done["from"] else ""))
     else:
-        number, folder = versions.download(uri, name, Path(shared.require_option(options, "out")), options.version)
+        number, folder = version_management.download(
+            uri, name, Path(shared.require_option(options, "out")), options.version
+        )
         print(f"{name} version {number}: {folder}; its pipeline is in {folder}/student")

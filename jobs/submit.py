@@ -8,12 +8,12 @@ from jobs import (
     distill,
     evaluate,
     evaluate_video,
+    job_building,
     prepare,
     prepare_benchmarks,
     register,
     run_scheduled,
     scheduler,
-    submission,
 )
 from jobs import options as shared
 from jobs import run as run_command
@@ -70,10 +70,10 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.cluster.job_client import connect_to_cluster
     from pipeline.cluster.job_submission import choose_attempt, submit
 
-    job = submission.build_job(options, options.submitted, COMMANDS[options.submitted])
+    job = job_building.build_job(options, options.submitted, COMMANDS[options.submitted])
     with connect_to_cluster(options.job_server) as client:
         job = choose_attempt(client, job, options.attempt, options.retry)
-        sent = submit(client, job, submission.collect_variables(options))
+        sent = submit(client, job, job_building.collect_variables(options))
         print(f"submitted {job.id}" if sent else describe_existing_job(client, job.id), flush=True)
         if options.no_wait:
             return 0

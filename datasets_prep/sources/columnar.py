@@ -33,11 +33,11 @@ def read_parquet(opened: Any, batch_size: int, column: str) -> Iterator[pa.Table
         schema, size = parquet.schema_arrow, _get_size(opened)
         names = _find_columns(schema, column)
         if "text" not in names:
-            count = _limit_row_count(parquet.metadata.num_rows, size)
+            count = _check_row_count(parquet.metadata.num_rows, size)
             yield from refuse_rows(count, describe_missing_column(column, _list_paths(schema)), batch_size)
             return
         for group in range(parquet.num_row_groups):
-            left = _limit_row_count(parquet.metadata.row_group(group).num_rows, size)
+            left = _check_row_count(parquet.metadata.row_group(group).num_rows, size)
             try:
                 for batch in parquet.iter_batches(batch_size, [group], list(names.values())):
                     yield _convert_table(pa.Table.from_batches([batch]), names)
@@ -61,8 +61,8 @@ def _get_size(opened: Any) -> int:
     return size
 
 
-def _limit_row_count(rows: int, size: int) -> int:
-    """Return a footer's row count, unless a file of this size cannot have so many."""
+def _check_row_count(rows: int, size: int) -> int:
+    """Return a footer's row count, or 1 if a file of this size cannot have that many."""
     return rows if 0 < rows <= MAX_ROWS_PER_BYTE * size else 1
 
 

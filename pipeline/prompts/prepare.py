@@ -70,9 +70,9 @@ def prepare(
         report(f"{folder.uri}: {added} new files are cleaned, and the shards are written again.")
     output = PreparationOutput(folder)
     if recipe.prompts.is_bundled:
-        _write_bundled(recipe, output)
+        _write_bundled_prompts(recipe, output)
     else:
-        _write_sources(recipe, sources, output, address)
+        _write_source_prompts(recipe, sources, output, address)
     _check_not_empty(output)
     _write_negatives(recipe, negative_files, output)
     return _finish(recipe, output, request)
@@ -92,7 +92,7 @@ def _list_negative_files(prompts: Prompts) -> list[SourceFile]:
     return find_source_files((Source(path=path),), "prompts.negatives")[0][1] if path else []
 
 
-def _write_bundled(recipe: Recipe, output: PreparationOutput) -> None:
+def _write_bundled_prompts(recipe: Recipe, output: PreparationOutput) -> None:
     """Write a sample of the Shapes toy dataset, which needs no cleaning."""
     prompts = list(shapes.sample_prompts(recipe.prompts.count, recipe.seed))
     output.stats[BUNDLED] = CleaningStats(rows=len(prompts))
@@ -103,7 +103,7 @@ def _write_bundled(recipe: Recipe, output: PreparationOutput) -> None:
         output.write(f"shard-{BUNDLED}-{number:05d}.parquet", table, source=BUNDLED)
 
 
-def _write_sources(
+def _write_source_prompts(
     recipe: Recipe, sources: dict[str, list[SourceFile]], output: PreparationOutput, address: str | None
 ) -> None:
     """Clean the source files, deduplicate all of them together, and write the shards of each source."""
@@ -206,7 +206,7 @@ def _finish(recipe: Recipe, output: PreparationOutput, request: PromptRequest) -
         epoch=sum(epoch),
     )
     manifest.write(output.folder, prepared)
-    _remove_unlisted(output)
+    _delete_unlisted_shards(output)
     return manifest.read(output.folder, PromptsManifest)
 
 
@@ -218,7 +218,7 @@ def _build_source_record(stats: CleaningStats, prompts: int, per_epoch: int) -> 
     return SourceRecord(prompts=prompts, per_epoch=per_epoch, rows=rows, removed=removed, statistics=statistics)
 
 
-def _remove_unlisted(output: PreparationOutput) -> None:
+def _delete_unlisted_shards(output: PreparationOutput) -> None:
     """Delete the shards of an earlier preparation that are not part of this one."""
     for name in output.folder.list_files():
         if name.endswith(".parquet") and name not in output.files:

@@ -53,7 +53,7 @@ class InterruptibleTrainer(TorchTrainer):
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             signal.signal(signal.SIGINT, abort)
-            if stop_immediately.is_set() or not ray.get(self._actor.has_steps.remote()):
+            if stop_immediately.is_set() or not ray.get(self._actor.has_completed_steps.remote()):
                 abort(number, frame)
                 return
             print(NOTICE, file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ class ProgressSink(Protocol):
     stop_reason: RemoteMethod
     request_stop: RemoteMethod
     stop_requested: RemoteMethod
-    has_steps: RemoteMethod
+    has_completed_steps: RemoteMethod
     set_checkpoint_stored: RemoteMethod
     is_checkpoint_stored: RemoteMethod
     set_user_error: RemoteMethod
@@ -76,7 +76,7 @@ class ProgressActor:
         """Tell whether the driver asked the workers to end."""
         return self._stop_requested
 
-    def has_steps(self) -> bool:
+    def has_completed_steps(self) -> bool:
         """Tell whether a step was completed since the workers started; before that there is nothing to store."""
         return self._step > 0
 

@@ -5,7 +5,7 @@ import pytest
 import requests
 
 from jobs.__main__ import make_parser
-from jobs.submission import collect_variables
+from jobs.job_building import collect_variables
 from jobs.submit import follow_until_end
 from pipeline.cluster import job_logs, job_submission
 from pipeline.cluster.job_logs import LogPrinter, exit_code, follow_job

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline import recipe
 from pipeline.registry import mlflow_registry
-from pipeline.registry.versions import roll_back
+from pipeline.registry.version_management import roll_back
 from pipeline.schedules.scheduled_run import run_scheduled
 from pipeline.storage import Folder
 from pipeline.tracking import build_client as mlflow_client

@@ -8,7 +8,7 @@ import pytest
 from pipeline import cron
 from pipeline.errors import StorageError, TrainingError, TransientError, UserError
 from pipeline.recipe import load
-from pipeline.registry import versions
+from pipeline.registry import version_management
 from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.schedules import scheduled_run
 from pipeline.schedules.history import DIED, History, ScheduledRun
@@ -223,7 +223,7 @@ def test_an_outage_before_the_job_counts_as_an_attempt(run_schedule, history, mo
     def fail(uri, name):
         raise TransientError("MLflow is unavailable")
 
-    monkeypatch.setattr(versions, "find_champion", fail)
+    monkeypatch.setattr(version_management, "find_champion", fail)
     with pytest.raises(TransientError):
         run_schedule(FakeJob(), recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
     assert history.read(SCHEDULED_TIME).attempts[0].error == "MLflow is unavailable"
@@ -238,8 +238,8 @@ def test_a_requested_run_is_never_late(run_schedule):
 @pytest.fixture
 def champion(monkeypatch):
     """Return a stand-in for a registry with one champion, which records the downloads."""
-    registry = SimpleNamespace(current=versions.Champion("3", "a" * 64), downloads=[])
-    monkeypatch.setattr(versions, "find_champion", lambda uri, name: registry.current)
+    registry = SimpleNamespace(current=version_management.Champion("3", "a" * 64), downloads=[])
+    monkeypatch.setattr(version_management, "find_champion", lambda uri, name: registry.current)
 
     def download(uri, name, folder, version):
         registry.downloads.append(version)
@@ -247,7 +247,7 @@ def champion(monkeypatch):
         (folder / "student/model_index.json").write_text(f"of version {version}, {registry.current.student_sha256}")
         return version, folder
 
-    monkeypatch.setattr(versions, "download", download)
+    monkeypatch.setattr(version_management, "download", download)
     return registry
 
 
@@ -259,7 +259,7 @@ def test_a_run_and_its_retry_start_from_the_same_champion(run_schedule, history,
     job = FakeJob(TrainingError("it broke"))
     with pytest.raises(TrainingError):
         run_schedule(job, recipe=warm)
-    champion.current = versions.Champion("4", "b" * 64)
+    champion.current = version_management.Champion("4", "b" * 64)
     run_schedule(job, recipe=warm)
     start = tmp_path / "weekly/champions/3-aaaaaaaaaaaa"
     assert [recipe.student.init for recipe in job.recipes] == [str(start)] * 2
@@ -276,13 +276,13 @@ def test_an_incomplete_or_replaced_champion_is_downloaded_again(run_schedule, tm
     (partial / "model_index.json").write_text("half")
     run_schedule(FakeJob(), recipe=load("shapes", WARM))
     assert "of version 3" in (partial / "model_index.json").read_text()
-    champion.current = versions.Champion("3", "c" * 64)  # the registry was recreated
+    champion.current = version_management.Champion("3", "c" * 64)  # the registry was recreated
     run_schedule(FakeJob(), NOW + timedelta(days=1), recipe=load("shapes", WARM))
     assert "c" * 64 in (tmp_path / "weekly/champions/3-cccccccccccc/model_index.json").read_text()
 
 
 def test_a_run_without_a_champion_starts_from_the_teacher(run_schedule, history, monkeypatch):
-    monkeypatch.setattr(versions, "find_champion", lambda uri, name: None)
+    monkeypatch.setattr(version_management, "find_champion", lambda uri, name: None)
     job = FakeJob()
     run_schedule(job, recipe=load("shapes", ["schedule.cron='0 3 * * *'"]))
     assert job.recipes[0].student.init == ""

@@ -22,7 +22,7 @@ class Method:
 class Actor:
     def __init__(self, steps):
         self.stop_requested, self.stored = False, False
-        self.has_steps = Method(lambda: steps > 0)
+        self.has_completed_steps = Method(lambda: steps > 0)
         self.is_checkpoint_stored = Method(lambda: self.stored)
         self.request_stop = Method(lambda: setattr(self, "stop_requested", True))
 

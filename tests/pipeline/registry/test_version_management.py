@@ -9,7 +9,7 @@ import pytest
 from jobs.__main__ import main
 from pipeline.hashing import hash_folder
 from pipeline.registry import descriptions, mlflow_registry, register
-from pipeline.registry.versions import find_champion, list_rows, roll_back
+from pipeline.registry.version_management import find_champion, list_rows, roll_back
 
 NAME = "nasa-tiny"
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from jobs.__main__ import main
-from pipeline.evaluation import video
-from pipeline.evaluation.video import VideoOptions, VideoSample, VideoWorker, average_by_clip, encode_webp
+from pipeline.evaluation import video_evaluation
+from pipeline.evaluation.video_evaluation import VideoOptions, VideoSample, VideoWorker, average_by_clip, encode_webp
 
 SMALL = ["height=16", "width=16", "num_frames=5", "frames_per_block=1", "max_sequence_length=16", "fps=2"]
 SMALL += ["cpus_per_process=0.5"]
@@ -82,7 +82,7 @@ def test_an_existing_video_is_not_generated_again(wan, tmp_path, monkeypatch):
     record = json.loads((tmp_path / f"videos/{first.video}.json").read_text())
     assert len(record["clips"]["aesthetic"]) == 2  # one of 4 frames and one of 1
     assert first.scores["aesthetic"] == pytest.approx(np.mean(record["clips"]["aesthetic"]))
-    monkeypatch.setattr(video, "generate_video", None)
+    monkeypatch.setattr(video_evaluation, "generate_video", None)
     assert worker.load_or_generate_row(sample) == first
 
 
