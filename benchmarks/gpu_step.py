@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.swiftbrush import SwiftBrush
 from nasa import architectures
-from nasa.diffusion import Diffusion
+from nasa.diffusion_process import DiffusionProcess
 from nasa.distillation import StepRandomness, TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.method import Method
@@ -68,7 +68,7 @@ class StepSetup:
         self.device, self.bfloat16, self.batch = torch.device(arguments.device), arguments.bfloat16, arguments.batch
         self.build_model, self.tokens, self.features = SIZES[arguments.size]
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-        self.diffusion = Diffusion((1 - betas).cumprod(0).to(self.device), "epsilon")
+        self.diffusion = DiffusionProcess((1 - betas).cumprod(0).to(self.device), "epsilon")
         self.method = Method()
         self.dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import nasa
 from datasets_prep.shapes.prompts import sample_held_out_prompts
-from nasa.diffusion import decode_latents
+from nasa.diffusion_process import decode_latents
 from nasa.joint_attention import JOINT_ATTENTION_MODES
 from nasa.prompt_embeds import tokenize
 from pipeline import models

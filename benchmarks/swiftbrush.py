@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasa.diffusion import Diffusion
+from nasa.diffusion_process import DiffusionProcess
 from nasa.distillation import StepRandomness, TextConditions
 from nasa.method import Method
 from nasa.prompt_embeds import PromptEmbeds
@@ -26,7 +26,7 @@ class SwiftBrush:
         student: nn.Module,
         teacher: nn.Module,
         lora_teacher: nn.Module,
-        diffusion: Diffusion,
+        diffusion: DiffusionProcess,
         method: Method,
         learning_rates: Sequence[float],
         max_grad_norm: float = 1.0,

@@ -70,7 +70,7 @@ _HARMLESS = re.compile(
     r"|sex\s+education\s+(?:class|curriculum|infographic|pamphlet|poster|textbook)"
     r"|baby[\s-](?:blue|pink)\s+(?=(?:bra|bikini|swimsuit|lingerie|underwear)\b))"
 )
-"""Phrases that are neither sexual nor about a minor, despite their words. They count beside an explicit term."""
+"""Phrases that are neither sexual nor about a minor, despite their words, unless the text also has an explicit term."""
 ADULT = 18  # years
 
 

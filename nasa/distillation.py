@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from nasa.diffusion import Diffusion
+from nasa.diffusion_process import DiffusionProcess
 from nasa.guidance import classifier_free_guidance
 from nasa.losses import denoising_loss, dmd_gradient, vsd_gradient, vsd_loss
 from nasa.method import Method
@@ -51,7 +51,7 @@ class StepRandomness:
 
 def sample_step(
     method: Method,
-    diffusion: Diffusion,
+    diffusion: DiffusionProcess,
     shape: tuple[int, ...],
     step_generator: torch.Generator,
     image_generators: Sequence[torch.Generator],
@@ -105,7 +105,7 @@ class StudentLoss:
 def student_loss(
     student: Student,
     teachers: nn.Module,
-    diffusion: Diffusion,
+    diffusion: DiffusionProcess,
     method: Method,
     texts: TextConditions,
     randomness: StepRandomness,
@@ -126,7 +126,7 @@ def student_loss(
 def _score_difference(
     teachers: nn.Module,
     lora_teacher: Callable[..., Tensor],
-    diffusion: Diffusion,
+    diffusion: DiffusionProcess,
     method: Method,
     texts: TextConditions,
     randomness: StepRandomness,
@@ -159,7 +159,7 @@ def _score_difference(
 def _run_shared_pass(
     teachers: nn.Module,
     lora_teacher: Callable[..., Tensor],
-    diffusion: Diffusion,
+    diffusion: DiffusionProcess,
     texts: TextConditions,
     randomness: StepRandomness,
     x0: Tensor,
@@ -181,7 +181,7 @@ def _run_shared_pass(
 
 
 def lora_teacher_loss(
-    teachers: nn.Module, diffusion: Diffusion, texts: TextConditions, randomness: StepRandomness, x0: Tensor
+    teachers: nn.Module, diffusion: DiffusionProcess, texts: TextConditions, randomness: StepRandomness, x0: Tensor
 ) -> Tensor:
     """Return the denoising loss on the student's detached images, sometimes with the null text, without guidance."""
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, randomness.lora_timestep_B)

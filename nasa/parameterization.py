@@ -1,4 +1,4 @@
-"""Diffusion processes and what denoisers predict: x_t = alpha_t x0 + sigma_t eps.
+"""Noising, and conversions of what denoisers predict: x_t = alpha_t x0 + sigma_t eps.
 
 B batch; `alpha` and `sigma` have the shape [B, 1, 1, 1], latents [B, C, H, W].
 """

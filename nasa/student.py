@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nasa.attention_rules import Scale
-from nasa.diffusion import Diffusion
+from nasa.diffusion_process import DiffusionProcess
 from nasa.parameterization import alpha_sigma, to_x0
 from nasa.prompt_embeds import PromptEmbeds
 
@@ -15,7 +15,7 @@ Student = Callable[..., Tensor]
 
 def generate(
     student: Student,
-    diffusion: Diffusion,
+    diffusion: DiffusionProcess,
     noise: Tensor,
     prompt: PromptEmbeds,
     negative: PromptEmbeds | None = None,
@@ -35,7 +35,7 @@ def generate(
 @torch.no_grad()
 def generate_with_cfg(
     student: Student,
-    diffusion: Diffusion,
+    diffusion: DiffusionProcess,
     noise: Tensor,
     prompt: PromptEmbeds,
     negative: PromptEmbeds,

@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from nasa.diffusion import Diffusion
+from nasa.diffusion_process import DiffusionProcess
 from nasa.guidance import classifier_free_guidance
 from nasa.parameterization import alpha_sigma, to_eps
 from nasa.prompt_embeds import PromptEmbeds, cat
@@ -79,7 +79,7 @@ def use_merged_teacher(denoiser: nn.Module) -> Iterator[None]:
 
 def guided_eps(
     denoiser: nn.Module,
-    diffusion: Diffusion,
+    diffusion: DiffusionProcess,
     x_t: Tensor,
     timestep_B: Tensor,
     positive: PromptEmbeds,
@@ -95,7 +95,7 @@ def guided_eps(
 
 
 def conditional_eps(
-    denoiser: nn.Module, diffusion: Diffusion, x_t: Tensor, timestep_B: Tensor, prompt: PromptEmbeds
+    denoiser: nn.Module, diffusion: DiffusionProcess, x_t: Tensor, timestep_B: Tensor, prompt: PromptEmbeds
 ) -> Tensor:
     """Return a denoiser's eps(x_t, t, y) without guidance, [B, C, H, W]."""
     alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)

@@ -1,4 +1,4 @@
-"""Surfaces of Ray and DeepSpeed that are private or missing from types; tests/pipeline/test_compat.py holds each."""
+"""Wrappers of Ray and DeepSpeed APIs that are private or untyped; tests/pipeline/test_compat.py tests each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ CHECKPOINT_NAME = "checkpoint_dir_name"  # the key of a checkpoint's folder in t
 
 
 def build_scaling_config(num_workers: int, min_workers: int, **options: Any) -> ScalingConfig:
-    """Return Ray Train's scaling; elastic, by a range of workers, with `min_workers` above 0."""
+    """Return Ray Train's scaling config; with `min_workers` above 0 training is elastic, from that to `num_workers`."""
     workers: Any = (min_workers, num_workers) if min_workers else num_workers
     return ScalingConfig(num_workers=workers, **options)
 

@@ -18,7 +18,7 @@ LEAST_CPUS = 4  # logical CPUs: two train workers share two cores with their dat
 
 @contextmanager
 def start_ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Iterator[None]:
-    """Join the cluster at `address`, or start a local one, of at least so many logical processors.
+    """Join the cluster at `address`, or start a local one with at least `least_cpus` logical CPUs.
 
     A session that is already open (a test's, a notebook's) is used and left open.
     """

@@ -149,7 +149,7 @@ def build_distiller(options: Recipe) -> Distiller:
     corpus = negative_corpus.build_weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
     sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
     model = models.load(models.find_teacher_folder(options.teacher))
-    built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
+    built = engines.build_engines(options, model, torch.device("cpu"), make=engines.PlainEngine)
     clip = Clip.load(options.train.clip_model) if options.train.clip_weight else None
     return Distiller(options, model, built, sampler, clip)
 

@@ -14,7 +14,14 @@ import pyarrow as pa
 
 from datasets_prep.sources import archives, columnar, delimited, json_documents, text_lines
 from datasets_prep.sources.format_detection import COMPRESSED, ENDINGS, detect_format, infer_format
-from datasets_prep.sources.prompt_rows import SCHEMA, SCORES, UNREADABLE, PromptFile, describe_error, refuse_rows
+from datasets_prep.sources.raw_prompt_tables import (
+    SCHEMA,
+    SCORES,
+    UNREADABLE,
+    PromptFile,
+    build_problem_rows,
+    describe_error,
+)
 from datasets_prep.sources.stream_decoding import DecompressedStream, decode_text, decompress
 
 __all__ = [
@@ -49,7 +56,7 @@ def read_tables(file: PromptFile, batch_size: int) -> Iterator[pa.Table]:
             else:
                 yield from _read_content(content, batch_size, name_format, file.column)
     except UNREADABLE as error:
-        yield from refuse_rows(1, f"file: {describe_error(error)}", batch_size)
+        yield from build_problem_rows(1, f"file: {describe_error(error)}", batch_size)
 
 
 def _read_content(content: DecompressedStream, batch_size: int, name_format: str, column: str) -> Iterator[pa.Table]:
@@ -61,7 +68,7 @@ def _read_content(content: DecompressedStream, batch_size: int, name_format: str
     elif detected in _COLUMN_READERS:
         yield from _COLUMN_READERS[detected](content.stream, batch_size, column)
     else:
-        yield from refuse_rows(1, f"file: {detected}", batch_size)
+        yield from build_problem_rows(1, f"file: {detected}", batch_size)
 
 
 def _read_member(column: str, name: str, stream: BinaryIO, batch_size: int) -> Iterator[pa.Table]:
@@ -69,7 +76,7 @@ def _read_member(column: str, name: str, stream: BinaryIO, batch_size: int) -> I
     try:
         yield from _read_content(decompress(stream), batch_size, infer_format(name) or "", column)
     except pa.ArrowException as error:
-        yield from refuse_rows(1, f"{name}: {describe_error(error)}", batch_size)
+        yield from build_problem_rows(1, f"{name}: {describe_error(error)}", batch_size)
 
 
 _COLUMN_READERS: Mapping[str, Callable[[BinaryIO, int, str], Iterator[pa.Table]]] = MappingProxyType(

@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets_prep.sources.column_detection import describe_missing_column, find_columns
-from datasets_prep.sources.prompt_rows import (
+from datasets_prep.sources.raw_prompt_tables import (
     MAX_PROMPT_BYTES,
     SCHEMA,
     SCORES,
     TOO_LONG,
     UNREADABLE,
+    build_problem_rows,
     describe_error,
-    refuse_rows,
     table_from_columns,
     to_float,
 )
@@ -28,13 +28,13 @@ _ARROW_FILE = b"ARROW1\0\0"  # magic bytes before an Arrow stream and its footer
 
 
 def read_parquet(opened: Any, batch_size: int, column: str) -> Iterator[pa.Table]:
-    """Read a seekable Parquet file; an unreadable row group is refused with all its rows."""
+    """Read a seekable Parquet file; each row of an unreadable row group becomes a row that only states the problem."""
     with pq.ParquetFile(opened) as parquet:
         schema, size = parquet.schema_arrow, _get_size(opened)
         names = _find_columns(schema, column)
         if "text" not in names:
             count = _check_row_count(parquet.metadata.num_rows, size)
-            yield from refuse_rows(count, describe_missing_column(column, _list_paths(schema)), batch_size)
+            yield from build_problem_rows(count, describe_missing_column(column, _list_paths(schema)), batch_size)
             return
         for group in range(parquet.num_row_groups):
             left = _check_row_count(parquet.metadata.row_group(group).num_rows, size)
@@ -43,7 +43,7 @@ def read_parquet(opened: Any, batch_size: int, column: str) -> Iterator[pa.Table
                     yield _convert_table(pa.Table.from_batches([batch]), names)
                     left -= batch.num_rows
             except UNREADABLE as error:
-                yield from refuse_rows(left, f"row group {group}: {describe_error(error)}", batch_size)
+                yield from build_problem_rows(left, f"row group {group}: {describe_error(error)}", batch_size)
 
 
 def read_parquet_stream(stream: BinaryIO, batch_size: int, column: str) -> Iterator[pa.Table]:
@@ -73,20 +73,20 @@ def read_arrow(stream: BinaryIO, batch_size: int, column: str) -> Iterator[pa.Ta
     with pa.ipc.open_stream(stream) as batches:
         names = _find_columns(batches.schema, column)
         if "text" not in names:
-            yield from refuse_rows(1, describe_missing_column(column, _list_paths(batches.schema)), batch_size)
+            yield from build_problem_rows(1, describe_missing_column(column, _list_paths(batches.schema)), batch_size)
             return
         if not stream.peek(1):  # type: ignore[attr-defined]
-            yield from refuse_rows(1, "file: cut after its schema", batch_size)
-        for batch in _reject_oversized(batches):
+            yield from build_problem_rows(1, "file: cut after its schema", batch_size)
+        for batch in _convert_memory_errors(batches):
             batch.validate(full=True)  # Arrow trusts a stream's offsets, and reads outside of it where they are wrong
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, batch_size):
                 yield _convert_table(table.slice(first, batch_size), names)
         if not is_file and stream.read(1):
-            yield from refuse_rows(1, "file: data after the end of its stream", batch_size)
+            yield from build_problem_rows(1, "file: data after the end of its stream", batch_size)
 
 
-def _reject_oversized(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _convert_memory_errors(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Raise an error for a batch that is larger than any memory, which a damaged stream may claim."""
     try:
         yield from batches
@@ -160,7 +160,7 @@ def _to_floats(values: pa.Array) -> pa.Array:
 
 
 def _to_strings(values: pa.Array) -> pa.Array:
-    """Return values as strings; null where bytes are no UTF-8."""
+    """Return values as strings; null where bytes are not valid UTF-8."""
     try:
         strings = values.cast(pa.string())
         strings.validate(full=True)

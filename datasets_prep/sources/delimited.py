@@ -8,11 +8,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from datasets_prep.sources.column_detection import describe_missing_column, find_columns
-from datasets_prep.sources.prompt_rows import (
+from datasets_prep.sources.raw_prompt_tables import (
     MAX_PROMPT_BYTES,
     MAX_RECORD_BYTES,
     SCORES,
-    refuse_rows,
+    build_problem_rows,
     rows_to_tables,
     to_float,
 )
@@ -36,7 +36,7 @@ def read_csv(stream: BinaryIO, batch_size: int, column: str) -> Iterator[pa.Tabl
     header = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter or ","), [])]
     names = find_columns(header, column)
     if "text" not in names:
-        yield from refuse_rows(1, describe_missing_column(column, header), batch_size)
+        yield from build_problem_rows(1, describe_missing_column(column, header), batch_size)
     elif delimiter:
         indices = {target: header.index(name) for target, name in names.items()}
         yield from rows_to_tables(_parse_records(text, delimiter, indices, len(header)), batch_size)

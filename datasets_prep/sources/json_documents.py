@@ -11,7 +11,13 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.prompt_rows import COLUMNS, MAX_RECORD_BYTES, row_from_json, row_from_object, rows_to_tables
+from datasets_prep.sources.raw_prompt_tables import (
+    COLUMNS,
+    MAX_RECORD_BYTES,
+    row_from_json,
+    row_from_object,
+    rows_to_tables,
+)
 
 CHUNK = 2**18
 LOOKAHEAD = 2**8  # characters

@@ -87,7 +87,7 @@ def connect(address: str | None = None) -> JobClient:
 
 @contextmanager
 def connect_to_cluster(address: str | None = None) -> Iterator[JobClient]:
-    """Connect to a cluster; its silence before the context ends is a UserError too."""
+    """Connect to a cluster; raise a UserError also if it stops answering inside the context."""
     client = connect(address)
     import requests
     from ray.exceptions import AuthenticationError

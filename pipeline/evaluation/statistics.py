@@ -13,7 +13,7 @@ from pipeline.strict_model import StrictModel
 
 Z95 = 1.959963984540054
 NUM_RESAMPLES = 2000  # default number, and the number computed at once
-MIN_PER_STRATUM = 5  # values of either side
+MIN_PER_STRATUM = 5  # fewest values of either side
 
 
 class Estimate(StrictModel):

@@ -32,8 +32,8 @@ from pipeline.evaluation.html_report import Card, PageData, Picture, render
 from pipeline.evaluation.results import SCORES, SUMMARY
 from pipeline.evaluation.statistics import bootstrap_paired, estimate_mean
 from pipeline.hashing import hash_json
-from pipeline.hub import download_folder
 from pipeline.manifest import Manifest
+from pipeline.model_download import download_folder
 from pipeline.ray_session import start_ray_session
 from pipeline.recipe import Metric, parse_section
 from pipeline.recipe.section import NonNegative, NonNegativeInt, Positive, PositiveInt, Section

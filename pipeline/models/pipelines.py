@@ -14,13 +14,13 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from nasa.diffusion import Diffusion, read_diffusion
+from nasa.diffusion_process import DiffusionProcess, read_diffusion
 from nasa.families import Family, find_distillable_family, find_family, list_distillable_pipelines
 from nasa.prompt_embeds import PromptEmbeds, cat
 from nasa.steerable_denoiser import require_distillation
 from pipeline.errors import UserError, invalid
 from pipeline.hashing import hash_folder
-from pipeline.hub import download_folder
+from pipeline.model_download import download_folder
 from pipeline.recipe import BUNDLED
 from pipeline.shapes import WEIGHTS
 
@@ -38,7 +38,7 @@ class TextToImage:
 
     folder: Path
     pipe: Any
-    diffusion: Diffusion
+    diffusion: DiffusionProcess
     cached_embeds: Mapping[str, PromptEmbeds] = field(default_factory=dict)
 
     @property
@@ -204,7 +204,7 @@ def save_student(teacher: Path, weights: dict[str, Tensor], target: Path, *, sta
     """Write the student as a diffusers folder that generates in one step; returns the folder's hash.
 
     Its scheduler starts a single step at t = T - 1 and returns the denoised latents:
-    `pipe(prompt, num_inference_steps=1, guidance_scale=0)`; with another start, `timesteps=[start]` beside it.
+    `pipe(prompt, num_inference_steps=1, guidance_scale=0)`; with another start timestep, pass `timesteps=[start]` too.
     """
     distillation = require_distillation(detect_family(teacher))
     scheduler = distillation.one_step_scheduler if start_timestep == -1 else distillation.early_start_scheduler

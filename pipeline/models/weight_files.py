@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import get_first_line, invalid
-from pipeline.hub import download_folder, is_hub_id
+from pipeline.model_download import download_folder, is_hub_id
 
 CONFIGURATION = ("*.json", "*.txt")  # downloaded with the weights
 SHOWN_NAMES = 3  # names shown in an error

@@ -13,8 +13,8 @@ from datasets_prep.shapes import prompts as shapes
 from datasets_prep.sources import read_tables
 from pipeline import manifest
 from pipeline.errors import UserError, get_first_line, invalid
-from pipeline.hub import download_folder, is_hub_id
 from pipeline.manifest import DataFile
+from pipeline.model_download import download_folder, is_hub_id
 from pipeline.prompts import clean_corpus, file_cleaning
 from pipeline.prompts.clean_corpus import SCHEMA
 from pipeline.prompts.preparation_request import build_request, count_added_files
@@ -72,7 +72,7 @@ def prepare(
     if recipe.prompts.is_bundled:
         _write_bundled_prompts(recipe, output)
     else:
-        _write_source_prompts(recipe, sources, output, address)
+        _clean_and_write_sources(recipe, sources, output, address)
     _check_not_empty(output)
     _write_negatives(recipe, negative_files, output)
     return _finish(recipe, output, request)
@@ -103,7 +103,7 @@ def _write_bundled_prompts(recipe: Recipe, output: PreparationOutput) -> None:
         output.write(f"shard-{BUNDLED}-{number:05d}.parquet", table, source=BUNDLED)
 
 
-def _write_source_prompts(
+def _clean_and_write_sources(
     recipe: Recipe, sources: dict[str, list[SourceFile]], output: PreparationOutput, address: str | None
 ) -> None:
     """Clean the source files, deduplicate all of them together, and write the shards of each source."""

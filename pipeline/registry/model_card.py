@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import TransientError
-from pipeline.hub import is_hub_id, query_hub
+from pipeline.model_download import is_hub_id, query_hub
 from pipeline.recipe import BUNDLED
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.evaluation_scores import Scores

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import cron
 from pipeline.errors import TransientError, UserError, get_first_line
-from pipeline.interrupts import interrupt_process, stop_immediately
+from pipeline.immediate_stop import interrupt_without_checkpoint, stop_immediately
 from pipeline.recipe import Recipe
 from pipeline.redaction import redact
 from pipeline.registry import version_management
@@ -57,7 +57,7 @@ def run_scheduled(
         return f"{time}: {reason}"
     _accept_interrupts()
     try:
-        with Lease(home, _describe_holder(time), lease_ttl, on_lost=interrupt_process) as lease:
+        with Lease(home, _describe_holder(time), lease_ttl, on_lost=interrupt_without_checkpoint) as lease:
             _record_deaths(runs, time, recipe, clock())
             if reason := _find_reason_to_skip(runs, time, recipe, clock(), requested=requested):
                 return f"{time}: {reason}"

@@ -37,7 +37,7 @@ def prepare_deepspeed() -> None:
         os.environ["PATH"] = f"{scripts}{os.pathsep}{search_path}"
 
 
-def compile_deepspeed() -> None:
+def compile_communication_op() -> None:
     """Compile DeepSpeed's communication op for CPU workers; takes a minute, once per environment.
 
     torch's own lock outlives a process that is killed while it compiles, and later processes wait for it for ever. This
@@ -64,7 +64,7 @@ def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: 
     prepare_deepspeed()
     import deepspeed
 
-    compile_deepspeed()
+    compile_communication_op()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY),

@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from nasa.diffusion import decode_latents
+from nasa.diffusion_process import decode_latents
 from nasa.distillation import StepRandomness, StudentLoss, TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.losses import clip_hinge

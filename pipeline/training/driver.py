@@ -20,8 +20,8 @@ from pipeline import manifest, models, tracking
 from pipeline.compat import build_failure_config, build_scaling_config, is_startup_timeout
 from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
 from pipeline.hashing import hash_folder
-from pipeline.hub import is_hub_id
 from pipeline.manifest import DistilledManifest
+from pipeline.model_download import is_hub_id
 from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.prompts.text_encoding import build_encoder_config, encode_cached
 from pipeline.ray_session import start_ray_session

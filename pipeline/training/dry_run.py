@@ -10,7 +10,7 @@ from pipeline import manifest, models
 from pipeline.errors import UserError
 from pipeline.evaluation.suites import BenchmarkSuite, build_suite
 from pipeline.gpu_specs import GPUS
-from pipeline.hub import describe_hub_status, is_hub_id
+from pipeline.model_download import describe_hub_status, is_hub_id
 from pipeline.models.clip.loss_model import find_clip_folder, find_decoder_folder
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prepare_benchmarks import BenchmarksManifest

@@ -123,7 +123,7 @@ class PlainEngine:
         return self._norm
 
 
-def build(
+def build_engines(
     recipe: Recipe,
     teacher: TextToImage,
     device: torch.device,

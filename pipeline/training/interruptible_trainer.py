@@ -12,7 +12,7 @@ from ray.train import Result
 from ray.train.torch import TorchTrainer
 
 from pipeline.compat import register_sigint_handler
-from pipeline.interrupts import stop_immediately
+from pipeline.immediate_stop import stop_immediately
 from pipeline.training.progress_actor import ProgressSink
 
 NOTICE = "stopping after this step and its checkpoint; Ctrl-C again stops at once"

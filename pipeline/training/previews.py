@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL.Image import Image
 
-from nasa.diffusion import decode_latents
+from nasa.diffusion_process import decode_latents
 from nasa.student import generate
 from pipeline.evaluation.contact_sheet import draw_contact_sheet, to_pixels
 from pipeline.evaluation.suites import build_suite

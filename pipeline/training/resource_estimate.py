@@ -20,7 +20,7 @@ from nasa.teachers import add_lora, get_lora_parameters
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.gpu_specs import GPUS
-from pipeline.hub import is_hub_id
+from pipeline.model_download import is_hub_id
 from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_engine import reduce_bucket_elements
 from pipeline.training.engines import choose_lora_targets
@@ -93,7 +93,7 @@ def estimate(recipe: Recipe) -> Estimate:
     flops, activations = _measure(recipe, model, family, micro, reduced)
     lora = _count_lora_parameters(recipe)
     shared = 1 / workers
-    decoder_flops, decoder_activations = _estimate_clip_costs(recipe, micro, reduced)
+    decoder_flops, decoder_activations = _estimate_clip_loss_costs(recipe, micro, reduced)
     memory = {
         "student, float32": 4.0 * every,
         "student, bfloat16 copy": 2.0 * every if reduced else 0.0,
@@ -197,8 +197,8 @@ def _count_lora_parameters(recipe: Recipe) -> int:
     return sum(p.numel() for p in get_lora_parameters(model))
 
 
-def _estimate_clip_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float]:
-    """Return the FLOPs of decoding the CLIP loss's images and back, and the bytes saved; CLIP's own are negligible."""
+def _estimate_clip_loss_costs(recipe: Recipe, micro: int, reduced: bool) -> tuple[float, float]:
+    """Return the FLOPs of decoding the CLIP loss's images, with the backward pass, and the bytes kept for it."""
     options = recipe.train
     images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # images per pass
     if not options.clip_weight:

@@ -154,7 +154,7 @@ def _build_distiller(config: TrainLoopConfig) -> Distiller:
     return Distiller(
         options,
         model,
-        engines.build(options, model, device, workers=context.get_world_size(), init=init),
+        engines.build_engines(options, model, device, workers=context.get_world_size(), init=init),
         NegativeSampler.read(
             Folder.from_uri(config.prompts_uri), avoid_contradictions=options.prompts.avoid_contradictions
         ),

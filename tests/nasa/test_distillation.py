@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nasa.diffusion import Diffusion, read_diffusion
+from nasa.diffusion_process import DiffusionProcess, read_diffusion
 from nasa.distillation import TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.method import Method
@@ -31,7 +31,7 @@ class Distillation:
 
     def __init__(self, prediction_type):
         pipe = tiny_stable_diffusion(prediction_type=prediction_type)
-        self.diffusion = Diffusion(read_diffusion(pipe).alphas_cumprod.double(), prediction_type)
+        self.diffusion = DiffusionProcess(read_diffusion(pipe).alphas_cumprod.double(), prediction_type)
         self.plain_teacher = pipe.unet.double().requires_grad_(False)
         self.plain_student = deepcopy(self.plain_teacher).requires_grad_(True)
         generator = torch.Generator().manual_seed(1)

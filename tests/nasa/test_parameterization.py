@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from nasa.diffusion import Diffusion
+from nasa.diffusion_process import DiffusionProcess
 from nasa.parameterization import (
     PREDICTION_TYPES,
     add_noise,
@@ -51,7 +51,7 @@ def test_alpha_and_sigma_have_one_value_per_sample():
 @pytest.mark.parametrize("start", [-2, 1000])
 def test_a_start_outside_the_schedule_is_named(start):
     with pytest.raises(ValueError, match=f"start_timestep: got {start}; expected 0 to 999, or -1"):
-        Diffusion(ALPHAS_CUMPROD, "epsilon", start)
+        DiffusionProcess(ALPHAS_CUMPROD, "epsilon", start)
 
 
 def test_an_epsilon_model_cannot_start_without_any_signal():
@@ -61,10 +61,10 @@ def test_an_epsilon_model_cannot_start_without_any_signal():
     almost[-1] = 2**-24
     for alphas_cumprod in (schedule, almost):
         with pytest.raises(ValueError, match=r"start_timestep: got -1, where alpha is .*Choose an earlier timestep"):
-            Diffusion(alphas_cumprod, "epsilon")
-        Diffusion(alphas_cumprod, "epsilon", 900)
-        Diffusion(alphas_cumprod, "v_prediction")
-        Diffusion(alphas_cumprod, "sample")
+            DiffusionProcess(alphas_cumprod, "epsilon")
+        DiffusionProcess(alphas_cumprod, "epsilon", 900)
+        DiffusionProcess(alphas_cumprod, "v_prediction")
+        DiffusionProcess(alphas_cumprod, "sample")
 
 
 @pytest.mark.parametrize("convert", [prediction_target, to_x0, to_eps])
@@ -75,4 +75,4 @@ def test_an_unknown_type_is_named(noised, convert):
 
 def test_diffusion_rejects_an_unknown_type():
     with pytest.raises(ValueError, match="prediction_type: got 'flow'; expected epsilon"):
-        Diffusion(ALPHAS_CUMPROD, "flow")
+        DiffusionProcess(ALPHAS_CUMPROD, "flow")

@@ -29,7 +29,7 @@ SCALE = 0.1
 
 @dataclass(frozen=True)
 class Aesthetic:
-    """`aesthetic`: about 0.4 to 0.7."""
+    """Scores `aesthetic`, about 0.4 to 0.7."""
 
     features: ClipFeatures
     head: dict[str, Tensor]

@@ -34,7 +34,7 @@ GROUP = 80  # images per group; the benchmark's deviation is over the groups' me
 
 @dataclass(frozen=True)
 class HPSv2:
-    """`hpsv2`: about 20 to 35 for images of today's models."""
+    """Scores `hpsv2`, about 20 to 35 for images of today's models."""
 
     features: ClipFeatures
     options: Options

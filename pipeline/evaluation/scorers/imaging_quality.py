@@ -27,7 +27,7 @@ SCALE = 0.01
 
 @dataclass(frozen=True)
 class Imaging:
-    """`imaging`: about 0.4 to 0.8. Images are scored one by one, since their numbers of patches differ."""
+    """Scores `imaging`, about 0.4 to 0.8. Images are scored one by one, since their numbers of patches differ."""
 
     model: Musiq
     options: Options

@@ -30,7 +30,7 @@ NUM_PREVIEWS = 4
 
 @dataclass(frozen=True)
 class BenchmarkSuite:
-    """HPSv2's, NegOpt's and the paper's exclusion sets, judged by a CLIP; without sets the run's own first prompts."""
+    """Evaluates on HPSv2's, NegOpt's and the paper's exclusion prompts, or on the run's first; a CLIP judges."""
 
     options: Evaluation
 

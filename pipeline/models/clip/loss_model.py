@@ -12,7 +12,7 @@ from transformers import CLIPModel
 
 from nasa.prompt_embeds import tokenize
 from pipeline.errors import invalid
-from pipeline.hub import download_folder
+from pipeline.model_download import download_folder
 from pipeline.models.clip.features import load_transformers_clip
 from pipeline.models.clip.normalization import Normalization
 from pipeline.recipe import BUNDLED

@@ -45,7 +45,7 @@ def build_options(teacher, *overrides):
 def build_distiller(options, folder, cached_embeds):
     model = models.load(models.find_teacher_folder(options.teacher), cached_embeds=cached_embeds)
     negatives = NegativeSampler.read(folder, avoid_contradictions=options.prompts.avoid_contradictions)
-    built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
+    built = engines.build_engines(options, model, torch.device("cpu"), make=engines.PlainEngine)
     return Distiller(options, model, built, negatives, Clip.load(options.train.clip_model))
 
 

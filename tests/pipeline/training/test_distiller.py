@@ -41,7 +41,7 @@ def teacher(request, tiny_teacher, tmp_path_factory):
 def build_distiller(teacher, *overrides, engine=engines.PlainEngine, rank=0, world_size=1, clip=None):
     options = recipe.parse("", [*SMALL, *overrides])
     model = models.load(teacher)
-    built = engines.build(options, model, torch.device("cpu"), workers=world_size, make=engine)
+    built = engines.build_engines(options, model, torch.device("cpu"), workers=world_size, make=engine)
     negatives = NegativeSampler(["ugly", "blurry", "dark"], np.array([0.5, 0.8, 1.0]), False)
     return Distiller(options, model, built, negatives, clip, None, rank, world_size)
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipeline import hub
+from pipeline import model_download
 from pipeline.errors import TransientError
 from pipeline.prompts.prepare import prepare
 from pipeline.recipe import load
@@ -24,7 +24,7 @@ def no_hub(monkeypatch):
     def fail(hub_id, revision):
         raise TransientError(f"{hub_id} at {revision} cannot be downloaded from the hub: no network")
 
-    monkeypatch.setattr(hub, "query_hub", fail)
+    monkeypatch.setattr(model_download, "query_hub", fail)
 
 
 def test_the_budget_covers_all_gpus_and_the_evaluations(paper):

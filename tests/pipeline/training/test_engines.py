@@ -24,7 +24,7 @@ def test_a_stale_compilation_lock_is_removed(tmp_path):
     lock = tmp_path / "deepspeed_shm_comm/lock"
     lock.parent.mkdir(exist_ok=True)
     lock.write_text("")
-    code = "from pipeline.training.deepspeed_engine import *; prepare_deepspeed(); compile_deepspeed()"
+    code = "from pipeline.training.deepspeed_engine import *; prepare_deepspeed(); compile_communication_op()"
     environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=300)
     assert not lock.exists()

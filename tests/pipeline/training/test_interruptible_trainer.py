@@ -7,7 +7,7 @@ import time
 import pytest
 from ray.train.torch import TorchTrainer
 
-from pipeline.interrupts import stop_immediately
+from pipeline.immediate_stop import stop_immediately
 from pipeline.training import interruptible_trainer
 from pipeline.training.interruptible_trainer import InterruptibleTrainer
 

@@ -32,7 +32,7 @@ def test_preview_texts_include_the_empty_prompt_first():
 def test_each_prompt_has_its_own_key_and_sheet():
     options = parse("", ["train.num_workers=1", "train.batch_size=2"])
     model = models.load(models.find_teacher_folder("shapes"))
-    built = engines.build(options, model, torch.device("cpu"), make=engines.PlainEngine)
+    built = engines.build_engines(options, model, torch.device("cpu"), make=engines.PlainEngine)
     distiller = Distiller(options, model, built, NegativeSampler(["ugly"], np.array([1.0]), False), None)
     state = torch.get_rng_state()
     images = dict(previews.draw_previews(distiller, ["a photo of a ring", "a photo of a star"]))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nasa import distillation
-from nasa.diffusion import Diffusion
+from nasa.diffusion_process import DiffusionProcess
 from nasa.meta_autocast import MetaAutocast
 from nasa.mixed_precision import autocast, cast_frozen, run_in_float32
 from nasa.prompt_embeds import PromptEmbeds
@@ -40,7 +40,9 @@ def test_a_training_step_of_the_recipe(name):
     for parameter in get_lora_parameters(teacher_model):
         parameter.data = parameter.data.float()
     student, teachers = make_steerable(student_model.requires_grad_(True), dtype), make_steerable(teacher_model, dtype)
-    diffusion = Diffusion(torch.linspace(0.999, 0.005, 1000, device=META), "epsilon", recipe.method.start_timestep)
+    diffusion = DiffusionProcess(
+        torch.linspace(0.999, 0.005, 1000, device=META), "epsilon", recipe.method.start_timestep
+    )
     texts, randomness = _build_inputs(student_model, family, diffusion, recipe.method, dtype)
     with disable_autocast_as_deepspeed():
         loss = distillation.student_loss(student, teachers, diffusion, recipe.method, texts, randomness)

@@ -146,7 +146,7 @@ def to_float(value: Any) -> float | None:
     return None
 
 
-def refuse_rows(count: int, problem: str, batch_size: int) -> Iterator[pa.Table]:
+def build_problem_rows(count: int, problem: str, batch_size: int) -> Iterator[pa.Table]:
     """Yield tables of at most `batch_size` rows that hold a problem."""
     for first in range(0, count, batch_size):
         size = min(batch_size, count - first)

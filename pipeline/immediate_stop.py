@@ -7,7 +7,7 @@ import threading
 stop_immediately = threading.Event()  # set if not even a last checkpoint may be written
 
 
-def interrupt_process() -> None:
+def interrupt_without_checkpoint() -> None:
     """Interrupt this process like Ctrl-C, without a last checkpoint; `interrupt_main` would not wake a sleep."""
     stop_immediately.set()
     os.kill(os.getpid(), signal.SIGINT)

@@ -12,7 +12,7 @@ MIN_ALPHA = 1e-3  # an epsilon model's error is divided by alpha_T: below this i
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class DiffusionProcess:
     """The forward process, the denoiser's prediction type, and the timestep at which a one-step student starts.
 
     `alphas_cumprod` is float32 [T]; `start_timestep` is below T, and -1 means the last, T - 1.
@@ -42,7 +42,7 @@ class Diffusion:
         return int(self.alphas_cumprod.shape[0])
 
 
-def read_diffusion(pipe: Any, device: torch.device | str = "cpu", *, start_timestep: int = -1) -> Diffusion:
+def read_diffusion(pipe: Any, device: torch.device | str = "cpu", *, start_timestep: int = -1) -> DiffusionProcess:
     """Read the forward process from a pipeline's scheduler.
 
     Raises:
@@ -55,7 +55,7 @@ def read_diffusion(pipe: Any, device: torch.device | str = "cpu", *, start_times
             "such as DDIMScheduler."
         )
     prediction_type = str(scheduler.config.prediction_type)
-    return Diffusion(scheduler.alphas_cumprod.float().to(device), prediction_type, start_timestep)
+    return DiffusionProcess(scheduler.alphas_cumprod.float().to(device), prediction_type, start_timestep)
 
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:

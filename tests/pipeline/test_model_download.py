@@ -4,7 +4,7 @@ import requests
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from pipeline.errors import TransientError, UserError
-from pipeline.hub import download_folder
+from pipeline.model_download import download_folder
 
 
 def build_http_error(status):

@@ -79,7 +79,7 @@ def query_hub(path_or_id: str, revision: str) -> Any:
 
 
 def _is_user_error(error: Exception) -> bool:
-    """Tell whether the hub has no such model, or not for this token; other errors are transient."""
+    """Tell whether the hub has no such model or the token may not read it; other errors are transient."""
     response = getattr(error, "response", None)
     return isinstance(error, ValueError) or (response is not None and response.status_code in (401, 403, 404))
 
