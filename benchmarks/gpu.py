@@ -26,7 +26,7 @@ import nasa
 from benchmarks.gpu_step import GIB, LEARNING_RATES, SIZES, Baseline, StepSetup
 from nasa import architectures
 from nasa.distillation import lora_teacher_loss, student_loss
-from nasa.teachers import get_lora_parameters
+from nasa.lora import get_lora_parameters
 from pipeline.training.deepspeed_engine import EngineOptions, initialize
 
 ESTIMATES = Path(__file__).parents[1] / "docs" / "data" / "gpu_estimates.json"

@@ -25,11 +25,12 @@ from nasa import architectures
 from nasa.diffusion_process import DiffusionProcess
 from nasa.distillation import StepRandomness, TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
-from nasa.method import Method
+from nasa.lora import add_lora, get_lora_parameters
+from nasa.method_options import MethodOptions
 from nasa.mixed_precision import cast_frozen
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.steerable_denoiser import get_output_layer, make_steerable
-from nasa.teachers import add_lora, get_lora_parameters, use_frozen_teacher, use_merged_teacher
+from nasa.teachers import use_frozen_teacher, use_merged_teacher
 
 GIB = 2**30
 LEARNING_RATES = (1e-6, 1e-3)  # Table 6
@@ -69,7 +70,7 @@ class StepSetup:
         self.build_model, self.tokens, self.features = SIZES[arguments.size]
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         self.diffusion = DiffusionProcess((1 - betas).cumprod(0).to(self.device), "epsilon")
-        self.method = Method()
+        self.method = MethodOptions()
         self.dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
 
     def model(self) -> Any:
@@ -139,7 +140,7 @@ class NasaStep:
         self.setup = setup
         self.student, self.teachers = setup.student(), setup.lora_teacher()
         self.model = self.student.model
-        self.method = Method(lora_shares_pass=shared_pass)
+        self.method = MethodOptions(lora_shares_pass=shared_pass)
         if checkpointing:
             self.student.enable_gradient_checkpointing()
             self.teachers.enable_gradient_checkpointing()

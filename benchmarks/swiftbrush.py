@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from nasa.diffusion_process import DiffusionProcess
 from nasa.distillation import StepRandomness, TextConditions
-from nasa.method import Method
+from nasa.lora import get_lora_parameters
+from nasa.method_options import MethodOptions
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.teachers import get_lora_parameters
 
 
 class SwiftBrush:
@@ -27,7 +27,7 @@ class SwiftBrush:
         teacher: nn.Module,
         lora_teacher: nn.Module,
         diffusion: DiffusionProcess,
-        method: Method,
+        method: MethodOptions,
         learning_rates: Sequence[float],
         max_grad_norm: float = 1.0,
     ) -> None:

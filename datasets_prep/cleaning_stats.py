@@ -70,7 +70,7 @@ class CleaningStats:
         """Count the terms for which texts were blocked as sexual about minors."""
         pairs = [(" + ".join(terms), text[:MAX_SAMPLE_LENGTH]) for terms, text in reasons]
         self.blocked_terms.update(terms for terms, _ in pairs)
-        self.blocked = [[*pair] for pair in _sort_distinct([*self.blocked, *pairs])[:SAMPLES]]
+        self.blocked = [[*pair] for pair in _order_distinct_by_hash([*self.blocked, *pairs])[:SAMPLES]]
 
     def count_unreadable(self, problems: Sequence[str], rows: Sequence[int]) -> None:
         """Count rows that could not be read."""
@@ -88,7 +88,7 @@ class CleaningStats:
             self.samples[reason] = _sample_texts([*self.samples.get(reason, []), *texts])
         for rule, pairs in other.changes.items():
             self.changes[rule] = _sample_changes([*self.changes.get(rule, []), *pairs])
-        self.blocked = [[*pair] for pair in _sort_distinct([*self.blocked, *other.blocked])[:SAMPLES]]
+        self.blocked = [[*pair] for pair in _order_distinct_by_hash([*self.blocked, *other.blocked])[:SAMPLES]]
         firsts = [first for first in (self.first_unreadable, other.first_unreadable) if first]
         self.first_unreadable = min(firsts, default=[])
         self.tokens = [a + b for a, b in zip(self.tokens, other.tokens, strict=True)]
@@ -123,11 +123,11 @@ def _sample_texts(texts: Sequence[str]) -> list[str]:
 
 def _sample_changes(pairs: Iterable[Sequence[str]]) -> list[list[str]]:
     """Return the changes with the lowest hashes."""
-    ordered = _sort_distinct(pairs)
+    ordered = _order_distinct_by_hash(pairs)
     return list(islice(([*pair] for pair in ordered if not any(map(find_blocking_terms, pair))), SAMPLES))
 
 
-def _sort_distinct(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+def _order_distinct_by_hash(pairs: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
     """Return distinct pairs, sorted by the hash of each second text."""
     distinct = {(first, second) for first, second in pairs}
     return sorted(distinct, key=lambda pair: (_hash(pair[1]), pair))

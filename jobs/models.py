@@ -9,13 +9,13 @@ ACTIONS = ("list", "promote", "rollback", "download")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", nargs="?", default="list", choices=ACTIONS)
+    parser.add_argument("action", nargs="?", default="list", choices=ACTIONS, help="action (default: %(default)s)")
     parser.add_argument("--name", help="name of a registered model, such as nasa-shapes")
     parser.add_argument(
         "--to", metavar="VERSION", help="rollback: version to roll back to (default: the previous champion)"
     )
     parser.add_argument(
-        "--version", metavar="VERSION", help="promote, download: version (download: default the champion)"
+        "--version", metavar="VERSION", help="version to promote or download (download defaults to the champion)"
     )
     parser.add_argument("--out", metavar="FOLDER", help="download: new output folder")
     shared.add_tracking_options(parser)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
+from nasa.classifier_free_guidance import classifier_free_guidance
 from nasa.diffusion_process import DiffusionProcess
-from nasa.guidance import classifier_free_guidance
 from nasa.losses import denoising_loss, dmd_gradient, vsd_gradient, vsd_loss
-from nasa.method import Method
+from nasa.method_options import MethodOptions
 from nasa.parameterization import add_noise, alpha_sigma, prediction_target, to_eps
 from nasa.prompt_embeds import PromptEmbeds, where
 from nasa.student import Student, generate
@@ -50,7 +50,7 @@ class StepRandomness:
 
 
 def sample_step(
-    method: Method,
+    method: MethodOptions,
     diffusion: DiffusionProcess,
     shape: tuple[int, ...],
     step_generator: torch.Generator,
@@ -106,7 +106,7 @@ def student_loss(
     student: Student,
     teachers: nn.Module,
     diffusion: DiffusionProcess,
-    method: Method,
+    method: MethodOptions,
     texts: TextConditions,
     randomness: StepRandomness,
     lora_teacher: Callable[..., Tensor] | None = None,
@@ -127,7 +127,7 @@ def _score_difference(
     teachers: nn.Module,
     lora_teacher: Callable[..., Tensor],
     diffusion: DiffusionProcess,
-    method: Method,
+    method: MethodOptions,
     texts: TextConditions,
     randomness: StepRandomness,
     x0: Tensor,

@@ -1,13 +1,39 @@
-"""LoRA adapters: their scale during a pipeline's call, and the detection of changed weights and adapters."""
+"""LoRA adapters: creation, merging, scale during a pipeline's call, and detection of changes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 ATTENTION_OPTIONS = ("cross_attention_kwargs", "attention_kwargs", "joint_attention_kwargs")
+
+
+def add_lora(model: Any, *, rank: int, lora_alpha: int, target_modules: Sequence[str]) -> None:
+    """Freeze a denoiser and add trainable LoRA adapters; for the LoRA teacher `lora_alpha` is SwiftBrush's gamma."""
+    model.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=lora_alpha, target_modules=list(target_modules)), model)
+
+
+@torch.no_grad()
+def merge_weights(model: Any) -> dict[str, Tensor]:
+    """Return the weights of the equivalent denoiser without adapters, W + (lora_alpha / rank) B A."""
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    weights = {
+        name.replace(".base_layer.", "."): value for name, value in model.state_dict().items() if "lora_" not in name
+    }
+    for name, layer in adapted.items():
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default")
+    return weights
+
+
+def get_lora_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    """Return the adapters' parameters."""
+    return [parameter for name, parameter in denoiser.named_parameters() if "lora_" in name]
 
 
 def get_lora_scale(arguments: dict[str, Any]) -> float:

@@ -32,7 +32,7 @@ class Preset:
     """A model, its sampler and its scale.
 
     Attributes:
-        model: the weights on the Hugging Face hub.
+        model: the weights' id on the hub, or a description if there is none.
         family: name of the model's module in `nasa.families`.
         options: options of the pipeline's call: steps, guidance, start timestep.
         scale: alpha of eq. 9.

@@ -1,41 +1,16 @@
 """Two teachers in one denoiser: the frozen teacher psi without adapters, the LoRA teacher pi with them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from nasa.classifier_free_guidance import classifier_free_guidance
 from nasa.diffusion_process import DiffusionProcess
-from nasa.guidance import classifier_free_guidance
 from nasa.parameterization import alpha_sigma, to_eps
 from nasa.prompt_embeds import PromptEmbeds, cat
-
-
-def add_lora(model: Any, *, rank: int, lora_alpha: int, target_modules: Sequence[str]) -> None:
-    """Freeze the denoiser and add the LoRA teacher's adapters; `lora_alpha` is SwiftBrush's gamma."""
-    model.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=lora_alpha, target_modules=list(target_modules)), model)
-
-
-@torch.no_grad()
-def merge_weights(model: Any) -> dict[str, Tensor]:
-    """Return the weights of the equivalent denoiser without adapters, W + (lora_alpha / rank) B A."""
-    adapted = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
-    weights = {
-        name.replace(".base_layer.", "."): value for name, value in model.state_dict().items() if "lora_" not in name
-    }
-    for name, layer in adapted.items():
-        weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default")
-    return weights
-
-
-def get_lora_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
-    """Return the adapters' parameters."""
-    return [parameter for name, parameter in denoiser.named_parameters() if "lora_" in name]
 
 
 @contextmanager

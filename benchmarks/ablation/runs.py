@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from datasets_prep import negative_corpus
 from datasets_prep.shapes.prompts import BAD_PHOTO, sample_held_out_prompts, sample_negatives, sample_prompts
-from nasa.method import Method
+from nasa.method_options import MethodOptions
 from pipeline import models, recipe
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
@@ -44,7 +44,7 @@ class Variant:
     title: str
     changes: dict[str, Any]
 
-    def method(self, base: Method) -> Method:
+    def method(self, base: MethodOptions) -> MethodOptions:
         changes = dict(self.changes)
         if changes.pop("fixed_guidance", False):
             low, high = base.guidance_range

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources import archives, columnar, delimited, json_documents, text_lines
+from datasets_prep.sources import columnar, delimited, json_documents, tar_archives, text_lines
 from datasets_prep.sources.format_detection import COMPRESSED, ENDINGS, detect_format, infer_format
 from datasets_prep.sources.raw_prompt_tables import (
     SCHEMA,
@@ -62,7 +62,7 @@ def read_tables(file: PromptFile, batch_size: int) -> Iterator[pa.Table]:
 def _read_content(content: DecompressedStream, batch_size: int, name_format: str, column: str) -> Iterator[pa.Table]:
     detected = detect_format(content.head, name_format, column)
     if detected == "tar":
-        yield from archives.read_tar(content.stream, batch_size, column, partial(_read_member, column))
+        yield from tar_archives.read_tar(content.stream, batch_size, column, partial(_read_member, column))
     elif detected == "text":
         yield from text_lines.read_text(content.stream, batch_size)
     elif detected in _COLUMN_READERS:

@@ -53,7 +53,7 @@ class Card:
 
 @dataclass(frozen=True)
 class MethodPictures:
-    """The images of one prompt and noise by one sampling method: one of each student."""
+    """The images of one prompt and seed by one sampling method: one of each student."""
 
     label: str
     pictures: tuple[Picture, ...]
@@ -61,7 +61,7 @@ class MethodPictures:
 
 @dataclass(frozen=True)
 class Column:
-    """One prompt and noise by every sampling method, which the slider steps through."""
+    """The images of one prompt and seed by every sampling method, which the slider steps through."""
 
     prompt: str
     negative: str
@@ -104,7 +104,7 @@ def _build_card(row: EvaluationRow, names: Sequence[str], images: ImageStore) ->
 def build_slider_column(
     columns: Sequence[Sequence[EvaluationRow]], images: Sequence[ImageStore], names: Sequence[str] = ("",)
 ) -> Column:
-    """Return one prompt and noise by every sampling method; `columns` has the rows of each student."""
+    """Return the images of one prompt and seed by every sampling method; `columns` has the rows of each student."""
     methods = []
     for rows in zip(*columns, strict=True):
         pictures = (

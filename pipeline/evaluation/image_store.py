@@ -34,7 +34,7 @@ class ImageStore:
         return np.asarray(open_png(self.read_png(row)).convert("RGB"))
 
     def select_side_by_side(self, summary: Summary) -> list[list[EvaluationRow]]:
-        """Return columns of rows: the images of one prompt and noise, by every sampling method."""
+        """Return columns of rows: the images of one prompt and seed, by every sampling method."""
         return self._select_exclusion_columns() if summary.exclusion else self._select_system_columns()
 
     def draw_sheet(self, summary: Summary) -> Image.Image:

@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from nasa.attention_rules import RULES
+from nasa.classifier_free_guidance import classifier_free_guidance
 from nasa.diffusion_process import decode_latents
-from nasa.guidance import classifier_free_guidance
 from nasa.prompt_embeds import PromptEmbeds, cat
 from nasa.steerable_denoiser import make_steerable
 from nasa.student import generate, generate_with_cfg

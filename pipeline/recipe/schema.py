@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from datasets_prep.filters import Filters
-from nasa.method import Method
+from nasa.method_options import MethodOptions
 from pipeline.cron import FIELDS, is_cron, is_time_zone
 from pipeline.gpu_specs import GPUS
 from pipeline.recipe.section import (
@@ -31,8 +31,8 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True)
-class MethodSection(Method):  # noqa: D101
-    __doc__ = Method.__doc__
+class MethodSection(MethodOptions):  # noqa: D101
+    __doc__ = MethodOptions.__doc__
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 

@@ -13,7 +13,7 @@ ATTEMPTS = 2  # another process may write the same files at the same time
 
 
 def upload_artifacts(client: MlflowClient, run_id: str, local: Path, artifact_path: str) -> None:
-    """Upload the files that the artifacts lack; afterwards every file is stored with its SHA-256.
+    """Upload the files that the artifacts lack, and check each stored file's SHA-256.
 
     Raises:
         UserError: if the store returns other content than was uploaded.

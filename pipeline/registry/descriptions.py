@@ -8,9 +8,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from pipeline.registry.candidate import SHORT, Candidate
-from pipeline.registry.evaluation_scores import Scores
 from pipeline.registry.mlflow_registry import CHAMPION, METRIC, STATE, STEP, WHY, get_aliases, list_versions, set_tags
 from pipeline.registry.promotion_decision import Decision
+from pipeline.registry.student_scores import Scores
 from pipeline.registry.version_artifacts import DECISION
 
 BREAK = "\n\n"

@@ -10,7 +10,7 @@ from pipeline.errors import TransientError
 from pipeline.model_download import is_hub_id, query_hub
 from pipeline.recipe import BUNDLED
 from pipeline.registry.candidate import Candidate
-from pipeline.registry.evaluation_scores import Scores
+from pipeline.registry.student_scores import Scores
 from pipeline.storage import Folder
 
 UNKNOWN = "unknown"

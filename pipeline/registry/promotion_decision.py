@@ -10,7 +10,7 @@ from pydantic_core import to_jsonable_python
 from pipeline.evaluation.plan import EXCLUSION_SET
 from pipeline.evaluation.statistics import bootstrap_clustered, compute_discordant_interval
 from pipeline.recipe import GuardrailMetric, Promotion
-from pipeline.registry.evaluation_scores import ImageKey, Scores
+from pipeline.registry.student_scores import ImageKey, Scores
 
 MIN_IMAGES = 30  # fewest images per student for a decision
 

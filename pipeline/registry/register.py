@@ -16,10 +16,10 @@ from pipeline.recipe import Recipe, dump
 from pipeline.registry import descriptions, mlflow_registry, version_artifacts
 from pipeline.registry.artifact_upload import upload_artifacts
 from pipeline.registry.candidate import SHORT, Candidate
-from pipeline.registry.evaluation_scores import Scores
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, DECIDED, METRIC, PREVIOUS, STATE, WHY
 from pipeline.registry.promotion_decision import Decision, decide, decide_first
 from pipeline.registry.registered_version import RegisteredVersion
+from pipeline.registry.student_scores import Scores
 from pipeline.storage import Folder
 
 

@@ -19,7 +19,7 @@ from pipeline.hashing import hash_folder
 from pipeline.recipe import Recipe, dump
 from pipeline.registry import model_card
 from pipeline.registry.candidate import Candidate
-from pipeline.registry.evaluation_scores import FILES, Scores
+from pipeline.registry.student_scores import FILES, Scores
 
 STUDENT, EVALUATION, DECISION = "student", "evaluation", "promotion.json"
 CODE = Path(__file__).parent / "pyfunc_model.py"

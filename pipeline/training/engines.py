@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nasa.families import Family
+from nasa.lora import add_lora, get_lora_parameters
 from nasa.mixed_precision import cast_frozen
 from nasa.steerable_denoiser import get_output_layer, make_steerable, require_distillation
-from nasa.teachers import add_lora, get_lora_parameters
 from pipeline.compat import load_universal_checkpoint
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
@@ -201,4 +201,4 @@ def check_workers(device: torch.device) -> None:
     torch.distributed.all_reduce(ones)
     if int(ones.item()) != workers:
         backend = torch.distributed.get_backend()
-        raise RuntimeError(f"{backend}: {workers} workers added up to {ones.item():g}; they do not reach each other")
+        raise RuntimeError(f"all-reduce by {backend}: got {ones.item():g}; expected {workers}, the number of workers")

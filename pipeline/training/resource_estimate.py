@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nasa.families import Family, find_published_model
+from nasa.lora import add_lora, get_lora_parameters
 from nasa.meta_autocast import observe_weight_casts
 from nasa.steerable_denoiser import make_steerable, require_distillation
-from nasa.teachers import add_lora, get_lora_parameters
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.gpu_specs import GPUS

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nasa.teachers import merge_weights
+from nasa.lora import merge_weights
 from pipeline import models
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.ablation import runs
 from benchmarks.ablation.report import BEGIN, END, format_table, write
 from benchmarks.ablation.runs import VARIANTS, Plan, compute_contrast, summarise
-from nasa.method import Method
+from nasa.method_options import MethodOptions
 from pipeline import recipe
 
 TINY = [
@@ -29,7 +29,7 @@ def plan(tmp_path):
 def test_the_variants_are_the_rows_of_table_5():
     switches = {
         variant.name: tuple(
-            getattr(variant.method(Method()), f"negative_on_{model}")
+            getattr(variant.method(MethodOptions()), f"negative_on_{model}")
             for model in ("student", "teacher", "lora_teacher")
         )
         for variant in VARIANTS
@@ -39,7 +39,7 @@ def test_the_variants_are_the_rows_of_table_5():
     assert switches["teachers"] == (False, True, True)
     assert switches["nasa-t"] == (True, True, False)
     assert switches["all"] == (True, True, True)
-    fixed = next(variant for variant in VARIANTS if variant.name == "nasa-t-fixed-k").method(Method())
+    fixed = next(variant for variant in VARIANTS if variant.name == "nasa-t-fixed-k").method(MethodOptions())
     assert fixed.guidance_range == (2.25, 2.25)
 
 

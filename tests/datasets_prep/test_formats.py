@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from datasets_prep.sources import PromptFile, archives, decode_text, read_tables
+from datasets_prep.sources import PromptFile, decode_text, read_tables, tar_archives
 
 TEXTS = ["a red fox, in the snow", 'a "lighthouse" at dusk', "two boats\non a lake", "caf\u00e9 \U0001f431"]
 FLAT = [text.replace("\n", " ") for text in TEXTS]
@@ -311,7 +311,7 @@ def test_an_image_without_a_caption_is_reported(tmp_path):
     (tmp_path / "a.tar").write_bytes(pack_tar({"1.jpg": b"x", "1.cls": b"3", "2.jpg": b"x", "2.txt": b"two"}))
     actual = read_rows(tmp_path / "a.tar")
     assert [row["text"] for row in actual] == [None, "two"]
-    assert actual[0]["problem"] == "no caption beside jpg; there is jpg"
+    assert actual[0]["problem"] == "the sample has no caption; it has jpg"
 
 
 def build_sample(stem, text, **files):
@@ -326,7 +326,7 @@ def test_samples_with_dots_in_their_names_are_distinguished(tmp_path, monkeypatc
     expected = [f"caption {i}" for i in range(100)]
     assert read_texts(tmp_path / "a.tar") == expected
     for limit in ("MAX_MEMBERS", "MAX_HELD_BYTES"):
-        monkeypatch.setattr(archives, limit, 7)
+        monkeypatch.setattr(tar_archives, limit, 7)
         assert read_texts(tmp_path / "a.tar") == expected
     (tmp_path / "cut.tar").write_bytes(pack_tar(files)[: 2 * 512 * 150])
     actual = read_rows(tmp_path / "cut.tar")

@@ -9,21 +9,22 @@ import torch
 from nasa.diffusion_process import DiffusionProcess, read_diffusion
 from nasa.distillation import TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
-from nasa.method import Method
+from nasa.lora import add_lora, get_lora_parameters
+from nasa.method_options import MethodOptions
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.steerable_denoiser import make_steerable
 from nasa.student import generate, generate_with_cfg
-from nasa.teachers import add_lora, get_lora_parameters, use_frozen_teacher
+from nasa.teachers import use_frozen_teacher
 from nasa.testing import reference_cross_attention, tiny_stable_diffusion
 
 REFERENCE_TOLERANCE = 1e-9  # float64, relative: x0 of an eps model is about 15 times its output
 TRACE_TOLERANCE = 1e-5
 BATCH, TOKENS, WIDTH = 3, 6, 16
 LORA = {"rank": 2, "lora_alpha": 4, "target_modules": ("to_q", "to_v")}
-NASA_T = Method()
-SBV2 = Method(negative_on_student=False, negative_on_teacher=False)
-ALL_THREE = Method(negative_on_lora_teacher=True)
-SHARED = Method(lora_shares_pass=True)
+NASA_T = MethodOptions()
+SBV2 = MethodOptions(negative_on_student=False, negative_on_teacher=False)
+ALL_THREE = MethodOptions(negative_on_lora_teacher=True)
+SHARED = MethodOptions(lora_shares_pass=True)
 
 
 class Distillation:
@@ -165,10 +166,10 @@ METHODS = {
     "NASA-T": NASA_T,
     "SBv2*": SBV2,
     "all three": ALL_THREE,
-    "teacher": Method(negative_on_student=False),
-    "DMD weights": Method(vsd_weighting="dmd"),
-    "LoRA teacher without guidance": Method(lora_guidance=False),
-    "early start": Method(start_timestep=400),
+    "teacher": MethodOptions(negative_on_student=False),
+    "DMD weights": MethodOptions(vsd_weighting="dmd"),
+    "LoRA teacher without guidance": MethodOptions(lora_guidance=False),
+    "early start": MethodOptions(start_timestep=400),
 }
 
 
@@ -207,7 +208,7 @@ def test_before_the_lora_teacher_learns_equal_conditions_give_no_gradient(predic
 def test_each_row_of_table_5_changes_one_prediction(epsilon_distillation):
     randomness = epsilon_distillation.sample_randomness()
     none, student, teacher, lora = (
-        epsilon_distillation.student_loss(Method(*switches), randomness)
+        epsilon_distillation.student_loss(MethodOptions(*switches), randomness)
         for switches in [(False,) * 3, (True, False, False), (False, True, False), (False, False, True)]
     )
     assert not torch.equal(student.x0, none.x0)
@@ -298,7 +299,7 @@ def test_a_shared_pass_computes_both_losses_on_the_same_noised_images(distillati
 @pytest.mark.parametrize("changes", [{"negative_on_lora_teacher": True}, {"lora_guidance": False}])
 def test_a_pass_can_be_shared_only_with_the_null_text(changes):
     with pytest.raises(ValueError, match="lora_shares_pass: got True; expected False unless lora_guidance"):
-        Method(lora_shares_pass=True, **changes)
+        MethodOptions(lora_shares_pass=True, **changes)
 
 
 def test_the_lora_teacher_s_loss_reaches_only_the_adapters(epsilon_distillation):
@@ -330,7 +331,7 @@ def test_ranks_share_scale_guidance_and_null_text_but_no_noise(epsilon_distillat
 
 def test_sampled_values_cover_their_ranges(epsilon_distillation):
     shared, generators = torch.Generator().manual_seed(0), [torch.Generator().manual_seed(1)] * 200
-    method = Method(guidance_range=(0.5, 3.0), scale_range=(0.2, 0.8), null_text_probability=0.3)
+    method = MethodOptions(guidance_range=(0.5, 3.0), scale_range=(0.2, 0.8), null_text_probability=0.3)
     samples = [sample_step(method, epsilon_distillation.diffusion, (1, 1, 1), shared, generators) for _ in range(200)]
     vsd, lora = (torch.cat([getattr(d, name) for d in samples]) for name in ("vsd_timestep_B", "lora_timestep_B"))
     assert (vsd.min(), vsd.max(), lora.min(), lora.max()) == (20, 979, 0, 999)

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.registry import model_card
-from pipeline.registry.evaluation_scores import Scores
+from pipeline.registry.student_scores import Scores
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.evaluation.results import MetricSummary
 from pipeline.recipe import GuardrailMetric, Promotion
-from pipeline.registry.evaluation_scores import Scores
 from pipeline.registry.promotion_decision import compare_metric, decide, decide_first
+from pipeline.registry.student_scores import Scores
 
 IMAGES = 200
 NOISE = np.random.default_rng(0).normal(0, 0.05, IMAGES)

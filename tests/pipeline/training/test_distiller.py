@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed
 
+from nasa.lora import merge_weights
 from nasa.steerable_denoiser import make_steerable
-from nasa.teachers import merge_weights
 from nasa.testing.tiny_pipelines import TINY_PIPELINES
 from pipeline import models, recipe
 from pipeline.models.clip.loss_model import Clip

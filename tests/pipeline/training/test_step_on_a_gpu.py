@@ -10,11 +10,11 @@ from torch import nn
 
 from nasa import distillation
 from nasa.diffusion_process import DiffusionProcess
+from nasa.lora import add_lora, get_lora_parameters
 from nasa.meta_autocast import MetaAutocast
 from nasa.mixed_precision import autocast, cast_frozen, run_in_float32
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.steerable_denoiser import get_output_layer, make_steerable
-from nasa.teachers import add_lora, get_lora_parameters
 from pipeline.recipe import load
 from pipeline.training import engines, resource_estimate
 

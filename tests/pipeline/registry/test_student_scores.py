@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.registry.evaluation_scores import Scores
+from pipeline.registry.student_scores import Scores
 from pipeline.storage import Folder
 
 ROW = {"system": "mine", "set": "a", "prompt": "p", "negative_prompt": "n", "seed": 1, "quality": 0.5}

@@ -88,7 +88,7 @@ def _group_families(archive: tarfile.TarFile, batch_size: int, read: Reader) -> 
 
 
 def _group_samples(family: Sequence[Member]) -> Iterator[list[Member]]:
-    """Group members by stem; one without a caption joins the shortest stem that it extends, if that has a medium."""
+    """Group members by stem; one without a caption joins the shortest stem that it extends, if that one has a media file."""
     by_stem: dict[str, list[Member]] = {}
     for member in family:
         by_stem.setdefault(member.stem, []).append(member)
@@ -174,5 +174,5 @@ def _parse_sample(group: Sequence[Member], column: str) -> dict[str, Any]:
         return {"problem": "not JSON"}
     row = row_from_object(value, column)
     if row.get("problem") == "no prompt":
-        return {"problem": f"no caption beside {_get_extension(group[0].name)}; there is {', '.join(content)}"}
+        return {"problem": f"the sample has no caption; it has {', '.join(content)}"}
     return row

@@ -5,20 +5,20 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodOptions:
     """The parts that get the negative prompt (the rows of the paper's Table 5), and the values sampled per step.
 
     Attributes:
         negative_on_student: whether the student's cross-attention is steered (NASA).
         negative_on_teacher: whether the frozen teacher is guided by the negative (eq. 5) instead of the null text.
-        negative_on_lora_teacher: whether the LoRA teacher is, likewise.
+        negative_on_lora_teacher: whether the LoRA teacher is guided by the negative prompt too.
         guidance_range: range of k in eqs. 4 and 5; two equal numbers fix it.
         scale_range: range of alpha in eq. 9; two equal numbers fix it.
         lora_guidance: whether the LoRA teacher is guided by k too; otherwise it predicts from the prompt only.
         vsd_weighting: w(t) of eq. 6: sigma_t^2 (SwiftBrush), or DMD's, which divides by the teacher's mean error.
         start_timestep: timestep at which the student starts; -1 is the last, T - 1.
         null_text_probability: probability that the LoRA teacher learns the null text.
-        null_text_per: whether that is sampled per batch (SwiftBrush) or per image.
+        null_text_per: whether the null text is sampled per batch (SwiftBrush) or per image.
         lora_shares_pass: whether the LoRA teacher learns from the forward pass of eq. 6 instead of a separate one.
             This differs from the paper: it saves a pass, but uses the timesteps and the noise of eq. 6.
         negative_per: whether a negative is sampled per image or per batch.
