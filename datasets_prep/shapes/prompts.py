@@ -86,5 +86,5 @@ def sample_held_out_prompts(count: int, seed: int) -> list[tuple[str, Scene]]:
         repeats = repeats + 1 if text in chosen else 0
         chosen.setdefault(text, scene)
         if repeats > MAX_REPEATS:
-            raise ValueError(f"count: got {count}; expected at most {len(chosen)}, the number of held-out prompts.")
+            raise ValueError(f"got {count}; expected at most {len(chosen)}, the number of held-out prompts.")
     return list(chosen.items())
