@@ -173,7 +173,7 @@ def write_estimates() -> None:
     for size in ("sd15", "sd21", "pixart"):
         sets = ["train.num_workers=1", f"train.batch_size={BATCH[size]}", "train.clip_weight=0", "train.num_encoders=1"]
         memory = dict(estimate(load(size, sets)).memory)
-        memory.pop("its moving average")  # the measured step has none
+        memory.pop("student's moving average")  # the measured step has none
         estimates[size] = round(sum(memory.values()) / GIB, 2)
     ESTIMATES.write_text(json.dumps(estimates, indent=2) + "\n")
 

@@ -23,7 +23,7 @@ SUGGESTIVE = frozenset(
     sensual sultry voluptuous fetish bdsm bondage dominatrix kinky submissive undressing stripping bathing shirtless
     """.split()  # noqa: SIM905
 )
-"""Terms that are sexual in some contexts: counted by the filter for sexual content about minors, not by the NSFW filter."""
+"""Terms that are sexual in some contexts; only the filter for sexual content about minors counts them."""
 
 MINORS = frozenset(
     """

@@ -88,7 +88,7 @@ def _group_families(archive: tarfile.TarFile, batch_size: int, read: Reader) -> 
 
 
 def _group_samples(family: Sequence[Member]) -> Iterator[list[Member]]:
-    """Group members by stem; one without a caption joins the shortest stem that it extends, if that has a media file."""
+    """Group members by stem; one without a caption joins the shortest stem that it extends, if that has an image."""
     by_stem: dict[str, list[Member]] = {}
     for member in family:
         by_stem.setdefault(member.stem, []).append(member)

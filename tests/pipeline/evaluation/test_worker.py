@@ -33,7 +33,7 @@ def recipe(tiny_teacher):
 def generated(monkeypatch):
     """Return the prompts of all images that the models generated."""
     prompts_of_images = []
-    images = Sampler.images
+    images = Sampler.sample
 
     def record_prompts(self, method, prompts, *rest):
         prompts_of_images.extend(prompts)

@@ -39,7 +39,7 @@ def test_a_user_error_is_not_retried_and_a_storage_error_is(monkeypatch, error, 
         raise error
 
     monkeypatch.setattr(train_loop.ray, "get", lambda value: value)
-    monkeypatch.setattr(train_loop, "_run", run)
+    monkeypatch.setattr(train_loop, "_train_to_last_step", run)
     for _ in range(3):  # as Ray Train restarts the worker
         with suppress(UserError):
             train_loop.train(None, actor)
