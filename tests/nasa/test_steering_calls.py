@@ -143,7 +143,10 @@ def test_a_nested_context_is_rejected_and_the_outer_one_continues(family, pipe):
     sibling = copy.copy(pipe)
     with nasa.steer(pipe, "dog", SCALE):
         for inner in (pipe, sibling):
-            with pytest.raises(ValueError, match="being steered; expected one `steer` context"), nasa.steer(inner, "ice", SCALE):
+            with (
+                pytest.raises(ValueError, match="being steered; expected one `steer` context"),
+                nasa.steer(inner, "ice", SCALE),
+            ):
                 pass
         assert torch.equal(draw(pipe, family), expected)
     with nasa.steer(sibling, "dog", SCALE):

@@ -134,7 +134,11 @@ GUARDED = Promotion(metric="quality", guardrails=(GuardrailMetric(metric="kept",
 @pytest.mark.parametrize("champion_seeds", [range(200), range(150, 350), range(200, 400)])
 @pytest.mark.parametrize(
     ("kept_share", "promoted", "reason"),
-    [(0.99, True, "kept did not regress"), (0.95, True, "kept did not regress"), (0.7, False, "may lose more than 0.1")],
+    [
+        (0.99, True, "kept did not regress"),
+        (0.95, True, "kept did not regress"),
+        (0.7, False, "may lose more than 0.1"),
+    ],
 )
 def test_students_that_show_the_attribute_on_other_seeds_are_compared(champion_seeds, kept_share, promoted, reason):
     """Two students show a red shape on the same seeds only by chance; a guardrail on common seeds would never pass."""

@@ -43,7 +43,9 @@ def test_cheaper_settings_need_less(paper, estimated):
     activations = "activations of a pass"
     assert checkpointed.memory[activations] < 0.25 * estimated.memory[activations]
     assert checkpointed.flops > estimated.flops
-    assert one_worker.memory["student's optimizer states"] == pytest.approx(4 * estimated.memory["student's optimizer states"])
+    assert one_worker.memory["student's optimizer states"] == pytest.approx(
+        4 * estimated.memory["student's optimizer states"]
+    )
     assert small_micro_batch.passes > estimated.passes
     assert small_micro_batch.memory[activations] == pytest.approx(
         estimated.memory[activations] * 4 / paper.train.micro_batch_size, rel=0.02
