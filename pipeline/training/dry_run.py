@@ -44,7 +44,7 @@ class Budget:
 
 
 def compute_budget(recipe: Recipe, estimated: Estimate) -> Budget:
-    """Return what the run takes; hours assume a share of the GPU's peak (`estimate.UTILISATION`)."""
+    """Return what the run takes; hours assume a share of the GPU's peak (`resource_estimate.UTILISATION`)."""
     train, options = recipe.train, recipe.evaluation
     evaluations = (
         train.steps // (options.every_n_checkpoints * train.checkpoint_every_n_steps)

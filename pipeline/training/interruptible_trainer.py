@@ -27,7 +27,7 @@ class StopRequestedError(Exception):
 class InterruptibleTrainer(TorchTrainer):
     """A trainer that on SIGINT first asks the workers to stop, and Ray Train once their checkpoint is stored.
 
-    Before the first step, and if `interrupts.stop_immediately` is set, Ray Train is asked immediately.
+    Before the first step, and if `immediate_stop.stop_immediately` is set, Ray Train is asked immediately.
     """
 
     def __init__(self, actor: ProgressSink, *args: Any, **options: Any) -> None:
