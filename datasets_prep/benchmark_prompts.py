@@ -70,7 +70,7 @@ def parse_styled_prompts(files: Mapping[str, bytes]) -> pa.Table:
         try:
             prompts = json.loads(files[style])
         except ValueError as error:
-            raise ValueError(f"{style}.json: not valid JSON: {error}") from None
+            raise ValueError(f"{style}.json is not valid JSON: {error}") from None
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"{style}.json: got other JSON; expected a list of prompts.")
         if len(prompts) != HPSV2_PROMPTS:

@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         module.add_arguments(subparser)
         shared.add_job_server_option(subparser)
         subparser.add_argument(
-            "--attempt", type=int, default=0, metavar="N", help="number of the attempt, from 1, of a job that ended"
+            "--attempt",
+            type=int,
+            default=0,
+            metavar="N",
+            help="number of the attempt, from 1, if an earlier one has ended",
         )
         subparser.add_argument(
             "--retry", action="store_true", help="start the next attempt of a job that failed or was stopped"
@@ -62,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="NAME=VALUE",
-            help="environment variable of the job, no secret; repeatable",
+            help="environment variable of the job, which must not be a secret; repeatable",
         )
 
 

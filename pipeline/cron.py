@@ -57,7 +57,7 @@ def format_stamp(when: datetime) -> str:
 
 
 def is_stamp(text: str) -> bool:
-    """Tell whether a text is such a file name."""
+    """Tell whether a text is a time as `format_stamp` writes it."""
     try:
         return format_stamp(parse_stamp(text)) == text
     except ValueError:
@@ -65,5 +65,5 @@ def is_stamp(text: str) -> bool:
 
 
 def parse_stamp(text: str) -> datetime:
-    """Parse such a file name."""
+    """Parse a time that `format_stamp` wrote."""
     return datetime.strptime(text, STAMP).replace(tzinfo=UTC)

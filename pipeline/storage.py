@@ -139,7 +139,7 @@ class Folder:
         try:
             return json.loads(self.read(name))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.uri}/{name}: not valid JSON: {error}") from error
+            raise UserError(f"{self.uri}/{name} is not valid JSON: {error}") from error
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a Parquet file, or some of its columns."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from datasets_prep.sources import columnar, delimited, json_documents, tar_archives, text_lines
 from datasets_prep.sources.format_detection import COMPRESSED, ENDINGS, detect_format, infer_format
-from datasets_prep.sources.raw_prompt_tables import (
+from datasets_prep.sources.raw_prompt_schema import (
     SCHEMA,
     SCORES,
     UNREADABLE,

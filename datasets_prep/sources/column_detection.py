@@ -1,6 +1,6 @@
 """Recognition of the columns of a table."""
 
-from datasets_prep.sources.raw_prompt_tables import COLUMNS
+from datasets_prep.sources.raw_prompt_schema import COLUMNS
 
 
 def find_columns(columns: list[str], chosen: str) -> dict[str, str]:

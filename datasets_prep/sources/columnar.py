@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets_prep.sources.column_detection import describe_missing_column, find_columns
-from datasets_prep.sources.raw_prompt_tables import (
+from datasets_prep.sources.raw_prompt_schema import (
     MAX_PROMPT_BYTES,
     SCHEMA,
     SCORES,
@@ -76,14 +76,14 @@ def read_arrow(stream: BinaryIO, batch_size: int, column: str) -> Iterator[pa.Ta
             yield from build_problem_rows(1, describe_missing_column(column, _list_paths(batches.schema)), batch_size)
             return
         if not stream.peek(1):  # type: ignore[attr-defined]
-            yield from build_problem_rows(1, "file: cut after its schema", batch_size)
+            yield from build_problem_rows(1, "file: it ends after its schema", batch_size)
         for batch in _convert_memory_errors(batches):
             batch.validate(full=True)  # Arrow trusts a stream's offsets, and reads outside of it where they are wrong
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, batch_size):
                 yield _convert_table(table.slice(first, batch_size), names)
         if not is_file and stream.read(1):
-            yield from build_problem_rows(1, "file: data after the end of its stream", batch_size)
+            yield from build_problem_rows(1, "file: it has data after the end of its stream", batch_size)
 
 
 def _convert_memory_errors(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -91,7 +91,7 @@ def _convert_memory_errors(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Rec
     try:
         yield from batches
     except MemoryError:
-        raise pa.ArrowInvalid("a batch that is larger than memory") from None
+        raise pa.ArrowInvalid("a batch is larger than memory") from None
 
 
 def _find_columns(schema: pa.Schema, chosen: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from datasets_prep.sources.column_detection import describe_missing_column, find_columns
-from datasets_prep.sources.raw_prompt_tables import (
+from datasets_prep.sources.raw_prompt_schema import (
     MAX_PROMPT_BYTES,
     MAX_RECORD_BYTES,
     SCORES,

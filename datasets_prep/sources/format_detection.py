@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from datasets_prep.sources.delimited import DELIMITERS
-from datasets_prep.sources.raw_prompt_tables import COLUMNS, row_from_object
+from datasets_prep.sources.raw_prompt_schema import COLUMNS, row_from_object
 from datasets_prep.sources.stream_decoding import HEAD
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")

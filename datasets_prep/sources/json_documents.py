@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.raw_prompt_tables import (
+from datasets_prep.sources.raw_prompt_schema import (
     COLUMNS,
     MAX_RECORD_BYTES,
     row_from_json,

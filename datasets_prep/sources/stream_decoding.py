@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.raw_prompt_tables import UNREADABLE
+from datasets_prep.sources.raw_prompt_schema import UNREADABLE
 
 HEAD = 2**16  # bytes that are read to detect a stream's format
 MAX_LAYERS = 4

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from datasets_prep.sources.format_detection import infer_format
-from datasets_prep.sources.raw_prompt_tables import UNREADABLE, row_from_object, rows_to_tables
+from datasets_prep.sources.raw_prompt_schema import UNREADABLE, row_from_object, rows_to_tables
 from datasets_prep.sources.stream_decoding import peek
 
 SMALL = 2**20  # bytes of a file that may belong to a sample; a larger one is a file of prompts

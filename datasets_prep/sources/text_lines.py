@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datasets_prep.sources.raw_prompt_tables import MAX_PROMPT_BYTES, row_from_json, rows_to_tables
+from datasets_prep.sources.raw_prompt_schema import MAX_PROMPT_BYTES, row_from_json, rows_to_tables
 
 MAX_JSON_BYTES = 16 * MAX_PROMPT_BYTES  # per line: an object may have more than its prompt
 

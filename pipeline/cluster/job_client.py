@@ -79,7 +79,7 @@ def connect(address: str | None = None) -> JobClient:
     server = getattr(client, "_server_ray_version", None) or version
     if server != ray.__version__:
         raise UserError(
-            f"--job-server: the cluster at {address} runs Ray {server}, here is {ray.__version__}; "
+            f"--job-server: the cluster at {address} runs Ray {server}; this machine has {ray.__version__}; "
             "expected the same version."
         )
     return client

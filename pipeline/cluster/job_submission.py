@@ -66,7 +66,7 @@ class Job:
 
 def submit(client: JobClient, job: Job, given: Mapping[str, str] | None = None) -> bool:
     """Submit a job unless the cluster has it; return whether it was submitted now."""
-    _require_public(job)
+    _reject_secrets(job)
     if find_job(client, job.id):
         return False
     os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # git decides which files are packed
@@ -124,7 +124,7 @@ def select_environment(local_environment: Mapping[str, str], overrides: Mapping[
     return chosen
 
 
-def _require_public(job: Job) -> None:
+def _reject_secrets(job: Job) -> None:
     """Reject secrets in the command, which the dashboard shows, and in the recipe, which the cluster stores."""
     for text in (*job.arguments, *(job.recipe_toml or "").splitlines()):
         if contains_secret(text):

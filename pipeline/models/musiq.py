@@ -22,7 +22,7 @@ CHANNELS, GROUPS = 64, 32
 
 
 def pad_same(x_BCHW: Tensor, kernel: int, stride: int) -> Tensor:
-    """Pad with zeros as TensorFlow's `SAME`; an odd zero is at the right and the bottom."""
+    """Pad with zeros as TensorFlow's `SAME`; an odd number puts the extra zero at the right and the bottom."""
     pad = []
     for length in (x_BCHW.shape[3], x_BCHW.shape[2]):
         missing = max(0, (math.ceil(length / stride) - 1) * stride + kernel - length)

@@ -163,7 +163,7 @@ class Train(Section):
     gpu: Annotated[str, build_validator(GPUS.__contains__, ", ".join(GPUS))] = "A100-40GB"
     """GPU model that memory and cost are estimated for"""
     resource_timeout_minutes: NonNegative = 10.0
-    """minutes that a cluster has to provide the workers' resources"""
+    """minutes to wait for a cluster to provide the workers' resources"""
     num_encoders: NonNegativeInt = 0
     """text-encoding processes per worker; 0: each worker loads the text encoder itself"""
     cpus_per_encoder: Positive = 1.0

@@ -100,11 +100,11 @@ def _estimate_host_memory(recipe: Recipe, estimated: Estimate) -> float:
 def describe(recipe: Recipe, prompt_folder: Folder) -> str:
     """Return the estimate, the budget and the state of every input as text."""
     estimated = estimate(recipe)
-    lines = [f"denoiser: {estimated.parameters / 1e6:,.0f} M parameters; passes a step: {estimated.passes}"]
+    lines = [f"denoiser: {estimated.parameters / 1e6:,.0f} M parameters; passes per step: {estimated.passes}"]
     lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in estimated.memory.items()]
     lines.append(f"  {estimated.total / GIB:7.2f} GiB  of each worker's memory")
     total = compute_budget(recipe, estimated)
-    lines += _format_hours(recipe, estimated, total)
+    lines += _format_compute_and_cost(recipe, estimated, total)
     lines.append(f"  disk: {total.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")
     lines.append(f"  host memory: {total.host_memory / GIB:,.0f} GiB for each worker on its machine, while it loads")
     checks = list(_describe_inputs(recipe, prompt_folder))
@@ -114,7 +114,7 @@ def describe(recipe: Recipe, prompt_folder: Folder) -> str:
     return "\n".join(lines)
 
 
-def _format_hours(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterator[str]:
+def _format_compute_and_cost(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterator[str]:
     train = recipe.train
     if total.training_hours is None:
         yield f"  {train.num_workers} workers on CPUs; {train.steps:,} steps"
@@ -122,7 +122,7 @@ def _format_hours(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterato
     gpu = GPUS[train.gpu]
     seconds = estimated.step_seconds(gpu.flops[train.precision])
     yield (
-        f"  {train.gpu}: {gpu.memory / GIB:.0f} GiB; {estimated.flops / 1e12:,.0f} TFLOP a step and worker, "
+        f"  {train.gpu}: {gpu.memory / GIB:.0f} GiB; {estimated.flops / 1e12:,.0f} TFLOP per step and worker, "
         f"{seconds:.2f} s at {UTILISATION:.0%} of its peak (assumed); "
         f"{train.steps:,} steps: {total.training_hours:,.0f} h"
     )
@@ -135,7 +135,7 @@ def _format_hours(recipe: Recipe, estimated: Estimate, total: Budget) -> Iterato
     yield f"  GPUs: {total.training_gpus:g} for training{beside}; {total.gpu_hours:,.0f} GPU hours"
     if gpu.usd_per_hour and total.gpu_hours:
         cost = total.gpu_hours * gpu.usd_per_hour
-        yield f"  cost: {cost:,.0f} USD at {gpu.usd_per_hour:.2f} USD a GPU hour (docs/costs.md says whose price)"
+        yield f"  cost: {cost:,.0f} USD at {gpu.usd_per_hour:.2f} USD per GPU hour (source: docs/costs.md)"
     else:
         yield "  cost: no price is known for this GPU; multiply the GPU hours by yours"
 

@@ -18,8 +18,8 @@ from datasets_prep.dedup import (
     normalise_text,
 )
 from datasets_prep.filters import Filters
-from datasets_prep.sources.raw_prompt_tables import SCHEMA as RAW
-from datasets_prep.sources.raw_prompt_tables import table_from_columns
+from datasets_prep.sources.raw_prompt_schema import SCHEMA as RAW
+from datasets_prep.sources.raw_prompt_schema import table_from_columns
 
 
 def count_words(texts):

@@ -165,7 +165,7 @@ def test_a_batch_that_claims_to_exceed_the_memory_is_reported(tmp_path):
     position = complete.index(body.to_bytes(8, "little"), schema)
     complete[position + 6] = 1
     (tmp_path / "a.arrow").write_bytes(complete)
-    assert read_problems(tmp_path / "a.arrow") == ["file: a batch that is larger than memory"]
+    assert read_problems(tmp_path / "a.arrow") == ["file: a batch is larger than memory"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

@@ -168,4 +168,4 @@ def test_another_version_of_ray_is_reported(run_job_command, monkeypatch):
     monkeypatch.setattr(ray, "__version__", "2.61.0")
     code, _, err = run_job_command("list")
     assert code == 2
-    assert "runs Ray 2.60.0, here is 2.61.0; expected the same" in err
+    assert "runs Ray 2.60.0; this machine has 2.61.0; expected the same" in err

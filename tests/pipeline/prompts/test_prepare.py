@@ -380,7 +380,7 @@ def test_a_missing_file_of_the_manifest_is_detected(folder, tmp_path):
     ("content", "message"),
     [
         (None, "no complete prepare here \\(no manifest.json\\); run `python -m jobs prepare` first"),
-        (b"{", "manifest.json: not valid JSON"),
+        (b"{", "manifest.json is not valid JSON"),
         (b'{"kind": "distill"}', "kind: got 'distill'; expected 'prepare'"),
     ],
 )

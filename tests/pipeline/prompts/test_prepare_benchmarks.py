@@ -69,7 +69,7 @@ def test_sampled_pairs_depend_only_on_the_seed(tmp_path, negopt):
     ("change", "message"),
     [
         (lambda folder: (folder / "photo.json").unlink(), "photo.json: missing"),
-        (lambda folder: (folder / "photo.json").write_text("["), "photo.json: not valid JSON"),
+        (lambda folder: (folder / "photo.json").write_text("["), "photo.json is not valid JSON"),
         (lambda folder: (folder / "photo.json").write_text("[1]"), "photo.json: got other JSON; expected a list"),
         (lambda folder: (folder / "photo.json").write_text('["a"]'), "photo.json: got 1 prompts; expected 800."),
     ],
