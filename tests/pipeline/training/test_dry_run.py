@@ -46,7 +46,7 @@ def test_the_budget_covers_all_gpus_and_the_evaluations(paper):
 
 def test_missing_inputs_are_listed(paper, tmp_path, no_hub):
     text = describe(paper[0], Folder.from_uri(tmp_path / "prompts"))
-    assert re.search(r"cost: \d+ USD at 1.84 USD a GPU hour", text)
+    assert re.search(r"cost: \d+ USD at 1.84 USD per GPU hour", text)
     for name in ("prompts", "teacher", "train.clip_model", "train.clip_decoder", "weights of hpsv2", "benchmarks"):
         assert f"  {name}: missing: " in text
     assert text.splitlines()[-1].startswith("not ready: prompts, teacher, train.clip_model,")
