@@ -155,10 +155,10 @@ def test_the_slider_shows_each_sampling_method(page, tmp_path):
         labels = []
         await tab.value("document.getElementById('method').focus()")
         for _ in SYSTEMS:
-            labels.append(await tab.value("document.getElementById('way-name').textContent"))
+            labels.append(await tab.value("document.getElementById('method-name').textContent"))
             await tab.key("ArrowRight")
         assert labels == list(SYSTEMS)
-        assert await tab.value("document.querySelectorAll('#ways figure').length") == 48
+        assert await tab.value("document.querySelectorAll('#methods figure').length") == 48
 
     visit(page, tmp_path, script)
 
