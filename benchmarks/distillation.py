@@ -72,6 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     sets = ["train.num_workers=1", f"train.batch_size={arguments.batch}", "train.clip_weight=0"]
+    sets.append("method.lora_guidance=true")  # SwiftBrush guides both teachers
     options = recipe.load("shapes", sets)
     builders: dict[str, Callable[[], Any]] = {
         "baseline": lambda: Baseline(options, runs.build_distiller(options)),

@@ -37,7 +37,8 @@ def _run(options: argparse.Namespace) -> str:
         if getattr(options, name) < 1:
             raise invalid(f"--{name.replace('_', '-')}", getattr(options, name), "1 or more")
     total_steps = options.warm_up_steps + options.steps  # the CLIP loss's weight falls to 0 over all of them
-    base = recipe.load(options.recipe, ["train.num_workers=1", f"train.steps={total_steps}", *options.overrides])
+    fixed = ["train.num_workers=1", f"train.steps={total_steps}", "method.lora_guidance=true"]  # as in the paper's code
+    base = recipe.load(options.recipe, [*fixed, *options.overrides])
     if base.teacher != recipe.BUNDLED:
         raise invalid("teacher", base.teacher, f"{recipe.BUNDLED!r}, the teacher that the bundled judge knows")
     folder = str(Path(options.run).absolute())

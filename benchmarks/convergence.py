@@ -1,0 +1,165 @@
+"""How fast a one-step student of the bundled teacher converges, by option of the method, over paired seeds.
+
+    python -m benchmarks.convergence --seconds 240 --seeds 6     # the levers below; finished runs are kept
+    python -m benchmarks.convergence --seconds 30 --seeds 1 --lever lower-rate student.learning_rate=2e-4
+
+A run trains on one thread and stops after these CPU seconds of training. On the way, the moving average is judged on
+held-out prompts: the share of images that are clean with shape, colour and background right. At the end it measures
+what NASA removes and keeps at scale 0.5, and the diversity: over 256 seeds of "a photo of a shape", the entropy of each
+attribute that the prompt leaves open, divided by the logarithm of the number of its values (1: all equally frequent, 0:
+always the same).
+"""
+
+import argparse
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.ablation.runs import NASA_I, build_distiller
+from datasets_prep.shapes.prompts import sample_held_out_prompts, sample_prompts
+from datasets_prep.shapes.scene import COLOURS, SHAPES
+from pipeline import recipe
+from pipeline.evaluation import exclusion
+from pipeline.evaluation.judges.attribute_judge import AttributeJudge
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
+from pipeline.evaluation.suites.shapes_suite import ATTRIBUTES
+from pipeline.training.distiller import Distiller
+
+LEVERS = {
+    "both teachers guided": ["method.lora_guidance=true"],
+    "LoRA teacher not guided": ["method.lora_guidance=false"],
+}
+OPEN_PROMPT = "a photo of a shape"
+NUM_VALUES = {"shape": len(SHAPES), "colour": len(COLOURS), "background": len(COLOURS)}
+DIVERSITY_SEEDS = range(256)
+HELD_OUT, FIRST_SEED = 192, 1234
+EXCLUSION_SEEDS = range(5_000_000, 5_000_000 + 256)
+JUDGE_SECONDS = 15.0  # CPU seconds of training between two judgements
+THRESHOLD = 0.7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=240.0, help="CPU seconds of training per run")
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--lever", nargs="+", action="append", default=[], metavar="NAME OVERRIDE")
+    parser.add_argument("--out", type=Path, default=Path("docs/data/convergence.json"))
+    options = parser.parse_args()
+    levers = {name: overrides for name, *overrides in options.lever} or LEVERS
+    done = json.loads(options.out.read_text()) if options.out.is_file() else []
+    keys = {(row["lever"], row["seed"], row["seconds"]) for row in done}
+    missing = [
+        (name, overrides, seed, options.seconds)
+        for seed in range(options.seeds)
+        for name, overrides in levers.items()
+        if (name, seed, options.seconds) not in keys
+    ]
+    with ProcessPoolExecutor(options.processes) as pool:
+        for row in pool.map(run, *zip(*missing, strict=True)) if missing else ():
+            done.append(row)
+            options.out.write_text(json.dumps(done, indent=1) + "\n")
+            print(f"{row['lever']}, seed {row['seed']}: {row['curve'][-1]['clean_and_right']:.2f}", flush=True)
+    print(format_table([row for row in done if row["seconds"] == options.seconds]))
+
+
+def run(name: str, overrides: Sequence[str], seed: int, seconds: float) -> dict[str, Any]:
+    """Train one student and return its row; `curve` has the accuracy by CPU seconds and images."""
+    torch.set_num_threads(1)
+    options = recipe.load("shapes", [f"seed={seed}", "train.num_workers=1", *overrides])
+    distiller, prompts = build_distiller(options), list(sample_prompts(options.prompts.count, seed))
+    used, judged, step, curve = 0.0, 0.0, 0, []
+    while used < seconds:
+        start, first = time.process_time(), step * options.train.batch_size
+        distiller.step(step, [prompts[i % len(prompts)] for i in range(first, first + options.train.batch_size)])
+        used, step = used + time.process_time() - start, step + 1
+        if used - judged > JUDGE_SECONDS or used >= seconds:
+            judged = used
+            images = step * options.train.batch_size
+            curve.append({"seconds": used, "images": images, "clean_and_right": judge_accuracy(distiller)})
+    sampler, judge = build_sampler(distiller), AttributeJudge.load()
+    trials = exclusion.run_trials(sampler, judge, [NASA_I], EXCLUSION_SEEDS)
+    shares = exclusion.compute_method_shares([trial for trial in trials if trial.pair.trained], NASA_I)
+    row = {"lever": name, "seed": seed, "seconds": seconds, "overrides": list(overrides), "curve": curve}
+    return {**row, "removed": shares["removed"], "kept": shares["kept"], "diversity": measure_diversity(sampler, judge)}
+
+
+def build_sampler(distiller: Distiller) -> Sampler:
+    """Return a sampler of the student's moving average."""
+    student = distiller.engines.student.module.model
+    student.load_state_dict({**student.state_dict(), **distiller.ema})
+    return Sampler(distiller.model, denoiser=student)
+
+
+def judge_accuracy(distiller: Distiller) -> float:
+    """Return the share of held-out prompts whose image is clean and right; the student's weights are kept."""
+    student = distiller.engines.student.module.model
+    weights = {name: value.clone() for name, value in student.state_dict().items()}
+    held_out = sample_held_out_prompts(HELD_OUT, FIRST_SEED)
+    seeds = range(FIRST_SEED, FIRST_SEED + HELD_OUT)
+    images = build_sampler(distiller).sample(SamplingMethod(), [text for text, _ in held_out], seeds)
+    shown = AttributeJudge.load().classify_attributes(images)
+    student.load_state_dict(weights)
+    hits = [
+        each["quality"] == "clean" and all(each[name] == getattr(scene, name) for name in ATTRIBUTES)
+        for each, (_, scene) in zip(shown, held_out, strict=True)
+    ]
+    return float(np.mean(hits))
+
+
+def measure_diversity(sampler: Sampler, judge: AttributeJudge) -> dict[str, float]:
+    """Return the normalised entropy of each attribute over seeds of the open prompt."""
+    prompts = [OPEN_PROMPT] * len(DIVERSITY_SEEDS)
+    shown = judge.classify_attributes(sampler.sample(SamplingMethod(), prompts, DIVERSITY_SEEDS))
+    return {name: normalised_entropy([each[name] for each in shown], count) for name, count in NUM_VALUES.items()}
+
+
+def normalised_entropy(values: Sequence[str], num_values: int) -> float:
+    """Return Shannon's entropy of the values' frequencies, divided by log(num_values), in 0..1."""
+    shares = np.array(list(Counter(values).values())) / len(values)
+    return float(-(shares * np.log(shares)).sum() / math.log(num_values))
+
+
+def find_seconds_to(curve: Sequence[dict[str, float]], threshold: float) -> float:
+    """Return the CPU seconds at which the accuracy first reaches the threshold, interpolated; inf if it does not."""
+    before = {"seconds": 0.0, "clean_and_right": 0.0}
+    for point in curve:
+        if point["clean_and_right"] >= threshold:
+            share = (threshold - before["clean_and_right"]) / (point["clean_and_right"] - before["clean_and_right"])
+            return before["seconds"] + share * (point["seconds"] - before["seconds"])
+        before = point
+    return math.inf
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table with medians over seeds, and their range in brackets."""
+    names = ", ".join(NUM_VALUES)
+    header = f"| lever | seeds | s to {THRESHOLD:g} | clean and right | removed | kept | diversity: {names} |"
+    lines = [header, "|---|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(row["lever"] for row in rows):
+        group = [row for row in rows if row["lever"] == name]
+        cells = [
+            format_range([find_seconds_to(row["curve"], THRESHOLD) for row in group], "{:.0f}"),
+            format_range([row["curve"][-1]["clean_and_right"] for row in group], "{:.2f}"),
+            *(format_range([row[share] for row in group], "{:.3f}") for share in ("removed", "kept")),
+            ", ".join(f"{np.median([row['diversity'][attribute] for row in group]):.2f}" for attribute in NUM_VALUES),
+        ]
+        lines.append(f"| {name} | {len(group)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_range(values: Sequence[float], form: str) -> str:
+    low, middle, high = (form.format(value) for value in (min(values), np.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    main()
