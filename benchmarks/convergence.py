@@ -11,27 +11,26 @@ always the same).
 """
 
 import argparse
-import json
 import math
+import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.ablation.runs import NASA_I, build_distiller
-from datasets_prep.shapes.prompts import sample_held_out_prompts, sample_prompts
+from benchmarks.ablation.runs import NASA_I, build_distiller, judge_held_out
+from datasets_prep.shapes.prompts import sample_prompts
 from datasets_prep.shapes.scene import COLOURS, SHAPES
-from pipeline import recipe
+from pipeline import ROOT, models, recipe
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
-from pipeline.evaluation.suites.shapes_suite import ATTRIBUTES
-from pipeline.training.distiller import Distiller
+from pipeline.storage import Folder
 
 LEVERS = {
     "both teachers guided": ["method.lora_guidance=true"],
@@ -48,81 +47,70 @@ THRESHOLD = 0.7
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=240.0, help="CPU seconds of training per run")
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--lever", nargs="+", action="append", default=[], metavar="NAME OVERRIDE")
-    parser.add_argument("--out", type=Path, default=Path("docs/data/convergence.json"))
+    parser.add_argument("--seconds", type=float, default=240.0, help="CPU seconds of training per run (%(default)g)")
+    parser.add_argument("--seeds", type=int, default=6, help="number of seeds (%(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="runs at once (%(default)s)")
+    parser.add_argument(
+        "--lever",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "OVERRIDE"),
+        help="compare these recipe overrides",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs/data/convergence.json", help="file of the finished runs"
+    )
     options = parser.parse_args()
     levers = {name: overrides for name, *overrides in options.lever} or LEVERS
-    done = json.loads(options.out.read_text()) if options.out.is_file() else []
-    keys = {(row["lever"], row["seed"], row["seconds"]) for row in done}
-    missing = [
-        (name, overrides, seed, options.seconds)
-        for seed in range(options.seeds)
-        for name, overrides in levers.items()
-        if (name, seed, options.seconds) not in keys
-    ]
-    with ProcessPoolExecutor(options.processes) as pool:
-        for row in pool.map(run, *zip(*missing, strict=True)) if missing else ():
-            done.append(row)
-            options.out.write_text(json.dumps(done, indent=1) + "\n")
+    folder = Folder.from_uri(options.out.absolute().parent)
+    rows = folder.read_json(options.out.name) if folder.exists(options.out.name) else []
+    runs = [(name, levers[name], seed, options.seconds) for seed in range(options.seeds) for name in levers]
+    done = [(row["lever"], row["overrides"], row["seed"], row["seconds"]) for row in rows]
+    with ProcessPoolExecutor(options.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, *key) for key in runs if key not in done]):
+            row = future.result()
+            rows.append(row)
+            folder.write_json(options.out.name, rows)
             print(f"{row['lever']}, seed {row['seed']}: {row['curve'][-1]['clean_and_right']:.2f}", flush=True)
-    print(format_table([row for row in done if row["seconds"] == options.seconds]))
+    print(format_table([row for row in rows if (row["lever"], row["overrides"], row["seed"], row["seconds"]) in runs]))
 
 
-def run(name: str, overrides: Sequence[str], seed: int, seconds: float) -> dict[str, Any]:
+def run(name: str, overrides: list[str], seed: int, seconds: float) -> dict[str, Any]:
     """Train one student and return its row; `curve` has the accuracy by CPU seconds and images."""
     torch.set_num_threads(1)
     options = recipe.load("shapes", [f"seed={seed}", "train.num_workers=1", *overrides])
+    batch_size = options.train.batch_size
     distiller, prompts = build_distiller(options), list(sample_prompts(options.prompts.count, seed))
+    denoiser = models.load_denoiser(distiller.model.folder)  # a copy that takes the moving average
+    sampler, judge = Sampler(distiller.model, denoiser=denoiser), AttributeJudge.load()
     used, judged, step, curve = 0.0, 0.0, 0, []
     while used < seconds:
-        start, first = time.process_time(), step * options.train.batch_size
-        distiller.step(step, [prompts[i % len(prompts)] for i in range(first, first + options.train.batch_size)])
+        start = time.process_time()
+        distiller.step(step, [prompts[i % len(prompts)] for i in range(step * batch_size, (step + 1) * batch_size)])
         used, step = used + time.process_time() - start, step + 1
         if used - judged > JUDGE_SECONDS or used >= seconds:
             judged = used
-            images = step * options.train.batch_size
-            curve.append({"seconds": used, "images": images, "clean_and_right": judge_accuracy(distiller)})
-    sampler, judge = build_sampler(distiller), AttributeJudge.load()
+            denoiser.load_state_dict(distiller.ema, strict=False)
+            accuracy = float(np.mean(judge_held_out(sampler, judge, SamplingMethod(), HELD_OUT, FIRST_SEED)))
+            curve.append({"seconds": used, "images": step * batch_size, "clean_and_right": accuracy})
     trials = exclusion.run_trials(sampler, judge, [NASA_I], EXCLUSION_SEEDS)
     shares = exclusion.compute_method_shares([trial for trial in trials if trial.pair.trained], NASA_I)
-    row = {"lever": name, "seed": seed, "seconds": seconds, "overrides": list(overrides), "curve": curve}
+    row = {"lever": name, "seed": seed, "seconds": seconds, "overrides": overrides, "curve": curve}
     return {**row, "removed": shares["removed"], "kept": shares["kept"], "diversity": measure_diversity(sampler, judge)}
-
-
-def build_sampler(distiller: Distiller) -> Sampler:
-    """Return a sampler of the student's moving average."""
-    student = distiller.engines.student.module.model
-    student.load_state_dict({**student.state_dict(), **distiller.ema})
-    return Sampler(distiller.model, denoiser=student)
-
-
-def judge_accuracy(distiller: Distiller) -> float:
-    """Return the share of held-out prompts whose image is clean and right; the student's weights are kept."""
-    student = distiller.engines.student.module.model
-    weights = {name: value.clone() for name, value in student.state_dict().items()}
-    held_out = sample_held_out_prompts(HELD_OUT, FIRST_SEED)
-    seeds = range(FIRST_SEED, FIRST_SEED + HELD_OUT)
-    images = build_sampler(distiller).sample(SamplingMethod(), [text for text, _ in held_out], seeds)
-    shown = AttributeJudge.load().classify_attributes(images)
-    student.load_state_dict(weights)
-    hits = [
-        each["quality"] == "clean" and all(each[name] == getattr(scene, name) for name in ATTRIBUTES)
-        for each, (_, scene) in zip(shown, held_out, strict=True)
-    ]
-    return float(np.mean(hits))
 
 
 def measure_diversity(sampler: Sampler, judge: AttributeJudge) -> dict[str, float]:
     """Return the normalised entropy of each attribute over seeds of the open prompt."""
     prompts = [OPEN_PROMPT] * len(DIVERSITY_SEEDS)
     shown = judge.classify_attributes(sampler.sample(SamplingMethod(), prompts, DIVERSITY_SEEDS))
-    return {name: normalised_entropy([each[name] for each in shown], count) for name, count in NUM_VALUES.items()}
+    return {
+        name: compute_normalised_entropy([attributes[name] for attributes in shown], count)
+        for name, count in NUM_VALUES.items()
+    }
 
 
-def normalised_entropy(values: Sequence[str], num_values: int) -> float:
+def compute_normalised_entropy(values: Sequence[str], num_values: int) -> float:
     """Return Shannon's entropy of the values' frequencies, divided by log(num_values), in 0..1."""
     shares = np.array(list(Counter(values).values())) / len(values)
     return float(-(shares * np.log(shares)).sum() / math.log(num_values))

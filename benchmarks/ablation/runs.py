@@ -179,16 +179,10 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
     and `kept` are the outcomes of the exclusion test, by seed.
     """
     evaluation, attributes = options.evaluation, AttributeJudge.load()
-    prompts = sample_held_out_prompts(evaluation.num_prompts, evaluation.seed)
-    texts, seeds = [text for text, _ in prompts], range(evaluation.seed, evaluation.seed + len(prompts))
-    row: dict[str, Any] = {}
-    for name, sampling in (("plain", SamplingMethod()), ("nasa_i", NASA_I)):
-        judged = attributes.classify_attributes(sampler.sample(sampling, texts, seeds, [BAD_PHOTO] * len(texts)))
-        pairs = list(zip(judged, (scene for _, scene in prompts), strict=True))
-        row[name] = [
-            int(shown["quality"] == "clean" and all(shown[key] == getattr(scene, key) for key in ATTRIBUTES))
-            for shown, scene in pairs
-        ]
+    row: dict[str, Any] = {
+        name: judge_held_out(sampler, attributes, sampling, evaluation.num_prompts, evaluation.seed)
+        for name, sampling in (("plain", SamplingMethod()), ("nasa_i", NASA_I))
+    }
     first = evaluation.seed * 1000
     all_trials = exclusion.run_trials(
         sampler,
@@ -199,6 +193,18 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
     )
     trials = [trial for trial in all_trials if trial.sampling == NASA_I.label]
     return {**row, **{name: [int(getattr(trial, name)) for trial in trials] for name in ("removed", "kept")}}
+
+
+def judge_held_out(
+    sampler: Sampler, attributes: AttributeJudge, sampling: SamplingMethod, count: int, seed: int
+) -> list[int]:
+    """Return 1 for each held-out prompt whose image is clean with every attribute right, else 0."""
+    texts, scenes = zip(*sample_held_out_prompts(count, seed), strict=True)
+    images = sampler.sample(sampling, texts, range(seed, seed + count), [BAD_PHOTO] * count)
+    return [
+        int(shown["quality"] == "clean" and all(shown[key] == getattr(scene, key) for key in ATTRIBUTES))
+        for shown, scene in zip(attributes.classify_attributes(images), scenes, strict=True)
+    ]
 
 
 def _mean_percent(flags: Sequence[int]) -> float:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks.convergence import find_seconds_to, format_table, normalised_entropy
+from benchmarks.convergence import compute_normalised_entropy, find_seconds_to, format_table
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from benchmarks.convergence import find_seconds_to, format_table, normalised_ent
     ],
 )
 def test_entropy_is_one_for_equally_frequent_values_and_zero_for_a_single_one(values, num_values, expected):
-    assert normalised_entropy(values, num_values) == pytest.approx(expected)
+    assert compute_normalised_entropy(values, num_values) == pytest.approx(expected)
 
 
 def build_curve(*points):
