@@ -46,7 +46,7 @@ class Steering:
 
     @property
     def is_plain(self) -> bool:
-        """Whether attention is plain: no negative prompt, scale 0, or a call that is not steered."""
+        """Tell whether attention is plain: no negative prompt, scale 0, or a call that is not steered."""
         no_scale = not isinstance(self.scale, Tensor) and self.scale == 0
         return self.embeds_NTD is None or no_scale or not self.active
 

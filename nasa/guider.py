@@ -89,7 +89,7 @@ class NasaGuidance(BaseGuidance):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the prediction is conditional; always."""
+        """Return True: every prediction is conditional."""
         return True
 
     @property

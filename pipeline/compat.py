@@ -49,8 +49,8 @@ def run_storage(storage: Any) -> tuple[fs.FileSystem, str]:
 
 
 @contextmanager
-def load_universal_checkpoint(engine: Any, universal: bool) -> Iterator[None]:
-    """Let a DeepSpeed engine load the universal format in the block; its public setting is fixed at initialization."""
+def allow_universal_checkpoint(engine: Any, universal: bool) -> Iterator[None]:
+    """Let a DeepSpeed engine load the universal format inside the context; its public setting is fixed at the start."""
     engine._config.load_universal_checkpoint = universal
     try:
         yield

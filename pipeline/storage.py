@@ -61,7 +61,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether the folder is on a local or mounted file system."""
+        """Tell whether the folder is on a local or mounted file system."""
         return not self.uri.startswith("s3://")
 
     @property

@@ -22,17 +22,17 @@ DEGRADATIONS = ", ".join(QUALITIES[1:])  # names each degradation
 
 @dataclass(frozen=True)
 class ExclusionPair:
-    """A prompt and a negative prompt that names the `value` of an `attribute`; `asked` are the prompt's attributes."""
+    """A prompt, its attributes (`prompted`), and a negative prompt that names the `value` of an `attribute`."""
 
     prompt: str
     negative_prompt: str
     attribute: str
     value: str
-    asked: tuple[tuple[str, str], ...]
+    prompted: tuple[tuple[str, str], ...]
 
     @property
     def trained(self) -> bool:
-        """Whether training's negatives name this value."""
+        """Tell whether training's negatives name this value."""
         return self.value not in NEVER_NEGATIVE
 
 

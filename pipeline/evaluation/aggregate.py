@@ -133,7 +133,7 @@ def compute_selected_shares(rows: Sequence[EvaluationRow]) -> dict[tuple[str, st
     for row in rows:
         if row.set == EXCLUSION_SET and row.system == PLAIN.label and not row.selects_scale:
             pair = PAIR_OF[row.prompt, row.negative_prompt]
-            if all(row.shown[name] == value for name, value in pair.asked):
+            if all(row.shown[name] == value for name, value in pair.prompted):
                 flags.setdefault((pair.prompt, pair.negative_prompt), []).append(bool(row.selected))
     return {pair: share(values) for pair, values in flags.items()}
 

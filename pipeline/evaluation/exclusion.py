@@ -52,7 +52,7 @@ class Trial:
             sampling,
             selects_scale,
             removed=shown[pair.attribute] != pair.value,
-            kept=all(shown[name] == value for name, value in pair.asked),
+            kept=all(shown[name] == value for name, value in pair.prompted),
             clean=shown["quality"] == "clean",
         )
 
@@ -98,7 +98,7 @@ def negate_prompt(pair: ExclusionPair) -> str:
 
 
 def _shows(shown: Mapping[str, str], pair: ExclusionPair) -> bool:
-    return shown[pair.attribute] == pair.value and all(shown[name] == value for name, value in pair.asked)
+    return shown[pair.attribute] == pair.value and all(shown[name] == value for name, value in pair.prompted)
 
 
 def run_trials(

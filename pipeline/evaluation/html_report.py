@@ -133,5 +133,5 @@ def format_metric(metric: Estimate) -> str:
 
 
 def encode_data_uri(png: bytes) -> str:
-    """Encode a PNG as a data URI."""
+    """Encode a PNG's thumbnail as a data URI."""
     return "data:image/webp;base64," + base64.b64encode(encode_thumbnail(png, SIDE)).decode()

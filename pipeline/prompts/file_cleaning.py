@@ -131,7 +131,7 @@ def _format_chunk_name(number: int) -> str:
 def iter_raw_chunks(file: SourceFile, key: str, batch_size: int) -> Iterator[RawChunk]:
     """Yield the file's raw chunks; an empty file has one."""
     row, number, previous = 0, 0, None
-    for table in read_tables(file.open_prompt_file(), batch_size):
+    for table in read_tables(file.to_prompt_file(), batch_size):
         if previous is not None:
             yield previous
         previous = RawChunk(key, number, row, _to_ipc(table), last=False)

@@ -179,7 +179,7 @@ def _write_negatives(recipe: Recipe, files: Sequence[SourceFile], output: Prepar
 def _iter_observed_negatives(files: Sequence[SourceFile]) -> Iterator[str]:
     """Yield the negative prompts that people wrote: a table's column of them, or a file that contains nothing else."""
     for file in files:
-        for table in read_tables(file.open_prompt_file(), file_cleaning.ROWS_PER_CHUNK):
+        for table in read_tables(file.to_prompt_file(), file_cleaning.ROWS_PER_CHUNK):
             column = "negative" if table["negative"].null_count < table.num_rows else "text"
             yield from (text for text in table[column].drop_null().to_pylist() if text.strip())
 

@@ -59,7 +59,7 @@ def _name_option_in_errors(option: str, value: str, make: Callable[..., pa.Table
 def _read_pairs(files: str) -> Iterator[tuple[str | None, str | None]]:
     for _, source_files in find_source_files((Source(path=files),), "--negopt"):
         for file in source_files:
-            for table in read_tables(file.open_prompt_file(), ROWS_PER_CHUNK):
+            for table in read_tables(file.to_prompt_file(), ROWS_PER_CHUNK):
                 yield from zip(table["text"].to_pylist(), table["negative"].to_pylist(), strict=True)
 
 

@@ -32,7 +32,7 @@ class SourceFile(StrictModel):
         """The path within the file system."""
         return self.uri.removeprefix("s3://")
 
-    def open_prompt_file(self) -> PromptFile:
+    def to_prompt_file(self) -> PromptFile:
         """Return the file as `datasets_prep.sources` reads it."""
         location = Folder.from_uri(self.uri)
         return PromptFile(location.filesystem, location.path, self.column)

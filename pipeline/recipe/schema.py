@@ -103,7 +103,7 @@ class Prompts(Section):
 
     @property
     def is_bundled(self) -> bool:
-        """Whether the prompts are those of the Shapes toy dataset."""
+        """Tell whether the prompts are those of the Shapes toy dataset."""
         return [source.path for source in self.sources] == [BUNDLED]
 
 

@@ -109,7 +109,7 @@ class Distiller:
             values /= self.world_size
         return dict(zip(local, values.tolist(), strict=True))
 
-    def is_set_on_any_rank(self, flag: bool) -> bool:
+    def any_across_ranks(self, flag: bool) -> bool:
         """Tell whether the flag is set in any process; all get the same answer."""
         return self._reduce_metrics({"flag": float(flag)})["flag"] > 0
 

@@ -145,8 +145,8 @@ def _describe_inputs(recipe: Recipe, prompt_folder: Folder) -> Iterator[tuple[st
     prompts = _check_input(lambda: f"{prompt_dataset.load_manifest(prompt_folder).prompts:,} in {prompt_folder.uri}")
     yield "prompts", prompts
     for name, path, revision, find in _list_models(recipe):
-        is_on_hub = is_hub_id(path)
-        yield name, describe_hub_status(path, revision, missing=MISSING) if is_on_hub else _check_input(find)
+        state = describe_hub_status(path, revision, missing=MISSING) if is_hub_id(path) else _check_input(find)
+        yield name, state
     options = recipe.evaluation
     if isinstance(build_suite(recipe), BenchmarkSuite) and options.prompt_sets:
         folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompt_folder.parent / "benchmarks"

@@ -13,7 +13,7 @@ from nasa.families import Family
 from nasa.lora import add_lora, get_lora_parameters
 from nasa.mixed_precision import cast_frozen
 from nasa.steerable_denoiser import get_output_layer, make_steerable, require_distillation
-from pipeline.compat import load_universal_checkpoint
+from pipeline.compat import allow_universal_checkpoint
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_engine import BETAS, WEIGHT_DECAY, EngineOptions, initialize
@@ -64,7 +64,7 @@ class Engines:
     def load(self, folder: Path, *, universal: bool = False) -> None:
         """Load what `save` wrote with the same world size and ZeRO stage, or DeepSpeed's universal format with any."""
         for name, engine in self.list_named():
-            with load_universal_checkpoint(engine, universal):
+            with allow_universal_checkpoint(engine, universal):
                 loaded, _ = engine.load_checkpoint(str(folder), tag=name)
             assert loaded is not None, f"{folder}/{name}"
 

@@ -116,7 +116,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
             stream.close()
             return str(error)
         done = step + 1
-        stopping = distiller.is_set_on_any_rank(reporter.stop_requested())
+        stopping = distiller.any_across_ranks(reporter.stop_requested())
         if stopping or done % options.checkpoint_every_n_steps == 0 or done == options.steps:
             reporter.log_previews(distiller, done)
             _report_checkpoint(distiller, done, metrics)

@@ -44,5 +44,5 @@ def test_the_summary_separates_trained_from_untrained_negatives_and_omits_calibr
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.prompt} minus {pair.negative_prompt}")
 def test_no_pair_excludes_an_attribute_of_its_prompt(pair):
     assert pair.value in pair.negative_prompt
-    assert pair.attribute not in dict(pair.asked)
-    assert all(value in pair.prompt for _, value in pair.asked)
+    assert pair.attribute not in dict(pair.prompted)
+    assert all(value in pair.prompt for _, value in pair.prompted)
