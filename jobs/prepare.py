@@ -20,6 +20,6 @@ def run(options: argparse.Namespace) -> None:
         for reason, count in sorted(source.removed.items(), key=lambda item: -item[1]):
             print(f"{name}: {count} of {source.rows} removed: {reason}")
     print(
-        f"prepared {prepared.prompts} prompts in {prepared.shards} shards, {prepared.epoch} of them an epoch, "
-        f"and {prepared.negative_prompts} negative prompts: {folder.uri}"
+        f"prepared {prepared.prompts} prompts (shards: {prepared.shards}, prompts per epoch: {prepared.epoch}) and "
+        f"{prepared.negative_prompts} negative prompts: {folder.uri}"
     )

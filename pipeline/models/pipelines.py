@@ -157,7 +157,7 @@ def load_pipeline(folder: Path, **parts: None) -> Any:
     """Load a pipeline in float32, without `UNUSED_PARTS` and without the `parts` that are None."""
     listed = json.loads((folder / "model_index.json").read_text())
     parts |= dict.fromkeys((part for part in UNUSED_PARTS if part in listed), None)
-    with _silence_loading():
+    with _silence_libraries():
         pipe = DiffusionPipeline.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **parts
         )
@@ -168,18 +168,19 @@ def load_pipeline(folder: Path, **parts: None) -> Any:
 
 
 @contextmanager
-def _silence_loading() -> Iterator[None]:
+def _silence_libraries() -> Iterator[None]:
     """Hide progress bars and diffusers' warning of a missing safety checker, which the model card mentions."""
     level = diffusers_logging.get_verbosity()
+    with_bars = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
     diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    for log in with_bars:
+        log.disable_progress_bar()
     try:
         yield
     finally:
         diffusers_logging.set_verbosity(level)
-        diffusers_logging.enable_progress_bar()
-        transformers_logging.enable_progress_bar()
+        for log in with_bars:
+            log.enable_progress_bar()
 
 
 def detect_family(folder: Path) -> Family:
@@ -226,7 +227,8 @@ def save_denoiser(
     getattr(pipe, detect_family(folder).denoiser_part).load_state_dict(weights)
     if scheduler:
         pipe.scheduler = scheduler(pipe.scheduler.config)
-    pipe.save_pretrained(target)
+    with _silence_libraries():
+        pipe.save_pretrained(target)
     if held := read_student_record(folder) if record is None else record:
         (target / STUDENT_FILE).write_text(json.dumps(dict(held), indent=2) + "\n")
     return hash_folder(target)

@@ -43,7 +43,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(arguments, message, tmp_path, 
 def test_prepare_prints_a_summary(tmp_path, capsys):
     overrides = ["--set", "prompts.count=100", "--set", "prompts.negative_draws=50", "--set", "train.batch_size=8"]
     assert main(["prepare", "--run", str(tmp_path), *overrides]) == 0
-    assert capsys.readouterr().out.startswith("prepared 100 prompts in 1 shards, 100 of them an epoch, and 46 ")
+    assert capsys.readouterr().out.startswith("prepared 100 prompts (shards: 1, prompts per epoch: 100) and 46 ")
     assert (tmp_path / "prompts" / "manifest.json").is_file()
 
 
@@ -53,7 +53,7 @@ def test_paths_of_prompts_may_have_any_characters(tmp_path, capsys):
     (folder / 'a "fox".txt').write_text("a red fox\n")
     overrides = ["--set", "prompts.negative_count=50", "--set", "train.batch_size=8"]
     assert main(["prepare", "--run", str(folder / "run"), "--prompts", str(folder / 'a "fox".txt'), *overrides]) == 0
-    assert capsys.readouterr().out.startswith("prepared 1 prompts in 1 shards")
+    assert capsys.readouterr().out.startswith("prepared 1 prompts (shards: 1, ")
 
 
 def test_help_lists_the_commands(capsys):

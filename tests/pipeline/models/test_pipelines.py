@@ -4,6 +4,8 @@ import shutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from nasa.steerable_denoiser import make_steerable
 from nasa.student import generate
@@ -68,6 +70,14 @@ def test_the_student_of_a_half_precision_teacher_loads_without_options(build_pip
     )
     image = pipe("a star", num_inference_steps=1, guidance_scale=0, output_type="pt", **call_options).images
     assert image.isfinite().all()
+
+
+def test_loading_and_saving_print_nothing_and_restore_the_progress_bars(tiny_teacher, tmp_path, capfd):
+    weights = models.load(tiny_teacher).denoiser.state_dict()
+    models.save_student(tiny_teacher, weights, tmp_path / "student")
+    assert capfd.readouterr().err == ""
+    assert diffusers_logging.is_progress_bar_enabled()
+    assert transformers_logging.is_progress_bar_enabled()
 
 
 def test_other_weights_have_another_hash(tiny_teacher, tmp_path):
