@@ -1,4 +1,4 @@
-"""Records: frozen and strictly validated values of TOML and JSON files, whose errors are one line."""
+"""The base of models of TOML and JSON files: frozen, strictly validated, with errors of one line."""
 
 import json
 from collections.abc import Mapping

@@ -51,7 +51,8 @@ def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOpti
     judged = options.get("shown_quality", {})
     options = {**options, **dict.fromkeys((*FLAGS, *EXCLUSION_METRICS), judged)}
     samples = [row for row in rows if row.set != EXCLUSION_SET]
-    by_system = {name: [row for row in samples if row.system == name] for name in _list_distinct(samples, "system")}
+    names = dict.fromkeys(row.system for row in samples)
+    by_system = {name: [row for row in samples if row.system == name] for name in names}
     systems = {name: _summarize_metrics(system_rows, options) for name, system_rows in by_system.items()}
     summary = Summary(
         student=STUDENT_SYSTEM,
@@ -88,9 +89,10 @@ def _set_means(rows: Sequence[EvaluationRow], name: str) -> dict[str, float] | N
 
 def _build_style_table(rows: Sequence[EvaluationRow], name: str) -> StyleTable | None:
     """Return HPSv2's own table, if it scored its styles."""
-    by_set = _group_by_set(rows, name)
-    styles = {style: values for style, values in by_set.items() if style.startswith("hpsv2/")}
-    return hpsv2.build_style_table(styles) if name == "hpsv2" and styles else None
+    if name != "hpsv2":
+        return None
+    styles = {style: scores for style, scores in _group_by_set(rows, name).items() if style.startswith("hpsv2/")}
+    return hpsv2.build_style_table(styles) if styles else None
 
 
 def _group_by_set(rows: Sequence[EvaluationRow], name: str) -> dict[str, list[float]]:
@@ -161,10 +163,6 @@ def compute_paired_difference(a: Sequence[EvaluationRow], b: Sequence[Evaluation
 
 
 def match_rows(a: Sequence[EvaluationRow], b: Sequence[EvaluationRow]) -> list[tuple[EvaluationRow, EvaluationRow]]:
-    """Return pairs of rows with the same prompt and noise."""
+    """Return pairs of rows with the same prompt and seed."""
     by_key = {row.image_key: row for row in b}
     return [(row, by_key[row.image_key]) for row in a if row.image_key in by_key]
-
-
-def _list_distinct(rows: Iterable[EvaluationRow], name: str) -> list[str]:
-    return list(dict.fromkeys(getattr(row, name) for row in rows))
