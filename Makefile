@@ -5,7 +5,7 @@ RUN ?= runs/demo
 RECIPE ?= shapes
 BIN = $(VENV)/bin
 GPU_PYTHON ?= python3
-GPU_NEEDS = hjson ninja py-cpuinfo msgpack einops importlib-metadata zipp
+GPU_NEEDS = hjson ninja py-cpuinfo msgpack einops
 JOBS = $(BIN)/python -m jobs
 
 .PHONY: demo test test-unit test-slow chaos gpu gpu-wheels ui lint lock clean
@@ -30,14 +30,14 @@ chaos: $(VENV)/installed
 
 # On one NVIDIA GPU, by whatever Python has torch there; diffusers and DeepSpeed come from build/wheels.
 gpu:
-	DS_IGNORE_CUDA_DETECTION=1 $(GPU_PYTHON) -m pip install --quiet --no-index --find-links build/wheels diffusers deepspeed
+	DS_IGNORE_CUDA_DETECTION=1 $(GPU_PYTHON) -m pip install --quiet --no-index --find-links build/wheels diffusers deepspeed ftfy tomli-w cronsim rensa
 	DS_IGNORE_CUDA_DETECTION=1 $(GPU_PYTHON) -m benchmarks.gpu
 
 gpu-wheels: $(VENV)/installed
 	mkdir -p build/wheels
 	DS_BUILD_OPS=0 DS_IGNORE_CUDA_DETECTION=1 $(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w build/wheels deepspeed==0.19.8
 	$(BIN)/pip download --quiet --no-deps --python-version 3.12 --only-binary=:all: -d build/wheels diffusers==0.42.1 $(GPU_NEEDS)
-	$(BIN)/pip download --quiet --python-version 3.12 --only-binary=:all: -d build/wheels pydantic
+	$(BIN)/pip download --quiet --python-version 3.12 --only-binary=:all: -d build/wheels pydantic importlib-metadata ftfy tomli-w cronsim rensa
 	$(BIN)/python -m benchmarks.gpu --estimates
 
 ui: $(VENV)/installed

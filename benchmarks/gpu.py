@@ -6,14 +6,18 @@
 
 A step row measures a bfloat16 step of a paper recipe's architecture, with random weights, through DeepSpeed's engines:
 seconds, images/s beside SwiftBrush's step in the same run, and peak memory beside the estimate. A steering row measures
-a call of the denoiser, plain and with a negative prompt. Each row is written to --out and not measured again.
+a call of the denoiser, plain and with a negative prompt. The row "distil" trains a student of the bundled teacher in
+bfloat16, by the distiller of a Ray Train worker, and judges its images. Each row is written to
+--out and not measured again.
 """
 
 import argparse
+import gc
 import json
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +139,37 @@ def measure_steering(size: str, options: argparse.Namespace) -> dict[str, Any]:
     return row | {f"{name}_ratio": row[name] / row["plain"] for name in ("cfg", "nag", "nasa")}
 
 
+def measure_distillation(recipe_name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a student of the bundled teacher for `--toy-steps` steps; measure its seconds per step and its images."""
+    from benchmarks.ablation.runs import build_distiller, judge_held_out
+    from datasets_prep.shapes.prompts import sample_prompts
+    from pipeline import models, recipe
+    from pipeline.evaluation.judges.attribute_judge import AttributeJudge
+    from pipeline.evaluation.sampling import Sampler, SamplingMethod
+    from pipeline.training.engines import build_deepspeed_engine
+
+    settings = recipe.load(recipe_name, ["train.num_workers=1", 'train.precision="bfloat16"'])
+    distiller = build_distiller(settings, options.device, build_deepspeed_engine)
+    prompts = list(sample_prompts(settings.prompts.count, settings.seed))
+    batch, durations, metrics = settings.train.batch_size, [], {}
+    for step in range(options.toy_steps):
+        started = time.perf_counter()
+        metrics = distiller.step(step, [prompts[i % len(prompts)] for i in range(step * batch, (step + 1) * batch)])
+        durations.append(time.perf_counter() - started)
+    assert all(math.isfinite(value) for value in metrics.values()), metrics
+    student = models.load(distiller.model.folder, options.device)  # in float32, as in an evaluation
+    student.denoiser.load_state_dict(distiller.ema, strict=False)
+    sampler, judge = Sampler(student), AttributeJudge.load()
+    accurate = judge_held_out(sampler, judge, SamplingMethod(), 512, settings.evaluation.seed)
+    return {
+        "steps": options.toy_steps,
+        "batch": batch,
+        "seconds": sorted(durations)[len(durations) // 2],
+        "clean_and_right": sum(accurate) / len(accurate),
+        **metrics,
+    }
+
+
 @torch.inference_mode()
 def _time(device: torch.device, call: Callable[[], None]) -> float:
     """Return the median seconds of a call."""
@@ -152,6 +187,7 @@ def _time(device: torch.device, call: Callable[[], None]) -> float:
 
 def _reset_peak_memory(setup: StepSetup) -> None:
     if setup.device.type == "cuda":
+        gc.collect()  # an engine is a cycle of references
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
@@ -183,6 +219,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="*", choices=STEERED, default=["sd21", "pixart", "sdxl", "sd15"])
     parser.add_argument("--batch", type=int, default=0, help="images per step (default: those of the recipe's worker)")
+    parser.add_argument("--toy-steps", type=int, default=300, help="steps of the bundled teacher's distillation")
     parser.add_argument("--out", type=Path, default=Path("docs/data/gpu.json"))
     parser.add_argument("--estimates", action="store_true", help="only write the memory estimates to compare with")
     options = parser.parse_args()
@@ -190,18 +227,29 @@ def main() -> None:
         write_estimates()
         return
     _init_process_group(options.device)
+    failed: list[str] = []
     done = json.loads(options.out.read_text()) if options.out.is_file() else {}
-    rows = [("step", size, measure_step) for size in options.sizes if size in SIZES]
+    rows: list[tuple[str, str, Callable[[str, argparse.Namespace], dict[str, Any]]]]
+    rows = [("distil", "shapes", measure_distillation)]
+    rows += [("step", size, measure_step) for size in options.sizes if size in SIZES]
     rows += [("steer", size, measure_steering) for size in options.sizes if size in STEERED]
     for kind, size, measure in rows:
         key = f"{kind} {size}"
         if key not in done:
-            done[key] = measure(size, options) | {"device": _device_name(options.device), "torch": torch.__version__}
+            try:
+                row = measure(size, options)
+            except Exception:  # the other rows need the same machine, which may not come again
+                failed.append(key)
+                traceback.print_exc()
+                continue
+            done[key] = row | {"device": _device_name(options.device), "torch": torch.__version__}
             scratch = options.out.with_suffix(".partial")
             scratch.write_text(json.dumps(done, indent=1) + "\n")
             scratch.replace(options.out)
         print(key, json.dumps(done[key]), flush=True)
     torch.distributed.destroy_process_group()
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def _init_process_group(device: str) -> None:

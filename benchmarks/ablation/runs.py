@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from datasets_prep import negative_corpus
 from datasets_prep.shapes.prompts import BAD_PHOTO, sample_held_out_prompts, sample_negatives, sample_prompts
+from datasets_prep.shapes.scene import ATTRIBUTES
 from nasa.method_options import MethodOptions
 from pipeline import models, recipe
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
-from pipeline.evaluation.suites.shapes_suite import ATTRIBUTES
 from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.recipe import Recipe
@@ -144,13 +144,13 @@ def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
     return {"variant": variant.name, "seed": seed, "plan": plan.identity, **judge(options, sampler)}
 
 
-def build_distiller(options: Recipe) -> Distiller:
+def build_distiller(options: Recipe, device: str = "cpu", make: engines.MakeEngine = engines.PlainEngine) -> Distiller:
     """Return a distiller of the bundled teacher at its first step, in one process."""
     corpus = negative_corpus.build_weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
     sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
-    model = models.load(models.find_teacher_folder(options.teacher))
-    built = engines.build_engines(options, model, torch.device("cpu"), make=engines.PlainEngine)
-    clip = Clip.load(options.train.clip_model) if options.train.clip_weight else None
+    model = models.load(models.find_teacher_folder(options.teacher), device)
+    built = engines.build_engines(options, model, torch.device(device), make=make)
+    clip = Clip.load(options.train.clip_model, device) if options.train.clip_weight else None
     return Distiller(options, model, built, sampler, clip)
 
 

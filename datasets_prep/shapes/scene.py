@@ -26,6 +26,7 @@ POSITIONS = {  # offset of the object's centre from the image's, pixels (right, 
     "at the bottom": (0, 9),
 }
 QUALITIES = ("clean", "blurry", "grainy", "dark")
+ATTRIBUTES = ("shape", "colour", "background")  # of a scene, that every held-out prompt names
 DEGRADED_SHARE = 0.45
 HELD_OUT_SHARE = 8  # one in this many (shape, colour, background, size) tuples is never trained on
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pydantic import JsonValue
 
 from datasets_prep.shapes.prompts import DEGRADATIONS, PAIRS
+from datasets_prep.shapes.scene import ATTRIBUTES
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.judges import clip_attributes
 from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM, list_nasa_samplings
 from pipeline.evaluation.results import EvaluationRow, MetricSummary, StyleTable, Summary
 from pipeline.evaluation.scorers import hpsv2
 from pipeline.evaluation.statistics import Difference, Share, bootstrap_paired, estimate_mean, share
-from pipeline.evaluation.suites.shapes_suite import ATTRIBUTES, TEACHER_ONE_STEP
+from pipeline.evaluation.suites.shapes_suite import TEACHER_ONE_STEP
 from pipeline.recipe import Evaluation, Recipe
 
 ScorerOptions = Mapping[str, Mapping[str, JsonValue]]

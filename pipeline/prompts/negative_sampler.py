@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_prep.negative_corpus import contradicts
-from pipeline.prompts.prepare import NEGATIVES
 from pipeline.storage import Folder
 
+NEGATIVES = "negatives.parquet"  # in a prepared folder
 MAX_RESAMPLES = 16
 
 

@@ -17,13 +17,14 @@ from pipeline.manifest import DataFile
 from pipeline.model_download import download_folder, is_hub_id
 from pipeline.prompts import clean_corpus, file_cleaning
 from pipeline.prompts.clean_corpus import SCHEMA
+from pipeline.prompts.negative_sampler import NEGATIVES
 from pipeline.prompts.preparation_request import build_request, count_added_files
 from pipeline.prompts.prompt_dataset import PromptRequest, PromptsManifest, SourceRecord, write_data_file
 from pipeline.prompts.source_files import SourceFile, find_source_files
 from pipeline.recipe import BUNDLED, Prompts, Recipe, Source
 from pipeline.storage import Folder
 
-NEGATIVES, CARD = "negatives.parquet", "card.html"
+CARD = "card.html"
 CLEANED = "cleaned"  # the folder of cleaned source files
 Report = Callable[[str], None]
 

@@ -13,7 +13,6 @@ from nasa.families import Family
 from nasa.lora import add_lora, get_lora_parameters
 from nasa.mixed_precision import cast_frozen
 from nasa.steerable_denoiser import get_output_layer, make_steerable, require_distillation
-from pipeline.compat import allow_universal_checkpoint
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_engine import BETAS, WEIGHT_DECAY, EngineOptions, initialize
@@ -63,6 +62,8 @@ class Engines:
 
     def load(self, folder: Path, *, universal: bool = False) -> None:
         """Load what `save` wrote with the same world size and ZeRO stage, or DeepSpeed's universal format with any."""
+        from pipeline.compat import allow_universal_checkpoint  # a bare GPU machine trains without Ray
+
         for name, engine in self.list_named():
             with allow_universal_checkpoint(engine, universal):
                 loaded, _ = engine.load_checkpoint(str(folder), tag=name)

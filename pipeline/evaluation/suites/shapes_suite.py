@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, ExclusionPair, sample_held_out_prompts
+from datasets_prep.shapes.scene import ATTRIBUTES
 from pipeline.errors import UserError
 from pipeline.evaluation import scorers
 from pipeline.evaluation.exclusion import Judge
@@ -22,7 +23,6 @@ from pipeline.evaluation.scorers.shapes import Attributes, ShapesClip
 from pipeline.recipe import Evaluation
 from pipeline.storage import Folder
 
-ATTRIBUTES = ("shape", "colour", "background")
 HELD_OUT = "held-out"
 TEACHER_ONE_STEP = "teacher, 1 step"
 

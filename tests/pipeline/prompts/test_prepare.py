@@ -9,7 +9,8 @@ from datasets_prep.negative_corpus import COMMON_TERMS
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.prompts import file_cleaning
-from pipeline.prompts.prepare import CARD, CLEANED, NEGATIVES, SCHEMA, prepare
+from pipeline.prompts.negative_sampler import NEGATIVES
+from pipeline.prompts.prepare import CARD, CLEANED, SCHEMA, prepare
 from pipeline.prompts.prompt_dataset import load_manifest
 from pipeline.recipe import parse
 from pipeline.storage import Folder
