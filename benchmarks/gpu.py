@@ -12,9 +12,9 @@ bfloat16, by the distiller of a Ray Train worker, and judges its images. Each ro
 """
 
 import argparse
-import gc
 import json
 import math
+import multiprocessing
 import os
 import time
 import traceback
@@ -41,15 +41,19 @@ STEERED: dict[str, tuple[Callable[[], Any], int, int]] = {  # model, tokens, fea
     "sdxl": (architectures.build_sdxl, 77, 2048),
     "pixart": SIZES["pixart"],
 }
+ENGINE_STAGES = (0, 1, 2)
+ROWS = ("distil", "step", "engine", "steer")
 WARM_UP, STEPS, CALLS = 2, 5, 10
+
+Measure = Callable[[str, argparse.Namespace], dict[str, Any]]
 
 
 class DeepSpeedStep:
     """A step of NASA-T through two DeepSpeed engines, as in a Ray Train worker."""
 
-    def __init__(self, setup: StepSetup) -> None:
+    def __init__(self, setup: StepSetup, zero_stage: int = 2) -> None:
         self.setup = setup
-        options = EngineOptions(setup.batch, 1, 1.0, 2)
+        options = EngineOptions(setup.batch, 1, 1.0, zero_stage)
         student, teachers = setup.student(), setup.lora_teacher()
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.student = initialize(student, trained, LEARNING_RATES[0], options)
@@ -72,29 +76,36 @@ def measure_step(size: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure a training step, ours and SwiftBrush's: time, peak memory and losses."""
     setup = StepSetup(argparse.Namespace(**vars(options), size=size, bfloat16=True))
     setup.batch = options.batch or BATCH[size]
-    row: dict[str, Any] = {"batch": setup.batch, "estimate_gib": _read_estimates().get(size)}
-    for name, step_class in (("ours", DeepSpeedStep), ("baseline", Baseline)):
-        _reset_peak_memory(setup)
-        stepper = step_class(setup)
-        durations, losses = [], {}
-        for number in range(WARM_UP + STEPS):
-            inputs = setup.sample_inputs(number, stepper.model)
-            setup.synchronize()
-            started = time.perf_counter()
-            losses = stepper.step(*inputs)
-            setup.synchronize()
-            durations.append(time.perf_counter() - started)
-        seconds = sorted(durations[WARM_UP:])[STEPS // 2]
-        assert all(math.isfinite(float(value)) for value in losses.values()), losses
-        row[name] = {
-            "seconds": seconds,
-            "images_per_second": setup.batch / seconds,
-            "peak_gib": _peak_gib(setup),
-            **{key: float(value) for key, value in losses.items()},
-        }
-        del stepper
-    row["ratio"] = row["baseline"]["seconds"] / row["ours"]["seconds"]
-    return row
+    ours, baseline = (_measure_stepper(setup, make(setup)) for make in (DeepSpeedStep, Baseline))
+    row = {"batch": setup.batch, "estimate_gib": _read_estimates().get(size), "ours": ours, "baseline": baseline}
+    return row | {"ratio": baseline["seconds"] / ours["seconds"]}
+
+
+def measure_engine(size_and_stage: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a step through DeepSpeed's engines in one ZeRO stage."""
+    size, stage = size_and_stage.split()
+    setup = StepSetup(argparse.Namespace(**vars(options), size=size, bfloat16=True))
+    setup.batch = options.batch or BATCH[size]
+    return _measure_stepper(setup, DeepSpeedStep(setup, int(stage)))
+
+
+def _measure_stepper(setup: StepSetup, stepper: DeepSpeedStep | Baseline) -> dict[str, Any]:
+    durations, losses = [], {}
+    for number in range(WARM_UP + STEPS):
+        inputs = setup.sample_inputs(number, stepper.model)
+        setup.synchronize()
+        started = time.perf_counter()
+        losses = stepper.step(*inputs)
+        setup.synchronize()
+        durations.append(time.perf_counter() - started)
+    seconds = sorted(durations[WARM_UP:])[STEPS // 2]
+    assert all(math.isfinite(float(value)) for value in losses.values()), losses
+    return {
+        "seconds": seconds,
+        "images_per_second": setup.batch / seconds,
+        "peak_gib": _peak_gib(setup),  # of the process, so only the first stepper's is its own
+        **{key: float(value) for key, value in losses.items()},
+    }
 
 
 def measure_steering(size: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -185,13 +196,6 @@ def _time(device: torch.device, call: Callable[[], None]) -> float:
     return sorted(durations[WARM_UP:])[CALLS // 2]
 
 
-def _reset_peak_memory(setup: StepSetup) -> None:
-    if setup.device.type == "cuda":
-        gc.collect()  # an engine is a cycle of references
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
 def _peak_gib(setup: StepSetup) -> float | None:
     return torch.cuda.max_memory_reserved() / GIB if setup.device.type == "cuda" else None
 
@@ -218,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="*", choices=STEERED, default=["sd21", "pixart", "sdxl", "sd15"])
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="kinds of rows (default: all)")
     parser.add_argument("--batch", type=int, default=0, help="images per step (default: those of the recipe's worker)")
     parser.add_argument("--toy-steps", type=int, default=300, help="steps of the bundled teacher's distillation")
     parser.add_argument("--out", type=Path, default=Path("docs/data/gpu.json"))
@@ -226,30 +231,41 @@ def main() -> None:
     if options.estimates:
         write_estimates()
         return
-    _init_process_group(options.device)
     failed: list[str] = []
     done = json.loads(options.out.read_text()) if options.out.is_file() else {}
-    rows: list[tuple[str, str, Callable[[str, argparse.Namespace], dict[str, Any]]]]
-    rows = [("distil", "shapes", measure_distillation)]
+    rows: list[tuple[str, str, Measure]] = [("distil", "shapes", measure_distillation)]
     rows += [("step", size, measure_step) for size in options.sizes if size in SIZES]
+    rows += [("engine", f"{options.sizes[0]} {stage}", measure_engine) for stage in ENGINE_STAGES]
     rows += [("steer", size, measure_steering) for size in options.sizes if size in STEERED]
-    for kind, size, measure in rows:
+    for kind, size, measure in [row for row in rows if row[0] in options.rows]:
         key = f"{kind} {size}"
         if key not in done:
             try:
-                row = measure(size, options)
+                row = _run_in_process(measure, size, options)
             except Exception:  # the other rows need the same machine, which may not come again
                 failed.append(key)
                 traceback.print_exc()
                 continue
-            done[key] = row | {"device": _device_name(options.device), "torch": torch.__version__}
+            done[key] = row
             scratch = options.out.with_suffix(".partial")
             scratch.write_text(json.dumps(done, indent=1) + "\n")
             scratch.replace(options.out)
         print(key, json.dumps(done[key]), flush=True)
-    torch.distributed.destroy_process_group()
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def _run_in_process(measure: Measure, size: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return a row, measured in a process of its own, whose memory nothing else has used."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure_in_child, (measure, size, options))
+
+
+def _measure_in_child(measure: Measure, size: str, options: argparse.Namespace) -> dict[str, Any]:
+    _init_process_group(options.device)
+    row = measure(size, options) | {"device": _device_name(options.device), "torch": torch.__version__}
+    torch.distributed.destroy_process_group()
+    return row
 
 
 def _init_process_group(device: str) -> None:

@@ -14,7 +14,10 @@ from datasets_prep.shapes.scene import Scene, pick
 QUALITY_WORDS = {
     "blurry": ("blurry", "out of focus"),
     "grainy": ("grainy", "noisy"),
-    "dark": ("dark", "underexposed"),
+    "watermark": ("watermarked", "watermark"),
+    "duplicate": ("duplicate", "duplicated"),
+    "out of frame": ("out of frame", "cropped"),
+    "deformed": ("deformed", "distorted"),
 }
 COMMON_QUALITY_WORDS = ("low quality", "bad", "worst quality", "ugly", "low resolution")
 TAG_SHARE = 0.2

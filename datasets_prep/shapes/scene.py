@@ -17,15 +17,15 @@ COLOURS = {  # sRGB, 0..255
     "purple": (142, 56, 176),
     "white": (244, 244, 244),
 }
-SIZES = {"small": 13.0, "medium": 17.0, "large": 21.5}  # radius of the enclosing circle, pixels
+SIZES = {"small": 12.5, "medium": 16.0, "large": 20.0}  # radius of the enclosing circle, pixels
 POSITIONS = {  # offset of the object's centre from the image's, pixels (right, down)
     "in the centre": (0, 0),
-    "on the left": (-9, 0),
-    "on the right": (9, 0),
-    "at the top": (0, -9),
-    "at the bottom": (0, 9),
+    "on the left": (-8, 0),
+    "on the right": (8, 0),
+    "at the top": (0, -8),
+    "at the bottom": (0, 8),
 }
-QUALITIES = ("clean", "blurry", "grainy", "dark")
+QUALITIES = ("clean", "blurry", "grainy", "watermark", "duplicate", "out of frame", "deformed")
 ATTRIBUTES = ("shape", "colour", "background")  # of a scene, that every held-out prompt names
 DEGRADED_SHARE = 0.45
 HELD_OUT_SHARE = 8  # one in this many (shape, colour, background, size) tuples is never trained on
@@ -46,6 +46,7 @@ class Scene:
     quality: str = "clean"
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # right, down, radius; pixels
     tint: tuple[int, ...] = (0,) * 6  # added to the object's and the background's RGB
+    texture_seed: int = 0  # of the grain and the deformation
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -73,6 +74,7 @@ def sample_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
             quality=pick(QUALITIES[1:], rng) if degraded else "clean",
             jitter=tuple(rng.uniform((-2, -2, -0.8), (2, 2, 0.8)).tolist()),
             tint=tuple(rng.integers(-10, 11, size=6).tolist()),
+            texture_seed=int(rng.integers(2**31)),
         )
         if is_held_out(scene) == held_out:
             return scene

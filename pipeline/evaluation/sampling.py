@@ -89,7 +89,7 @@ class Sampler:
         scheduler = DDIMScheduler.from_pretrained(
             self.model.folder / "scheduler", timestep_spacing="trailing", clip_sample=False, thresholding=False
         )
-        scheduler.set_timesteps(sampling.steps)
+        scheduler.set_timesteps(sampling.steps, device=self.device)
         latents, both = noise, cat([negative, prompt])
         for timestep in scheduler.timesteps:
             output = self.denoiser(torch.cat([latents, latents]), timestep.expand(2 * len(noise)), both)

@@ -1,4 +1,7 @@
-"""The attribute judge: a small convolutional classifier of shape, colour, background, quality, size and position."""
+"""The attribute judge: a small convolutional classifier of shape, colour, background, quality, size and position.
+
+A quality of its own, `UNCLEAR`, is what no scene has: smeared, blended and noisy images.
+"""
 
 from itertools import pairwise
 
@@ -6,11 +9,13 @@ from torch import Tensor, nn
 
 from pipeline.shapes.samples import LABELS
 
+UNCLEAR = "unclear"
+CLASSES: dict[str, tuple[str, ...]] = {**LABELS, "quality": (*LABELS["quality"], UNCLEAR)}
 _WIDTHS = (16, 32, 64, 96)
 
 
 class AttributeClassifier(nn.Module):
-    """Images [B, 3, 64, 64] in -1..1 to logits [B, classes] for each attribute of `LABELS`."""
+    """Images [B, 3, 64, 64] in -1..1 to logits [B, classes] for each attribute of `CLASSES`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +31,7 @@ class AttributeClassifier(nn.Module):
         )
         side = 64 // 2 ** len(_WIDTHS)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(_WIDTHS[-1] * side**2, len(values)) for name, values in LABELS.items()}
+            {name: nn.Linear(_WIDTHS[-1] * side**2, len(values)) for name, values in CLASSES.items()}
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -2,16 +2,17 @@
 
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
+from pipeline.shapes.autoencoder import LATENT_SIZE
 from pipeline.shapes.clip import WIDTH
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Return an untrained UNet for latents [B, 4, 8, 8]."""
+    """Return an untrained UNet for latents [B, 4, 16, 16]; it has no attention at their full resolution."""
     return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(48, 96),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        sample_size=LATENT_SIZE,
+        block_out_channels=(32, 64, 96),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,

@@ -19,7 +19,7 @@ ADAMW_RMS = 0.2  # an update has the root mean square of a typical AdamW step, s
 class Muon(torch.optim.Optimizer):
     """Optimizer for weights of two or more dimensions; all but the first are flattened into one."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: Tensor | float) -> None:
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
@@ -31,13 +31,13 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._update(parameter, parameter.grad, group["lr"])
 
-    def _update(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, lr: Tensor | float) -> None:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         update = orthogonalize(gradient.lerp(momentum, MOMENTUM).flatten(1))
-        parameter.add_(update.view_as(parameter), alpha=-lr * ADAMW_RMS * max(update.shape) ** 0.5)
+        parameter.sub_(update.view_as(parameter) * (lr * ADAMW_RMS * max(update.shape) ** 0.5))
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Train all bundled networks in order, each resumable, and measure them."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from datasets_prep.shapes.prompts import sample_held_out_prompts
+from datasets_prep.shapes.scene import ATTRIBUTES
 from pipeline import models
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
@@ -23,30 +25,47 @@ from pipeline.shapes.denoiser import build_scheduler
 from pipeline.shapes.samples import LABELS, Samples, draw_samples
 from pipeline.shapes.tokenizer import build_tokenizer
 from pipeline.shapes_training import autoencoder, classifier, clip, denoiser
+from pipeline.shapes_training.pool import build_pool
 
 METRICS = "metrics.json"
+TIME_SHARES = {"clip": 0.08, "autoencoder": 0.27, "denoiser": 0.6, "classifier": 0.05}
 _CHECKED = 2048  # held-out images that measure the judge
 
 
-def build(work: Path, out: Path, threads: int) -> None:
+def build(work: Path, out: Path, threads: int, device: str = "cpu", max_minutes: float = math.inf) -> None:
     """Train what is missing under `work`, then write `teacher`, `clip`, `judge.safetensors` and `metrics.json`."""
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")
     work.mkdir(parents=True, exist_ok=True)
+    on = torch.device(device)
+    seconds = {name: 60 * max_minutes * share for name, share in TIME_SHARES.items()}
     tokenizer = build_tokenizer()
-    towers = _train_once(work / "clip", CLIPModel, lambda: clip.train(work, tokenizer))
-    vae = _train_once(work / "vae", AutoencoderKL, lambda: autoencoder.train(work))
-    model = denoiser.train(work, vae, CLIPTextModel.from_pretrained(work / "clip"), tokenizer)
-    judge = classifier.train(work, vae)
+    pool = build_pool(tokenizer, work / "pool.pt", on)
+    towers = _train_once(
+        work / "clip", CLIPModel, on, lambda: clip.train(work, pool, tokenizer, max_seconds=seconds["clip"])
+    )
+    vae = _train_once(
+        work / "vae", AutoencoderKL, on, lambda: autoencoder.train(work, pool, max_seconds=seconds["autoencoder"])
+    )
+    text_encoder = CLIPTextModel.from_pretrained(work / "clip")
+    model = denoiser.train(work, pool, vae, text_encoder, max_seconds=seconds["denoiser"])
+    judge = classifier.train(work, pool, vae, model, max_seconds=seconds["classifier"])
+    for part in (towers, vae, model, judge):
+        part.cpu()
     _export(out, tokenizer, towers, vae, model, judge)
-    metrics = {**measure_judge(judge, vae), "teacher": measure_teacher(out / "teacher", judge)}
+    metrics = {
+        **measure_judge(judge, vae),
+        "autoencoder": measure_autoencoder(vae),
+        "teacher": measure_teacher(out / "teacher", judge, on),
+    }
     (out / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
     print(json.dumps(metrics, indent=2))
 
 
-def _train_once(folder: Path, kind: Any, train: Callable[[], Any]) -> Any:
+def _train_once(folder: Path, kind: Any, device: torch.device, train: Callable[[], Any]) -> Any:
     if not folder.is_dir():
         train().save_pretrained(folder)
-    return kind.from_pretrained(folder).requires_grad_(False).eval()
+    return kind.from_pretrained(folder).requires_grad_(False).eval().to(device)
 
 
 def _export(
@@ -101,18 +120,30 @@ def measure_judge(judge: AttributeClassifier, vae: AutoencoderKL) -> dict[str, d
     }
 
 
-def measure_teacher(folder: Path, judge: AttributeClassifier) -> dict[str, float]:
+@torch.no_grad()
+def measure_autoencoder(vae: AutoencoderKL) -> dict[str, float]:
+    """Return the mean PSNR in dB of reconstructed held-out renders, by quality."""
+    samples = draw_samples(_CHECKED, 99, held_out=True)
+    rebuilt = torch.cat([classifier.reconstruct(vae, part) for part in samples.images.split(64)])
+    squared = ((rebuilt - samples.images) / 2).square().flatten(1).mean(dim=1)
+    psnr = -10 * squared.log10()
+    qualities = samples.get_labels()["quality"]
+    by_quality = {name: psnr[qualities == index].mean().item() for index, name in enumerate(LABELS["quality"])}
+    return {name: round(value, 2) for name, value in {"psnr": psnr.mean().item(), **by_quality}.items()}
+
+
+def measure_teacher(folder: Path, judge: AttributeClassifier, device: torch.device) -> dict[str, float]:
     """Return the share of right attributes on held-out prompts, with an evaluation's steps and guidance."""
     options = Evaluation()
     prompts = sample_held_out_prompts(options.num_prompts, options.seed)
     sampling = SamplingMethod("steps", options.teacher_guidance, options.teacher_steps)
     seeds = range(options.seed, options.seed + len(prompts))
-    images = Sampler(models.load(folder)).sample(sampling, [text for text, _ in prompts], seeds)
+    images = Sampler(models.load(folder, device)).sample(sampling, [text for text, _ in prompts], seeds)
     pairs = list(zip(AttributeJudge(judge).classify_attributes(images), (scene for _, scene in prompts), strict=True))
     return {
         name: round(sum(shown[name] == getattr(scene, name) for shown, scene in pairs) / len(pairs), 4)
-        for name in ("shape", "colour", "background")
-    }
+        for name in ATTRIBUTES
+    } | {"clean": round(sum(shown["quality"] == "clean" for shown, _ in pairs) / len(pairs), 4)}
 
 
 @torch.no_grad()

@@ -7,8 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.shapes import WEIGHTS
-from pipeline.shapes.classifier import AttributeClassifier
-from pipeline.shapes.samples import LABELS
+from pipeline.shapes.classifier import CLASSES, AttributeClassifier
 
 
 @dataclass(frozen=True)
@@ -28,4 +27,4 @@ class AttributeJudge:
     def classify_attributes(self, images: Tensor) -> list[dict[str, str]]:
         """Return the most likely value of every attribute of each image [B, 3, 64, 64] in -1..1."""
         indices = {name: logits.argmax(-1).tolist() for name, logits in self.model(images.clamp(-1, 1)).items()}
-        return [{name: LABELS[name][indices[name][row]] for name in LABELS} for row in range(len(images))]
+        return [{name: CLASSES[name][indices[name][row]] for name in CLASSES} for row in range(len(images))]
