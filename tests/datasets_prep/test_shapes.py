@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from datasets_prep.shapes import (
     COLOURS,
@@ -75,8 +76,57 @@ def test_shapes_and_qualities_look_different():
     kinds = [replace(PLAIN, shape=shape) for shape in SHAPES]
     kinds += [replace(PLAIN, quality=quality) for quality in QUALITIES[1:]]
     assert len({render(scene).tobytes() for scene in kinds}) == len(kinds)
-    clean, dark = render(PLAIN), render(replace(PLAIN, quality="dark"))
-    assert dark.mean() < 0.5 * clean.mean()
+
+
+def measure_object(scene):
+    """Return the number of pixels that are nearer to the object's colour than to the background's."""
+    image = render(scene).astype(float)
+    distances = [np.abs(image - np.array(COLOURS[name])).sum(axis=-1) for name in (scene.colour, scene.background)]
+    return distances[0] < distances[1]
+
+
+def count_parts(mask):
+    return ndimage.label(mask)[1]
+
+
+def test_a_blurry_scene_has_no_sharp_edge():
+    sharp, blurry = (
+        np.abs(np.diff(render(replace(PLAIN, quality=quality)).astype(float), axis=0)).max()
+        for quality in ("clean", "blurry")
+    )
+    assert blurry < 0.4 * sharp
+
+
+def test_grain_varies_by_seed_and_keeps_the_mean():
+    grainy = [render(replace(PLAIN, quality="grainy", texture_seed=seed)).astype(float) for seed in (1, 2)]
+    assert np.abs(grainy[0] - grainy[1]).mean() > 15
+    assert abs(grainy[0].mean() - render(PLAIN).mean()) < 12
+
+
+def test_a_duplicate_shows_two_objects_and_a_clean_scene_one():
+    assert count_parts(measure_object(PLAIN)) == 1
+    assert count_parts(measure_object(replace(PLAIN, quality="duplicate"))) == 2
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_an_object_out_of_the_frame_touches_its_edge(position):
+    mask = measure_object(replace(PLAIN, position=position, quality="out of frame"))
+    edges = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    clean = measure_object(replace(PLAIN, position=position))
+    assert edges.any()
+    assert not np.concatenate([clean[0], clean[-1], clean[:, 0], clean[:, -1]]).any()
+
+
+def test_a_deformed_object_has_about_the_area_of_the_clean_one_at_other_pixels():
+    clean, deformed = measure_object(PLAIN), measure_object(replace(PLAIN, quality="deformed", texture_seed=3))
+    assert 0.7 < deformed.sum() / clean.sum() < 1.4
+    assert (clean != deformed).sum() > 0.1 * clean.sum()
+
+
+def test_a_watermark_covers_the_background_with_lines():
+    changed = (render(PLAIN) != render(replace(PLAIN, quality="watermark"))).any(axis=-1)
+    assert changed[:, 0].any()
+    assert 0.1 < changed.mean() < 0.5
 
 
 def test_held_out_scenes_are_apart_from_training_ones():
@@ -86,7 +136,7 @@ def test_held_out_scenes_are_apart_from_training_ones():
     held_out = {key(sample_scene(rng, held_out=True)) for _ in range(DRAWS)}
     assert trained.isdisjoint(held_out)
     assert len(held_out) > 50
-    assert is_held_out(replace(PLAIN, position="on the left", quality="dark")) == is_held_out(PLAIN)
+    assert is_held_out(replace(PLAIN, position="on the left", quality="grainy")) == is_held_out(PLAIN)
 
 
 @pytest.mark.parametrize("make", [sample_caption, sample_tags])

@@ -15,38 +15,45 @@ def build_model():
     return nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 4), nn.SiLU(), nn.Linear(4, 3))
 
 
-def build_loss(net):
-    def loss(step):
-        if step == getattr(net, "stop_at", None):
+def draw_batch(step):
+    return {"ids": torch.randint(5, (16,), generator=torch.Generator().manual_seed(step))}
+
+
+def compute_loss(net, batch):
+    return nn.functional.cross_entropy(net(batch["ids"]), batch["ids"] % 3)
+
+
+def train(net, file, stop_at=None, **overrides):
+    def draw(step):
+        if step == stop_at:
             raise KeyboardInterrupt
-        ids = torch.randint(5, (16,), generator=torch.Generator().manual_seed(step))
-        return nn.functional.cross_entropy(net(ids), ids % 3)
+        return draw_batch(step)
 
-    return loss
-
-
-def train(net, file, **overrides):
-    fit(
-        net, build_loss(net), **{"steps": STEPS, "learning_rate": 0.05, "state_file": file, "save_every": 2} | overrides
-    )
+    options = {"steps": STEPS, "learning_rate": 0.05, "state_file": file, "save_every": 2} | overrides
+    fit(net, draw, lambda batch: compute_loss(net, batch), **options)
     return net.state_dict()
 
 
 def test_a_resumed_fit_has_the_same_weights(tmp_path):
     uninterrupted = train(build_model(), tmp_path / "whole.pt")
-    interrupted = build_model()
-    interrupted.stop_at = 5
     with pytest.raises(KeyboardInterrupt):
-        train(interrupted, tmp_path / "cut.pt")
+        train(build_model(), tmp_path / "cut.pt", stop_at=5)
     resumed = train(build_model(), tmp_path / "cut.pt")
     assert all(torch.equal(uninterrupted[name], value) for name, value in resumed.items())
 
 
 def test_training_reduces_the_loss(tmp_path):
     net = build_model()
-    before = build_loss(net)(99).item()
+    before = compute_loss(net, draw_batch(99)).item()
     train(net, tmp_path / "long.pt", steps=200)
-    assert build_loss(net)(99).item() < 0.2 * before
+    assert compute_loss(net, draw_batch(99)).item() < 0.2 * before
+
+
+def test_a_time_limit_ends_training_and_its_schedule(tmp_path):
+    net = build_model()
+    train(net, tmp_path / "short.pt", steps=10**9, max_seconds=0.3)
+    assert torch.load(tmp_path / "short.pt", weights_only=True)["step"] == 10**9
+    assert compute_loss(net, draw_batch(99)).item() < 0.5
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (6, 6)])
