@@ -20,10 +20,11 @@ import torch
 from benchmarks.ablation import runs
 from benchmarks.swiftbrush import SwiftBrush
 from nasa.distillation import StepRandomness, TextConditions, sample_step
+from nasa.random_numbers import mix_seeds
 from nasa.steerable_denoiser import make_steerable
 from pipeline import models, recipe
 from pipeline.training import engines
-from pipeline.training.distiller import Distiller, mix_seeds
+from pipeline.training.distiller import Distiller
 
 WARM_UP = 2
 SHARED = "method.lora_shares_pass=true"

@@ -26,10 +26,11 @@ from datasets_prep.shapes.scene import ATTRIBUTES
 from nasa.diffusion_process import decode_latents
 from nasa.joint_attention import JOINT_ATTENTION_MODES
 from nasa.prompt_embeds import tokenize
+from nasa.random_numbers import draw_seeded_noise
 from pipeline import models
 from pipeline.evaluation.exclusion import compute_method_shares, run_trials
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
-from pipeline.evaluation.sampling import SamplingMethod, draw_seeded_noise
+from pipeline.evaluation.sampling import SamplingMethod
 from pipeline.shapes import WEIGHTS
 from pipeline.shapes.clip import WIDTH
 from pipeline.shapes_training.denoiser import draw_captions, encode_pool

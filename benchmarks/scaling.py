@@ -55,7 +55,7 @@ def run_worker(rank: int, workers: int, images: int, steps: int, distributed: bo
     negatives = runs.build_distiller(options).negatives
     model = models.load(models.find_teacher_folder(options.teacher))
     built = engines.build_engines(options, model, torch.device("cpu"), workers=world_size)
-    stepper = Distiller(options, model, built, negatives, None, None, group_rank, world_size)
+    stepper = Distiller(options, model, built, negatives, None, None, None, group_rank, world_size)
     prompts = [f"a photo of a {colour} star" for colour in ("red", "blue", "green", "white")] * images
     for step in range(WARM_UP):
         stepper.step(step, prompts[:images])

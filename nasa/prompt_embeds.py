@@ -23,6 +23,10 @@ class PromptEmbeds:
         """Return some of the texts."""
         return self._map(lambda part: part[texts])
 
+    def select(self, rows: Tensor) -> "PromptEmbeds":
+        """Return the texts at some indices, int64 [N]."""
+        return self._map(lambda part: part[rows])
+
     def to(self, device: Any) -> "PromptEmbeds":
         """Return the embeddings on a device."""
         return self._map(lambda part: part.to(device))

@@ -29,7 +29,8 @@ def render(scene: Scene) -> np.ndarray:
     object_rgb, background_rgb = np.clip(colours, 0, 255).reshape(2, 3)
     alpha = _render_coverage(scene)[..., None]
     image = np.clip(alpha * object_rgb + (1 - alpha) * background_rgb, 0, 255)
-    return np.clip(_degrade(image, scene), 0, 255).round().astype(np.uint8)
+    pixels: np.ndarray = np.clip(_degrade(image, scene), 0, 255).round().astype(np.uint8)
+    return pixels
 
 
 def _render_coverage(scene: Scene) -> np.ndarray:
@@ -45,7 +46,7 @@ def _render_coverage(scene: Scene) -> np.ndarray:
 
 def _place_objects(scene: Scene) -> list[tuple[Point, float]]:
     """Return the centre and the radius of each object: one, or two if the scene is a duplicate."""
-    (right, down), (dx, dy, dr) = POSITIONS[scene.position], scene.jitter
+    (dx, dy, dr), (right, down) = scene.jitter, map(float, POSITIONS[scene.position])
     radius = SIZES[scene.size] + dr
     if scene.quality == "out of frame":
         right, down, radius = _CROP_OFFSET * right, _CROP_OFFSET * down, _CROP_SCALE * radius
@@ -89,12 +90,11 @@ def _deform(mask: np.ndarray, seed: int) -> np.ndarray:
     """Return the mask with its rows and columns shifted along two waves."""
     phases = np.random.default_rng(seed).uniform(0, 2 * math.pi, 2)
     waves = 2 * math.pi * np.arange(len(mask)) / (_WAVE_LENGTH * _OVERSAMPLING)
-    right, down = (
-        (_OVERSAMPLING * _WAVE_AMPLITUDE * np.sin(waves + phase)).round().astype(int) for phase in phases
-    )
+    right, down = ((_OVERSAMPLING * _WAVE_AMPLITUDE * np.sin(waves + phase)).round().astype(int) for phase in phases)
     rows, columns = np.indices(mask.shape)
     edge = len(mask) - 1
-    return mask[np.clip(rows + down[None, :], 0, edge), np.clip(columns + right[:, None], 0, edge)]
+    deformed: np.ndarray = mask[np.clip(rows + down[None, :], 0, edge), np.clip(columns + right[:, None], 0, edge)]
+    return deformed
 
 
 def _degrade(image: np.ndarray, scene: Scene) -> np.ndarray:

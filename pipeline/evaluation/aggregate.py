@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from pydantic import JsonValue
 
 from datasets_prep.shapes.prompts import DEGRADATIONS, PAIRS
 from datasets_prep.shapes.scene import ATTRIBUTES
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.judges import clip_attributes
-from pipeline.evaluation.plan import EXCLUSION_SET, PLAIN, STUDENT_SYSTEM, list_nasa_samplings
-from pipeline.evaluation.results import EvaluationRow, MetricSummary, StyleTable, Summary
+from pipeline.evaluation.plan import DIVERSITY_SET, EXCLUSION_SET, PLAIN, STUDENT_SYSTEM, TEACHER, list_nasa_samplings
+from pipeline.evaluation.results import EvaluationRow, MetricSummary, StyleTable, Summary, TeacherComparison
 from pipeline.evaluation.scorers import hpsv2
 from pipeline.evaluation.statistics import Difference, Share, bootstrap_paired, estimate_mean, share
 from pipeline.evaluation.suites.shapes_suite import TEACHER_ONE_STEP
@@ -21,6 +22,7 @@ ScorerOptions = Mapping[str, Mapping[str, JsonValue]]
 
 PAIR_OF = {(pair.prompt, pair.negative_prompt): pair for pair in (*PAIRS, *clip_attributes.PAIRS)}
 EXCLUSION_METRICS = tuple(f"exclusion_{name}" for name in exclusion.OUTCOMES)
+COMPARED = ("diversity", "saturation", "contrast")  # prefixes of metrics in which a student should equal its teacher
 FLAGS = (*ATTRIBUTES, "all_right", "clean", "clean_and_right")
 
 
@@ -29,7 +31,7 @@ def add_judged_metrics(row: EvaluationRow) -> EvaluationRow:
 
     Rows of the exclusion test that choose the scale, or whose negative prompt training never used, get none.
     """
-    if "quality" not in row.shown:
+    if "quality" not in row.shown or row.set == DIVERSITY_SET:
         return row
     flags: dict[str, float] = {}
     if row.set != EXCLUSION_SET:
@@ -59,7 +61,8 @@ def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOpti
         student=STUDENT_SYSTEM,
         metrics=systems[STUDENT_SYSTEM],
         systems=systems,
-        negative_prompts={row.set: row.negative_prompt for row in samples[::-1]},
+        negative_prompts={row.set: row.negative_prompt for row in samples[::-1] if row.set != DIVERSITY_SET},
+        against_teacher=compare_with_teacher(by_system),
     )
     if any(row.set == EXCLUSION_SET and row.selected for row in rows):
         summary = _add_exclusion(summary, recipe.evaluation, rows, options)
@@ -68,6 +71,24 @@ def summarise(recipe: Recipe, rows: Sequence[EvaluationRow], options: ScorerOpti
         update = {"student_minus_teacher_one_step": gain, "named_negative_prompt": DEGRADATIONS}
         summary = summary.model_copy(update=update)
     return summary
+
+
+def compare_with_teacher(by_system: Mapping[str, Sequence[EvaluationRow]]) -> dict[str, TeacherComparison]:
+    """Compare the student with its many-step teacher, in diversity and colour, on the same prompts and seeds."""
+    teacher = next((name for name in by_system if name.startswith(f"{TEACHER}, ") and name != TEACHER_ONE_STEP), None)
+    if teacher is None:
+        return {}
+    names = [name for name in list_metric_names(by_system[teacher]) if name.startswith(COMPARED)]
+    student_rows, teacher_rows = by_system[STUDENT_SYSTEM], by_system[teacher]
+    compared = {}
+    for name in names:
+        matched = match_rows(student_rows, teacher_rows)
+        pairs = [(a.scores[name], b.scores[name]) for a, b in matched if name in a.scores and name in b.scores]
+        student, reference = ([value for value in side if value is not None] for side in zip(*pairs, strict=True))
+        compared[name] = TeacherComparison(
+            student=float(np.mean(student)), teacher=float(np.mean(reference)), images=len(pairs)
+        )
+    return compared
 
 
 def _summarize_metrics(rows: Sequence[EvaluationRow], options: ScorerOptions) -> dict[str, MetricSummary]:

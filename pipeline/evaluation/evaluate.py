@@ -11,6 +11,7 @@ from typing import Literal
 from pipeline import manifest, models, tracking
 from pipeline.errors import invalid
 from pipeline.evaluation import aggregate, exclusion
+from pipeline.evaluation.diversity import add_diversity
 from pipeline.evaluation.html_report import write_report
 from pipeline.evaluation.image_store import ImageStore
 from pipeline.evaluation.judges import clip_attributes
@@ -92,7 +93,7 @@ def evaluate_student(
                 build_evaluation_request(recipe.evaluation), recipe.train.resource_timeout_minutes, ray_address
             )
         rows, scorers = run_workers(config, count, recipe.evaluation)
-    rows = [aggregate.add_judged_metrics(row) for row in rows]
+    rows = add_diversity([aggregate.add_judged_metrics(row) for row in rows])
     summary = _correct_for_judge_errors(recipe, aggregate.summarise(recipe, rows, scorers), rows)
     _write_results(folder, recipe, summary, rows)
     _log_to_mlflow(folder, summary, subject, tracking_uri)

@@ -11,6 +11,7 @@ from pipeline.recipe import Evaluation
 STUDENT, TEACHER = "student", "teacher"
 STUDENT_SYSTEM = "student, 1 step"
 EXCLUSION_SET = "exclusion"
+DIVERSITY_SET = "diversity"
 PLAIN = SamplingMethod()
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class System:
         uses_negative: whether it is given each sample's negative prompt.
         negative_prompt_override: the negative prompt in place of the samples' own, if not empty.
         subset_only: whether it samples only the first `teacher_prompts` of a set, because it is slow.
+        measures_diversity: whether it samples the diversity set too.
     """
 
     name: str
@@ -49,6 +51,7 @@ class System:
     uses_negative: bool = False
     negative_prompt_override: str = ""
     subset_only: bool = False
+    measures_diversity: bool = False
 
     def choose_negative_prompt(self, sample: EvalSample) -> str | None:
         """Return the negative prompt that a sample is made with, or None."""
@@ -87,6 +90,8 @@ def build_work_units(
     for system in systems:
         for samples in prompt_sets:
             selected = samples[: options.teacher_prompts] if system.subset_only else samples
+            if samples and samples[0].set == DIVERSITY_SET:
+                selected = samples if system.measures_diversity else []
             units += [SampleUnit(system, tuple(part)) for part in _iter_batches(selected, options.batch_size)]
     return units + list(_iter_exclusion_units(options, pairs))
 
@@ -97,7 +102,7 @@ def build_student_systems(options: Evaluation) -> list[System]:
         System(f"{STUDENT_SYSTEM}, {sampling.label}", STUDENT, sampling, uses_negative=True)
         for sampling in list_negative_samplings(options)
     ]
-    return [System(STUDENT_SYSTEM, STUDENT), *steered]
+    return [System(STUDENT_SYSTEM, STUDENT, measures_diversity=True), *steered]
 
 
 def build_teacher_sampling(options: Evaluation) -> SamplingMethod:

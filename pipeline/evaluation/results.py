@@ -1,5 +1,6 @@
 """Results of an evaluation: a row for each image, and the summary of a student's metrics."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,6 +146,19 @@ class JudgeAccuracy(StrictModel):
     specificity: Share
 
 
+class TeacherComparison(StrictModel):
+    """The means of a metric over the images that the student and its many-step teacher both sampled."""
+
+    student: float
+    teacher: float
+    images: int
+
+    @property
+    def ratio(self) -> float:
+        """The student's share of the teacher's value."""
+        return self.student / self.teacher if self.teacher else math.nan
+
+
 class Summary(StrictModel):
     """The summary of an evaluation.
 
@@ -158,6 +172,7 @@ class Summary(StrictModel):
         student_minus_teacher_one_step: the paired difference of `all_right`.
         named_negative_prompt: the negative prompt of systems "named".
         calibration: the judge's accuracy by class.
+        against_teacher: diversity, saturation and contrast beside the teacher's.
     """
 
     student: str
@@ -171,6 +186,7 @@ class Summary(StrictModel):
     student_minus_teacher_one_step: Difference | None = None
     named_negative_prompt: str | None = None
     calibration: dict[str, JudgeAccuracy] | None = None
+    against_teacher: dict[str, TeacherComparison] = Field(default_factory=dict)
 
 
 def write_rows(folder: Folder, rows: Sequence[EvaluationRow]) -> None:

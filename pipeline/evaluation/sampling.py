@@ -12,6 +12,7 @@ from nasa.attention_rules import RULES
 from nasa.classifier_free_guidance import classifier_free_guidance
 from nasa.diffusion_process import decode_latents
 from nasa.prompt_embeds import PromptEmbeds, cat
+from nasa.random_numbers import draw_seeded_noise
 from nasa.steerable_denoiser import make_steerable
 from nasa.student import generate, generate_with_cfg
 from pipeline.models import TextToImage
@@ -54,15 +55,26 @@ class Sampler:
         negatives: Sequence[str] | None = None,
     ) -> Tensor:
         """Return images [B, 3, H, W] in about -1..1."""
+        latents = self.sample_latents(sampling, prompts, seeds, negatives)
+        return torch.cat([decode_latents(self.model.vae, part).cpu() for part in latents.split(BATCH_SIZE)])
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        sampling: SamplingMethod,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negatives: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Return scaled latents [B, C, H, W]."""
         chunks = []
         for first in range(0, len(prompts), BATCH_SIZE):
             part = slice(first, first + BATCH_SIZE)
             negative = None if negatives is None else self.model.encode(list(negatives[part]))
-            latents = self._sample_latents(sampling, list(prompts[part]), seeds[part], negative)
-            chunks.append(decode_latents(self.model.vae, latents).cpu())
+            chunks.append(self._sample_batch(sampling, list(prompts[part]), seeds[part], negative))
         return torch.cat(chunks)
 
-    def _sample_latents(
+    def _sample_batch(
         self, sampling: SamplingMethod, prompts: list[str], seeds: Sequence[int], negative: PromptEmbeds | None
     ) -> Tensor:
         noise = draw_seeded_noise(seeds, self.model.latent_shape).to(self.device)
@@ -97,8 +109,3 @@ class Sampler:
             guided = classifier_free_guidance(pred_uncond, pred_cond, sampling.scale)
             latents = scheduler.step(guided, timestep, latents).prev_sample
         return latents
-
-
-def draw_seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Return standard normal latents, one generator per seed."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])

@@ -26,7 +26,15 @@ from pipeline import logging_setup, models
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.image_store import IMAGES, encode_png, open_png
-from pipeline.evaluation.plan import EXCLUSION_SET, STUDENT, ExclusionUnit, SampleUnit, WorkUnit, build_work_units
+from pipeline.evaluation.plan import (
+    DIVERSITY_SET,
+    EXCLUSION_SET,
+    STUDENT,
+    ExclusionUnit,
+    SampleUnit,
+    WorkUnit,
+    build_work_units,
+)
 from pipeline.evaluation.results import EvaluationRow
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.scorers import Scorer
@@ -96,12 +104,17 @@ class EvaluationWorker:
         pngs = [columns.pop("image") for columns in sampled]
         rows = [replace(EvaluationRow.from_columns(columns), images=key) for columns in sampled]
         images: list[Image.Image] = []
-        for scorer in self.scorers if isinstance(unit, SampleUnit) else [self.judge[1]]:
+        for scorer in self._choose_scorers(unit):
             name = f"{key}-{hash_json(scorer.options)[:KEY_LENGTH]}.parquet"
             scores = self._load_or_compute(SCORES, name, partial(_score, scorer, rows, pngs, images))
             rows = [_add_scores(row, columns) for row, columns in zip(rows, scores, strict=True)]
             self.options |= {column: scorer.options for columns in scores for column in columns}
         return rows
+
+    def _choose_scorers(self, unit: WorkUnit) -> Sequence[Scorer]:
+        if isinstance(unit, ExclusionUnit):
+            return [self.judge[1]]
+        return [self.diversity_scorer] if unit.samples[0].set == DIVERSITY_SET else self.scorers
 
     def _load_or_compute(self, subfolder: str, name: str, compute: Callable[[], list[Columns]]) -> list[Columns]:
         """Return the rows of a file, computing and writing them if it does not exist."""
@@ -156,6 +169,11 @@ class EvaluationWorker:
     def scorers(self) -> list[Scorer]:
         """The suite's scorers."""
         return self.suite.build_scorers(self.device)
+
+    @cached_property
+    def diversity_scorer(self) -> Scorer:
+        """The suite's scorer of the diversity set."""
+        return self.suite.build_diversity_scorer(self.device)
 
     @cached_property
     def judge(self) -> tuple[exclusion.Judge, Scorer]:

@@ -13,13 +13,17 @@ from torch import Tensor
 from nasa.prompt_embeds import PromptEmbeds, cat
 from pipeline import models
 from pipeline.prompts.negative_sampler import NegativeSampler
+from pipeline.prompts.teacher_pairs import TeacherPairs
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The configuration of an encoder actor. `seed` seeds the sampling of negatives."""
+    """The configuration of an encoder actor. `seed` seeds the sampling of negatives and pairs.
+
+    `num_pairs` of the folder `pairs_uri` are the regression's; without one, `pairs_uri` is empty.
+    """
 
     teacher: str
     revision: str
@@ -29,10 +33,12 @@ class EncoderConfig:
     bfloat16: bool
     batch_size: int
     seed: int
+    pairs_uri: str = ""
+    num_pairs: int = 0
 
 
 class TextEncoderActor:
-    """A Ray Data actor that encodes prompts and the negatives that it samples for them."""
+    """A Ray Data actor that encodes prompts, the negatives that it samples for them, and the regression's prompts."""
 
     def __init__(self, config: EncoderConfig) -> None:
         self.config, self.device = config, "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,18 +62,36 @@ class TextEncoderActor:
             Folder.from_uri(config.prompts_uri), avoid_contradictions=config.avoid_contradictions
         )
 
+    @cached_property
+    def pairs(self) -> TeacherPairs | None:
+        """The pairs of the regression."""
+        config = self.config
+        return TeacherPairs.read(Folder.from_uri(config.pairs_uri), config.num_pairs) if config.pairs_uri else None
+
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Add `embeds` [N, 2, T, D] and `attention_mask` [N, 2, T] of each prompt and its negative."""
+        """Add `embeds` [N, K, T, D] and `attention_mask` [N, K, T] of K texts for each prompt.
+
+        They are the prompt, its negative and, with a regression, the prompt of a pair.
+        """
         prompts = batch["prompt"].tolist()
         steps, indices = np.divmod(batch["position"], self.config.batch_size)
         negatives = [
             self.negatives.sample([prompt], self.config.seed, int(step), [int(index)])[0]
             for prompt, step, index in zip(prompts, steps, indices, strict=True)
         ]
-        embeds = self.model.encode([*prompts, *negatives])
-        parts = {name: convert_to_numpy(part) for name, part in _split_encoded(embeds).items()}
-        pairs = {name: np.stack(np.split(part, 2), axis=1) for name, part in parts.items()}
-        return {"prompt": batch["prompt"], **pairs}
+        texts = [*prompts, *negatives]
+        if self.pairs:
+            rows = (
+                self.pairs.draw_rows(self.config.seed, int(step), [int(index)])[0]
+                for step, index in zip(steps, indices, strict=True)
+            )
+            texts += [self.pairs.prompts[row] for row in rows]
+        parts = {name: convert_to_numpy(part) for name, part in _split_encoded(self.model.encode(texts)).items()}
+        groups = len(texts) // len(prompts)
+        return {
+            "prompt": batch["prompt"],
+            **{name: np.stack(np.split(part, groups), axis=1) for name, part in parts.items()},
+        }
 
 
 def _split_encoded(encoded: PromptEmbeds) -> dict[str, Tensor]:
@@ -83,7 +107,7 @@ def convert_to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def build_prompt_embeds(batch: dict[str, np.ndarray], device: Any) -> PromptEmbeds:
-    """Return the embeddings of a `TextEncoderActor`'s batch: those of the prompts, then of their negatives."""
+    """Return the embeddings of a `TextEncoderActor`'s batch: all prompts, all negatives, then all pairs' prompts."""
     embeds, mask = (batch[name].swapaxes(0, 1) if name in batch else None for name in ("embeds", "attention_mask"))
     assert embeds is not None
     return PromptEmbeds(
@@ -91,9 +115,9 @@ def build_prompt_embeds(batch: dict[str, np.ndarray], device: Any) -> PromptEmbe
     )
 
 
-def _convert_to_tensor(pairs: np.ndarray) -> Tensor:
-    """Return an array [2, N, ...] of `convert_to_numpy` as a tensor [2 N, ...]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pairs.reshape(-1, *pairs.shape[2:])))
+def _convert_to_tensor(groups: np.ndarray) -> Tensor:
+    """Return an array [K, N, ...] of `convert_to_numpy` as a tensor [K N, ...]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(groups.reshape(-1, *groups.shape[2:])))
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
@@ -114,7 +138,9 @@ def decode_cached(texts: Sequence[str], content: bytes, device: Any) -> dict[str
     }
 
 
-def build_encoder_config(recipe: Recipe, teacher_folder: str, prompts_uri: str, seed: int) -> EncoderConfig:
+def build_encoder_config(
+    recipe: Recipe, teacher_folder: str, prompts_uri: str, seed: int, pairs_uri: str = ""
+) -> EncoderConfig:
     """Return the encoder configuration of a recipe."""
     return EncoderConfig(
         recipe.teacher,
@@ -125,4 +151,6 @@ def build_encoder_config(recipe: Recipe, teacher_folder: str, prompts_uri: str, 
         recipe.train.precision == "bfloat16",
         recipe.train.batch_size,
         seed,
+        pairs_uri,
+        recipe.regression.num_pairs,
     )

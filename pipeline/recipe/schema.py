@@ -137,6 +137,27 @@ class LoraTeacher(Section):
     """peft's target_modules; empty: those of the teacher's model family (to_q and to_v, as SwiftBrush)"""
 
 
+class Regression(Section):
+    """Regression of the student on the teacher's own images, beside the VSD loss (DMD, arXiv 2311.18828).
+
+    A pair is a prompt, a noise, and the image that the teacher's many steps make of both. VSD alone forgets variety;
+    the pairs keep it, and need prompts alone.
+    """
+
+    weight: NonNegative = 0.0
+    """weight of the mean squared error in latents (DMD: 0.25 of LPIPS); 0: no regression"""
+    images: PositiveInt = 8
+    """pairs of a step, over all workers"""
+    pairs: str = ""
+    """folder of pairs, local or s3://, or "shapes" for the bundled teacher's; empty: sampled beside the prompts"""
+    num_pairs: PositiveInt = 2048
+    """number of pairs"""
+    teacher_steps: PositiveInt = 16
+    """sampling steps of the teacher for a pair"""
+    guidance_scale: Positive = 3.0
+    """guidance scale of the teacher for a pair"""
+
+
 class Train(Section):
     """Distributed training; elastic with `min_workers` above 0: it continues with fewer workers and grows again."""
 
@@ -259,6 +280,10 @@ class Evaluation(Section):
     """sampling steps of the teacher"""
     teacher_guidance: Positive = 3.0
     """guidance scale of the teacher"""
+    diversity_seeds: NonNegativeInt = 16
+    """images of each prompt of the diversity set, by student and teacher; 0: none. Real prompts need a "clip" metric"""
+    diversity_prompts: PositiveInt = 8
+    """prompts of the diversity set: the first of all sets; the Shapes toy dataset has one of its own"""
     exclusion_seeds: PositiveInt = 384
     """images of each pair of a prompt and a negative prompt in the exclusion set"""
     clip_judge: str = ""
@@ -360,6 +385,7 @@ class Recipe(Section):
     method: MethodSection = MethodSection()
     student: Student = Student()
     lora_teacher: LoraTeacher = LoraTeacher()
+    regression: Regression = Regression()
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
     promotion: Promotion = Promotion()
@@ -389,5 +415,12 @@ class Recipe(Section):
 
         `clip_images` indices are spread evenly over the batch, so every worker decodes its share of them.
         """
-        images, batch = min(self.train.clip_images, self.train.batch_size), self.train.batch_size
+        return self._is_spread(index, self.train.clip_images)
+
+    def has_regression(self, index: int) -> bool:
+        """Tell whether a step regresses on a pair in the place of this index in the global batch, spread as above."""
+        return self._is_spread(index, self.regression.images)
+
+    def _is_spread(self, index: int, images: int) -> bool:
+        images, batch = min(images, self.train.batch_size), self.train.batch_size
         return (index + 1) * images // batch > index * images // batch

@@ -1,7 +1,8 @@
 """Training of the attribute classifier.
 
 It judges generated images, so it also learns what the autoencoder makes of a render, and a class of its own for images
-that show no scene clearly: blends of two scenes, noisy latents and the teacher's images after one step.
+that show no scene clearly: blends of two scenes, noisy latents and the teacher's images after one step. Such an image
+is unclear if it fits two flat colours worse than nearly all clean scenes do; others of them teach nothing.
 """
 
 import math
@@ -22,11 +23,13 @@ from pipeline.shapes_training.training_loop import Batch, fit
 STEPS, BATCH, LEARNING_RATE = 3000, 96, 2e-3
 DECODED = 12_288  # images of each kind: reconstructions and unclear images
 DECODED_AT_ONCE = 256
+LLOYD_ITERATIONS = 4
 BLEND = (0.25, 0.75)  # share of the second scene
 NOISE = (0.35, 1.2)  # deviation, where latents have a deviation of one
 FAINT_NOISE = 0.12  # a reconstruction stays clear up to this
 ONE_STEP_TIMESTEPS = (800, 1000)
 GUIDANCE_SCALES = (1.0, 5.0)
+CLEAN_QUANTILE, MARGIN = 0.99, 1.25  # unclear is a two-colour error of MARGIN times this quantile of clean images
 UNCLEAR_INDEX = CLASSES["quality"].index(UNCLEAR)
 
 
@@ -96,9 +99,25 @@ def decode_examples(pool: Pool, vae: AutoencoderKL, denoiser: nn.ModuleDict) -> 
     rest = count - 2 * third
     rows = pool.draw_rows(rest, generator)
     one_step = _predict_x0(pool, latents, rows, denoiser, noise(rest), uniform(*GUIDANCE_SCALES, rest), generator)
-    unclear = torch.cat([blends, noisy, one_step])
-    unclear = unclear[torch.randperm(len(unclear), generator=generator, device=device)]
-    return decode(vae, latents[:count] + faint), decode(vae, unclear)
+    rebuilt, unclear = decode(vae, latents[:count] + faint), decode(vae, torch.cat([blends, noisy, one_step]))
+    clean = rebuilt[pool.labels["quality"][:count] == CLASSES["quality"].index("clean")]
+    limit = MARGIN * compute_two_colour_error(clean).quantile(CLEAN_QUANTILE)
+    unclear = unclear[compute_two_colour_error(unclear) > limit]
+    return rebuilt, unclear[torch.randperm(len(unclear), generator=generator, device=device)]
+
+
+def compute_two_colour_error(images: Tensor) -> Tensor:
+    """Return how badly images [B, 3, H, W] fit two flat colours: the root mean square distance to the nearer, [B]."""
+    pixels = images.flatten(2).transpose(1, 2)  # [B, P, 3]
+    first = pixels[:, 0]
+    second = pixels[torch.arange(len(pixels)), (pixels - first[:, None]).square().sum(-1).argmax(1)]
+    for _ in range(LLOYD_ITERATIONS):
+        distances = torch.stack([(pixels - colour[:, None]).square().sum(-1) for colour in (first, second)])
+        is_second = (distances[1] < distances[0]).float()[..., None]
+        first, second = ((weight * pixels).sum(1) / weight.sum(1).clamp(min=1) for weight in (1 - is_second, is_second))
+    return torch.sqrt(
+        torch.stack([(pixels - colour[:, None]).square().sum(-1) for colour in (first, second)]).amin(0).mean(1)
+    )
 
 
 def _predict_x0(

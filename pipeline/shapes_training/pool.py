@@ -58,7 +58,7 @@ def build_pool(tokenizer: CLIPTokenizer, cache: Path, device: torch.device, scen
         render = partial(_render_chunk, tokenizer)
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             chunks = pool.map(render, range(-(-scenes // CHUNK)), chunksize=1)
-        images, captions = (torch.cat([chunk[index] for chunk in chunks]) for index in (0, 1))
+        images, captions = torch.cat([chunk[0] for chunk in chunks]), torch.cat([chunk[1] for chunk in chunks])
         labels = {name: torch.cat([chunk[2][name] for chunk in chunks]) for name in LABELS}
         torch.save((images, captions, labels), cache)
     null_caption = tokenize(tokenizer, [""])[0]

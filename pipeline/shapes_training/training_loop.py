@@ -102,7 +102,7 @@ class _Trainer:
     def copy_average(self) -> None:
         """Copy the moving average into the model."""
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+            torch._foreach_copy_(list[Tensor](self.parameters), self.average)
 
     def save(self, file: Path, step: int) -> None:
         """Write the state of training, atomically."""

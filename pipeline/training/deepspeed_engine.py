@@ -1,10 +1,7 @@
 """The DeepSpeed engine of one network. This module needs only torch and DeepSpeed, for a bare GPU machine."""
 
-import fcntl
 import os
-import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,33 +24,21 @@ class EngineOptions:
 def prepare_deepspeed() -> None:
     """Prepare the environment for DeepSpeed; call it before anything imports DeepSpeed.
 
-    Without a GPU, set DS_ACCELERATOR, since DeepSpeed's own detection warns. Put this environment's scripts first on
-    PATH, since the system's ninja may have another version, which would recompile everything.
+    Without a GPU, set DS_ACCELERATOR, since DeepSpeed's own detection warns.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    scripts, search_path = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)
-    if search_path.split(os.pathsep)[0] != scripts:
-        os.environ["PATH"] = f"{scripts}{os.pathsep}{search_path}"
 
 
-def compile_communication_op() -> None:
-    """Compile DeepSpeed's communication op for CPU workers; takes a minute, once per environment.
+def skip_compiled_ops() -> None:
+    """Let DeepSpeed compile none of its ops.
 
-    torch's own lock outlives a process that is killed while it compiles, and later processes wait for it for ever. This
-    lock ends with its process.
+    For CPU workers it would compile one, in a minute and a half: a reduction in shared memory, which inference alone
+    calls. Training's reductions are torch.distributed's.
     """
-    from deepspeed.accelerator import get_accelerator
-    from torch.utils.cpp_extension import _get_build_directory
+    import deepspeed.ops
 
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is None or not builder.is_compatible(verbose=False):
-        return
-    folder = Path(_get_build_directory(builder.name, False))
-    with (folder / "one_at_a_time").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)
-        builder.load()
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, options: EngineOptions) -> Any:
@@ -64,7 +49,7 @@ def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: 
     prepare_deepspeed()
     import deepspeed
 
-    compile_communication_op()
+    skip_compiled_ops()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY),

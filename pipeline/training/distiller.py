@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasa.diffusion_process import decode_latents
@@ -15,9 +16,12 @@ from nasa.ema import update_ema
 from nasa.losses import clip_hinge
 from nasa.mixed_precision import autocast
 from nasa.prompt_embeds import PromptEmbeds
+from nasa.random_numbers import mix_seeds
+from nasa.student import generate
 from pipeline.models import TextToImage
 from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
+from pipeline.prompts.teacher_pairs import TeacherPairs
 from pipeline.recipe import Recipe
 from pipeline.training.engines import Engines, compute_dtype
 
@@ -26,7 +30,8 @@ from pipeline.training.engines import Engines, compute_dtype
 class Distiller:
     """One rank of `world_size` ranks that train on the same steps, each on its slice of the batch; needs no cluster.
 
-    `decoder` decodes images for the CLIP loss; None is the teacher's autoencoder. `attempt` counts how often training
+    `decoder` decodes images for the CLIP loss; None is the teacher's autoencoder. `pairs` are those of the recipe's
+    regression, if it has one. `attempt` counts how often training
     was rolled back; each attempt uses other random numbers.
     """
 
@@ -36,6 +41,7 @@ class Distiller:
     negatives: NegativeSampler
     clip: Clip | None
     decoder: Any = None
+    pairs: TeacherPairs | None = None
     rank: int = 0
     world_size: int = 1
     attempt: int = 0
@@ -50,13 +56,18 @@ class Distiller:
     def step(self, step: int, prompts: Sequence[str], encoded: PromptEmbeds | None = None) -> dict[str, float]:
         """Update the student, then the LoRA teacher on the same images, for this rank's `prompts`; return the metrics.
 
-        `encoded` are the prompts and then a negative for each, if another process has encoded them.
+        `encoded` are the prompts, then a negative for each, then the prompt of a pair for each if the recipe has a
+        regression: given if another process has encoded them.
         Every random number is a function of the seed, the step and an image's index in the global batch, so that a
         restart, or another number of processes, uses the same numbers. The metrics are means over all processes.
         """
         indices = self.recipe.get_batch_slice(self.rank, self.world_size)
         assert len(prompts) == len(indices)
         texts = self._build_encoder(step, prompts, encoded)
+
+        def encoded_pairs(part: slice) -> PromptEmbeds | None:
+            return None if encoded is None or self.pairs is None else encoded[2 * len(prompts) :][part]
+
         shared = torch.Generator().manual_seed(mix_seeds(self.seed, step))
         generators = [torch.Generator().manual_seed(mix_seeds(self.seed, step, 1 + index)) for index in indices]
         randomness = sample_step(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, generators)
@@ -66,7 +77,7 @@ class Distiller:
             part, size = slice(first, last), last - first
             share = size * self._passes * self.world_size / self.recipe.train.batch_size
             for name, value in self._run_micro_step(
-                step, first, share, prompts[part], texts(part), randomness.select_images(part)
+                step, first, share, prompts[part], texts(part), randomness.select_images(part), encoded_pairs(part)
             ).items():
                 sums[name] = sums[name] + value * share / self._passes
         self._update_ema(step)
@@ -89,7 +100,7 @@ class Distiller:
         """Return a function that gives the text conditions of a slice of the prompts, encoding them on demand."""
         count = len(prompts)
         if encoded is not None:
-            return lambda part: TextConditions(encoded[:count][part], encoded[count:][part], self.null)
+            return lambda part: TextConditions(encoded[:count][part], encoded[count : 2 * count][part], self.null)
         indices = self.recipe.get_batch_slice(self.rank, self.world_size)
         per_batch = self.recipe.method.negative_per == "batch"
         negatives = self.negatives.sample(prompts, self.seed, step, indices, per_batch=per_batch)
@@ -121,6 +132,7 @@ class Distiller:
         prompts: Sequence[str],
         texts: TextConditions,
         randomness: StepRandomness,
+        encoded_pairs: PromptEmbeds | None,
     ) -> dict[str, Tensor | float]:
         """Run one forward and backward pass of the student and the LoRA teacher.
 
@@ -131,7 +143,8 @@ class Distiller:
             engines.student, engines.teachers, diffusion, self.recipe.method, texts, randomness, engines.lora_teacher
         )
         hinge = self._compute_clip_loss(step, first, prompts, student)
-        engines.student.backward(share * student.loss + hinge)
+        regression = self._compute_regression_loss(step, first, len(prompts), encoded_pairs)
+        engines.student.backward(share * student.loss + hinge + self.recipe.regression.weight * regression)
         engines.student.step()
         lora_loss = student.lora_loss
         if lora_loss is None:
@@ -140,9 +153,10 @@ class Distiller:
             )
         engines.lora_teacher.backward(share * lora_loss)
         engines.lora_teacher.step()
+        losses = {"loss_clip": hinge} | ({"loss_regression": regression} if self.pairs else {})
         return {
             "loss_student": student.loss.detach(),
-            "loss_clip": (hinge.detach() if isinstance(hinge, Tensor) else hinge) / share,  # weighted by passes already
+            **{name: _detach(loss) / share for name, loss in losses.items()},  # weighted by passes already
             "loss_lora_teacher": lora_loss.detach(),
             "vsd_gradient_rms": student.gradient_rms,
             "image_variation": student.x0.std(dim=0).mean() if len(student.x0) > 1 else 1.0,
@@ -172,6 +186,29 @@ class Distiller:
         share = len(chosen) / min(train.clip_images, train.batch_size)
         return weight * self._passes * self.world_size * share * hinge
 
+    def _compute_regression_loss(
+        self, step: int, first: int, count: int, encoded: PromptEmbeds | None
+    ) -> Tensor | float:
+        """Return the mean squared error of the student on this pass's part of the step's pairs.
+
+        The pairs stand at some indices of the global batch, as the images of the CLIP loss do.
+        """
+        indices = self.recipe.get_batch_slice(self.rank, self.world_size)[first : first + count]
+        chosen = [position for position, index in enumerate(indices) if self.recipe.has_regression(index)]
+        if self.pairs is None or not chosen:
+            return 0.0
+        rows = self.pairs.draw_rows(self.seed, step, [indices[position] for position in chosen])
+        device = self.null.embeds.device
+        prompts = (
+            self.model.encode([self.pairs.prompts[row] for row in rows])
+            if encoded is None
+            else encoded.select(torch.tensor(chosen, device=device))
+        )
+        noise, target = self.pairs.get_noise(rows).to(device), self.pairs.latents[rows].to(device, torch.float32)
+        x0 = generate(self.engines.student, self.model.diffusion, noise, prompts)
+        share = len(chosen) / min(self.recipe.regression.images, self.recipe.train.batch_size)
+        return self._passes * self.world_size * share * F.mse_loss(x0.float(), target)
+
     def collect_student_weights(self) -> dict[str, Tensor]:
         """Return the trained weights by their names in the denoiser."""
         named = self.engines.student.module.get_submodule("model").named_parameters()
@@ -182,10 +219,5 @@ class Distiller:
             update_ema(self.ema, self.collect_student_weights(), self.recipe.student.ema_decay, step)
 
 
-def mix_seeds(*numbers: int) -> int:
-    """Return one seed from several numbers; neighbouring numbers give unrelated streams."""
-    mixed = 0x9E3779B97F4A7C15
-    for number in numbers:
-        mixed = (mixed ^ number) * 0xBF58476D1CE4E5B9 & (2**63 - 1)
-        mixed ^= mixed >> 31
-    return mixed
+def _detach(loss: Tensor | float) -> Tensor | float:
+    return loss.detach() if isinstance(loss, Tensor) else loss

@@ -42,6 +42,7 @@ from pipeline.training.checkpoint_restore import remove_uncommitted_checkpoints
 from pipeline.training.checkpoint_validation import RETRIES, validate
 from pipeline.training.deepspeed_engine import prepare_deepspeed
 from pipeline.training.interruptible_trainer import InterruptibleTrainer
+from pipeline.training.pair_sampling import locate_pairs, sample_pairs
 from pipeline.training.previews import choose_preview_prompts, list_preview_texts
 from pipeline.training.progress_actor import ProgressSink, show_progress
 from pipeline.training.student_export import export
@@ -74,6 +75,7 @@ def distill(
     with start_ray_session(address):
         for request in _build_resource_requests(recipe):
             wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
+        pairs_uri = _ensure_pairs(recipe, prompt_folder, prompts, teacher)
         mlflow_run = _resume_or_create_mlflow_run(recipe, prompts, teacher, folder, tracking_uri)
         previews = choose_preview_prompts(recipe, prompt_folder)
         cached_embeds = _encode_previews(recipe, str(teacher), prompt_folder, previews)
@@ -87,6 +89,7 @@ def distill(
             mlflow_run=mlflow_run,
             preview_prompts=previews,
             cached_embeds=cached_embeds,
+            pairs_uri=pairs_uri,
         )
         with show_progress(recipe.train.steps) as actor:
             validation = (
@@ -110,6 +113,16 @@ def distill(
     if interrupted:  # after the last step: the student is complete, and the next command is not started
         raise KeyboardInterrupt
     return distilled
+
+
+def _ensure_pairs(recipe: Recipe, prompt_folder: Folder, prepared: PromptsManifest, teacher: Path) -> str:
+    """Sample the regression's pairs that are missing; return their folder, or an empty string without a regression."""
+    if not recipe.regression.weight:
+        return ""
+    folder = locate_pairs(recipe, prompt_folder, hash_folder(teacher))
+    if not recipe.regression.pairs:
+        sample_pairs(recipe, prompt_folder, prepared, folder, teacher)
+    return folder.uri
 
 
 def _build_resource_requests(recipe: Recipe) -> list[ResourceRequest]:

@@ -25,6 +25,7 @@ from pipeline.training.checkpoint_validation import is_due
 from pipeline.training.distiller import Distiller
 from pipeline.training.divergence import DivergedError, DivergenceDetector
 from pipeline.training.interruptible_trainer import StopRequestedError
+from pipeline.training.pair_sampling import read_pairs
 from pipeline.training.previews import list_preview_texts
 from pipeline.training.progress_actor import ProgressSink
 from pipeline.training.progress_reporter import ProgressReporter
@@ -131,7 +132,10 @@ def _build_encoders(distiller: Distiller, prompts_uri: str) -> EncoderPool | Non
     options = distiller.recipe.train
     if not options.num_encoders:
         return None
-    encoding = build_encoder_config(distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed)
+    pairs_uri = distiller.pairs.uri if distiller.pairs else ""
+    encoding = build_encoder_config(
+        distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed, pairs_uri
+    )
     return EncoderPool(
         options.num_encoders, options.cpus_per_encoder, options.gpus_per_encoder, TextEncoderActor, encoding
     )
@@ -160,6 +164,7 @@ def _build_distiller(config: TrainLoopConfig) -> Distiller:
         ),
         Clip.load(options.train.clip_model, device) if options.train.clip_weight else None,
         load_decoder(options.train.clip_decoder, device) if options.train.clip_decoder else None,
+        read_pairs(options, config.pairs_uri),
         context.get_world_rank(),
         context.get_world_size(),
     )

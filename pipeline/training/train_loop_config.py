@@ -10,7 +10,8 @@ from pipeline.recipe import Recipe
 class TrainLoopConfig:
     """Holds plain data for every worker. `init_folder` may be empty; `prompts` is the prepared folder's manifest.
 
-    `cached_embeds` are the encoded texts of the previews, if the workers have no text encoder.
+    `cached_embeds` are the encoded texts of the previews, if the workers have no text encoder. `pairs_uri` is the
+    folder of the regression's pairs, if the recipe has one.
     """
 
     recipe: Recipe
@@ -22,3 +23,4 @@ class TrainLoopConfig:
     mlflow_run: str
     preview_prompts: tuple[str, ...] = ()
     cached_embeds: bytes = b""
+    pairs_uri: str = ""

@@ -37,14 +37,16 @@ class ClipScore:
         self, images: Sequence[Image], prompts: Sequence[str], negatives: Sequence[str | None]
     ) -> dict[str, list[float]]:
         """Score images by the cosine with their prompts."""
-        ready = partial(prepare, side=self.features.image_size, normalization=self.features.normalization)
-        image_features = torch.cat(
-            [self.features.encode_images(b) for b in iter_batches(images, self.batch_size, ready)]
-        )
+        image_features = self.encode_images(images)
         return {
             "clip_positive": self._compute_cosines(image_features, prompts),
             "clip_negative": self._compute_cosines(image_features, negatives),
         }
+
+    def encode_images(self, images: Sequence[Image]) -> Tensor:
+        """Return the normalised features [B, D] of images."""
+        ready = partial(prepare, side=self.features.image_size, normalization=self.features.normalization)
+        return torch.cat([self.features.encode_images(b) for b in iter_batches(images, self.batch_size, ready)])
 
     def _compute_cosines(self, image_features_BD: Tensor, texts: Sequence[str | None]) -> list[float]:
         text_features_BD = self.features.encode_texts([self.prefix + (text or "") for text in texts])

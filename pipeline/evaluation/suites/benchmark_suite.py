@@ -7,7 +7,7 @@ from datasets_prep.benchmark_prompts import NEGATIVE_PROMPTS
 from datasets_prep.shapes.prompts import ExclusionPair
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.evaluation import scorers
+from pipeline.evaluation import diversity, scorers
 from pipeline.evaluation.exclusion import Judge
 from pipeline.evaluation.judges import clip_attributes
 from pipeline.evaluation.plan import (
@@ -18,14 +18,17 @@ from pipeline.evaluation.plan import (
     build_student_systems,
     build_teacher_sampling,
 )
+from pipeline.evaluation.scorers import clip
+from pipeline.evaluation.scorers.colour import ColourStatistics
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prepare_benchmarks import HPSV2, NEGOPT, BenchmarksManifest
-from pipeline.recipe import Evaluation
+from pipeline.recipe import Evaluation, Metric
 from pipeline.storage import Folder
 
 OWN_PROMPTS = "own prompts"
 TABLES = {"hpsv2": HPSV2, "negopt": NEGOPT}
 NUM_PREVIEWS = 4
+MIN_DIVERSITY_SEEDS = 2
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,25 @@ class BenchmarkSuite:
                 prompt_dataset.read_first_prompts(prompt_folder)[: options.num_prompts],
                 NEGATIVE_PROMPTS["hpsv2"],
             )
-            return [[EvalSample(OWN_PROMPTS, i, text, negative, options.seed + i) for i, text in enumerate(texts)]]
+            own = [EvalSample(OWN_PROMPTS, i, text, negative, options.seed + i) for i, text in enumerate(texts)]
+            return [own, *self._build_diversity_samples([own])]
         folder = Folder.from_uri(options.benchmarks) if options.benchmarks else prompt_folder.parent / "benchmarks"
         manifest.read(folder, BenchmarksManifest)
-        return [samples for name in options.prompt_sets if name in TABLES for samples in self._set(name, folder)]
+        sets = [samples for name in options.prompt_sets if name in TABLES for samples in self._set(name, folder)]
+        return [*sets, *self._build_diversity_samples(sets)]
+
+    def _build_diversity_samples(self, sets: Sequence[Sequence[EvalSample]]) -> list[list[EvalSample]]:
+        """Return several seeds of the first prompts, if a CLIP among the metrics can compare their images."""
+        options = self.options
+        if options.diversity_seeds < MIN_DIVERSITY_SEEDS or self._find_clip() is None:
+            return []
+        prompts = dict.fromkeys(sample.prompt for samples in zip(*sets, strict=False) for sample in samples)
+        return diversity.build_samples(
+            list(prompts)[: options.diversity_prompts], options.diversity_seeds, options.seed
+        )
+
+    def _find_clip(self) -> Metric | None:
+        return next((metric for metric in self.options.metrics if metric.kind == "clip"), None)
 
     def _set(self, name: str, folder: Folder) -> Iterator[list[EvalSample]]:
         if not folder.exists(TABLES[name]):
@@ -80,7 +98,9 @@ class BenchmarkSuite:
     def build_systems(self) -> list[System]:
         """Return the student and, if the recipe asks for it, the teacher in many steps."""
         teacher_sampling, students = build_teacher_sampling(self.options), build_student_systems(self.options)
-        teacher = System(f"teacher, {teacher_sampling.label}", TEACHER, teacher_sampling, subset_only=True)
+        teacher = System(
+            f"teacher, {teacher_sampling.label}", TEACHER, teacher_sampling, subset_only=True, measures_diversity=True
+        )
         return [*students, teacher] if self.options.teacher_prompts else students
 
     def build_judge(self, device: str) -> tuple[Judge, scorers.Scorer]:
@@ -90,7 +110,13 @@ class BenchmarkSuite:
 
     def build_scorers(self, device: str) -> list[scorers.Scorer]:
         """Return the recipe's metrics."""
-        return [scorers.load(metric, device) for metric in self.options.metrics]
+        return [ColourStatistics(), *(scorers.load(metric, device) for metric in self.options.metrics)]
+
+    def build_diversity_scorer(self, device: str) -> scorers.Scorer:
+        """Return the distance of images by the CLIP of the metrics."""
+        metric = self._find_clip()
+        assert metric is not None
+        return diversity.PairwiseDistance(clip.load(metric, device))
 
     def choose_preview_prompts(self, prompt_folder: Folder) -> Sequence[str]:
         """Return the run's own first prompts."""

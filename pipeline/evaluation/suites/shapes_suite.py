@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datasets_prep.shapes.prompts import BAD_PHOTO, DEGRADATIONS, PAIRS, ExclusionPair, sample_held_out_prompts
 from datasets_prep.shapes.scene import ATTRIBUTES
 from pipeline.errors import UserError
-from pipeline.evaluation import scorers
+from pipeline.evaluation import diversity, scorers
 from pipeline.evaluation.exclusion import Judge
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.plan import (
@@ -19,11 +19,13 @@ from pipeline.evaluation.plan import (
     build_teacher_sampling,
     list_nasa_samplings,
 )
+from pipeline.evaluation.scorers.colour import ColourStatistics
 from pipeline.evaluation.scorers.shapes import Attributes, ShapesClip
 from pipeline.recipe import Evaluation
 from pipeline.storage import Folder
 
 HELD_OUT = "held-out"
+OPEN_PROMPT = "a photo of a shape"
 TEACHER_ONE_STEP = "teacher, 1 step"
 
 
@@ -58,7 +60,8 @@ class ShapesSuite:
                     HELD_OUT, i, text, BAD_PHOTO, options.seed + i, tuple((n, getattr(scene, n)) for n in ATTRIBUTES)
                 )
                 for i, (text, scene) in enumerate(scenes)
-            ]
+            ],
+            *diversity.build_samples([OPEN_PROMPT], options.diversity_seeds, options.seed),
         ]
 
     def build_systems(self) -> list[System]:
@@ -77,7 +80,7 @@ class ShapesSuite:
         label = f"teacher, {teacher_sampling.label}"
         teacher = [
             System(TEACHER_ONE_STEP, TEACHER),
-            System(label, TEACHER, teacher_sampling, subset_only=True),
+            System(label, TEACHER, teacher_sampling, subset_only=True, measures_diversity=True),
             System(f"{label}, negative", TEACHER, teacher_sampling, uses_negative=True, subset_only=True),
             System(
                 f"{label}, named",
@@ -97,7 +100,16 @@ class ShapesSuite:
 
     def build_scorers(self, device: str) -> list[scorers.Scorer]:
         """Return the attribute classifier, the bundled CLIP and the recipe's metrics."""
-        return [Attributes(), ShapesClip(), *(scorers.load(metric, device) for metric in self.options.metrics)]
+        return [
+            Attributes(),
+            ShapesClip(),
+            ColourStatistics(),
+            *(scorers.load(metric, device) for metric in self.options.metrics),
+        ]
+
+    def build_diversity_scorer(self, device: str) -> scorers.Scorer:
+        """Return the bundled attribute classifier."""
+        return Attributes()
 
     def choose_preview_prompts(self, prompt_folder: Folder) -> Sequence[str]:
         """Return four prompts of rising detail."""

@@ -36,5 +36,8 @@ class EvaluationSuite(Protocol):
     def build_scorers(self, device: str) -> list[Scorer]:
         """Return the scorers of each image."""
 
+    def build_diversity_scorer(self, device: str) -> Scorer:
+        """Return the scorer of the diversity set; called only if the suite has one."""
+
     def choose_preview_prompts(self, prompt_folder: Folder) -> Sequence[str]:
         """Return the prompts of the images that training logs, if the recipe names none."""

@@ -4,9 +4,10 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
+from nasa.random_numbers import draw_seeded_noise
 from nasa.testing.tiny_pipelines import tiny_pixart
 from pipeline import models
-from pipeline.evaluation.sampling import Sampler, SamplingMethod, draw_seeded_noise
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
 
 
 class ExactDenoiser(torch.nn.Module):

@@ -13,6 +13,7 @@ from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.prepare import prepare
 from pipeline.prompts.prompt_dataset import load_manifest
 from pipeline.prompts.prompt_stream import EncoderPool, PromptStream
+from pipeline.prompts.teacher_pairs import TeacherPairs, list_pair_files
 from pipeline.storage import Folder
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
@@ -42,20 +43,30 @@ def build_options(teacher, *overrides):
     return recipe.parse("", [*OVERRIDES, f"teacher={str(teacher)!r}", *overrides])
 
 
-def build_distiller(options, folder, cached_embeds):
+def write_pairs(teacher, folder):
+    """Write four pairs, so that the encoders have a third text for each prompt."""
+    latents = torch.randn(4, *models.load(teacher).latent_shape, generator=torch.Generator().manual_seed(0)).half()
+    pairs = TeacherPairs([f"a {word}" for word in ("cat", "dog", "hen", "cow")], list(range(4)), latents)
+    folder.write_table(list_pair_files(4)[0], pairs.to_table())
+    return TeacherPairs.read(folder, 4)
+
+
+def build_distiller(options, folder, cached_embeds, pairs):
     model = models.load(models.find_teacher_folder(options.teacher), cached_embeds=cached_embeds)
     negatives = NegativeSampler.read(folder, avoid_contradictions=options.prompts.avoid_contradictions)
     built = engines.build_engines(options, model, torch.device("cpu"), make=engines.PlainEngine)
-    return Distiller(options, model, built, negatives, Clip.load(options.train.clip_model))
+    return Distiller(options, model, built, negatives, Clip.load(options.train.clip_model), pairs=pairs)
 
 
 @pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_is_the_same_with_separate_text_encoders(ray_cluster, teacher, folder, passes):
-    options = build_options(teacher, f"train.micro_batch_size={BATCH // passes}")
-    encoding = text_encoding.build_encoder_config(options, str(teacher), folder.uri, options.seed)
+    regression = ["regression.weight=0.5", "regression.images=3", "regression.num_pairs=4"]
+    options = build_options(teacher, f"train.micro_batch_size={BATCH // passes}", *regression)
+    pairs = write_pairs(teacher, folder / "pairs")
+    encoding = text_encoding.build_encoder_config(options, str(teacher), folder.uri, options.seed, pairs.uri)
     texts = list_preview_texts(["a photo of a ring"])
     cached = text_encoding.decode_cached(texts, text_encoding.encode_cached(encoding, texts), "cpu")
-    separate, integrated = build_distiller(options, folder, cached), build_distiller(options, folder, {})
+    separate, integrated = (build_distiller(options, folder, embeds, pairs) for embeds in (cached, {}))
     assert separate.model.pipe.text_encoder is None
     stream = PromptStream(folder, load_manifest(folder), options.seed, BATCH, range(BATCH))
     encoders = EncoderPool(1, 0.5, 0.0, text_encoding.TextEncoderActor, encoding)

@@ -39,7 +39,9 @@ def build_distiller(teacher, rank, world_size, stage):
     model = models.load(Path(teacher))
     built = engines.build_engines(options, model, torch.device("cpu"), workers=world_size)
     negatives = NegativeSampler(["ugly", "dark"], np.array([0.5, 1.0]), False)
-    return Distiller(options, model, built, negatives, Clip.load(options.train.clip_model), None, rank, world_size)
+    return Distiller(
+        options, model, built, negatives, Clip.load(options.train.clip_model), None, None, rank, world_size
+    )
 
 
 def run_steps(distiller, first, last):

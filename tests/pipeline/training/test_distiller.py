@@ -9,10 +9,12 @@ import torch.distributed
 
 from nasa.lora import merge_weights
 from nasa.steerable_denoiser import make_steerable
+from nasa.student import generate
 from nasa.testing.tiny_pipelines import TINY_PIPELINES
 from pipeline import models, recipe
 from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
+from pipeline.prompts.teacher_pairs import TeacherPairs
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
 from pipeline.training.student_export import collect_full_weights
@@ -38,12 +40,12 @@ def teacher(request, tiny_teacher, tmp_path_factory):
     return folder
 
 
-def build_distiller(teacher, *overrides, engine=engines.PlainEngine, rank=0, world_size=1, clip=None):
+def build_distiller(teacher, *overrides, engine=engines.PlainEngine, rank=0, world_size=1, clip=None, pairs=None):
     options = recipe.parse("", [*SMALL, *overrides])
     model = models.load(teacher)
     built = engines.build_engines(options, model, torch.device("cpu"), workers=world_size, make=engine)
     negatives = NegativeSampler(["ugly", "blurry", "dark"], np.array([0.5, 0.8, 1.0]), False)
-    return Distiller(options, model, built, negatives, clip, None, rank, world_size)
+    return Distiller(options, model, built, negatives, clip, None, pairs, rank, world_size)
 
 
 def run_steps(distiller, count, prompts=PROMPTS):
@@ -53,6 +55,60 @@ def run_steps(distiller, count, prompts=PROMPTS):
 def assert_same(a, b, tolerance=TOLERANCE):
     for name, value in a.collect_student_weights().items():
         torch.testing.assert_close(value, b.collect_student_weights()[name], atol=tolerance, rtol=tolerance)
+
+
+REGRESSION = ["regression.weight=0.7", "regression.images=5", 'regression.pairs="given"']
+
+
+@pytest.fixture(scope="module")
+def pairs(teacher):
+    shape = models.load(teacher).latent_shape
+    latents = torch.randn(6, *shape, generator=torch.Generator().manual_seed(0)).half()
+    return TeacherPairs([f"a {name}" for name in ("cat", "dog", "hen", "cow", "pig", "emu")], list(range(6)), latents)
+
+
+def test_the_regression_is_the_squared_error_of_the_pairs(teacher, pairs):
+    """With a weight so large that VSD vanishes, the student learns the pairs."""
+    overrides = [
+        "regression.weight=1e4",
+        "regression.images=8",
+        "student.learning_rate=3e-3",
+        'regression.pairs="given"',
+    ]
+    distiller = build_distiller(teacher, *overrides, pairs=pairs)
+    rows = pairs.draw_rows(distiller.seed, 0, range(8))
+    with torch.no_grad():
+        texts = distiller.model.encode([pairs.prompts[row] for row in rows])
+        start = generate(distiller.engines.student, distiller.model.diffusion, pairs.get_noise(rows), texts)
+    losses = [metrics["loss_regression"] for metrics in run_steps(distiller, 12)]
+    assert losses[0] == pytest.approx((start - pairs.latents[rows].float()).square().mean().item(), rel=1e-4)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_recipe_without_pairs_has_no_regression(teacher):
+    assert "loss_regression" not in run_steps(build_distiller(teacher), 1)[0]
+
+
+@pytest.mark.parametrize(("processes", "micro_batch_size"), [(1, 3), (2, 2), (3, 0)])
+def test_the_regression_is_the_same_for_any_number_of_passes_and_processes(teacher, pairs, processes, micro_batch_size):
+    (single,) = run_steps(build_distiller(teacher, *REGRESSION, pairs=pairs), 1)
+    parts = [
+        build_distiller(
+            teacher,
+            *REGRESSION,
+            f"train.micro_batch_size={micro_batch_size}",
+            rank=rank,
+            world_size=processes,
+            pairs=pairs,
+        )
+        for rank in range(processes)
+    ]
+    slices = [part.recipe.get_batch_slice(part.rank, processes) for part in parts]
+    losses = [
+        run_steps(part, 1, [PROMPTS[index] for index in indices])[0]["loss_regression"]
+        for part, indices in zip(parts, slices, strict=True)
+    ]
+    assert np.mean(losses) == pytest.approx(single["loss_regression"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("micro_batch_size", "clip_images"), [(1, 3), (3, 3), (3, 8), (4, 3)])
@@ -114,6 +170,22 @@ def test_deepspeed_equals_the_plain_engine(tiny_teacher, one_process, stage, mic
     plain, sharded = (
         build_distiller(tiny_teacher, *overrides),
         build_distiller(tiny_teacher, *overrides, engine=engines.build_deepspeed_engine),
+    )
+    for expected, actual in zip(run_steps(plain, 3), run_steps(sharded, 3), strict=True):
+        assert actual == pytest.approx(expected, rel=1e-3)
+    assert_same(plain, sharded, 1e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_equals_the_plain_engine_with_a_regression(tiny_teacher, one_process, stage):
+    """A step runs the student twice before its backward pass."""
+    overrides = [*REGRESSION, f"train.zero_stage={stage}", "train.micro_batch_size=4", "student.learning_rate=1e-3"]
+    shape = models.load(tiny_teacher).latent_shape
+    latents = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).half()
+    given = TeacherPairs(["a cat", "a dog", "a hen"], [1, 2, 3], latents)
+    plain, sharded = (
+        build_distiller(tiny_teacher, *overrides, pairs=given, engine=engine)
+        for engine in (engines.PlainEngine, engines.build_deepspeed_engine)
     )
     for expected, actual in zip(run_steps(plain, 3), run_steps(sharded, 3), strict=True):
         assert actual == pytest.approx(expected, rel=1e-3)
