@@ -17,6 +17,7 @@ from pipeline.storage import Folder
 
 IMAGES = "images"  # the folder of an evaluation's images
 COLUMNS = 10
+CLEAN = "clean"
 
 
 class ImageStore:
@@ -53,13 +54,14 @@ class ImageStore:
         return draw_contact_sheet(rows, captions)
 
     def _select_exclusion_columns(self) -> list[list[EvaluationRow]]:
-        """Return one column of rows per selected seed, alternating between pairs."""
+        """Return one column of rows per selected seed, alternating between pairs; clean plain images come first."""
         tested = [row for row in self.rows if row.set == EXCLUSION_SET and row.selected and not row.selects_scale]
         systems = list(dict.fromkeys(row.system for row in tested if row.system != NEGATED))
         by_key = {(row.system, row.image_key): row for row in tested}
         turns: Counter[tuple[str, str]] = Counter()
         order = []
-        for row in (row for row in tested if row.system == PLAIN.label):
+        plain = [row for row in tested if row.system == PLAIN.label]
+        for row in sorted(plain, key=lambda row: row.shown.get("quality", CLEAN) != CLEAN):
             pair = row.prompt, row.negative_prompt
             order.append((turns[pair], row.image_key))
             turns[pair] += 1

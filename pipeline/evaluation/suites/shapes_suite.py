@@ -74,6 +74,7 @@ class ShapesSuite:
                 sampling,
                 uses_negative=True,
                 negative_prompt_override=DEGRADATIONS,
+                subset_only=True,  # beside the teacher's
             )
             for sampling in list_nasa_samplings(options)
         ]

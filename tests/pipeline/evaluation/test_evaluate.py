@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,13 +13,17 @@ from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.evaluate import EvaluatedStudent, evaluate_student
+from pipeline.evaluation.image_store import ImageStore
+from pipeline.evaluation.results import read_rows
+from pipeline.evaluation.scorers import clip
 from pipeline.hashing import hash_folder
 from pipeline.prompts.prepare_benchmarks import prepare_benchmarks
-from pipeline.recipe import parse
+from pipeline.recipe import Metric, parse
 from pipeline.shapes import WEIGHTS
 from pipeline.storage import Folder
 
 STYLES, PROMPTS, SEEDS = len(HPSV2_STYLES), 2, 6
+DIVERSITY_SEEDS, DIVERSITY_PROMPTS = 3, 2
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,10 @@ def overrides(benchmarks, tiny_teacher):
         f"evaluation.num_prompts={PROMPTS}",
         f"evaluation.exclusion_seeds={SEEDS}",
         "evaluation.scales=[0.5]",
-        "evaluation.teacher_prompts=0",
+        "evaluation.teacher_prompts=1",
+        "evaluation.teacher_steps=2",
+        f"evaluation.diversity_seeds={DIVERSITY_SEEDS}",
+        f"evaluation.diversity_prompts={DIVERSITY_PROMPTS}",
         "evaluation.batch_size=4",
         "evaluation.cpus_per_process=0.5",
     ]
@@ -74,7 +82,7 @@ def evaluated(ray_cluster, tmp_path_factory, overrides, tiny_teacher):
 def test_each_style_is_a_prompt_set_and_exclusion_uses_the_paper_s_pairs(evaluated):
     folder, (summary, _) = evaluated
     rows = pq.read_table(folder / "one/evaluation/scores.parquet").to_pylist()
-    student_rows = [row for row in rows if row["set"] != "exclusion" and row["system"] == "student, 1 step"]
+    student_rows = [row for row in rows if row["set"].startswith("hpsv2/") and row["system"] == "student, 1 step"]
     assert [row["set"] for row in student_rows] == [f"hpsv2/{style}" for style in HPSV2_STYLES for _ in range(PROMPTS)]
     assert student_rows[0]["negative_prompt"].startswith("worst quality, low quality")
     clip = summary.metrics["clip_positive"]
@@ -84,6 +92,26 @@ def test_each_style_is_a_prompt_set_and_exclusion_uses_the_paper_s_pairs(evaluat
     excluded = {(row["prompt"], row["negative_prompt"]) for row in rows if row["set"] == "exclusion"}
     assert excluded <= {(f"A photo of a {a}", b) for a, b in [("person", "male"), ("person", "female"),
         ("person", "young"), ("person", "old"), ("pet", "cat"), ("pet", "dog")]}  # fmt: skip
+
+
+def test_the_diversity_of_real_prompts_is_the_distance_of_clip_features(evaluated):
+    folder, (summary, _) = evaluated
+    store = Folder.from_uri(folder / "one/evaluation")
+    rows = [row for row in read_rows(store) if row.set == "diversity"]
+    by_system = Counter(row.system for row in rows)
+    assert by_system == {"student, 1 step": 6, "teacher, 2 steps, guidance 3": 6}
+    group = [row for row in rows if row.system == "student, 1 step"][:DIVERSITY_SEEDS]
+    assert len({row.prompt for row in group}) == 1
+    images = ImageStore(store, group)
+    pictures = [Image.fromarray(images.read_pixels(row)) for row in group]
+    features = clip.load(Metric(kind="clip", weights=str(WEIGHTS / "clip"))).encode_images(pictures)
+    distances = 1 - features @ features.T
+    expected = [(distances[i].sum() - distances[i, i]) / (DIVERSITY_SEEDS - 1) for i in range(DIVERSITY_SEEDS)]
+    assert [row.scores["diversity"] for row in group] == pytest.approx([float(value) for value in expected], abs=1e-4)
+    assert summary.metrics["diversity"].images == DIVERSITY_SEEDS * DIVERSITY_PROMPTS
+    assert set(summary.against_teacher) == {"diversity", "saturation", "contrast"}
+    assert summary.against_teacher["saturation"].images == STYLES
+    assert "diversity" not in summary.negative_prompts
 
 
 def test_the_exclusion_judge_is_calibrated(evaluated):
@@ -99,9 +127,10 @@ def test_two_students_are_compared_on_the_same_noise(evaluated):
     folder, _ = evaluated
     evaluations = [Folder.from_uri(folder / name / "evaluation") for name in ("one", "two")]
     comparison = compare(*evaluations, ("one", "two"), Folder.from_uri(folder / "both"))
-    assert {row.metric for row in comparison.metrics} == {"clip_positive", "clip_negative"}
+    names = {"clip_positive", "clip_negative", "saturation", "contrast", "diversity"}
+    assert {row.metric for row in comparison.metrics} == names
     for row in comparison.metrics:
-        assert row.pairs == STYLES * PROMPTS
+        assert row.pairs == (DIVERSITY_SEEDS * DIVERSITY_PROMPTS if row.metric == "diversity" else STYLES * PROMPTS)
         assert row.difference == pytest.approx(row.a - row.b)
         expected = {True: "beats", False: "no significant difference"}[row.low > 0 or row.high < 0]
         assert expected in row.sentence
