@@ -11,10 +11,7 @@ JOBS = $(BIN)/python -m jobs
 .PHONY: demo test test-unit test-slow chaos gpu gpu-wheels ui lint lock clean
 
 demo: $(VENV)/installed
-	$(JOBS) prepare --run $(RUN) --recipe $(RECIPE)
-	$(JOBS) distill --run $(RUN) --recipe $(RECIPE)
-	$(JOBS) evaluate --run $(RUN)
-	$(JOBS) register --run $(RUN)
+	$(JOBS) run --run $(RUN) --recipe $(RECIPE)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

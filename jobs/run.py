@@ -23,4 +23,4 @@ def run(options: argparse.Namespace) -> None:
     )
     alias = outcome.alias or "a version without an alias"
     print(f"registered {outcome.model} version {outcome.version} as {alias}: {outcome.decision}")
-    print(f"report: {run.uri}/evaluation/report.html")
+    print(f"report: {run.uri}/evaluation/report.html\ncontact sheet: {run.uri}/evaluation/contact_sheet.png")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.summary_table import format_summary
 from pipeline.prompts.prepare import prepare
 from pipeline.ray_session import start_ray_session
 from pipeline.recipe import Recipe
@@ -27,6 +28,9 @@ def run_pipeline(
         log("distill")
         distill(recipe, run / "prompts", run / "distilled", tracking_uri, ray_address)
         log("evaluate")
-        evaluate(run / "distilled", run / "prompts", run / "evaluation", tracking_uri, ray_address=ray_address)
+        summary = evaluate(
+            run / "distilled", run / "prompts", run / "evaluation", tracking_uri, ray_address=ray_address
+        )
+        log(format_summary(summary))
         log("register")
         return register_run(run / "distilled", run / "evaluation", run / "registered", tracking_uri)

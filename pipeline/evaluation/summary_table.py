@@ -3,25 +3,36 @@
 from pipeline.evaluation.html_report import format_share
 from pipeline.evaluation.results import Summary
 
-SHARES = ("shape", "colour", "background", "all_right", "clean")
+SHARES = ("all_right", "clean", "clean_and_right")
 
 
 def format_summary(summary: Summary) -> str:
-    """Return the metrics of each system, then the exclusion test by method."""
+    """Return the metrics of each system, the comparison with the teacher, and the exclusion test by method."""
     systems = summary.systems
     names = [name for name in SHARES if name in summary.metrics] or list(systems[summary.student])
     if not names:
         return "no metrics (evaluation.metrics is empty). Look at the images."
-    lines = [f"{'mean over images':<44}" + "".join(f"{name.replace('_', ' '):>12}" for name in names)]
+    lines = [f"{'mean over images':<44}" + "".join(f"{name.replace('_', ' '):>17}" for name in names)]
     for system, metrics in systems.items():
-        lines.append(f"{system:<44}" + "".join(_format_figure(name, metrics[name].value) for name in names))
+        figures = (_format_figure(name, metrics[name].value) if name in metrics else " " * 17 for name in names)
+        lines.append(f"{system:<44}{''.join(figures)}")
+    if summary.against_teacher:
+        lines += ["", *_format_against_teacher(summary)]
     if summary.exclusion:
         lines += ["", *_format_exclusion(summary)]
     return "\n".join(lines)
 
 
 def _format_figure(name: str, value: float) -> str:
-    return f"{100 * value:>10.1f} %" if name in SHARES else f"{value:>12.3f}"
+    return f"{100 * value:>15.1f} %" if name in SHARES else f"{value:>17.3f}"
+
+
+def _format_against_teacher(summary: Summary) -> list[str]:
+    lines = [f"{'on the same prompts and seeds':<44}{'student':>17}{'teacher':>17}{'ratio':>17}"]
+    for name, row in summary.against_teacher.items():
+        shown = name.replace("_", " ")
+        lines.append(f"{shown:<44}{row.student:>17.3f}{row.teacher:>17.3f}{row.ratio:>17.2f}")
+    return lines
 
 
 def _format_exclusion(summary: Summary) -> list[str]:
