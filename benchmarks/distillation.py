@@ -73,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     sets = ["train.num_workers=1", f"train.batch_size={arguments.batch}", "train.clip_weight=0"]
-    sets.append("method.lora_guidance=true")  # SwiftBrush guides both teachers
+    sets += ["method.lora_guidance=true", "regression.weight=0"]  # as SwiftBrush
     options = recipe.load("shapes", sets)
     builders: dict[str, Callable[[], Any]] = {
         "baseline": lambda: Baseline(options, runs.build_distiller(options)),

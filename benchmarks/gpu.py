@@ -2,7 +2,7 @@
 
     make gpu-wheels     # on a machine with a network: diffusers, DeepSpeed and their dependencies, into build/wheels
     make gpu            # on the GPU machine, which also needs torch, transformers and peft
-    python -m benchmarks.gpu --device cpu --sizes tiny --batch 2 --out gpu.json    # does it run?
+    python -m benchmarks.gpu --device cpu --sizes tiny --batch 2 --toy-steps 5 --out gpu.json    # does it run?
 
 A step row measures a bfloat16 step of a paper recipe's architecture, with random weights, through DeepSpeed's engines:
 seconds, images/s beside SwiftBrush's step in the same run, and peak memory beside the estimate. A steering row measures
@@ -103,7 +103,7 @@ def _measure_stepper(setup: StepSetup, stepper: DeepSpeedStep | Baseline) -> dic
     return {
         "seconds": seconds,
         "images_per_second": setup.batch / seconds,
-        "peak_gib": _peak_gib(setup),  # of the process, so only the first stepper's is its own
+        **_read_peak_memory(setup),  # of the process, so only the first stepper's is its own
         **{key: float(value) for key, value in losses.items()},
     }
 
@@ -196,8 +196,12 @@ def _time(device: torch.device, call: Callable[[], None]) -> float:
     return sorted(durations[WARM_UP:])[CALLS // 2]
 
 
-def _peak_gib(setup: StepSetup) -> float | None:
-    return torch.cuda.max_memory_reserved() / GIB if setup.device.type == "cuda" else None
+def _read_peak_memory(setup: StepSetup) -> dict[str, float]:
+    """Return the most memory that torch's allocator reserved, and that tensors took, in GiB; empty without a GPU."""
+    if setup.device.type != "cuda":
+        return {}
+    peaks = {"peak_gib": torch.cuda.max_memory_reserved(), "peak_allocated_gib": torch.cuda.max_memory_allocated()}
+    return {name: value / GIB for name, value in peaks.items()}
 
 
 def _read_estimates() -> dict[str, float]:

@@ -32,9 +32,11 @@ from pipeline.evaluation.exclusion import compute_method_shares, run_trials
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import SamplingMethod
 from pipeline.shapes import WEIGHTS
+from pipeline.shapes.autoencoder import LATENT_CHANNELS, LATENT_SIZE
 from pipeline.shapes.clip import WIDTH
-from pipeline.shapes_training.denoiser import draw_captions, encode_pool
-from pipeline.shapes_training.training_loop import fit
+from pipeline.shapes_training.denoiser import NULL_TEXT_SHARE, encode_pool
+from pipeline.shapes_training.pool import build_pool
+from pipeline.shapes_training.training_loop import Batch, fit
 
 STEPS, BATCH, LEARNING_RATE = 2500, 64, 3e-3
 SAMPLING_STEPS = 8
@@ -45,6 +47,7 @@ SCALES = {
 }
 NAMES = {"text": 'joint_attention="text"', "joint": 'joint_attention="joint"', "cfg": "CFG, two passes"}
 FIRST_SEED, SEEDS, PROMPTS = 9_100_000, 192, 512
+LATENT_SHAPE = LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE
 DATA, IMAGE = Path("docs/data/joint_attention.json"), Path("docs/images/joint_attention.png")
 
 
@@ -71,10 +74,10 @@ def main() -> None:
 def build_transformer() -> SD3Transformer2DModel:
     torch.manual_seed(0)
     return SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=1,
-        in_channels=4,
-        out_channels=4,
+        sample_size=LATENT_SIZE,
+        patch_size=2,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         num_layers=4,
         attention_head_dim=16,
         num_attention_heads=6,
@@ -89,31 +92,48 @@ def build_transformer() -> SD3Transformer2DModel:
 def train_transformer(work: Path, steps: int) -> SD3Transformer2DModel:
     """Train by conditional flow matching (arXiv 2210.02747): x_s = (1 - s) x0 + s eps; the model predicts eps - x0."""
     teacher = models.load(WEIGHTS / "teacher")
-    latents, pool = encode_pool(teacher.vae, work / "latents.pt")
-    model = build_transformer()
+    pool = build_pool(teacher.pipe.tokenizer, work / "pool.pt", torch.device("cpu"))
+    latents, model = encode_pool(teacher.vae, pool), build_transformer()
 
-    def loss(step: int) -> Tensor:
-        rng = np.random.default_rng((5, step))
-        rows = rng.integers(0, len(latents), size=BATCH)
-        captions = draw_captions(pool, rows, rng)
+    def draw_batch(step: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
-        x0 = latents[torch.from_numpy(rows)]
-        eps = torch.randn(x0.shape, generator=generator)
-        s = torch.randn(BATCH, generator=generator).sigmoid()  # logit-normal, as Stable Diffusion 3
+        rows = pool.draw_rows(BATCH, generator)
+        x0 = latents[rows]
+        return {
+            "captions": pool.draw_captions(rows, generator, NULL_TEXT_SHARE),
+            "x0": x0,
+            "eps": torch.randn(x0.shape, generator=generator),
+            "s": torch.randn(BATCH, generator=generator).sigmoid(),  # logit-normal, as Stable Diffusion 3
+        }
+
+    def compute_loss(batch: Batch) -> Tensor:
+        s, x0, eps = batch["s"], batch["x0"], batch["eps"]
         noisy = torch.lerp(x0, eps, s[:, None, None, None])
-        embeds, pooled = encode(teacher, captions)
+        embeds, pooled = encode_ids(teacher, batch["captions"])
         output = model(noisy, embeds, pooled, timestep=1000 * s, return_dict=False)[0]
         return F.mse_loss(output, eps - x0)
 
-    fit(nn.ModuleDict({"transformer": model}), loss, steps=steps, learning_rate=LEARNING_RATE,
-        state_file=work / "transformer.pt")  # fmt: skip
+    fit(
+        nn.ModuleDict({"transformer": model}),
+        draw_batch,
+        compute_loss,
+        steps=steps,
+        learning_rate=LEARNING_RATE,
+        state_file=work / "transformer.pt",
+    )
     return model
 
 
 @torch.no_grad()
 def encode(teacher: models.TextToImage, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Return embeddings [B, T, D] and pooled embeddings [B, D] of the teacher's text encoder."""
-    output = teacher.pipe.text_encoder(tokenize(teacher.pipe.tokenizer, prompts))
+    return encode_ids(teacher, tokenize(teacher.pipe.tokenizer, prompts))
+
+
+@torch.no_grad()
+def encode_ids(teacher: models.TextToImage, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `encode` does, of token ids int64 [B, T]."""
+    output = teacher.pipe.text_encoder(token_ids)
     return output.last_hidden_state, output.pooler_output
 
 
@@ -157,7 +177,7 @@ class FlowSampler:
             }
         with nasa.steer(self.pipe, **steering):
             latents = self.pipe(
-                prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=draw_seeded_noise(seeds, (4, 8, 8)),
+                prompt_embeds=embeds, pooled_prompt_embeds=pooled, latents=draw_seeded_noise(seeds, LATENT_SHAPE),
                 height=64, width=64, num_inference_steps=SAMPLING_STEPS, output_type="latent", **options,
             ).images  # fmt: skip
         return decode_latents(self.teacher.vae, latents)

@@ -41,7 +41,8 @@ NETWORKS = {"100 Gbit/s": 12.5e9, "400 Gbit/s": 50e9, "1600 Gbit/s": 200e9}  # b
 
 def load_recipe(workers: int, images: int) -> Recipe:
     sets = [f"train.num_workers={workers}", f"train.batch_size={workers * images}", "train.clip_weight=0"]
-    return recipe.load("shapes", [*sets, "method.lora_guidance=true"])  # a step as in the paper's recipes
+    sets += ["method.lora_guidance=true", "regression.weight=0"]  # a step as in the paper's recipes
+    return recipe.load("shapes", sets)
 
 
 def run_worker(rank: int, workers: int, images: int, steps: int, distributed: bool, folder: str) -> None:

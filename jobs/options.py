@@ -10,9 +10,9 @@ from pipeline.errors import UserError, invalid
 from pipeline.recipe import Recipe, load
 from pipeline.storage import Folder
 
-OWN_TEACHER = (  # overrides for --teacher: without the CLIP and the judge of the toy dataset
-    *('train.clip_model=""', "train.clip_weight=0", 'promotion.metric="hpsv2"', "promotion.guardrails=[]"),
-    "evaluation.num_prompts=16",
+OWN_TEACHER = (  # overrides for --teacher: without the CLIP, the pairs and the judge of the toy dataset
+    *('train.clip_model=""', "train.clip_weight=0", 'regression.pairs=""', "regression.weight=0"),
+    *('promotion.metric="hpsv2"', "promotion.guardrails=[]", "evaluation.num_prompts=16"),
 )
 
 
@@ -67,7 +67,7 @@ def require_option(options: argparse.Namespace, name: str) -> str:
 
 
 def load_recipe(options: argparse.Namespace) -> Recipe:
-    """Return the recipe with this command line's overrides; --teacher drops the toy dataset's CLIP and judge."""
+    """Return the recipe with this command line's overrides; --teacher drops the toy dataset's CLIP, pairs and judge."""
     overrides = list(OWN_TEACHER) if options.teacher else []
     if options.teacher:
         overrides += [f"teacher={options.teacher!r}", f"name={_derive_model_name(options.teacher)!r}"]

@@ -81,8 +81,6 @@ RUN = {
     "python -m benchmarks.ablation": SmallRun("--help"),
     **{f"python -m jobs {name}": SmallRun("--help") for name in ("models download", "run-scheduled")},
     "make demo": SmallRun(),
-    "make demo RECIPE=shapes-full": SmallRun(),
-    "make demo RECIPE=shapes-full RUN=runs/full": SmallRun(),
     "time make demo": SmallRun(),
     OWN_TEACHER_COMMAND.format("prepare"): SmallRun(SMALL_OPTIONS, {"FOLDER": "teacher"}),
     OWN_TEACHER_COMMAND.format("distill"): SmallRun(
@@ -111,7 +109,7 @@ RUN = {
     f"{SD21_COMMAND.format('distill')} --dry-run": SmallRun(expected="not ready: "),
     SD21_COMMAND.format("distill"): SmallRun(PAPER_OPTIONS, prerequisites=(SD21_COMMAND.format("prepare"),)),
     "python -m benchmarks.rounding": SmallRun(exact=True, table=True),
-    "OMP_NUM_THREADS=1 python -m benchmarks.convergence --seconds 180 --seeds 3": SmallRun(
+    "OMP_NUM_THREADS=1 python -m benchmarks.convergence --seconds 60 --seeds 6": SmallRun(
         "--seconds 1 --seeds 1 --lever small train.batch_size=4 --out convergence.json", expected="s to 0.7"
     ),
     "python -m pipeline.recipe.reference": SmallRun(exact=True),
@@ -120,7 +118,9 @@ RUN = {
         SmallRun("--batch 4 --rounds 3 --compiler eager", table=True)
     ),
     "python -m benchmarks.distillation --threads 1 --memory baseline": SmallRun("--batch 4", expected="MiB"),
-    "python -m benchmarks.gpu --device cpu --sizes tiny --batch 2 --out gpu.json": SmallRun(expected="steer tiny"),
+    "python -m benchmarks.gpu --device cpu --sizes tiny --batch 2 --toy-steps 5 --out gpu.json": SmallRun(
+        expected="steer tiny"
+    ),
     "python -m benchmarks.gpu_step --size tiny --device cpu --batch 4 --no-bfloat16 --rows ours shared": SmallRun(
         "--rounds 1 --out step.json", expected="denoiser_share"
     ),
@@ -140,7 +140,7 @@ RUN = {
         "--width 16 --side 8 --rounds 1"
     ),
     "python -m benchmarks.wall_clock --side 32 --rounds 40": SmallRun("--width 16 --side 8 --rounds 1"),
-    "python -m benchmarks.gallery runs/full/distilled": SmallRun("--seeds 16", {"runs/full": "runs/demo"}),
+    "python -m benchmarks.gallery runs/demo/distilled": SmallRun("--seeds 16"),
     "python -m jobs k8s-manifest RayJob --recipe sd21 --run s3://BUCKET/runs/first "
     "--image REGISTRY/nasa-distill:latest --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts "
     "--set evaluation.benchmarks=s3://BUCKET/benchmarks "

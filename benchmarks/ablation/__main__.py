@@ -37,7 +37,8 @@ def _run(options: argparse.Namespace) -> str:
         if getattr(options, name) < 1:
             raise invalid(f"--{name.replace('_', '-')}", getattr(options, name), "1 or more")
     total_steps = options.warm_up_steps + options.steps  # the CLIP loss's weight falls to 0 over all of them
-    fixed = ["train.num_workers=1", f"train.steps={total_steps}", "method.lora_guidance=true"]  # as in the paper's code
+    fixed = ["train.num_workers=1", f"train.steps={total_steps}"]
+    fixed += ["method.lora_guidance=true", "regression.weight=0"]  # as in the paper's code
     base = recipe.load(options.recipe, [*fixed, *options.overrides])
     if base.teacher != recipe.BUNDLED:
         raise invalid("teacher", base.teacher, f"{recipe.BUNDLED!r}, the teacher that the bundled judge knows")

@@ -26,8 +26,7 @@ from pipeline.training.deepspeed_engine import reduce_bucket_elements
 from pipeline.training.engines import choose_lora_targets
 
 UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
-RESERVED = 2.0e9  # bytes of a GPU for its context and its libraries
-ALLOCATOR_OVERHEAD = 0.19  # of all else: an H200 reserved 47.6 GiB for a step of Stable Diffusion 2.1, counted as 40.0
+RESERVED = 2.0e9  # bytes of a GPU for its context, its libraries and what the allocator cannot use
 GIB = 2**30
 
 
@@ -113,9 +112,8 @@ def estimate(recipe: Recipe) -> Estimate:
         "activations of a pass": activations,
         "CLIP loss": decoder_activations,
         "regression's activations": activations * pairs,
+        "reserved": RESERVED,
     }
-    memory["allocator's overhead"] = ALLOCATOR_OVERHEAD * sum(memory.values())
-    memory["reserved"] = RESERVED
     again = 2 if options.gradient_checkpointing else 0  # recomputed forward passes of student and LoRA teacher
     per_image = (3 + 4 + 2 + again) * flops + (3 + again / 2) * flops * pairs
     step = passes * (micro * per_image + decoder_flops)
