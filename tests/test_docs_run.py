@@ -82,6 +82,7 @@ RUN = {
     **{f"python -m jobs {name}": SmallRun("--help") for name in ("models download", "run-scheduled")},
     "make demo": SmallRun(),
     "time make demo": SmallRun(),
+    "python -m jobs run": SmallRun("--help"),
     OWN_TEACHER_COMMAND.format("prepare"): SmallRun(SMALL_OPTIONS, {"FOLDER": "teacher"}),
     OWN_TEACHER_COMMAND.format("distill"): SmallRun(
         SMALL_OPTIONS, {"FOLDER": "teacher"}, (OWN_TEACHER_COMMAND.format("prepare"),)

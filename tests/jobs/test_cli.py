@@ -43,7 +43,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(arguments, message, tmp_path, 
 def test_prepare_prints_a_summary(tmp_path, capsys):
     overrides = ["--set", "prompts.count=100", "--set", "prompts.negative_draws=50", "--set", "train.batch_size=8"]
     assert main(["prepare", "--run", str(tmp_path), *overrides]) == 0
-    assert capsys.readouterr().out.startswith("prepared 100 prompts (shards: 1, prompts per epoch: 100) and 46 ")
+    assert capsys.readouterr().out.startswith("prepared 100 prompts (shards: 1, prompts per epoch: 100) and 39 ")
     assert (tmp_path / "prompts" / "manifest.json").is_file()
 
 

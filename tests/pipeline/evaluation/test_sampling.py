@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from nasa.random_numbers import draw_seeded_noise
 from nasa.testing.tiny_pipelines import tiny_pixart
@@ -36,3 +36,18 @@ def test_latents_are_not_clipped_with_any_scheduler(tmp_path, scheduler):
     noise, embeds = draw_seeded_noise([1], model.latent_shape), model.encode(["a cat"])
     actual = sampler._sample_many_steps(SamplingMethod("steps", 3.0, 25), noise, embeds, model.encode([""]))
     torch.testing.assert_close(actual, x0, atol=0.02, rtol=0)
+
+
+def test_timesteps_are_made_on_the_denoisers_device(tiny_teacher, monkeypatch):
+    """Otherwise the many-step teacher fails on a GPU, where no default test runs."""
+    model = models.load(tiny_teacher)
+    sampler, devices = Sampler(model), []
+    original = DDIMScheduler.set_timesteps
+
+    def record(self, num_inference_steps, device=None):
+        devices.append(device)
+        original(self, num_inference_steps, device)
+
+    monkeypatch.setattr(DDIMScheduler, "set_timesteps", record)
+    sampler.sample(SamplingMethod("steps", 3.0, 2), ["a cat"], [1])
+    assert devices == [next(model.denoiser.parameters()).device]

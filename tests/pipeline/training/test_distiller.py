@@ -68,7 +68,7 @@ def pairs(teacher):
 
 
 def test_the_regression_is_the_squared_error_of_the_pairs(teacher, pairs):
-    """With a weight so large that VSD vanishes, the student learns the pairs."""
+    """The student learns the pairs if their weight is so large that VSD vanishes."""
     overrides = [
         "regression.weight=1e4",
         "regression.images=8",
