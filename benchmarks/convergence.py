@@ -32,12 +32,10 @@ from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.storage import Folder
 
-VSD_ALONE = "regression.weight=0"
 LEVERS = {
-    "VSD alone, both teachers guided": [VSD_ALONE, "method.lora_guidance=true"],
-    "VSD alone": [VSD_ALONE],
-    "VSD and regression, weight 0.3": [],
-    "VSD and regression, weight 1": ["regression.weight=1.0"],
+    "VSD alone, both teachers guided": ["regression.weight=0", "method.lora_guidance=true"],
+    "VSD alone": ["regression.weight=0"],
+    "VSD and regression": ["regression.weight=0.3"],
 }
 OPEN_PROMPT = "a photo of a shape"
 NUM_VALUES = {"shape": len(SHAPES), "colour": len(COLOURS), "background": len(COLOURS)}
