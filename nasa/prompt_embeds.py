@@ -19,13 +19,9 @@ class PromptEmbeds:
         """Return B."""
         return len(self.embeds)
 
-    def __getitem__(self, texts: slice) -> "PromptEmbeds":
-        """Return some of the texts."""
+    def __getitem__(self, texts: slice | Tensor) -> "PromptEmbeds":
+        """Return some of the texts: a slice, or those at indices int64 [N]."""
         return self._map(lambda part: part[texts])
-
-    def select(self, rows: Tensor) -> "PromptEmbeds":
-        """Return the texts at some indices, int64 [N]."""
-        return self._map(lambda part: part[rows])
 
     def to(self, device: Any) -> "PromptEmbeds":
         """Return the embeddings on a device."""

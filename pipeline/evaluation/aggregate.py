@@ -79,15 +79,13 @@ def compare_with_teacher(by_system: Mapping[str, Sequence[EvaluationRow]]) -> di
     if teacher is None:
         return {}
     names = [name for name in list_metric_names(by_system[teacher]) if name.startswith(COMPARED)]
-    student_rows, teacher_rows = by_system[STUDENT_SYSTEM], by_system[teacher]
-    compared = {}
+    matched, compared = match_rows(by_system[STUDENT_SYSTEM], by_system[teacher]), {}
     for name in names:
-        matched = match_rows(student_rows, teacher_rows)
-        pairs = [(a.scores[name], b.scores[name]) for a, b in matched if name in a.scores and name in b.scores]
-        student, reference = ([value for value in side if value is not None] for side in zip(*pairs, strict=True))
-        compared[name] = TeacherComparison(
-            student=float(np.mean(student)), teacher=float(np.mean(reference)), images=len(pairs)
-        )
+        scores = [(a.scores.get(name), b.scores.get(name)) for a, b in matched]
+        pairs = [(student, reference) for student, reference in scores if student is not None and reference is not None]
+        if pairs:
+            student, reference = np.mean(pairs, axis=0).tolist()
+            compared[name] = TeacherComparison(student=student, teacher=reference, images=len(pairs))
     return compared
 
 

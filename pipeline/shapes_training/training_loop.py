@@ -39,17 +39,16 @@ def fit(
     """
     trainer = _Trainer(model, compute_loss)
     first = trainer.load(state_file)
-    started, recent, step, progress = time.monotonic(), 0.0, first, first / steps
+    started, step, progress = time.monotonic(), first, first / steps
     while progress < 1:
         loss = trainer.step(draw_batch(step), learning_rate * _schedule(step, progress), step)
         step += 1
         elapsed = time.monotonic() - started
         progress = max(step / steps, elapsed / max_seconds)
         if step % save_every == 0 or progress >= 1:
-            recent = loss.item()
             trainer.save(state_file, step if progress < 1 else steps)
             left = elapsed * (1 - progress) / max(progress - first / steps, 1e-9) / 60
-            print(f"{state_file.stem}: step {step}/{steps}, loss {recent:.4f}, {left:.1f} min left", flush=True)
+            print(f"{state_file.stem}: step {step}/{steps}, loss {loss.item():.4f}, {left:.1f} min left", flush=True)
     trainer.copy_average()
     model.eval()
 

@@ -202,7 +202,7 @@ class Distiller:
         prompts = (
             self.model.encode([self.pairs.prompts[row] for row in rows])
             if encoded is None
-            else encoded.select(torch.tensor(chosen, device=device))
+            else encoded[torch.tensor(chosen, device=device)]
         )
         noise, target = self.pairs.get_noise(rows).to(device), self.pairs.latents[rows].to(device, torch.float32)
         x0 = generate(self.engines.student, self.model.diffusion, noise, prompts)
