@@ -14,7 +14,6 @@ import argparse
 import math
 import multiprocessing
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -25,11 +24,12 @@ import torch
 
 from benchmarks.ablation.runs import NASA_I, build_distiller, judge_held_out
 from datasets_prep.shapes.prompts import sample_prompts
-from datasets_prep.shapes.scene import COLOURS, SHAPES
 from pipeline import ROOT, models, recipe
 from pipeline.evaluation import exclusion
+from pipeline.evaluation.diversity import NUM_VALUES, compute_surprisals
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
+from pipeline.evaluation.suites.shapes_suite import OPEN_PROMPT
 from pipeline.storage import Folder
 
 LEVERS = {
@@ -37,8 +37,6 @@ LEVERS = {
     "VSD alone": ["regression.weight=0"],
     "VSD and regression": ["regression.weight=0.3"],
 }
-OPEN_PROMPT = "a photo of a shape"
-NUM_VALUES = {"shape": len(SHAPES), "colour": len(COLOURS), "background": len(COLOURS)}
 DIVERSITY_SEEDS = range(256)
 HELD_OUT, FIRST_SEED = 192, 1234
 EXCLUSION_SEEDS = range(5_000_000, 5_000_000 + 256)
@@ -113,8 +111,8 @@ def measure_diversity(sampler: Sampler, judge: AttributeJudge) -> dict[str, floa
 
 def compute_normalised_entropy(values: Sequence[str], num_values: int) -> float:
     """Return Shannon's entropy of the values' frequencies, divided by log(num_values), in 0..1."""
-    shares = np.array(list(Counter(values).values())) / len(values)
-    return float(-(shares * np.log(shares)).sum() / math.log(num_values))
+    surprisals = compute_surprisals(values, num_values)
+    return float(np.mean([surprisals[value] for value in values]))
 
 
 def find_seconds_to(curve: Sequence[dict[str, float]], threshold: float) -> float:

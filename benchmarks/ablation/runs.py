@@ -26,9 +26,8 @@ from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
-from pipeline.prompts.teacher_pairs import TeacherPairs
+from pipeline.prompts.teacher_pairs import read_pairs
 from pipeline.recipe import Recipe
-from pipeline.shapes import WEIGHTS
 from pipeline.storage import Folder
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
@@ -153,8 +152,7 @@ def build_distiller(options: Recipe, device: str = "cpu", make: engines.MakeEngi
     model = models.load(models.find_teacher_folder(options.teacher), device)
     built = engines.build_engines(options, model, torch.device(device), make=make)
     clip = Clip.load(options.train.clip_model, device) if options.train.clip_weight else None
-    regression, bundled = options.regression, Folder.from_uri(str(WEIGHTS / "pairs"))
-    pairs = TeacherPairs.read(bundled, regression.num_pairs) if regression.weight else None
+    pairs = read_pairs(options, options.regression.pairs if options.regression.weight else "")
     return Distiller(options, model, built, sampler, clip, pairs=pairs)
 
 

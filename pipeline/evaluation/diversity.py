@@ -42,7 +42,7 @@ def add_diversity(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
         if row.set == DIVERSITY_SET and "quality" in row.shown:
             groups.setdefault((row.system, row.prompt), []).append(row)
     surprisals = {
-        key: {name: compute_surprisals([row.shown[name] for row in group], name) for name in ATTRIBUTES}
+        key: {name: compute_surprisals([row.shown[name] for row in group], NUM_VALUES[name]) for name in ATTRIBUTES}
         for key, group in groups.items()
     }
     scored = []
@@ -56,10 +56,10 @@ def add_diversity(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     return scored
 
 
-def compute_surprisals(values: Sequence[str], name: str) -> dict[str, float]:
+def compute_surprisals(values: Sequence[str], num_values: int) -> dict[str, float]:
     """Return each value's surprisal, whose mean over `values` is the attribute's normalised entropy."""
     counts = Counter(values)
-    return {value: -math.log(count / len(values)) / math.log(NUM_VALUES[name]) for value, count in counts.items()}
+    return {value: -math.log(count / len(values)) / math.log(num_values) for value, count in counts.items()}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from nasa.random_numbers import draw_seeded_noise, mix_seeds
 from pipeline.errors import UserError, invalid
+from pipeline.recipe import BUNDLED, Recipe
+from pipeline.shapes import WEIGHTS
 from pipeline.storage import Folder
 
 PAIRS_PER_FILE = 256
@@ -74,6 +76,16 @@ class TeacherPairs:
     def get_noise(self, rows: Sequence[int]) -> Tensor:
         """Return the noise of some pairs, float32 [B, C, H, W]."""
         return draw_seeded_noise([self.seeds[row] for row in rows], tuple(self.latents.shape[1:]))
+
+
+def open_pairs_folder(path: str) -> Folder:
+    """Return a folder of pairs; "shapes" is this node's own copy of the bundled ones."""
+    return Folder.from_uri(str(WEIGHTS / "pairs") if path == BUNDLED else path)
+
+
+def read_pairs(recipe: Recipe, path: str) -> TeacherPairs | None:
+    """Read the pairs of a recipe's regression from a folder or the bundled ones; None if the path is empty."""
+    return TeacherPairs.read(open_pairs_folder(path), recipe.regression.num_pairs) if path else None
 
 
 def list_pair_files(count: int) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from nasa.prompt_embeds import PromptEmbeds, cat
 from pipeline import models
 from pipeline.prompts.negative_sampler import NegativeSampler
-from pipeline.prompts.teacher_pairs import TeacherPairs
+from pipeline.prompts.teacher_pairs import TeacherPairs, open_pairs_folder
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 
@@ -66,7 +66,7 @@ class TextEncoderActor:
     def pairs(self) -> TeacherPairs | None:
         """The pairs of the regression."""
         config = self.config
-        return TeacherPairs.read(Folder.from_uri(config.pairs_uri), config.num_pairs) if config.pairs_uri else None
+        return TeacherPairs.read(open_pairs_folder(config.pairs_uri), config.num_pairs) if config.pairs_uri else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add `embeds` [N, K, T, D] and `attention_mask` [N, K, T] of K texts for each prompt.

@@ -116,12 +116,13 @@ def distill(
 
 
 def _ensure_pairs(recipe: Recipe, prompt_folder: Folder, prepared: PromptsManifest, teacher: Path) -> str:
-    """Sample the regression's pairs that are missing; return their folder, or an empty string without a regression."""
+    """Sample the regression's pairs unless they are given; return their folder, or an empty string without one."""
     if not recipe.regression.weight:
         return ""
+    if recipe.regression.pairs:
+        return recipe.regression.pairs
     folder = locate_pairs(recipe, prompt_folder, hash_folder(teacher))
-    if not recipe.regression.pairs:
-        sample_pairs(recipe, prompt_folder, prepared, folder, teacher)
+    sample_pairs(recipe, prompt_folder, prepared, folder, teacher)
     return folder.uri
 
 

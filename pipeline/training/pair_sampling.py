@@ -14,9 +14,8 @@ from pipeline.hashing import hash_json
 from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.prompts.prompt_stream import PromptStream
 from pipeline.prompts.teacher_pairs import PAIRS_PER_FILE, TeacherPairs, list_pair_files
-from pipeline.recipe import BUNDLED, Recipe
+from pipeline.recipe import Recipe
 from pipeline.remote_errors import iter_rows
-from pipeline.shapes import WEIGHTS
 from pipeline.storage import Folder
 
 FIRST_SEED = 20_000_000  # apart from the seeds of evaluations and of the exclusion test
@@ -59,14 +58,11 @@ class PairActor:
 
 
 def locate_pairs(recipe: Recipe, prompt_folder: Folder, teacher_sha256: str) -> Folder:
-    """Return the folder of the recipe's pairs: the given one, the bundled one, or one beside the prompts.
+    """Return the folder beside the prompts for pairs that the recipe does not name.
 
-    The name of the last is a hash of everything but the number of pairs that they depend on.
+    Its name is a hash of everything but the number of pairs that they depend on.
     """
-    options = recipe.regression
-    if options.pairs:
-        return Folder.from_uri(str(WEIGHTS / "pairs") if options.pairs == BUNDLED else options.pairs)
-    start = recipe.method.start_timestep
+    options, start = recipe.regression, recipe.method.start_timestep
     key = hash_json([teacher_sha256, start, options.teacher_steps, options.guidance_scale])[:KEY_LENGTH]
     return prompt_folder / f"pairs-{key}"
 
@@ -102,8 +98,3 @@ def sample_pairs(
     )
     for _ in iter_rows(files):
         pass
-
-
-def read_pairs(recipe: Recipe, uri: str) -> TeacherPairs | None:
-    """Read the pairs of a recipe's regression; None if it has none."""
-    return TeacherPairs.read(Folder.from_uri(uri), recipe.regression.num_pairs) if uri else None

@@ -9,16 +9,14 @@ from torch import nn
 from pipeline import models
 from pipeline.errors import UserError, invalid
 from pipeline.evaluation import evaluate
-from pipeline.hashing import hash_folder
 from pipeline.models.clip.loss_model import find_clip_folder, find_decoder_folder
 from pipeline.prompts import prompt_dataset
 from pipeline.prompts.preparation_request import TRAINING_ONLY
 from pipeline.prompts.prompt_dataset import PromptsManifest
-from pipeline.prompts.teacher_pairs import TeacherPairs
+from pipeline.prompts.teacher_pairs import TeacherPairs, open_pairs_folder
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training.engines import choose_lora_targets
-from pipeline.training.pair_sampling import locate_pairs
 from pipeline.training.resource_estimate import require_fit
 
 
@@ -38,7 +36,7 @@ def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[Prompt
         find_clip_folder(recipe.train.clip_model)
         if recipe.train.clip_decoder:
             find_decoder_folder(recipe.train.clip_decoder)
-    _check_pairs(recipe, prompt_folder, teacher)
+    _check_pairs(recipe, teacher)
     if recipe.evaluation.every_n_checkpoints:
         evaluate.check_inputs(recipe, prompt_folder)
     check_storage(folder)
@@ -71,12 +69,12 @@ def _check_prompts(recipe: Recipe, prepared: PromptsManifest) -> None:
             )
 
 
-def _check_pairs(recipe: Recipe, prompt_folder: Folder, teacher: Path) -> None:
+def _check_pairs(recipe: Recipe, teacher: Path) -> None:
     """Check that the regression's pairs, if they are given, are as many as asked for and of the teacher's shape."""
     options = recipe.regression
     if not options.weight or not options.pairs:
         return
-    pairs = TeacherPairs.read(locate_pairs(recipe, prompt_folder, hash_folder(teacher)), options.num_pairs)
+    pairs = TeacherPairs.read(open_pairs_folder(options.pairs), options.num_pairs)
     got, expected = tuple(pairs.latents.shape[1:]), models.load(teacher).latent_shape
     if got != expected:
         raise invalid("regression.pairs", options.pairs, f"pairs of latents {list(expected)}; these are {list(got)}")

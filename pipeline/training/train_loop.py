@@ -15,6 +15,7 @@ from pipeline.lockfile import check_versions
 from pipeline.models.clip.loss_model import Clip, load_decoder
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.prompt_stream import EncoderPool, PromptStream
+from pipeline.prompts.teacher_pairs import read_pairs
 from pipeline.prompts.text_encoding import TextEncoderActor, build_encoder_config, build_prompt_embeds, decode_cached
 from pipeline.retry import iter_backoff_seconds
 from pipeline.storage import Folder
@@ -25,7 +26,6 @@ from pipeline.training.checkpoint_validation import is_due
 from pipeline.training.distiller import Distiller
 from pipeline.training.divergence import DivergedError, DivergenceDetector
 from pipeline.training.interruptible_trainer import StopRequestedError
-from pipeline.training.pair_sampling import read_pairs
 from pipeline.training.previews import list_preview_texts
 from pipeline.training.progress_actor import ProgressSink
 from pipeline.training.progress_reporter import ProgressReporter
@@ -132,7 +132,7 @@ def _build_encoders(distiller: Distiller, prompts_uri: str) -> EncoderPool | Non
     options = distiller.recipe.train
     if not options.num_encoders:
         return None
-    pairs_uri = distiller.pairs.uri if distiller.pairs else ""
+    pairs_uri = (distiller.recipe.regression.pairs or distiller.pairs.uri) if distiller.pairs else ""
     encoding = build_encoder_config(
         distiller.recipe, str(distiller.model.folder), prompts_uri, distiller.seed, pairs_uri
     )

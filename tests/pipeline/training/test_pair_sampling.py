@@ -8,10 +8,10 @@ from pipeline.errors import UserError
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.prompts.prepare import prepare
 from pipeline.prompts.prompt_dataset import load_manifest
-from pipeline.prompts.teacher_pairs import PAIRS_PER_FILE, TeacherPairs, list_pair_files
+from pipeline.prompts.teacher_pairs import PAIRS_PER_FILE, TeacherPairs, list_pair_files, read_pairs
 from pipeline.storage import Folder
 from pipeline.training import preflight
-from pipeline.training.pair_sampling import FIRST_SEED, locate_pairs, read_pairs, sample_pairs
+from pipeline.training.pair_sampling import FIRST_SEED, locate_pairs, sample_pairs
 
 COUNT = PAIRS_PER_FILE + 10
 
@@ -71,7 +71,7 @@ def test_the_folder_depends_on_what_the_images_depend_on(sampled):
     assert locate_pairs(other, prompts, "teacher").uri != folder.uri
 
 
-def test_pairs_of_another_teachers_shape_are_refused(tiny_teacher, tmp_path):
+def test_pairs_of_another_teachers_shape_are_refused(tiny_teacher):
     options = recipe.parse("", [f"teacher={str(tiny_teacher)!r}", "regression.weight=1.0", "regression.pairs='shapes'"])
     with pytest.raises(UserError, match=r"regression.pairs: got 'shapes'; expected pairs of latents \[4, 4, 4\]"):
-        preflight._check_pairs(options, Folder.from_uri(tmp_path), tiny_teacher)
+        preflight._check_pairs(options, tiny_teacher)
