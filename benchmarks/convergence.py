@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.ablation.runs import NASA_I, build_distiller, judge_held_out
+from benchmarks.toy_students import NASA_I, build_distiller, judge_held_out, measure_diversity
 from datasets_prep.shapes.prompts import sample_prompts
 from pipeline import ROOT, models, recipe
 from pipeline.evaluation import exclusion
-from pipeline.evaluation.diversity import NUM_VALUES, compute_surprisals
+from pipeline.evaluation.diversity import NUM_VALUES
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
-from pipeline.evaluation.suites.shapes_suite import OPEN_PROMPT
 from pipeline.storage import Folder
 
 LEVERS = {
@@ -37,7 +36,6 @@ LEVERS = {
     "VSD alone": ["regression.weight=0"],
     "VSD and regression": ["regression.weight=0.3"],
 }
-DIVERSITY_SEEDS = range(256)
 HELD_OUT, FIRST_SEED = 192, 1234
 EXCLUSION_SEEDS = range(5_000_000, 5_000_000 + 256)
 JUDGE_SECONDS = 15.0  # CPU seconds of training between two judgements
@@ -97,22 +95,6 @@ def run(name: str, overrides: list[str], seed: int, seconds: float) -> dict[str,
     shares = exclusion.compute_method_shares([trial for trial in trials if trial.pair.trained], NASA_I)
     row = {"lever": name, "seed": seed, "seconds": seconds, "overrides": overrides, "curve": curve}
     return {**row, "removed": shares["removed"], "kept": shares["kept"], "diversity": measure_diversity(sampler, judge)}
-
-
-def measure_diversity(sampler: Sampler, judge: AttributeJudge) -> dict[str, float]:
-    """Return the normalised entropy of each attribute over seeds of the open prompt."""
-    prompts = [OPEN_PROMPT] * len(DIVERSITY_SEEDS)
-    shown = judge.classify_attributes(sampler.sample(SamplingMethod(), prompts, DIVERSITY_SEEDS))
-    return {
-        name: compute_normalised_entropy([attributes[name] for attributes in shown], count)
-        for name, count in NUM_VALUES.items()
-    }
-
-
-def compute_normalised_entropy(values: Sequence[str], num_values: int) -> float:
-    """Return Shannon's entropy of the values' frequencies, divided by log(num_values), in 0..1."""
-    surprisals = compute_surprisals(values, num_values)
-    return float(np.mean([surprisals[value] for value in values]))
 
 
 def find_seconds_to(curve: Sequence[dict[str, float]], threshold: float) -> float:

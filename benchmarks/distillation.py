@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.ablation import runs
 from benchmarks.swiftbrush import SwiftBrush
+from benchmarks.toy_students import build_distiller
 from nasa.distillation import StepRandomness, TextConditions, sample_step
 from nasa.random_numbers import mix_seeds
 from nasa.steerable_denoiser import make_steerable
@@ -76,10 +76,10 @@ def main() -> None:
     sets += ["method.lora_guidance=true", "regression.weight=0"]  # as SwiftBrush
     options = recipe.load("shapes", sets)
     builders: dict[str, Callable[[], Any]] = {
-        "baseline": lambda: Baseline(options, runs.build_distiller(options)),
-        "plain": lambda: runs.build_distiller(options),
-        "bfloat16": lambda: runs.build_distiller(recipe.parse(recipe.dump(options), ['train.precision="bfloat16"'])),
-        "shared": lambda: runs.build_distiller(recipe.parse(recipe.dump(options), [SHARED])),
+        "baseline": lambda: Baseline(options, build_distiller(options)),
+        "plain": lambda: build_distiller(options),
+        "bfloat16": lambda: build_distiller(recipe.parse(recipe.dump(options), ['train.precision="bfloat16"'])),
+        "shared": lambda: build_distiller(recipe.parse(recipe.dump(options), [SHARED])),
         "both": lambda: build_compiled(recipe.parse(recipe.dump(options), [SHARED]), arguments.compiler),
         "compiled": lambda: build_compiled(options, arguments.compiler),
     }
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def build_compiled(options: recipe.Recipe, backend: str) -> Distiller:
-    distiller = runs.build_distiller(options)
+    distiller = build_distiller(options)
     engines.compile_denoisers(distiller.engines.student.module, distiller.engines.teachers, backend)
     return distiller
 

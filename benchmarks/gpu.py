@@ -152,7 +152,7 @@ def measure_steering(size: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_distillation(recipe_name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train a student of the bundled teacher for `--toy-steps` steps; measure its seconds per step and its images."""
-    from benchmarks.ablation.runs import build_distiller, judge_held_out
+    from benchmarks.toy_students import build_distiller, judge_held_out
     from datasets_prep.shapes.prompts import sample_prompts
     from pipeline import models, recipe
     from pipeline.evaluation.judges.attribute_judge import AttributeJudge

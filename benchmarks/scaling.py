@@ -20,7 +20,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from benchmarks.ablation import runs
+from benchmarks.toy_students import build_distiller
 from pipeline import models, recipe
 from pipeline.gpu_specs import GPUS
 from pipeline.recipe import Recipe
@@ -53,7 +53,7 @@ def run_worker(rank: int, workers: int, images: int, steps: int, distributed: bo
     store = f"file://{folder}/{'distributed' if distributed else rank}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=group_rank, world_size=world_size)
     options = load_recipe(world_size, images)
-    negatives = runs.build_distiller(options).negatives
+    negatives = build_distiller(options).negatives
     model = models.load(models.find_teacher_folder(options.teacher))
     built = engines.build_engines(options, model, torch.device("cpu"), workers=world_size)
     stepper = Distiller(options, model, built, negatives, None, None, None, group_rank, world_size)

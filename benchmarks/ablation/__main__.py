@@ -17,9 +17,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", default="runs/ablation", metavar="FOLDER", help="folder of the runs")
     parser.add_argument("--recipe", default="shapes", metavar="NAME", help="name of a recipe, or a .toml file")
     shared.add_override_options(parser)
-    parser.add_argument("--steps", type=int, default=300, help="steps of each run after the warm start")
-    parser.add_argument("--warm-up-steps", type=int, default=300, help="steps of SBv2*, shared by all runs")
-    parser.add_argument("--seeds", type=int, default=3, help="number of runs of each variant")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each run (%(default)s)")
+    parser.add_argument(
+        "--warm-up-steps",
+        type=int,
+        default=100,
+        help="steps of SBv2* before a warm start (%(default)s)",
+    )
+    parser.add_argument("--seeds", type=int, default=12, help="number of runs of each variant (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="number of runs at the same time")
     parser.add_argument("--threads", type=int, default=1, help="number of threads per process")
     parser.add_argument("--docs", metavar="FOLDER", help="folder of the table and the figure (default: --run)")
@@ -36,10 +41,7 @@ def _run(options: argparse.Namespace) -> str:
     for name in ("steps", "warm_up_steps", "seeds", "processes", "threads"):
         if getattr(options, name) < 1:
             raise invalid(f"--{name.replace('_', '-')}", getattr(options, name), "1 or more")
-    total_steps = options.warm_up_steps + options.steps  # the CLIP loss's weight falls to 0 over all of them
-    fixed = ["train.num_workers=1", f"train.steps={total_steps}"]
-    fixed += ["method.lora_guidance=true", "regression.weight=0"]  # as in the paper's code
-    base = recipe.load(options.recipe, [*fixed, *options.overrides])
+    base = recipe.load(options.recipe, ["train.num_workers=1", *options.overrides])
     if base.teacher != recipe.BUNDLED:
         raise invalid("teacher", base.teacher, f"{recipe.BUNDLED!r}, the teacher that the bundled judge knows")
     folder = str(Path(options.run).absolute())

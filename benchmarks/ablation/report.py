@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.ablation.runs import Plan
 
 DATA, IMAGE, PAGE = Path("data/ablation.json"), Path("images/ablation.png"), Path("ablation.md")
+TITLES = {"plain": "plain images", "nasa_i": "with NASA-I", "removed": "removed", "kept": "kept"}
 BEGIN, END = "<!-- table: written by `python -m benchmarks.ablation` -->", "<!-- end of the table -->"
 
 
@@ -28,35 +29,38 @@ def write(summary: dict[str, Any], plan: Plan, folder: Path) -> str:
 
 
 def format_table(summary: dict[str, Any]) -> str:
-    """Return Markdown: the shares of each variant, then the contrasts in points."""
+    """Return Markdown: each variant's shares and diversity, in percent, then the contrasts in points."""
+    names = list(summary["table"][0]["diversity"]) if summary["table"] else []
     lines = [
-        "| negative prompt in training on | clean and right, % | with NASA-I, % | removed, % | kept, % |",
-        "|---|---|---|---|---|",
+        f"{len(summary['seeds'])} seeds, {summary['cpu_hours']:.1f} CPU hours. Means over seeds, and their range.",
+        "",
+        "| training loop | negative prompt in training on | clean and right, % | with NASA-I, % | removed, % | kept, % "
+        f"| diversity: {', '.join(names)} |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in summary["table"]:
-        cells = [f"{row[name]['mean']:.1f} ({_join_values(row[name]['seeds'])})" for name in ("plain", "nasa_i")]
+        cells = [_format_spread(row[name]) for name in ("plain", "nasa_i")]
         cells += [f"{row[name]['mean']:.1f}" for name in ("removed", "kept")]
-        lines.append(f"| {row['title']} | {' | '.join(cells)} |")
+        cells.append(", ".join(f"{row['diversity'][name]['mean']:.2f}" for name in names))
+        lines.append(f"| {row['loop']} | {row['title']} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| contrast | images | difference, points | 95 % interval over prompts | by seed |",
-        "|---|---|---|---|---|",
+        "| training loop | contrast | measure | difference, points | 95 % interval over seeds | verdict |",
+        "|---|---|---|---|---|---|",
     ]
     for row in summary["contrasts"]:
-        images = {"plain": "plain", "nasa_i": "with NASA-I"}[row["measure"]]
         interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
-        lines.append(
-            f"| {row['title']} | {images} | {row['difference']:+.1f} | {interval} | {_join_values(row['seeds'], '+')} |"
-        )
+        cells = [row["loop"], row["title"], TITLES[row["measure"]], f"{row['difference']:+.1f}", interval]
+        lines.append(f"| {' | '.join(cells)} | {row['verdict']} |")
     return "\n".join(lines) + "\n"
 
 
-def _join_values(values: list[float], sign: str = "") -> str:
-    return ", ".join(f"{value:{sign}.1f}" for value in values)
+def _format_spread(values: dict[str, Any]) -> str:
+    return f"{values['mean']:.1f} ({min(values['seeds']):.1f} to {max(values['seeds']):.1f})"
 
 
 def draw(summary: dict[str, Any], file: Path) -> None:
-    """Plot the contrasts on plain images: the interval over prompts as a bar, each seed as a dot."""
+    """Plot the contrasts on plain images: the interval over seeds as a bar, each seed as a dot."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -67,8 +71,8 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         axis.plot(row["difference"], height, "|", color="tab:blue", markersize=16, markeredgewidth=2.5)
         axis.plot(row["seeds"], np.full(len(row["seeds"]), height), "o", color="black", markersize=4)
     axis.axvline(0, color="grey", linestyle=":")
-    axis.set_yticks(range(len(rows)), [row["title"] for row in rows])
-    axis.set(xlabel="difference, points (bar: 95 % interval over prompts; dots: seeds)")
+    axis.set_yticks(range(len(rows)), [f"{row['title']}\n({row['loop']})" for row in rows])
+    axis.set(xlabel="difference in clean and right, points (bar: 95 % interval over seeds; dots: seeds)")
     axis.set_ylim(-0.6, len(rows) - 0.4)
     figure.tight_layout()
     figure.savefig(file, dpi=110)

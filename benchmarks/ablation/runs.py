@@ -1,11 +1,12 @@
 """The runs of the paper's ablation on the Shapes toy dataset: where the negative prompt goes, with several seeds each.
 
-Each run is one process without a cluster and starts from one shared student. The row of a finished run is written to a
+Each run is one process without a cluster. The row of a finished run is written to a
 file, so that an interrupted ablation resumes with the missing runs.
 """
 
 import json
 import multiprocessing
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -15,65 +16,71 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import stats
 
-from datasets_prep import negative_corpus
-from datasets_prep.shapes.prompts import BAD_PHOTO, sample_held_out_prompts, sample_negatives, sample_prompts
-from datasets_prep.shapes.scene import ATTRIBUTES
-from nasa.method_options import MethodOptions
-from pipeline import models, recipe
+from benchmarks.toy_students import NASA_I, build_distiller, judge_held_out, measure_diversity
+from datasets_prep.shapes.prompts import sample_prompts
+from pipeline import recipe
 from pipeline.evaluation import exclusion
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
-from pipeline.models.clip.loss_model import Clip
-from pipeline.prompts.negative_sampler import NegativeSampler
-from pipeline.prompts.teacher_pairs import read_pairs
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
-from pipeline.training import engines
 from pipeline.training.distiller import Distiller
 
 SBV2 = {"negative_on_student": False, "negative_on_teacher": False, "negative_on_lora_teacher": False}
-NASA_I = SamplingMethod("nasa", 0.5)
-WARM_UP = "warm-up"
+MEASURES = ("plain", "nasa_i", "removed", "kept")
+BOUND = 2.0  # points: a contrast whose interval lies within it is called equal
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: `title` is its name there, `changes` are made to the recipe's method."""
+    """Where the negative prompt goes in training: a row of Table 5; `changes` are made to the recipe's method."""
 
     name: str
     title: str
     changes: dict[str, Any]
 
-    def method(self, base: MethodOptions) -> MethodOptions:
-        changes = dict(self.changes)
-        if changes.pop("fixed_guidance", False):
-            low, high = base.guidance_range
-            changes["guidance_range"] = ((low + high) / 2,) * 2
-        return replace(base, **changes)
+
+NONE = Variant("none", "none (SBv2*)", SBV2)
+TEACHER = Variant("teacher", "teacher", {**SBV2, "negative_on_teacher": True})
+NASA_T = Variant("nasa-t", "student, teacher (NASA-T)", {})
+ALL = Variant("all", "student, teacher, LoRA teacher", {"negative_on_lora_teacher": True})
 
 
-VARIANTS = (
-    Variant("none", "none (SBv2*)", SBV2),
-    Variant("teacher", "teacher", {**SBV2, "negative_on_teacher": True}),
-    Variant(
-        "teachers", "teacher, LoRA teacher", {**SBV2, "negative_on_teacher": True, "negative_on_lora_teacher": True}
-    ),
-    Variant("nasa-t", "student, teacher (NASA-T)", {}),
-    Variant("all", "student, teacher, LoRA teacher", {"negative_on_lora_teacher": True}),
-    Variant("none-fixed-k", "none, fixed k", {**SBV2, "fixed_guidance": True}),
-    Variant("nasa-t-fixed-k", "NASA-T, fixed k", {"fixed_guidance": True}),
-    Variant("nasa-t-shared", "NASA-T, shared pass", {"lora_shares_pass": True}),
+@dataclass(frozen=True)
+class Loop:
+    """One training loop: the options that its runs share, and the variants that it is run with."""
+
+    name: str
+    title: str
+    variants: tuple[Variant, ...]
+    lora_guidance: bool
+    regression_weight: float = 0.0
+    warm: bool = False
+
+    def configure(self, base: Recipe, variant: Variant, steps: int) -> Recipe:
+        """Return the recipe of a run; the CLIP loss's weight falls to 0 over its `steps`."""
+        changes = {
+            "method": replace(base.method, lora_guidance=self.lora_guidance, **variant.changes),
+            "regression": base.regression.model_copy(update={"weight": self.regression_weight}),
+            "train": base.train.model_copy(update={"steps": steps}),
+        }
+        return base.model_copy(update=changes)
+
+
+LOOPS = (
+    Loop("guided", "LoRA teacher guided by k", (NONE, TEACHER, NASA_T, ALL), lora_guidance=True),
+    Loop("unguided", "LoRA teacher not guided", (NONE, TEACHER, NASA_T), lora_guidance=False),
+    Loop("warm", "not guided, from SBv2*'s student", (NONE, NASA_T), lora_guidance=False, warm=True),
+    Loop("regression", "not guided, with regression", (NONE, NASA_T), lora_guidance=False, regression_weight=0.3),
 )
-CONTRASTS = (  # fixed before the first run: see docs/adr/0006
-    ("NASA-T vs. SBv2*", "nasa-t", "none"),
-    ("teacher vs. none", "teacher", "none"),
-    ("NASA-T: with vs. without LoRA teacher", "all", "nasa-t"),
-    ("teacher: with vs. without LoRA teacher", "teachers", "teacher"),
-    ("NASA-T: random vs. fixed k", "nasa-t", "nasa-t-fixed-k"),
-    ("SBv2*: random vs. fixed k", "none", "none-fixed-k"),
-    ("NASA-T: shared vs. separate pass", "nasa-t-shared", "nasa-t"),
+CONTRASTS = (  # the paper's: see docs/adr/0006
+    ("NASA-T vs. SBv2*", NASA_T, NONE),
+    ("teacher vs. none", TEACHER, NONE),
+    ("NASA-T: with vs. without LoRA teacher", ALL, NASA_T),
 )
+RUNS = tuple((loop, variant) for loop in LOOPS for variant in loop.variants)
 
 
 @dataclass(frozen=True)
@@ -96,64 +103,55 @@ def ablate(plan: Plan, seeds: Sequence[int], processes: int) -> list[dict[str, A
     folder = Folder.from_uri(plan.folder)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        pool.submit(warm_up, plan).result()
-        missing = [(variant, seed) for seed in seeds for variant in VARIANTS if _read_row(plan, variant, seed) is None]
-        futures = {pool.submit(run, plan, variant, seed): (variant, seed) for variant, seed in missing}
+        missing = [(*run, seed) for seed in seeds for run in RUNS if _read_row(plan, *run, seed) is None]
+        for loop in {loop.name: loop for loop, *_ in missing if loop.warm}.values():
+            pool.submit(warm_up, plan, loop).result()
+        futures = {pool.submit(run, plan, *key): key for key in missing}
         for number, future in enumerate(as_completed(futures), 1):
-            variant, seed = futures[future]
+            loop, variant, seed = futures[future]
             row = future.result()
-            folder.write(_row_file(variant, seed), (json.dumps(row) + "\n").encode())
-            print(
-                f"{number}/{len(missing)}: {variant.title}, seed {seed}: {_mean_percent(row['plain']):.1f} %",
-                flush=True,
-            )
-    return [row for seed in seeds for variant in VARIANTS if (row := _read_row(plan, variant, seed)) is not None]
+            folder.write(_row_file(loop, variant, seed), (json.dumps(row) + "\n").encode())
+            title = f"{loop.title}: {variant.title}, seed {seed}"
+            print(f"{number}/{len(missing)}: {title}: {_mean_percent(row['plain']):.1f} %", flush=True)
+    return [row for seed in seeds for run in RUNS if (row := _read_row(plan, *run, seed)) is not None]
 
 
-def _row_file(variant: Variant, seed: int) -> str:
-    return f"rows/{variant.name}-{seed}.json"
+def _row_file(loop: Loop, variant: Variant, seed: int) -> str:
+    return f"rows/{loop.name}-{variant.name}-{seed}.json"
 
 
-def _read_row(plan: Plan, variant: Variant, seed: int) -> dict[str, Any] | None:
-    folder, file = Folder.from_uri(plan.folder), _row_file(variant, seed)
+def _read_row(plan: Plan, loop: Loop, variant: Variant, seed: int) -> dict[str, Any] | None:
+    folder, file = Folder.from_uri(plan.folder), _row_file(loop, variant, seed)
     row = json.loads(folder.read(file)) if folder.exists(file) else None
     return row if row and row["plan"] == plan.identity else None
 
 
-def warm_up(plan: Plan) -> None:
-    """Train the student, by SBv2*, and the LoRA teacher that every run starts from."""
-    folder = Path(plan.folder) / WARM_UP
+def warm_up(plan: Plan, loop: Loop) -> None:
+    """Train the student, by SBv2*, and the LoRA teacher that every run of the loop starts from."""
+    folder = Path(plan.folder) / f"start-{loop.name}"
     if (folder / "plan.json").is_file() and json.loads((folder / "plan.json").read_text()) == plan.identity:
         return
     torch.set_num_threads(plan.threads)
-    method = VARIANTS[0].method(plan.base.method)
-    distiller = _train(plan.base.model_copy(update={"method": method}), plan.warm_up_steps, 0)
+    distiller = _train(loop.configure(plan.base, NONE, plan.warm_up_steps + plan.steps), plan.warm_up_steps, 0)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(distiller.collect_student_weights(), folder / "student.safetensors")
     save_file(_lora_weights(distiller), folder / "lora_teacher.safetensors")
     (folder / "plan.json").write_text(json.dumps(plan.identity))
 
 
-def run(plan: Plan, variant: Variant, seed: int) -> dict[str, Any]:
-    """Train a variant from the warm start, judge it and return its row."""
+def run(plan: Plan, loop: Loop, variant: Variant, seed: int) -> dict[str, Any]:
+    """Train a variant, judge it and return its row, with the CPU seconds that both took."""
     torch.set_num_threads(plan.threads)
-    options = plan.base.model_copy(update={"seed": seed, "method": variant.method(plan.base.method)})
-    distiller = _train(options, plan.steps, plan.warm_up_steps, Path(plan.folder) / WARM_UP)
+    start = time.process_time()
+    first = plan.warm_up_steps if loop.warm else 0
+    options = loop.configure(plan.base.model_copy(update={"seed": seed}), variant, first + plan.steps)
+    warm = Path(plan.folder) / f"start-{loop.name}" if loop.warm else None
+    distiller = _train(options, plan.steps, first, warm)
     student = distiller.engines.student.module.model
     student.load_state_dict(distiller.ema, strict=False)
-    sampler = Sampler(distiller.model, denoiser=student)
-    return {"variant": variant.name, "seed": seed, "plan": plan.identity, **judge(options, sampler)}
-
-
-def build_distiller(options: Recipe, device: str = "cpu", make: engines.MakeEngine = engines.PlainEngine) -> Distiller:
-    """Return a distiller of the bundled teacher at its first step, in one process."""
-    corpus = negative_corpus.build_weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
-    sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
-    model = models.load(models.find_teacher_folder(options.teacher), device)
-    built = engines.build_engines(options, model, torch.device(device), make=make)
-    clip = Clip.load(options.train.clip_model, device) if options.train.clip_weight else None
-    pairs = read_pairs(options, options.regression.pairs if options.regression.weight else "")
-    return Distiller(options, model, built, sampler, clip, pairs=pairs)
+    row = {"loop": loop.name, "variant": variant.name, "seed": seed, "plan": plan.identity}
+    row |= judge(options, Sampler(distiller.model, denoiser=student))
+    return {**row, "cpu_seconds": time.process_time() - start}
 
 
 def _train(options: Recipe, steps: int, first: int, warm: Path | None = None) -> Distiller:
@@ -175,7 +173,7 @@ def _lora_weights(distiller: Distiller) -> dict[str, torch.Tensor]:
 
 
 def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
-    """Return, by measure, a list of zeros and ones.
+    """Return, by measure, a list of zeros and ones, and the diversity of each open attribute, in 0..1.
 
     `plain` and `nasa_i` tell for each held-out prompt whether its image is clean with every attribute right. `removed`
     and `kept` are the outcomes of the exclusion test, by seed.
@@ -186,27 +184,11 @@ def judge(options: Recipe, sampler: Sampler) -> dict[str, Any]:
         for name, sampling in (("plain", SamplingMethod()), ("nasa_i", NASA_I))
     }
     first = evaluation.seed * 1000
-    all_trials = exclusion.run_trials(
-        sampler,
-        attributes,
-        [NASA_I],
-        range(first, first + evaluation.exclusion_seeds),
-        selects_scale=False,
-    )
-    trials = [trial for trial in all_trials if trial.sampling == NASA_I.label]
-    return {**row, **{name: [int(getattr(trial, name)) for trial in trials] for name in ("removed", "kept")}}
-
-
-def judge_held_out(
-    sampler: Sampler, attributes: AttributeJudge, sampling: SamplingMethod, count: int, seed: int
-) -> list[int]:
-    """Return 1 for each held-out prompt whose image is clean with every attribute right, else 0."""
-    texts, scenes = zip(*sample_held_out_prompts(count, seed), strict=True)
-    images = sampler.sample(sampling, texts, range(seed, seed + count), [BAD_PHOTO] * count)
-    return [
-        int(shown["quality"] == "clean" and all(shown[key] == getattr(scene, key) for key in ATTRIBUTES))
-        for shown, scene in zip(attributes.classify_attributes(images), scenes, strict=True)
-    ]
+    seeds = range(first, first + evaluation.exclusion_seeds)
+    trials = exclusion.run_trials(sampler, attributes, [NASA_I], seeds, selects_scale=False)
+    of_nasa = [trial for trial in trials if trial.sampling == NASA_I.label]
+    row |= {name: [int(getattr(trial, name)) for trial in of_nasa] for name in ("removed", "kept")}
+    return {**row, "diversity": measure_diversity(sampler, attributes)}
 
 
 def _mean_percent(flags: Sequence[int]) -> float:
@@ -214,41 +196,55 @@ def _mean_percent(flags: Sequence[int]) -> float:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return one row per complete variant, and the contrasts with their variation over seeds and over prompts."""
-    seeds = sorted({row["seed"] for row in rows})
-    by_run = {(row["variant"], row["seed"]): row for row in rows}
-    complete = [variant for variant in VARIANTS if all((variant.name, seed) in by_run for seed in seeds)]
-    table = []
-    for variant in complete:
-        shares_by_measure = {}
-        for measure in ("plain", "nasa_i", "removed", "kept"):
-            shares = [_mean_percent(by_run[variant.name, seed][measure]) for seed in seeds]
-            shares_by_measure[measure] = {"mean": float(np.mean(shares)), "seeds": shares}
-        table.append({"variant": variant.name, "title": variant.title, **shares_by_measure})
-    known = {variant.name for variant in complete}
-    contrasts = [
-        {"title": title, "measure": measure, **compute_contrast(by_run, seeds, a, b, measure)}
-        for title, a, b in CONTRASTS
-        for measure in ("plain", "nasa_i")
-        if {a, b} <= known
+    """Return one row per loop and variant, over the seeds that all runs have, and the contrasts between them."""
+    by_run = {(row["loop"], row["variant"], row["seed"]): row for row in rows}
+    seeds = [
+        seed
+        for seed in sorted({row["seed"] for row in rows})
+        if all((loop.name, variant.name, seed) in by_run for loop, variant in RUNS)
     ]
-    return {"seeds": seeds, "table": table, "contrasts": contrasts}
+    table = []
+    for loop, variant in RUNS if seeds else ():
+        group = [by_run[loop.name, variant.name, seed] for seed in seeds]
+        shares = {name: _describe([_mean_percent(row[name]) for row in group]) for name in MEASURES}
+        diversity = {name: _describe([row["diversity"][name] for row in group]) for name in group[0]["diversity"]}
+        titles = {"loop": loop.title, "title": variant.title}
+        table.append({**titles, **shares, "diversity": diversity})
+    contrasts = [
+        {"loop": loop.title, "title": title, "measure": measure, **compute_contrast(by_run, seeds, loop, a, b, measure)}
+        for loop in LOOPS
+        for title, a, b in CONTRASTS
+        for measure in MEASURES
+        if {a.name, b.name} <= {variant.name for variant in loop.variants} and len(seeds) > 1
+    ]
+    cpu_hours = sum(row["cpu_seconds"] for row in rows) / 3600
+    return {"seeds": seeds, "cpu_hours": cpu_hours, "table": table, "contrasts": contrasts}
+
+
+def _describe(values: Sequence[float]) -> dict[str, Any]:
+    return {"mean": float(np.mean(values)), "seeds": [float(value) for value in values]}
 
 
 def compute_contrast(
-    by_run: dict[tuple[str, int], dict[str, Any]], seeds: Sequence[int], a: str, b: str, measure: str
+    by_run: dict[tuple[str, str, int], dict[str, Any]],
+    seeds: Sequence[int],
+    loop: Loop,
+    a: Variant,
+    b: Variant,
+    measure: str,
 ) -> dict[str, Any]:
-    """Return a - b in points: the mean, its 95 % bootstrap interval over prompts, and the difference of each seed."""
-    difference = np.array(
-        [np.subtract(by_run[a, seed][measure], by_run[b, seed][measure]) for seed in seeds], dtype=np.float64
-    )
-    per_prompt = 100 * difference.mean(axis=0)
-    rng = np.random.default_rng(0)
-    means = per_prompt[rng.integers(0, len(per_prompt), (2000, len(per_prompt)))].mean(axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return {
-        "difference": float(per_prompt.mean()),
-        "low": float(low),
-        "high": float(high),
-        "seeds": (100 * difference.mean(axis=1)).tolist(),
-    }
+    """Return a - b in points: the mean over seeds and its 95 % t interval over them, with the difference of each.
+
+    Both runs of a seed saw the same prompts and noise and are judged on the same images' prompts, so the seed is the
+    unit: a seed's difference already holds the variation over its prompts.
+    """
+
+    def percents(variant: Variant) -> list[float]:
+        return [_mean_percent(by_run[loop.name, variant.name, seed][measure]) for seed in seeds]
+
+    differences = np.subtract(percents(a), percents(b))
+    mean = float(differences.mean())
+    half_width = float(stats.t.ppf(0.975, len(seeds) - 1) * differences.std(ddof=1) / np.sqrt(len(seeds)))
+    low, high = mean - half_width, mean + half_width
+    verdict = "different" if low > 0 or high < 0 else "equal" if low > -BOUND and high < BOUND else "open"
+    return {"difference": mean, "low": low, "high": high, "verdict": verdict, "seeds": differences.tolist()}

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from benchmarks.convergence import compute_normalised_entropy, find_seconds_to, format_table
+from benchmarks.convergence import find_seconds_to, format_table
+from benchmarks.toy_students import compute_normalised_entropy
 
 
 @pytest.mark.parametrize(
