@@ -66,7 +66,7 @@ class DeepSpeedStep:
         student = student_loss(self.student, teachers, setup.diffusion, setup.method, texts, randomness)
         self.student.backward(student.loss)
         self.student.step()
-        lora_loss = lora_teacher_loss(self.lora_teacher, setup.diffusion, texts, randomness, student.x0)
+        lora_loss = lora_teacher_loss(self.lora_teacher, setup.diffusion, setup.method, texts, randomness, student.x0)
         self.lora_teacher.backward(lora_loss)
         self.lora_teacher.step()
         return {"loss_student": student.loss.detach(), "loss_lora_teacher": lora_loss.detach()}

@@ -69,7 +69,7 @@ class StepSetup:
         self.device, self.bfloat16, self.batch = torch.device(arguments.device), arguments.bfloat16, arguments.batch
         self.build_model, self.tokens, self.features = SIZES[arguments.size]
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-        self.diffusion = DiffusionProcess((1 - betas).cumprod(0).to(self.device), "epsilon")
+        self.diffusion = DiffusionProcess.from_alphas_cumprod((1 - betas).cumprod(0).to(self.device), "epsilon")
         self.method = MethodOptions()
         self.dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
 
@@ -160,7 +160,9 @@ class NasaStep:
         self._update(0, student.loss)
         lora_loss = student.lora_loss
         if lora_loss is None:
-            lora_loss = lora_teacher_loss(self.teachers, self.setup.diffusion, texts, randomness, student.x0)
+            lora_loss = lora_teacher_loss(
+                self.teachers, self.setup.diffusion, self.setup.method, texts, randomness, student.x0
+            )
         self._update(1, lora_loss)
         weights = {name: value.detach() for name, value in self.student.named_parameters()}
         update_ema(self.ema, weights, 0.9999, self.steps)

@@ -32,7 +32,7 @@ class SwiftBrush:
         max_grad_norm: float = 1.0,
     ) -> None:
         self.student, self.teacher, self.lora_teacher = student, teacher, lora_teacher
-        self.abar, self.predicts_v = diffusion.alphas_cumprod, diffusion.prediction_type == "v_prediction"
+        self.abar, self.predicts_v = diffusion.alphas**2, diffusion.prediction_type == "v_prediction"
         self.method, self.max_grad_norm = method, max_grad_norm
         trained = ([p for p in student.parameters() if p.requires_grad], get_lora_parameters(lora_teacher))
         self.optimizers = [

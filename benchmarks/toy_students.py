@@ -28,7 +28,7 @@ def build_distiller(options: Recipe, device: str = "cpu", make: engines.MakeEngi
     """Return a distiller of the bundled teacher at its first step, in one process."""
     corpus = negative_corpus.build_weighted_corpus(sample_negatives(options.prompts.negative_draws, options.seed))
     sampler = NegativeSampler.from_table(corpus, avoid_contradictions=options.prompts.avoid_contradictions)
-    model = models.load(models.find_teacher_folder(options.teacher), device)
+    model = models.load_for_recipe(options, models.find_teacher_folder(options.teacher), device)
     built = engines.build_engines(options, model, torch.device(device), make=make)
     clip = Clip.load(options.train.clip_model, device) if options.train.clip_weight else None
     pairs = read_pairs(options, options.regression.pairs if options.regression.weight else "")

@@ -13,10 +13,10 @@ from nasa.classifier_free_guidance import classifier_free_guidance
 from nasa.diffusion_process import DiffusionProcess
 from nasa.losses import denoising_loss, dmd_gradient, vsd_gradient, vsd_loss
 from nasa.method_options import MethodOptions
-from nasa.parameterization import add_noise, alpha_sigma, prediction_target, to_eps
+from nasa.parameterization import add_noise, prediction_target, to_eps, to_x0
 from nasa.prompt_embeds import PromptEmbeds, where
 from nasa.student import Student, generate
-from nasa.teachers import conditional_eps, guided_eps, use_frozen_teacher, use_merged_teacher
+from nasa.teachers import guided_output, use_frozen_teacher, use_merged_teacher
 
 VSD_TIMESTEPS = (0.02, 0.98)  # fractions of T: [20, 980) of 1000
 
@@ -32,16 +32,22 @@ class TextConditions:
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """The random numbers of a step: `scale` (alpha) and `guidance_scale` (k) are shared, the others per image."""
+    """The random numbers of a step: numbers are shared by all images, tensors hold one row per image.
+
+    `scale` is alpha, `guidance_scale` k, `last_step` the student's step whose image is trained; `step_noise` is the
+    noise that the student adds between its steps, [B, num_step_noises, C, H, W].
+    """
 
     scale: float
     guidance_scale: float
+    last_step: int
     null_text_B: Tensor
     noise: Tensor
     vsd_timestep_B: Tensor
     vsd_eps: Tensor
     lora_timestep_B: Tensor
     lora_eps: Tensor
+    step_noise: Tensor
 
     def select_images(self, images: slice) -> "StepRandomness":
         """Return the numbers of some of the images."""
@@ -61,9 +67,10 @@ def sample_step(
     `step_generator` is seeded by the step, each of `image_generators` by the step and an image's index in the global
     batch, so the numbers do not depend on the number of workers; they are sampled on the CPU, whatever the device.
     """
-    device = diffusion.alphas_cumprod.device
+    device = diffusion.alphas.device
     uniform = torch.rand(3, generator=step_generator).tolist()
     null_text = uniform[2] < method.null_text_probability
+    last_step = int(torch.randint(diffusion.student_steps, (), generator=step_generator))
     low, high = (int(share * diffusion.steps) for share in VSD_TIMESTEPS)
     images = []
     for generator in image_generators:
@@ -74,11 +81,15 @@ def sample_step(
         lora_eps = torch.randn(shape, generator=generator)
         if method.null_text_per == "image":
             null_text = torch.rand((), generator=generator).item() < method.null_text_probability
-        images.append((torch.tensor(null_text), noise, vsd_timestep, vsd_eps, lora_timestep, lora_eps))
+        step_noise = torch.randn((diffusion.num_step_noises, *shape), generator=generator)
+        images.append((torch.tensor(null_text), noise, vsd_timestep, vsd_eps, lora_timestep, lora_eps, step_noise))
+    names = [f.name for f in fields(StepRandomness) if f.type is Tensor]
+    tensors = (torch.stack(column).to(device) for column in zip(*images, strict=True))
     return StepRandomness(
-        _interpolate(method.scale_range, uniform[0]),
-        _interpolate(method.guidance_range, uniform[1]),
-        *(torch.stack(column).to(device) for column in zip(*images, strict=True)),
+        scale=_interpolate(method.scale_range, uniform[0]),
+        guidance_scale=_interpolate(method.guidance_range, uniform[1]),
+        last_step=last_step,
+        **dict(zip(names, tensors, strict=True)),
     )
 
 
@@ -116,7 +127,16 @@ def student_loss(
     `lora_teacher` is the training engine of the LoRA teacher if that is not `teachers` itself.
     """
     negative = texts.negatives if method.negative_on_student else None
-    x0 = generate(student, diffusion, randomness.noise, texts.prompts, negative, randomness.scale)
+    x0 = generate(
+        student,
+        diffusion,
+        randomness.noise,
+        texts.prompts,
+        negative,
+        randomness.scale,
+        step_noise=randomness.step_noise.unbind(1),
+        last_step=randomness.last_step,
+    )
     lora_call = teachers if lora_teacher is None else lora_teacher
     gradient, lora_loss = _score_difference(teachers, lora_call, diffusion, method, texts, randomness, x0.detach())
     return StudentLoss(vsd_loss(x0, gradient), x0.detach(), x0, gradient.square().mean().sqrt(), lora_loss)
@@ -132,27 +152,30 @@ def _score_difference(
     randomness: StepRandomness,
     x0: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, randomness.vsd_timestep_B)
+    timestep_B, prediction_type = randomness.vsd_timestep_B, diffusion.prediction_type
+    alpha, sigma = diffusion.alpha_sigma(timestep_B, x0)
     x_t = add_noise(x0, randomness.vsd_eps, alpha, sigma)
 
-    def eps(from_negative: bool) -> Tensor:
+    def guided(from_negative: bool) -> Tensor:
         unconditional = texts.negatives if from_negative else texts.null
         k = randomness.guidance_scale
-        return guided_eps(teachers, diffusion, x_t, randomness.vsd_timestep_B, texts.prompts, unconditional, k)
+        return guided_output(teachers, diffusion, x_t, timestep_B, texts.prompts, unconditional, k)
 
     with use_frozen_teacher(teachers):
-        eps_teacher = eps(method.negative_on_teacher)
+        teacher = guided(method.negative_on_teacher)
     lora_loss = None
     if method.lora_shares_pass:
-        eps_lora, lora_loss = _run_shared_pass(teachers, lora_teacher, diffusion, texts, randomness, x0, x_t)
+        lora, lora_loss = _run_shared_pass(teachers, lora_teacher, diffusion, method, texts, randomness, x0, x_t)
     else:
         with use_merged_teacher(teachers):
             if method.lora_guidance:
-                eps_lora = eps(method.negative_on_lora_teacher)
+                lora = guided(method.negative_on_lora_teacher)
             else:
-                eps_lora = conditional_eps(teachers, diffusion, x_t, randomness.vsd_timestep_B, texts.prompts)
+                lora = teachers(x_t, diffusion.times[timestep_B], texts.prompts)
     if method.vsd_weighting == "dmd":
-        return dmd_gradient(eps_teacher, eps_lora, x0, randomness.vsd_eps, alpha, sigma), lora_loss
+        x0_teacher, x0_lora = (to_x0(output, x_t, alpha, sigma, prediction_type) for output in (teacher, lora))
+        return dmd_gradient(x0_teacher, x0_lora, x0), lora_loss
+    eps_teacher, eps_lora = (to_eps(output, x_t, alpha, sigma, prediction_type) for output in (teacher, lora))
     return vsd_gradient(eps_teacher, eps_lora, sigma), lora_loss
 
 
@@ -160,33 +183,44 @@ def _run_shared_pass(
     teachers: nn.Module,
     lora_teacher: Callable[..., Tensor],
     diffusion: DiffusionProcess,
+    method: MethodOptions,
     texts: TextConditions,
     randomness: StepRandomness,
     x0: Tensor,
     x_t: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the LoRA teacher's guided eps and its loss; only the pass with the text that it learns has a gradient."""
+    """Return the LoRA teacher's guided output and its loss; only the pass with the text it learns has a gradient."""
     timestep_B, null_B = randomness.vsd_timestep_B, randomness.null_text_B
-    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
+    time_B = diffusion.times[timestep_B]
+    alpha, sigma = diffusion.alpha_sigma(timestep_B, x0)
     with torch.enable_grad():
-        output = lora_teacher(x_t, timestep_B, where(null_B, texts.null, texts.prompts))
+        output = lora_teacher(x_t, time_B, where(null_B, texts.null, texts.prompts))
         target = prediction_target(x0, randomness.vsd_eps, alpha, sigma, diffusion.prediction_type)
-        loss = denoising_loss(output, target, alpha)
-    eps_learned = to_eps(output.detach(), x_t, alpha, sigma, diffusion.prediction_type)
+        loss = denoising_loss(output, target, _weigh_lora_loss(method, alpha))
+    learned = output.detach()
     with use_merged_teacher(teachers):
-        eps_other = conditional_eps(teachers, diffusion, x_t, timestep_B, where(null_B, texts.prompts, texts.null))
-    null = null_B[:, None, None, None]
-    eps_uncond, eps_cond = torch.where(null, eps_learned, eps_other), torch.where(null, eps_other, eps_learned)
-    return classifier_free_guidance(eps_uncond, eps_cond, randomness.guidance_scale), loss
+        other = teachers(x_t, time_B, where(null_B, texts.prompts, texts.null))
+    null = null_B.reshape(-1, *[1] * (x0.ndim - 1))
+    uncond, cond = torch.where(null, learned, other), torch.where(null, other, learned)
+    return classifier_free_guidance(uncond, cond, randomness.guidance_scale), loss
 
 
 def lora_teacher_loss(
-    teachers: nn.Module, diffusion: DiffusionProcess, texts: TextConditions, randomness: StepRandomness, x0: Tensor
+    teachers: nn.Module,
+    diffusion: DiffusionProcess,
+    method: MethodOptions,
+    texts: TextConditions,
+    randomness: StepRandomness,
+    x0: Tensor,
 ) -> Tensor:
     """Return the denoising loss on the student's detached images, sometimes with the null text, without guidance."""
-    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, randomness.lora_timestep_B)
+    alpha, sigma = diffusion.alpha_sigma(randomness.lora_timestep_B, x0)
     x_t = add_noise(x0, randomness.lora_eps, alpha, sigma)
     condition = where(randomness.null_text_B, texts.null, texts.prompts)
-    output = teachers(x_t, randomness.lora_timestep_B, condition)
+    output = teachers(x_t, diffusion.times[randomness.lora_timestep_B], condition)
     target = prediction_target(x0, randomness.lora_eps, alpha, sigma, diffusion.prediction_type)
-    return denoising_loss(output, target, alpha)
+    return denoising_loss(output, target, _weigh_lora_loss(method, alpha))
+
+
+def _weigh_lora_loss(method: MethodOptions, alpha: Tensor) -> Tensor | float:
+    return alpha**2 if method.lora_loss_weighting == "alpha_squared" else 1.0

@@ -13,16 +13,13 @@ def vsd_gradient(eps_teacher: Tensor, eps_lora: Tensor, sigma: Tensor) -> Tensor
     return sigma**2 * (eps_teacher - eps_lora)
 
 
-def dmd_gradient(
-    eps_teacher: Tensor, eps_lora: Tensor, x0: Tensor, vsd_eps: Tensor, alpha: Tensor, sigma: Tensor
-) -> Tensor:
+def dmd_gradient(x0_teacher: Tensor, x0_lora: Tensor, x0: Tensor) -> Tensor:
     """Return eq. 6 with DMD's weight (arXiv 2311.18828, eq. 8), [B, C, H, W].
 
     It is the difference of the two predicted images divided, per image, by the mean distance of x0 to the teacher's.
     """
-    to_image = sigma / alpha  # converts a difference in eps to one in x0, since x_t is the same
-    distance = (to_image * (vsd_eps - eps_teacher)).abs().mean(dim=(1, 2, 3), keepdim=True)
-    return to_image * (eps_teacher - eps_lora) / distance
+    distance = (x0 - x0_teacher).abs().flatten(1).mean(dim=1).reshape(-1, *[1] * (x0.ndim - 1))
+    return (x0_lora - x0_teacher) / distance
 
 
 def vsd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
@@ -37,6 +34,6 @@ def clip_hinge(image_features_BD: Tensor, text_features_BD: Tensor, margin: floa
     return torch.relu(margin - cosine_B).mean()
 
 
-def denoising_loss(output: Tensor, target: Tensor, alpha: Tensor) -> Tensor:
-    """Return the LoRA teacher's loss: MSE weighted by alpha_t^2 (SwiftBrush), per sample, then the mean."""
-    return (alpha**2 * (output - target) ** 2).mean()
+def denoising_loss(output: Tensor, target: Tensor, weight: Tensor | float) -> Tensor:
+    """Return the LoRA teacher's loss: the mean over images of the weighted MSE; SwiftBrush's weight is alpha_t^2."""
+    return (weight * (output - target) ** 2).mean()

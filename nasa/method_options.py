@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+MAX_STUDENT_STEPS = 8
+
 
 @dataclass(frozen=True)
 class MethodOptions:
@@ -17,10 +19,14 @@ class MethodOptions:
         lora_guidance: whether the LoRA teacher is guided by k too; otherwise it predicts from the prompt only.
         vsd_weighting: w(t) of eq. 6: sigma_t^2 (SwiftBrush), or DMD's, which divides by the teacher's mean error.
         start_timestep: timestep at which the student starts; -1 is the last, T - 1.
+        student_steps: steps in which the student makes an image, 1 to 8; each training step trains one of them, on the
+            image of the student's own earlier steps (DMD2's backward simulation).
         null_text_probability: probability that the LoRA teacher learns the null text.
         null_text_per: whether the null text is sampled per batch (SwiftBrush) or per image.
         lora_shares_pass: whether the LoRA teacher learns from the forward pass of eq. 6 instead of a separate one.
             This differs from the paper: it saves a pass, but uses the timesteps and the noise of eq. 6.
+        lora_loss_weighting: weight of the LoRA teacher's loss: alpha_t^2 (SwiftBrush), or 1 at all timesteps, for flow
+            matching, whose alpha_T is 0.
         negative_per: whether a negative is sampled per image or per batch.
     """
 
@@ -32,9 +38,11 @@ class MethodOptions:
     lora_guidance: bool = True
     vsd_weighting: Literal["sigma_squared", "dmd"] = "sigma_squared"
     start_timestep: int = -1
+    student_steps: int = 1
     null_text_probability: float = 0.1
     null_text_per: Literal["batch", "image"] = "batch"
     lora_shares_pass: bool = False
+    lora_loss_weighting: Literal["alpha_squared", "uniform"] = "alpha_squared"
     negative_per: Literal["image", "batch"] = "image"
 
     def __post_init__(self) -> None:
@@ -44,6 +52,8 @@ class MethodOptions:
                 raise ValueError(f"{name}: got {[low, high]}; expected two numbers, 0 <= low <= high.")
         if not 0 <= self.null_text_probability <= 1:
             raise ValueError(f"null_text_probability: got {self.null_text_probability}; expected 0 to 1.")
+        if not 1 <= self.student_steps <= MAX_STUDENT_STEPS:
+            raise ValueError(f"student_steps: got {self.student_steps}; expected 1 to {MAX_STUDENT_STEPS}.")
         if self.lora_shares_pass and (self.negative_on_lora_teacher or not self.lora_guidance):
             raise ValueError(
                 "lora_shares_pass: got True; expected False unless lora_guidance is True and negative_on_lora_teacher "

@@ -3,9 +3,60 @@
 import math
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from torch import Tensor
 
 from nasa.rectified_flow_scheduler import RectifiedFlowScheduler
+
+FLOW_STEPS = 1000  # noise levels of flow matching; a denoiser's time is 1000 s
+
+
+def is_flow_matching(scheduler: Any) -> bool:
+    """Tell whether a scheduler's process is flow matching, x_t = (1 - s) x0 + s eps."""
+    config = scheduler.config
+    return isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or config.get("prediction_type") == "flow_prediction"
+
+
+def compute_flow_sigmas(shift: float) -> Tensor:
+    """Return the levels s of flow matching, increasing float32 [1000]: shift u / (1 + (shift - 1) u), u from 0.001."""
+    uniform = torch.arange(1, FLOW_STEPS + 1, dtype=torch.float64) / FLOW_STEPS
+    return (shift * uniform / (1 + (shift - 1) * uniform)).float()
+
+
+def compute_flow_shift(config: Any, image_tokens: int | None = None) -> float:
+    """Return the factor by which a flow-matching scheduler shifts its levels.
+
+    One that depends on the resolution is exp(mu), with mu linear in the number of image tokens (FLUX's sampler).
+
+    Raises:
+        ValueError: The shift depends on the resolution, and `image_tokens` is None.
+    """
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift") or config.get("flow_shift") or 1.0)
+    if image_tokens is None:
+        raise ValueError("image_tokens: got None; expected a number, as the scheduler's shift depends on it.")
+    first, last = config["base_image_seq_len"], config["max_image_seq_len"]
+    share = (image_tokens - first) / (last - first)
+    mu = config["base_shift"] + share * (config["max_shift"] - config["base_shift"])
+    return math.exp(mu) if config["time_shift_type"] == "exponential" else float(mu)
+
+
+def build_student_flow(config: Any, diffusion: Any) -> FlowMatchEulerDiscreteScheduler:
+    """Return Euler's scheduler of flow matching with the shift that the student was trained with, at any resolution."""
+    known = {name: value for name, value in dict(config).items() if not name.startswith("_")}
+    own = {"shift": diffusion.flow_shift, "use_dynamic_shifting": False, "shift_terminal": None}
+    return FlowMatchEulerDiscreteScheduler.from_config({**known, **own})
+
+
+def build_student_ddim(config: Any, diffusion: Any) -> DDIMScheduler | LCMScheduler:
+    """Return DDIM for a student of one step from T - 1, and LCM, which takes any timesteps, for another."""
+    return build_one_step_ddim(config) if diffusion.is_one_full_step else build_lcm(config)
+
+
+def build_student_ddpm(config: Any, diffusion: Any) -> DDPMScheduler | LCMScheduler:
+    """Return DDPM for a student of one step, from any timestep, and LCM for one of several."""
+    return build_one_step_ddpm(config) if diffusion.student_steps == 1 else build_lcm(config)
 
 
 def build_one_step_ddim(config: Any) -> DDIMScheduler:
@@ -21,8 +72,8 @@ def build_one_step_ddpm(config: Any) -> DDPMScheduler:
 
 
 def build_lcm(config: Any) -> LCMScheduler:
-    """Return the LCM scheduler, which can start at any timestep."""
-    return LCMScheduler.from_config(config)
+    """Return the LCM scheduler, which takes any timesteps, and never clips latents to -1..1."""
+    return LCMScheduler.from_config(config, clip_sample=False, thresholding=False)
 
 
 def build_v_prediction_lcm(config: Any) -> LCMScheduler:

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nasa.attention import Steering, apply_negative_prompt, install_processors
+from nasa.attention import Steering, apply_negative_prompt, install_processors, repeat_per_image
 from nasa.attention_rules import Scale
 from nasa.compat import is_compiled_in_place
 from nasa.families import Distillation, Family, find_denoiser_family, list_distillable_pipelines
+from nasa.joint_attention import JointSteering, install_joint_processors
 from nasa.mixed_precision import autocast, run_in_float32
 from nasa.prompt_embeds import PromptEmbeds
 
 
 class SteerableDenoiser(nn.Module):
-    """A diffusers denoiser whose cross-attention takes a negative prompt with each call.
+    """A diffusers denoiser whose cross-attention or joint attention takes a negative prompt with each call.
 
     A `compute_dtype` other than float32 enables autocast within `forward`, except for the output layer, so that the
     output is float32. The caller casts frozen weights (`nasa.mixed_precision.cast_frozen`).
@@ -28,8 +29,12 @@ class SteerableDenoiser(nn.Module):
         self.model = model
         self.family = family
         self.compute_dtype = compute_dtype
-        self.steering = Steering()
-        install_processors(model, self.steering)
+        self.steering: Steering = JointSteering() if family.extend else Steering()
+        if isinstance(self.steering, JointSteering):
+            install_joint_processors(model, self.steering, lambda _: True)
+            model.register_forward_pre_hook(self._append_negative, with_kwargs=True)
+        else:
+            install_processors(model, self.steering, norm_across_heads=family.norm_across_heads)
         if compute_dtype != torch.float32:
             run_in_float32(get_output_layer(model, family))
 
@@ -46,6 +51,18 @@ class SteerableDenoiser(nn.Module):
             projected = None if negative_prompt is None else self._project(negative_prompt)
             with apply_negative_prompt(self.steering, projected, self._scale_as_input(scale, latents.device)):
                 return require_distillation(self.family).predict(self.model, latents, timestep_B, prompt)
+
+    def _append_negative(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Append the negative's tokens to the positive's, for joint attention, as a forward pre-hook."""
+        negative = self.steering.negative_prompt
+        if self.steering.is_plain or negative is None:
+            return None
+        assert self.family.extend is not None
+        assert isinstance(self.steering, JointSteering)
+        positive = kwargs["encoder_hidden_states"]
+        self.steering.positive_tokens = positive.shape[1]
+        negative = negative.map(lambda part: repeat_per_image(part, len(positive)))
+        return args, {**kwargs, **self.family.extend(kwargs, negative.embeds.to(positive), negative.attention_mask)}
 
     def _project(self, prompt: PromptEmbeds) -> PromptEmbeds:
         return PromptEmbeds(self.family.project(self.model, prompt.embeds), prompt.attention_mask)
@@ -87,7 +104,7 @@ def make_steerable(
 
 def get_output_layer(model: Any, family: Family | None = None) -> nn.Module:
     """Return the last layer of a denoiser that can be distilled."""
-    layer: nn.Module = getattr(model, require_distillation(_find_distillable_family(model, family)).output_layer)
+    layer: nn.Module = model.get_submodule(require_distillation(_find_distillable_family(model, family)).output_layer)
     return layer
 
 

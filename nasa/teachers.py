@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from nasa.classifier_free_guidance import classifier_free_guidance
 from nasa.diffusion_process import DiffusionProcess
-from nasa.parameterization import alpha_sigma, to_eps
 from nasa.prompt_embeds import PromptEmbeds, cat
 
 
@@ -52,7 +51,7 @@ def use_merged_teacher(denoiser: nn.Module) -> Iterator[None]:
                 layer._disable_adapters = False
 
 
-def guided_eps(
+def guided_output(
     denoiser: nn.Module,
     diffusion: DiffusionProcess,
     x_t: Tensor,
@@ -61,17 +60,11 @@ def guided_eps(
     negative: PromptEmbeds,
     guidance_scale: float,
 ) -> Tensor:
-    """Return a denoiser's eps^(x_t, t) of eqs. 4 and 5, [B, C, H, W]; both conditions are in one batch."""
-    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
+    """Return a denoiser's output guided by eqs. 4 and 5, [B, C, H, W]; both conditions are in one batch.
+
+    Guidance of the output is guidance of eps: the conversion is affine and the weights sum to one.
+    """
     both = cat([negative.expand(len(positive)), positive])
-    output = denoiser(torch.cat([x_t, x_t]), timestep_B.repeat(2), both)
-    eps_uncond, eps_cond = (to_eps(part, x_t, alpha, sigma, diffusion.prediction_type) for part in output.chunk(2))
-    return classifier_free_guidance(eps_uncond, eps_cond, guidance_scale)
-
-
-def conditional_eps(
-    denoiser: nn.Module, diffusion: DiffusionProcess, x_t: Tensor, timestep_B: Tensor, prompt: PromptEmbeds
-) -> Tensor:
-    """Return a denoiser's eps(x_t, t, y) without guidance, [B, C, H, W]."""
-    alpha, sigma = alpha_sigma(diffusion.alphas_cumprod, timestep_B)
-    return to_eps(denoiser(x_t, timestep_B, prompt), x_t, alpha, sigma, diffusion.prediction_type)
+    output = denoiser(torch.cat([x_t, x_t]), diffusion.times[timestep_B].repeat(2), both)
+    uncond, cond = output.chunk(2)
+    return classifier_free_guidance(uncond, cond, guidance_scale)

@@ -11,9 +11,20 @@ from nasa.families.qwen_image import QWEN_IMAGE
 from nasa.families.sana import SANA
 from nasa.families.stable_diffusion import STABLE_DIFFUSION
 from nasa.families.stable_diffusion_3 import STABLE_DIFFUSION_3
+from nasa.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from nasa.families.wan import WAN
 
-FAMILIES = (STABLE_DIFFUSION, PIXART, PIXART_SIGMA, SANA, WAN, FLUX, STABLE_DIFFUSION_3, QWEN_IMAGE)
+FAMILIES = (
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_XL,
+    PIXART,
+    PIXART_SIGMA,
+    SANA,
+    WAN,
+    FLUX,
+    STABLE_DIFFUSION_3,
+    QWEN_IMAGE,
+)
 _BY_PIPELINE = {name: family for family in FAMILIES for name in family.pipeline_classes}
 _BY_DENOISER = {family.denoiser_class: family for family in reversed(FAMILIES)}
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nasa.diffusion_process import DiffusionProcess, decode_latents
 from nasa.prompt_embeds import PromptEmbeds
 
 Encode = Callable[[Any, list[str], int | None], PromptEmbeds]
@@ -25,18 +26,28 @@ class PublishedModel:
     text_encoder_parameters: int
 
 
+def build_square_latents(config: Any, side: int) -> tuple[int, ...]:
+    """Return the shape [C, H, W] of an image's latents with this side, or of the default size if it is 0."""
+    side = side or int(config.sample_size)
+    return int(config.in_channels), side, side
+
+
 @dataclass(frozen=True)
 class Distillation:
-    """How a family's denoiser is trained, and how its one-step student is sampled.
+    """How a family's denoiser is trained, and how its student of few steps is sampled.
 
     Attributes:
         pipeline_classes: diffusers pipelines that can be distilled.
-        predict: returns the denoiser's output [B, C, H, W] for (model, latents [B, C, H, W], timesteps [B], prompt).
+        predict: returns the denoiser's output, in the latents' shape, for (model, latents, times [B], prompt). Latents
+            are [B, C, H, W], of videos [B, C, F, H, W], scaled as the denoiser takes them, and not packed.
         output_layer: name of the denoiser's last layer, which stays in float32.
-        one_step_scheduler: builds, from a scheduler's config, that of a student that starts at the last timestep.
-        early_start_scheduler: the same for a student that starts earlier.
-        call_options: options of the pipeline's call, in addition to one step and no guidance.
+        build_scheduler: builds a student's scheduler from (the scheduler's config, the student's `DiffusionProcess`).
         text_shape: returns the number of tokens and features of a prompt, from the denoiser's config.
+        pooled_features: returns the number of features of the pooled text; 0: there is none.
+        latent_shape: returns one image's latent shape for (the denoiser's config, a side in latents or 0).
+        decode: returns the images of (vae, latents), [B, 3, H, W] in about -1..1.
+        pixels_per_latent: pixels of an image per latent, along one side.
+        call_options: options of the pipeline's call that turn guidance off, and others that the student needs.
         masks_padding: whether prompts have an attention mask.
         lora_target_modules: peft's target_modules of the LoRA teacher.
         published: the Hub models whose architecture is known without their weights, by hub id.
@@ -45,10 +56,13 @@ class Distillation:
     pipeline_classes: tuple[str, ...]
     predict: Callable[[Any, Tensor, Tensor, PromptEmbeds], Tensor]
     output_layer: str
-    one_step_scheduler: Callable[[Any], Any]
-    early_start_scheduler: Callable[[Any], Any]
+    build_scheduler: Callable[[Any, DiffusionProcess], Any]
     text_shape: Callable[[Any], tuple[int, int]]
-    call_options: Mapping[str, Any] = field(default_factory=dict)
+    pooled_features: Callable[[Any], int] = lambda _: 0
+    latent_shape: Callable[[Any, int], tuple[int, ...]] = build_square_latents
+    decode: Callable[[Any, Tensor], Tensor] = decode_latents
+    pixels_per_latent: int = 8
+    call_options: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 0.0})
     masks_padding: bool = False
     lora_target_modules: tuple[str, ...] = ("to_q", "to_v")
     published: Mapping[str, PublishedModel] = field(default_factory=dict)
@@ -56,8 +70,22 @@ class Distillation:
     def make_empty_prompts(self, denoiser_config: Any, batch_size: int) -> PromptEmbeds:
         """Return prompts of zeros in the shape that the denoiser takes."""
         tokens, features = self.text_shape(denoiser_config)
-        mask = torch.ones(batch_size, tokens) if self.masks_padding else None
-        return PromptEmbeds(torch.zeros(batch_size, tokens, features), mask)
+        pooled = self.pooled_features(denoiser_config)
+        return PromptEmbeds(
+            torch.zeros(batch_size, tokens, features),
+            torch.ones(batch_size, tokens) if self.masks_padding else None,
+            torch.zeros(batch_size, pooled) if pooled else None,
+        )
+
+    def build_call_options(self, diffusion: DiffusionProcess) -> dict[str, Any]:
+        """Return the options of the pipeline's call with which it samples a student of this process."""
+        timesteps = diffusion.student_timesteps
+        options = {"num_inference_steps": len(timesteps), **self.call_options}
+        if diffusion.is_one_full_step:
+            return options
+        if diffusion.prediction_type == "flow":  # the scheduler shifts them
+            return {**options, "sigmas": [(timestep + 1) / diffusion.steps for timestep in timesteps]}
+        return {**options, "timesteps": list(timesteps)}
 
 
 @dataclass(frozen=True)

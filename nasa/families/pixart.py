@@ -7,7 +7,7 @@ from torch import Tensor
 from nasa.architectures import build_pixart_alpha
 from nasa.families.family import Distillation, Encode, Family, PublishedModel, unpack_embeds_and_mask
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.schedulers import build_one_step_ddpm
+from nasa.schedulers import build_student_ddpm
 
 TEXT_LENGTH = 120  # the default of the pipeline's call
 T5_XXL_PARAMETERS = 4_762_310_656  # T5 v1.1 XXL's encoder
@@ -52,10 +52,9 @@ DISTILLATION = Distillation(
     pipeline_classes=("PixArtAlphaPipeline",),
     predict=predict,
     output_layer="proj_out",
-    one_step_scheduler=build_one_step_ddpm,
-    early_start_scheduler=build_one_step_ddpm,
+    build_scheduler=build_student_ddpm,
     text_shape=lambda config: (TEXT_LENGTH, config.caption_channels),
-    call_options={"use_resolution_binning": False},
+    call_options={"guidance_scale": 0.0, "use_resolution_binning": False},
     masks_padding=True,
     published={"PixArt-alpha/PixArt-XL-2-512x512": PublishedModel(build_pixart_alpha, T5_XXL_PARAMETERS)},
 )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from nasa.architectures import build_pixart_alpha
 from nasa.families.family import PublishedModel
 from nasa.families.pixart import DISTILLATION, PIXART, T5_XXL_PARAMETERS, build_t5_encoder
-from nasa.schedulers import build_lcm, build_one_step_ddim
+from nasa.schedulers import build_student_ddim
 
 TEXT_LENGTH = 300  # the default of the pipeline's call
 
@@ -21,8 +21,7 @@ PIXART_SIGMA = replace(
     distillation=replace(
         DISTILLATION,
         pipeline_classes=("PixArtSigmaPipeline",),
-        one_step_scheduler=build_one_step_ddim,
-        early_start_scheduler=build_lcm,
+        build_scheduler=build_student_ddim,
         text_shape=lambda config: (TEXT_LENGTH, config.caption_channels),
         published={"PixArt-alpha/PixArt-Sigma-XL-2-512-MS": PublishedModel(build_pixart_alpha, T5_XXL_PARAMETERS)},
     ),

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL, and the one-step models made from them: SwiftBrush, InstaFlow, DMD2, LCM."""
+"""Stable Diffusion 1.x and 2.x, and the one-step models made from them: SwiftBrush, InstaFlow, DMD2, LCM."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from torch import Tensor
 from nasa.architectures import build_stable_diffusion_15, build_stable_diffusion_21
 from nasa.families.family import Distillation, Family, PublishedModel
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.schedulers import build_lcm, build_one_step_ddim
+from nasa.schedulers import build_student_ddim
 
 TEXT_LENGTH = 77  # CLIP's context length
 
 
 def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
-    """Encode prompts without a mask, as in training; SDXL's pooled embedding stays that of the positive prompt."""
+    """Encode prompts without a mask, as in training."""
     if max_sequence_length is not None:
         raise ValueError(f"max_sequence_length: got {max_sequence_length}; expected None, as CLIP's length is fixed.")
     embeds = pipe.encode_prompt(
@@ -37,8 +37,7 @@ STABLE_DIFFUSION = Family(
         pipeline_classes=("StableDiffusionPipeline",),
         predict=predict,
         output_layer="conv_out",
-        one_step_scheduler=build_one_step_ddim,
-        early_start_scheduler=build_lcm,
+        build_scheduler=build_student_ddim,
         text_shape=lambda config: (TEXT_LENGTH, config.cross_attention_dim),
         published={
             "stable-diffusion-v1-5/stable-diffusion-v1-5": PublishedModel(

@@ -2,15 +2,21 @@
 
 from typing import Any
 
-from nasa.families.family import Family, append_text
+from torch import Tensor
+
+from nasa.architectures import build_stable_diffusion_35_large, build_stable_diffusion_35_medium
+from nasa.families.family import Distillation, Family, PublishedModel, append_text
 from nasa.prompt_embeds import PromptEmbeds
+from nasa.schedulers import build_student_flow
 
 MAX_SEQUENCE_LENGTH = 256  # the default of the pipeline's call
+CLIP_TOKENS = 77
+TEXT_ENCODERS_PARAMETERS = 123_650_304 + 694_659_840 + 4_762_310_656  # CLIP L, OpenCLIP bigG and T5 v1.1 XXL
 
 
 def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
-    """Encode by all three encoders; the pooled embedding stays that of the positive prompt."""
-    embeds, *_ = pipe.encode_prompt(
+    """Encode by all three encoders, with the pooled embeddings of both CLIPs."""
+    embeds, _, pooled, _ = pipe.encode_prompt(
         prompts,
         prompt_2=None,
         prompt_3=None,
@@ -19,7 +25,19 @@ def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Pr
         device=pipe._execution_device,
         max_sequence_length=max_sequence_length or MAX_SEQUENCE_LENGTH,
     )
-    return PromptEmbeds(embeds)
+    return PromptEmbeds(embeds, pooled=pooled)
+
+
+def predict(transformer: Any, latents: Tensor, time_B: Tensor, prompt: PromptEmbeds) -> Tensor:
+    """Return the predicted velocity."""
+    velocity: Tensor = transformer(
+        hidden_states=latents,
+        timestep=time_B,
+        encoder_hidden_states=prompt.embeds,
+        pooled_projections=prompt.pooled,
+        return_dict=False,
+    )[0]
+    return velocity
 
 
 STABLE_DIFFUSION_3 = Family(
@@ -28,4 +46,20 @@ STABLE_DIFFUSION_3 = Family(
     denoiser_part="transformer",
     encode=encode,
     extend=append_text,
+    distillation=Distillation(
+        pipeline_classes=("StableDiffusion3Pipeline",),
+        predict=predict,
+        output_layer="proj_out",
+        build_scheduler=build_student_flow,
+        text_shape=lambda config: (CLIP_TOKENS + MAX_SEQUENCE_LENGTH, config.joint_attention_dim),
+        pooled_features=lambda config: int(config.pooled_projection_dim),
+        published={
+            "stabilityai/stable-diffusion-3.5-medium": PublishedModel(
+                build_stable_diffusion_35_medium, TEXT_ENCODERS_PARAMETERS
+            ),
+            "stabilityai/stable-diffusion-3.5-large": PublishedModel(
+                build_stable_diffusion_35_large, TEXT_ENCODERS_PARAMETERS
+            ),
+        },
+    ),
 )

@@ -13,6 +13,7 @@ from diffusers import (
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
     SanaSprintPipeline,
     SanaTransformer2DModel,
     SCMScheduler,
@@ -158,6 +159,15 @@ def tiny_sana_sprint() -> SanaSprintPipeline:
     return set_up_for_inference(pipe)
 
 
+def tiny_sana() -> SanaPipeline:
+    """Return SANA-Sprint's small parts in the pipeline of the many-step model, without its embedded guidance."""
+    parts = dict(tiny_sana_sprint().components)
+    torch.manual_seed(0)
+    transformer = SanaTransformer2DModel(**{**parts["transformer"].config, "guidance_embeds": False})
+    parts |= {"transformer": transformer, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)}
+    return set_up_for_inference(SanaPipeline(**parts))
+
+
 def tiny_wan() -> WanPipeline:
     """Return a small Wan pipeline."""
     torch.manual_seed(0)
@@ -193,6 +203,7 @@ TINY_PIPELINES = {
     "sdxl": tiny_sdxl,
     "pixart": tiny_pixart,
     "pixart-sigma": tiny_pixart_sigma,
+    "sana": tiny_sana,
     "sana-sprint": tiny_sana_sprint,
     "wan": tiny_wan,
     "flux": tiny_flux,
@@ -207,6 +218,13 @@ TINY_CALLS: dict[str, dict[str, Any]] = {  # options of a call of each: two step
     "sdxl": {**_SIZE, "guidance_scale": 0},
     "pixart": {**_SIZE, **_TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
     "pixart-sigma": {**_SIZE, **_TEXT, "guidance_scale": 0, "use_resolution_binning": False, "clean_caption": False},
+    "sana": {
+        **_SIZE,
+        **_TEXT,
+        "use_resolution_binning": False,
+        "guidance_scale": 1,
+        "complex_human_instruction": None,
+    },
     "sana-sprint": {
         **_SIZE,
         **_TEXT,
@@ -225,6 +243,7 @@ _FAMILIES = {  # keyed by the pipeline's class
     "StableDiffusionXLPipeline": "sdxl",
     "PixArtAlphaPipeline": "pixart",
     "PixArtSigmaPipeline": "pixart-sigma",
+    "SanaPipeline": "sana",
     "SanaSprintPipeline": "sana-sprint",
     "WanPipeline": "wan",
     "FluxPipeline": "flux",

@@ -1,18 +1,18 @@
-"""Sampling methods: one step, one step with a negative prompt, many steps."""
+"""Sampling methods: a student's few steps, with or without a negative prompt, and a teacher's many."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from nasa.attention_rules import RULES
 from nasa.classifier_free_guidance import classifier_free_guidance
-from nasa.diffusion_process import decode_latents
 from nasa.prompt_embeds import PromptEmbeds, cat
-from nasa.random_numbers import draw_seeded_noise
+from nasa.random_numbers import draw_seeded_noise, mix_seeds
 from nasa.steerable_denoiser import make_steerable
 from nasa.student import generate, generate_with_cfg
 from pipeline.models import TextToImage
@@ -56,7 +56,7 @@ class Sampler:
     ) -> Tensor:
         """Return images [B, 3, H, W] in about -1..1."""
         latents = self.sample_latents(sampling, prompts, seeds, negatives)
-        return torch.cat([decode_latents(self.model.vae, part).cpu() for part in latents.split(BATCH_SIZE)])
+        return torch.cat([self.model.decode(part).cpu() for part in latents.split(BATCH_SIZE)])
 
     @torch.no_grad()
     def sample_latents(
@@ -80,28 +80,28 @@ class Sampler:
         noise = draw_seeded_noise(seeds, self.model.latent_shape).to(self.device)
         prompt = self.model.encode(prompts)
         diffusion = self.model.diffusion
+        step_noise = [
+            draw_seeded_noise([mix_seeds(seed, step) for seed in seeds], self.model.latent_shape).to(self.device)
+            for step in range(1, diffusion.num_step_noises + 1)
+        ]
         if sampling.kind == "steps":
             negative = self.model.encode([""] * len(prompts)) if negative is None else negative
             return self._sample_many_steps(sampling, noise, prompt, negative)
         if sampling.kind == "plain":
-            return generate(self.denoiser, diffusion, noise, prompt)
+            return generate(self.denoiser, diffusion, noise, prompt, step_noise=step_noise)
         assert negative is not None, f"{sampling.label} needs a negative prompt"
         if sampling.kind == "cfg":
-            return generate_with_cfg(self.denoiser, diffusion, noise, prompt, negative, sampling.scale)
+            return generate_with_cfg(
+                self.denoiser, diffusion, noise, prompt, negative, sampling.scale, step_noise=step_noise
+            )
         self.denoiser.steering.rule = RULES[sampling.kind]
-        return generate(self.denoiser, diffusion, noise, prompt, negative, sampling.scale)
+        return generate(self.denoiser, diffusion, noise, prompt, negative, sampling.scale, step_noise=step_noise)
 
     def _sample_many_steps(
         self, sampling: SamplingMethod, noise: Tensor, prompt: PromptEmbeds, negative: PromptEmbeds
     ) -> Tensor:
-        """Sample by deterministic DDIM with guidance of the output: eq. 4, or eq. 5 with a negative prompt.
-
-        Latents are never clipped to -1..1, which is DDIM's default for a scheduler of a class without that option.
-        """
-        scheduler = DDIMScheduler.from_pretrained(
-            self.model.folder / "scheduler", timestep_spacing="trailing", clip_sample=False, thresholding=False
-        )
-        scheduler.set_timesteps(sampling.steps, device=self.device)
+        """Sample by deterministic DDIM, or Euler of flow matching, with guidance: eq. 4, or eq. 5 with a negative."""
+        scheduler = self._build_scheduler(sampling.steps)
         latents, both = noise, cat([negative, prompt])
         for timestep in scheduler.timesteps:
             output = self.denoiser(torch.cat([latents, latents]), timestep.expand(2 * len(noise)), both)
@@ -109,3 +109,18 @@ class Sampler:
             guided = classifier_free_guidance(pred_uncond, pred_cond, sampling.scale)
             latents = scheduler.step(guided, timestep, latents).prev_sample
         return latents
+
+    def _build_scheduler(self, steps: int) -> Any:
+        """Return the teacher's scheduler.
+
+        Latents are never clipped to -1..1, which is DDIM's default for a scheduler of a class without that option.
+        """
+        if self.model.diffusion.prediction_type == "flow":
+            scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=self.model.diffusion.flow_shift)
+            scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=self.device)
+            return scheduler
+        scheduler = DDIMScheduler.from_pretrained(
+            self.model.folder / "scheduler", timestep_spacing="trailing", clip_sample=False, thresholding=False
+        )
+        scheduler.set_timesteps(steps, device=self.device)
+        return scheduler

@@ -185,9 +185,8 @@ class EvaluationWorker:
 
     @cached_property
     def _teacher(self) -> Sampler:
-        start = self.recipe.method.start_timestep
         folder = models.local_or_download(self.config.teacher, self.recipe.teacher, revision=self.recipe.revision)
-        return Sampler(models.load(folder, self.device, start_timestep=start))
+        return Sampler(models.load_for_recipe(self.recipe, folder, self.device))
 
     @cached_property
     def _student(self) -> Sampler:
@@ -197,8 +196,8 @@ class EvaluationWorker:
         """Return a hash of everything that a unit's images depend on; the judge selects the exclusion test's seeds."""
         model = unit.system.model if isinstance(unit, SampleUnit) else STUDENT
         judge = {} if isinstance(unit, SampleUnit) else self.judge[1].options
-        sha256, start = dict(self.config.model_sha256)[model], self.recipe.method.start_timestep
-        return hash_json([VERSION, sha256, start, asdict(unit), judge])[:KEY_LENGTH]
+        sha256, options = dict(self.config.model_sha256)[model], models.get_student_options(self.recipe)
+        return hash_json([VERSION, sha256, options, asdict(unit), judge])[:KEY_LENGTH]
 
 
 def load_student_sampler(teacher: Sampler, folder: Folder) -> Sampler:

@@ -1,4 +1,4 @@
-"""Teachers and students as folders in diffusers' layout, of Stable Diffusion and PixArt."""
+"""Teachers and students as folders in diffusers' layout."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -21,7 +22,7 @@ from nasa.steerable_denoiser import require_distillation
 from pipeline.errors import UserError, invalid
 from pipeline.hashing import hash_folder
 from pipeline.model_download import download_folder
-from pipeline.recipe import BUNDLED
+from pipeline.recipe import BUNDLED, Recipe
 from pipeline.shapes import WEIGHTS
 
 _PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
@@ -33,13 +34,15 @@ UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # a stu
 class TextToImage:
     """A text-to-image pipeline whose parts are frozen, float32, in evaluation mode.
 
-    Without a text encoder it only knows the texts of `cached_embeds`.
+    Without a text encoder it only knows the texts of `cached_embeds`. `resolution` is the images' width and height in
+    pixels; 0 is the model's own size.
     """
 
     folder: Path
     pipe: Any
     diffusion: DiffusionProcess
     cached_embeds: Mapping[str, PromptEmbeds] = field(default_factory=dict)
+    resolution: int = 0
 
     @property
     def family(self) -> Family:
@@ -61,10 +64,14 @@ class TextToImage:
         return self.pipe.vae
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image's latents."""
-        side = int(self.denoiser.config.sample_size)
-        return int(self.denoiser.config.in_channels), side, side
+    def latent_shape(self) -> tuple[int, ...]:
+        """One image's latents: channels, height and width, with the number of frames before the height of a video."""
+        return get_latent_shape(self.pipe, self.resolution)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents to images [B, 3, H, W] in about -1..1; of a video's frames, the middle one."""
+        images = require_distillation(self.family).decode(self.vae, latents)
+        return images if images.ndim == 4 else images[:, :, images.shape[2] // 2]
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
@@ -72,6 +79,13 @@ class TextToImage:
         if self.cached_embeds:
             return cat([self.cached_embeds[prompt] for prompt in prompts])
         return self.family.encode(self.pipe, prompts, None)
+
+
+def get_latent_shape(pipe: Any, resolution: int) -> tuple[int, ...]:
+    """Return the shape of an image's latents at a resolution in pixels; 0 is the model's own."""
+    family, denoiser = find_family(pipe)
+    side = resolution // int(getattr(pipe, "vae_scale_factor", None) or pipe.vae_scale_factor_spatial)
+    return require_distillation(family).latent_shape(denoiser.config, side)
 
 
 def find_teacher_folder(teacher: str, field: str = "teacher", revision: str = "main") -> Path:
@@ -104,14 +118,16 @@ def local_or_download(folder: str, path_or_id: str, field: str = "teacher", revi
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """The part of a pipeline that encodes texts, frozen."""
+    """The part of a pipeline that encodes texts, with one text encoder or several, frozen."""
 
     pipe: Any
     family: Family
+    num_tokens: int = 0  # to which texts are padded, if the encoder pads to the longest of a batch
 
     def to(self, dtype: torch.dtype) -> None:
-        """Convert the text encoder's dtype."""
-        self.pipe.text_encoder.to(dtype)
+        """Convert the text encoders' dtype."""
+        for part in list_text_encoders(self.pipe):
+            part.to(dtype)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
@@ -126,8 +142,17 @@ def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> TextE
         pipe = load_pipeline(folder, **{family.denoiser_part: None, "vae": None})
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    pipe.text_encoder.requires_grad_(False).eval().to(device)
-    return TextEncoder(pipe, family)
+    for part in list_text_encoders(pipe):
+        part.requires_grad_(False).eval().to(device)
+    distillation = require_distillation(family)
+    config = FrozenDict(json.loads((folder / family.denoiser_part / "config.json").read_text()))
+    return TextEncoder(pipe, family, distillation.text_shape(config)[0] if distillation.masks_padding else 0)
+
+
+def list_text_encoders(pipe: Any) -> list[torch.nn.Module]:
+    """Return a pipeline's text encoders: SDXL has two, Stable Diffusion 3 three."""
+    parts = pipe.components.items()
+    return [part for name, part in parts if name.startswith("text_encoder") and isinstance(part, torch.nn.Module)]
 
 
 def load(
@@ -135,22 +160,55 @@ def load(
     device: torch.device | str = "cpu",
     *,
     start_timestep: int = -1,
+    student_steps: int = 1,
+    resolution: int = 0,
     cached_embeds: Mapping[str, PromptEmbeds] | None = None,
 ) -> TextToImage:
-    """Load the pipeline of a folder; with `cached_embeds` its text encoder is left out."""
+    """Load the pipeline of a folder; with `cached_embeds` its text encoders are left out."""
     try:
-        pipe = load_pipeline(folder, **({"text_encoder": None} if cached_embeds else {}))
+        pipe = load_pipeline(folder, **(_list_absent_encoders(folder) if cached_embeds else {}))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    options: dict[str, Any] = {"start_timestep": start_timestep, "student_steps": student_steps}
     try:
-        diffusion = read_diffusion(pipe, device, start_timestep=start_timestep)
+        tokens = count_image_tokens(pipe, resolution)
+        diffusion = read_diffusion(pipe.scheduler, device, image_tokens=tokens, **options)
     except ValueError as error:
         field = "teacher." if str(error).startswith("scheduler") else "method."
         raise UserError(f"{field}{error}") from None
-    model = TextToImage(folder, pipe, diffusion, cached_embeds or {})
+    model = TextToImage(folder, pipe, diffusion, cached_embeds or {}, resolution)
     for part in model.list_modules():
         part.requires_grad_(False).eval().to(device)
     return model
+
+
+def load_for_recipe(
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device | str = "cpu",
+    *,
+    cached_embeds: Mapping[str, PromptEmbeds] | None = None,
+) -> TextToImage:
+    """Load a recipe's teacher, at its resolution and with its student's timesteps."""
+    return load(folder, device, **get_student_options(recipe), cached_embeds=cached_embeds)
+
+
+def get_student_options(recipe: Recipe) -> dict[str, int]:
+    """Return what a recipe's student is sampled with: the start timestep, the number of steps, the resolution."""
+    method = recipe.method
+    steps = {"start_timestep": method.start_timestep, "student_steps": method.student_steps}
+    return {**steps, "resolution": recipe.resolution}
+
+
+def count_image_tokens(pipe: Any, resolution: int) -> int:
+    """Return the number of tokens of 2 x 2 latents, which a resolution-dependent shift counts."""
+    *_, height, width = get_latent_shape(pipe, resolution)
+    return height * width // 4
+
+
+def _list_absent_encoders(folder: Path) -> dict[str, None]:
+    listed = json.loads((folder / "model_index.json").read_text())
+    return dict.fromkeys(name for name in listed if name.startswith("text_encoder"))
 
 
 def load_pipeline(folder: Path, **parts: None) -> Any:
@@ -201,15 +259,37 @@ def load_denoiser(folder: Path, field: str = "student.init") -> Any:
         raise UserError(f"{field}: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
-def save_student(teacher: Path, weights: dict[str, Tensor], target: Path, *, start_timestep: int = -1) -> str:
-    """Write the student as a diffusers folder that generates in one step; returns the folder's hash.
+def save_student(
+    teacher: Path,
+    weights: dict[str, Tensor],
+    target: Path,
+    *,
+    start_timestep: int = -1,
+    student_steps: int = 1,
+    resolution: int = 0,
+) -> str:
+    """Write the student as a diffusers folder that generates in a few steps; returns the folder's hash.
 
-    Its scheduler starts a single step at t = T - 1 and returns the denoised latents:
-    `pipe(prompt, num_inference_steps=1, guidance_scale=0)`; with another start timestep, pass `timesteps=[start]` too.
+    Its scheduler takes the student's timesteps: `pipe(prompt, **build_call_options(folder))`.
     """
-    distillation = require_distillation(detect_family(teacher))
-    scheduler = distillation.one_step_scheduler if start_timestep == -1 else distillation.early_start_scheduler
-    return save_denoiser(teacher, weights, target, scheduler, {"start_timestep": start_timestep})
+    options: dict[str, Any] = {"start_timestep": start_timestep, "student_steps": student_steps}
+
+    def build_scheduler(pipe: Any) -> Any:
+        tokens = count_image_tokens(pipe, resolution)
+        diffusion = read_diffusion(pipe.scheduler, image_tokens=tokens, **options)
+        return require_distillation(detect_family(teacher)).build_scheduler(pipe.scheduler.config, diffusion)
+
+    return save_denoiser(teacher, weights, target, build_scheduler, {**options, "resolution": resolution})
+
+
+def build_call_options(student: Path) -> dict[str, Any]:
+    """Return the options of the pipeline's call that sample a student that `save_student` wrote."""
+    record = read_student_record(student)
+    resolution = record.pop("resolution", 0)
+    config = json.loads((student / "scheduler" / "scheduler_config.json").read_text())
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    options = require_distillation(detect_family(student)).build_call_options(read_diffusion(scheduler, **record))
+    return {**options, **({"height": resolution, "width": resolution} if resolution else {})}
 
 
 def save_denoiser(
@@ -226,7 +306,7 @@ def save_denoiser(
     pipe = load_pipeline(folder)
     getattr(pipe, detect_family(folder).denoiser_part).load_state_dict(weights)
     if scheduler:
-        pipe.scheduler = scheduler(pipe.scheduler.config)
+        pipe.scheduler = scheduler(pipe)
     with _silence_libraries():
         pipe.save_pretrained(target)
     if held := read_student_record(folder) if record is None else record:

@@ -1,7 +1,7 @@
 """Text encoding in separate processes, so that the workers' GPUs hold no text encoder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,8 @@ from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.teacher_pairs import TeacherPairs, open_pairs_folder
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
+
+EMBEDS = tuple(field.name for field in fields(PromptEmbeds))
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class TextEncoderActor:
         return TeacherPairs.read(open_pairs_folder(config.pairs_uri), config.num_pairs) if config.pairs_uri else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Add `embeds` [N, K, T, D] and `attention_mask` [N, K, T] of K texts for each prompt.
+        """Add the tensors of `PromptEmbeds` of K texts for each prompt, such as `embeds` [N, K, T, D].
 
         They are the prompt, its negative and, with a regression, the prompt of a pair.
         """
@@ -86,17 +88,13 @@ class TextEncoderActor:
                 for step, index in zip(steps, indices, strict=True)
             )
             texts += [self.pairs.prompts[row] for row in rows]
-        parts = {name: convert_to_numpy(part) for name, part in _split_encoded(self.model.encode(texts)).items()}
+        encoded = self.model.encode(texts).pad(self.model.num_tokens).get_tensors()
+        parts = {name: convert_to_numpy(part) for name, part in encoded.items()}
         groups = len(texts) // len(prompts)
         return {
             "prompt": batch["prompt"],
             **{name: np.stack(np.split(part, groups), axis=1) for name, part in parts.items()},
         }
-
-
-def _split_encoded(encoded: PromptEmbeds) -> dict[str, Tensor]:
-    mask = encoded.attention_mask
-    return {"embeds": encoded.embeds} | ({} if mask is None else {"attention_mask": mask})
 
 
 def convert_to_numpy(tensor: Tensor) -> np.ndarray:
@@ -108,11 +106,8 @@ def convert_to_numpy(tensor: Tensor) -> np.ndarray:
 
 def build_prompt_embeds(batch: dict[str, np.ndarray], device: Any) -> PromptEmbeds:
     """Return the embeddings of a `TextEncoderActor`'s batch: all prompts, all negatives, then all pairs' prompts."""
-    embeds, mask = (batch[name].swapaxes(0, 1) if name in batch else None for name in ("embeds", "attention_mask"))
-    assert embeds is not None
-    return PromptEmbeds(
-        _convert_to_tensor(embeds).to(device), None if mask is None else _convert_to_tensor(mask).to(device)
-    )
+    parts = {name: batch[name].swapaxes(0, 1) for name in EMBEDS if name in batch}
+    return PromptEmbeds(**{name: _convert_to_tensor(part).to(device) for name, part in parts.items()})
 
 
 def _convert_to_tensor(groups: np.ndarray) -> Tensor:
@@ -125,17 +120,13 @@ def encode_cached(config: EncoderConfig, texts: Sequence[str]) -> bytes:
     """Encode texts one by one and serialise the embeddings, for `decode_cached`."""
     encoder = TextEncoderActor(config)
     embeds = cat([encoder.model.encode([text]) for text in texts])
-    return save({name: part.cpu().contiguous() for name, part in _split_encoded(embeds).items()})
+    return save({name: part.cpu().contiguous() for name, part in embeds.get_tensors().items()})
 
 
 def decode_cached(texts: Sequence[str], content: bytes, device: Any) -> dict[str, PromptEmbeds]:
     """Return the embeddings that `encode_cached` wrote, by text."""
-    parts = {name: value.to(device) for name, value in load(content).items()}
-    mask = parts.get("attention_mask")
-    return {
-        text: PromptEmbeds(parts["embeds"][i : i + 1], None if mask is None else mask[i : i + 1])
-        for i, text in enumerate(texts)
-    }
+    embeds = PromptEmbeds(**load(content)).to(device)
+    return {text: embeds[i : i + 1] for i, text in enumerate(texts)}
 
 
 def build_encoder_config(

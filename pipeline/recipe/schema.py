@@ -381,6 +381,8 @@ class Recipe(Section):
     """"shapes" for the bundled toy teacher, or a folder, s3:// or hub id of a diffusers pipeline"""
     revision: str = "main"
     """branch, tag or commit of a teacher on the hub"""
+    resolution: NonNegativeInt = 0
+    """width and height of the images in pixels; 0: the teacher's own size"""
     prompts: Prompts = Prompts()
     method: MethodSection = MethodSection()
     student: Student = Student()

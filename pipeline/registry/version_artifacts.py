@@ -12,11 +12,10 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
 import nasa
-from nasa.steerable_denoiser import require_distillation
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.hashing import hash_folder
-from pipeline.recipe import Recipe, dump
+from pipeline.recipe import dump
 from pipeline.registry import model_card
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.student_scores import FILES, Scores
@@ -53,7 +52,7 @@ def build_artifacts(candidate: Candidate, scores: Scores, name: str, scratch: Pa
         if candidate.evaluation.exists(file):
             (folder / EVALUATION / file).write_bytes(candidate.evaluation.read(file))
     (folder / "recipe.toml").write_text(dump(candidate.recipe), encoding="utf-8")
-    page = model_card.render(candidate, scores, name, build_call_options(candidate.recipe, student))
+    page = model_card.render(candidate, scores, name, models.build_call_options(student))
     (folder / "README.md").write_text(page, encoding="utf-8")
     return folder
 
@@ -74,7 +73,7 @@ def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Pat
                 input_example=pd.DataFrame([EXAMPLE]),
                 pip_requirements=list_pip_requirements(),
                 model_config={
-                    "options": build_call_options(candidate.recipe, student),
+                    "options": models.build_call_options(student),
                     "scale": SCALE if scores.chosen_scale is None else scores.chosen_scale,
                 },
                 mlflow_model=Model(
@@ -83,15 +82,6 @@ def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Pat
             )
     finally:
         quiet.setLevel(level)
-
-
-def build_call_options(recipe: Recipe, student: Path) -> dict[str, object]:
-    """Return the call options of the student's pipeline for one step."""
-    options: dict[str, object] = {"num_inference_steps": 1, "guidance_scale": 0.0}
-    options |= require_distillation(models.detect_family(student)).call_options
-    if recipe.method.start_timestep != -1:
-        options["timesteps"] = [recipe.method.start_timestep]
-    return options
 
 
 def _derive_uuid(candidate: Candidate) -> str:

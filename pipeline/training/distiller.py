@@ -149,7 +149,7 @@ class Distiller:
         lora_loss = student.lora_loss
         if lora_loss is None:
             lora_loss = lora_teacher_loss(
-                cast(nn.Module, engines.lora_teacher), diffusion, texts, randomness, student.x0
+                cast(nn.Module, engines.lora_teacher), diffusion, self.recipe.method, texts, randomness, student.x0
             )
         engines.lora_teacher.backward(share * lora_loss)
         engines.lora_teacher.step()
@@ -179,7 +179,8 @@ class Distiller:
         if self.clip is None or not weight or not chosen:
             return 0.0
         with self.enter_precision():
-            images = decode_latents(self.decoder or self.model.vae, student.attached_x0[chosen])
+            latents = student.attached_x0[chosen]
+            images = decode_latents(self.decoder, latents) if self.decoder else self.model.decode(latents)
             image_features = self.clip.encode_images(images)
             text_features = self.clip.encode_texts([prompts[position] for position in chosen])
             hinge = clip_hinge(image_features, text_features, train.clip_margin)
@@ -189,7 +190,7 @@ class Distiller:
     def _compute_regression_loss(
         self, step: int, first: int, count: int, encoded: PromptEmbeds | None
     ) -> Tensor | float:
-        """Return the mean squared error of the student on this pass's part of the step's pairs.
+        """Return the mean squared error of the student's first step on this pass's part of the step's pairs.
 
         The pairs stand at some indices of the global batch, as the images of the CLIP loss do.
         """
@@ -205,7 +206,7 @@ class Distiller:
             else encoded[torch.tensor(chosen, device=device)]
         )
         noise, target = self.pairs.get_noise(rows).to(device), self.pairs.latents[rows].to(device, torch.float32)
-        x0 = generate(self.engines.student, self.model.diffusion, noise, prompts)
+        x0 = generate(self.engines.student, self.model.diffusion, noise, prompts, last_step=0)
         share = len(chosen) / min(self.recipe.regression.images, self.recipe.train.batch_size)
         return self._passes * self.world_size * share * F.mse_loss(x0.float(), target)
 

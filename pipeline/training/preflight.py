@@ -75,14 +75,14 @@ def _check_pairs(recipe: Recipe, teacher: Path) -> None:
     if not options.weight or not options.pairs:
         return
     pairs = TeacherPairs.read(open_pairs_folder(options.pairs), options.num_pairs)
-    got, expected = tuple(pairs.latents.shape[1:]), models.load(teacher).latent_shape
+    got, expected = tuple(pairs.latents.shape[1:]), models.load_for_recipe(recipe, teacher).latent_shape
     if got != expected:
         raise invalid("regression.pairs", options.pairs, f"pairs of latents {list(expected)}; these are {list(got)}")
 
 
 def _check_models(recipe: Recipe, teacher: Path, init: Path | None) -> None:
     """Check that the models load, have the adapters' target modules, and match in shape."""
-    model = models.load(teacher, start_timestep=recipe.method.start_timestep)
+    model = models.load_for_recipe(recipe, teacher)
     denoiser = model.denoiser
     layers = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for field, targets in (

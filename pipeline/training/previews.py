@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from PIL.Image import Image
 
-from nasa.diffusion_process import decode_latents
 from nasa.student import generate
 from pipeline.evaluation.contact_sheet import draw_contact_sheet, to_pixels
 from pipeline.evaluation.suites import build_suite
@@ -40,14 +39,17 @@ def draw_previews(distiller: "Distiller", prompts: Sequence[str]) -> Iterator[tu
         return
     model, device = distiller.model, distiller.null.embeds.device
     texts = [prompt for prompt in prompts for _ in range(IMAGES_PER_PROMPT)]
-    noise = torch.randn((len(texts), *model.latent_shape), generator=torch.Generator().manual_seed(SEED))
+    generator, count = torch.Generator().manual_seed(SEED), 1 + model.diffusion.num_step_noises
+    noise, *step_noise = (
+        torch.randn((len(texts), *model.latent_shape), generator=generator).to(device) for _ in range(count)
+    )
     embeds, negative = model.encode(texts).to(device), model.encode([NEGATIVE]).to(device)
     student = distiller.engines.student.module
     rows = []
     for label, scale in (("no negative", 0.0), (f"NASA {SCALE}: {NEGATIVE}", SCALE)):
         with distiller.enter_precision():
-            x0 = generate(student, model.diffusion, noise.to(device), embeds, negative, scale)
-            rows.append((label, to_pixels(decode_latents(model.vae, x0).float())))
+            x0 = generate(student, model.diffusion, noise, embeds, negative, scale, step_noise=step_noise)
+            rows.append((label, to_pixels(model.decode(x0).float())))
     for number, prompt in enumerate(prompts):
         part = slice(number * IMAGES_PER_PROMPT, (number + 1) * IMAGES_PER_PROMPT)
         sheet = draw_contact_sheet([(label, images[part]) for label, images in rows], [prompt] * IMAGES_PER_PROMPT)

@@ -120,6 +120,12 @@ def estimate(recipe: Recipe) -> Estimate:
     return Estimate(memory, step, every, passes, flops, trained, lora)
 
 
+def get_latent_shape(recipe: Recipe, model: Any, family: Family) -> tuple[int, ...]:
+    """Return the shape of one image's latents at the recipe's resolution."""
+    distillation = require_distillation(family)
+    return distillation.latent_shape(model.config, recipe.resolution // distillation.pixels_per_latent)
+
+
 def _measure(recipe: Recipe, model: Any, family: Family, batch: int, reduced: bool) -> tuple[float, float]:
     """Return the FLOPs of a forward pass of one image, and the bytes that a pass of `batch` keeps for backward."""
     distillation = require_distillation(family)
@@ -127,11 +133,11 @@ def _measure(recipe: Recipe, model: Any, family: Family, batch: int, reduced: bo
         denoiser = make_steerable(model, torch.bfloat16 if reduced else torch.float32, family)
         if recipe.train.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
-        side, channels = model.config.sample_size, model.config.in_channels
+        shape = get_latent_shape(recipe, model, family)
 
         def inputs(count: int) -> tuple[Any, ...]:
             return (
-                torch.zeros(count, channels, side, side),
+                torch.zeros(count, *shape),
                 torch.zeros(count),
                 distillation.make_empty_prompts(model.config, count),
             )
@@ -206,19 +212,25 @@ def _estimate_clip_loss_costs(recipe: Recipe, micro: int, reduced: bool) -> tupl
     images = max(1, -(-min(options.clip_images, options.batch_size) * micro // options.batch_size))  # images per pass
     if not options.clip_weight:
         return 0.0, 0.0
-    side = build_meta_denoiser(recipe)[0].config.sample_size
+    channels, *_, height, width = get_latent_shape(recipe, *build_meta_denoiser(recipe))
     with torch.device("meta"):
-        decoder = diffusers.AutoencoderTiny() if options.clip_decoder else _build_autoencoder()
+        decoder = (
+            diffusers.AutoencoderTiny(latent_channels=channels)
+            if options.clip_decoder
+            else _build_autoencoder(channels)
+        )
         nn.Module.to(decoder, torch.bfloat16 if reduced else torch.float32).requires_grad_(False)
-        latents = torch.zeros(images, 4, side, side, dtype=next(decoder.parameters()).dtype, requires_grad=True)
+        dtype = next(decoder.parameters()).dtype
+        latents = torch.zeros(images, channels, height, width, dtype=dtype, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
             saved_bytes = count_saved_bytes(lambda: decoder.decode(latents, return_dict=False)[0], decoder)
     return 2.0 * counter.get_total_flops(), saved_bytes
 
 
-def _build_autoencoder() -> Any:
-    """Return Stable Diffusion's autoencoder."""
+def _build_autoencoder(channels: int) -> Any:
+    """Return Stable Diffusion's autoencoder, with this many latent channels."""
     return diffusers.AutoencoderKL(
+        latent_channels=channels,
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

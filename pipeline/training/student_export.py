@@ -21,7 +21,7 @@ def export(recipe: Recipe, teacher: Path, init: str, weights: Path, folder: Fold
     weights_by_name = collect_full_weights(recipe, Path(init or teacher), load_file(weights))
     with tempfile.TemporaryDirectory() as scratch:
         exported = Path(scratch) / "student"
-        sha256 = models.save_student(teacher, weights_by_name, exported, start_timestep=recipe.method.start_timestep)
+        sha256 = models.save_student(teacher, weights_by_name, exported, **models.get_student_options(recipe))
         folder.upload(exported)
     return sha256
 

@@ -151,7 +151,7 @@ def _build_distiller(config: TrainLoopConfig) -> Distiller:
         else {}
     )
     folder = models.local_or_download(config.teacher_folder, options.teacher, revision=options.revision)
-    model = models.load(folder, device, start_timestep=options.method.start_timestep, cached_embeds=cached_embeds)
+    model = models.load_for_recipe(options, folder, device, cached_embeds=cached_embeds)
     init = None
     if config.init_folder:
         init = models.load_denoiser(models.local_or_download(config.init_folder, options.student.init, "student.init"))

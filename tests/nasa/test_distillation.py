@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nasa.diffusion_process import DiffusionProcess, read_diffusion
+from nasa.diffusion_process import DiffusionProcess
 from nasa.distillation import TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.ema import update_ema
 from nasa.lora import add_lora, get_lora_parameters
@@ -32,7 +32,8 @@ class Distillation:
 
     def __init__(self, prediction_type):
         pipe = tiny_stable_diffusion(prediction_type=prediction_type)
-        self.diffusion = DiffusionProcess(read_diffusion(pipe).alphas_cumprod.double(), prediction_type)
+        self.alphas_cumprod = pipe.scheduler.alphas_cumprod.double()
+        self.diffusion = DiffusionProcess.from_alphas_cumprod(self.alphas_cumprod, prediction_type)
         self.plain_teacher = pipe.unet.double().requires_grad_(False)
         self.plain_student = deepcopy(self.plain_teacher).requires_grad_(True)
         generator = torch.Generator().manual_seed(1)
@@ -115,7 +116,7 @@ def compute_reference_loss(distillation, method, randomness):
     """Return the loss of eqs. 4 to 6 with sigma^2 weights, computed per sample."""
     texts, abar, kind = (
         distillation.texts,
-        distillation.diffusion.alphas_cumprod,
+        distillation.alphas_cumprod,
         distillation.diffusion.prediction_type,
     )
     start = distillation.diffusion.start_timestep % 1000
@@ -257,7 +258,7 @@ def test_the_lora_teacher_s_loss_matches_the_reference(distillation, null_text):
         replace(distillation.sample_randomness(), null_text_B=torch.tensor(null_text)),
         distillation.sample_randomness(step=5).noise,
     )
-    texts, abar, t = distillation.texts, distillation.diffusion.alphas_cumprod, randomness.lora_timestep_B
+    texts, abar, t = distillation.texts, distillation.alphas_cumprod, randomness.lora_timestep_B
     alpha, sigma = (a.reshape(BATCH, 1, 1, 1) for a in (abar[t] ** 0.5, (1 - abar[t]) ** 0.5))
     rows = [
         texts.null.embeds[0] if null else prompt for null, prompt in zip(null_text, texts.prompts.embeds, strict=True)
@@ -270,7 +271,7 @@ def test_the_lora_teacher_s_loss_matches_the_reference(distillation, null_text):
         "sample": x0,
     }[distillation.diffusion.prediction_type]
     expected = (alpha**2 * (output - target) ** 2).mean()
-    actual = lora_teacher_loss(distillation.teachers, distillation.diffusion, texts, randomness, x0)
+    actual = lora_teacher_loss(distillation.teachers, distillation.diffusion, NASA_T, texts, randomness, x0)
     torch.testing.assert_close(actual, expected, rtol=REFERENCE_TOLERANCE, atol=0)
 
 
@@ -281,7 +282,7 @@ def test_a_shared_pass_computes_both_losses_on_the_same_noised_images(distillati
     torch.testing.assert_close(shared.loss, separate.loss, rtol=REFERENCE_TOLERANCE, atol=0)
     shared_randomness = replace(randomness, lora_timestep_B=randomness.vsd_timestep_B, lora_eps=randomness.vsd_eps)
     expected = lora_teacher_loss(
-        distillation.teachers, distillation.diffusion, distillation.texts, shared_randomness, separate.x0
+        distillation.teachers, distillation.diffusion, NASA_T, distillation.texts, shared_randomness, separate.x0
     )
     torch.testing.assert_close(shared.lora_loss, expected, rtol=REFERENCE_TOLERANCE, atol=0)
     assert separate.lora_loss is None
@@ -306,7 +307,12 @@ def test_the_lora_teacher_s_loss_reaches_only_the_adapters(epsilon_distillation)
     randomness = epsilon_distillation.sample_randomness()
     x0 = epsilon_distillation.student_loss(randomness=randomness).x0
     lora_teacher_loss(
-        epsilon_distillation.teachers, epsilon_distillation.diffusion, epsilon_distillation.texts, randomness, x0
+        epsilon_distillation.teachers,
+        epsilon_distillation.diffusion,
+        NASA_T,
+        epsilon_distillation.texts,
+        randomness,
+        x0,
     ).backward()
     with_gradient = {
         name for name, p in epsilon_distillation.teachers.named_parameters() if p.grad is not None and p.grad.any()
@@ -438,7 +444,7 @@ def test_losses_equal_a_recorded_trace(prediction_type):
         outcome.loss.backward()
         student.step()
         lora_loss = lora_teacher_loss(
-            distillation.teachers, distillation.diffusion, distillation.texts, randomness, outcome.x0
+            distillation.teachers, distillation.diffusion, NASA_T, distillation.texts, randomness, outcome.x0
         )
         lora.zero_grad()
         lora_loss.backward()

@@ -22,6 +22,7 @@ CROSS_ATTENTION_FAMILIES = (
     "sdxl",
     "pixart",
     "pixart-sigma",
+    "sana",
     "sana-sprint",
     "wan",
 )  # test_joint_attention.py has the others

@@ -72,13 +72,13 @@ def test_the_hinge_is_taken_per_sample_and_pulls_images_towards_their_texts():
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 2, 2)])
-def test_the_denoising_loss_is_weighted_by_alpha_squared(shape):
+def test_the_denoising_loss_is_weighted_per_image(shape):
     output, target, alpha = (
         draw_normal(*shape).requires_grad_(),
         draw_normal(*shape, seed=1),
         torch.tensor([0.1, 0.5, 0.9]),
     )
-    loss = denoising_loss(output, target, alpha.double().reshape(3, 1, 1, 1))
+    loss = denoising_loss(output, target, alpha.double().reshape(3, 1, 1, 1) ** 2)
     loss.backward()
     expected = 0.0
     for b in range(3):

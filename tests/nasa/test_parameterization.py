@@ -27,6 +27,8 @@ def noised():
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_a_perfect_output_gives_x0_and_eps(noised, prediction_type):
     x0, eps, alpha, sigma = noised
+    if prediction_type == "flow":
+        alpha = 1 - sigma
     x_t = add_noise(x0, eps, alpha, sigma)
     output = prediction_target(x0, eps, alpha, sigma, prediction_type)
     for convert, expected in ((to_x0, x0), (to_eps, eps)):
@@ -51,7 +53,7 @@ def test_alpha_and_sigma_have_one_value_per_sample():
 @pytest.mark.parametrize("start", [-2, 1000])
 def test_a_start_outside_the_schedule_is_named(start):
     with pytest.raises(ValueError, match=f"start_timestep: got {start}; expected 0 to 999, or -1"):
-        DiffusionProcess(ALPHAS_CUMPROD, "epsilon", start)
+        DiffusionProcess.from_alphas_cumprod(ALPHAS_CUMPROD, "epsilon", start)
 
 
 def test_an_epsilon_model_cannot_start_without_any_signal():
@@ -61,18 +63,18 @@ def test_an_epsilon_model_cannot_start_without_any_signal():
     almost[-1] = 2**-24
     for alphas_cumprod in (schedule, almost):
         with pytest.raises(ValueError, match=r"start_timestep: got -1, where alpha is .*Choose an earlier timestep"):
-            DiffusionProcess(alphas_cumprod, "epsilon")
-        DiffusionProcess(alphas_cumprod, "epsilon", 900)
-        DiffusionProcess(alphas_cumprod, "v_prediction")
-        DiffusionProcess(alphas_cumprod, "sample")
+            DiffusionProcess.from_alphas_cumprod(alphas_cumprod, "epsilon")
+        DiffusionProcess.from_alphas_cumprod(alphas_cumprod, "epsilon", 900)
+        DiffusionProcess.from_alphas_cumprod(alphas_cumprod, "v_prediction")
+        DiffusionProcess.from_alphas_cumprod(alphas_cumprod, "sample")
 
 
 @pytest.mark.parametrize("convert", [prediction_target, to_x0, to_eps])
 def test_an_unknown_type_is_named(noised, convert):
-    with pytest.raises(ValueError, match="prediction_type: got 'flow'; expected epsilon, v_prediction, sample"):
-        convert(*noised, "flow")
+    with pytest.raises(ValueError, match="prediction_type: got 'score'; expected epsilon, v_prediction, sample, flow"):
+        convert(*noised, "score")
 
 
 def test_diffusion_rejects_an_unknown_type():
-    with pytest.raises(ValueError, match="prediction_type: got 'flow'; expected epsilon"):
-        DiffusionProcess(ALPHAS_CUMPROD, "flow")
+    with pytest.raises(ValueError, match="prediction_type: got 'score'; expected epsilon"):
+        DiffusionProcess.from_alphas_cumprod(ALPHAS_CUMPROD, "score")

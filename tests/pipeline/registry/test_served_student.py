@@ -1,32 +1,39 @@
 """A registered version generates what its evaluation judged, for every family and start timestep."""
 
+import diffusers.schedulers.scheduling_lcm as lcm
 import numpy as np
 import pytest
 import torch
 
-from nasa.testing import tiny_stable_diffusion
-from nasa.testing.tiny_pipelines import tiny_pixart
-from pipeline import models, recipe
+from nasa.random_numbers import draw_seeded_noise, mix_seeds
+from nasa.testing import TINY_CALLS, TINY_PIPELINES
+from pipeline import models
 from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
-from pipeline.registry import version_artifacts
 
-PIPELINES = {"unet": tiny_stable_diffusion, "pixart": tiny_pixart}
+SEED = 3
+FAMILIES = ["stable-diffusion", "sdxl", "pixart", "pixart-sigma", "sana", "stable-diffusion-3", "flux", "qwen-image"]
+RESOLUTIONS = {"sana": 32, "flux": 16, "qwen-image": 32}  # of the tiny models; others have their own
 
 
-@pytest.mark.parametrize("start", [-1, 400])
-@pytest.mark.parametrize("family", PIPELINES)
-def test_the_pipeline_with_its_options_generates_the_evaluated_image(tmp_path, family, start):
-    PIPELINES[family]().save_pretrained(tmp_path / "teacher")
-    run_recipe = recipe.parse("", [f"teacher={str(tmp_path / 'teacher')!r}", f"method.start_timestep={start}"])
-    model = models.load(tmp_path / "teacher", start_timestep=start)
-    judged = to_pixels(Sampler(model).sample(SamplingMethod(), ["a cat"], [3]))[0]
+@pytest.mark.parametrize(("start", "steps"), [(-1, 1), (400, 1), (-1, 4)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pipeline_with_its_options_generates_the_evaluated_image(tmp_path, monkeypatch, family, start, steps):
+    TINY_PIPELINES[family]().save_pretrained(tmp_path / "teacher")
+    options = {"start_timestep": start, "student_steps": steps, "resolution": RESOLUTIONS.get(family, 0)}
+    model = models.load(tmp_path / "teacher", **options)
+    judged = to_pixels(Sampler(model).sample(SamplingMethod(), ["a cat"], [SEED]))[0]
     student = tmp_path / "student"
-    models.save_student(tmp_path / "teacher", model.denoiser.state_dict(), student, start_timestep=start)
-    assert models.read_student_record(student) == {"start_timestep": start}
+    models.save_student(tmp_path / "teacher", model.denoiser.state_dict(), student, **options)
+    assert models.read_student_record(student) == options
+    added = [draw_seeded_noise([mix_seeds(SEED, step)], model.latent_shape) for step in range(1, steps)]
+    monkeypatch.setattr(lcm, "randn_tensor", lambda *_, **__: added.pop(0))
     pipe = models.load_pipeline(student)
-    side = model.denoiser.config.sample_size * pipe.vae_scale_factor
-    options = version_artifacts.build_call_options(run_recipe, student) | {"height": side, "width": side}
-    noise = torch.Generator().manual_seed(3)
-    served = pipe("a cat", generator=noise, output_type="np", **options).images[0]
+    left_out = ("max_sequence_length", "num_inference_steps", "output_type")
+    call = {key: value for key, value in TINY_CALLS[family].items() if key not in left_out}
+    height, width = (side * pipe.vae_scale_factor for side in model.latent_shape[-2:])
+    call |= {"height": height, "width": width} | models.build_call_options(student)
+    noise = torch.Generator().manual_seed(SEED)
+    served = pipe("a cat", generator=noise, output_type="np", **call).images[0]
     assert np.abs((255 * served).round() - judged.astype(float)).max() <= 2
+    assert not added or model.diffusion.prediction_type == "flow"

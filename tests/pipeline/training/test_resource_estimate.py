@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from jobs.__main__ import main
 from nasa.families import FAMILIES
@@ -73,24 +85,50 @@ def test_saved_bytes_on_the_meta_device_equal_a_real_pass():
     assert saved_bytes[0] == saved_bytes[1] > 100_000
 
 
-def test_text_encoder_parameters_match_their_architectures():
-    small_config = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    large_config = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
-    t5 = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
-    with torch.device("meta"):
-        encoders = (
-            CLIPTextModel(CLIPTextConfig(**small_config)),
-            CLIPTextModel(CLIPTextConfig(**large_config)),
-            T5EncoderModel(t5),
-        )
-    counts = [sum(parameter.numel() for parameter in encoder.parameters()) for encoder in encoders]
-    published = [
-        architecture
-        for family in FAMILIES
-        if family.distillation
-        for architecture in family.distillation.published.values()
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+T5_XXL = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
+GEMMA = {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8}
+GEMMA |= {"num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000}
+QWEN = {  # Qwen2.5-VL 7B
+    "text_config": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 152064}
+    | {"num_attention_heads": 28, "num_key_value_heads": 4},
+    "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32, "out_hidden_size": 3584},
+    "tie_word_embeddings": False,
+}
+PROJECTED = CLIPTextModelWithProjection
+ENCODERS = {
+    "stable_diffusion": [[(CLIPTextModel, CLIPTextConfig, CLIP_L)], [(CLIPTextModel, CLIPTextConfig, CLIP_H)]],
+    "stable_diffusion_xl": [
+        [(CLIPTextModel, CLIPTextConfig, CLIP_L), (PROJECTED, CLIPTextConfig, {**CLIP_G, "projection_dim": 1280})]
+    ],
+    "pixart": [[(T5EncoderModel, T5Config, T5_XXL)]],
+    "pixart_sigma": [[(T5EncoderModel, T5Config, T5_XXL)]],
+    "sana": [[(Gemma2Model, Gemma2Config, GEMMA)]] * 2,
+    "wan": [[(UMT5EncoderModel, UMT5Config, {**T5_XXL, "vocab_size": 256384})]],
+    "flux": [[(CLIPTextModel, CLIPTextConfig, CLIP_L), (T5EncoderModel, T5Config, T5_XXL)]],
+    "stable_diffusion_3": [
+        [
+            (PROJECTED, CLIPTextConfig, {**CLIP_L, "projection_dim": 768}),
+            (PROJECTED, CLIPTextConfig, {**CLIP_G, "projection_dim": 1280}),
+            (T5EncoderModel, T5Config, T5_XXL),
+        ]
     ]
-    assert [model.text_encoder_parameters for model in published] == [*counts, counts[-1]]
+    * 2,
+    "qwen_image": [[(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, QWEN)]],
+}
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.distillation], ids=lambda f: f.name)
+def test_text_encoder_parameters_match_their_architectures(family):
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for model, config, values in parts for p in model(config(**values)).parameters())
+            for parts in ENCODERS[family.name]
+        ]
+    published = family.distillation.published.values()
+    assert [model.text_encoder_parameters for model in published] == counts
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):

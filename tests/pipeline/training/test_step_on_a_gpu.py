@@ -40,14 +40,14 @@ def test_a_training_step_of_the_recipe(name):
     for parameter in get_lora_parameters(teacher_model):
         parameter.data = parameter.data.float()
     student, teachers = make_steerable(student_model.requires_grad_(True), dtype), make_steerable(teacher_model, dtype)
-    diffusion = DiffusionProcess(
+    diffusion = DiffusionProcess.from_alphas_cumprod(
         torch.linspace(0.999, 0.005, 1000, device=META), "epsilon", recipe.method.start_timestep
     )
     texts, randomness = _build_inputs(student_model, family, diffusion, recipe.method, dtype)
     with disable_autocast_as_deepspeed():
         loss = distillation.student_loss(student, teachers, diffusion, recipe.method, texts, randomness)
         loss.loss.backward()
-        lora_loss = distillation.lora_teacher_loss(teachers, diffusion, texts, randomness, loss.x0)
+        lora_loss = distillation.lora_teacher_loss(teachers, diffusion, recipe.method, texts, randomness, loss.x0)
         lora_loss.backward()
     assert {loss.loss.dtype, loss.x0.dtype, lora_loss.dtype} == {torch.float32}
     for trained in ([*student.parameters()], get_lora_parameters(teachers)):
