@@ -1,5 +1,6 @@
 """Schedulers of few-step models, built from the config of the scheduler that they replace."""
 
+import inspect
 import math
 from typing import Any
 
@@ -42,48 +43,52 @@ def compute_flow_shift(config: Any, image_tokens: int | None = None) -> float:
     return math.exp(mu) if config["time_shift_type"] == "exponential" else float(mu)
 
 
-def build_student_flow(config: Any, diffusion: Any) -> FlowMatchEulerDiscreteScheduler:
+def build_student_flow(config: Any, diffusion: Any) -> Any:
     """Return Euler's scheduler of flow matching with the shift that the student was trained with, at any resolution."""
-    known = {name: value for name, value in dict(config).items() if not name.startswith("_")}
-    own = {"shift": diffusion.flow_shift, "use_dynamic_shifting": False, "shift_terminal": None}
-    return FlowMatchEulerDiscreteScheduler.from_config({**known, **own})
+    shift = {"shift": diffusion.flow_shift, "use_dynamic_shifting": False, "shift_terminal": None}
+    return _build(FlowMatchEulerDiscreteScheduler, config, **shift)
 
 
-def build_student_ddim(config: Any, diffusion: Any) -> DDIMScheduler | LCMScheduler:
+def _build(cls: Any, config: Any, **changes: Any) -> Any:
+    """Return a scheduler of a class from another's config, without the options that the class does not have."""
+    known = inspect.signature(cls.__init__).parameters
+    return cls.from_config({name: value for name, value in dict(config).items() if name in known} | changes)
+
+
+def build_student_ddim(config: Any, diffusion: Any) -> Any:
     """Return DDIM for a student of one step from T - 1, and LCM, which takes any timesteps, for another."""
     return build_one_step_ddim(config) if diffusion.is_one_full_step else build_lcm(config)
 
 
-def build_student_ddpm(config: Any, diffusion: Any) -> DDPMScheduler | LCMScheduler:
+def build_student_ddpm(config: Any, diffusion: Any) -> Any:
     """Return DDPM for a student of one step, from any timestep, and LCM for one of several."""
     return build_one_step_ddpm(config) if diffusion.student_steps == 1 else build_lcm(config)
 
 
-def build_one_step_ddim(config: Any) -> DDIMScheduler:
+def build_one_step_ddim(config: Any) -> Any:
     """Return a DDIM scheduler whose single step leads from t = T - 1 to the predicted image."""
-    return DDIMScheduler.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
+    return _build(DDIMScheduler, config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
 
 
-def build_one_step_ddpm(config: Any) -> DDPMScheduler:
+def build_one_step_ddpm(config: Any) -> Any:
     """Return a DDPM scheduler; PixArt's pipeline uses the predicted image of its single step."""
-    return DDPMScheduler.from_config(
-        config, variance_type="fixed_small", timestep_spacing="trailing", clip_sample=False
-    )
+    return _build(DDPMScheduler, config, variance_type="fixed_small", timestep_spacing="trailing", clip_sample=False)
 
 
-def build_lcm(config: Any) -> LCMScheduler:
+def build_lcm(config: Any) -> Any:
     """Return the LCM scheduler, which takes any timesteps, and never clips latents to -1..1."""
-    return LCMScheduler.from_config(config, clip_sample=False, thresholding=False)
+    return _build(LCMScheduler, config, clip_sample=False, thresholding=False)
 
 
-def build_v_prediction_lcm(config: Any) -> LCMScheduler:
+def build_v_prediction_lcm(config: Any) -> Any:
     """Return the LCM scheduler for v-prediction."""
-    return LCMScheduler.from_config(config, prediction_type="v_prediction")
+    return _build(LCMScheduler, config, prediction_type="v_prediction")
 
 
-def build_shift_3_flow_match(config: Any) -> FlowMatchEulerDiscreteScheduler:
+def build_shift_3_flow_match(config: Any) -> Any:
     """Return a scheduler with noise levels 3 s / (1 + 2 s) at every resolution, as for Qwen-Image-Lightning."""
-    return FlowMatchEulerDiscreteScheduler.from_config(
+    return _build(
+        FlowMatchEulerDiscreteScheduler,
         config,
         use_dynamic_shifting=True,
         time_shift_type="exponential",

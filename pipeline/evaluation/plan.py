@@ -9,7 +9,7 @@ from pipeline.evaluation.sampling import SamplingMethod
 from pipeline.recipe import Evaluation
 
 STUDENT, TEACHER = "student", "teacher"
-STUDENT_SYSTEM = "student, 1 step"
+STUDENT_SYSTEM = "student"
 EXCLUSION_SET = "exclusion"
 DIVERSITY_SET = "diversity"
 PLAIN = SamplingMethod()

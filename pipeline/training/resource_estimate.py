@@ -186,7 +186,7 @@ def _use_fused_attention() -> Iterator[None]:
     """Replace attention by its fused form: the meta device would take the unfused path."""
     plain = F.scaled_dot_product_attention
     apply: Any = _FusedAttention.apply
-    fused: Any = lambda q, k, v, *_, **__: apply(q, k, v)  # noqa: E731
+    fused: Any = lambda query, key, value, *_, **__: apply(query, key, value)  # noqa: E731
     F.scaled_dot_product_attention = fused
     try:
         yield

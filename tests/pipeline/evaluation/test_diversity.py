@@ -13,7 +13,7 @@ from pipeline.evaluation.results import EvaluationRow
 from pipeline.evaluation.scorers.colour import ColourStatistics
 from pipeline.recipe import Evaluation
 
-STUDENT, TEACHER = "student, 1 step", "teacher, 25 steps, guidance 3"
+STUDENT, TEACHER = "student", "teacher, 25 steps, guidance 3"
 PROMPT = "a photo of a shape"
 
 

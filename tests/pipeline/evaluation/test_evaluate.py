@@ -82,7 +82,7 @@ def evaluated(ray_cluster, tmp_path_factory, overrides, tiny_teacher):
 def test_each_style_is_a_prompt_set_and_exclusion_uses_the_paper_s_pairs(evaluated):
     folder, (summary, _) = evaluated
     rows = pq.read_table(folder / "one/evaluation/scores.parquet").to_pylist()
-    student_rows = [row for row in rows if row["set"].startswith("hpsv2/") and row["system"] == "student, 1 step"]
+    student_rows = [row for row in rows if row["set"].startswith("hpsv2/") and row["system"] == "student"]
     assert [row["set"] for row in student_rows] == [f"hpsv2/{style}" for style in HPSV2_STYLES for _ in range(PROMPTS)]
     assert student_rows[0]["negative_prompt"].startswith("worst quality, low quality")
     clip = summary.metrics["clip_positive"]
@@ -99,8 +99,8 @@ def test_the_diversity_of_real_prompts_is_the_distance_of_clip_features(evaluate
     store = Folder.from_uri(folder / "one/evaluation")
     rows = [row for row in read_rows(store) if row.set == "diversity"]
     by_system = Counter(row.system for row in rows)
-    assert by_system == {"student, 1 step": 6, "teacher, 2 steps, guidance 3": 6}
-    group = [row for row in rows if row.system == "student, 1 step"][:DIVERSITY_SEEDS]
+    assert by_system == {"student": 6, "teacher, 2 steps, guidance 3": 6}
+    group = [row for row in rows if row.system == "student"][:DIVERSITY_SEEDS]
     assert len({row.prompt for row in group}) == 1
     images = ImageStore(store, group)
     pictures = [Image.fromarray(images.read_pixels(row)) for row in group]

@@ -61,9 +61,9 @@ def test_every_system_generates_each_sample_once(recipe, tmp_path, tiny_teacher,
     rows = evaluate_rows(recipe, Folder.from_uri(tmp_path), tiny_teacher, monkeypatch, [Checksum()])
     counts = {name: sum(row.system == name for row in rows) for name in dict.fromkeys(row.system for row in rows)}
     assert counts == {
-        "student, 1 step": 4,
-        "student, 1 step, NASA 0.5": 4,
-        "student, 1 step, CFG 2": 4,
+        "student": 4,
+        "student, NASA 0.5": 4,
+        "student, CFG 2": 4,
         "teacher, 2 steps, guidance 3": 2,
     }
     assert [row.seed for row in rows[:4]] == [5, 6, 7, 8]

@@ -55,7 +55,7 @@ def write_evaluation(folder, values, *, options=OPTIONS, seed=0):
     rows = [
         {"system": system, "set": "held-out", "prompt": f"a prompt {i}", "negative_prompt": "", "seed": seed + i}
         | {metric: float(scores[i]) - penalty for metric, scores in values.items()}
-        for system, penalty in (("teacher", 1.0), ("student, 1 step", 0.0))
+        for system, penalty in (("teacher", 1.0), ("student", 0.0))
         for i in range(IMAGES)
     ]
     pq.write_table(pa.Table.from_pylist(rows), buffer)
@@ -70,7 +70,7 @@ def write_evaluation(folder, values, *, options=OPTIONS, seed=0):
         }
         for metric, scores in values.items()
     }
-    folder.write("summary.json", json.dumps({"student": "student, 1 step", "metrics": metrics}).encode())
+    folder.write("summary.json", json.dumps({"student": "student", "metrics": metrics}).encode())
     sheet = io.BytesIO()
     Image.new("RGB", (32, 16), "navy").save(sheet, format="PNG")
     folder.write("contact_sheet.png", sheet.getvalue())
