@@ -10,6 +10,7 @@ from jobs import (
     distill,
     evaluate,
     evaluate_video,
+    extract_lora,
     k8s_manifest,
     logs,
     merge_students,
@@ -34,7 +35,7 @@ from pipeline.redaction import redact
 
 GROUPS = {
     "one run": (prepare, distill, evaluate, register, run),
-    "students": (compare, models, merge_students, prepare_benchmarks, evaluate_video, train_shapes),
+    "students": (compare, models, merge_students, extract_lora, prepare_benchmarks, evaluate_video, train_shapes),
     "jobs on a Ray cluster": (submit, status, logs, stop, list_jobs),
     "schedules and Kubernetes": (schedule, scheduler, run_scheduled, k8s_manifest),
 }

@@ -1,15 +1,17 @@
-"""LoRA adapters: creation, merging, scale during a pipeline's call, and detection of changes."""
+"""LoRA adapters: creation, merging, files, scale during a pipeline's call, and detection of changes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"  # [R, I] and [O, R]; of a convolution [R, I, K, K] and [O, R, 1, 1]
 ATTENTION_OPTIONS = ("cross_attention_kwargs", "attention_kwargs", "joint_attention_kwargs")
 
 
@@ -29,6 +31,46 @@ def merge_weights(model: Any) -> dict[str, Tensor]:
     for name, layer in adapted.items():
         weights[f"{name}.weight"] = weights[f"{name}.weight"] + layer.get_delta_weight("default")
     return weights
+
+
+@torch.no_grad()
+def collect_adapters(model: Any) -> dict[str, Tensor]:
+    """Return the adapters' matrices by their names in a LoRA file, `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
+
+    B is multiplied by lora_alpha / rank, so that W + B A are the merged weights. A file without lora_alpha means the
+    same to every reader; ComfyUI, for one, does not read the lora_alpha that diffusers writes into a file's metadata.
+    """
+    adapters = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            adapters[name + LORA_A] = layer.lora_A["default"].weight.detach().clone()
+            adapters[name + LORA_B] = layer.scaling["default"] * layer.lora_B["default"].weight.detach()
+    return adapters
+
+
+def load_lora(pipe: Any, weights: Mapping[str, Tensor]) -> None:
+    """Add the adapters of a LoRA file to a pipeline, also to one for which diffusers has no loader, such as PixArt's.
+
+    Args:
+        pipe: the pipeline that the LoRA was trained on.
+        weights: the file's tensors, named `PART.LAYER.lora_A.weight`; the part is the pipeline's denoiser.
+
+    Raises:
+        ValueError: The weights are of no part of the pipeline.
+    """
+    first = next(iter(weights), "")
+    part = first.partition(".")[0]
+    denoiser = getattr(pipe, part, None) if part else None
+    if not isinstance(denoiser, nn.Module) or not all(name.startswith(f"{part}.") for name in weights):
+        raise ValueError(
+            f"weights: got names such as {next(iter(weights), '')!r}; expected those of a pipeline's part."
+        )
+    adapters = {name.removeprefix(f"{part}."): value for name, value in weights.items()}
+    ranks = {name.removesuffix(LORA_A): len(value) for name, value in adapters.items() if name.endswith(LORA_A)}
+    patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items()}
+    config = LoraConfig(target_modules=list(ranks), rank_pattern=patterns, alpha_pattern=dict(patterns))
+    inject_adapter_in_model(config, denoiser, state_dict=adapters)
+    set_peft_model_state_dict(denoiser, adapters)
 
 
 def get_lora_parameters(denoiser: nn.Module) -> list[nn.Parameter]:

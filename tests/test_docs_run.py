@@ -125,6 +125,10 @@ RUN = {
     "python -m benchmarks.gpu_step --size tiny --device cpu --batch 4 --no-bfloat16 --rows ours shared": SmallRun(
         "--rounds 1 --out step.json", expected="denoiser_share"
     ),
+    "python -m jobs extract-lora STUDENT TEACHER --rank 64 --out FOLDER": SmallRun(
+        replacements={"STUDENT": "runs/demo/distilled/student", "TEACHER": "shapes", "FOLDER": "lora"},
+        expected="relative error of the layers",
+    ),
     "python -m jobs merge-students FIRST SECOND --out FOLDER": SmallRun(
         replacements={"FIRST": "runs/demo/distilled/student", "SECOND": "runs/demo/distilled/student-raw"}
     ),
@@ -382,8 +386,19 @@ def test_a_documented_command_runs(line, checkout):
         assert list(yaml.safe_load_all((checkout[0] / line.partition(" > ")[2]).read_text()))
 
 
+EXTRACT_LORA = """
+import subprocess, sys
+from pathlib import Path
+command = "-m jobs extract-lora runs/demo/distilled/student shapes --rank 8 --out runs/lora"
+subprocess.run([sys.executable, *command.split()], cwd=Path("runs").resolve().parent, check=True)
+"""
 SNIPPETS = {  # (page, number): code before the snippet, replacements in it, and a check after it
     ("README.md", 0): ("", {}, "assert image.size == (64, 64)"),
+    ("distillation.md", 0): (
+        EXTRACT_LORA,
+        {'"TEACHER"': '"runs/../pipeline/shapes/weights/teacher"', '"FOLDER"': '"runs/lora"'},
+        "assert image.size == (64, 64)",
+    ),
     ("negative-prompts.md", 0): ("", {'"..."': '"sdxl"', '.to("cuda")': ""}, "assert image.size"),
     ("negative-prompts.md", 1): (
         "from nasa.testing import TINY_PIPELINES\npipe = TINY_PIPELINES['wan']()",

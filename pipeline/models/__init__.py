@@ -1,5 +1,6 @@
 """Models: teachers and students in diffusers' layout, CLIP, and their files of weights."""
 
+from pipeline.models.lora_files import COMFYUI_FILE, LORA_FILE, save_lora
 from pipeline.models.pipelines import (
     STUDENT_FILE,
     UNUSED_PARTS,
@@ -21,6 +22,8 @@ from pipeline.models.pipelines import (
 )
 
 __all__ = [
+    "COMFYUI_FILE",
+    "LORA_FILE",
     "STUDENT_FILE",
     "UNUSED_PARTS",
     "TextEncoder",
@@ -37,5 +40,6 @@ __all__ = [
     "local_or_download",
     "read_student_record",
     "save_denoiser",
+    "save_lora",
     "save_student",
 ]

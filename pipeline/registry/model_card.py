@@ -8,8 +8,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import TransientError
 from pipeline.model_download import is_hub_id, query_hub
+from pipeline.models import COMFYUI_FILE, LORA_FILE
 from pipeline.recipe import BUNDLED
 from pipeline.registry.candidate import Candidate
+from pipeline.registry.lora_use import LoraUse
 from pipeline.registry.student_scores import Scores
 from pipeline.storage import Folder
 
@@ -19,7 +21,9 @@ LICENCE_LINE = re.compile(r"^license(?:_name)?:\s*['\"]?([^'\"\s#]+)", re.MULTIL
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
-def render(candidate: Candidate, scores: Scores, name: str, options: Mapping[str, object]) -> str:
+def render(
+    candidate: Candidate, scores: Scores, name: str, options: Mapping[str, object], lora: LoraUse | None = None
+) -> str:
     """Return Markdown with the hub's front matter; `options` are those of the pipeline's call."""
     recipe = candidate.recipe
     environment = Environment(
@@ -41,6 +45,9 @@ def render(candidate: Candidate, scores: Scores, name: str, options: Mapping[str
         on_hub=is_hub_id(recipe.teacher),
         call=_join_items(options, "="),
         listed=_join_items,
+        lora=lora,
+        lora_file=LORA_FILE,
+        comfyui_file=COMFYUI_FILE,
     )
     return page
 

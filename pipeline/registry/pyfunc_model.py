@@ -1,7 +1,7 @@
 """A registered student as an MLflow model: a table of prompts in, PNG images out.
 
 MLflow keeps this file beside the student and runs it when the version is loaded; it needs torch, diffusers,
-transformers and `nasa`, which lies beside it.
+transformers, peft and `nasa`, which lies beside it.
 """
 
 import io

@@ -18,11 +18,12 @@ from pipeline.hashing import hash_folder
 from pipeline.recipe import dump
 from pipeline.registry import model_card
 from pipeline.registry.candidate import Candidate
+from pipeline.registry.lora_use import add_diffusers_flavor, describe_lora
 from pipeline.registry.student_scores import FILES, Scores
 
 STUDENT, EVALUATION, DECISION = "student", "evaluation", "promotion.json"
 CODE = Path(__file__).parent / "pyfunc_model.py"
-REQUIREMENTS = ("mlflow", "torch", "diffusers", "transformers", "pandas")
+REQUIREMENTS = ("mlflow", "torch", "diffusers", "transformers", "peft", "pandas")
 EXAMPLE = {"prompt": "a photo of a red circle", "negative_prompt": "blurry", "seed": 0, "scale": 0.5}
 SIGNATURE = ModelSignature(
     inputs=Schema(
@@ -52,13 +53,17 @@ def build_artifacts(candidate: Candidate, scores: Scores, name: str, scratch: Pa
         if candidate.evaluation.exists(file):
             (folder / EVALUATION / file).write_bytes(candidate.evaluation.read(file))
     (folder / "recipe.toml").write_text(dump(candidate.recipe), encoding="utf-8")
-    page = model_card.render(candidate, scores, name, models.build_call_options(student))
+    lora = describe_lora(candidate.recipe, student)
+    page = model_card.render(candidate, scores, name, models.build_call_options(student), lora)
     (folder / "README.md").write_text(page, encoding="utf-8")
     return folder
 
 
 def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Path) -> None:
     """Write MLflow's files: `MLmodel`, the code that generates, `nasa` and the requirements. Nothing is pickled."""
+    model = Model(run_id=candidate.mlflow_run, utc_time_created=EPOCH, model_uuid=_derive_uuid(candidate))
+    if lora := describe_lora(candidate.recipe, student):
+        add_diffusers_flavor(model, lora, STUDENT)
     quiet = logging.getLogger("mlflow.pyfunc")
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # it suggests type hints, which a table with optional columns cannot have
@@ -76,9 +81,7 @@ def _save_model(candidate: Candidate, scores: Scores, student: Path, folder: Pat
                     "options": models.build_call_options(student),
                     "scale": SCALE if scores.chosen_scale is None else scores.chosen_scale,
                 },
-                mlflow_model=Model(
-                    run_id=candidate.mlflow_run, utc_time_created=EPOCH, model_uuid=_derive_uuid(candidate)
-                ),
+                mlflow_model=model,
             )
     finally:
         quiet.setLevel(level)
