@@ -108,7 +108,7 @@ class Prompts(Section):
 
 
 class Student(Section):
-    """The one-step student. With a `lora_rank` above 0 only adapters are trained; the result has them merged, and as a LoRA."""
+    """The one-step student. With `lora_rank` above 0 only adapters are trained; they are merged and kept as a LoRA."""
 
     init: str = ""
     """folder, s3:// or hub id of the pipeline whose denoiser initialises the student; empty: the teacher's"""
