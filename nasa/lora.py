@@ -62,9 +62,7 @@ def load_lora(pipe: Any, weights: Mapping[str, Tensor]) -> None:
     part = first.partition(".")[0]
     denoiser = getattr(pipe, part, None) if part else None
     if not isinstance(denoiser, nn.Module) or not all(name.startswith(f"{part}.") for name in weights):
-        raise ValueError(
-            f"weights: got names such as {next(iter(weights), '')!r}; expected those of a pipeline's part."
-        )
+        raise ValueError(f"weights: got names such as {first!r}; expected all of one part of the pipeline.")
     adapters = {name.removeprefix(f"{part}."): value for name, value in weights.items()}
     ranks = {name.removesuffix(LORA_A): len(value) for name, value in adapters.items() if name.endswith(LORA_A)}
     patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items()}

@@ -35,7 +35,7 @@ BOUND = 2.0  # points: a contrast whose interval lies within it is called equal
 
 @dataclass(frozen=True)
 class Variant:
-    """Where the negative prompt goes in training: a row of Table 5; `changes` are made to the recipe's method."""
+    """A row of Table 5: where the negative prompt goes in training; `changes` are made to the recipe's method."""
 
     name: str
     title: str

@@ -91,7 +91,7 @@ def test_weights_of_no_part_of_the_pipeline_are_rejected(tiny_teacher):
     with pytest.raises(ValueError, match=r"weights: got names such as 'transformer\.x"):
         load_lora(pipe, {"transformer.x.lora_A.weight": torch.zeros(2, 3)})
     mixed = {"unet.conv_in.lora_A.weight": torch.zeros(2, 3), "text_encoder.x.lora_A.weight": torch.zeros(2, 3)}
-    with pytest.raises(ValueError, match="expected those of a part of the pipeline"):
+    with pytest.raises(ValueError, match="expected all of one part of the pipeline"):
         load_lora(pipe, mixed)
     with pytest.raises(ValueError, match="weights: got names such as ''"):
         load_lora(pipe, {})
