@@ -47,6 +47,8 @@ class Distillation:
         latent_shape: returns one image's latent shape for (the denoiser's config, a side in latents or 0).
         decode: returns the images of (vae, latents), [B, 3, H, W] in about -1..1.
         pixels_per_latent: pixels of an image per latent, along one side.
+        frames_per_latent: frames of a video per latent, the first of which has one; 0: the family makes images.
+        takes_timesteps: whether the pipeline's call takes timesteps or sigmas, without which a student has one step.
         call_options: options of the pipeline's call that turn guidance off, and others that the student needs.
         masks_padding: whether prompts have an attention mask.
         lora_target_modules: peft's target_modules of the LoRA teacher.
@@ -62,6 +64,8 @@ class Distillation:
     latent_shape: Callable[[Any, int], tuple[int, ...]] = build_square_latents
     decode: Callable[[Any, Tensor], Tensor] = decode_latents
     pixels_per_latent: int = 8
+    frames_per_latent: int = 0
+    takes_timesteps: bool = True
     call_options: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 0.0})
     masks_padding: bool = False
     lora_target_modules: tuple[str, ...] = ("to_q", "to_v")

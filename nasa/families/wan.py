@@ -62,6 +62,8 @@ WAN = Family(
         text_shape=lambda config: (MAX_SEQUENCE_LENGTH, config.text_dim),
         latent_shape=build_video_latents,
         decode=decode_normalised,
+        frames_per_latent=4,
+        takes_timesteps=False,
         call_options={"guidance_scale": 1.0},
         published={"Wan-AI/Wan2.1-T2V-1.3B-Diffusers": PublishedModel(build_wan_13b, UMT5_XXL_PARAMETERS)},
     ),

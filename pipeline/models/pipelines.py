@@ -145,7 +145,7 @@ def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> TextE
     for part in list_text_encoders(pipe):
         part.requires_grad_(False).eval().to(device)
     distillation = require_distillation(family)
-    config = FrozenDict(json.loads((folder / family.denoiser_part / "config.json").read_text()))
+    config = _read_config(folder / family.denoiser_part / "config.json")
     return TextEncoder(pipe, family, distillation.text_shape(config)[0] if distillation.masks_padding else 0)
 
 
@@ -176,6 +176,10 @@ def load(
     except ValueError as error:
         field = "teacher." if str(error).startswith("scheduler") else "method."
         raise UserError(f"{field}{error}") from None
+    if not (diffusion.is_one_full_step or require_distillation(find_family(pipe)[0]).takes_timesteps):
+        name = "student_steps" if student_steps > 1 else "start_timestep"
+        expected = f"{1 if student_steps > 1 else -1}, as {type(pipe).__name__} takes no timesteps"
+        raise invalid(f"method.{name}", options[name], expected)
     model = TextToImage(folder, pipe, diffusion, cached_embeds or {}, resolution)
     for part in model.list_modules():
         part.requires_grad_(False).eval().to(device)
@@ -284,12 +288,22 @@ def save_student(
 
 def build_call_options(student: Path) -> dict[str, Any]:
     """Return the options of the pipeline's call that sample a student that `save_student` wrote."""
-    record = read_student_record(student)
-    resolution = record.pop("resolution", 0)
-    config = json.loads((student / "scheduler" / "scheduler_config.json").read_text())
-    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-    options = require_distillation(detect_family(student)).build_call_options(read_diffusion(scheduler, **record))
-    return {**options, **({"height": resolution, "width": resolution} if resolution else {})}
+    record, family = read_student_record(student), detect_family(student)
+    distillation, resolution = require_distillation(family), record.pop("resolution", 0)
+    config = _read_config(student / "scheduler" / "scheduler_config.json")
+    diffusion = read_diffusion(getattr(diffusers, config["_class_name"]).from_config(config), **record)
+    options = distillation.build_call_options(diffusion)
+    if resolution:
+        options |= {"height": resolution, "width": resolution}
+    if distillation.frames_per_latent:
+        denoiser = _read_config(student / family.denoiser_part / "config.json")
+        _, latents, *_ = distillation.latent_shape(denoiser, resolution // distillation.pixels_per_latent)
+        options["num_frames"] = distillation.frames_per_latent * (latents - 1) + 1
+    return options
+
+
+def _read_config(file: Path) -> FrozenDict:
+    return FrozenDict(json.loads(file.read_text()))
 
 
 def save_denoiser(

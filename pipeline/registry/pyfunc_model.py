@@ -1,4 +1,4 @@
-"""A registered student as an MLflow model: a table of prompts in, PNG images out.
+"""A registered student as an MLflow model: a table of prompts in, PNG images, or animated ones of videos, out.
 
 MLflow keeps this file beside the student and runs it when the version is loaded; it needs torch, diffusers,
 transformers, peft and `nasa`, which lies beside it.
@@ -18,6 +18,7 @@ from mlflow.pyfunc.model import PythonModel
 from nasa import steer
 
 BATCH = 8
+FRAME_MILLISECONDS = 62.5  # Wan's 16 frames per second
 LARGEST_SEED = 2**53  # the largest that a float holds exactly
 
 
@@ -51,7 +52,8 @@ class StudentPyfunc(PythonModel):
         scales = [_parse_scale(row["scale"]) if row["negative_prompt"] else 0.0 for row in rows]
         seeds = [torch.Generator().manual_seed(_parse_seed(row["seed"])) for row in rows]
         with steer(self.pipe, negatives if any(scales) else None, scales):
-            images = self.pipe([row["prompt"] for row in rows], generator=seeds, **self.options).images
+            prompts = [row["prompt"] for row in rows]
+            images = self.pipe(prompts, generator=seeds, output_type="pil", return_dict=False, **self.options)[0]
         return [_encode_png(image) for image in images]
 
 
@@ -71,8 +73,10 @@ def _parse_scale(value: Any) -> float:
 
 
 def _encode_png(image: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    """Return an image as PNG, or a video, which is a list of frames, as animated PNG."""
+    first, *more = image if isinstance(image, list) else [image]
+    buffer, animation = io.BytesIO(), {"save_all": True, "append_images": more, "duration": FRAME_MILLISECONDS}
+    first.save(buffer, format="PNG", **(animation if more else {}))
     return buffer.getvalue()
 
 

@@ -1,13 +1,16 @@
 """`python -m jobs run` with a tiny model of every family, whole or as a LoRA: prepare, distil, evaluate, register."""
 
+import io
+
 import mlflow
-import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.__main__ import main
 from nasa.families import FAMILIES
 from nasa.testing import TINY_PIPELINES
 from pipeline import manifest, models
+from pipeline.errors import UserError
 from pipeline.registry.register import RegisteredManifest
 from pipeline.storage import Folder
 
@@ -61,4 +64,12 @@ def test_a_run_registers_a_student_that_its_pipeline_samples(tmp_path, ray_clust
     assert options["num_inference_steps"] == (4 if FOUR_STEPS[0] in RUNS[family] else 1)
     images = mlflow.pyfunc.load_model(folder).predict([{"prompt": "a cat", "negative_prompt": "blurry"}] * 2)
     assert len(images) == 2
-    assert np.array_equal(images[0], images[1])
+    assert images[0] == images[1]
+    assert getattr(Image.open(io.BytesIO(images[0])), "n_frames", 1) == (17 if family == "wan" else 1)
+
+
+def test_a_student_of_several_steps_needs_a_pipeline_that_takes_timesteps(tmp_path):
+    TINY_PIPELINES["wan"]().save_pretrained(tmp_path)
+    expected = "method.student_steps: got 2; expected 1, as WanPipeline takes no timesteps"
+    with pytest.raises(UserError, match=expected):
+        models.load(tmp_path, resolution=16, student_steps=2)
