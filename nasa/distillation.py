@@ -3,7 +3,7 @@
 All randomness of a step is in `StepRandomness`; the losses are deterministic functions of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -35,7 +35,8 @@ class StepRandomness:
     """The random numbers of a step: numbers are shared by all images, tensors hold one row per image.
 
     `scale` is alpha, `guidance_scale` k, `last_step` the student's step whose image is trained; `step_noise` is the
-    noise that the student adds between its steps, [B, num_step_noises, C, H, W].
+    noise that the student adds between its steps, [B, num_step_noises, C, H, W]. `more_lora_timesteps` [B, U - 1] and
+    `more_lora_eps` [B, U - 1, C, H, W] are those of the LoRA teacher's further updates.
     """
 
     scale: float
@@ -48,6 +49,14 @@ class StepRandomness:
     lora_timestep_B: Tensor
     lora_eps: Tensor
     step_noise: Tensor
+    more_lora_timesteps: Tensor
+    more_lora_eps: Tensor
+
+    def iter_lora_updates(self) -> "Iterator[StepRandomness]":
+        """Yield the numbers of each of the LoRA teacher's updates."""
+        yield self
+        for timestep_B, eps in zip(self.more_lora_timesteps.unbind(1), self.more_lora_eps.unbind(1), strict=True):
+            yield replace(self, lora_timestep_B=timestep_B, lora_eps=eps)
 
     def select_images(self, images: slice) -> "StepRandomness":
         """Return the numbers of some of the images."""
@@ -82,7 +91,11 @@ def sample_step(
         if method.null_text_per == "image":
             null_text = torch.rand((), generator=generator).item() < method.null_text_probability
         step_noise = torch.randn((diffusion.num_step_noises, *shape), generator=generator)
-        images.append((torch.tensor(null_text), noise, vsd_timestep, vsd_eps, lora_timestep, lora_eps, step_noise))
+        more = method.lora_updates - 1
+        more_timesteps = torch.randint(0, diffusion.steps, (more,), generator=generator)
+        more_eps = torch.randn((more, *shape), generator=generator)
+        own = (torch.tensor(null_text), noise, vsd_timestep, vsd_eps, lora_timestep, lora_eps, step_noise)
+        images.append((*own, more_timesteps, more_eps))
     names = [f.name for f in fields(StepRandomness) if f.type is Tensor]
     tensors = (torch.stack(column).to(device) for column in zip(*images, strict=True))
     return StepRandomness(

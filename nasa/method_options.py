@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-MAX_STUDENT_STEPS = 8
+MAX_STUDENT_STEPS, MAX_LORA_UPDATES = 8, 20
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class MethodOptions:
         null_text_per: whether the null text is sampled per batch (SwiftBrush) or per image.
         lora_shares_pass: whether the LoRA teacher learns from the forward pass of eq. 6 instead of a separate one.
             This differs from the paper: it saves a pass, but uses the timesteps and the noise of eq. 6.
+        lora_updates: updates of the LoRA teacher per update of the student (DMD2: 5), on the same images with other
+            timesteps and noise.
         lora_loss_weighting: weight of the LoRA teacher's loss: alpha_t^2 (SwiftBrush), or 1 at all timesteps, for flow
             matching, whose alpha_T is 0.
         negative_per: whether a negative is sampled per image or per batch.
@@ -42,6 +44,7 @@ class MethodOptions:
     null_text_probability: float = 0.1
     null_text_per: Literal["batch", "image"] = "batch"
     lora_shares_pass: bool = False
+    lora_updates: int = 1
     lora_loss_weighting: Literal["alpha_squared", "uniform"] = "alpha_squared"
     negative_per: Literal["image", "batch"] = "image"
 
@@ -54,8 +57,10 @@ class MethodOptions:
             raise ValueError(f"null_text_probability: got {self.null_text_probability}; expected 0 to 1.")
         if not 1 <= self.student_steps <= MAX_STUDENT_STEPS:
             raise ValueError(f"student_steps: got {self.student_steps}; expected 1 to {MAX_STUDENT_STEPS}.")
-        if self.lora_shares_pass and (self.negative_on_lora_teacher or not self.lora_guidance):
+        if not 1 <= self.lora_updates <= MAX_LORA_UPDATES:
+            raise ValueError(f"lora_updates: got {self.lora_updates}; expected 1 to {MAX_LORA_UPDATES}.")
+        if self.lora_shares_pass and (self.negative_on_lora_teacher or not self.lora_guidance or self.lora_updates > 1):
             raise ValueError(
-                "lora_shares_pass: got True; expected False unless lora_guidance is True and negative_on_lora_teacher "
-                "is False."
+                "lora_shares_pass: got True; expected False unless lora_guidance is True, negative_on_lora_teacher "
+                "is False and lora_updates is 1."
             )

@@ -72,14 +72,19 @@ class Distiller:
         generators = [torch.Generator().manual_seed(mix_seeds(self.seed, step, 1 + index)) for index in indices]
         randomness = sample_step(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, generators)
         sums: dict[str, Tensor | float] = defaultdict(float)
+        inputs = []
         for number in range(self._passes):
             first, last = (edge * len(prompts) // self._passes for edge in (number, number + 1))
             part, size = slice(first, last), last - first
             share = size * self._passes * self.world_size / self.recipe.train.batch_size
-            for name, value in self._run_micro_step(
-                step, first, share, prompts[part], texts(part), randomness.select_images(part), encoded_pairs(part)
-            ).items():
+            of_pass = randomness.select_images(part)
+            x0, metrics = self._run_micro_step(
+                step, first, share, prompts[part], texts(part), of_pass, encoded_pairs(part)
+            )
+            inputs.append((share, texts, part, of_pass, x0))
+            for name, value in metrics.items():
                 sums[name] = sums[name] + value * share / self._passes
+        self._update_lora_teacher_again(inputs)
         self._update_ema(step)
         return {
             **self._reduce_metrics(sums),
@@ -133,8 +138,8 @@ class Distiller:
         texts: TextConditions,
         randomness: StepRandomness,
         encoded_pairs: PromptEmbeds | None,
-    ) -> dict[str, Tensor | float]:
-        """Run one forward and backward pass of the student and the LoRA teacher.
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Run one forward and backward pass of the student and the LoRA teacher; return the images and the metrics.
 
         `share` is this pass's number of images divided by the mean number over all passes and processes.
         """
@@ -148,19 +153,30 @@ class Distiller:
         engines.student.step()
         lora_loss = student.lora_loss
         if lora_loss is None:
-            lora_loss = lora_teacher_loss(
-                cast(nn.Module, engines.lora_teacher), diffusion, self.recipe.method, texts, randomness, student.x0
-            )
+            lora_loss = self._compute_lora_loss(texts, randomness, student.x0)
         engines.lora_teacher.backward(share * lora_loss)
         engines.lora_teacher.step()
         losses = {"loss_clip": hinge} | ({"loss_regression": regression} if self.pairs else {})
-        return {
+        return student.x0, {
             "loss_student": student.loss.detach(),
             **{name: _detach(loss) / share for name, loss in losses.items()},  # weighted by passes already
             "loss_lora_teacher": lora_loss.detach(),
             "vsd_gradient_rms": student.gradient_rms,
             "image_variation": student.x0.std(dim=0).mean() if len(student.x0) > 1 else 1.0,
         }
+
+    def _update_lora_teacher_again(self, passes: Sequence[tuple[float, Any, slice, StepRandomness, Tensor]]) -> None:
+        """Update the LoRA teacher as often as the method asks for beyond the first time, on the step's images."""
+        for number in range(1, self.recipe.method.lora_updates):
+            for share, texts, part, randomness, x0 in passes:
+                of_update = list(randomness.iter_lora_updates())[number]
+                loss = self._compute_lora_loss(texts(part), of_update, x0)
+                self.engines.lora_teacher.backward(share * loss)
+                self.engines.lora_teacher.step()
+
+    def _compute_lora_loss(self, texts: TextConditions, randomness: StepRandomness, x0: Tensor) -> Tensor:
+        teachers = cast(nn.Module, self.engines.lora_teacher)
+        return lora_teacher_loss(teachers, self.model.diffusion, self.recipe.method, texts, randomness, x0)
 
     def enter_precision(self) -> Any:
         """Return the autocast context of all models but the denoisers, which enter their own."""

@@ -297,7 +297,7 @@ def test_a_shared_pass_computes_both_losses_on_the_same_noised_images(distillati
         torch.testing.assert_close(actual, parameter.grad, rtol=1e-7, atol=REFERENCE_TOLERANCE)
 
 
-@pytest.mark.parametrize("changes", [{"negative_on_lora_teacher": True}, {"lora_guidance": False}])
+@pytest.mark.parametrize("changes", [{"negative_on_lora_teacher": True}, {"lora_guidance": False}, {"lora_updates": 2}])
 def test_a_pass_can_be_shared_only_with_the_null_text(changes):
     with pytest.raises(ValueError, match="lora_shares_pass: got True; expected False unless lora_guidance"):
         MethodOptions(lora_shares_pass=True, **changes)
@@ -451,3 +451,17 @@ def test_losses_equal_a_recorded_trace(prediction_type):
         lora.step()
         losses += [outcome.loss.item(), lora_loss.item()]
     assert losses == pytest.approx(TRACE[prediction_type], rel=TRACE_TOLERANCE)
+
+
+def test_further_updates_of_the_lora_teacher_see_other_noise_and_change_no_other_number():
+    distillation = Distillation("v_prediction")
+    once, thrice = (distillation.sample_randomness(MethodOptions(lora_updates=count)) for count in (1, 3))
+    assert torch.equal(once.vsd_eps, thrice.vsd_eps)
+    assert torch.equal(once.lora_eps, thrice.lora_eps)
+    assert len(list(once.iter_lora_updates())) == 1
+    updates = list(thrice.iter_lora_updates())
+    assert len(updates) == 3
+    assert torch.equal(updates[0].lora_eps, once.lora_eps)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(updates[first].lora_eps, updates[second].lora_eps)
+        assert torch.equal(updates[first].noise, updates[second].noise)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed
 
-from nasa.lora import merge_weights
+from nasa.lora import get_lora_parameters, merge_weights
 from nasa.steerable_denoiser import make_steerable
 from nasa.student import generate
 from nasa.testing.tiny_pipelines import TINY_PIPELINES
@@ -42,7 +42,7 @@ def teacher(request, tiny_teacher, tmp_path_factory):
 
 def build_distiller(teacher, *overrides, engine=engines.PlainEngine, rank=0, world_size=1, clip=None, pairs=None):
     options = recipe.parse("", [*SMALL, *overrides])
-    model = models.load(teacher)
+    model = models.load_for_recipe(options, teacher)
     built = engines.build_engines(options, model, torch.device("cpu"), workers=world_size, make=engine)
     negatives = NegativeSampler(["ugly", "blurry", "dark"], np.array([0.5, 0.8, 1.0]), False)
     return Distiller(options, model, built, negatives, clip, None, pairs, rank, world_size)
@@ -329,3 +329,16 @@ def test_a_step_is_compiled_once(tiny_teacher, overrides, graphs):
         assert one["loss_student"] == pytest.approx(other["loss_student"], rel=1e-5)
         assert one["loss_lora_teacher"] == pytest.approx(other["loss_lora_teacher"], rel=1e-5)
     assert_same(compiled, plain)
+
+
+def test_four_steps_and_three_lora_updates_are_the_same_for_any_number_of_passes(teacher):
+    overrides = ["method.student_steps=4", "method.lora_updates=3"]
+    whole, accumulated = (build_distiller(teacher, *overrides, f"train.micro_batch_size={size}") for size in (0, 3))
+    once = build_distiller(teacher, overrides[0])
+    for distiller in (whole, accumulated, once):
+        run_steps(distiller, 2)
+    assert_same(whole, accumulated)
+    adapters = [get_lora_parameters(d.engines.teachers) for d in (whole, accumulated, once)]
+    for one, same, other in zip(*adapters, strict=True):
+        torch.testing.assert_close(one, same, atol=TOLERANCE, rtol=TOLERANCE)
+        assert not torch.equal(one, other)
