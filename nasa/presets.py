@@ -15,12 +15,15 @@ from types import MappingProxyType
 from typing import Any
 
 from nasa.schedulers import (
+    SID_LSG_TIMESTEP,
     build_lcm,
     build_one_step_ddim,
     build_one_step_ddpm,
     build_rectified_flow,
     build_shift_3_flow_match,
+    build_sid_lsg,
     build_v_prediction_lcm,
+    build_wadi_ddpm,
 )
 
 NOT_PUBLISHED = "no scale is published for this model; a starting point, not tuned"
@@ -77,9 +80,31 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sd15-dmd2": Preset(
             "tianweiy/DMD2 (SDv1.5)", "stable_diffusion", _options(1), 0.04, f"{IN_THE_PAPER} v1", build_one_step_ddim
         ),
+        "sd15-wadi": Preset(
+            "gudaochangsheng/WaDi (SD1.5)", "stable_diffusion", _options(1), 0.1, NOT_PUBLISHED, build_one_step_ddim
+        ),
+        "sd21-wadi": Preset(
+            "gudaochangsheng/WaDi (SD2.1)", "stable_diffusion", _options(1), 0.2, NOT_PUBLISHED, build_one_step_ddim
+        ),
+        "sd15-sid-lsg": Preset(
+            "SiD-LSG (SD1.5)",
+            "stable_diffusion",
+            _options(1, timesteps=[SID_LSG_TIMESTEP]),
+            0.1,
+            NOT_PUBLISHED,
+            build_sid_lsg,
+        ),
+        "sd21-sid-lsg": Preset(
+            "SiD-LSG (SD2.1-base)",
+            "stable_diffusion",
+            _options(1, timesteps=[SID_LSG_TIMESTEP]),
+            0.2,
+            NOT_PUBLISHED,
+            build_sid_lsg,
+        ),
         "sdxl-dmd2": Preset(
             "tianweiy/DMD2 (SDXL, 4 steps)",
-            "stable_diffusion",
+            "stable_diffusion_xl",
             _options(4),
             0.5,
             f"{IN_THE_PAPER}, which shows 0 to 1",
@@ -87,17 +112,25 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "sdxl-dmd2-1step": Preset(
             "tianweiy/DMD2 (SDXL, 1 step)",
-            "stable_diffusion",
+            "stable_diffusion_xl",
             _options(1, timesteps=[399]),
             0.5,
             f"{IN_THE_PAPER}, which shows 0 to 1",
             build_lcm,
         ),
         "sdxl-lcm": Preset(
-            "latent-consistency/lcm-sdxl", "stable_diffusion", _options(4, 8.0), 0.5, NOT_PUBLISHED, build_lcm
+            "latent-consistency/lcm-sdxl", "stable_diffusion_xl", _options(4, 8.0), 0.5, NOT_PUBLISHED, build_lcm
         ),
         "pixart-swiftbrush": Preset(
             "a student of PixArt-alpha", "pixart", _options(1), 0.5, IN_THE_PAPER, build_one_step_ddpm
+        ),
+        "pixart-wadi": Preset(
+            "gudaochangsheng/WaDi (PixArt-alpha, 256 pixels)",
+            "pixart",
+            _options(1),
+            0.5,
+            NOT_PUBLISHED,
+            build_wadi_ddpm,
         ),
         "pixart-yoso": Preset(
             "Luo-Yihong/yoso_pixart512", "pixart", _options(1), 0.2, f"{IN_THE_PAPER} v1", build_v_prediction_lcm

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nasa.rectified_flow_scheduler import RectifiedFlowScheduler
 
+SID_LSG_TIMESTEP = 625
 FLOW_STEPS = 1000  # noise levels of flow matching; a denoiser's time is 1000 s
 
 
@@ -52,7 +53,8 @@ def build_student_flow(config: Any, diffusion: Any) -> Any:
 def _build(cls: Any, config: Any, **changes: Any) -> Any:
     """Return a scheduler of a class from another's config, without the options that the class does not have."""
     known = inspect.signature(cls.__init__).parameters
-    return cls.from_config({name: value for name, value in dict(config).items() if name in known} | changes)
+    kept = {name: value for name, value in dict(config).items() if name in known or name.startswith("_")}
+    return cls.from_config(kept | changes)
 
 
 def build_student_ddim(config: Any, diffusion: Any) -> Any:
@@ -78,6 +80,19 @@ def build_one_step_ddpm(config: Any) -> Any:
 def build_lcm(config: Any) -> Any:
     """Return the LCM scheduler, which takes any timesteps, and never clips latents to -1..1."""
     return _build(LCMScheduler, config, clip_sample=False, thresholding=False)
+
+
+def build_sid_lsg(config: Any) -> Any:
+    """Return SiD-LSG's scheduler: it starts at t = 625 from sigma_t z, where others start from z."""
+    scheduler = build_lcm(config)
+    scheduler.init_noise_sigma = float((1 - scheduler.alphas_cumprod[SID_LSG_TIMESTEP]).sqrt())
+    return scheduler
+
+
+def build_wadi_ddpm(config: Any) -> Any:
+    """Return WaDi's scheduler for PixArt: a single step from t = T - 1 with Stable Diffusion's alpha_T."""
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return build_one_step_ddpm({**dict(config), **betas})
 
 
 def build_v_prediction_lcm(config: Any) -> Any:

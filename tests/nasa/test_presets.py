@@ -12,6 +12,7 @@ from nasa.testing.tiny_pipelines import TINY_CALLS, TINY_PIPELINES
 TOLERANCE = 1e-4
 FAMILIES = {
     "stable_diffusion": "stable-diffusion",
+    "stable_diffusion_xl": "sdxl",
     "pixart": "pixart",
     "flux": "flux",
     "sana": "sana-sprint",
@@ -41,6 +42,11 @@ ONE_STEP = {
     "sd21-swiftbrush": (999, noise_to_x0),
     "sd15-dmd2": (999, noise_to_x0),
     "instaflow": (1000, flow_to_x0),
+    "sd15-wadi": (999, noise_to_x0),
+    "sd21-wadi": (999, noise_to_x0),
+    "pixart-wadi": (999, noise_to_x0),
+    "sd15-sid-lsg": (625, noise_to_x0),
+    "sd21-sid-lsg": (625, noise_to_x0),
     "sdxl-dmd2-1step": (399, noise_to_x0),
     "pixart-swiftbrush": (999, noise_to_x0),
     "pixart-yoso": (999, velocity_to_x0),
@@ -50,7 +56,7 @@ ONE_STEP = {
 
 def build_pipeline(name):
     family = FAMILIES[nasa.PRESETS[name].family]
-    return TINY_PIPELINES["sdxl" if name.startswith("sdxl") else family]()
+    return TINY_PIPELINES[family]()
 
 
 def record_run(name, pipe):
@@ -122,3 +128,20 @@ def test_rectified_flow_in_more_steps_is_euler():
     for t in scheduler.timesteps:
         x = scheduler.step(t / 1000, t, x).prev_sample
     torch.testing.assert_close(x, torch.tensor([0.625]))  # (1 + 3/4 + 1/2 + 1/4) / 4
+
+
+def test_sid_lsg_starts_from_noise_at_the_level_of_its_timestep():
+    """Its sampler noises zeros, `add_noise(0, z, 625)`, where others start from z."""
+    pipe = nasa.PRESETS["sd15-sid-lsg"].configure(build_pipeline("sd15-sid-lsg"))
+    _, [(x, *_)] = record_run("sd15-sid-lsg", pipe)
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    level = (1 - pipe.scheduler.alphas_cumprod[625]).sqrt()
+    torch.testing.assert_close(x.float(), level * z)
+    assert level < 0.95
+
+
+@pytest.mark.parametrize("name", ["sd15-wadi", "pixart-wadi"])
+def test_wadi_divides_by_stable_diffusion_s_last_alpha(name):
+    """Its inference code has the constant 0.0047 for all backbones, PixArt among them."""
+    pipe = nasa.PRESETS[name].configure(build_pipeline(name))
+    assert float(pipe.scheduler.alphas_cumprod[999]) == pytest.approx(0.0047, rel=0.02)
