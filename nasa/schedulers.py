@@ -54,7 +54,7 @@ def _build(cls: Any, config: Any, **changes: Any) -> Any:
     """Return a scheduler of a class from another's config, without the options that the class does not have."""
     known = inspect.signature(cls.__init__).parameters
     kept = {name: value for name, value in dict(config).items() if name in known or name.startswith("_")}
-    return cls.from_config(kept | changes)
+    return cls.from_config(kept, **changes)
 
 
 def build_student_ddim(config: Any, diffusion: Any) -> Any:
@@ -72,9 +72,10 @@ def build_one_step_ddim(config: Any) -> Any:
     return _build(DDIMScheduler, config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False)
 
 
-def build_one_step_ddpm(config: Any) -> Any:
+def build_one_step_ddpm(config: Any, **changes: Any) -> Any:
     """Return a DDPM scheduler; PixArt's pipeline uses the predicted image of its single step."""
-    return _build(DDPMScheduler, config, variance_type="fixed_small", timestep_spacing="trailing", clip_sample=False)
+    single = {"variance_type": "fixed_small", "timestep_spacing": "trailing", "clip_sample": False}
+    return _build(DDPMScheduler, config, **single, **changes)
 
 
 def build_lcm(config: Any) -> Any:
@@ -92,7 +93,7 @@ def build_sid_lsg(config: Any) -> Any:
 def build_wadi_ddpm(config: Any) -> Any:
     """Return WaDi's scheduler for PixArt: a single step from t = T - 1 with Stable Diffusion's alpha_T."""
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    return build_one_step_ddpm({**dict(config), **betas})
+    return build_one_step_ddpm(config, **betas)
 
 
 def build_v_prediction_lcm(config: Any) -> Any:
