@@ -191,8 +191,9 @@ class Train(Section):
     """CPUs per text-encoding process"""
     gpus_per_encoder: NonNegative = 0.0
     """GPUs per text-encoding process"""
-    zero_stage: Literal[1, 2] = 2
-    """DeepSpeed ZeRO stage: shard optimizer states (1), and gradients too (2)"""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage: what is sharded over the workers: nothing (0), optimizer states (1), gradients too (2), and
+    all weights too, the teacher's included (3)"""
     max_grad_norm: Positive = 1.0
     """norm that gradients are clipped to (SwiftBrush: 1.0)"""
     clip_model: str = BUNDLED

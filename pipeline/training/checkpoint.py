@@ -26,9 +26,10 @@ BLOCK_BYTES = 2**22
 def save(distiller: Distiller, folder: Path, step: int) -> None:
     """Write this rank's part; the parts of all ranks in one folder make the checkpoint."""
     distiller.engines.save(folder)
+    weights = distiller.collect_student_weights()
     if distiller.rank == 0:
         save_file(distiller.ema, folder / EMA_FILE)
-        save_file(distiller.collect_student_weights(), folder / RAW_FILE)
+        save_file(weights, folder / RAW_FILE)
         (folder / STATE_FILE).write_text(
             json.dumps({"step": step, "attempt": distiller.attempt, **_describe_layout(distiller)})
         )
@@ -105,8 +106,9 @@ def load(distiller: Distiller, folder: Path) -> int:
     else:
         _load_universal(distiller, folder)
     distiller.attempt = state["attempt"]
-    device = distiller.null.embeds.device
-    distiller.ema = {name: value.to(device) for name, value in load_file(folder / EMA_FILE).items()}
+    if distiller.rank == 0:
+        device = distiller.null.embeds.device
+        distiller.ema = {name: value.to(device) for name, value in load_file(folder / EMA_FILE).items()}
     return int(state["step"])
 
 
