@@ -12,17 +12,22 @@ REDUCE_BUCKET = 500_000_000  # elements: DeepSpeed's own default
 GATHERED_AHEAD = 50_000_000  # fetched before their layer runs: DeepSpeed's own default
 KEPT_GATHERED = 50_000_000  # not released if they are used again within so many
 PERSISTENT_SIZE = 100_000  # smaller parameters stay whole: DeepSpeed's own default
+COMMUNICATION_TYPES = {"float32": "fp32", "bfloat16": "bf16"}  # DeepSpeed's names
 BETAS, WEIGHT_DECAY = (0.9, 0.999), 0.0  # AdamW's betas
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Images per pass, passes per step, the norm that gradients are clipped to, and the ZeRO stage."""
+    """Images per pass, passes per step, the norm that gradients are clipped to, and the recipe's memory options."""
 
     micro_batch_size: int
     accumulation: int
     max_grad_norm: float
     zero_stage: int
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    overlap_comm: bool = False
+    communication_precision: str = "float32"
 
 
 def prepare_deepspeed() -> None:
@@ -62,6 +67,7 @@ def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: 
             "gradient_accumulation_steps": options.accumulation,
             "gradient_clipping": options.max_grad_norm,
             "zero_optimization": build_zero_config(options, sum(parameter.numel() for parameter in parameters)),
+            "communication_data_type": COMMUNICATION_TYPES[options.communication_precision],
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         },
@@ -73,9 +79,13 @@ def initialize(model: nn.Module, parameters: list[nn.Parameter], learning_rate: 
 
 def build_zero_config(options: EngineOptions, trained: int) -> dict[str, Any]:
     """Return DeepSpeed's `zero_optimization` for an engine that trains this many parameters."""
+    on_host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "stage": options.zero_stage,
+        "overlap_comm": options.overlap_comm,
         "reduce_bucket_size": reduce_bucket_elements(trained),
+        **({"offload_optimizer": on_host} if options.offload_optimizer else {}),
+        **({"offload_param": on_host} if options.offload_parameters else {}),
         "stage3_prefetch_bucket_size": GATHERED_AHEAD,
         "stage3_max_live_parameters": GATHERED_AHEAD + KEPT_GATHERED,
         "stage3_max_reuse_distance": KEPT_GATHERED,
