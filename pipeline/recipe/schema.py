@@ -192,15 +192,13 @@ class Train(Section):
     gpus_per_encoder: NonNegative = 0.0
     """GPUs per text-encoding process"""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage: what is sharded over the workers: nothing (0), optimizer states (1), gradients too (2), and
-    all weights too, the teacher's included (3)"""
+    """DeepSpeed ZeRO stage: shard nothing (0), optimizer states (1), gradients too (2), weights too (3)"""
     offload_optimizer: bool = False
-    """whether the optimizer's states and step move to the CPU; needs zero_stage 1 or more"""
+    """whether the optimizer's states are in host memory and it runs on the CPU; needs zero_stage 1 or more"""
     offload_parameters: bool = False
-    """whether each worker's shard of the weights stays in host memory between uses; needs zero_stage 3"""
+    """whether each worker's shard of the weights is in host memory; needs zero_stage 3"""
     overlap_comm: bool = False
-    """whether gradients are reduced during the backward pass, which takes a second reduce bucket; needs zero_stage 1 or
-    more"""
+    """whether gradients are reduced during the backward pass; needs zero_stage 1 or more"""
     communication_precision: Literal["float32", "bfloat16"] = "float32"
     """precision that gradients are sent in"""
     max_grad_norm: Positive = 1.0

@@ -90,6 +90,7 @@ def build_zero_config(options: EngineOptions, trained: int) -> dict[str, Any]:
         "stage3_max_live_parameters": GATHERED_AHEAD + KEPT_GATHERED,
         "stage3_max_reuse_distance": KEPT_GATHERED,
         "stage3_param_persistence_threshold": PERSISTENT_SIZE,
+        "memory_efficient_linear": False,  # it replaces F.linear in the whole process, CLIP's and the VAE's included
     }
 
 

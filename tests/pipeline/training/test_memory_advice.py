@@ -120,7 +120,7 @@ def test_the_advice_names_the_first_options_that_fit(measure_states, monkeypatch
 
 
 def test_parameters_are_offloaded_last(measure_states, monkeypatch):
-    """While it loads, each worker holds both networks whole, which hides what the offload saves."""
+    """The start is left out, when each worker holds both networks whole."""
     monkeypatch.setattr(Estimate, "start_up", 0.0)
     set_memory(monkeypatch, 2)
     given = parse("", ["train.num_workers=8", "train.batch_size=8", "train.zero_stage=3", "student.lora_rank=64"])
