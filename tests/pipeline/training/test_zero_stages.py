@@ -140,6 +140,16 @@ def draw_previews(distiller):
     return tracker.images if tracker else {}
 
 
+def assert_configured(distiller):
+    """Ask DeepSpeed what it does: on a CPU, states that are offloaded are where they would be otherwise."""
+    options = distiller.recipe.train
+    for _, engine in distiller.engines.list_named():
+        assert engine.zero_optimization_stage() == options.zero_stage
+        assert bool(engine.zero_offload_optimizer()) == options.offload_optimizer
+        assert bool(engine.zero_offload_param()) == options.offload_parameters
+        assert not options.zero_stage or engine.zero_overlap_comm() == options.overlap_comm
+
+
 def run_process(rank, folder, names):
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu")
@@ -151,6 +161,7 @@ def run_process(rank, folder, names):
         case = CASES[name]
         overrides = [f"train.zero_stage={case.stage}", *case.options, *case.both]
         distiller = build_distiller(folder / case.teacher, overrides, engines.build_deepspeed_engine, rank, WORKERS)
+        assert_configured(distiller)
         result = train(distiller, case.steps)
         assert bool(distiller.ema) == (rank == 0), "rank 0 alone keeps the moving average"
         assert F.linear is linear, "DeepSpeed replaced it in the whole process"
