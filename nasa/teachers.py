@@ -34,10 +34,11 @@ def use_frozen_teacher(denoiser: nn.Module) -> Iterator[None]:
 def use_merged_teacher(denoiser: nn.Module) -> Iterator[None]:
     """Merge the LoRA teacher as W + (lora_alpha / rank) B A inside the context, which saves two products per layer.
 
-    For inference only. Half-precision weights are not merged, since they would round a small B A away.
+    For inference only. Half-precision weights are not merged, since they would round a small B A away, and neither are
+    those that ZeRO stage 3 partitions, since a rank holds a part of them and gathers the rest during the layer's call.
     """
     layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
-    layers = [layer for layer in layers if layer.get_base_layer().weight.dtype.itemsize >= 4]
+    layers = [layer for layer in layers if _can_merge(layer.get_base_layer().weight)]
     base_weights = [layer.get_base_layer().weight.data for layer in layers]
     with torch.no_grad():
         for layer, weight in zip(layers, base_weights, strict=True):
@@ -49,6 +50,11 @@ def use_merged_teacher(denoiser: nn.Module) -> Iterator[None]:
             for layer, weight in zip(layers, base_weights, strict=True):
                 layer.get_base_layer().weight.data = weight
                 layer._disable_adapters = False
+
+
+def _can_merge(weight: Tensor) -> bool:
+    """Tell whether a weight is whole and in float32; DeepSpeed marks the parameters that it partitions by `ds_id`."""
+    return weight.dtype.itemsize >= 4 and not hasattr(weight, "ds_id")
 
 
 def guided_output(

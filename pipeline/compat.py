@@ -1,7 +1,5 @@
-"""Wrappers of Ray and DeepSpeed APIs that are private or untyped; tests/pipeline/test_compat.py tests each."""
+"""Wrappers of Ray APIs that are private or untyped; tests/pipeline/test_compat.py tests each."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from pyarrow import fs
@@ -46,13 +44,3 @@ def persist_checkpoint(storage: Any, local: Checkpoint, name: str) -> Checkpoint
 def run_storage(storage: Any) -> tuple[fs.FileSystem, str]:
     """Return the file system and the path of the training run's storage."""
     return storage.storage_filesystem, storage.experiment_fs_path
-
-
-@contextmanager
-def allow_universal_checkpoint(engine: Any, universal: bool) -> Iterator[None]:
-    """Let a DeepSpeed engine load the universal format inside the context; its public setting is fixed at the start."""
-    engine._config.load_universal_checkpoint = universal
-    try:
-        yield
-    finally:
-        engine._config.load_universal_checkpoint = False

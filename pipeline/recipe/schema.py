@@ -191,8 +191,16 @@ class Train(Section):
     """CPUs per text-encoding process"""
     gpus_per_encoder: NonNegative = 0.0
     """GPUs per text-encoding process"""
-    zero_stage: Literal[1, 2] = 2
-    """DeepSpeed ZeRO stage: shard optimizer states (1), and gradients too (2)"""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage: shard nothing (0), optimizer states (1), gradients too (2), weights too (3)"""
+    offload_optimizer: bool = False
+    """whether the optimizer's states are in host memory and it runs on the CPU; needs zero_stage 1 or more"""
+    offload_parameters: bool = False
+    """whether each worker's shard of the weights is in host memory; needs zero_stage 3"""
+    overlap_comm: bool = False
+    """whether gradients are reduced during the backward pass; needs zero_stage 1 or more"""
+    communication_precision: Literal["float32", "bfloat16"] = "float32"
+    """precision that gradients are sent in"""
     max_grad_norm: Positive = 1.0
     """norm that gradients are clipped to (SwiftBrush: 1.0)"""
     clip_model: str = BUNDLED
@@ -230,6 +238,21 @@ class Train(Section):
             raise ValueError(
                 f"min_workers: got {self.min_workers}; expected at most train.num_workers, {self.num_workers}."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_zero_stage(self) -> Self:
+        for field, stages, remedy in (
+            ("offload_optimizer", (1, 2, 3), "1, 2 or 3"),
+            ("overlap_comm", (1, 2, 3), "1, 2 or 3"),
+            ("offload_parameters", (3,), "3"),
+            ("compile", (0, 1, 2), "0, 1 or 2"),
+        ):
+            if getattr(self, field) and self.zero_stage not in stages:
+                raise ValueError(
+                    f"{field}: got True; expected False in zero_stage {self.zero_stage}. "
+                    f"Set train.zero_stage = {remedy}."
+                )
         return self
 
 

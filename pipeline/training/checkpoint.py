@@ -1,12 +1,10 @@
 """Checkpoints: engines, EMA weights and step in one folder, restored on any number of workers.
 
-Another number of workers or another ZeRO stage goes through DeepSpeed's universal checkpoint format. Random numbers
+Another number of workers or another ZeRO stage goes through `checkpoint_layout`. Random numbers
 have no state: they follow from the seed, the step and an image's index in the batch. The data cursor is the step.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
+from pipeline.training import checkpoint_layout
 from pipeline.training.distiller import Distiller
 
 EMA_FILE, RAW_FILE = "ema.safetensors", "raw.safetensors"
@@ -26,9 +25,10 @@ BLOCK_BYTES = 2**22
 def save(distiller: Distiller, folder: Path, step: int) -> None:
     """Write this rank's part; the parts of all ranks in one folder make the checkpoint."""
     distiller.engines.save(folder)
+    weights = distiller.collect_student_weights()
     if distiller.rank == 0:
         save_file(distiller.ema, folder / EMA_FILE)
-        save_file(distiller.collect_student_weights(), folder / RAW_FILE)
+        save_file(weights, folder / RAW_FILE)
         (folder / STATE_FILE).write_text(
             json.dumps({"step": step, "attempt": distiller.attempt, **_describe_layout(distiller)})
         )
@@ -103,10 +103,11 @@ def load(distiller: Distiller, folder: Path) -> int:
     if _describe_layout(distiller).items() <= state.items():
         distiller.engines.load(folder)
     else:
-        _load_universal(distiller, folder)
+        _load_converted(distiller, folder, state["zero_stage"])
     distiller.attempt = state["attempt"]
-    device = distiller.null.embeds.device
-    distiller.ema = {name: value.to(device) for name, value in load_file(folder / EMA_FILE).items()}
+    if distiller.rank == 0:
+        device = distiller.null.embeds.device
+        distiller.ema = {name: value.to(device) for name, value in load_file(folder / EMA_FILE).items()}
     return int(state["step"])
 
 
@@ -114,17 +115,9 @@ def _describe_layout(distiller: Distiller) -> dict[str, int]:
     return {"workers": distiller.world_size, "zero_stage": distiller.recipe.train.zero_stage}
 
 
-def _load_universal(distiller: Distiller, folder: Path) -> None:
+def _load_converted(distiller: Distiller, folder: Path, stage: int) -> None:
     """Convert on every rank, so that the converted files are on its own disk without a shared file system."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, _ in distiller.engines.list_named():
-            _convert(folder / name, Path(scratch) / name)
-        distiller.engines.load(Path(scratch), universal=True)
-
-
-def _convert(source: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    folders = ["--input_folder", str(source), "--output_folder", str(target)]
-    done = subprocess.run([*command, *folders], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{source}: could not be converted for another number of workers: {done.stderr[-400:]}")
+    for name, engine in distiller.engines.list_named():
+        with tempfile.TemporaryDirectory() as scratch:
+            checkpoint_layout.convert(folder / name, Path(scratch), stage, engine.module)
+            checkpoint_layout.load(engine, Path(scratch), distiller.recipe.train.zero_stage)

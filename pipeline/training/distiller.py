@@ -1,7 +1,7 @@
 """One rank's part of a distillation: both engines, the student's EMA weights, and the training step."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.teacher_pairs import TeacherPairs
 from pipeline.recipe import Recipe
 from pipeline.training.engines import Engines, compute_dtype
+from pipeline.training.sharded_weights import is_sharded, iter_whole
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Distiller:
 
     `decoder` decodes images for the CLIP loss; None is the teacher's autoencoder. `pairs` are those of the recipe's
     regression, if it has one. `attempt` counts how often training
-    was rolled back; each attempt uses other random numbers.
+    was rolled back; each attempt uses other random numbers. Rank 0 alone keeps the EMA weights.
     """
 
     recipe: Recipe
@@ -49,7 +50,7 @@ class Distiller:
     null: PromptEmbeds = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ema = {name: value.clone() for name, value in self.collect_student_weights().items()}
+        self.ema = {name: value.clone() for name, value in self.iter_student_weights() if self.rank == 0}
         self.null = self.model.encode([""])
         self._passes = self.recipe.count_gradient_accumulation_steps(self.world_size)
 
@@ -227,13 +228,35 @@ class Distiller:
         return self._passes * self.world_size * share * F.mse_loss(x0.float(), target)
 
     def collect_student_weights(self) -> dict[str, Tensor]:
-        """Return the trained weights by their names in the denoiser."""
+        """Return the trained weights by their names in the denoiser.
+
+        Every rank must call it. In ZeRO stage 3 rank 0 returns copies in host memory, and the others an empty dict.
+        """
+        if not self.is_sharded:
+            return dict(self.iter_student_weights())
+        copies = (
+            (name, value.to("cpu", copy=True) if self.rank == 0 else value)
+            for name, value in self.iter_student_weights()
+        )
+        return {name: copy for name, copy in copies if self.rank == 0}
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a rank holds only a part of the weights, so that every rank must take part in a forward pass."""
+        return any(is_sharded(parameter) for parameter in self.engines.student.module.parameters())
+
+    def iter_student_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and value of each trained weight, whole until the next one; every rank must take all."""
+        yield from iter_whole(self._list_trained())
+
+    def _list_trained(self) -> list[tuple[str, nn.Parameter]]:
         named = self.engines.student.module.get_submodule("model").named_parameters()
-        return {name: value.detach() for name, value in named if value.requires_grad}
+        return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 
     def _update_ema(self, step: int) -> None:
-        if self.rank == 0:
-            update_ema(self.ema, self.collect_student_weights(), self.recipe.student.ema_decay, step)
+        for name, value in self.iter_student_weights():
+            if self.rank == 0:
+                update_ema({name: self.ema[name]}, {name: value}, self.recipe.student.ema_decay, step)
 
 
 def _detach(loss: Tensor | float) -> Tensor | float:

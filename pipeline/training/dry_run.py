@@ -16,7 +16,16 @@ from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prepare_benchmarks import BenchmarksManifest
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
-from pipeline.training.resource_estimate import GIB, UTILISATION, Estimate, count_text_encoder_parameters, estimate
+from pipeline.training.memory_advice import advise, list_stages
+from pipeline.training.resource_estimate import (
+    GIB,
+    UTILISATION,
+    Estimate,
+    count_text_encoder_parameters,
+    estimate,
+    list_networks,
+)
+from pipeline.training.state_memory import estimate_host_bytes
 
 VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder, which all students share so far
 PROCESS_BYTES = 2 * GIB  # host memory of a worker without models
@@ -92,9 +101,13 @@ def _estimate_disk(recipe: Recipe, estimated: Estimate) -> float:
 
 
 def _estimate_host_memory(recipe: Recipe, estimated: Estimate) -> float:
-    """Return a worker's peak bytes: teacher and student in float32 and the teacher's other parts, while it loads."""
+    """Return a worker's peak bytes: teacher and student in float32 and the teacher's other parts, while it loads.
+
+    What it offloads to the host comes on top, since it is allocated while the models are still there.
+    """
     text = 0 if recipe.train.num_encoders else count_text_encoder_parameters(recipe)
-    return PROCESS_BYTES + 4.0 * (2 * estimated.parameters + text + VAE_PARAMETERS)
+    offloaded = sum(estimate_host_bytes(recipe.train, size) for size in list_networks(recipe, estimated))
+    return PROCESS_BYTES + 4.0 * (2 * estimated.parameters + text + VAE_PARAMETERS) + offloaded
 
 
 def describe(recipe: Recipe, prompt_folder: Folder) -> str:
@@ -103,10 +116,17 @@ def describe(recipe: Recipe, prompt_folder: Folder) -> str:
     lines = [f"denoiser: {estimated.parameters / 1e6:,.0f} M parameters; passes per step: {estimated.passes}"]
     lines += [f"  {value / GIB:7.2f} GiB  {name}" for name, value in estimated.memory.items()]
     lines.append(f"  {estimated.total / GIB:7.2f} GiB  of each worker's memory")
+    lines.append(f"  {estimated.start_up / GIB:7.2f} GiB  while it loads, whatever the ZeRO stage")
+    stages = (f"{name}: {value / GIB:.1f} GiB" for name, value in list_stages(recipe, estimated))
+    lines.append(f"  memory by stage: {'; '.join(stages)}")
+    if recipe.train.gpus_per_worker and estimated.needed > GPUS[recipe.train.gpu].memory:
+        lines.append(
+            f"  does not fit: a {recipe.train.gpu} has {GPUS[recipe.train.gpu].memory / GIB:.0f} GiB. {advise(recipe)}"
+        )
     total = compute_budget(recipe, estimated)
     lines += _format_compute_and_cost(recipe, estimated, total)
     lines.append(f"  disk: {total.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")
-    lines.append(f"  host memory: {total.host_memory / GIB:,.0f} GiB for each worker on its machine, while it loads")
+    lines.append(f"  host memory: {total.host_memory / GIB:,.0f} GiB for each worker on its machine")
     checks = list(_describe_inputs(recipe, prompt_folder))
     lines += [f"  {name}: {state}" for name, state in checks]
     if absent := [name for name, state in checks if state.startswith(MISSING)]:

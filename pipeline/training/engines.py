@@ -60,13 +60,10 @@ class Engines:
         for name, engine in self.list_named():
             engine.save_checkpoint(str(folder), tag=name, save_latest=False)
 
-    def load(self, folder: Path, *, universal: bool = False) -> None:
-        """Load what `save` wrote with the same world size and ZeRO stage, or DeepSpeed's universal format with any."""
-        from pipeline.compat import allow_universal_checkpoint  # a bare GPU machine trains without Ray
-
+    def load(self, folder: Path) -> None:
+        """Load what `save` wrote with the same world size and ZeRO stage."""
         for name, engine in self.list_named():
-            with allow_universal_checkpoint(engine, universal):
-                loaded, _ = engine.load_checkpoint(str(folder), tag=name)
+            loaded, _ = engine.load_checkpoint(str(folder), tag=name)
             assert loaded is not None, f"{folder}/{name}"
 
     def list_named(self) -> tuple[tuple[str, Any], ...]:
@@ -78,12 +75,16 @@ def build_deepspeed_engine(
     recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
 ) -> Engine:
     """Return a DeepSpeed engine for one network."""
-    passes = recipe.count_gradient_accumulation_steps(workers)
+    train, passes = recipe.train, recipe.count_gradient_accumulation_steps(workers)
     options = EngineOptions(
-        micro_batch_size=-(-recipe.train.batch_size // (workers * passes)),
+        micro_batch_size=-(-train.batch_size // (workers * passes)),
         accumulation=passes,
-        max_grad_norm=recipe.train.max_grad_norm,
-        zero_stage=recipe.train.zero_stage,
+        max_grad_norm=train.max_grad_norm,
+        zero_stage=train.zero_stage,
+        offload_optimizer=train.offload_optimizer,
+        offload_parameters=train.offload_parameters,
+        overlap_comm=train.overlap_comm,
+        communication_precision=train.communication_precision,
     )
     engine: Engine = initialize(model, parameters, learning_rate, options)
     return engine

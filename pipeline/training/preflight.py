@@ -17,7 +17,7 @@ from pipeline.prompts.teacher_pairs import TeacherPairs, open_pairs_folder
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
 from pipeline.training.engines import choose_lora_targets
-from pipeline.training.resource_estimate import require_fit
+from pipeline.training.memory_advice import require_fit
 
 
 def check(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> tuple[PromptsManifest, Path, Path | None]:

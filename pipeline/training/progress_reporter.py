@@ -102,9 +102,11 @@ class ProgressReporter:
             self._tracker.log_metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
 
     def log_previews(self, distiller: "Distiller", step: int) -> None:
-        """Log preview images of the student to MLflow, one key per prompt."""
-        if self._tracker is not None:
-            for key, sheet in draw_previews(distiller, self._preview_prompts):
+        """Log preview images of the student to MLflow, one key per prompt; ranks that hold a shard of it help draw."""
+        if self._tracker is None and not distiller.is_sharded:
+            return
+        for key, sheet in draw_previews(distiller, self._preview_prompts):
+            if self._tracker is not None:
                 self._tracker.log_image(sheet, key=key, step=step)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,23 @@ from nasa.lora import add_lora, get_lora_parameters
 from nasa.meta_autocast import observe_weight_casts
 from nasa.steerable_denoiser import make_steerable, require_distillation
 from pipeline import models
-from pipeline.errors import UserError
-from pipeline.gpu_specs import GPUS
 from pipeline.model_download import is_hub_id
 from pipeline.recipe import Recipe
-from pipeline.training.deepspeed_engine import reduce_bucket_elements
-from pipeline.training.engines import choose_lora_targets
+from pipeline.training.engines import add_student_lora, choose_lora_targets
+from pipeline.training.state_memory import NetworkSize, estimate_gpu_bytes
 
 UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
 RESERVED = 2.0e9  # bytes of a GPU for its context, its libraries and what the allocator cannot use
 GIB = 2**30
+UNSHARDED = ("text encoder", "activations of a pass", "CLIP loss", "regression's activations", "reserved")
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Bytes of one GPU, by what they are for, and the floating-point operations of one step on it.
 
-    `forward_flops` are the denoiser's FLOPs for one image, `parameters` its parameter count, `trained` those that are
-    trained.
+    `forward_flops` are the denoiser's FLOPs for one image, `parameters` its parameter count, `trained` the student's
+    trained parameters, `lora_parameters` the LoRA teacher's.
     """
 
     memory: dict[str, float]
@@ -50,6 +49,16 @@ class Estimate:
     def total(self) -> float:
         """Bytes in all."""
         return sum(self.memory.values())
+
+    @property
+    def start_up(self) -> float:
+        """Bytes while a worker loads: both networks are whole and in float32, in every ZeRO stage, before it shards."""
+        return 2 * 4.0 * self.parameters + self.memory["text encoder"] + RESERVED
+
+    @property
+    def needed(self) -> float:
+        """Bytes that the GPU must have."""
+        return max(self.total, self.start_up)
 
     def step_seconds(self, peak_flops: float) -> float:
         """Return a step's seconds on a GPU with this peak, at the assumed utilisation."""
@@ -74,50 +83,56 @@ def count_text_encoder_parameters(recipe: Recipe) -> int:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Estimate each of `train.num_workers` GPUs; ZeRO shards optimizer states (stage 1) and gradients too (stage 2)."""
+    """Estimate each of `train.num_workers` GPUs."""
+    return replace_memory(recipe, measure(recipe))
+
+
+def measure(recipe: Recipe) -> Estimate:
+    """Return the estimate of everything that ZeRO's stage and offload do not change; its memory has no states."""
     options, workers = recipe.train, recipe.train.num_workers
     passes = recipe.count_gradient_accumulation_steps(workers)
     micro = -(-options.batch_size // (workers * passes))
     reduced = options.precision == "bfloat16"
     model, family = build_meta_denoiser(recipe)
     model.requires_grad_(True)
-    if recipe.student.lora_rank:
-        add_lora(
-            model,
-            rank=recipe.student.lora_rank,
-            lora_alpha=recipe.student.lora_alpha,
-            target_modules=recipe.student.lora_target_modules,
-        )
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
+    add_student_lora(recipe, model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     flops, activations = _measure(recipe, model, family, micro, reduced)
-    lora = _count_lora_parameters(recipe)
-    shared = 1 / workers
     regression = recipe.regression
     pairs = min(regression.images, options.batch_size) / options.batch_size if regression.weight else 0.0  # per image
     decoder_flops, decoder_activations = _estimate_clip_loss_costs(recipe, micro, reduced)
     memory = {
-        "student, float32": 4.0 * every,
-        "student, bfloat16 copy": 2.0 * every if reduced else 0.0,
-        "student's gradients": 4.0 * trained * (shared if options.zero_stage == 2 else 1),
-        "student's ZeRO float32 partition": 4.0 * trained * shared,
-        "student's ZeRO reduce bucket": 4.0 * reduce_bucket_elements(trained),
-        "student's optimizer states": 8.0 * trained * shared,
-        "student's moving average": 4.0 * trained,
-        "teacher": (2.0 if reduced else 4.0) * every,
-        "text encoder": (2.0 if reduced else 4.0)
-        * (0 if options.num_encoders else count_text_encoder_parameters(recipe)),
-        "LoRA teacher, with gradients and optimizer states": 4.0 * lora * (2 + 3 * shared)
-        + 4.0 * reduce_bucket_elements(lora),
         "activations of a pass": activations,
         "CLIP loss": decoder_activations,
         "regression's activations": activations * pairs,
+        "text encoder": (2.0 if reduced else 4.0)
+        * (0 if options.num_encoders else count_text_encoder_parameters(recipe)),
         "reserved": RESERVED,
     }
     again = 2 if options.gradient_checkpointing else 0  # recomputed forward passes of student and LoRA teacher
     per_image = (3 + 4 + 2 + again) * flops + (3 + again / 2) * flops * pairs
     step = passes * (micro * per_image + decoder_flops)
-    return Estimate(memory, step, every, passes, flops, trained, lora)
+    return Estimate(memory, step, every, passes, flops, trained, _count_lora_parameters(recipe))
+
+
+def list_networks(recipe: Recipe, estimated: Estimate) -> tuple[NetworkSize, NetworkSize]:
+    """Return the sizes of the student and of the teacher with its adapters."""
+    every, trained, lora = estimated.parameters, estimated.trained, estimated.lora_parameters
+    adapters = trained if recipe.student.lora_rank else 0
+    frozen = 2.0 if recipe.train.precision == "bfloat16" else 4.0
+    return NetworkSize(every + adapters, trained), NetworkSize(every + lora, lora, frozen)
+
+
+def replace_memory(recipe: Recipe, measured: Estimate) -> Estimate:
+    """Return the estimate with the states of both networks as the recipe's ZeRO stage and offload place them."""
+    student, teacher = list_networks(recipe, measured)
+    reduced = recipe.train.precision == "bfloat16"
+    memory = {f"student's {name}": value for name, value in estimate_gpu_bytes(recipe.train, student).items()}
+    memory["student's bfloat16 copy"] = 2.0 * student.parameters if reduced else 0.0  # cast by autocast in every stage
+    memory["student's moving average"] = 4.0 * student.trained
+    memory |= {f"teacher's {name}": value for name, value in estimate_gpu_bytes(recipe.train, teacher).items()}
+    return replace(measured, memory=memory | {name: measured.memory[name] for name in UNSHARDED})
 
 
 def get_latent_shape(recipe: Recipe, model: Any, family: Family) -> tuple[int, ...]:
@@ -236,15 +251,3 @@ def _build_autoencoder(channels: int) -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
     )
-
-
-def require_fit(recipe: Recipe) -> None:
-    """Raise a UserError if the recipe needs more memory than its GPUs have."""
-    if not recipe.train.gpus_per_worker:
-        return
-    has, needs = GPUS[recipe.train.gpu].memory, estimate(recipe).total
-    if needs > has:
-        raise UserError(
-            f"train.micro_batch_size: a worker needs about {needs / GIB:.0f} GiB, and a {recipe.train.gpu} has "
-            f"{has / GIB:.0f}. Lower micro_batch_size, set gradient_checkpointing = true, or choose another train.gpu."
-        )

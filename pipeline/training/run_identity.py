@@ -19,6 +19,9 @@ _SHORT.maxstring = _SHORT.maxother = 200
 PLACEMENT = (  # fields of `train` that do not change what a run learns
     *("num_workers", "min_workers", "micro_batch_size", "cpus_per_worker", "gpus_per_worker", "gpu", "zero_stage"),
     *(
+        "offload_optimizer",
+        "offload_parameters",
+        "overlap_comm",
         "resource_timeout_minutes",
         "gradient_checkpointing",
         "compile",

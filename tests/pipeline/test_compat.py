@@ -1,8 +1,7 @@
-"""The private surfaces of Ray and DeepSpeed that `pipeline.compat` uses."""
+"""The private surfaces of Ray that `pipeline.compat` uses."""
 
 import inspect
 
-from deepspeed.runtime.engine import DeepSpeedEngine
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -43,8 +42,3 @@ def test_the_storage_context_has_the_attributes_used():
 def test_the_snapshot_names_its_checkpoints():
     source = inspect.getsource(checkpoint_manager)
     assert compat.CHECKPOINT_NAME in source
-
-
-def test_an_engine_reads_the_universal_flag_when_it_loads():
-    assert "self._config.load_universal_checkpoint" in inspect.getsource(DeepSpeedEngine.load_universal_checkpoint)
-    assert "self.load_universal_checkpoint()" in inspect.getsource(DeepSpeedEngine.load_checkpoint)

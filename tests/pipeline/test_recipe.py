@@ -57,8 +57,24 @@ def test_gradient_accumulation_takes_the_fewest_passes_that_the_micro_batch_size
         ("train.clip_weight=true", "train.clip_weight: got True; expected a number."),
         ("train.clip_weight=nan", "train.clip_weight: got nan; expected a finite number."),
         ("train.clip_weight=1979-05-27", "train.clip_weight: got '1979-05-27'; expected a number."),
-        ("train.zero_stage=3", "train.zero_stage: got 3; expected 1 or 2."),
-        ("train.gpu=P100", "train.gpu: got 'P100'; expected A100-40GB, A100-80GB, H100, H200."),
+        ("train.zero_stage=4", "train.zero_stage: got 4; expected 0, 1, 2 or 3."),
+        (
+            "train={zero_stage=0, offload_optimizer=true}",
+            "train.offload_optimizer: got True; expected False in zero_stage 0. Set train.zero_stage = 1, 2 or 3.",
+        ),
+        (
+            "train={zero_stage=0, overlap_comm=true}",
+            "train.overlap_comm: got True; expected False in zero_stage 0. Set train.zero_stage = 1, 2 or 3.",
+        ),
+        (
+            "train.offload_parameters=true",
+            "train.offload_parameters: got True; expected False in zero_stage 2. Set train.zero_stage = 3.",
+        ),
+        (
+            "train={zero_stage=3, compile=true}",
+            "train.compile: got True; expected False in zero_stage 3. Set train.zero_stage = 0, 1 or 2.",
+        ),
+        ("train.gpu=P100", "train.gpu: got 'P100'; expected A100-40GB, A100-80GB, H100, H200, B200."),
         ("student.ema_decay=1.0", "student.ema_decay: got 1.0; expected a number below 1."),
         ("prompts.avoid_contradictions=1", "prompts.avoid_contradictions: got 1; expected true or false."),
         ("prompts.sources=[]", "prompts.sources: got []; expected at least one entry."),

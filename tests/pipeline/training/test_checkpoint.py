@@ -1,5 +1,6 @@
-"""A checkpoint of two processes, resumed by one, by two and with another ZeRO stage."""
+"""A checkpoint of two processes, resumed by one, two and three, in the same and in other ZeRO stages."""
 
+import datetime
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch.multiprocessing
 from pipeline import models, recipe
 from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
-from pipeline.training import checkpoint, engines
+from pipeline.training import checkpoint, deepspeed_engine, engines
 from pipeline.training.distiller import Distiller
 
 pytestmark = pytest.mark.integration
@@ -19,9 +20,11 @@ pytestmark = pytest.mark.integration
 PROMPTS = [f"a photo of a {thing}" for thing in ("cat", "dog", "tree", "house")]
 OTHER_LAYOUT_TOLERANCE = 1e-4  # the summation order differs
 SAVED_AFTER, STEPS = 2, 4
+PERSISTENT_SIZE = 200  # elements: by its own limit DeepSpeed would leave this small denoiser whole
+OFFLOAD = "train.offload_optimizer=true"
 
 
-def build_distiller(teacher, rank, world_size, stage):
+def build_distiller(teacher, rank, world_size, stage, *overrides):
     import numpy as np
 
     options = recipe.parse(
@@ -34,6 +37,7 @@ def build_distiller(teacher, rank, world_size, stage):
             "train.clip_margin=2.0",
             "lora_teacher.rank=2",
             "student.learning_rate=1e-3",
+            *overrides,
         ],
     )
     model = models.load(Path(teacher))
@@ -45,72 +49,107 @@ def build_distiller(teacher, rank, world_size, stage):
 
 
 def run_steps(distiller, first, last):
-    size = len(PROMPTS) // distiller.world_size
-    prompts = PROMPTS[distiller.rank * size : (distiller.rank + 1) * size]
+    indices = distiller.recipe.get_batch_slice(distiller.rank, distiller.world_size)
+    prompts = [PROMPTS[index] for index in indices]
     return [distiller.step(step, prompts)["loss_lora_teacher"] for step in range(first, last)]
 
 
-def run_process(rank, world_size, stage, teacher, workspace, *resumes):
-    """Train and save halfway, or resume the saved run, once for each of `resumes`."""
+def run_process(rank, world_size, teacher, workspace, stages, resumes):
+    """Train in each of `stages` and save halfway; then do each of `resumes`."""
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu")
-    store = f"file://{workspace}/store-{world_size}-{stage}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    for resume in resumes:
-        train(rank, world_size, stage, teacher, workspace, resume)
+    deepspeed_engine.PERSISTENT_SIZE = PERSISTENT_SIZE
+    store, limit = f"file://{workspace}/store-{world_size}", datetime.timedelta(minutes=3)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=limit)
+    for stage in stages:
+        distiller = build_distiller(teacher, rank, world_size, stage)
+        run_steps(distiller, 0, SAVED_AFTER)
+        checkpoint.save(distiller, workspace / f"checkpoint-{stage}", SAVED_AFTER)
+        finish(distiller, workspace / f"end-{stage}.pt", SAVED_AFTER)
+        first_step = checkpoint.load(distiller, workspace / f"checkpoint-{stage}")  # as after a rollback
+        finish(distiller, workspace / f"end-{stage}-rollback.pt", first_step)
+    for source, stage, *overrides in resumes:
+        distiller = build_distiller(teacher, rank, world_size, stage, *overrides)
+        first_step = checkpoint.load(distiller, workspace / f"checkpoint-{source}")
+        name = "-".join(["end", str(source), str(world_size), str(stage), *("offload" for _ in overrides)])
+        finish(distiller, workspace / f"{name}.pt", first_step)
     torch.distributed.destroy_process_group()
 
 
-def train(rank, world_size, stage, teacher, workspace, resume):
-    distiller = build_distiller(teacher, rank, world_size, stage)
-    first_step = checkpoint.load(distiller, workspace / "checkpoint") if resume else 0
-    losses = run_steps(distiller, first_step, SAVED_AFTER) if not resume else []
-    if not resume:
-        checkpoint.save(distiller, workspace / "checkpoint", SAVED_AFTER)
-    losses += run_steps(distiller, SAVED_AFTER, STEPS)
-    if rank == 0:
-        weights = {"weights": distiller.collect_student_weights(), "ema": distiller.ema}
-        result = {"losses": losses[-2:], "first": first_step, **weights}
-        torch.save(result, workspace / f"end-{world_size}-{stage}-{resume}.pt")
+def finish(distiller, file, first_step):
+    """Train to the last step, and save the result on rank 0."""
+    losses = run_steps(distiller, first_step, STEPS)
+    weights = distiller.collect_student_weights()
+    if distiller.rank == 0:
+        copies = {name: value.clone() for name, value in weights.items()}
+        ema = {name: value.clone() for name, value in distiller.ema.items()}
+        torch.save({"losses": losses, "first": first_step, "weights": copies, "ema": ema}, file)
 
 
-def spawn_processes(teacher, workspace, world_size, stage, *resumes):
-    arguments = (world_size, stage, str(teacher), workspace, *resumes)
+def spawn_processes(teacher, workspace, world_size, stages, resumes):
+    arguments = (world_size, str(teacher), workspace, stages, resumes)
     torch.multiprocessing.spawn(run_process, arguments, nprocs=world_size, join=True)
-
-
-def load_result(workspace, world_size, stage, resume):
-    return torch.load(workspace / f"end-{world_size}-{stage}-{resume}.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("universal")
-    (folder / "checkpoint").mkdir()
+    for stage in range(4):
+        (folder / f"checkpoint-{stage}").mkdir()
     return folder
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tiny_teacher, workspace):
-    """Return the result of two processes with ZeRO 2; they saved halfway and then resumed from there too."""
-    spawn_processes(tiny_teacher, workspace, 2, 2, False, True)
-    return load_result(workspace, 2, 2, False)
+def saved(tiny_teacher, workspace):
+    """Train two processes in ZeRO 2 and 3 and save halfway; resume those from there too, as they are and exchanged."""
+    spawn_processes(tiny_teacher, workspace, 2, (2, 3), ((2, 2), (3, 3), (3, 2), (2, 3)))
+    return lambda name: torch.load(workspace / f"end-{name}.pt")
 
 
-def test_a_resumed_run_has_the_same_result(workspace, uninterrupted):
-    resumed = load_result(workspace, 2, 2, True)
+@pytest.mark.parametrize("name", ["2-2-2", "2-rollback", "3-2-3", "3-rollback"])
+def test_a_resumed_run_has_the_same_result(saved, name):
+    resumed, uninterrupted = saved(name), saved(name[0])
     assert resumed["first"] == SAVED_AFTER
     assert resumed["losses"] == uninterrupted["losses"]
     assert_same(resumed, uninterrupted, tolerance=0)
 
 
+@pytest.mark.parametrize("name", ["3-2-2", "2-2-3"])
+def test_a_checkpoint_resumes_with_another_stage(saved, name):
+    assert_same(saved(name), saved(name[0]), OTHER_LAYOUT_TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def saved_unsharded(tiny_teacher, saved, tmp_path_factory):
+    """Train in ZeRO 0 and 1 too, and resume all that changes little code."""
+    workspace = tmp_path_factory.mktemp("unsharded")
+    for stage in range(4):
+        (workspace / f"checkpoint-{stage}").mkdir()
+    resumes = ((0, 0), (0, 3), (3, 0), (1, 3), (2, 2, OFFLOAD), (3, 3, OFFLOAD), (3, 2, OFFLOAD))
+    spawn_processes(tiny_teacher, workspace, 2, (0, 1, 2, 3), resumes)
+    return lambda name: torch.load(workspace / f"end-{name}.pt")
+
+
 @pytest.mark.slow
-def test_a_checkpoint_resumes_with_another_world_size_and_stage(tiny_teacher, workspace, uninterrupted):
-    spawn_processes(tiny_teacher, workspace, 1, 1, True)
-    assert_same(load_result(workspace, 1, 1, True), uninterrupted, OTHER_LAYOUT_TOLERANCE)
+@pytest.mark.parametrize(
+    "name", ["0-2-0", "0-2-3", "3-2-0", "1-2-3", "2-2-2-offload", "3-2-3-offload", "3-2-2-offload"]
+)
+def test_a_checkpoint_resumes_from_stage_0_and_with_offload(saved_unsharded, name):
+    assert saved_unsharded(name)["first"] == SAVED_AFTER
+    assert_same(saved_unsharded(name), saved_unsharded(name[0]), OTHER_LAYOUT_TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world_size", "resumes"), [(1, ((2, 1), (3, 2), (3, 3))), (3, ((3, 3), (2, 3), (3, 2)))])
+def test_a_checkpoint_resumes_with_another_number_of_workers(tiny_teacher, workspace, saved, world_size, resumes):
+    """Three workers divide no parameter of this denoiser evenly, and four images neither."""
+    spawn_processes(tiny_teacher, workspace, world_size, (), resumes)
+    for source, stage in resumes:
+        assert_same(saved(f"{source}-{world_size}-{stage}"), saved(str(source)), OTHER_LAYOUT_TOLERANCE)
 
 
 def assert_same(actual, expected, tolerance):
     for name in ("weights", "ema"):
+        assert actual[name].keys() == expected[name].keys()
         for key, value in expected[name].items():
             torch.testing.assert_close(actual[name][key], value, atol=tolerance, rtol=tolerance)

@@ -44,8 +44,19 @@ def test_the_budget_covers_all_gpus_and_the_evaluations(paper):
     assert small_budget.host_memory < full_budget.host_memory, "the workers load no text encoder"
 
 
+def test_each_stage_is_listed_and_what_makes_a_recipe_fit(tmp_path):
+    options = ["train.num_workers=1", "train.batch_size=64", "train.micro_batch_size=64", "train.zero_stage=1"]
+    text = describe(load("sd21", options), Folder.from_uri(tmp_path / "prompts"))
+    listed = re.search(
+        r"memory by stage: zero_stage 0: ([\d.]+) GiB; zero_stage 1: .*, both offloads: ([\d.]+) GiB", text
+    )
+    assert float(listed[1]) > float(listed[2]) > 0
+    assert re.search(r"  does not fit: a A100-40GB has 40 GiB. Set train.gradient_checkpointing = true", text)
+
+
 def test_missing_inputs_are_listed(paper, tmp_path, no_hub):
     text = describe(paper[0], Folder.from_uri(tmp_path / "prompts"))
+    assert "does not fit" not in text
     assert re.search(r"cost: \d+ USD at 1.84 USD per GPU hour", text)
     for name in ("prompts", "teacher", "train.clip_model", "train.clip_decoder", "weights of hpsv2", "benchmarks"):
         assert f"  {name}: missing: " in text
