@@ -138,6 +138,8 @@ def build_engines(
     torch.manual_seed(recipe.seed)  # the adapters' initial values, the same on every rank
     dtype = compute_dtype(recipe)
     denoiser = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)
+    if recipe.student.lora_rank:
+        cast_frozen(denoiser, dtype, keep=get_output_layer(denoiser, teacher.family))
     add_student_lora(recipe, denoiser)
     for part in teacher.list_modules():
         cast_frozen(part, dtype, keep=get_output_layer(part, teacher.family) if part is teacher.denoiser else None)
@@ -148,7 +150,7 @@ def build_engines(
         lora_alpha=recipe.lora_teacher.lora_alpha,
         target_modules=choose_lora_targets(recipe, teacher.family),
     )
-    for parameter in get_lora_parameters(teacher.denoiser):
+    for parameter in (*get_lora_parameters(teacher.denoiser), *get_lora_parameters(denoiser)):
         parameter.data = parameter.data.float()
     teachers = make_steerable(teacher.denoiser, dtype, teacher.family).to(device)
     if recipe.train.gradient_checkpointing:

@@ -110,10 +110,21 @@ def measure(recipe: Recipe) -> Estimate:
         * (0 if options.num_encoders else count_text_encoder_parameters(recipe)),
         "reserved": RESERVED,
     }
-    again = 2 if options.gradient_checkpointing else 0  # recomputed forward passes of student and LoRA teacher
-    per_image = (3 + 4 + 2 + again) * flops + (3 + again / 2) * flops * pairs
-    step = passes * (micro * per_image + decoder_flops)
+    forwards = _count_forwards(recipe)
+    step = passes * (micro * flops * (forwards + _count_student_forwards(recipe) * pairs) + decoder_flops)
     return Estimate(memory, step, every, passes, flops, trained, _count_lora_parameters(recipe))
+
+
+def _count_forwards(recipe: Recipe) -> float:
+    """Return the forward passes of a step per image; a backward pass counts as two, or one if weights are frozen."""
+    method, again = recipe.method, recipe.train.gradient_checkpointing
+    earlier_steps = (method.student_steps - 1) / 2  # the mean, without gradient
+    scores = 2 + (2 if method.lora_guidance else 1)
+    return _count_student_forwards(recipe) + earlier_steps + scores + method.lora_updates * (2 + again)
+
+
+def _count_student_forwards(recipe: Recipe) -> float:
+    return 3 + recipe.train.gradient_checkpointing
 
 
 def list_networks(recipe: Recipe, estimated: Estimate) -> tuple[NetworkSize, NetworkSize]:
@@ -121,7 +132,7 @@ def list_networks(recipe: Recipe, estimated: Estimate) -> tuple[NetworkSize, Net
     every, trained, lora = estimated.parameters, estimated.trained, estimated.lora_parameters
     adapters = trained if recipe.student.lora_rank else 0
     frozen = 2.0 if recipe.train.precision == "bfloat16" else 4.0
-    return NetworkSize(every + adapters, trained), NetworkSize(every + lora, lora, frozen)
+    return NetworkSize(every + adapters, trained, frozen), NetworkSize(every + lora, lora, frozen)
 
 
 def replace_memory(recipe: Recipe, measured: Estimate) -> Estimate:
@@ -129,7 +140,7 @@ def replace_memory(recipe: Recipe, measured: Estimate) -> Estimate:
     student, teacher = list_networks(recipe, measured)
     reduced = recipe.train.precision == "bfloat16"
     memory = {f"student's {name}": value for name, value in estimate_gpu_bytes(recipe.train, student).items()}
-    memory["student's bfloat16 copy"] = 2.0 * student.parameters if reduced else 0.0  # cast by autocast in every stage
+    memory["student's bfloat16 copy"] = 2.0 * student.trained if reduced else 0.0  # cast by autocast in every stage
     memory["student's moving average"] = 4.0 * student.trained
     memory |= {f"teacher's {name}": value for name, value in estimate_gpu_bytes(recipe.train, teacher).items()}
     return replace(measured, memory=memory | {name: measured.memory[name] for name in UNSHARDED})
