@@ -101,13 +101,14 @@ def _estimate_disk(recipe: Recipe, estimated: Estimate) -> float:
 
 
 def _estimate_host_memory(recipe: Recipe, estimated: Estimate) -> float:
-    """Return a worker's peak bytes: teacher and student in float32 and the teacher's other parts, while it loads.
+    """Return a worker's peak bytes: the teacher's parts and a fully trained student in float32, while it loads.
 
     What it offloads to the host comes on top, since it is allocated while the models are still there.
     """
     text = 0 if recipe.train.num_encoders else count_text_encoder_parameters(recipe)
     offloaded = sum(estimate_host_bytes(recipe.train, size) for size in list_networks(recipe, estimated))
-    return PROCESS_BYTES + 4.0 * (2 * estimated.parameters + text + VAE_PARAMETERS) + offloaded
+    denoisers = 1.5 if recipe.student.lora_rank else 2.0  # a LoRA student's copy is half precision
+    return PROCESS_BYTES + 4.0 * (denoisers * estimated.parameters + text + VAE_PARAMETERS) + offloaded
 
 
 def describe(recipe: Recipe, prompt_folder: Folder) -> str:

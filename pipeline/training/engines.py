@@ -134,24 +134,29 @@ def build_engines(
     init: Any = None,
     make: MakeEngine = build_deepspeed_engine,
 ) -> Engines:
-    """Build both engines: the student from `init`'s or the teacher's weights, and the teacher with LoRA adapters."""
+    """Build both engines: the student from `init`'s or the teacher's weights, and the teacher with LoRA adapters.
+
+    All parts are cast where they are, in host memory if they were loaded there, and then moved to the device.
+    """
     torch.manual_seed(recipe.seed)  # the adapters' initial values, the same on every rank
-    dtype = compute_dtype(recipe)
-    denoiser = deepcopy(teacher.denoiser if init is None else init).requires_grad_(True)
-    if recipe.student.lora_rank:
-        cast_frozen(denoiser, dtype, keep=get_output_layer(denoiser, teacher.family))
-    add_student_lora(recipe, denoiser)
-    for part in teacher.list_modules():
-        cast_frozen(part, dtype, keep=get_output_layer(part, teacher.family) if part is teacher.denoiser else None)
-    student = make_steerable(denoiser, dtype, teacher.family).to(device)
+    dtype, family, start = compute_dtype(recipe), teacher.family, teacher.denoiser if init is None else init
+    whole = None if recipe.student.lora_rank else deepcopy(start).requires_grad_(True)  # in float32
+    for part in (*teacher.list_modules(), *([] if init is None else [init])):
+        denoiser = part in (teacher.denoiser, init)
+        cast_frozen(part, dtype, keep=get_output_layer(part, family) if denoiser else None)
+    model = deepcopy(start) if whole is None else whole
+    add_student_lora(recipe, model)
     add_lora(
         teacher.denoiser,
         rank=recipe.lora_teacher.rank,
         lora_alpha=recipe.lora_teacher.lora_alpha,
-        target_modules=choose_lora_targets(recipe, teacher.family),
+        target_modules=choose_lora_targets(recipe, family),
     )
-    for parameter in (*get_lora_parameters(teacher.denoiser), *get_lora_parameters(denoiser)):
+    for parameter in (*get_lora_parameters(teacher.denoiser), *get_lora_parameters(model)):
         parameter.data = parameter.data.float()
+    for part in teacher.list_modules():
+        part.to(device)
+    student = make_steerable(model, dtype, family).to(device)
     teachers = make_steerable(teacher.denoiser, dtype, teacher.family).to(device)
     if recipe.train.gradient_checkpointing:
         student.enable_gradient_checkpointing()

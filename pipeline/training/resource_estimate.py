@@ -34,7 +34,8 @@ class Estimate:
     """Bytes of one GPU, by what they are for, and the floating-point operations of one step on it.
 
     `forward_flops` are the denoiser's FLOPs for one image, `parameters` its parameter count, `trained` the student's
-    trained parameters, `lora_parameters` the LoRA teacher's.
+    trained parameters, `lora_parameters` the LoRA teacher's. `start_up` are the bytes while a worker starts: both
+    networks are whole, in every ZeRO stage.
     """
 
     memory: dict[str, float]
@@ -44,16 +45,12 @@ class Estimate:
     forward_flops: float
     trained: int
     lora_parameters: int
+    start_up: float = 0.0
 
     @property
     def total(self) -> float:
         """Bytes in all."""
         return sum(self.memory.values())
-
-    @property
-    def start_up(self) -> float:
-        """Bytes while a worker loads: both networks are whole and in float32, in every ZeRO stage, before it shards."""
-        return 2 * 4.0 * self.parameters + self.memory["text encoder"] + RESERVED
 
     @property
     def needed(self) -> float:
@@ -143,7 +140,8 @@ def replace_memory(recipe: Recipe, measured: Estimate) -> Estimate:
     memory["student's bfloat16 copy"] = 2.0 * student.trained if reduced else 0.0  # cast by autocast in every stage
     memory["student's moving average"] = 4.0 * student.trained
     memory |= {f"teacher's {name}": value for name, value in estimate_gpu_bytes(recipe.train, teacher).items()}
-    return replace(measured, memory=memory | {name: measured.memory[name] for name in UNSHARDED})
+    start_up = student.weight_bytes + teacher.weight_bytes + measured.memory["text encoder"] + RESERVED
+    return replace(measured, memory=memory | {name: measured.memory[name] for name in UNSHARDED}, start_up=start_up)
 
 
 def get_latent_shape(recipe: Recipe, model: Any, family: Family) -> tuple[int, ...]:

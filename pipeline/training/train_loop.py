@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -151,7 +152,8 @@ def _build_distiller(config: TrainLoopConfig) -> Distiller:
         else {}
     )
     folder = models.local_or_download(config.teacher_folder, options.teacher, revision=options.revision)
-    model = models.load_for_recipe(options, folder, device, cached_embeds=cached_embeds)
+    model = models.load_for_recipe(options, folder, cached_embeds=cached_embeds)  # engines move it to the device
+    model = replace(model, diffusion=model.diffusion.to(device))
     init = None
     if config.init_folder:
         init = models.load_denoiser(models.local_or_download(config.init_folder, options.student.init, "student.init"))
