@@ -1,14 +1,14 @@
-"""The ablation: its variants, a small run, resuming, and the aggregation of its rows."""
+"""The ablation: its variants and training loops, a small run, resuming, and the aggregation of its rows."""
 
 import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks.ablation import runs
 from benchmarks.ablation.report import BEGIN, END, format_table, write
-from benchmarks.ablation.runs import VARIANTS, Plan, compute_contrast, summarise
-from nasa.method_options import MethodOptions
+from benchmarks.ablation.runs import ALL, LOOPS, NASA_T, NONE, RUNS, TEACHER, Plan, compute_contrast, summarise
 from pipeline import recipe
 
 TINY = [
@@ -19,6 +19,7 @@ TINY = [
     "train.clip_images=1",
 ]
 TINY += ["evaluation.num_prompts=6", "evaluation.exclusion_seeds=6"]
+BY_NAME = {loop.name: loop for loop in LOOPS}
 
 
 @pytest.fixture
@@ -26,71 +27,95 @@ def plan(tmp_path):
     return Plan(recipe.load("shapes", TINY), warm_up_steps=1, steps=2, folder=str(tmp_path), threads=1)
 
 
-def test_the_variants_are_the_rows_of_table_5():
-    switches = {
-        variant.name: tuple(
-            getattr(variant.method(MethodOptions()), f"negative_on_{model}")
-            for model in ("student", "teacher", "lora_teacher")
-        )
-        for variant in VARIANTS
-    }
-    assert switches["none"] == (False, False, False)
-    assert switches["teacher"] == (False, True, False)
-    assert switches["teachers"] == (False, True, True)
-    assert switches["nasa-t"] == (True, True, False)
-    assert switches["all"] == (True, True, True)
-    fixed = next(variant for variant in VARIANTS if variant.name == "nasa-t-fixed-k").method(MethodOptions())
-    assert fixed.guidance_range == (2.25, 2.25)
+@pytest.mark.parametrize(
+    ("variant", "switches"),
+    [(NONE, (False,) * 3), (TEACHER, (False, True, False)), (NASA_T, (True, True, False)), (ALL, (True,) * 3)],
+)
+def test_the_variants_are_the_rows_of_table_5(variant, switches):
+    method = LOOPS[0].configure(recipe.load("shapes"), variant, 5).method
+    assert tuple(getattr(method, f"negative_on_{part}") for part in ("student", "teacher", "lora_teacher")) == switches
 
 
-def test_a_run_starts_from_the_warm_start_and_its_row_is_reused(plan):
-    runs.warm_up(plan)
-    variant = VARIANTS[3]
-    row = runs.run(plan, variant, 5)
-    assert (row["variant"], row["seed"]) == ("nasa-t", 5)
+@pytest.mark.parametrize(
+    ("name", "guided", "weight"),
+    [("guided", True, 0), ("unguided", False, 0), ("warm", False, 0), ("regression", False, 0.3)],
+)
+def test_a_loop_sets_the_guidance_the_regression_and_the_steps_of_the_clip_loss(name, guided, weight):
+    options = BY_NAME[name].configure(recipe.load("shapes"), NASA_T, 7)
+    assert (options.method.lora_guidance, options.regression.weight, options.train.steps) == (guided, weight, 7)
+
+
+def test_a_run_starts_from_its_loop_s_start_and_its_row_is_reused(plan):
+    loop = BY_NAME["warm"]
+    runs.warm_up(plan, loop)
+    row = runs.run(plan, loop, NASA_T, 5)
+    assert (row["loop"], row["variant"], row["seed"]) == ("warm", "nasa-t", 5)
     assert len(row["plain"]) == len(row["nasa_i"]) == 6
     assert set(row["plain"]) | set(row["nasa_i"]) | set(row["removed"]) | set(row["kept"]) <= {0, 1}
-    for other in VARIANTS:
-        recorded = {**row, "variant": other.name, "seed": 0}
-        runs.Folder.from_uri(plan.folder).write(f"rows/{other.name}-0.json", json.dumps(recorded).encode())
+    assert set(row["diversity"]) == {"shape", "colour", "background"}
+    for other, variant in RUNS:
+        recorded = {**row, "loop": other.name, "variant": variant.name, "seed": 0}
+        file = f"rows/{other.name}-{variant.name}-0.json"
+        runs.Folder.from_uri(plan.folder).write(file, json.dumps(recorded).encode())
     rows = runs.ablate(plan, [0], processes=1)
-    assert [row["variant"] for row in rows] == [variant.name for variant in VARIANTS]
+    assert [(row["loop"], row["variant"]) for row in rows] == [(loop.name, variant.name) for loop, variant in RUNS]
     assert rows[0]["plain"] == row["plain"]
 
 
-def build_rows():
-    """Return rows of two seeds; NASA-T is right where SBv2* is, and for two more prompts."""
-    all_rows = []
-    for seed in (0, 1):
-        for variant in VARIANTS:
-            plain = [1] * (6 if variant.name.startswith("nasa-t") else 4 + seed) + [0] * 6
-            all_rows.append({"variant": variant.name, "seed": seed, "plain": plain[:10], "nasa_i": plain[:10],
-                         "removed": [1, 0], "kept": [1, 1]})  # fmt: skip
-    return all_rows
+def build_rows(seeds=(0, 1)):
+    """Return rows in which NASA-T is right for two or one more of ten prompts than the others."""
+    return [
+        {
+            "loop": loop.name,
+            "variant": variant.name,
+            "seed": seed,
+            "plain": ([1] * (6 if variant is NASA_T else 4 + seed) + [0] * 10)[:10],
+            "nasa_i": [1, 0],
+            "removed": [1, 0],
+            "kept": [1, 1],
+            "diversity": {"shape": 0.5 + 0.1 * seed},
+            "cpu_seconds": 1800.0,
+        }
+        for seed in seeds
+        for loop, variant in RUNS
+    ]
 
 
-def test_variation_over_seeds_and_over_prompts_is_reported_separately():
+def find(rows, **wanted):
+    return next(row for row in rows if all(row[name] == value for name, value in wanted.items()))
+
+
+def test_the_interval_is_student_s_over_the_seeds():
     summary = summarise(build_rows())
-    nasa_t = next(row for row in summary["table"] if row["variant"] == "nasa-t")
-    none = next(row for row in summary["table"] if row["variant"] == "none")
-    assert (nasa_t["plain"]["mean"], none["plain"]["seeds"]) == (60.0, [40.0, 50.0])
-    first = summary["contrasts"][0]
-    assert first["title"] == "NASA-T vs. SBv2*"
-    assert first["seeds"] == pytest.approx([20.0, 10.0])
-    assert first["difference"] == pytest.approx(15.0)
-    assert first["low"] < 15 < first["high"]
+    assert summary["cpu_hours"] == pytest.approx(0.5 * 2 * len(RUNS))
+    title = LOOPS[0].title
+    assert find(summary["table"], loop=title, title=NASA_T.title)["plain"]["mean"] == 60.0
+    none = find(summary["table"], loop=title, title=NONE.title)
+    assert none["plain"]["seeds"] == [40.0, 50.0]
+    assert none["diversity"]["shape"]["mean"] == pytest.approx(0.55)
+    contrast = find(summary["contrasts"], loop=title, title="NASA-T vs. SBv2*", measure="plain")
+    assert contrast["seeds"] == pytest.approx([20.0, 10.0])
+    low, high = stats.t.interval(0.95, 1, loc=15, scale=np.std([20, 10], ddof=1) / np.sqrt(2))
+    assert (contrast["low"], contrast["high"]) == pytest.approx((low, high))
+    assert contrast["verdict"] == "open"
 
 
-def test_the_interval_has_no_width_if_all_prompts_agree():
-    outcomes = {("a", 0): {"plain": [1] * 8}, ("b", 0): {"plain": [0] * 8}}
-    result = compute_contrast(outcomes, [0], "a", "b", "plain")
-    assert (result["difference"], result["low"], result["high"]) == (100.0, 100.0, 100.0)
+@pytest.mark.parametrize(
+    ("better", "verdict"),
+    [([9, 9, 9], "different"), ([5, 5, 5], "equal"), ([1, 9, 5], "open"), ([1, 1, 1], "different")],
+)
+def test_a_contrast_is_different_equal_or_open(better, verdict):
+    outcomes = {}
+    for seed, count in enumerate(better):
+        for name, right in (("nasa-t", count), ("none", 5)):
+            outcomes["guided", name, seed] = {"plain": [1] * right + [0] * (10 - right)}
+    result = compute_contrast(outcomes, range(3), LOOPS[0], NASA_T, NONE, "plain")
+    assert result["verdict"] == verdict
 
 
-def test_an_unfinished_variant_is_left_out():
-    summary = summarise([row for row in build_rows() if (row["variant"], row["seed"]) != ("all", 1)])
-    assert "all" not in {row["variant"] for row in summary["table"]}
-    assert "NASA-T: with vs. without LoRA teacher" not in {row["title"] for row in summary["contrasts"]}
+def test_a_seed_counts_only_if_all_its_runs_are_finished():
+    rows = [row for row in build_rows((0, 1, 2)) if (row["loop"], row["variant"], row["seed"]) != ("guided", "all", 2)]
+    assert summarise(rows)["seeds"] == [0, 1]
 
 
 def test_only_the_table_of_the_page_changes(plan, tmp_path):
@@ -98,8 +123,9 @@ def test_only_the_table_of_the_page_changes(plan, tmp_path):
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     text = write(summarise(build_rows()), plan, tmp_path)
     assert text == format_table(summarise(build_rows()))
-    assert "| NASA-T vs. SBv2* | plain | +15.0 |" in text
+    assert "| LoRA teacher guided by k | NASA-T vs. SBv2* | plain images | +15.0 |" in text
     assert page.read_text() == f"before\n{BEGIN}\n\n{text}\n{END}\nafter\n"
     assert (tmp_path / "images/ablation.png").stat().st_size > 5_000
-    assert json.loads((tmp_path / "data/ablation.json").read_text())["steps"] == 2
-    assert np.isclose(json.loads((tmp_path / "data/ablation.json").read_text())["contrasts"][0]["difference"], 15)
+    recorded = json.loads((tmp_path / "data/ablation.json").read_text())
+    assert recorded["steps"] == 2
+    assert np.isclose(recorded["contrasts"][0]["difference"], 15)
