@@ -29,7 +29,8 @@ from nasa.steerable_denoiser import make_steerable, require_distillation
 from nasa.student import generate
 from nasa.testing import TINY_PIPELINES
 
-FAMILIES = ("stable-diffusion", "sdxl", "pixart", "sana", "stable-diffusion-3", "flux", "qwen-image", "wan")
+FAMILIES = ("stable-diffusion", "sdxl", "pixart", "sana", "stable-diffusion-3", "flux", "flux2-klein")
+FAMILIES += ("qwen-image", "wan")
 BATCH, LATENT_SIDE = 4, 16
 METHOD = MethodOptions(lora_guidance=True)
 TOLERANCE = 1e-3
@@ -43,7 +44,7 @@ class Setting:
         self.family, denoiser = find_family(pipe)
         distillation = require_distillation(self.family)
         shape = distillation.latent_shape(denoiser.config, LATENT_SIDE)
-        self.diffusion = read_diffusion(pipe.scheduler, image_tokens=LATENT_SIDE**2 // 4)
+        self.diffusion = read_diffusion(pipe.scheduler, flow_shift=3.0)
         prompts = [f"a photo of thing {number}" for number in range(BATCH)]
         with torch.no_grad():
             encoded = [self.family.encode(pipe, texts, None) for texts in (prompts, ["blurry"] * BATCH, [""])]

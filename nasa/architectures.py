@@ -98,3 +98,10 @@ def build_qwen_image() -> Any:
 def build_wan_13b() -> Any:
     """Return Wan 2.1 1.3B's transformer."""
     return diffusers.WanTransformer3DModel(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30)
+
+
+def build_flux2_klein_4b() -> Any:
+    """Return FLUX.2 Klein 4B's transformer."""
+    return diffusers.Flux2Transformer2DModel(
+        num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
+    )

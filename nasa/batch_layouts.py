@@ -60,6 +60,8 @@ def select_first_call(call: DenoiserCall) -> Rows:
 Layout = Callable[[DenoiserCall], Rows]
 
 PIPELINES: dict[str, Layout] = {
+    "Flux2KleinInpaintPipeline": select_first_call,
+    "Flux2KleinPipeline": select_first_call,
     "FluxControlImg2ImgPipeline": select_all_rows,
     "FluxControlInpaintPipeline": select_all_rows,
     "FluxControlNetImg2ImgPipeline": select_all_rows,

@@ -103,18 +103,18 @@ def read_diffusion(
     *,
     start_timestep: int = -1,
     student_steps: int = 1,
-    image_tokens: int | None = None,
+    flow_shift: float | None = None,
 ) -> DiffusionProcess:
     """Read the forward process of a diffusers scheduler.
 
-    `image_tokens` is the number of the denoiser's image tokens, which a resolution-dependent shift needs.
+    `flow_shift` is the shift of flow matching; None reads it from the scheduler, if it is the same at any resolution.
 
     Raises:
         ValueError: The scheduler has another process, or the start is not allowed.
     """
     student: dict[str, Any] = {"start_timestep": start_timestep, "student_steps": student_steps}
     if is_flow_matching(scheduler):
-        shift = compute_flow_shift(scheduler.config, image_tokens)
+        shift = compute_flow_shift(scheduler.config) if flow_shift is None else flow_shift
         return DiffusionProcess.flow_matching(shift, **student).to(device)
     if not hasattr(scheduler, "alphas_cumprod") or not hasattr(scheduler.config, "prediction_type"):
         raise ValueError(

@@ -74,7 +74,7 @@ class JointSteeredProcessor:
         if encoder_hidden_states is None:
             return torch.cat([z_text, z_image], dim=1)
         z_image = attn.to_out[1](attn.to_out[0](z_image))
-        return z_image, z_text if attn.context_pre_only else attn.to_add_out(z_text)
+        return z_image, z_text if getattr(attn, "context_pre_only", False) else attn.to_add_out(z_text)
 
     def _select_rotary(self, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Return the rotary embeddings of all tokens, text first; in Qwen-Image each text's positions start at 0."""
@@ -117,6 +117,23 @@ class JointSteeredProcessor:
         return split.join(plain, steer_attention(rule, query, positive, negative, scale))
 
 
+class ParallelSteeredProcessor(JointSteeredProcessor):
+    """Attends as `JointSteeredProcessor` in FLUX.2's single-stream blocks, which fuse attention and feed-forward."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run attention and feed-forward side by side; `args` are the attention mask, which is None, and the rotary."""
+        if self.steering.is_plain:
+            return self.original_processor(attn, hidden_states, *args, **kwargs)
+        _, image_rotary_emb = args
+        fused = attn.to_qkv_mlp_proj(hidden_states)
+        *projected, feed_forward = fused.split([attn.inner_dim] * 3 + [fused.shape[-1] - 3 * attn.inner_dim], dim=-1)
+        norms = (attn.norm_q, attn.norm_k, None)
+        query, key, value = (split_heads(attn, part, norm) for part, norm in zip(projected, norms, strict=True))
+        query, key = rotate(query, image_rotary_emb), rotate(key, image_rotary_emb)
+        attended = torch.cat(self._attend(query, key, value, None), dim=1)
+        return attn.to_out(torch.cat([attended, attn.mlp_act_fn(feed_forward)], dim=-1))
+
+
 def rotate(x_BHSK: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
     """Apply rotary embeddings, given as cosines and sines or as complex factors [S, K / 2]."""
     if len(rotary) == 2:
@@ -149,7 +166,7 @@ def install_joint_processors(model: Any, steering: JointSteering, layers: Any) -
     """
     original_processors: dict[str, Any] = dict(model.attn_processors)
     processors = {
-        name: JointSteeredProcessor(original, steering, is_steered=layers(name))
+        name: _choose_class(model, name)(original, steering, is_steered=layers(name))
         for name, original in original_processors.items()
         if name.endswith(PROCESSOR_SUFFIX)
     }
@@ -157,3 +174,8 @@ def install_joint_processors(model: Any, steering: JointSteering, layers: Any) -
         raise ValueError(f"denoiser: got {type(model).__name__}; expected joint attention layers (processors *attn).")
     model.set_attn_processor({**original_processors, **processors})
     return original_processors
+
+
+def _choose_class(model: Any, name: str) -> type[JointSteeredProcessor]:
+    layer = model.get_submodule(name.removesuffix(".processor"))
+    return ParallelSteeredProcessor if hasattr(layer, "to_qkv_mlp_proj") else JointSteeredProcessor

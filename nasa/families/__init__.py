@@ -5,6 +5,7 @@ from typing import Any
 from nasa.compat import unwrap_compiled
 from nasa.families.family import Distillation, Family, PublishedModel
 from nasa.families.flux import FLUX
+from nasa.families.flux2 import FLUX2
 from nasa.families.pixart import PIXART
 from nasa.families.pixart_sigma import PIXART_SIGMA
 from nasa.families.qwen_image import QWEN_IMAGE
@@ -22,6 +23,7 @@ FAMILIES = (
     SANA,
     WAN,
     FLUX,
+    FLUX2,
     STABLE_DIFFUSION_3,
     QWEN_IMAGE,
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nasa.diffusion_process import DiffusionProcess, decode_latents
 from nasa.prompt_embeds import PromptEmbeds
+from nasa.schedulers import compute_flow_shift
 
 Encode = Callable[[Any, list[str], int | None], PromptEmbeds]
 
@@ -47,6 +48,8 @@ class Distillation:
         latent_shape: returns one image's latent shape for (the denoiser's config, a side in latents or 0).
         decode: returns the images of (vae, latents), [B, 3, H, W] in about -1..1.
         pixels_per_latent: pixels of an image per latent, along one side.
+        count_image_tokens: returns the number of the denoiser's tokens for an image's latent shape.
+        compute_flow_shift: returns flow matching's shift for (the scheduler's config, the number of image tokens).
         frames_per_latent: frames of a video per latent, the first of which has one; 0: the family makes images.
         takes_timesteps: whether the pipeline's call takes timesteps or sigmas, without which a student has one step.
         call_options: options of the pipeline's call that turn guidance off, and others that the student needs.
@@ -64,6 +67,8 @@ class Distillation:
     latent_shape: Callable[[Any, int], tuple[int, ...]] = build_square_latents
     decode: Callable[[Any, Tensor], Tensor] = decode_latents
     pixels_per_latent: int = 8
+    count_image_tokens: Callable[[tuple[int, ...]], int] = lambda shape: shape[-2] * shape[-1] // 4
+    compute_flow_shift: Callable[[Any, int], float] = compute_flow_shift
     frames_per_latent: int = 0
     takes_timesteps: bool = True
     call_options: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 0.0})

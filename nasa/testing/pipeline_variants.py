@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from nasa.testing.tiny_pipelines import TINY_PIPELINES
 
 Components = dict[str, Any]
-SIDE = 32  # pixels, except for Wan
+SIDE = 32  # pixels, except for Wan and FLUX.2
 DISABLED_COMPONENTS: Components = {
     "requires_safety_checker": False,
     "add_watermarker": False,
@@ -41,6 +41,7 @@ def build_variant(name: str) -> tuple[Any, dict[str, Any]]:
 
 def _find_family(name: str) -> str:
     beginnings = {
+        "Flux2Klein": "flux2-klein",
         "Flux": "flux",
         "PixArtSigma": "pixart-sigma",
         "PixArt": "pixart",
@@ -203,7 +204,7 @@ COMPONENTS: dict[str, Callable[[str], Components]] = {
 
 def _build_call(name: str, known: Any) -> dict[str, Any]:
     wan = _find_family(name) == "wan"
-    side = 16 if wan else SIDE
+    side = 16 if wan else 64 if name.startswith("Flux2") else SIDE
     image = Image.effect_noise((side, side), 60).convert("RGB")
     options = {
         "height": side,

@@ -2,8 +2,11 @@
 
 import torch
 from diffusers import (
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImagePipeline,
@@ -16,6 +19,8 @@ from transformers import (
     CLIPTextModelWithProjection,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
@@ -30,6 +35,8 @@ from nasa.testing.tiny_components import (
     tiny_t5_tokenizer,
 )
 from nasa.testing.tiny_stable_diffusion import tiny_tokenizer
+
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
 def tiny_flux() -> FluxPipeline:
@@ -121,6 +128,49 @@ def tiny_qwen_image() -> QwenImagePipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=vae,
         text_encoder=Qwen2_5_VLForConditionalGeneration(text),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    return set_up_for_inference(pipe)
+
+
+def tiny_flux2_klein() -> Flux2KleinPipeline:
+    """Return a small FLUX.2 Klein pipeline; its text encoder has the 28 layers that the pipeline reads three of."""
+    torch.manual_seed(0)
+    tokenizer = tiny_qwen_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    text = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=28,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=3 * TEXT_WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    pipe = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(text),
         tokenizer=tokenizer,
         transformer=transformer,
     )

@@ -42,7 +42,7 @@ from nasa.testing.tiny_components import (
     tiny_gemma_tokenizer,
     tiny_t5_tokenizer,
 )
-from nasa.testing.tiny_joint_pipelines import tiny_flux, tiny_qwen_image, tiny_stable_diffusion_3
+from nasa.testing.tiny_joint_pipelines import tiny_flux, tiny_flux2_klein, tiny_qwen_image, tiny_stable_diffusion_3
 from nasa.testing.tiny_stable_diffusion import tiny_stable_diffusion, tiny_tokenizer
 
 
@@ -207,6 +207,7 @@ TINY_PIPELINES = {
     "sana-sprint": tiny_sana_sprint,
     "wan": tiny_wan,
     "flux": tiny_flux,
+    "flux2-klein": tiny_flux2_klein,
     "stable-diffusion-3": tiny_stable_diffusion_3,
     "qwen-image": tiny_qwen_image,
 }
@@ -234,6 +235,7 @@ TINY_CALLS: dict[str, dict[str, Any]] = {  # options of a call of each: two step
     },
     "wan": {**_SIZE, **_TEXT, "height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1},
     "flux": {**_SIZE, **_TEXT, "guidance_scale": 0},
+    "flux2-klein": {**_SIZE, **_TEXT, "guidance_scale": 1},
     "stable-diffusion-3": {**_SIZE, **_TEXT, "guidance_scale": 0},
     "qwen-image": {**_SIZE, **_TEXT},
 }
@@ -247,6 +249,7 @@ _FAMILIES = {  # keyed by the pipeline's class
     "SanaSprintPipeline": "sana-sprint",
     "WanPipeline": "wan",
     "FluxPipeline": "flux",
+    "Flux2KleinPipeline": "flux2-klein",
     "StableDiffusion3Pipeline": "stable-diffusion-3",
     "QwenImagePipeline": "qwen-image",
 }
@@ -254,4 +257,4 @@ _FAMILIES = {  # keyed by the pipeline's class
 
 def run_tiny_pipeline(pipe: Any, prompt: str | list[str], **options: Any) -> Any:
     """Return the images or videos of a tiny pipeline, called with its `TINY_CALLS`, which `options` override."""
-    return pipe(prompt, **{**TINY_CALLS[_FAMILIES[type(pipe).__name__]], **options})[0]
+    return pipe(prompt=prompt, **{**TINY_CALLS[_FAMILIES[type(pipe).__name__]], **options})[0]

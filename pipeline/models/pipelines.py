@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from nasa.diffusion_process import DiffusionProcess, read_diffusion
 from nasa.families import Family, find_distillable_family, find_family, list_distillable_pipelines
 from nasa.prompt_embeds import PromptEmbeds, cat
+from nasa.schedulers import is_flow_matching
 from nasa.steerable_denoiser import require_distillation
 from pipeline.errors import UserError, invalid
 from pipeline.hashing import hash_folder
@@ -84,8 +85,14 @@ class TextToImage:
 def get_latent_shape(pipe: Any, resolution: int) -> tuple[int, ...]:
     """Return the shape of an image's latents at a resolution in pixels; 0 is the model's own."""
     family, denoiser = find_family(pipe)
-    side = resolution // int(getattr(pipe, "vae_scale_factor", None) or pipe.vae_scale_factor_spatial)
-    return require_distillation(family).latent_shape(denoiser.config, side)
+    distillation = require_distillation(family)
+    return distillation.latent_shape(denoiser.config, resolution // find_pixels_per_latent(pipe))
+
+
+def find_pixels_per_latent(pipe: Any) -> int:
+    """Return the pixels of an image per latent of its denoiser; small models' autoencoders compress less."""
+    compression = int(getattr(pipe, "vae_scale_factor", None) or pipe.vae_scale_factor_spatial)
+    return compression * (2 if type(pipe.vae).__name__ == "AutoencoderKLFlux2" else 1)
 
 
 def find_teacher_folder(teacher: str, field: str = "teacher", revision: str = "main") -> Path:
@@ -171,8 +178,8 @@ def load(
         raise UserError(f"teacher: {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     options: dict[str, Any] = {"start_timestep": start_timestep, "student_steps": student_steps}
     try:
-        tokens = count_image_tokens(pipe, resolution)
-        diffusion = read_diffusion(pipe.scheduler, device, image_tokens=tokens, **options)
+        shift = compute_flow_shift(pipe, resolution)
+        diffusion = read_diffusion(pipe.scheduler, device, flow_shift=shift, **options)
     except ValueError as error:
         field = "teacher." if str(error).startswith("scheduler") else "method."
         raise UserError(f"{field}{error}") from None
@@ -204,10 +211,13 @@ def get_student_options(recipe: Recipe) -> dict[str, int]:
     return {**steps, "resolution": recipe.resolution}
 
 
-def count_image_tokens(pipe: Any, resolution: int) -> int:
-    """Return the number of tokens of 2 x 2 latents, which a resolution-dependent shift counts."""
-    *_, height, width = get_latent_shape(pipe, resolution)
-    return height * width // 4
+def compute_flow_shift(pipe: Any, resolution: int) -> float | None:
+    """Return the shift of a flow-matching teacher's scheduler at a resolution, and None for a diffusion teacher."""
+    if not is_flow_matching(pipe.scheduler):
+        return None
+    distillation = require_distillation(find_family(pipe)[0])
+    tokens = distillation.count_image_tokens(get_latent_shape(pipe, resolution))
+    return distillation.compute_flow_shift(pipe.scheduler.config, tokens)
 
 
 def _list_absent_encoders(folder: Path) -> dict[str, None]:
@@ -279,8 +289,7 @@ def save_student(
     options: dict[str, Any] = {"start_timestep": start_timestep, "student_steps": student_steps}
 
     def build_scheduler(pipe: Any) -> Any:
-        tokens = count_image_tokens(pipe, resolution)
-        diffusion = read_diffusion(pipe.scheduler, image_tokens=tokens, **options)
+        diffusion = read_diffusion(pipe.scheduler, flow_shift=compute_flow_shift(pipe, resolution), **options)
         return require_distillation(detect_family(teacher)).build_scheduler(pipe.scheduler.config, diffusion)
 
     return save_denoiser(teacher, weights, target, build_scheduler, {**options, "resolution": resolution})

@@ -53,7 +53,7 @@ class StudentPyfunc(PythonModel):
         seeds = [torch.Generator().manual_seed(_parse_seed(row["seed"])) for row in rows]
         with steer(self.pipe, negatives if any(scales) else None, scales):
             prompts = [row["prompt"] for row in rows]
-            images = self.pipe(prompts, generator=seeds, output_type="pil", return_dict=False, **self.options)[0]
+            images = self.pipe(prompt=prompts, generator=seeds, output_type="pil", return_dict=False, **self.options)[0]
         return [_encode_png(image) for image in images]
 
 

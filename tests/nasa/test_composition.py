@@ -36,7 +36,7 @@ def pipe(family):
 
 def draw(family, pipe, **options):
     generator = torch.Generator().manual_seed(3)
-    return pipe("a photo", generator=generator, **{**TINY_CALLS[family], **options})[0]
+    return pipe(prompt="a photo", generator=generator, **{**TINY_CALLS[family], **options})[0]
 
 
 def draw_steered(family, pipe, negative="dog", scale=SCALE):

@@ -41,7 +41,7 @@ def pipe(family):
 
 def draw(family, pipe, prompt=LONG, **overrides):
     generator = torch.Generator().manual_seed(3)
-    return pipe(prompt, generator=generator, **{**TINY_CALLS[family], **overrides})[0]
+    return pipe(prompt=prompt, generator=generator, **{**TINY_CALLS[family], **overrides})[0]
 
 
 def length_options(family):

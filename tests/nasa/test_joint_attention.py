@@ -170,7 +170,7 @@ def record_first_outputs(pipe, calls, **options):
     try:
         generator = torch.Generator().manual_seed(3)
         size = {"height": 32, "width": 32, "max_sequence_length": 16}
-        pipe("a cat", num_inference_steps=1, generator=generator, output_type="latent", **size, **options)
+        pipe(prompt="a cat", num_inference_steps=1, generator=generator, output_type="latent", **size, **options)
     finally:
         hook.remove()
     assert len(outputs) == calls
@@ -178,14 +178,14 @@ def record_first_outputs(pipe, calls, **options):
 
 
 @pytest.mark.parametrize("mode", JOINT_ATTENTION_MODES)
-@pytest.mark.parametrize("family", ["flux", "qwen-image"])
+@pytest.mark.parametrize("family", ["flux", "flux2-klein", "qwen-image"])
 def test_guidance_in_calls_steers_only_the_conditional_call(family, mode):
     pipe = TINY_PIPELINES[family]()
-    guided = {"true_cfg_scale": 3.0, "negative_prompt": "dog"}
+    guided = {"guidance_scale": 3.0} if family == "flux2-klein" else {"true_cfg_scale": 3.0, "negative_prompt": "dog"}
     plain = record_first_outputs(pipe, 2, **guided)
     with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, joint_attention=mode):
         steered = record_first_outputs(pipe, 2, **guided)
-        (unguided,) = record_first_outputs(pipe, 1)
+        (unguided,) = record_first_outputs(pipe, 1, **({"guidance_scale": 1.0} if family == "flux2-klein" else {}))
     assert torch.equal(steered[1], plain[1])
     assert torch.equal(steered[0], unguided)
     assert not torch.allclose(steered[0], plain[0])
@@ -221,7 +221,7 @@ def test_a_batch_of_unequal_texts_equals_separate_calls():
     assert not torch.allclose(batched, draw(prompts, negatives[::-1], noise), atol=100 * TOLERANCE)
 
 
-@pytest.mark.parametrize("family", ["flux", "stable-diffusion-3", "qwen-image"])
+@pytest.mark.parametrize("family", ["flux", "flux2-klein", "stable-diffusion-3", "qwen-image"])
 def test_modes_differ_and_a_zero_tensor_scale_is_plain(family):
     pipe = TINY_PIPELINES[family]()
     (plain,) = record_first_outputs(pipe, 1, guidance_scale=0)

@@ -49,8 +49,8 @@ UNSUPPORTED = {  # in addition to those that diffusers marks as deprecated
         "QwenImageEditInpaintPipeline QwenImageEditPipeline QwenImageEditPlusPipeline QwenImageLayeredPipeline"
     ),
     "a text encoder or layers that were not tried": (
-        "KolorsImg2ImgPipeline KolorsPAGPipeline KolorsPipeline LDMTextToImagePipeline "
-        "StableDiffusionLatentUpscalePipeline"
+        "Flux2KleinKVPipeline Flux2Pipeline KolorsImg2ImgPipeline KolorsPAGPipeline KolorsPipeline "
+        "LDMTextToImagePipeline StableDiffusionLatentUpscalePipeline"
     ),
     "attention of its own in the layers to steer": (
         "LEditsPPPipelineStableDiffusion LEditsPPPipelineStableDiffusionXL StableDiffusion3PAGImg2ImgPipeline "
@@ -70,6 +70,7 @@ TEXT_OPTIONS = {  # options of a call that concern its text, each with a value t
     "max_sequence_length": 8,
     "prompt_2": "on ice",
     "prompt_3": "at sea",
+    "text_encoder_out_layers": (3, 9, 27),
 }
 PROMPT_OPTIONS = {"prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask", "prompt_embeds_mask"}
 GUIDANCE_OPTIONS = (

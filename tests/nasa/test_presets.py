@@ -15,6 +15,7 @@ FAMILIES = {
     "stable_diffusion_xl": "sdxl",
     "pixart": "pixart",
     "flux": "flux",
+    "flux2": "flux2-klein",
     "sana": "sana-sprint",
     "stable_diffusion_3": "stable-diffusion-3",
     "qwen_image": "qwen-image",
@@ -74,7 +75,7 @@ def record_run(name, pipe):
     family = FAMILIES[preset.family]
     options = {**TINY_CALLS[family], **preset.options}
     try:
-        latents = pipe("a cat", generator=torch.Generator().manual_seed(0), **options)[0]
+        latents = pipe(prompt="a cat", generator=torch.Generator().manual_seed(0), **options)[0]
     finally:
         hook.remove()
     return latents.double(), calls

@@ -24,6 +24,7 @@ RUNS = {  # tiny pipeline: overrides
     "sana": [*FLOW, "resolution=32"],
     "stable-diffusion-3": FLOW,
     "flux": [*FLOW, *LORA, *FOUR_STEPS, "resolution=16"],
+    "flux2-klein": [*FLOW, *LORA, "resolution=32"],
     "qwen-image": [*FLOW, *LORA, "resolution=32"],
     "wan": [*FLOW, *LORA, "resolution=16"],
 }

@@ -12,8 +12,9 @@ from pipeline.evaluation.contact_sheet import to_pixels
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 
 SEED = 3
-FAMILIES = ["stable-diffusion", "sdxl", "pixart", "pixart-sigma", "sana", "stable-diffusion-3", "flux", "qwen-image"]
-RESOLUTIONS = {"sana": 32, "flux": 16, "qwen-image": 32}  # of the tiny models; others have their own
+FAMILIES = ["stable-diffusion", "sdxl", "pixart", "pixart-sigma", "sana", "stable-diffusion-3", "flux"]
+FAMILIES += ["flux2-klein", "qwen-image"]
+RESOLUTIONS = {"sana": 32, "flux": 16, "flux2-klein": 32, "qwen-image": 32}  # of the tiny models; others have their own
 
 
 @pytest.mark.parametrize(("start", "steps"), [(-1, 1), (400, 1), (-1, 4)])
@@ -31,9 +32,9 @@ def test_the_pipeline_with_its_options_generates_the_evaluated_image(tmp_path, m
     pipe = models.load_pipeline(student)
     left_out = ("max_sequence_length", "num_inference_steps", "output_type")
     call = {key: value for key, value in TINY_CALLS[family].items() if key not in left_out}
-    height, width = (side * pipe.vae_scale_factor for side in model.latent_shape[-2:])
+    height, width = (side * models.find_pixels_per_latent(pipe) for side in model.latent_shape[-2:])
     call |= {"height": height, "width": width} | models.build_call_options(student)
     noise = torch.Generator().manual_seed(SEED)
-    served = pipe("a cat", generator=noise, output_type="np", **call).images[0]
+    served = pipe(prompt="a cat", generator=noise, output_type="np", **call).images[0]
     assert np.abs((255 * served).round() - judged.astype(float)).max() <= 2
     assert not added or model.diffusion.prediction_type == "flow"

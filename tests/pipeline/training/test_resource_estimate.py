@@ -10,6 +10,8 @@ from transformers import (
     Gemma2Model,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -87,6 +89,8 @@ QWEN = {  # Qwen2.5-VL 7B
     "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32, "out_hidden_size": 3584},
     "tie_word_embeddings": False,
 }
+QWEN3 = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32}
+QWEN3 |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True}
 PROJECTED = CLIPTextModelWithProjection
 ENCODERS = {
     "stable_diffusion": [[(CLIPTextModel, CLIPTextConfig, CLIP_L)], [(CLIPTextModel, CLIPTextConfig, CLIP_H)]],
@@ -98,6 +102,7 @@ ENCODERS = {
     "sana": [[(Gemma2Model, Gemma2Config, GEMMA)]] * 2,
     "wan": [[(UMT5EncoderModel, UMT5Config, {**T5_XXL, "vocab_size": 256384})]],
     "flux": [[(CLIPTextModel, CLIPTextConfig, CLIP_L), (T5EncoderModel, T5Config, T5_XXL)]],
+    "flux2": [[(Qwen3ForCausalLM, Qwen3Config, QWEN3)]],
     "stable_diffusion_3": [
         [
             (PROJECTED, CLIPTextConfig, {**CLIP_L, "projection_dim": 768}),
