@@ -48,12 +48,13 @@ class PromptEmbeds:
         return PromptEmbeds(F.pad(self.embeds, (0, 0, 0, missing)), F.pad(mask, (0, missing)), self.pooled)
 
     def trim(self) -> "PromptEmbeds":
-        """Return the texts without the last tokens that all of them mask; one token is always kept."""
+        """Return the texts without the last tokens that all of them mask, and without a mask if no other is masked."""
         if self.attention_mask is None or self.attention_mask.is_meta:
             return self
         used = self.attention_mask.bool().any(dim=0).nonzero()
         tokens = int(used[-1]) + 1 if len(used) else 1
-        return PromptEmbeds(self.embeds[:, :tokens], self.attention_mask[:, :tokens], self.pooled)
+        mask = self.attention_mask[:, :tokens]
+        return PromptEmbeds(self.embeds[:, :tokens], None if bool(mask.all()) else mask, self.pooled)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "PromptEmbeds":
         """Return the texts with each tensor changed."""

@@ -65,6 +65,7 @@ class SteerableDenoiser(nn.Module):
         return args, {**kwargs, **self.family.extend(kwargs, negative.embeds.to(positive), negative.attention_mask)}
 
     def _project(self, prompt: PromptEmbeds) -> PromptEmbeds:
+        prompt = prompt.trim() if self.family.extend else prompt
         return PromptEmbeds(self.family.project(self.model, prompt.embeds), prompt.attention_mask)
 
     def _scale_as_input(self, scale: Scale, device: torch.device) -> Scale:

@@ -70,6 +70,9 @@ def guided_output(
 
     Guidance of the output is guidance of eps: the conversion is affine and the weights sum to one.
     """
+    if guidance_scale == 1:  # the negative has no weight
+        conditional: Tensor = denoiser(x_t, diffusion.times[timestep_B], positive)
+        return conditional
     both = cat([negative.expand(len(positive)), positive])
     output = denoiser(torch.cat([x_t, x_t]), diffusion.times[timestep_B].repeat(2), both)
     uncond, cond = output.chunk(2)

@@ -54,7 +54,7 @@ DISTILLATION = Distillation(
     output_layer="proj_out",
     build_scheduler=build_student_ddpm,
     text_shape=lambda config: (TEXT_LENGTH, config.caption_channels),
-    call_options={"guidance_scale": 0.0, "use_resolution_binning": False},
+    call_options={"guidance_scale": 0.0, "use_resolution_binning": False, "clean_caption": False},
     masks_padding=True,
     published={"PixArt-alpha/PixArt-XL-2-512x512": PublishedModel(build_pixart_alpha, T5_XXL_PARAMETERS)},
 )

@@ -17,13 +17,17 @@ TEXT_ENCODERS_PARAMETERS = 123_060_480 + 694_659_840  # CLIP ViT-L/14's and Open
 
 
 def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
-    """Encode prompts by both encoders, with the pooled embedding of the second one."""
+    """Encode prompts by both encoders, with the pooled embedding of the second one; the null text is zeros."""
     if max_sequence_length is not None:
         return encode_with_clip(pipe, prompts, max_sequence_length)
     embeds, _, pooled, _ = pipe.encode_prompt(
         prompts, device=pipe._execution_device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
-    return PromptEmbeds(embeds, pooled=pooled)
+    encoded = PromptEmbeds(embeds, pooled=pooled)
+    if not pipe.config.force_zeros_for_empty_prompt:
+        return encoded
+    given = torch.tensor([bool(prompt) for prompt in prompts], device=embeds.device)
+    return encoded.map(lambda part: part * given.reshape(-1, *[1] * (part.ndim - 1)))
 
 
 def predict(unet: Any, latents: Tensor, timestep_B: Tensor, prompt: PromptEmbeds) -> Tensor:

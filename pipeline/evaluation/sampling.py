@@ -18,6 +18,7 @@ from nasa.student import generate, generate_with_cfg
 from pipeline.models import TextToImage
 
 BATCH_SIZE = 64
+DECODED_LATENTS = 32 * 32  # of an image, up to which a whole batch is decoded at once
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,12 @@ class Sampler:
     ) -> Tensor:
         """Return images [B, 3, H, W] in about -1..1."""
         latents = self.sample_latents(sampling, prompts, seeds, negatives)
-        return torch.cat([self.model.decode(part).cpu() for part in latents.split(BATCH_SIZE)])
+        return torch.cat([self.model.decode(part).cpu() for part in latents.split(self._count_decoded_images())])
+
+    def _count_decoded_images(self) -> int:
+        """Return the images that are decoded at once: fewer if they are large."""
+        *_, height, width = self.model.latent_shape
+        return max(1, min(BATCH_SIZE, BATCH_SIZE * DECODED_LATENTS // (height * width)))
 
     @torch.no_grad()
     def sample_latents(

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from nasa.diffusion_process import DiffusionProcess, read_diffusion
 from nasa.families import Family, find_distillable_family, find_family, list_distillable_pipelines
+from nasa.mixed_precision import cast_frozen
 from nasa.prompt_embeds import PromptEmbeds, cat
 from nasa.schedulers import is_flow_matching
 from nasa.steerable_denoiser import require_distillation
@@ -134,7 +135,7 @@ class TextEncoder:
     def to(self, dtype: torch.dtype) -> None:
         """Convert the text encoders' dtype."""
         for part in list_text_encoders(self.pipe):
-            part.to(dtype)
+            cast_frozen(part, dtype)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
@@ -287,28 +288,32 @@ def save_student(
     Its scheduler takes the student's timesteps: `pipe(prompt, **build_call_options(folder))`.
     """
     options: dict[str, Any] = {"start_timestep": start_timestep, "student_steps": student_steps}
+    record = dict(options)
 
     def build_scheduler(pipe: Any) -> Any:
+        record.update(measure_image(pipe, resolution))
         diffusion = read_diffusion(pipe.scheduler, flow_shift=compute_flow_shift(pipe, resolution), **options)
         return require_distillation(detect_family(teacher)).build_scheduler(pipe.scheduler.config, diffusion)
 
-    return save_denoiser(teacher, weights, target, build_scheduler, {**options, "resolution": resolution})
+    return save_denoiser(teacher, weights, target, build_scheduler, record)
+
+
+def measure_image(pipe: Any, resolution: int) -> dict[str, int]:
+    """Return the options of the pipeline's call for the size of its images or videos, in pixels and frames."""
+    _, *frames, height, width = get_latent_shape(pipe, resolution)
+    pixels = find_pixels_per_latent(pipe)
+    size = {"height": height * pixels, "width": width * pixels}
+    per_latent = require_distillation(find_family(pipe)[0]).frames_per_latent
+    return size | ({"num_frames": per_latent * (frames[0] - 1) + 1} if frames else {})
 
 
 def build_call_options(student: Path) -> dict[str, Any]:
     """Return the options of the pipeline's call that sample a student that `save_student` wrote."""
-    record, family = read_student_record(student), detect_family(student)
-    distillation, resolution = require_distillation(family), record.pop("resolution", 0)
+    record = read_student_record(student)
+    steps = {name: record.pop(name) for name in ("start_timestep", "student_steps") if name in record}
     config = _read_config(student / "scheduler" / "scheduler_config.json")
-    diffusion = read_diffusion(getattr(diffusers, config["_class_name"]).from_config(config), **record)
-    options = distillation.build_call_options(diffusion)
-    if resolution:
-        options |= {"height": resolution, "width": resolution}
-    if distillation.frames_per_latent:
-        denoiser = _read_config(student / family.denoiser_part / "config.json")
-        _, latents, *_ = distillation.latent_shape(denoiser, resolution // distillation.pixels_per_latent)
-        options["num_frames"] = distillation.frames_per_latent * (latents - 1) + 1
-    return options
+    diffusion = read_diffusion(getattr(diffusers, config["_class_name"]).from_config(config), **steps)
+    return {**require_distillation(detect_family(student)).build_call_options(diffusion), **record}
 
 
 def _read_config(file: Path) -> FrozenDict:

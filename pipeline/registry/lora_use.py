@@ -21,12 +21,14 @@ class LoraUse:
         base: folder, s3:// or hub id of the pipeline that the adapter changes.
         revision: the revision on the hub; empty for the default.
         scheduler: class of the student's scheduler in diffusers.
+        comfyui_file: name of the file for ComfyUI beside the adapter's, if it needs one of its own; empty if not.
         has_loader: whether diffusers loads adapters into this pipeline; it has no loader for PixArt's.
     """
 
     base: str
     revision: str
     scheduler: str
+    comfyui_file: str
     has_loader: bool
 
 
@@ -41,6 +43,7 @@ def describe_lora(recipe: Recipe, student: Path) -> LoraUse | None:
         base=(WEIGHTS / "teacher").relative_to(ROOT).as_posix() if base == BUNDLED else base,
         revision=recipe.revision if pinned else "",
         scheduler=index["scheduler"][1],
+        comfyui_file=models.COMFYUI_FILE if (student / models.COMFYUI_FILE).is_file() else "",
         has_loader=hasattr(getattr(diffusers, index["_class_name"]), "load_lora_weights"),
     )
 

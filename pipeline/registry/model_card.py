@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import TransientError
 from pipeline.model_download import is_hub_id, query_hub
-from pipeline.models import COMFYUI_FILE, LORA_FILE
+from pipeline.models import LORA_FILE
 from pipeline.recipe import BUNDLED
 from pipeline.registry.candidate import Candidate
 from pipeline.registry.lora_use import LoraUse
@@ -47,7 +47,9 @@ def render(
         listed=_join_items,
         lora=lora,
         lora_file=LORA_FILE,
-        comfyui_file=COMFYUI_FILE,
+        comfyui_file=lora.comfyui_file if lora else "",
+        steps=recipe.method.student_steps,
+        video="num_frames" in options,
     )
     return page
 

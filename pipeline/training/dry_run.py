@@ -27,7 +27,7 @@ from pipeline.training.resource_estimate import (
 )
 from pipeline.training.state_memory import estimate_host_bytes
 
-VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder, which all students share so far
+VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder; those of other families have about as many
 PROCESS_BYTES = 2 * GIB  # host memory of a worker without models
 MISSING = "missing"
 
@@ -88,7 +88,7 @@ def _count_evaluation_flops(recipe: Recipe, estimated: Estimate) -> float:
             images += len(EXCLUSION_PAIRS) * options.exclusion_seeds * num_methods
         else:
             images += options.num_prompts * (len(HPSV2_STYLES) if name == "hpsv2" else 1) * num_methods
-    return images * estimated.forward_flops
+    return images * recipe.method.student_steps * estimated.forward_flops
 
 
 def _estimate_disk(recipe: Recipe, estimated: Estimate) -> float:

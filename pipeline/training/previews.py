@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL.Image import Image
 
@@ -47,9 +48,13 @@ def draw_previews(distiller: "Distiller", prompts: Sequence[str]) -> Iterator[tu
     student = distiller.engines.student.module
     rows = []
     for label, scale in (("no negative", 0.0), (f"NASA {SCALE}: {NEGATIVE}", SCALE)):
+        images = []
         with distiller.enter_precision():
-            x0 = generate(student, model.diffusion, noise, embeds, negative, scale, step_noise=step_noise)
-            rows.append((label, to_pixels(model.decode(x0).float())))
+            for image in range(len(texts)):  # one by one: training's memory is full
+                one, added = slice(image, image + 1), [part[image : image + 1] for part in step_noise]
+                x0 = generate(student, model.diffusion, noise[one], embeds[one], negative, scale, step_noise=added)
+                images.append(to_pixels(model.decode(x0).float()))
+        rows.append((label, np.concatenate(images)))
     for number, prompt in enumerate(prompts):
         part = slice(number * IMAGES_PER_PROMPT, (number + 1) * IMAGES_PER_PROMPT)
         sheet = draw_contact_sheet([(label, images[part]) for label, images in rows], [prompt] * IMAGES_PER_PROMPT)

@@ -157,6 +157,7 @@ def _build_distiller(config: TrainLoopConfig) -> Distiller:
     init = None
     if config.init_folder:
         init = models.load_denoiser(models.local_or_download(config.init_folder, options.student.init, "student.init"))
+    has_decoder = options.train.clip_weight and options.train.clip_decoder
     return Distiller(
         options,
         model,
@@ -165,7 +166,7 @@ def _build_distiller(config: TrainLoopConfig) -> Distiller:
             Folder.from_uri(config.prompts_uri), avoid_contradictions=options.prompts.avoid_contradictions
         ),
         Clip.load(options.train.clip_model, device) if options.train.clip_weight else None,
-        load_decoder(options.train.clip_decoder, device) if options.train.clip_decoder else None,
+        load_decoder(options.train.clip_decoder, device) if has_decoder else None,
         read_pairs(options, config.pairs_uri),
         context.get_world_rank(),
         context.get_world_size(),

@@ -19,11 +19,11 @@ def _set_tracking_uri(monkeypatch, tmp_path):
     [
         (
             ["prepare", "--recipe", "nope"],
-            "recipe: got 'nope'; expected one of flux-dev-lora, flux2-klein-lora, gpu-smoke, pixart, qwen-image-lora, sana, sd15",
+            "recipe: got 'nope'; expected one of flux-dev-lora, flux2-klein-lora, gpu-smoke, pixart, qwen-image-lora",
         ),
         (
             ["distill", "--recipe", "nope"],
-            "recipe: got 'nope'; expected one of flux-dev-lora, flux2-klein-lora, gpu-smoke, pixart, qwen-image-lora, sana, sd15",
+            "recipe: got 'nope'; expected one of flux-dev-lora, flux2-klein-lora, gpu-smoke, pixart, qwen-image-lora",
         ),
         (["prepare", "--set", "train.batch_size=-1"], "train.batch_size: got -1; expected a number above 0"),
         (["prepare", "--prompts", "gone.txt"], "prompts.sources: got 'gone.txt'; expected an existing file"),

@@ -11,6 +11,7 @@ from nasa.families import find_family
 from nasa.lora import add_lora, get_lora_parameters, merge_weights
 from nasa.method_options import MethodOptions
 from nasa.packing import pack
+from nasa.prompt_embeds import PromptEmbeds
 from nasa.schedulers import is_flow_matching
 from nasa.steerable_denoiser import make_steerable, require_distillation
 from nasa.testing import TINY_CALLS, TINY_PIPELINES
@@ -199,3 +200,30 @@ def test_the_student_is_steered_only_by_a_scale(name, scale):
         plain = setting.student(noise, time_B, texts.prompts)
         steered = setting.student(noise, time_B, texts.prompts, texts.negatives, scale)
     assert torch.equal(plain, steered) == (scale == 0)
+
+
+def test_without_guidance_the_teacher_is_called_with_the_prompt_alone():
+    setting = Setting("flux")
+    rows = []
+    setting.teachers.model.register_forward_pre_hook(
+        lambda _, __, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    for guidance in (1.0, 2.0):
+        rows.clear()
+        setting.run_step(MethodOptions(guidance_range=(guidance, guidance), lora_guidance=False))
+        assert rows == [BATCH if guidance == 1 else 2 * BATCH, BATCH, BATCH]
+
+
+def test_the_null_text_of_sdxl_is_zeros_as_in_its_pipeline():
+    setting = Setting("sdxl")
+    assert not setting.texts.null.embeds.any()
+    assert not setting.texts.null.pooled.any()
+    assert setting.texts.prompts.pooled.any()
+
+
+def test_padding_is_trimmed_and_a_mask_of_ones_dropped():
+    texts = PromptEmbeds(torch.ones(2, 5, 1), torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]))
+    assert texts.trim().attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert texts[:1].trim().attention_mask is None
+    assert texts[:1].trim().embeds.shape == (1, 3, 1)
+    assert texts.pad(7).trim().embeds.shape == (2, 3, 1)

@@ -37,7 +37,7 @@ def test_the_card_shows_licence_lineage_scores_and_usage(candidate, tiny_teacher
     )
     assert page.startswith("---\nlicense: other\n")
     assert "| licence of the teacher | unknown; check the source of the teacher before" in page
-    assert 'pipe("a photo", num_inference_steps=1, guidance_scale=0.0)' in page
+    assert 'pipe(prompt="a photo", num_inference_steps=1, guidance_scale=0.0' in page
     assert "| clean_and_right | 0.50" in page
     assert "| 64 | version 1 |" in page
     for value in (

@@ -75,6 +75,7 @@ SLOW = {
     "checkpointing": Case(both=("train.gradient_checkpointing=true",)),
     "lora-student": Case(both=("student.lora_rank=2", "student.lora_alpha=8", "student.learning_rate=1e-3")),
     "pixart": Case(teacher="pixart"),
+    "four-steps": Case(both=("method.student_steps=4", "method.lora_updates=3", "train.micro_batch_size=1")),
     "bfloat16": Case(
         both=BFLOAT16, steps=1, reference="bfloat16-stage-2"
     ),  # a batch's halves are rounded unlike the whole
@@ -84,7 +85,7 @@ CASES = ALWAYS | SLOW | {"bfloat16-stage-2": Case(2, both=BFLOAT16, steps=1)}
 
 def build_distiller(teacher, overrides, make, rank=0, world_size=1):
     options = recipe.parse("", [*BASE, f"train.num_workers={world_size}", *overrides])
-    model = models.load(Path(teacher))
+    model = models.load_for_recipe(options, Path(teacher))
     built = engines.build_engines(options, model, torch.device("cpu"), workers=world_size, make=make)
     negatives = NegativeSampler(["ugly", "dark"], np.array([0.5, 1.0]), False)
     return Distiller(
