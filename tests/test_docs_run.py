@@ -113,6 +113,12 @@ RUN = {
     "OMP_NUM_THREADS=1 python -m benchmarks.convergence --seconds 60 --seeds 6": SmallRun(
         "--seconds 1 --seeds 1 --lever small train.batch_size=4 --out convergence.json", expected="s to 0.7"
     ),
+    'OMP_NUM_THREADS=1 python -m benchmarks.convergence --seconds 60 --seeds 3 --lever "1 step" method.student_steps=1 '
+    '--lever "2 steps" method.student_steps=2 --lever "4 steps" method.student_steps=4 '
+    '--lever "1 step, 3 LoRA updates" method.lora_updates=3 --out docs/data/few_steps.json': SmallRun(
+        "--seconds 1 --seeds 1 --out few_steps.json", expected="s to 0.7"
+    ),
+    "OMP_NUM_THREADS=1 python -m benchmarks.family_steps": SmallRun("--steps 1", expected="| wan |"),
     "python -m pipeline.recipe.reference": SmallRun(exact=True),
     "python -m benchmarks.distillation --check": SmallRun("--batch 4", expected="largest relative difference"),
     "OMP_NUM_THREADS=1 python -m benchmarks.distillation --threads 1 --rounds 15 --rows plain shared compiled both": (
