@@ -1,4 +1,4 @@
-"""What stays in float32 when a frozen model is cast to bfloat16."""
+"""Casting of a frozen model to bfloat16: its weights are cast, and what must stay exact is not."""
 
 import pytest
 import torch

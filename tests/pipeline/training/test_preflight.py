@@ -2,7 +2,7 @@ import json
 import shutil
 
 import pytest
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import EDMEulerScheduler
 
 from pipeline import recipe
 from pipeline.errors import UserError
@@ -32,9 +32,9 @@ def test_an_epsilon_teacher_without_signal_at_its_last_timestep_is_rejected(tiny
 
 def test_a_teacher_with_another_diffusion_process_is_rejected(tiny_teacher, tmp_path):
     folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
-    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    EDMEulerScheduler().save_pretrained(folder / "scheduler")
     index = folder / "model_index.json"
-    components = json.loads(index.read_text()) | {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    components = json.loads(index.read_text()) | {"scheduler": ["diffusers", "EDMEulerScheduler"]}
     index.write_text(json.dumps(components))
-    with pytest.raises(UserError, match=r"^teacher.scheduler: got FlowMatchEulerDiscreteScheduler; expected one with"):
+    with pytest.raises(UserError, match=r"^teacher.scheduler: got EDMEulerScheduler; expected one of flow"):
         preflight._check_models(recipe.parse(""), folder, None)
