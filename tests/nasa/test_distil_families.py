@@ -40,8 +40,9 @@ class Setting:
         self.diffusion = read_diffusion(self.pipe.scheduler, flow_shift=shift, student_steps=steps)
         for part in ("alphas", "sigmas"):
             object.__setattr__(self.diffusion, part, getattr(self.diffusion, part).to(dtype))
+        tokens = TINY_CALLS[name].get("max_sequence_length")
         with torch.no_grad():
-            encoded = [self.family.encode(self.pipe, list(texts), None) for texts in (PROMPTS, NEGATIVES, [""])]
+            encoded = [self.family.encode(self.pipe, list(texts), tokens) for texts in (PROMPTS, NEGATIVES, [""])]
         self.texts = TextConditions(*(part.map(lambda t: t.to(dtype)) for part in encoded))
         torch.manual_seed(0)
         student = deepcopy(denoiser).to(dtype).requires_grad_(True)
@@ -136,7 +137,7 @@ def test_the_output_is_that_of_the_pipeline_s_own_call(name):
     calls = []
     denoiser = setting.teachers.model
     hook = denoiser.register_forward_hook(lambda _, args, kwargs, output: calls.append(output[0]), with_kwargs=True)
-    options = {key: value for key, value in TINY_CALLS[name].items() if key != "max_sequence_length"}
+    options = dict(TINY_CALLS[name])
     options |= setting.distillation.build_call_options(setting.diffusion)
     scale = getattr(pipe, "vae_scale_factor", None) or pipe.vae_scale_factor_spatial
     pixels = setting.side * scale * (2 if name == "flux2-klein" else 1)
