@@ -35,7 +35,7 @@ def stable_diffusion():
 
 def draw(pipe, family="stable-diffusion", **options):
     call = {**TINY_CALLS[family], "num_inference_steps": STEPS, **options}
-    return pipe("a cat", generator=torch.Generator().manual_seed(0), **call)[0]
+    return pipe(prompt="a cat", generator=torch.Generator().manual_seed(0), **call)[0]
 
 
 class SteeringRecorder:
