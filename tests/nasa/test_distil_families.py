@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
+import nasa
 from nasa.diffusion_process import read_diffusion
 from nasa.distillation import TextConditions, lora_teacher_loss, sample_step, student_loss
 from nasa.families import find_family
@@ -62,7 +63,8 @@ class Setting:
         generators = [torch.Generator().manual_seed(index) for index in range(BATCH)]
         drawn = sample_step(method, self.diffusion, self.shape, torch.Generator().manual_seed(0), generators)
         dtype = self.texts.null.embeds.dtype
-        return type(drawn)(**{n: v.to(dtype) if n in FLOATS else v for n, v in vars(drawn).items()})
+        values = {n: v.to(dtype) if n in FLOATS else v for n, v in vars(drawn).items()}
+        return type(drawn)(**values | {"last_step": self.diffusion.student_steps - 1})  # all steps before it run
 
     def run_step(self, method):
         randomness = self.sample(method)
@@ -228,3 +230,22 @@ def test_padding_is_trimmed_and_a_mask_of_ones_dropped():
     assert texts[:1].trim().attention_mask is None
     assert texts[:1].trim().embeds.shape == (1, 3, 1)
     assert texts.pad(7).trim().embeds.shape == (2, 3, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_steers_as_steer_does(name):
+    """The processors are shared, but training appends the negative and sets the scale on its own way."""
+    pipe, setting = TINY_PIPELINES[name](), Setting(name)
+    _, denoiser = find_family(pipe)
+    noise, texts = setting.sample(MethodOptions()).noise, setting.texts
+    call = (noise, setting.diffusion.times[-1:].expand(BATCH), texts.prompts)
+    negative = {"negative_prompt_embeds": texts.negatives.embeds}
+    if texts.negatives.attention_mask is not None:
+        negative["negative_attention_mask"] = texts.negatives.attention_mask
+    with nasa.steer(pipe, scale=0.7, conditional=slice(None), **negative):
+        expected = setting.distillation.predict(denoiser, *call)
+    plain = setting.distillation.predict(denoiser, *call)
+    actual = make_steerable(denoiser, family=setting.family)(*call, texts.negatives, 0.7)
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    assert not torch.allclose(actual, plain, atol=10 * TOLERANCE)
