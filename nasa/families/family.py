@@ -50,6 +50,7 @@ class Distillation:
         pixels_per_latent: pixels of an image per latent, along one side.
         count_image_tokens: returns the number of the denoiser's tokens for an image's latent shape.
         compute_flow_shift: returns flow matching's shift for (the scheduler's config, the number of image tokens).
+        latent_patch_size: the autoencoder's latents per latent of the denoiser, along one side.
         frames_per_latent: frames of a video per latent, the first of which has one; 0: the family makes images.
         takes_timesteps: whether the pipeline's call takes timesteps or sigmas, without which a student has one step.
         call_options: options of the pipeline's call that turn guidance off, and others that the student needs.
@@ -69,6 +70,7 @@ class Distillation:
     pixels_per_latent: int = 8
     count_image_tokens: Callable[[tuple[int, ...]], int] = lambda shape: shape[-2] * shape[-1] // 4
     compute_flow_shift: Callable[[Any, int], float] = compute_flow_shift
+    latent_patch_size: int = 1
     frames_per_latent: int = 0
     takes_timesteps: bool = True
     call_options: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 0.0})

@@ -104,6 +104,7 @@ FLUX2 = Family(
         latent_shape=build_latents,
         decode=decode,
         pixels_per_latent=16,
+        latent_patch_size=2,
         count_image_tokens=lambda shape: shape[-2] * shape[-1],
         compute_flow_shift=compute_shift,
         call_options={"guidance_scale": 1.0},

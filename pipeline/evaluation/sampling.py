@@ -86,13 +86,13 @@ class Sampler:
         noise = draw_seeded_noise(seeds, self.model.latent_shape).to(self.device)
         prompt = self.model.encode(prompts)
         diffusion = self.model.diffusion
+        if sampling.kind == "steps":
+            negative = self.model.encode([""] * len(prompts)) if negative is None else negative
+            return self._sample_many_steps(sampling, noise, prompt, negative)
         step_noise = [
             draw_seeded_noise([mix_seeds(seed, step) for seed in seeds], self.model.latent_shape).to(self.device)
             for step in range(1, diffusion.num_step_noises + 1)
         ]
-        if sampling.kind == "steps":
-            negative = self.model.encode([""] * len(prompts)) if negative is None else negative
-            return self._sample_many_steps(sampling, noise, prompt, negative)
         if sampling.kind == "plain":
             return generate(self.denoiser, diffusion, noise, prompt, step_noise=step_noise)
         assert negative is not None, f"{sampling.label} needs a negative prompt"

@@ -93,7 +93,7 @@ def get_latent_shape(pipe: Any, resolution: int) -> tuple[int, ...]:
 def find_pixels_per_latent(pipe: Any) -> int:
     """Return the pixels of an image per latent of its denoiser; small models' autoencoders compress less."""
     compression = int(getattr(pipe, "vae_scale_factor", None) or pipe.vae_scale_factor_spatial)
-    return compression * (2 if type(pipe.vae).__name__ == "AutoencoderKLFlux2" else 1)
+    return compression * require_distillation(find_family(pipe)[0]).latent_patch_size
 
 
 def find_teacher_folder(teacher: str, field: str = "teacher", revision: str = "main") -> Path:

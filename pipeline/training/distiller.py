@@ -78,11 +78,11 @@ class Distiller:
             first, last = (edge * len(prompts) // self._passes for edge in (number, number + 1))
             part, size = slice(first, last), last - first
             share = size * self._passes * self.world_size / self.recipe.train.batch_size
-            of_pass = randomness.select_images(part)
+            conditions, of_pass = texts(part), randomness.select_images(part)
             x0, metrics = self._run_micro_step(
-                step, first, share, prompts[part], texts(part), of_pass, encoded_pairs(part)
+                step, first, share, prompts[part], conditions, of_pass, encoded_pairs(part)
             )
-            inputs.append((share, texts, part, of_pass, x0))
+            inputs.append((share, conditions, of_pass, x0))
             for name, value in metrics.items():
                 sums[name] = sums[name] + value * share / self._passes
         self._update_lora_teacher_again(inputs)
@@ -166,13 +166,14 @@ class Distiller:
             "image_variation": student.x0.std(dim=0).mean() if len(student.x0) > 1 else 1.0,
         }
 
-    def _update_lora_teacher_again(self, passes: Sequence[tuple[float, Any, slice, StepRandomness, Tensor]]) -> None:
+    def _update_lora_teacher_again(
+        self, passes: Sequence[tuple[float, TextConditions, StepRandomness, Tensor]]
+    ) -> None:
         """Update the LoRA teacher as often as the method asks for beyond the first time, on the step's images."""
-        for number in range(1, self.recipe.method.lora_updates):
-            for share, texts, part, randomness, x0 in passes:
-                of_update = list(randomness.iter_lora_updates())[number]
-                loss = self._compute_lora_loss(texts(part), of_update, x0)
-                self.engines.lora_teacher.backward(share * loss)
+        further = [[*randomness.iter_lora_updates()][1:] for *_, randomness, _ in passes]
+        for of_passes in zip(*further, strict=True):
+            for (share, texts, _, x0), randomness in zip(passes, of_passes, strict=True):
+                self.engines.lora_teacher.backward(share * self._compute_lora_loss(texts, randomness, x0))
                 self.engines.lora_teacher.step()
 
     def _compute_lora_loss(self, texts: TextConditions, randomness: StepRandomness, x0: Tensor) -> Tensor:
@@ -242,7 +243,7 @@ class Distiller:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether a rank holds only a part of the weights, so that every rank must take part in a forward pass."""
+        """Tell whether a rank holds only a part of the weights, so that every rank must take part in a forward pass."""
         return any(is_sharded(parameter) for parameter in self.engines.student.module.parameters())
 
     def iter_student_weights(self) -> Iterator[tuple[str, Tensor]]:
