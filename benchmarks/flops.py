@@ -81,27 +81,6 @@ def build_sana_sprint() -> Any:
     return diffusers.SanaTransformer2DModel(guidance_embeds=True, qk_norm="rms_norm_across_heads", timestep_scale=1000)
 
 
-def build_wan() -> Any:
-    return diffusers.WanTransformer3DModel(
-        num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096
-    )
-
-
-def build_stable_diffusion_35() -> Any:
-    return diffusers.SD3Transformer2DModel(
-        num_layers=38,
-        num_attention_heads=38,
-        caption_projection_dim=2432,
-        joint_attention_dim=4096,
-        pos_embed_max_size=192,
-        qk_norm="rms_norm",
-    )
-
-
-def build_qwen_image() -> Any:
-    return diffusers.QwenImageTransformer2DModel()
-
-
 def unet_inputs(*shape: int, **more: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
     """Return a function from the batch size to a UNet's arguments."""
 
@@ -153,7 +132,12 @@ WORKLOADS = (
     ),
     Workload("PixArt-alpha, 512", architectures.build_pixart_alpha, (120, 4096), transformer_inputs(4, 64, 64)),
     Workload("SANA-Sprint 1.6B, 1024", build_sana_sprint, (300, 2304), transformer_inputs(32, 32, 32, guidance=())),
-    Workload("Wan 2.1 1.3B, 81 frames of 480 x 832", build_wan, (512, 4096), transformer_inputs(16, 21, 60, 104)),
+    Workload(
+        "Wan 2.1 1.3B, 81 frames of 480 x 832",
+        architectures.build_wan_13b,
+        (512, 4096),
+        transformer_inputs(16, 21, 60, 104),
+    ),
     Workload(
         "FLUX.1-schnell, 1024",
         diffusers.FluxTransformer2DModel,
@@ -162,11 +146,11 @@ WORKLOADS = (
     ),
     Workload(
         "Stable Diffusion 3.5 large, 1024",
-        build_stable_diffusion_35,
+        architectures.build_stable_diffusion_35_large,
         (333, 4096),
         transformer_inputs(16, 128, 128, pooled_projections=(2048,)),
     ),
-    Workload("Qwen-Image, 1024, 64 tokens", build_qwen_image, (64, 3584), qwen_image_inputs),
+    Workload("Qwen-Image, 1024, 64 tokens", architectures.build_qwen_image, (64, 3584), qwen_image_inputs),
 )
 
 
