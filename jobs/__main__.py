@@ -22,6 +22,7 @@ from jobs import (
     run_scheduled,
     schedule,
     scheduler,
+    serve,
     status,
     stop,
     submit,
@@ -35,7 +36,8 @@ from pipeline.redaction import redact
 
 GROUPS = {
     "one run": (prepare, distill, evaluate, register, run),
-    "students": (compare, models, merge_students, extract_lora, prepare_benchmarks, evaluate_video, train_shapes),
+    "registered models": (models, serve),
+    "students": (compare, merge_students, extract_lora, prepare_benchmarks, evaluate_video, train_shapes),
     "jobs on a Ray cluster": (submit, status, logs, stop, list_jobs),
     "schedules and Kubernetes": (schedule, scheduler, run_scheduled, k8s_manifest),
 }

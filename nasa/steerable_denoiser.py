@@ -1,6 +1,6 @@
 """A denoiser that takes a negative prompt with each call, for training."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nasa.attention import Steering, apply_negative_prompt, install_processors, repeat_per_image
+from nasa.attention import SteeredAttnProcessor, Steering, apply_negative_prompt, install_processors, repeat_per_image
 from nasa.attention_rules import Scale
 from nasa.compat import is_compiled_in_place
 from nasa.families import Distillation, Family, find_denoiser_family, list_distillable_pipelines
 from nasa.joint_attention import JointSteering, install_joint_processors
 from nasa.mixed_precision import autocast, run_in_float32
+from nasa.negative_keys import NegativeKeys, use_negative_keys
 from nasa.prompt_embeds import PromptEmbeds
 
 
@@ -43,14 +44,35 @@ class SteerableDenoiser(nn.Module):
         latents: Tensor,
         timestep_B: Tensor,
         prompt: PromptEmbeds,
-        negative_prompt: PromptEmbeds | None = None,
+        negative_prompt: PromptEmbeds | NegativeKeys | None = None,
         scale: Scale = 0.0,
     ) -> Tensor:
         """Return the output [B, C, H, W], steered by eqs. 7-9 away from the negative prompt if one is given."""
-        with self._autocast(latents.device.type):
-            projected = None if negative_prompt is None else self._project(negative_prompt)
-            with apply_negative_prompt(self.steering, projected, self._scale_as_input(scale, latents.device)):
-                return require_distillation(self.family).predict(self.model, latents, timestep_B, prompt)
+        with ExitStack() as stack:
+            stack.enter_context(self._autocast(latents.device.type))
+            scale = self._scale_as_input(scale, latents.device)
+            stack.enter_context(apply_negative_prompt(self.steering, self._prepare(negative_prompt), scale))
+            if isinstance(negative_prompt, NegativeKeys):
+                stack.enter_context(use_negative_keys(self._list_steered_layers(), negative_prompt))
+            return require_distillation(self.family).predict(self.model, latents, timestep_B, prompt)
+
+    @torch.no_grad()
+    def compute_negative_keys(self, negative_prompt: PromptEmbeds) -> NegativeKeys:
+        """Return K- and V- of a negative prompt, for many calls with the same weights.
+
+        Raises:
+            ValueError: The denoiser has joint attention, where keys depend on the image.
+        """
+        if self.family.extend:
+            raise ValueError(f"denoiser: got {self.family.denoiser_class}; expected one with cross-attention.")
+        projected = self._project(negative_prompt)
+        with self._autocast(projected.embeds.device.type):
+            keys = [layer.processor.project_key_value(layer, projected.embeds) for layer in self._list_steered_layers()]
+        return NegativeKeys(projected, tuple(keys))
+
+    def _list_steered_layers(self) -> list[Any]:
+        layers = self.model.modules()
+        return [layer for layer in layers if isinstance(getattr(layer, "processor", None), SteeredAttnProcessor)]
 
     def _append_negative(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Append the negative's tokens to the positive's, for joint attention, as a forward pre-hook."""
@@ -63,6 +85,9 @@ class SteerableDenoiser(nn.Module):
         self.steering.positive_tokens = positive.shape[1]
         negative = negative.map(lambda part: repeat_per_image(part, len(positive)))
         return args, {**kwargs, **self.family.extend(kwargs, negative.embeds.to(positive), negative.attention_mask)}
+
+    def _prepare(self, negative: PromptEmbeds | NegativeKeys | None) -> PromptEmbeds | None:
+        return negative.prompt if isinstance(negative, NegativeKeys) else negative and self._project(negative)
 
     def _project(self, prompt: PromptEmbeds) -> PromptEmbeds:
         prompt = prompt.trim() if self.family.extend else prompt

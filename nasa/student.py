@@ -9,6 +9,7 @@ from torch import Tensor
 from nasa.attention_rules import Scale
 from nasa.classifier_free_guidance import classifier_free_guidance
 from nasa.diffusion_process import DiffusionProcess
+from nasa.negative_keys import NegativeKeys
 from nasa.parameterization import add_noise, to_eps, to_x0
 from nasa.prompt_embeds import PromptEmbeds
 
@@ -20,7 +21,7 @@ def generate(
     diffusion: DiffusionProcess,
     noise: Tensor,
     prompt: PromptEmbeds,
-    negative: PromptEmbeds | None = None,
+    negative: PromptEmbeds | NegativeKeys | None = None,
     scale: Scale = 0.0,
     *,
     step_noise: Sequence[Tensor] = (),
@@ -49,7 +50,7 @@ def _predict(
     x_t: Tensor,
     timestep: int,
     prompt: PromptEmbeds,
-    negative: PromptEmbeds | None,
+    negative: PromptEmbeds | NegativeKeys | None,
     scale: Scale,
 ) -> tuple[Tensor, Tensor]:
     """Return the student's x0 and eps; for an eps model x0 is (x_t - sigma_t eps_theta) / alpha_t."""
@@ -67,7 +68,7 @@ def generate_with_cfg(
     noise: Tensor,
     prompt: PromptEmbeds,
     negative: PromptEmbeds,
-    guidance_scale: float,
+    guidance_scale: float | Tensor,
     *,
     step_noise: Sequence[Tensor] = (),
 ) -> Tensor:

@@ -45,14 +45,15 @@ class StrictModel(BaseModel):
         try:
             return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
-            raise _build_user_error(error.errors()[0], cls, where) from None
+            raise build_user_error(error.errors()[0], cls, where) from None
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the plain values, as they are written to TOML or JSON, without those that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def _build_user_error(error: ErrorDetails, cls: type[BaseModel], where: str) -> UserError:
+def build_user_error(error: ErrorDetails, cls: type[BaseModel], where: str = "") -> UserError:
+    """Return pydantic's error of a model `cls` as one line with field, value and what is expected."""
     path, kind, value = _format_path(error["loc"]), error["type"], error["input"]
     field = ": ".join(filter(None, [where, path]))
     context = error.get("ctx", {})

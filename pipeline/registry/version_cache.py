@@ -1,0 +1,94 @@
+"""Registered versions in this machine's cache, for processes that generate with them."""
+
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.models import Model
+
+from pipeline import tracking
+from pipeline.errors import invalid
+from pipeline.hashing import hash_folder
+from pipeline.registry import mlflow_registry
+from pipeline.registry.mlflow_registry import CHAMPION
+from pipeline.registry.version_artifacts import STUDENT
+from pipeline.registry.version_management import download
+
+
+@dataclass(frozen=True)
+class CachedVersion:
+    """A version's folder on this machine, and the scale that its evaluation chose."""
+
+    name: str
+    number: str
+    folder: Path
+    scale: float
+
+    @property
+    def student(self) -> Path:
+        """The student's folder, in diffusers' layout."""
+        return self.folder / STUDENT
+
+    @property
+    def model_card(self) -> str:
+        """The version's model card, in Markdown."""
+        return (self.folder / "README.md").read_text(encoding="utf-8")
+
+
+def find_version(tracking_uri: str, name: str, alias: str = CHAMPION) -> str:
+    """Return the number of the version that an alias names.
+
+    Raises:
+        UserError: There is no such model or alias.
+        StorageError: MLflow does not answer.
+    """
+    with tracking.open_client(tracking_uri) as client:
+        mlflow_registry.require_model(client, name)
+        aliases = mlflow_registry.get_aliases(client, name)
+    if alias not in aliases:
+        raise invalid("alias", alias, f"an alias of {name}: {', '.join(sorted(aliases)) or 'it has none'}")
+    return aliases[alias]
+
+
+def fetch_version(tracking_uri: str, name: str, number: str) -> CachedVersion:
+    """Return a version in the cache, downloaded and checked if it is not there.
+
+    Raises:
+        UserError: There is no such version, or its student is not the one that was registered.
+        StorageError: MLflow does not answer.
+    """
+    with tracking.open_client(tracking_uri) as client:
+        tags = mlflow_registry.get_version(client, name, number, "version").tags
+    expected = tags.get(mlflow_registry.STUDENT, "")
+    folder = _get_cache_folder() / f"{name}-{number}-{expected[:16]}"
+    if not (folder.is_dir() and hash_folder(folder / STUDENT) == expected):
+        _download_into(tracking_uri, name, number, folder)
+    return CachedVersion(name, number, folder, _read_scale(folder))
+
+
+def _get_cache_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill" / "versions"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def _download_into(tracking_uri: str, name: str, number: str, folder: Path) -> None:
+    """Download beside the folder and move the version into place, whole; another process may do the same."""
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+    try:
+        _, version = download(tracking_uri, name, partial, number)
+        if folder.is_dir():  # damaged, or another process was first
+            folder.rename(partial.with_suffix(".old"))
+        version.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        for left in (partial, partial.with_suffix(".old")):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _read_scale(folder: Path) -> float:
+    return float(Model.load(folder).flavors["python_function"]["config"]["scale"])

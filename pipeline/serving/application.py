@@ -1,0 +1,94 @@
+"""The Ray Serve application: web servers before replicas of a student."""
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from pipeline import apply_environment, logging_setup
+from pipeline.serving.metrics import RequestMetrics
+from pipeline.serving.serving_options import ServingOptions
+from pipeline.serving.student_replica import ImageResult, ImageTask, ServedModel, StudentReplica
+from pipeline.serving.web_app import OverloadedError, UnavailableError, build_web_app
+
+MAX_TRIES = 4  # of one image, on replicas that die
+LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
+
+
+class ReplicaHandle:
+    """The replicas behind a handle. An image is made again if its replica dies, since it depends on the task alone."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def generate(self, task: ImageTask) -> ImageResult:
+        """Return one image."""
+        for tried in range(1, MAX_TRIES + 1):
+            try:
+                result: ImageResult = await self._handle.generate.remote(task)
+                return result
+            except BackPressureError as error:
+                raise OverloadedError from error
+            except (RayActorError, DeploymentUnavailableError) as error:
+                if tried == MAX_TRIES:
+                    raise UnavailableError(type(error).__name__) from error
+                await asyncio.sleep(0.1 * tried)
+        raise AssertionError
+
+    async def describe(self) -> ServedModel:
+        """Return what one of the replicas serves."""
+        try:
+            served: ServedModel = await self._handle.describe.remote()
+            return served
+        except (RayActorError, DeploymentUnavailableError, BackPressureError) as error:
+            raise UnavailableError(type(error).__name__) from error
+
+
+@serve.ingress()
+class WebServer:
+    """Answers HTTP requests by the web application."""
+
+    def __init__(self, options: ServingOptions, replicas: DeploymentHandle[Any]) -> None:
+        apply_environment()
+        logging_setup.configure()
+        self._options, self._replicas = options, ReplicaHandle(replicas)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Return the application, as Ray Serve asks for it when the replica starts."""
+        return build_web_app(self._options, self._replicas, RequestMetrics().observe)
+
+
+def build(options: ServingOptions) -> serve.Application:
+    """Return the application; a RayService names this function as its `import_path`."""
+    web = _deploy(
+        WebServer,
+        name="web",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=10_000,
+        graceful_shutdown_timeout_s=options.max_seconds,
+    )
+    student = _deploy(
+        StudentReplica,
+        name="student",
+        ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+        autoscaling_config={
+            "min_replicas": options.min_replicas,
+            "max_replicas": max(options.min_replicas, options.max_replicas),
+            "target_ongoing_requests": options.batch_size,
+        },
+        max_ongoing_requests=2 * options.batch_size,  # one batch is generated while the next one gathers
+        max_queued_requests=options.max_queued,
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=options.max_seconds,
+    )
+    application: serve.Application = web.bind(options, student.bind(options))
+    return application
+
+
+def _deploy(cls: type, **options: Any) -> Any:
+    return serve.deployment(graceful_shutdown_wait_loop_s=0.2, logging_config=LOGGING, **options)(cls)

@@ -1,0 +1,156 @@
+"""Starting and stopping the server from a command."""
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from pipeline.errors import UserError, get_first_line, invalid
+from pipeline.hashing import hash_bytes
+from pipeline.ray_session import start_ray_session
+from pipeline.registry.version_cache import find_version
+from pipeline.serving.application import build
+from pipeline.serving.serving_options import TOKEN_VARIABLE, ServingOptions
+from pipeline.serving.student_replica import ServedModel
+
+APPLICATION = "nasa-distill"
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """The host and the port on which the server listens."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Tell whether only this machine reaches it."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def url(self) -> str:
+        """The page's URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+def build_options(given: Mapping[str, Any], address: Address, token_file: str | None) -> ServingOptions:
+    """Return the checked options of a command.
+
+    Raises:
+        UserError: A value is not accepted, or there is no token for an address beyond this machine.
+    """
+    token = _read_token(token_file)
+    if not token and not address.is_loopback:
+        raise UserError(
+            f"--token-file: got nothing; expected a token, as {address.host} is reached from other machines. "
+            f"Put one into a file, or into {TOKEN_VARIABLE}."
+        )
+    cpus = given.get("cpus") or max(1.0, (os.cpu_count() or 1) - 1.0)  # the web server needs one, too
+    hosts = LOCAL_HOSTS if address.is_loopback else ("*",)
+    security = {"token_sha256": hash_bytes(token.encode()) if token else "", "allowed_hosts": hosts}
+    return ServingOptions.from_values({**given, "cpus": cpus, **security})
+
+
+def _read_token(file: str | None) -> str:
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE, "").strip()
+    try:
+        token = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise invalid("--token-file", file, f"a readable file ({get_first_line(error)})") from None
+    if not token:
+        raise invalid("--token-file", file, "a file with a token")
+    return token
+
+
+def serve_until_stopped(
+    options: ServingOptions, address: Address, ray_address: str | None, log: Callable[[str], None]
+) -> None:
+    """Serve until Ctrl-C or SIGTERM, then let the requests in progress end.
+
+    Raises:
+        UserError: The model cannot be served, or the address is taken.
+    """
+    find_version(options.tracking_uri, options.name, options.alias)
+    if not ray_address:
+        _require_free(address)
+    with start_ray_session(ray_address):
+        stopped = threading.Event()
+        previous = [signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            handle = start(options, address)
+            log(f"{options.name} is served at {address.url} (API: {address.url}/docs). Ctrl-C stops it.")
+            _report_changes(handle, options, stopped, log)
+            log("stopping: requests in progress are finished first")
+        finally:
+            serve.delete(APPLICATION)
+            for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
+                signal.signal(number, handler)
+
+
+def start(options: ServingOptions, address: Address) -> DeploymentHandle[Any]:
+    """Start the application on the current Ray cluster; return the handle of its replicas.
+
+    Raises:
+        UserError: The version in service cannot be loaded.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options={"host": address.host, "port": address.port})
+    try:
+        serve.run(build(options), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise UserError(f"name: {options.name} cannot be served: {_find_reason(error)}") from None
+    return serve.get_deployment_handle("student", APPLICATION)
+
+
+def _find_reason(error: Exception) -> str:
+    """Return the last line of a replica's traceback, which Ray Serve puts into its message."""
+    for deployment in serve.status().applications[APPLICATION].deployments.values():
+        lines = [line for line in deployment.message.splitlines() if "Error" in line]
+        if lines:
+            return lines[-1].strip()
+    return get_first_line(error)
+
+
+def _report_changes(
+    handle: DeploymentHandle[Any], options: ServingOptions, stopped: threading.Event, log: Callable[[str], None]
+) -> None:
+    """Print the version in service, and each change of it, until `stopped` is set."""
+    version, alarm = "", ""
+    while not stopped.wait(LOOK_SECONDS if version else 0):
+        try:
+            served: ServedModel = handle.describe.remote().result(timeout_s=5)
+        except Exception as error:  # a replica that is being replaced
+            log(f"no answer from the replicas: {get_first_line(error)}")
+            continue
+        if served.version != version:
+            log(f"version {served.version} ({options.alias}) is in service")
+        if served.alarm and served.alarm != alarm:
+            log(f"alarm: {served.alarm}")
+        version, alarm = served.version, served.alarm
+
+
+def _require_free(address: Address) -> None:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise invalid("--port", address.port, f"a free port of {address.host} ({error.strerror})") from None
