@@ -23,7 +23,7 @@ _TYPES = {
     "dict_type": "an object",
     "missing": "a value",
     "too_short": "at least one entry",
-    "string_too_short": "a name",
+    "string_too_short": "a string that is not empty",
     "model_type": "a section with fields",
     "dataclass_type": "a section with fields",
 }

@@ -15,7 +15,7 @@ from nasa.attention_rules import RULES
 from nasa.mixed_precision import cast_frozen
 from nasa.negative_keys import NegativeKeys
 from nasa.prompt_embeds import PromptEmbeds
-from nasa.steerable_denoiser import make_steerable
+from nasa.steerable_denoiser import get_output_layer, make_steerable
 from nasa.student import generate, generate_with_cfg
 from pipeline import models
 from pipeline.errors import UserError
@@ -52,7 +52,7 @@ class ImageGenerator:
         self.device, self.batch_size, self.scale, self._observe = torch.device(device), batch_size, scale, observe
         self._denoiser = make_steerable(self.model.denoiser, dtype, self.model.family).eval()
         if dtype != torch.float32:
-            cast_frozen(self.model.denoiser, dtype)
+            cast_frozen(self.model.denoiser, dtype, keep=get_output_layer(self.model.denoiser, self.model.family))
         self.texts = TextCache(self._encode, _count_bytes, MAX_TEXT_BYTES)
         self.negatives: TextCache[Negative] = TextCache(self._prepare_negative, _count_bytes, MAX_KEY_BYTES)
 

@@ -84,6 +84,7 @@ def build(options: ServingOptions) -> serve.Application:
         max_ongoing_requests=2 * options.batch_size,  # one batch is generated while the next one gathers
         max_queued_requests=options.max_queued,
         health_check_period_s=5,
+        max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=options.max_seconds,
     )
     application: serve.Application = web.bind(options, student.bind(options))

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from nasa.version import __version__
@@ -68,7 +69,7 @@ def build_web_app(
     options: ServingOptions, replicas: Replicas, observe: ObserveRequest = lambda status, seconds: None
 ) -> FastAPI:
     """Return the application; `observe` is called with the status and the seconds of each request for images."""
-    app = FastAPI(title="nasa-distill", version=__version__, description=__doc__)
+    app = FastAPIOffline(title="nasa-distill", version=__version__, description=__doc__)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(options.allowed_hosts))
     app.middleware("http")(_build_recorder(observe))

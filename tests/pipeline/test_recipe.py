@@ -94,7 +94,10 @@ def test_gradient_accumulation_takes_the_fewest_passes_that_the_micro_batch_size
         ("promotion.confidence=1", "promotion.confidence: got 1; expected a number below 1."),
         ("schedule.cron=daily", "schedule.cron: got 'daily'; expected five fields: minute hour"),
         ("student.lora_target_modules=[]", "student.lora_target_modules: got []; expected at least one entry."),
-        ("lora_teacher.target_modules=['']", "lora_teacher.target_modules[0]: got ''; expected a name."),
+        (
+            "lora_teacher.target_modules=['']",
+            "lora_teacher.target_modules[0]: got ''; expected a string that is not empty.",
+        ),
         ("train.speed=1", "train.speed: got 1; expected one of the fields steps, batch_size"),
         ("sped.up=1", "sped: got {'up': 1}; expected one of the fields name, seed, teacher"),
         ("train=5", "train: got 5; expected a section with fields."),

@@ -1,0 +1,77 @@
+"""The command's options: addresses, tokens, limits, and what it cannot serve."""
+
+import socket
+
+import pytest
+
+from jobs.__main__ import main
+from pipeline.errors import UserError
+from pipeline.hashing import hash_bytes
+from pipeline.serving.server import Address, build_options
+from pipeline.serving.serving_options import TOKEN_VARIABLE
+
+GIVEN = {"name": "tiny", "tracking_uri": "sqlite:///x"}
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback", "url"),
+    [
+        ("127.0.0.1", True, "http://127.0.0.1:80"),
+        ("localhost", True, "http://localhost:80"),
+        ("::1", True, "http://[::1]:80"),
+        ("0.0.0.0", False, "http://0.0.0.0:80"),
+        ("10.0.0.1", False, "http://10.0.0.1:80"),
+        ("gpu-server", False, "http://gpu-server:80"),
+    ],
+)
+def test_loopback_addresses_need_no_token(monkeypatch, host, is_loopback, url):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    address = Address(host, 80)
+    assert (address.is_loopback, address.url) == (is_loopback, url)
+    if is_loopback:
+        options = build_options(GIVEN, address, None)
+        assert (options.token_sha256, "*" in options.allowed_hosts) == ("", False)
+    else:
+        with pytest.raises(UserError, match=rf"--token-file: got nothing; expected a token, as {host} is reached"):
+            build_options(GIVEN, address, None)
+
+
+def test_a_token_comes_from_a_file_or_the_environment(monkeypatch, tmp_path):
+    file = tmp_path / "token"
+    file.write_text("secret\n")
+    public = Address("0.0.0.0", 80)
+    assert build_options(GIVEN, public, str(file)).token_sha256 == hash_bytes(b"secret")
+    monkeypatch.setenv(TOKEN_VARIABLE, "other")
+    assert build_options(GIVEN, public, None).token_sha256 == hash_bytes(b"other")
+    file.write_text("\n")
+    with pytest.raises(UserError, match="--token-file: got .*; expected a file with a token"):
+        build_options(GIVEN, public, str(file))
+    with pytest.raises(UserError, match="--token-file: got .*; expected a readable file"):
+        build_options(GIVEN, public, str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "absent"], "name: got 'absent'; expected a registered model: nasa-tiny"),
+        (
+            ["--name", "nasa-tiny", "--alias", "best"],
+            "alias: got 'best'; expected an alias of nasa-tiny: challenger, champion",
+        ),
+        (["--name", "nasa-tiny", "--dtype", "int8"], "dtype: got 'int8'; expected 'float32' or 'bfloat16'"),
+        (["--name", "nasa-tiny", "--batch-size", "0"], "batch_size: got 0; expected a number at least 1"),
+        (["--name", "nasa-tiny", "--host", "0.0.0.0"], "--token-file: got nothing; expected a token"),
+        (["--name", "nasa-tiny", "--port", "PORT"], "expected a free port of 127.0.0.1 (Address already in use)"),
+    ],
+)
+def test_invalid_options_are_reported_in_one_line(uri, four_versions, tmp_path, capsys, arguments, message):
+    (tmp_path / "ml.db").write_bytes(four_versions[0].read_bytes())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        words = [port if word == "PORT" else word for word in arguments]
+        assert main(["serve", *words, "--tracking-uri", uri]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1

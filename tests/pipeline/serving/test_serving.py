@@ -1,0 +1,192 @@
+"""The whole server on a local Ray cluster: batches, promotions, a broken version and a killed replica."""
+
+import asyncio
+import io
+import shutil
+import socket
+import time
+
+import aiohttp
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import tracking
+from pipeline.errors import UserError
+from pipeline.registry import version_management
+from pipeline.serving.server import APPLICATION, Address, build_options, start
+
+NAME, CLIENTS = "nasa-tiny", 12
+
+
+@pytest.fixture(scope="module")
+def registry(four_versions, tmp_path_factory):
+    """Return the URI of a registry in which version 3 is the champion and 4 the challenger."""
+    folder = tmp_path_factory.mktemp("serving")
+    shutil.copy(four_versions[0], folder / "ml.db")
+    return f"sqlite:///{folder}/ml.db"
+
+
+@pytest.fixture(scope="module")
+def address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Address("127.0.0.1", probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def handle(ray_cluster, registry, address):
+    """Yield the handle of the replicas of a running server."""
+    from ray import serve
+
+    given = {
+        "name": NAME,
+        "tracking_uri": registry,
+        "cpus": 0.5,
+        "poll_seconds": 0.2,
+        "batch_size": 8,
+        "max_queued": 64,
+    }
+    yield start(build_options(given, address, None), address)
+    serve.delete(APPLICATION)
+
+
+async def ask(session, address, **body):
+    """Return status, headers and the PNG's pixels, or the error's body."""
+    url = f"{address.url}/v1/images/generations"
+    async with session.post(url, json=body, headers={"Accept": "image/png"}) as answer:
+        content = await answer.read()
+        shown = np.asarray(Image.open(io.BytesIO(content))) if answer.status == 200 else content
+        return answer.status, answer.headers, shown
+
+
+def run(scenario):
+    async def with_session():
+        async with aiohttp.ClientSession() as session:
+            return await scenario(session)
+
+    return asyncio.run(asyncio.wait_for(with_session(), 120))
+
+
+async def wait_for_version(session, address, number, seconds=10):
+    """Return the seconds until the version is in service."""
+    started = time.monotonic()
+    while time.monotonic() < started + seconds:
+        async with session.get(f"{address.url}/healthz") as answer:
+            if (await answer.json())["version"] == number:
+                return time.monotonic() - started
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"version {number} is not in service after {seconds} s")
+
+
+def test_mixed_requests_are_the_images_of_the_registered_model(handle, registry, address):
+    requests = [
+        {"prompt": f"a cat {number}", "negative_prompt": ["", "a dog"][number % 2], "seed": number, "scale": 0.5}
+        for number in range(CLIENTS)
+    ]
+
+    async def scenario(session):
+        return await asyncio.gather(*(ask(session, address, **body) for body in requests))
+
+    mlflow.set_tracking_uri(registry)
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    for body, (status, headers, shown) in zip(requests, run(scenario), strict=True):
+        assert (status, headers["x-model-version"], headers["x-seed"]) == (200, "3", str(body["seed"]))
+        (png,) = model.predict([body])
+        assert np.abs(shown.astype(int) - np.asarray(Image.open(io.BytesIO(png)))).max() <= 2
+
+
+def test_a_promotion_and_a_rollback_are_taken_over_without_a_lost_request(handle, registry, address):
+    answers = []
+
+    async def keep_asking(session, is_over):
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            answers.append(await ask(session, address, prompt="a cat", negative_prompt="a dog", seed=number % 3))
+
+    async def scenario(session):
+        is_over = asyncio.Event()
+        clients = [asyncio.create_task(keep_asking(session, is_over)) for _ in range(4)]
+        await wait_for_version(session, address, "3")
+        await asyncio.to_thread(version_management.promote, registry, NAME, "4")
+        await wait_for_version(session, address, "4")
+        await asyncio.to_thread(version_management.roll_back, registry, NAME)
+        await wait_for_version(session, address, "3")
+        is_over.set()
+        await asyncio.gather(*clients)
+
+    run(scenario)
+    assert {status for status, *_ in answers} == {200}
+    assert {headers["x-model-version"] for _, headers, _ in answers} == {"3", "4"}
+    shown = {}
+    for _, headers, image in answers:  # every image of a version and a seed is the same one
+        key = headers["x-model-version"], headers["x-seed"]
+        assert np.abs(shown.setdefault(key, image).astype(int) - image).max() <= 1
+    assert not np.array_equal(shown["3", "1"], shown["4", "1"])
+
+
+def test_a_broken_version_raises_an_alarm_and_leaves_the_old_one_in_service(handle, registry, address, monkeypatch):
+    client = tracking.build_client(registry)
+    client.set_model_version_tag(NAME, "2", "student_sha256", "0" * 64)
+
+    async def scenario(session):
+        version_management.promote(registry, NAME, "2")
+        for _ in range(200):
+            async with session.get(f"{address.url}/healthz") as answer:
+                health = await answer.json()
+            if health["alarm"]:
+                break
+            await asyncio.sleep(0.1)
+        status, headers, _ = await ask(session, address, prompt="a cat")
+        version_management.promote(registry, NAME, "3")
+        for _ in range(100):
+            async with session.get(f"{address.url}/healthz") as answer:
+                if not (await answer.json())["alarm"]:
+                    return health, status, headers["x-model-version"]
+            await asyncio.sleep(0.1)
+        raise AssertionError("the alarm does not end")
+
+    health, status, version = run(scenario)
+    assert (health["status"], health["version"]) == ("degraded", "3")
+    assert "Version 2 cannot be served:" in health["alarm"]
+    assert "its checksum is another) Version 3 stays in service." in health["alarm"]
+    assert (status, version) == (200, "3")
+
+
+def test_requests_survive_a_killed_replica(handle, address):
+    import ray
+
+    async def scenario(session):
+        clients = [asyncio.create_task(ask(session, address, prompt="a cat", seed=seed)) for seed in range(8)]
+        await asyncio.sleep(0.05)
+        (killed,) = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if "#student#" in actor["name"]]
+        ray.kill(ray.get_actor(killed["name"], namespace=killed["namespace"]), no_restart=True)
+        return [*await asyncio.gather(*clients), await ask(session, address, prompt="a cat", seed=1)]
+
+    answers = run(scenario)
+    assert all(status == 200 or (status in (429, 503) and headers["retry-after"]) for status, headers, _ in answers)
+    assert answers[-1][0] == 200
+
+
+def test_a_full_queue_is_status_429(handle, address):
+    async def scenario(session):
+        return await asyncio.gather(*(ask(session, address, prompt=f"a cat {n}", seed=n) for n in range(300)))
+
+    answers = run(scenario)
+    counts = {status: sum(answer[0] == status for answer in answers) for status in (200, 429)}
+    assert counts[200] >= 64
+    assert counts[429] > 0
+    assert sum(counts.values()) == len(answers)
+    assert all(headers["retry-after"] for status, headers, _ in answers if status == 429)
+
+
+@pytest.mark.slow
+def test_a_damaged_champion_is_reported_in_one_line(ray_cluster, registry, address, handle):
+    client = tracking.build_client(registry)
+    client.set_registered_model_alias(NAME, "damaged", "1")
+    client.set_model_version_tag(NAME, "1", "student_sha256", "0" * 64)
+    given = {"name": NAME, "tracking_uri": registry, "cpus": 0.1, "alias": "damaged"}
+    with pytest.raises(UserError, match=r"name: nasa-tiny cannot be served: .*its checksum is another"):
+        start(build_options(given, address, None), address)
