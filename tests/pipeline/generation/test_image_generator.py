@@ -107,8 +107,8 @@ real = models.TextToImage.encode
 
 def test_stages_are_measured(build_student):
     stages = []
-    observe = lambda stage, seconds: stages.append((stage, seconds))
-    ImageGenerator(build_student("stable-diffusion"), observe=observe).generate(MIXED[:2])
+    generator = ImageGenerator(build_student("stable-diffusion"), observe=lambda *stage: stages.append(stage))
+    generator.generate(MIXED[:2])
     assert [stage for stage, _ in stages] == ["text", "denoise", "decode"]
     assert all(seconds > 0 for _, seconds in stages)
 
@@ -147,7 +147,7 @@ def test_step_noise_is_drawn_as_the_scheduler_draws_it(build_student, monkeypatc
     pipe = models.load_pipeline(folder)
     call = models.build_call_options(folder)
     pipe(prompt="a cat", generator=torch.Generator().manual_seed(1), **call)
-    first, *others = ImageGenerator(folder)._draw_noise([1])
+    _, *others = ImageGenerator(folder)._draw_noise([1])
     assert len(drawn) == len(others) == 3
     for noise, expected in zip(others, drawn, strict=True):
         assert torch.equal(noise, expected)
