@@ -44,9 +44,9 @@ def test_a_token_comes_from_a_file_or_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv(TOKEN_VARIABLE, "other")
     assert build_options(GIVEN, public, None).token_sha256 == hash_bytes(b"other")
     file.write_text("\n")
-    with pytest.raises(UserError, match="--token-file: got .*; expected a file with a token"):
+    with pytest.raises(UserError, match=r"--token-file: got .*; expected a file with a token"):
         build_options(GIVEN, public, str(file))
-    with pytest.raises(UserError, match="--token-file: got .*; expected a readable file"):
+    with pytest.raises(UserError, match=r"--token-file: got .*; expected a readable file"):
         build_options(GIVEN, public, str(tmp_path / "absent"))
 
 
