@@ -6,6 +6,7 @@ transformers, peft and `nasa`, which lies beside it.
 
 import io
 import numbers
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class StudentPyfunc(PythonModel):
         self.pipe.set_progress_bar_config(disable=True)
         self.options = dict(context.model_config["options"])
         self.scale = float(context.model_config["scale"])
+        self.lock = threading.Lock()  # MLflow's server calls `predict` in several threads
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[bytes]:
         """Return one PNG per row."""
@@ -51,7 +53,7 @@ class StudentPyfunc(PythonModel):
         negatives = [row["negative_prompt"] for row in rows]
         scales = [_parse_scale(row["scale"]) if row["negative_prompt"] else 0.0 for row in rows]
         seeds = [torch.Generator().manual_seed(_parse_seed(row["seed"])) for row in rows]
-        with steer(self.pipe, negatives if any(scales) else None, scales):
+        with self.lock, steer(self.pipe, negatives if any(scales) else None, scales):
             prompts = [row["prompt"] for row in rows]
             images = self.pipe(prompt=prompts, generator=seeds, output_type="pil", return_dict=False, **self.options)[0]
         return [_encode_png(image) for image in images]

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
 import numpy as np
@@ -51,6 +52,14 @@ def test_optional_columns_may_be_missing_or_null(model):
     (split,) = predict_images(model, dataframe_split={"columns": ["seed", "prompt"], "data": [[0, "a cat"]]})
     assert np.array_equal(split, plain)
     assert len(model.predict(pd.DataFrame([{"prompt": "a cat", "seed": 3}, {"prompt": "a dog"}]))) == 2
+
+
+def test_concurrent_requests_do_not_disturb_each_other(model):
+    rows = [FULL | {"seed": seed, "scale": scale} for seed in range(4) for scale in (0.0, 0.9)]
+    alone = [model.predict(pd.DataFrame([row])) for row in rows]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda row: model.predict(pd.DataFrame([row])), rows))
+    assert together == alone
 
 
 @pytest.mark.parametrize("values", [{"seed": 3}, {"seed": 3.0, "scale": 1}, {"seed": np.int32(3), "scale": None}])
