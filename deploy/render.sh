@@ -8,5 +8,6 @@ schedule=(--cron "0 3 * * SUN" --timezone Europe/Berlin)
 jobs() { PYTHONPATH=../.. "${PYTHON:-python}" -m jobs k8s-manifest "$@"; }
 jobs RayCluster "${options[@]}" --run s3://BUCKET/runs/first > raycluster.yaml
 jobs RayJob "${options[@]}" --run s3://BUCKET/runs/first > rayjob.yaml
+jobs RayService --recipe sd21 --image REGISTRY/nasa-distill:latest > rayservice.yaml
 jobs RayCronJob "${options[@]}" --run s3://BUCKET/schedules/weekly "${schedule[@]}" > raycronjob.yaml
 jobs CronJob "${options[@]}" --run s3://BUCKET/schedules/weekly "${schedule[@]}" > cronjob.yaml

@@ -1,5 +1,6 @@
 """The files in `deploy/`, validated by Ray's schema, KubeRay's definitions and Kubernetes' fields."""
 
+import importlib
 import json
 import lzma
 import os
@@ -15,8 +16,11 @@ import psutil
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
 
 from jobs.__main__ import main, make_parser
+from pipeline.errors import UserError
+from pipeline.serving.serving_options import ServingOptions
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -118,6 +122,27 @@ def test_the_files_equal_the_output_of_the_command(kind, capsys):
     assert capsys.readouterr().out == (DEPLOY / f"kuberay/{RENDERED[kind]}.yaml").read_text(), "run deploy/render.sh"
 
 
+def test_the_served_application_is_what_ray_serve_takes(capsys, monkeypatch):
+    assert main(["k8s-manifest", "RayService", "--recipe", "sd21", "--image", "REGISTRY/nasa-distill:latest"]) == 0
+    text = capsys.readouterr().out
+    assert text == (DEPLOY / "kuberay/rayservice.yaml").read_text(), "run deploy/render.sh"
+    spec = yaml.safe_load(text)["spec"]
+    config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    (application,) = config.applications
+    module, _, name = application.import_path.partition(":")
+    build = getattr(importlib.import_module(module), name)
+    options = ServingOptions.model_validate(application.args)
+    assert (options.name, options.gpus, options.tracking_uri) == ("nasa-sd21", 1.0, "http://mlflow:5000")
+    (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert group["maxReplicas"] * int(limits["nvidia.com/gpu"]) == options.max_replicas * options.gpus
+    assert int(limits["cpu"]) >= options.cpus
+    with pytest.raises(UserError, match="NASA_DISTILL_SERVE_TOKEN: got nothing; expected the token of requests"):
+        build(options)
+    monkeypatch.setenv("NASA_DISTILL_SERVE_TOKEN", "secret")
+    assert build(options)._bound_deployment.name == "web"
+
+
 @pytest.mark.parametrize("kind", ["RayJob", "RayCronJob", "CronJob"])
 def test_every_entrypoint_is_a_valid_command(kind):
     document = yaml.safe_load((DEPLOY / f"kuberay/{RENDERED[kind]}.yaml").read_text())
@@ -187,6 +212,9 @@ def test_names_are_valid_and_evaluation_gets_its_gpu(capsys, overrides, name, gp
             ["RayJob", "--recipe", "sd21", "--run", "s3://b/r"],
             "prompts.sources: got 'journeydb/*.jsonl*'; expected s3://",
         ),
+        (["RayJob"], "--run: got nothing; expected a value"),
+        (["RayService", "--max-replicas", "0"], "--max-replicas: got 0; expected a number of at least 1"),
+        (["RayService", "--tracking-uri", "sqlite:///x"], "--tracking-uri: got 'sqlite:///x'; expected a server's"),
         (["RayJob", "--run", "runs/x"], "--run: got 'runs/x'; expected s3://"),
         (["RayCronJob", "--run", "s3://b/r"], "schedule.cron: got ''; expected five fields. Pass --cron"),
         (["RayJob", "--run", "s3://b/r", "--gpus-per-node", "0"], "--gpus-per-node: got 0; expected 1"),

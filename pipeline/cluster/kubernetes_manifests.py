@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import yaml
@@ -63,14 +64,26 @@ def render(kind: str, recipe: Recipe, values: ManifestValues) -> str:
         "RayCronJob": _build_ray_cron_job,
         "CronJob": _build_scheduled_submitter,
     }[kind]
-    return str(yaml.dump(build(recipe, values), Dumper=_Dumper, sort_keys=False, width=1000))
+    return dump_manifest(build(recipe, values))
+
+
+def dump_manifest(manifest: Spec) -> str:
+    """Return a manifest as YAML."""
+    return str(yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=1000))
 
 
 class _Dumper(yaml.SafeDumper):
-    """A YAML dumper without aliases."""
+    """A YAML dumper without aliases, with texts of several lines as blocks."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
@@ -81,11 +94,7 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
         raise invalid("--run", values.run, "s3://BUCKET/FOLDER, which every node reaches")
     if not values.tracking_uri.startswith(("http://", "https://")):
         raise invalid("--tracking-uri", values.tracking_uri, "a server's http:// or https:// address")
-    for text in (values.tracking_uri, values.run, values.image, *values.sets):
-        if contains_secret(text):
-            raise UserError(
-                f"manifest: it would hold the secret in {redact(text)!r}. Put it into the Secret {SECRET!r}."
-            )
+    check_no_secret(values.tracking_uri, values.run, values.image, *values.sets)
     if kind in RECURRING and not recipe.schedule.cron:
         raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
     min_gpus = math.ceil(max(_compute_worker_resources(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
@@ -93,7 +102,17 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
         raise invalid("--gpus-per-node", values.gpus_per_node, f"{max(1, min_gpus)}, which one process needs, to 16")
 
 
-def _build_metadata(recipe: Recipe) -> Spec:
+def check_no_secret(*texts: str) -> None:
+    """Raise a UserError if a text of a manifest holds a secret."""
+    for text in texts:
+        if contains_secret(text):
+            raise UserError(
+                f"manifest: it would hold the secret in {redact(text)!r}. Put it into the Secret {SECRET!r}."
+            )
+
+
+def build_metadata(recipe: Recipe) -> Spec:
+    """Return the name and the labels of a recipe's manifest."""
     return {
         "name": re.sub(r"[^a-z0-9]+", "-", f"nasa-{recipe.name}".lower())[:MAX_NAME_LENGTH].strip("-"),
         "labels": {"app.kubernetes.io/name": "nasa-distill"},
@@ -105,7 +124,7 @@ def _build_ray_job(recipe: Recipe, values: ManifestValues) -> Spec:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": _build_metadata(recipe),
+        "metadata": build_metadata(recipe),
         "spec": _build_job_spec(words, recipe, values),
     }
 
@@ -119,7 +138,7 @@ def _build_ray_cron_job(recipe: Recipe, values: ManifestValues) -> Spec:
         "suspend": False,
         "jobTemplate": _build_job_spec(_build_run_scheduled_command(recipe, values), recipe, values),
     }
-    return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _build_metadata(recipe), "spec": spec}
+    return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": build_metadata(recipe), "spec": spec}
 
 
 def _build_run_scheduled_command(recipe: Recipe, values: ManifestValues) -> list[str]:
@@ -146,18 +165,24 @@ def _build_job_spec(words: list[str], recipe: Recipe, values: ManifestValues) ->
 
 
 def _build_ray_cluster(recipe: Recipe, values: ManifestValues) -> Spec:
-    metadata = {**_build_metadata(recipe), "name": CLUSTER}
+    metadata = {**build_metadata(recipe), "name": CLUSTER}
     spec = _build_cluster_spec(recipe, values)
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
 
 
 def _build_cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
-    """Return a head without GPU, and autoscaled pods with GPUs."""
+    """Return a head, and pods that hold the recipe's workers."""
     train, nodes = recipe.train, count_nodes(recipe, values.gpus_per_node)
     cpus = math.ceil(_compute_worker_resources(train)["CPU"] * _count_workers_per_node(train, values.gpus_per_node)) + 1
     resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * values.gpus_per_node}Gi"}
     if "GPU" in _compute_worker_resources(train) or recipe.evaluation.gpus_per_process:
         resources["nvidia.com/gpu"] = str(values.gpus_per_node)
+    spec: Spec = build_cluster_spec(values, resources, nodes)
+    return spec
+
+
+def build_cluster_spec(values: ManifestValues, resources: dict[str, str], max_pods: int) -> Any:
+    """Return a head without GPU, and up to `max_pods` autoscaled pods, each with these resources."""
     ports = [{"containerPort": 6379, "name": "gcs-server"}, {"containerPort": 8265, "name": "dashboard"}]
     return {
         "rayVersion": ray.__version__,
@@ -173,7 +198,7 @@ def _build_cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
                 "groupName": "workers",
                 "replicas": 0,
                 "minReplicas": 0,
-                "maxReplicas": nodes,
+                "maxReplicas": max_pods,
                 "rayStartParams": {},
                 "template": _build_pod_template("ray-worker", resources, values, {}),
             }
@@ -255,4 +280,4 @@ def _build_scheduled_submitter(recipe: Recipe, values: ManifestValues) -> Spec:
         "failedJobsHistoryLimit": 3,
         "jobTemplate": {"spec": {"backoffLimit": recipe.schedule.retries, "template": {"spec": pod}}},
     }
-    return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": _build_metadata(recipe), "spec": spec}
+    return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": build_metadata(recipe), "spec": spec}

@@ -1,6 +1,7 @@
 """The Ray Serve application: web servers before replicas of a student."""
 
 import asyncio
+import os
 from typing import Any
 
 from ray import serve
@@ -10,8 +11,10 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from pipeline import apply_environment, logging_setup
+from pipeline.errors import UserError
+from pipeline.hashing import hash_bytes
 from pipeline.serving.metrics import RequestMetrics
-from pipeline.serving.serving_options import ServingOptions
+from pipeline.serving.serving_options import TOKEN_VARIABLE, ServingOptions
 from pipeline.serving.student_replica import ImageResult, ImageTask, ServedModel, StudentReplica
 from pipeline.serving.web_app import OverloadedError, UnavailableError, build_web_app
 
@@ -63,7 +66,14 @@ class WebServer:
 
 
 def build(options: ServingOptions) -> serve.Application:
-    """Return the application; a RayService names this function as its `import_path`."""
+    """Return the application; a RayService names this function as its `import_path`.
+
+    Without a token in the options, the one in `TOKEN_VARIABLE` counts.
+
+    Raises:
+        UserError: There is no token, and the options require one.
+    """
+    options = _complete_token(options)
     web = _deploy(
         WebServer,
         name="web",
@@ -89,6 +99,15 @@ def build(options: ServingOptions) -> serve.Application:
     )
     application: serve.Application = web.bind(options, student.bind(options))
     return application
+
+
+def _complete_token(options: ServingOptions) -> ServingOptions:
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if options.token_sha256 or not token:
+        if options.requires_token and not options.token_sha256:
+            raise UserError(f"{TOKEN_VARIABLE}: got nothing; expected the token of requests.")
+        return options
+    return options.model_copy(update={"token_sha256": hash_bytes(token.encode())})
 
 
 def _deploy(cls: type, **options: Any) -> Any:

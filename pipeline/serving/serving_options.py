@@ -1,6 +1,6 @@
 """The options of the server, which `jobs serve` and a RayService's `serveConfigV2` give."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ class ServingOptions(StrictModel):
         max_seconds: longest time for one request; a later answer is status 503.
         max_body_bytes: largest request.
         poll_seconds: seconds between two looks at the alias.
+        requires_token: whether the application refuses to start without a token.
         token_sha256: SHA-256 of the token that a request must carry; empty: none.
         allowed_hosts: values of a request's Host header; "*" is any.
     """
@@ -35,15 +36,16 @@ class ServingOptions(StrictModel):
     alias: str = "champion"
     tracking_uri: str
     dtype: Literal["float32", "bfloat16"] = "float32"
-    batch_size: int = Field(16, ge=1, le=256)
-    batch_wait_ms: float = Field(5.0, ge=0, le=1000)
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(1, ge=1)
-    cpus: float = Field(1.0, gt=0)
-    gpus: float = Field(0.0, ge=0)
-    max_queued: int = Field(128, ge=1)
-    max_seconds: float = Field(60.0, gt=0)
-    max_body_bytes: int = Field(65_536, ge=1024)
-    poll_seconds: float = Field(2.0, gt=0)
+    batch_size: Annotated[int, Field(ge=1, le=256)] = 16
+    batch_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] = 1
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    max_queued: Annotated[int, Field(ge=1)] = 128
+    max_seconds: Annotated[float, Field(gt=0)] = 60.0
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 65_536
+    poll_seconds: Annotated[float, Field(gt=0)] = 2.0
+    requires_token: bool = False
     token_sha256: str = ""
     allowed_hosts: tuple[str, ...] = ("*",)

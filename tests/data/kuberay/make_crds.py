@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayCronJob": "raycronjobs"}
+KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayCronJob": "raycronjobs", "RayService": "rayservices"}
 
 
 def close_schema(schema: Any) -> Any:
