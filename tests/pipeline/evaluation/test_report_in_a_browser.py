@@ -1,11 +1,6 @@
 """The report in Chromium, used with the keyboard and on a phone."""
 
-import asyncio
 import io
-import itertools
-import json
-import shutil
-import subprocess
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +13,11 @@ from pipeline.evaluation.image_store import ImageStore
 from pipeline.evaluation.results import EvaluationRow
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
+from tests import browser
+from tests.browser import CHROMIUM, PHONE
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 IMAGES = 3200
 SYSTEMS = ("student", "student, NASA 0.5", "student, 1 step, NASA 1")
-PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 
@@ -45,7 +40,7 @@ def page(tmp_path_factory):
     recipe = Recipe(name="many")
     summary = aggregate.summarise(recipe, rows, {})
     folder.write("report.html", write_report(recipe, summary, rows, ImageStore(folder, rows)).encode())
-    return f"{folder.path}/report.html"
+    return f"file://{folder.path}/report.html"
 
 
 def _encode_png(pixels):
@@ -54,73 +49,9 @@ def _encode_png(pixels):
     return buffer.getvalue()
 
 
-class Tab:
-    """A browser tab that is controlled by the Chrome DevTools Protocol."""
-
-    def __init__(self, socket):
-        self.socket, self.numbers, self.errors = socket, itertools.count(1), []
-
-    async def send(self, method, **parameters):
-        number = next(self.numbers)
-        await self.socket.send_json({"id": number, "method": method, "params": parameters})
-        while True:
-            message = json.loads((await self.socket.receive()).data)
-            if message.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(message["params"]["exceptionDetails"])
-            if message.get("id") == number:
-                return message["result"]
-
-    async def value(self, expression):
-        result = await self.send("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    async def key(self, key, **options):
-        codes = {"ArrowRight": 39, "Enter": 13, "Escape": 27, "Tab": 9}
-        event = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper())), **options}
-        if len(key) == 1 or key == "Enter":
-            event["text"] = "\r" if key == "Enter" else key
-        await self.send("Input.dispatchKeyEvent", type="keyDown", **event)
-        await self.send("Input.dispatchKeyEvent", type="keyUp", **event)
-
-
-def visit(page, tmp_path, script, size=None):
-    """Run `script(tab)` on the page in a fresh Chromium."""
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
-    arguments += [f"--user-data-dir={tmp_path / 'profile'}", "--disable-dev-shm-usage", "about:blank"]
-    process = subprocess.Popen([CHROMIUM, *arguments], stderr=subprocess.PIPE, text=True)
-    try:
-        address = next(line.split()[-1] for line in process.stderr if "DevTools listening" in line)
-        return asyncio.run(_visit(address.split("/")[2], page, script, size))
-    finally:
-        process.kill()
-        process.wait()
-
-
-async def _visit(host, page, script, size):
-    import aiohttp
-
-    async with aiohttp.ClientSession() as session:
-        async with session.get(f"http://{host}/json/list") as answer:
-            target = next(item for item in await answer.json() if item["type"] == "page")
-        async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-            tab = Tab(socket)
-            await tab.send("Runtime.enable")
-            await tab.send("Page.enable")
-            if size:
-                await tab.send("Emulation.setDeviceMetricsOverride", **size)
-            await tab.send("Page.navigate", url=f"file://{page}")
-            for _ in range(300):
-                if await tab.value("document.readyState === 'complete' && !!document.querySelector('#cards figure')"):
-                    break
-                await asyncio.sleep(0.1)
-            result = await script(tab)
-            assert not tab.errors
-            return result
-
-
 FIRST = "document.querySelector('#cards figure figcaption').textContent"
 COUNT = "document.querySelectorAll('#cards figure').length"
+READY = "document.querySelector('#cards figure')"
 LOADED = "[...document.querySelectorAll('#cards img')].every(image => image.complete && image.naturalWidth > 0)"
 
 
@@ -147,7 +78,7 @@ def test_the_report_works_with_the_keyboard(page, tmp_path):
         await tab.key("Escape")
         assert not await tab.value("document.getElementById('large').open")
 
-    visit(page, tmp_path, script)
+    browser.visit(page, tmp_path, script, ready=READY)
 
 
 def test_the_slider_shows_each_sampling_method(page, tmp_path):
@@ -160,7 +91,7 @@ def test_the_slider_shows_each_sampling_method(page, tmp_path):
         assert labels == list(SYSTEMS)
         assert await tab.value("document.querySelectorAll('#methods figure').length") == 48
 
-    visit(page, tmp_path, script)
+    browser.visit(page, tmp_path, script, ready=READY)
 
 
 def test_the_report_fits_a_phone(page, tmp_path):
@@ -168,7 +99,7 @@ def test_the_report_fits_a_phone(page, tmp_path):
         assert await tab.value("document.documentElement.scrollWidth") <= PHONE["width"]
         assert await tab.value("document.querySelector('#cards figure').clientWidth") >= 120
 
-    visit(page, tmp_path, script, PHONE)
+    browser.visit(page, tmp_path, script, ready=READY, size=PHONE)
 
 
 def test_the_report_restores_its_state_from_the_url(page, tmp_path):
@@ -178,4 +109,4 @@ def test_the_report_restores_its_state_from_the_url(page, tmp_path):
         scores = await tab.value("[...document.querySelectorAll('#cards b')].map(each => Number(each.textContent))")
         assert scores == sorted(scores, reverse=True)
 
-    visit(f"{page}#q=cat&order=best", tmp_path, script)
+    browser.visit(f"{page}#q=cat&order=best", tmp_path, script, ready=READY)
