@@ -56,6 +56,12 @@ class PromptEmbeds:
         mask = self.attention_mask[:, :tokens]
         return PromptEmbeds(self.embeds[:, :tokens], None if bool(mask.all()) else mask, self.pooled)
 
+    def unpad(self) -> list[Tensor]:
+        """Return each text alone, [T, D], without its masked tokens."""
+        if self.attention_mask is None or self.attention_mask.is_meta:
+            return list(self.embeds)
+        return [text[mask] for text, mask in zip(self.embeds, self.attention_mask.bool(), strict=True)]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "PromptEmbeds":
         """Return the texts with each tensor changed."""
         return PromptEmbeds(**{name: change(part) for name, part in self.get_tensors().items()})
