@@ -195,8 +195,8 @@ def test_z_image_is_steered_in_the_steps_without_guidance_too(images):
         assert changed == [row < images for row in range(len(plain))]
 
 
-def test_a_prompt_given_as_embeddings_starts_a_new_call_of_z_image():
-    """The pipeline then calls neither `check_inputs`, which it lacks, nor its encoder."""
+def test_each_call_of_z_image_starts_anew_also_with_embeddings_and_another_scheduler():
+    """The pipeline has no `check_inputs`, and with embeddings it does not call its encoder either."""
     pipe, call = build_variant("ZImagePipeline")
     call |= {"num_inference_steps": 2, "guidance_scale": 0.0}
     embeds, _ = pipe.encode_prompt("a cat", do_classifier_free_guidance=False)
@@ -205,4 +205,5 @@ def test_a_prompt_given_as_embeddings_starts_a_new_call_of_z_image():
         with nasa.steer(pipe, "dog", SCALE, steps={0}):
             for _ in range(2):
                 drawn.append(pipe(**call, **options, generator=torch.Generator().manual_seed(0))[0])
+                pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     assert all(torch.equal(image, drawn[0]) for image in drawn)
