@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ class PromptEmbeds:
         """Return the tensors that are not None, by the field's name."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def pad_texts(texts: Sequence[Tensor]) -> PromptEmbeds:
+    """Return texts of their own lengths, [T, D] each, as one tensor with a mask."""
+    mask = pad_sequence([torch.ones_like(text[:, 0]) for text in texts], batch_first=True)
+    return PromptEmbeds(pad_sequence(list(texts), batch_first=True), mask)
 
 
 def cat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:

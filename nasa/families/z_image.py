@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from nasa.architectures import build_z_image
 from nasa.families.family import CallArguments, Distillation, Family, PublishedModel
 from nasa.families.flux2 import QWEN3_4B_PARAMETERS
 from nasa.packing import DEFAULT_SIDE
-from nasa.prompt_embeds import PromptEmbeds
+from nasa.prompt_embeds import PromptEmbeds, pad_texts
 from nasa.schedulers import build_student_flow
 
 MAX_SEQUENCE_LENGTH = 512  # the default of the pipeline's call
@@ -30,8 +29,7 @@ def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Pr
 def unpack_captions(returned: Any) -> PromptEmbeds:
     """Return the positive prompts, [T, D] each, as one tensor with a mask."""
     captions, _ = returned
-    mask = pad_sequence([torch.ones_like(caption[:, 0]) for caption in captions], batch_first=True)
-    return PromptEmbeds(pad_sequence(captions, batch_first=True), mask)
+    return pad_texts(captions)
 
 
 def predict(transformer: Any, latents: Tensor, time_B: Tensor, prompt: PromptEmbeds) -> Tensor:
@@ -49,10 +47,12 @@ def extend(kwargs: dict[str, Any], text_BTD: Tensor, mask_BT: Tensor | None) -> 
     """Pair each caption with its negative.
 
     Raises:
-        ValueError: The call is one of the Omni model, whose captions are lists.
+        ValueError: The call has the Omni model's lists, or a ControlNet, which shares the layers that read texts.
     """
     if isinstance(kwargs["x"][0], list):
         raise ValueError("pipe: got a call of Z-Image-Omni; expected one image per prompt.")
+    if kwargs.get("controlnet_block_samples") is not None:
+        raise ValueError("pipe: got a call with a ControlNet; expected none while Z-Image is steered.")
     return {"cap_feats": list(zip(kwargs["cap_feats"], PromptEmbeds(text_BTD, mask_BT).unpad(), strict=True))}
 
 

@@ -315,7 +315,7 @@ def test_a_recomputed_block_has_the_captions_of_its_forward_pass(model):
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-12, rtol=1e-9)
 
 
-def test_images_of_different_sizes_and_the_omni_model_are_rejected(model):
+def test_images_of_different_sizes_the_omni_model_and_a_controlnet_are_rejected(model):
     captions = PairedCaptions(copy.deepcopy(model), SequenceSteering())
     images = [torch.zeros(4, 1, 4, 4), torch.zeros(4, 1, 4, 6)]
     pairs = [tuple(make_texts((3, 4), 0))] * 2
@@ -323,6 +323,8 @@ def test_images_of_different_sizes_and_the_omni_model_are_rejected(model):
         captions(images, pairs, 2, 1)
     with pytest.raises(ValueError, match="pipe: got a call of Z-Image-Omni"):
         Z_IMAGE.extend({"x": [[images[0]]], "cap_feats": []}, torch.zeros(1, 3, 16), None)
+    with pytest.raises(ValueError, match="pipe: got a call with a ControlNet"):
+        Z_IMAGE.extend({"x": images, "cap_feats": [], "controlnet_block_samples": {}}, torch.zeros(1, 3, 16), None)
 
 
 def test_the_denoiser_is_as_before_after_it_was_steered(model):
