@@ -4,7 +4,7 @@ A caption comes as its own tensor [T, D]. The denoiser pads it to a multiple of 
 positions begin where that ends, so a negative that is appended to a caption would move the image. Here a caption is a
 pair of a positive and a negative text. Both get the positions of a caption, the image those of its positive alone, and
 both pass through the same layers. Every row has the same layout, image, positive, negative, with a mask for shorter
-texts; the learned padding up to a multiple of 32 counts as text, as without a negative.
+texts; the learned padding up to a multiple of 32 counts as text, and that of the image as image, as without a negative.
 B batch, L image tokens, T text tokens, D features, K features of a head.
 """
 

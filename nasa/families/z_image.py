@@ -33,9 +33,9 @@ def unpack_captions(returned: Any) -> PromptEmbeds:
 
 
 def predict(transformer: Any, latents: Tensor, time_B: Tensor, prompt: PromptEmbeds) -> Tensor:
-    """Return the predicted velocity; the transformer takes an image as a video of one frame, and time from 0 to 1.
+    """Return the predicted velocity, from image to noise.
 
-    Its output is the velocity from noise to image, with the opposite sign.
+    The transformer takes an image as a video of one frame, and its time runs from 0, noise, to 1, as its velocity does.
     """
     velocities = transformer(
         x=list(latents[:, :, None]), t=(1000 - time_B) / 1000, cap_feats=prompt.unpad(), return_dict=False
