@@ -30,7 +30,7 @@ from nasa.student import generate
 from nasa.testing import TINY_PIPELINES
 
 FAMILIES = ("stable-diffusion", "sdxl", "pixart", "sana", "stable-diffusion-3", "flux", "flux2-klein")
-FAMILIES += ("qwen-image", "wan")
+FAMILIES += ("qwen-image", "z-image", "wan")
 BATCH, LATENT_SIDE = 4, 16
 METHOD = MethodOptions(lora_guidance=True)
 TOLERANCE = 1e-3

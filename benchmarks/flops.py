@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nasa
 from nasa import architectures
+from nasa.families import find_denoiser_family
 
 GIGA = 1e9
 
@@ -71,7 +72,8 @@ def count_steered(model: Any, workload: Workload, rule: str) -> tuple[float, flo
 
 @torch.no_grad()
 def count_flops(model: Any, workload: Workload, batch: int) -> float:
-    inputs = {**workload.inputs(batch), "encoder_hidden_states": torch.zeros(batch, *workload.text)}
+    text = find_denoiser_family(model).arguments.text
+    inputs = {**workload.inputs(batch), text: torch.zeros(batch, *workload.text)}
     with FlopCounterMode(display=False) as counter:
         model(**inputs)
     return float(counter.get_total_flops())
@@ -110,6 +112,11 @@ def qwen_image_inputs(batch: int) -> dict[str, Any]:
         "img_shapes": [[(1, 64, 64)]] * batch,
         "encoder_hidden_states_mask": None,
     }
+
+
+def z_image_inputs(batch: int) -> dict[str, Any]:
+    """Return Z-Image's arguments for images of 1024, videos of one frame each."""
+    return {"x": list(torch.zeros(batch, 16, 1, 128, 128)), "t": torch.ones(batch)}
 
 
 WORKLOADS = (
@@ -151,6 +158,7 @@ WORKLOADS = (
         transformer_inputs(16, 128, 128, pooled_projections=(2048,)),
     ),
     Workload("Qwen-Image, 1024, 64 tokens", architectures.build_qwen_image, (64, 3584), qwen_image_inputs),
+    Workload("Z-Image, 1024, 64 tokens", architectures.build_z_image, (64, 2560), z_image_inputs),
 )
 
 

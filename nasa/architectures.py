@@ -105,3 +105,8 @@ def build_flux2_klein_4b() -> Any:
     return diffusers.Flux2Transformer2DModel(
         num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
     )
+
+
+def build_z_image() -> Any:
+    """Return the transformer of Z-Image and Z-Image-Turbo."""
+    return diffusers.ZImageTransformer2DModel(axes_lens=[1536, 512, 512])

@@ -266,3 +266,11 @@ def apply_negative_prompt(steering: Steering, negative: PromptEmbeds | None, sca
         yield
     finally:
         steering.embeds_NTD, steering.mask_NT, steering.scale = None, None, 0.0
+
+
+@contextmanager
+def restore_steering(steering: Steering, snapshot: Steering) -> Iterator[None]:
+    """Give the installed layers the state of an earlier call inside the context, and leave them plain after it."""
+    vars(steering).update(vars(snapshot))
+    with apply_negative_prompt(steering, None, 0.0):
+        yield

@@ -19,12 +19,16 @@ Conditional = Rows | Callable[[int, int], Rows]  # rows, or a function of the ba
 
 @dataclass(frozen=True)
 class DenoiserCall:
-    """The `index`-th call of the denoiser within a step, and whether the pipeline uses guidance and perturbation."""
+    """The `index`-th call of the denoiser within a step, and whether the pipeline uses guidance and perturbation.
+
+    `images` is the number of images that the pipeline's call makes, 0 if it is not known.
+    """
 
     batch: int
     index: int = 0
     guided: bool = False
     perturbed: bool = False
+    images: int = 0
 
 
 def select_all_rows(call: DenoiserCall) -> Rows:
@@ -55,6 +59,11 @@ def select_first_third(call: DenoiserCall) -> Rows:
 def select_first_call(call: DenoiserCall) -> Rows:
     """Return all rows of a step's first call; guidance is a second call."""
     return slice(0) if call.index else slice(None)
+
+
+def select_first_images(call: DenoiserCall) -> Rows:
+    """Return a row per image, which come first, as Z-Image may leave out the unconditional rows in later steps."""
+    return slice(call.images or None)
 
 
 Layout = Callable[[DenoiserCall], Rows]
@@ -129,6 +138,9 @@ PIPELINES: dict[str, Layout] = {
     "WanImageToVideoPipeline": select_first_call,
     "WanPipeline": select_first_call,
     "WanVideoToVideoPipeline": select_first_call,
+    "ZImageImg2ImgPipeline": select_first_images,
+    "ZImageInpaintPipeline": select_first_images,
+    "ZImagePipeline": select_first_images,
 }
 
 

@@ -9,9 +9,10 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
+from nasa.prompt_embeds import pad_texts
 from nasa.steer_context import steer
 
-EMBEDS_NAMES = ("encoder_hidden_states", "prompt_embeds")  # names of a prompt's embeddings in modular pipelines
+EMBEDS_NAMES = ("encoder_hidden_states", "prompt_embeds", "cap_feats")  # a prompt's embeddings in modular pipelines
 MASK_NAMES = ("encoder_hidden_states_mask", "encoder_attention_mask")  # names of its attention mask
 
 
@@ -36,7 +37,7 @@ class NasaGuidance(BaseGuidance):
     ) -> None:
         super().__init__(start, stop, enabled)
         self.scale, self.rule = scale, rule
-        self._negative: Tensor | None = None
+        self._negative: Tensor | list[Tensor] | None = None
         self._negative_mask: Tensor | None = None
         self._block: AbstractContextManager[Any] | None = None
 
@@ -61,6 +62,9 @@ class NasaGuidance(BaseGuidance):
         if not self._is_active():
             return
         pipe = SimpleNamespace(transformer=denoiser, scheduler=SimpleNamespace(timesteps=[0]))
+        if isinstance(self._negative, list):  # Z-Image's, each of its own length
+            padded = pad_texts(self._negative)
+            self._negative, self._negative_mask = padded.embeds, padded.attention_mask
         self._block = steer(
             pipe,
             scale=self.scale,

@@ -6,6 +6,7 @@ negative text attends to itself and the image, and the rule steers the image's r
 B batch, S tokens (text, then image), D features, H heads, K features of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ class JointSteeredProcessor:
         if attention_mask is not None or any(value is not None for value in kwargs.values()):
             names = ", ".join(["attention_mask", *kwargs])
             raise ValueError(f"{names}: got a value; expected None while joint attention is steered.")
-        query, key, value = _project(attn, hidden_states, encoder_hidden_states)
+        query, key, value = project(attn, hidden_states, encoder_hidden_states)
         if image_rotary_emb is not None:
             rotary = self._select_rotary(image_rotary_emb)
             query, key = rotate(query, rotary), rotate(key, rotary)
@@ -86,14 +87,16 @@ class JointSteeredProcessor:
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return both texts' rows [B, T, D] and the image's steered rows [B, L, D]; `text_mask` [B, T] covers both."""
-        steering = self.steering
-        texts = [steering.positive_tokens, steering.negative_tokens]
-        image_tokens = query.shape[2] - sum(texts)
-        sizes = [*texts, image_tokens]
+        texts = [self.steering.positive_tokens, self.steering.negative_tokens]
+        sizes = [*texts, query.shape[2] - sum(texts)]
         masks = (None, None) if text_mask is None else torch.split(text_mask.bool()[:, None, None], texts, dim=-1)
-        (q_pos, q_neg, q_image), (k_pos, k_neg, k_image), (v_pos, v_neg, v_image) = (
-            torch.split(part, sizes, dim=2) for part in (query, key, value)
-        )
+        return self._attend_parts([torch.split(part, sizes, dim=2) for part in (query, key, value)], masks)
+
+    def _attend_parts(self, parts: Sequence[Sequence[Tensor]], masks: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Return what `_attend` does; `parts` are Q, K and V, each of the positive text, the negative and the image."""
+        steering = self.steering
+        (q_pos, q_neg, q_image), (k_pos, k_neg, k_image), (v_pos, v_neg, v_image) = parts
+        image_tokens = q_image.shape[2]
         masks_with_image = [None if mask is None else F.pad(mask, (0, image_tokens), value=True) for mask in masks]
         positive = (torch.cat([k_pos, k_image], dim=2), torch.cat([v_pos, v_image], dim=2), masks_with_image[0])
         negative = (torch.cat([k_neg, k_image], dim=2), torch.cat([v_neg, v_image], dim=2), masks_with_image[1])
@@ -143,7 +146,7 @@ def rotate(x_BHSK: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
     return torch.view_as_real(pairs * rotary[0]).flatten(-2).to(x_BHSK)
 
 
-def _project(attn: Any, hidden_BSD: Tensor, text_BTD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def project(attn: Any, hidden_BSD: Tensor, text_BTD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return Q, K and V of all tokens, text first, each [B, H, S, K]."""
     fused = getattr(attn, "fused_projections", False)
     names, norms = ("to_q", "to_k", "to_v"), (attn.norm_q, attn.norm_k, None)

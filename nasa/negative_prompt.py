@@ -44,7 +44,8 @@ class NegativePrompt:
         state = [fingerprint_module(encoder) for encoder in encoders if isinstance(encoder, nn.Module)]
         if self._options is not None and state == self._encoders and _are_equal_options(self._options, options):
             return
-        changed = inspect.BoundArguments(call.signature, options)
+        copies = {name: list(value) if isinstance(value, list) else value for name, value in options.items()}
+        changed = inspect.BoundArguments(call.signature, copies)
         encode = getattr(self.pipe, find_encoder_method(self.pipe))
         with torch.no_grad(), scale_adapters(encoder for encoder in encoders if encoder is not None):
             self._store(self.family.unpack_prompt_embeds(encode(*changed.args, **changed.kwargs)))

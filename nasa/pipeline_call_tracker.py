@@ -1,7 +1,8 @@
 """Tracking of a pipeline's calls: when a call starts, its current step, and how it encodes its prompt.
 
-diffusers has no callbacks for these. Every pipeline in `nasa.batch_layouts` calls `check_inputs` first, encodes the
-positive prompt next, and ends a step with `scheduler.step`, so these methods are wrapped on the instances.
+diffusers has no callbacks for these. Every pipeline in `nasa.batch_layouts` calls `check_inputs` first or has none,
+encodes the positive prompt next, then calls `prepare_latents`, and ends a step with `scheduler.step`, so these methods
+are wrapped on the instances.
 """
 
 import inspect
@@ -28,7 +29,7 @@ class PipelineCallTracker:
         self, pipe: Any, on_encode: Callable[[inspect.BoundArguments], None], *, any_caller: bool = False
     ) -> None:
         self.pipe, self.any_caller = pipe, any_caller
-        self.step, self.calls_in_step = 0, 0
+        self.step, self.calls_in_step, self._images = 0, 0, 0
         self._timestep: float | None = None
         self._on_encode, self._guided, self._awaits_prompt = on_encode, False, True
         self._scheduler: Any = None
@@ -38,7 +39,11 @@ class PipelineCallTracker:
     def track(self) -> Iterator[None]:
         """Track the pipeline's calls inside the context."""
         with ExitStack() as stack, self._scheduler_listeners:
-            listeners = {"check_inputs": self._start_call, find_encoder_method(self.pipe): self._handle_encode}
+            listeners = {
+                "check_inputs": self._start_call,
+                find_encoder_method(self.pipe): self._handle_encode,
+                "prepare_latents": self._handle_latents,
+            }
             for name, listener in listeners.items():
                 if callable(getattr(self.pipe, name, None)):
                     stack.enter_context(_listen(self.pipe, name, listener))
@@ -73,6 +78,7 @@ class PipelineCallTracker:
             index=self.calls_in_step,
             guided=self._guided if has_guidance is None else bool(has_guidance),
             perturbed=bool(getattr(self.pipe, "do_perturbed_attention_guidance", False)),
+            images=self._images,
         )
 
     def is_step_in(self, steps: Container[int] | None) -> bool:
@@ -114,6 +120,12 @@ class PipelineCallTracker:
             self._awaits_prompt = False
             self._guided = bool(call.arguments.get("do_classifier_free_guidance", False))
             self._on_encode(call)
+
+    def _handle_latents(self, call: inspect.BoundArguments) -> None:
+        """Count the images, and start the call of a pipeline that has no `check_inputs`: it may be given embeddings."""
+        self._images = int(call.arguments.get("batch_size", 0))
+        if not hasattr(self.pipe, "check_inputs"):
+            self._start_call()
 
     def _reset_step(self, *_: Any) -> None:
         self.step, self.calls_in_step, self._timestep = 0, 0, None

@@ -146,6 +146,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "flux-schnell": Preset("black-forest-labs/FLUX.1-schnell", "flux", _options(4), 0.5, NOT_PUBLISHED),
         "flux-schnell-1step": Preset("black-forest-labs/FLUX.1-schnell", "flux", _options(1), 0.5, NOT_PUBLISHED),
         "flux2-klein": Preset("black-forest-labs/FLUX.2-klein-4B", "flux2", _options(4, 1.0), 0.5, NOT_PUBLISHED),
+        "z-image-turbo": Preset("Tongyi-MAI/Z-Image-Turbo", "z_image", _options(8), 0.5, NOT_PUBLISHED),
         "sd35-turbo": Preset(
             "stabilityai/stable-diffusion-3.5-large-turbo", "stable_diffusion_3", _options(4), 0.5, NOT_PUBLISHED
         ),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class PromptEmbeds:
         mask = self.attention_mask[:, :tokens]
         return PromptEmbeds(self.embeds[:, :tokens], None if bool(mask.all()) else mask, self.pooled)
 
+    def unpad(self) -> list[Tensor]:
+        """Return each text alone, [T, D], without its masked tokens."""
+        if self.attention_mask is None or self.attention_mask.is_meta:
+            return list(self.embeds)
+        return [text[mask] for text, mask in zip(self.embeds, self.attention_mask.bool(), strict=True)]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "PromptEmbeds":
         """Return the texts with each tensor changed."""
         return PromptEmbeds(**{name: change(part) for name, part in self.get_tensors().items()})
@@ -64,6 +71,12 @@ class PromptEmbeds:
         """Return the tensors that are not None, by the field's name."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def pad_texts(texts: Sequence[Tensor]) -> PromptEmbeds:
+    """Return texts of their own lengths, [T, D] each, as one tensor with a mask."""
+    mask = pad_sequence([torch.ones_like(text[:, 0]) for text in texts], batch_first=True)
+    return PromptEmbeds(pad_sequence(list(texts), batch_first=True), mask)
 
 
 def cat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nasa.attention import Steering
 from nasa.attention_rules import RULES, Rule, Scale
 from nasa.batch_layouts import Conditional, find_layout
-from nasa.families import Family, find_family, get_denoisers
-from nasa.joint_attention import JOINT_ATTENTION_MODES, JointSteering
+from nasa.families import find_family, get_denoisers
+from nasa.joint_attention import JOINT_ATTENTION_MODES
 from nasa.negative_prompt import NegativePrompt, Prompts
 from nasa.pipeline_call_tracker import PipelineCallTracker, find_encoder_method
+from nasa.processor_installation import create_steering
 from nasa.steering_hooks import SteeredDenoiser
 
 
@@ -72,13 +72,12 @@ def steer(  # noqa: PLR0913
     negative = NegativePrompt(pipe, family, texts, max_sequence_length, negative_prompt_embeds, negative_attention_mask)
     _check_negative(negative)
     calls = PipelineCallTracker(pipe, negative.encode_for_call, any_caller=conditional is not None)
-    build = _choose_steering(family, joint_attention)
+    if joint_attention not in JOINT_ATTENTION_MODES:
+        raise ValueError(f"joint_attention: got {joint_attention!r}; expected {' or '.join(JOINT_ATTENTION_MODES)}.")
+    build = partial(create_steering, family, joint_attention, scale=checked_scale, rule=attention_rule)
     if isinstance(checked_scale, float):  # 0: plain, nothing to encode
         negative.texts = {}
-    models = [
-        SteeredDenoiser(model, family, build(scale=checked_scale, rule=attention_rule), calls, negative, layout, steps)
-        for model in get_denoisers(pipe)
-    ]
+    models = [SteeredDenoiser(model, family, build(), calls, negative, layout, steps) for model in get_denoisers(pipe)]
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(model.install(layers))
@@ -122,12 +121,6 @@ def _check_negative(negative: NegativePrompt) -> None:
         raise ValueError(
             f"max_sequence_length: got {negative.max_sequence_length}; expected None, as CLIP's length is fixed."
         )
-
-
-def _choose_steering(family: Family, joint_attention: str) -> Callable[..., Any]:
-    if joint_attention not in JOINT_ATTENTION_MODES:
-        raise ValueError(f"joint_attention: got {joint_attention!r}; expected {' or '.join(JOINT_ATTENTION_MODES)}.")
-    return partial(JointSteering, joint_attention=joint_attention) if family.extend else Steering
 
 
 def _configure_rule(name: str, options: dict[str, float]) -> Rule:

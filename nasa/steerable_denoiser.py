@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nasa.attention import SteeredAttnProcessor, Steering, apply_negative_prompt, install_processors, repeat_per_image
+from nasa.attention import SteeredAttnProcessor, apply_negative_prompt, repeat_per_image, restore_steering
 from nasa.attention_rules import Scale
 from nasa.compat import is_compiled_in_place
 from nasa.families import Distillation, Family, find_denoiser_family, list_distillable_pipelines
-from nasa.joint_attention import JointSteering, install_joint_processors
+from nasa.joint_attention import JointSteering
 from nasa.mixed_precision import autocast, run_in_float32
 from nasa.negative_keys import NegativeKeys, use_negative_keys
+from nasa.processor_installation import create_steering, install_steering
 from nasa.prompt_embeds import PromptEmbeds
 
 
@@ -30,12 +31,10 @@ class SteerableDenoiser(nn.Module):
         self.model = model
         self.family = family
         self.compute_dtype = compute_dtype
-        self.steering: Steering = JointSteering() if family.extend else Steering()
-        if isinstance(self.steering, JointSteering):
-            install_joint_processors(model, self.steering, lambda _: True)
+        self.steering = create_steering(family)
+        install_steering(model, family, self.steering)
+        if family.extend:
             model.register_forward_pre_hook(self._append_negative, with_kwargs=True)
-        else:
-            install_processors(model, self.steering, norm_across_heads=family.norm_across_heads)
         if compute_dtype != torch.float32:
             run_in_float32(get_output_layer(model, family))
 
@@ -81,10 +80,10 @@ class SteerableDenoiser(nn.Module):
             return None
         assert self.family.extend is not None
         assert isinstance(self.steering, JointSteering)
-        positive = kwargs["encoder_hidden_states"]
-        self.steering.positive_tokens = positive.shape[1]
+        positive = kwargs[self.family.arguments.text]
+        self.steering.positive_tokens = len(positive[0])
         negative = negative.map(lambda part: repeat_per_image(part, len(positive)))
-        return args, {**kwargs, **self.family.extend(kwargs, negative.embeds.to(positive), negative.attention_mask)}
+        return args, {**kwargs, **self.family.extend(kwargs, negative.embeds.to(positive[0]), negative.attention_mask)}
 
     def _prepare(self, negative: PromptEmbeds | NegativeKeys | None) -> PromptEmbeds | None:
         return negative.prompt if isinstance(negative, NegativeKeys) else negative and self._project(negative)
@@ -110,7 +109,7 @@ class SteerableDenoiser(nn.Module):
             snapshot = replace(self.steering)
 
             def build_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-                return nullcontext(), apply_negative_prompt(self.steering, snapshot.negative_prompt, snapshot.scale)
+                return nullcontext(), restore_steering(self.steering, snapshot)
 
             return checkpoint(module.__call__, *args, use_reentrant=False, context_fn=build_contexts)
 

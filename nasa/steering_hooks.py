@@ -10,14 +10,14 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from nasa.attention import SteeredAttnProcessor, install_processors, repeat_per_image
+from nasa.attention import SteeredAttnProcessor, repeat_per_image
 from nasa.batch_layouts import BatchSplit, Layout, split_batch
 from nasa.compat import get_cache_config, get_offload_hook, unwrap_compiled
 from nasa.families import Family
-from nasa.joint_attention import install_joint_processors
 from nasa.lora import fingerprint_module, get_lora_scale, scale_adapters
 from nasa.negative_prompt import NegativePrompt
 from nasa.pipeline_call_tracker import PipelineCallTracker, find_running_pipeline
+from nasa.processor_installation import install_steering, remove_steering
 
 KEY_MODULES = ("to_k", "to_v", "to_kv", "norm_k", "norm_cross")  # modules that keys and values depend on
 _STEERED_MODELS: WeakSet[nn.Module] = WeakSet()  # denoisers within any `steer` context
@@ -56,7 +56,7 @@ class SteeredDenoiser:
                 "Exit the other one first."
             )
         _reject_incompatible_cache(self._steps, self.model)
-        original_processors = self._install(layers)
+        original_processors = install_steering(self.model, self._family, self.steering, layers)
         self._attention = [layer for layer in self.model.modules() if _is_cross_attention(layer)]
         _STEERED_MODELS.add(base)
         hook = self.model.register_forward_pre_hook(self, with_kwargs=True)
@@ -66,7 +66,7 @@ class SteeredDenoiser:
         finally:
             hook.remove()
             _STEERED_MODELS.discard(base)
-            self.model.set_attn_processor(original_processors)
+            remove_steering(self.model, self._family, original_processors)
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prepare a call of the denoiser, as a forward pre-hook that may change the arguments."""
@@ -74,7 +74,7 @@ class SteeredDenoiser:
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         self._reject_other_pipeline()
         if self._steps is not None or self._calls.any_caller:
-            self._calls.start_denoiser_call(arguments["timestep"])
+            self._calls.start_denoiser_call(arguments[self._family.arguments.timestep])
         self.steering.active = self._is_steered(arguments)
         self._calls.finish_denoiser_call()
         if self.steering.is_plain:
@@ -97,20 +97,20 @@ class SteeredDenoiser:
         self._negative.encode_with_defaults()
         if self._negative.embeds is None or not self._calls.is_step_in(self._steps):
             return False
-        latents = _get_latents(arguments)
+        latents = arguments[self._family.arguments.latents]
         self.steering.split = self._split(latents)
         if self.steering.split is not None and not len(self.steering.split.conditional):
             return False
-        self._prepare(self._negative.embeds.to(latents), get_lora_scale(arguments))
+        self._prepare(self._negative.embeds.to(latents[0]), get_lora_scale(arguments))
         return True
 
-    def _split(self, latents: Tensor) -> BatchSplit | None:
-        return split_batch(self._layout(self._calls.get_denoiser_call(len(latents))), len(latents), latents.device)
+    def _split(self, latents: Tensor | list[Tensor]) -> BatchSplit | None:
+        return split_batch(self._layout(self._calls.get_denoiser_call(len(latents))), len(latents), latents[0].device)
 
     def _append_negative_tokens(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the changed arguments: every row gets the negative's tokens, but only conditional rows use them."""
         assert self._family.extend is not None
-        positive = arguments["encoder_hidden_states"]
+        positive = arguments[self._family.arguments.text]
 
         def fill_rows(part: Tensor) -> Tensor:
             chosen = self.steering.split
@@ -121,8 +121,8 @@ class SteeredDenoiser:
             return rows
 
         text, mask = fill_rows(self.steering.embeds_NTD), self.steering.mask_NT
-        self.steering.positive_tokens = positive.shape[1]
-        return self._family.extend(arguments, text.to(positive), None if mask is None else fill_rows(mask))
+        self.steering.positive_tokens = len(positive[0])
+        return self._family.extend(arguments, text.to(positive[0]), None if mask is None else fill_rows(mask))
 
     @torch.no_grad()
     def _prepare(self, embeds: Tensor, adapter_scale: float) -> None:
@@ -151,13 +151,6 @@ class SteeredDenoiser:
         if isinstance(self.steering.scale, Tensor):
             self.steering.scale = self.steering.scale.to(text)
         self._computed_from = source
-
-    def _install(self, layers: Callable[[str], bool]) -> dict[str, Any]:
-        if self._family.extend:
-            return install_joint_processors(self.model, self.steering, layers)
-        return install_processors(
-            self.model, self.steering, layers=layers, norm_across_heads=self._family.norm_across_heads
-        )
 
     @contextmanager
     def _separate_cache_contexts(self) -> Iterator[None]:
@@ -195,11 +188,6 @@ def _reject_incompatible_cache(steps: Container[int] | None, model: Any) -> None
 @cache
 def _parameter_names(forward: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(forward).parameters)[1:]
-
-
-def _get_latents(arguments: dict[str, Any]) -> Tensor:
-    latents: Tensor = arguments["sample"] if "sample" in arguments else arguments["hidden_states"]
-    return latents
 
 
 def _is_cross_attention(layer: nn.Module) -> bool:

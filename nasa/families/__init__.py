@@ -14,6 +14,7 @@ from nasa.families.stable_diffusion import STABLE_DIFFUSION
 from nasa.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from nasa.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from nasa.families.wan import WAN
+from nasa.families.z_image import Z_IMAGE
 
 FAMILIES = (
     STABLE_DIFFUSION,
@@ -26,6 +27,7 @@ FAMILIES = (
     FLUX2,
     STABLE_DIFFUSION_3,
     QWEN_IMAGE,
+    Z_IMAGE,
 )
 _BY_PIPELINE = {name: family for family in FAMILIES for name in family.pipeline_classes}
 _BY_DENOISER = {family.denoiser_class: family for family in reversed(FAMILIES)}

@@ -100,6 +100,15 @@ class Distillation:
 
 
 @dataclass(frozen=True)
+class CallArguments:
+    """The names of the arguments in a call of the denoiser."""
+
+    latents: str = "hidden_states"
+    timestep: str = "timestep"
+    text: str = "encoder_hidden_states"
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of text-to-image or text-to-video models.
 
@@ -112,7 +121,9 @@ class Family:
         pipeline_classes: the family's pipelines, if another family has the same denoiser class.
         project: projects a text as the denoiser does before its cross-attention.
         norm_across_heads: whether queries and keys are normalised before they are split into heads.
+        arguments: the names of the latents, the timestep and the text in a call of the denoiser.
         extend: for joint attention, returns the denoiser's arguments that the negative and its mask change.
+        single_sequence: whether joint attention takes image and text as one sequence (`nasa.single_sequence`).
         masked: whether joint attention masks the padding of a text.
         unpack_prompt_embeds: returns the positive prompt from the output of the pipeline's `encode_prompt`.
         distillation: how the family is distilled; None if it can only be steered.
@@ -125,7 +136,9 @@ class Family:
     pipeline_classes: tuple[str, ...] = ()
     project: Callable[[Any, Tensor], Tensor] = lambda _, text: text
     norm_across_heads: bool = False
+    arguments: CallArguments = CallArguments()
     extend: Callable[[dict[str, Any], Tensor, Tensor | None], dict[str, Any]] | None = None
+    single_sequence: bool = False
     masked: bool = False
     unpack_prompt_embeds: Callable[[Any], PromptEmbeds] = unpack_embeds
     distillation: Distillation | None = None

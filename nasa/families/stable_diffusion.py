@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from nasa.architectures import build_stable_diffusion_15, build_stable_diffusion_21
-from nasa.families.family import Distillation, Family, PublishedModel
+from nasa.families.family import CallArguments, Distillation, Family, PublishedModel
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.schedulers import build_student_ddim
 
@@ -33,6 +33,7 @@ STABLE_DIFFUSION = Family(
     denoiser_class="UNet2DConditionModel",
     denoiser_part="unet",
     encode=encode,
+    arguments=CallArguments(latents="sample"),
     distillation=Distillation(
         pipeline_classes=("StableDiffusionPipeline",),
         predict=predict,

@@ -49,6 +49,7 @@ def _find_family(name: str) -> str:
         "Sana": "sana-sprint",
         "StableDiffusion3": "stable-diffusion-3",
         "StableDiffusionXL": "sdxl",
+        "ZImage": "z-image",
         "Wan": "wan",
         "LucyEdit": "wan",
     }

@@ -1,4 +1,4 @@
-"""Tiny pipelines with joint attention: FLUX, Stable Diffusion 3 and Qwen-Image."""
+"""Tiny pipelines with joint attention: FLUX, Stable Diffusion 3, Qwen-Image and Z-Image."""
 
 import torch
 from diffusers import (
@@ -13,6 +13,8 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPTextModel,
@@ -21,6 +23,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -36,6 +39,10 @@ from nasa.testing.tiny_components import (
 )
 from nasa.testing.tiny_stable_diffusion import tiny_tokenizer
 
+CHAT_TEMPLATE_WITH_ROLES = (  # the empty prompt has tokens too
+    "{% for message in messages %}<|im_start|>user\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
@@ -171,6 +178,43 @@ def tiny_flux2_klein() -> Flux2KleinPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=vae,
         text_encoder=Qwen3ForCausalLM(text),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    return set_up_for_inference(pipe)
+
+
+def tiny_z_image() -> ZImagePipeline:
+    """Return a small Z-Image pipeline, whose learned padding is random too: diffusers starts it at 0."""
+    torch.manual_seed(0)
+    tokenizer = tiny_qwen_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE_WITH_ROLES
+    text = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=16,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=TEXT_WIDTH,
+        axes_dims=[4, 2, 2],
+        axes_lens=[600, 32, 32],
+    )
+    for padding in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(padding)
+    pipe = ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=tiny_autoencoder(),
+        text_encoder=Qwen3Model(text),
         tokenizer=tokenizer,
         transformer=transformer,
     )

@@ -42,7 +42,13 @@ from nasa.testing.tiny_components import (
     tiny_gemma_tokenizer,
     tiny_t5_tokenizer,
 )
-from nasa.testing.tiny_joint_pipelines import tiny_flux, tiny_flux2_klein, tiny_qwen_image, tiny_stable_diffusion_3
+from nasa.testing.tiny_joint_pipelines import (
+    tiny_flux,
+    tiny_flux2_klein,
+    tiny_qwen_image,
+    tiny_stable_diffusion_3,
+    tiny_z_image,
+)
 from nasa.testing.tiny_stable_diffusion import tiny_stable_diffusion, tiny_tokenizer
 
 
@@ -210,6 +216,7 @@ TINY_PIPELINES = {
     "flux2-klein": tiny_flux2_klein,
     "stable-diffusion-3": tiny_stable_diffusion_3,
     "qwen-image": tiny_qwen_image,
+    "z-image": tiny_z_image,
 }
 
 _SIZE = {"height": 32, "width": 32, "num_inference_steps": 2, "output_type": "latent"}
@@ -238,6 +245,7 @@ TINY_CALLS: dict[str, dict[str, Any]] = {  # options of a call of each: two step
     "flux2-klein": {**_SIZE, **_TEXT, "guidance_scale": 1},
     "stable-diffusion-3": {**_SIZE, **_TEXT, "guidance_scale": 0},
     "qwen-image": {**_SIZE, **_TEXT},
+    "z-image": {**_SIZE, "guidance_scale": 0},
 }
 
 _FAMILIES = {  # keyed by the pipeline's class
@@ -252,6 +260,7 @@ _FAMILIES = {  # keyed by the pipeline's class
     "Flux2KleinPipeline": "flux2-klein",
     "StableDiffusion3Pipeline": "stable-diffusion-3",
     "QwenImagePipeline": "qwen-image",
+    "ZImagePipeline": "z-image",
 }
 
 

@@ -169,3 +169,41 @@ def test_layers_with_only_cross_attention_are_steered_too():
     assert first == {
         n for n in pipe.unet.attn_processors if "attn1" in n and "mid" not in n and "down_blocks.1" not in n
     }
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_z_image_is_steered_in_the_steps_without_guidance_too(images):
+    """`cfg_truncation` ends guidance in the later steps, whose rows are then all conditional."""
+    pipe, call = build_variant("ZImagePipeline")
+    call |= {"num_inference_steps": 4, "num_images_per_prompt": images, "guidance_scale": 3.0, "cfg_truncation": 0.2}
+    outputs = {}
+    for scale in (0.0, SCALE):
+        recorded = outputs.setdefault(scale, [])
+        hooks = [
+            pipe.transformer.register_forward_hook(lambda m, a, output, recorded=recorded: recorded.append(output[0])),
+            pipe.transformer.register_forward_pre_hook(
+                lambda m, args: ([torch.ones_like(x) for x in args[0]], *args[1:])  # the same in every step
+            ),
+        ]
+        with nasa.steer(pipe, "dog", scale):
+            pipe(prompt="a cat", **call, generator=torch.Generator().manual_seed(0))
+        for hook in hooks:
+            hook.remove()
+    assert [len(rows) for rows in outputs[0.0]] == [2 * images, 2 * images, images, images]
+    for plain, steered in zip(*outputs.values(), strict=True):
+        changed = [not torch.allclose(*pair, atol=1e-4) for pair in zip(plain, steered, strict=True)]
+        assert changed == [row < images for row in range(len(plain))]
+
+
+def test_each_call_of_z_image_starts_anew_also_with_embeddings_and_another_scheduler():
+    """The pipeline has no `check_inputs`, and with embeddings it does not call its encoder either."""
+    pipe, call = build_variant("ZImagePipeline")
+    call |= {"num_inference_steps": 2, "guidance_scale": 0.0}
+    embeds, _ = pipe.encode_prompt("a cat", do_classifier_free_guidance=False)
+    drawn = []
+    for options in ({"prompt": "a cat"}, {"prompt_embeds": embeds}):
+        with nasa.steer(pipe, "dog", SCALE, steps={0}):
+            for _ in range(2):
+                drawn.append(pipe(**call, **options, generator=torch.Generator().manual_seed(0))[0])
+                pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    assert all(torch.equal(image, drawn[0]) for image in drawn)

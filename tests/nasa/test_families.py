@@ -12,6 +12,7 @@ import nasa
 from nasa.attention import SteeredAttnProcessor
 from nasa.families import find_family
 from nasa.joint_attention import JointSteeredProcessor
+from nasa.single_sequence import list_processors
 from nasa.testing.tiny_pipelines import TINY_CALLS, TINY_PIPELINES
 
 TOLERANCE = 2e-5
@@ -42,6 +43,13 @@ def pipe(family):
 def draw(family, pipe, prompt=LONG, **overrides):
     generator = torch.Generator().manual_seed(3)
     return pipe(prompt=prompt, generator=generator, **{**TINY_CALLS[family], **overrides})[0]
+
+
+def reads_text(family, name):
+    """Return whether a processor belongs to a layer that attends to the text."""
+    if family == "z-image":
+        return not name.startswith("noise_refiner.")
+    return (".attn2." if family in CROSS_ATTENTION_FAMILIES else ".attn.") in name
 
 
 def length_options(family):
@@ -111,17 +119,15 @@ def test_none_and_scale_zero_are_bitwise_plain(family, pipe):
 
 def test_the_original_processors_are_restored(family, pipe):
     _, model = find_family(pipe)
-    before, plain = dict(model.attn_processors), draw(family, pipe)
+    before, plain = list_processors(model), draw(family, pipe)
     with nasa.steer(pipe, SHORT, SCALE):
-        inside = model.attn_processors.items()
+        inside = list_processors(model).items()
         steered = {name for name, p in inside if isinstance(p, SteeredAttnProcessor | JointSteeredProcessor)}
-        assert steered == {
-            name for name in before if (".attn2." if family in CROSS_ATTENTION_FAMILIES else ".attn.") in name
-        }
+        assert steered == {name for name in before if reads_text(family, name)}
         draw(family, pipe)
     with pytest.raises(KeyError, match="on purpose"), nasa.steer(pipe, SHORT, SCALE):
         raise KeyError("on purpose")
-    assert all(model.attn_processors[name] is processor for name, processor in before.items())
+    assert all(list_processors(model)[name] is processor for name, processor in before.items())
     assert torch.equal(draw(family, pipe), plain)
 
 
@@ -150,8 +156,8 @@ def test_steps_can_be_limited(family, pipe):
 
 def test_layers_can_be_limited(family, pipe):
     _, model = find_family(pipe)
-    ending = "attn2.processor" if family in CROSS_ATTENTION_FAMILIES else ".attn.processor"
-    name = next(name for name in model.attn_processors if name.endswith(ending))
+    steered = [name for name in list_processors(model) if reads_text(family, name)]
+    name = next(name for name in steered if not name.startswith("context_refiner."))  # Z-Image's, of texts alone
     with nasa.steer(pipe, SHORT, SCALE, layers=lambda layer: layer == name):
         one = draw(family, pipe)
     with nasa.steer(pipe, SHORT, SCALE):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
-from diffusers.modular_pipelines import QwenImageAutoBlocks, StableDiffusionXLAutoBlocks
+from diffusers.modular_pipelines import QwenImageAutoBlocks, StableDiffusionXLAutoBlocks, ZImageAutoBlocks
 
 import nasa
 from nasa.testing.tiny_pipelines import TINY_PIPELINES
@@ -62,20 +62,28 @@ def test_the_denoiser_is_left_as_it_was(modular, pipe):
     assert torch.equal(run_steered(pipe, scale=0), plain)
 
 
-def test_padding_of_the_negatives_has_no_effect():
-    """Two negatives of unequal length come with a mask."""
-    pipe = TINY_PIPELINES["qwen-image"]()
-    modular = QwenImageAutoBlocks().init_pipeline()
+@pytest.mark.parametrize(
+    ("family", "blocks", "options"),
+    [("qwen-image", QwenImageAutoBlocks, {}), ("z-image", ZImageAutoBlocks, {"guidance_scale": 0})],
+)
+def test_padding_of_the_negatives_has_no_effect(family, blocks, options):
+    """Two negatives of unequal length come with a mask, or, for Z-Image, as a list."""
+    pipe = TINY_PIPELINES[family]()
+    modular = blocks().init_pipeline()
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     modular.update_components(**{name: getattr(pipe, name) for name in parts})
     modular.set_progress_bar_config(disable=True)
     modular.update_components(guider=nasa.NasaGuidance(scale=0.5))
-    prompts, negatives = ["a cat", "dog"], ["blurry", "on a table"]
-    call = {**CALL, "output_type": "pt"}
-    run_guided = modular(prompt=prompts, negative_prompt=negatives, generator=make_generator(), output="images", **call)
-    with nasa.steer(pipe, negatives, 0.5):
-        run_steered = pipe(prompts, generator=make_generator(), **call).images
-    assert torch.equal(run_guided, run_steered)
+    prompts, negatives = ["a cat", "dog"], ["blurry", "on a table, or on a chair beside a window of the house"]
+    call = {**CALL, "output_type": "pt", "generator": make_generator()}
+    run_guided = modular(prompt=list(prompts), negative_prompt=list(negatives), output="images", **call)
+    steered = []
+    for scale in (0.5, 0.0):
+        with nasa.steer(pipe, negatives, scale):
+            call["generator"] = make_generator()
+            steered.append(pipe(list(prompts), **call, **options).images)
+    assert torch.equal(run_guided, steered[0])
+    assert not torch.allclose(run_guided, steered[1], atol=1e-4)
 
 
 def test_a_modular_pipeline_is_steered_only_by_its_guider(modular, pipe):

@@ -174,6 +174,7 @@ def record_first_outputs(pipe, calls, **options):
     finally:
         hook.remove()
     assert len(outputs) == calls
+    outputs = [torch.stack(output) if isinstance(output, list) else output for output in outputs]
     return outputs[0].chunk(2) if calls == 1 and len(outputs[0]) == 2 else outputs
 
 
@@ -192,15 +193,17 @@ def test_guidance_in_calls_steers_only_the_conditional_call(family, mode):
 
 
 @pytest.mark.parametrize("mode", JOINT_ATTENTION_MODES)
-def test_guidance_in_a_batch_steers_only_the_conditional_half(mode):
-    pipe = TINY_PIPELINES["stable-diffusion-3"]()
+@pytest.mark.parametrize(("family", "conditional"), [("stable-diffusion-3", 1), ("z-image", 0)])
+def test_guidance_in_a_batch_steers_only_the_conditional_half(family, conditional, mode):
+    pipe = TINY_PIPELINES[family]()
     plain = record_first_outputs(pipe, 1, guidance_scale=3.0)
     with nasa.steer(pipe, "blurry", 0.5, max_sequence_length=16, joint_attention=mode):
         steered = record_first_outputs(pipe, 1, guidance_scale=3.0)
         (unguided,) = record_first_outputs(pipe, 1, guidance_scale=0)
-    torch.testing.assert_close(steered[0], plain[0], atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(steered[1], unguided, atol=TOLERANCE, rtol=0)
-    assert not torch.allclose(steered[1], plain[1], atol=100 * TOLERANCE)
+    other = 1 - conditional
+    torch.testing.assert_close(steered[other], plain[other], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(steered[conditional], unguided, atol=TOLERANCE, rtol=0)
+    assert not torch.allclose(steered[conditional], plain[conditional], atol=100 * TOLERANCE)
 
 
 @torch.no_grad()
@@ -221,7 +224,7 @@ def test_a_batch_of_unequal_texts_equals_separate_calls():
     assert not torch.allclose(batched, draw(prompts, negatives[::-1], noise), atol=100 * TOLERANCE)
 
 
-@pytest.mark.parametrize("family", ["flux", "flux2-klein", "stable-diffusion-3", "qwen-image"])
+@pytest.mark.parametrize("family", ["flux", "flux2-klein", "stable-diffusion-3", "qwen-image", "z-image"])
 def test_modes_differ_and_a_zero_tensor_scale_is_plain(family):
     pipe = TINY_PIPELINES[family]()
     (plain,) = record_first_outputs(pipe, 1, guidance_scale=0)

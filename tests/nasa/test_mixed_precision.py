@@ -8,7 +8,7 @@ from nasa.mixed_precision import cast_frozen
 from nasa.testing import TINY_PIPELINES
 
 
-@pytest.mark.parametrize("family", ["sana", "qwen-image", "flux2-klein"])
+@pytest.mark.parametrize("family", ["sana", "qwen-image", "flux2-klein", "z-image"])
 def test_the_frequencies_of_rotary_embeddings_stay_exact(family):
     encoder = TINY_PIPELINES[family]().text_encoder
     cast_frozen(encoder, torch.bfloat16)

@@ -52,6 +52,9 @@ UNSUPPORTED = {  # in addition to those that diffusers marks as deprecated
         "Flux2KleinKVPipeline Flux2Pipeline KolorsImg2ImgPipeline KolorsPAGPipeline KolorsPipeline "
         "LDMTextToImagePipeline StableDiffusionLatentUpscalePipeline"
     ),
+    "layers that its ControlNet shares, or several images in one sequence": (
+        "ZImageControlNetInpaintPipeline ZImageControlNetPipeline ZImageOmniPipeline"
+    ),
     "attention of its own in the layers to steer": (
         "LEditsPPPipelineStableDiffusion LEditsPPPipelineStableDiffusionXL StableDiffusion3PAGImg2ImgPipeline "
         "StableDiffusion3PAGPipeline"
@@ -74,7 +77,8 @@ TEXT_OPTIONS = {  # options of a call that concern its text, each with a value t
 }
 PROMPT_OPTIONS = {"prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask", "prompt_embeds_mask"}
 GUIDANCE_OPTIONS = (
-    "guidance_rescale guidance_scale guidance_scale_2 image_guidance_scale negative_pooled_prompt_embeds "
+    "cfg_normalization cfg_truncation guidance_rescale guidance_scale guidance_scale_2 image_guidance_scale "
+    "negative_pooled_prompt_embeds "
     "negative_prompt negative_prompt_2 negative_prompt_3 negative_prompt_attention_mask negative_prompt_embeds "
     "negative_prompt_embeds_mask pag_adaptive_scale pag_scale skip_guidance_layers skip_layer_guidance_scale "
     "skip_layer_guidance_start skip_layer_guidance_stop true_cfg_scale"
@@ -134,7 +138,8 @@ def test_every_diffusers_class_is_supported_or_rejected():
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_call_option_is_classified(name):
     assert set(get_call_parameters(name)) <= KNOWN_OPTIONS
-    assert "self.check_inputs(" in inspect.getsource(getattr(diffusers, name).__call__)
+    source = inspect.getsource(getattr(diffusers, name).__call__)
+    assert "self.check_inputs(" in source or "self.prepare_latents(" in source
 
 
 def record_calls(pipe, call):
@@ -142,7 +147,8 @@ def record_calls(pipe, call):
     texts, outputs = [], []
 
     def record(_, args, kwargs, output):
-        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        texts_by_name = [kwargs[name] for name in ("encoder_hidden_states", "cap_feats") if name in kwargs]
+        text = texts_by_name[0] if texts_by_name else args[2]
         texts.append(list(text))
         outputs.append(list(output[0]))
 
@@ -170,7 +176,8 @@ def test_only_the_conditional_rows_are_steered(name, guided):
     options = get_call_parameters(name)
     count = "num_images_per_prompt" if "num_images_per_prompt" in options else "num_videos_per_prompt"
     guidance = GUIDED_BY_SECOND_CALL if "true_cfg_scale" in options else GUIDED
-    call = {**call, count: 1 if name in ONE_VIDEO else 2, **(guidance if guided else {"guidance_scale": 1.0})}
+    unguided = {"guidance_scale": 0.0 if name.startswith("ZImage") else 1.0}  # its formula is another
+    call = {**call, count: 1 if name in ONE_VIDEO else 2, **(guidance if guided else unguided)}
     call = {key: value for key, value in call.items() if key in options}
     texts, plain = record_calls(pipe, {**call, "prompt": "cat"})
     others, _ = record_calls(pipe, {**call, "prompt": "dog"})
@@ -195,7 +202,10 @@ class ResidueRecorder:
             return self.record(combine(*args))
 
         def compare(_, args, kwargs):
-            positive, negative = kwargs["encoder_hidden_states"].chunk(2, dim=1)
+            if "cap_feats" in kwargs:
+                positive, negative = kwargs["cap_feats"][0]
+            else:
+                positive, negative = kwargs["encoder_hidden_states"].chunk(2, dim=1)
             self.record(positive - negative)
 
         monkeypatch.setattr(SteeredAttnProcessor, "_combine", record_combined)

@@ -19,7 +19,11 @@ FAMILIES = {
     "sana": "sana-sprint",
     "stable_diffusion_3": "stable-diffusion-3",
     "qwen_image": "qwen-image",
+    "z_image": "z-image",
 }
+
+
+ARGUMENTS = ("hidden_states", "x"), ("timestep", "t")  # of latents and time, which some pipelines pass by position
 
 
 def noise_to_x0(pipe, x, output, t):
@@ -60,15 +64,19 @@ def build_pipeline(name):
     return TINY_PIPELINES[family]()
 
 
+def to_double(rows):
+    return (torch.stack(rows) if isinstance(rows, list) else rows).double()
+
+
 def record_run(name, pipe):
     """Return the final latents, and latents, timestep and output of each denoiser call."""
     _, model = find_family(pipe)
     calls = []
 
     def record(_, args, kwargs, output):
-        x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        t = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        calls.append((x.double(), float(t.flatten()[0]), output[0].double()))
+        x, t = (next((kwargs[name] for name in names if name in kwargs), None) for names in ARGUMENTS)
+        x, t = args[0] if x is None else x, args[1] if t is None else t
+        calls.append((to_double(x), float(t.flatten()[0]), to_double(output[0])))
 
     hook = model.register_forward_hook(record, with_kwargs=True)
     preset = nasa.PRESETS[name]
@@ -146,3 +154,13 @@ def test_wadi_divides_by_stable_diffusion_s_last_alpha(name):
     """Its inference code has the constant 0.0047 for all backbones, PixArt among them."""
     pipe = nasa.PRESETS[name].configure(build_pipeline(name))
     assert float(pipe.scheduler.alphas_cumprod[999]) == pytest.approx(0.0047, rel=0.02)
+
+
+def test_z_image_turbo_takes_eight_shifted_levels_without_guidance():
+    """The model's scheduler has shift 3; its denoiser takes 1 - s, and one row for each image."""
+    preset = nasa.PRESETS["z-image-turbo"]
+    assert preset.options["guidance_scale"] == 0
+    _, calls = record_run("z-image-turbo", preset.configure(build_pipeline("z-image-turbo")))
+    even = [1 - i / 8 for i in range(8)]
+    assert [1 - t for _, t, _ in calls] == pytest.approx([3 * s / (1 + 2 * s) for s in even], abs=1e-6)
+    assert all(len(x) == 1 for x, *_ in calls)

@@ -26,6 +26,7 @@ RUNS = {  # tiny pipeline: overrides
     "flux": [*FLOW, *LORA, *FOUR_STEPS, "resolution=16"],
     "flux2-klein": [*FLOW, *LORA, "resolution=32"],
     "qwen-image": [*FLOW, *LORA, "resolution=32"],
+    "z-image": [*FLOW, *LORA, *FOUR_STEPS, "resolution=32"],
     "wan": [*FLOW, *LORA, "resolution=16"],
 }
 SMALL = [

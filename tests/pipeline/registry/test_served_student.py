@@ -13,8 +13,13 @@ from pipeline.evaluation.sampling import Sampler, SamplingMethod
 
 SEED = 3
 FAMILIES = ["stable-diffusion", "sdxl", "pixart", "pixart-sigma", "sana", "stable-diffusion-3", "flux"]
-FAMILIES += ["flux2-klein", "qwen-image"]
-RESOLUTIONS = {"flux": 16, "flux2-klein": 32, "qwen-image": 32}  # of the tiny models; others have their own
+FAMILIES += ["flux2-klein", "qwen-image", "z-image"]
+RESOLUTIONS = {
+    "flux": 16,
+    "flux2-klein": 32,
+    "qwen-image": 32,
+    "z-image": 32,
+}  # of the tiny models; others have their own
 
 
 @pytest.mark.parametrize(

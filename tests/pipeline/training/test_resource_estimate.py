@@ -12,6 +12,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -111,6 +112,7 @@ ENCODERS = {
         ]
     ]
     * 2,
+    "z_image": [[(Qwen3Model, Qwen3Config, QWEN3)]] * 2,
     "qwen_image": [[(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, QWEN)]],
 }
 
