@@ -16,10 +16,10 @@ WIDTH, GROUPS = 32, 32  # ComfyUI's networks have 32 norm groups; at 16 x 16 the
 XL_TIME_WIDTH, VOCABULARY = 256, 49408  # fixed in ComfyUI's SDXL and CLIP
 
 
-def build_text_config(*, hidden_act="quick_gelu", layers=2):
+def build_text_config(*, hidden_act="quick_gelu", width=WIDTH):
     return CLIPTextConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=layers,
-        num_attention_heads=2, max_position_embeddings=16, projection_dim=WIDTH, hidden_act=hidden_act,
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=16, projection_dim=width, hidden_act=hidden_act,
         bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
 
@@ -80,15 +80,15 @@ def _build(unet, text, prediction_type):
 def small_sdxl():
     torch.manual_seed(2)
     unet = build_unet(
-        (32, 64, 64), cross_attention_dim=2 * WIDTH, attention_head_dim=[2, 4, 4], use_linear_projection=True,
+        (32, 64, 64), cross_attention_dim=3 * WIDTH, attention_head_dim=[2, 4, 4], use_linear_projection=True,
         transformer_layers_per_block=[1, 2, 3], addition_embed_type="text_time",
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_time_embed_dim=XL_TIME_WIDTH, projection_class_embeddings_input_dim=6 * XL_TIME_WIDTH + WIDTH,
+        addition_time_embed_dim=XL_TIME_WIDTH, projection_class_embeddings_input_dim=6 * XL_TIME_WIDTH + 2 * WIDTH,
     )  # fmt: skip
     pipe = StableDiffusionXLPipeline(
         vae=build_autoencoder(), text_encoder=CLIPTextModel(build_text_config()),
-        text_encoder_2=CLIPTextModelWithProjection(build_text_config(hidden_act="gelu")),
+        text_encoder_2=CLIPTextModelWithProjection(build_text_config(hidden_act="gelu", width=2 * WIDTH)),
         tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer(), unet=unet, scheduler=build_scheduler("epsilon"),
         add_watermarker=False,
     )  # fmt: skip
