@@ -1,4 +1,4 @@
-"""What a ComfyUI user needs beside a student's weights: the settings of its sampler, and a workflow."""
+"""Settings of ComfyUI's nodes for a student, and a workflow with them."""
 
 import json
 from collections.abc import Mapping
@@ -119,7 +119,8 @@ def describe_settings(student: Path, file: str, scale: float, base_model: str = 
     diffusion, record = read_student_diffusion(student), read_student_record(student)
     starts_last = diffusion.student_timesteps[0] == diffusion.steps - 1
     steps = {"steps": diffusion.student_steps, "cfg": 1.0, "sampler_name": "lcm", "scheduler": "simple", "denoise": 1.0}
-    size = _read_config(student, "unet")["sample_size"] * 2 ** (len(_read_config(student, "vae")["block_out_channels"]) - 1)
+    compression = 2 ** (len(_read_config(student, "vae")["block_out_channels"]) - 1)
+    size = _read_config(student, "unet")["sample_size"] * compression
     return ComfyUISettings(
         file=file,
         kind="lora" if base_model else "checkpoint",

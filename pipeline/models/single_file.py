@@ -149,7 +149,8 @@ def _rename_vae_key(name: str, blocks: int) -> str:
 
 def _rename_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the names of OpenCLIP, which holds q, k and v in one matrix and the projection transposed."""
-    renamed, stacked = {}, {}
+    renamed: dict[str, Tensor] = {}
+    stacked: dict[tuple[str, str], dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if match := _QKV.fullmatch(name):
             stacked.setdefault((match[1], match[3]), {})[match[2]] = value

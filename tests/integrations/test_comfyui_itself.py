@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from hook_contract import CONTRACT
 from safetensors.torch import load_file, save_file
-from small_pipelines import small_sd15, small_sd21, small_sdxl
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from small_pipelines import build_scheduler, small_sd15, small_sd21, small_sdxl
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import nasa
 from nasa.diffusion_process import decode_latents
@@ -49,6 +49,7 @@ PROMPT, NEGATIVE, OTHER = "a photo of a shape", "red", "blurry"
 RULES = {"nasa": 0.5, "nag": 2.0, "vsf": 0.5}
 TWO_STEPS = (999, 499)
 LORA_FILE = "{}-lora.safetensors"
+TIMEOUT = 1800
 FIRST_STEP_PERCENT = 0.25  # the sigma of timestep 749
 
 
@@ -171,7 +172,10 @@ def list_encoders(model):
 
 def describe_encoders(model):
     tokens = model.pipe.tokenizer(PROMPT, padding="max_length", truncation=True).input_ids
-    return {"encoders": {name: part.config.to_dict() for name, part in list_encoders(model).items()}, "tokens": [tokens]}
+    return {
+        "encoders": {name: part.config.to_dict() for name, part in list_encoders(model).items()},
+        "tokens": [tokens],
+    }
 
 
 FULL_SIZE = {
@@ -189,28 +193,37 @@ FULL_SIZE = {
 SCALES = {"SD15": 0.18215, "SD20": 0.18215, "SDXL": 0.13025}
 
 
-def build_full_size(family):
-    """Return a pipeline of the true size without memory: all its tensors are one number, expanded."""
-    large = {"vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu"}
+def build_parts(family):
+    """Return UNet, autoencoder and text encoders of the true size, with random weights."""
+    large = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407}
     clip = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    clip["hidden_act"], large["hidden_act"] = "quick_gelu", "gelu"
     clip_h = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
     clip_g = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+    parts = {
+        "unet": UNet2DConditionModel(sample_size=64, **FULL_SIZE[family]),
+        "vae": AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, scaling_factor=SCALES[family],
+        ),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**{**large, **(clip_h if family == "SD20" else clip)})),
+    }  # fmt: skip
+    if family == "SDXL":
+        parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**large, **clip_g, projection_dim=1280))
+    return parts
+
+
+def build_full_size(family):
+    """Return a pipeline of the true size without memory: all its tensors are one number, expanded."""
     with torch.device("meta"):
-        parts = {
-            "unet": UNet2DConditionModel(sample_size=64, **FULL_SIZE[family]),
-            "vae": AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, scaling_factor=SCALES[family],
-            ),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**large, **(clip_h if family == "SD20" else clip))),
-        }  # fmt: skip
-        if family == "SDXL":
-            parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**large, **clip_g, projection_dim=1280))
+        parts = build_parts(family)
     for part in parts.values():
         for module in part.modules():
             for key, value in module._parameters.items():
                 if value is not None:
-                    module._parameters[key] = torch.nn.Parameter(torch.zeros(()).expand(value.shape), requires_grad=False)
+                    module._parameters[key] = torch.nn.Parameter(
+                        torch.zeros(()).expand(value.shape), requires_grad=False
+                    )
     return type("StableDiffusionXLPipeline" if family == "SDXL" else "StableDiffusionPipeline", (), parts)
 
 
@@ -239,21 +252,25 @@ def small_models():
     return {name: build() for name, build in BUILDERS.items()}
 
 
-@pytest.fixture(scope="module")
-def outcome(small_models, tmp_path_factory):
-    """Run all tasks in one process with ComfyUI; return its results and tensors."""
-    folder = tmp_path_factory.mktemp("comfyui")
-    tasks = [task for name, model in small_models.items() for task in write_model(name, model, folder)]
-    tasks += [write_workflow(kind, folder) for kind in ("checkpoint", "lora")]
-    tasks += [write_full_size(family, folder) for family in FULL_SIZE]
+def run_comfyui(folder, tasks):
+    """Run tasks in a process with ComfyUI; return its results and tensors."""
     (folder / "tasks.json").write_text(json.dumps(tasks))
     script = ROOT / "tests/data/comfyui/run_comfyui.py"
     python = os.environ.get("COMFYUI_PYTHON") or sys.executable
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [python, str(script), COMFYUI, str(NODE), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads((folder / "results.json").read_text()), load_file(folder / "results.safetensors")
+
+
+@pytest.fixture(scope="module")
+def outcome(small_models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comfyui")
+    tasks = [task for name, model in small_models.items() for task in write_model(name, model, folder)]
+    tasks += [write_workflow(kind, folder) for kind in ("checkpoint", "lora")]
+    tasks += [write_full_size(family, folder) for family in FULL_SIZE]
+    return run_comfyui(folder, tasks)
 
 
 def sample_in_diffusers(model, guidance_scale=0.0, **options):
@@ -379,3 +396,61 @@ def test_comfyui_detects_a_checkpoint_of_the_true_size(family, detected, outcome
     last_of_openclip = "clip_h.transformer.text_model.encoder.layers.23."  # diffusers leaves it out, and none reads it
     assert [name for name in missing if not name.startswith(last_of_openclip)] == []
     assert result["latent_scale"] == SCALES[family]
+
+
+SEED, PIXELS, FULL_SCALE = 0, 256, 0.5
+FULL_SIZE_TOLERANCE = 0.5  # of 255: half a step of an image's eight bits
+
+
+def build_full_student(family, prediction_type, folder):
+    """Write the configuration of a student of the true size with random weights, and return its pipeline."""
+    torch.manual_seed(0)
+    tokens = {"model_max_length": 77, "pad_token": "!" if family == "SD20" else "<|endoftext|>"}
+    pipe = StableDiffusionPipeline(
+        **build_parts(family), tokenizer=CLIPTokenizer.from_pretrained(Path(COMFYUI) / "comfy/sd1_tokenizer", **tokens),
+        scheduler=build_one_step_ddim(build_scheduler(prediction_type).config), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    for part in ("unet", "vae", "scheduler"):
+        getattr(pipe, part).save_config(folder / part)
+    pipe.text_encoder.config.save_pretrained(folder / "text_encoder")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": type(pipe).__name__}))
+    (folder / models.STUDENT_FILE).write_text(json.dumps({"start_timestep": -1, "height": PIXELS, "width": PIXELS}))
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.eval()
+    return pipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "name", "prediction_type"),
+    [("SD15", "Stable Diffusion 1.x", "epsilon"), ("SD20", "Stable Diffusion 2.x", "v_prediction")],
+)
+def test_a_student_of_the_true_size_makes_the_same_image_from_the_exported_workflow(
+    family, name, prediction_type, tmp_path
+):
+    """ComfyUI loads the checkpoint by itself, tokenises, encodes, samples and decodes: 4 GB of disk, 14 of memory."""
+    pipe = build_full_student(family, prediction_type, tmp_path / "student")
+    assert comfyui.require_comfyui_architecture(tmp_path / "student") == name
+    settings = comfyui.describe_settings(tmp_path / "student", "full.safetensors", FULL_SCALE)
+    workflow = comfyui.build_workflow(settings, "full")
+    (tmp_path / "full.json").write_text(json.dumps(workflow))
+    checkpoints = tmp_path / "models/checkpoints"
+    checkpoints.mkdir(parents=True)
+    save_file(build_single_file(pipe), checkpoints / settings.file)
+    task = {"kind": "workflow", "name": "full", "workflow": "full.json", "files": {"checkpoints": settings.file}}
+    results, tensors = run_comfyui(tmp_path, [task])
+    (checkpoints / settings.file).unlink()
+    assert results["full"]["valid"]
+    texts = [entry["inputs"]["text"] for entry in workflow.values() if "text" in entry["inputs"]]
+    negative, prompt = texts[0], texts[1]
+    noise = torch.randn(1, 4, PIXELS // 8, PIXELS // 8, generator=torch.manual_seed(SEED))
+    call = {"latents": noise, "num_inference_steps": 1, "guidance_scale": 0.0, "output_type": "pt"}
+    images = {}
+    for scale in (FULL_SCALE, 0.0):
+        with torch.no_grad(), nasa.steer(pipe, negative, scale=scale):
+            images[scale] = pipe(prompt, height=PIXELS, width=PIXELS, **call).images.permute(0, 2, 3, 1)
+    difference = float((tensors["full.VAEDecode"] - images[FULL_SCALE]).abs().max()) * 255
+    effect = float((images[0.0] - images[FULL_SCALE]).abs().max()) * 255
+    print(f"{name}, full size: pixels {difference:.1e} of 255; the negative's effect {effect:.1f}")
+    assert difference <= FULL_SIZE_TOLERANCE < effect / 4

@@ -50,7 +50,7 @@ def test_the_fake_keeps_comfyui_s_contract(patcher):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_layer_s_output_is_that_of_nasa_s_rule(node, rule):
-    """In float64, with other numbers of tokens in the two texts."""
+    """The two texts differ in their numbers of tokens; float64."""
     attn = fake_comfyui.CrossAttention().double()
     x, text = (tensor.double() for tensor in make_batch())
     negative = torch.randn(1, TOKENS + 3, fake_comfyui.TEXT_WIDTH).double()
@@ -70,7 +70,7 @@ def test_a_layer_s_output_is_that_of_nasa_s_rule(node, rule):
 
 
 def test_the_node_s_rules_are_the_library_s(node):
-    assert node.RULES == tuple(RULES)
+    assert tuple(RULES) == node.RULES
     assert RULES["nag"].combine.__kwdefaults__ == {"tau": node.NAG_TAU, "blend": node.NAG_BLEND}
 
 
@@ -128,7 +128,7 @@ def test_the_range_of_percent_is_one_of_sigmas(patcher, steer, start, end, sigma
 
 
 def test_a_second_negative_is_subtracted_too(patcher, steer):
-    """With eq. 9 the order of two negatives is of no account."""
+    """Eq. 9 takes two negatives in either order."""
     batch = make_batch()
     first = steer(steer(patcher), "red", 0.25).run(*batch)
     second = steer(steer(patcher, "red", 0.25)).run(*batch)
@@ -158,7 +158,9 @@ def test_a_replacement_of_the_whole_block_is_kept(patcher, steer):
 
 def test_a_model_without_cross_attention_is_an_error(steer):
     patcher = fake_comfyui.ModelPatcher(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"^model: got Linear; expected a UNet of Stable Diffusion 1\.x, 2\.x or XL\.$"):
+    with pytest.raises(
+        ValueError, match=r"^model: got Linear; expected a UNet of Stable Diffusion 1\.x, 2\.x or XL\.$"
+    ):
         steer(patcher)
 
 

@@ -52,7 +52,7 @@ class NASANegativePrompt:
             }
         }
 
-    def apply(self, model, clip, text, scale, rule, start_percent, end_percent):  # noqa: PLR0913
+    def apply(self, model, clip, text, scale, rule, start_percent, end_percent):
         """Return a clone of the model with a replacement of each cross-attention; the given one stays as it is."""
         patched = model.clone()
         if scale == 0:

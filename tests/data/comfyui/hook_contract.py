@@ -79,4 +79,6 @@ def list_accepted(function, names):
 def list_layers(unet):
     """Return what the node takes from a layer: the projections of keys and values."""
     block = next(module for module in unet.modules() if getattr(module, "attn2", None) is not None)
-    return [name for name in ("to_q", "to_k", "to_v", "to_out") if isinstance(getattr(block.attn2, name), torch.nn.Module)]
+    return [
+        name for name in ("to_q", "to_k", "to_v", "to_out") if isinstance(getattr(block.attn2, name), torch.nn.Module)
+    ]

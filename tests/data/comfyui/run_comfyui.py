@@ -4,6 +4,8 @@ It reads `tasks.json` and `*.safetensors` in FOLDER, and writes `results.json` a
 nothing of this project but the node, which ComfyUI's own loader loads.
 """
 
+# ruff: noqa: E402  ComfyUI reads its arguments while it is imported.
+
 import asyncio
 import json
 import logging
@@ -139,7 +141,9 @@ def run_contract(task):
     sample(probed, tensors, {"cfg": 3.0}, schedule)
     attention = comfy.ldm.modules.attention.optimized_attention
     facts = record(patcher, probed, probe, comfy.sd.CLIP, attention)
-    layers = [module for module in patcher.model.diffusion_model.modules() if getattr(module, "attn2", None) is not None]
+    layers = [
+        module for module in patcher.model.diffusion_model.modules() if getattr(module, "attn2", None) is not None
+    ]
     return {"facts": facts, "calls": len(probe.calls), "layers": len(layers), "parts": list_layers(patcher.model)}
 
 
@@ -177,7 +181,9 @@ def run_detect(task):
     expected = {PREFIX + name: list(value.shape) for name, value in network.state_dict().items()}
     vae = {name: value for name, value in checkpoint.items() if name.startswith("first_stage_model.")}
     autoencoder = comfy.sd.VAE(sd={name.partition(".")[2]: torch.zeros(value.shape) for name, value in vae.items()})
-    expected |= {f"first_stage_model.{name}": list(v.shape) for name, v in autoencoder.first_stage_model.state_dict().items()}
+    expected |= {
+        f"first_stage_model.{name}": list(v.shape) for name, v in autoencoder.first_stage_model.state_dict().items()
+    }
     texts = {name: list(value.shape) for name, value in config.process_clip_state_dict(dict(checkpoint)).items()}
     wanted_texts = {name: list(value.shape) for name, value in clip.state_dict().items()}
     found = {name: shape for name, shape in shapes.items() if name.startswith((PREFIX, "first_stage_model."))}
@@ -191,7 +197,7 @@ def run_detect(task):
 
 
 def run_validate(task):
-    """Validate a workflow as ComfyUI's server does; the files it names need not exist."""
+    """Validate a workflow as ComfyUI's server does; the files it names may be empty."""
     workflow = json.loads((FOLDER / task["workflow"]).read_text())
     for kind, file in task["files"].items():
         nodes.folder_paths.filename_list_cache.clear()
@@ -201,6 +207,27 @@ def run_validate(task):
         nodes.folder_paths.add_model_folder_path(kind, str(folder))
     valid, error, _, node_errors = asyncio.run(execution.validate_prompt("prompt", workflow, None))
     return {"valid": valid, "error": str(error), "node_errors": json.loads(json.dumps(node_errors, default=str))}
+
+
+def run_workflow(task):
+    """Run the nodes of a workflow in their order, up to the decoded image."""
+    valid = run_validate(task)
+    workflow = json.loads((FOLDER / task["workflow"]).read_text())
+    outputs = {}
+    for number, entry in workflow.items():  # every node comes after those that it takes
+        if entry["class_type"] == "SaveImage":
+            continue
+        node_class = nodes.NODE_CLASS_MAPPINGS[entry["class_type"]]
+        inputs = {
+            name: outputs[value[0]][value[1]] if isinstance(value, list) else value
+            for name, value in entry["inputs"].items()
+        }
+        with torch.inference_mode():
+            outputs[number] = getattr(node_class(), node_class.FUNCTION)(**inputs)
+        if entry["class_type"] in ("KSampler", "VAEDecode"):
+            result = outputs[number][0]
+            TENSORS[f"{task['name']}.{entry['class_type']}"] = result["samples"] if isinstance(result, dict) else result
+    return valid
 
 
 def run_schedule(task):

@@ -89,11 +89,15 @@ def test_a_lost_tensor_is_an_error(monkeypatch):
     monkeypatch.setattr(
         single_file, "_rename_unet_key", lambda name, *more: rename(name.replace("mid_block", "middle"), *more)
     )
-    with pytest.raises(UserError, match=r"^student/unet: got 'mid_block\..*'; expected a layer that Stable Diffusion's"):
+    with pytest.raises(
+        UserError, match=r"^student/unet: got 'mid_block\..*'; expected a layer that Stable Diffusion's"
+    ):
         build_single_file(small_sd15())
 
 
 def test_another_family_is_an_error():
-    expected = r"^format: got 'PixArtAlphaPipeline'; expected StableDiffusionPipeline or StableDiffusionXLPipeline, whose"
+    expected = (
+        r"^format: got 'PixArtAlphaPipeline'; expected StableDiffusionPipeline or StableDiffusionXLPipeline, whose"
+    )
     with pytest.raises(UserError, match=expected):
         build_single_file(TINY_PIPELINES["pixart"]())
