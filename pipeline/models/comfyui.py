@@ -10,6 +10,7 @@ from pipeline.errors import UserError, invalid
 from pipeline.models.pipelines import read_student_diffusion, read_student_record
 
 SAMPLING = {"epsilon": "eps", "v_prediction": "v_prediction", "sample": "x0"}  # by diffusers' prediction type
+SAMPLER, SCHEDULER = "lcm", "simple"  # at full noise their timesteps are the student's
 BASE_CHECKPOINT = "BASE.safetensors"  # in a LoRA's workflow, which names no checkpoint of the reader's
 _COMMON = {
     "unet.in_channels": 4,
@@ -118,7 +119,7 @@ def describe_settings(student: Path, file: str, scale: float, base_model: str = 
     """Return the settings of a student's nodes; `base_model` is set for a LoRA."""
     diffusion, record = read_student_diffusion(student), read_student_record(student)
     starts_last = diffusion.student_timesteps[0] == diffusion.steps - 1
-    steps = {"steps": diffusion.student_steps, "cfg": 1.0, "sampler_name": "lcm", "scheduler": "simple", "denoise": 1.0}
+    steps = {"steps": diffusion.student_steps, "cfg": 1.0, "sampler_name": SAMPLER, "scheduler": SCHEDULER, "denoise": 1.0}
     compression = 2 ** (len(_read_config(student, "vae")["block_out_channels"]) - 1)
     size = _read_config(student, "unet")["sample_size"] * compression
     return ComfyUISettings(

@@ -156,7 +156,7 @@ def write_model(name, model, folder):
     tasks = [{"kind": "sample", "name": name, "cases": list_cases(model), **common}]
     if name == "sd15":
         tasks.append({"kind": "contract", "name": "contract", **common})
-        tasks.append({"kind": "schedule", "name": "schedule", "scheduler": "simple", **common})
+        tasks.append({"kind": "schedule", "name": "schedule", "scheduler": comfyui.SCHEDULER, **common})
     if name != "shapes":
         tasks.append({"kind": "encode", "name": f"{name} texts", **describe_encoders(model), **common})
     return tasks

@@ -84,9 +84,10 @@ def test_every_layer_is_steered_and_the_given_model_is_not(patcher, steer):
     assert torch.equal(patcher.run(*batch), plain)
 
 
-def test_scale_0_is_the_plain_model(patcher, steer):
+@pytest.mark.parametrize("rule", RULES)
+def test_scale_0_is_the_plain_model(patcher, steer, rule):
     batch = make_batch()
-    assert torch.equal(steer(patcher, scale=0.0).run(*batch), patcher.run(*batch))
+    assert torch.equal(steer(patcher, scale=0.0, rule=rule).run(*batch), patcher.run(*batch))
 
 
 @pytest.mark.parametrize("order", [(1, 0), (0, 1), (0,), (0, 0, 1)])

@@ -81,7 +81,11 @@ def test_diffusers_loads_the_file(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_names_are_those_of_the_published_checkpoints(name):
-    assert set(NAMES[name]) <= build_single_file(PIPELINES[name]()).keys()
+    checkpoint = build_single_file(PIPELINES[name]())
+    assert set(NAMES[name]) <= checkpoint.keys()
+    for layer in ("q", "k", "v", "proj_out"):
+        weight = checkpoint[f"first_stage_model.encoder.mid.attn_1.{layer}.weight"]
+        assert weight.shape[2:] == (1, 1), "a convolution of one pixel"
 
 
 def test_a_lost_tensor_is_an_error(monkeypatch):
