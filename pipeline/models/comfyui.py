@@ -119,7 +119,8 @@ def describe_settings(student: Path, file: str, scale: float, base_model: str = 
     """Return the settings of a student's nodes; `base_model` is set for a LoRA."""
     diffusion, record = read_student_diffusion(student), read_student_record(student)
     starts_last = diffusion.student_timesteps[0] == diffusion.steps - 1
-    steps = {"steps": diffusion.student_steps, "cfg": 1.0, "sampler_name": SAMPLER, "scheduler": SCHEDULER, "denoise": 1.0}
+    sampler = {"sampler_name": SAMPLER, "scheduler": SCHEDULER}
+    steps = {"steps": diffusion.student_steps, "cfg": 1.0, "denoise": 1.0, **sampler}
     compression = 2 ** (len(_read_config(student, "vae")["block_out_channels"]) - 1)
     size = _read_config(student, "unet")["sample_size"] * compression
     return ComfyUISettings(
