@@ -6,6 +6,11 @@ from pathlib import Path
 from jobs import options as shared
 
 ACTIONS = ("list", "promote", "rollback", "download")
+DESCRIPTIONS = {
+    "diffusers": "its pipeline is in {}/student",
+    "lora": "its options are in {}/settings.json",
+    "comfyui": "the settings of ComfyUI's nodes are in {}/settings.json",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--version", metavar="VERSION", help="version to promote or download (download defaults to the champion)"
     )
     parser.add_argument("--out", metavar="FOLDER", help="download: new output folder")
+    parser.add_argument(
+        "--format",
+        default="diffusers",
+        choices=tuple(DESCRIPTIONS),
+        help="download: the whole version with its diffusers folder, the adapter of a LoRA student alone, or a file "
+        "for ComfyUI (Stable Diffusion 1.x, 2.x, XL) (default: %(default)s)",
+    )
     shared.add_tracking_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.registry import version_management
+    from pipeline.registry import version_download, version_management
 
     uri = shared.resolve_tracking_uri(options)
     if options.action == "list":
@@ -41,7 +53,6 @@ def run(options: argparse.Namespace) -> None:
         done = version_management.promote(uri, name, shared.require_option(options, "version"))
         print(f"{name}: the champion is version {done['to']}" + (f", no longer {done['from']}" if done["from"] else ""))
     else:
-        number, folder = version_management.download(
-            uri, name, Path(shared.require_option(options, "out")), options.version
-        )
-        print(f"{name} version {number}: {folder}; its pipeline is in {folder}/student")
+        out = Path(shared.require_option(options, "out"))
+        number, folder = version_download.download(uri, name, out, options.version, options.format)
+        print(f"{name} version {number}: {folder}; {DESCRIPTIONS[options.format].format(folder)}")

@@ -184,7 +184,10 @@ RUN = {
         prerequisites=(PROMOTE_COMMAND,), expected="is version 1 again"
     ),
     "python -m jobs models download --name nasa-shapes --out champion": SmallRun(
-        expected="its pipeline is in champion/"
+        expected="its pipeline is in champion/student"
+    ),
+    "python -m jobs models download --name nasa-sd21 --format comfyui --out for-comfyui": SmallRun(
+        replacements={"nasa-sd21": "nasa-shapes"}, exit_code=2, expected="cross_attention_dim 96; expected 768"
     ),
     "python -m jobs distill --run runs/demo": SmallRun("--recipe tiny.toml", expected="already distilled"),
     "python -m benchmarks.chaos --table --results docs/data/chaos.jsonl": SmallRun(exact=True),
@@ -197,6 +200,8 @@ NOT_RUN = {  # by the beginning of a command
     "make test": "the tests themselves",
     "make test-slow": "the tests themselves",
     "make chaos": "an hour of kills; tests/benchmarks/test_chaos.py tests its parts",
+    "ln -s": "a checkout of ComfyUI",
+    "COMFYUI_PATH=../ComfyUI": "a checkout of ComfyUI; tests/integrations has the rest",
     "make ui": "a server, which runs until it is ended",
     "make gpu": "a GPU",
     "make gpu-wheels": "a network: it downloads wheels",

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import ROOT
 
-PACKAGES = ("nasa", "datasets_prep", "pipeline", "jobs", "benchmarks", "tests")
+PACKAGES = ("nasa", "datasets_prep", "pipeline", "jobs", "benchmarks", "integrations", "tests")
 _WORDS = (
     "about above after among as at before beside between beyond by during for from in into of on over since through to "
     "under until upon what when where which while who whoever whose with within without"
@@ -25,7 +25,7 @@ def find_docstrings(package):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_docstring_begins_with_a_preposition(package):
     all_docstrings = list(find_docstrings(package))
-    assert len(all_docstrings) > 20
+    assert len(all_docstrings) > 9
     offending = [
         f"{location}: {text.splitlines()[0]}"
         for location, text in all_docstrings

@@ -29,6 +29,7 @@ from pipeline.shapes import WEIGHTS
 
 _PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 STUDENT_FILE = "student.json"
+STEP_OPTIONS = ("start_timestep", "student_steps")  # the other entries of the file are options of the call
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # a student neither needs nor keeps them
 
 
@@ -309,11 +310,16 @@ def measure_image(pipe: Any, resolution: int) -> dict[str, int]:
 
 def build_call_options(student: Path) -> dict[str, Any]:
     """Return the options of the pipeline's call that sample a student that `save_student` wrote."""
-    record = read_student_record(student)
-    steps = {name: record.pop(name) for name in ("start_timestep", "student_steps") if name in record}
+    size = {key: value for key, value in read_student_record(student).items() if key not in STEP_OPTIONS}
+    call = require_distillation(detect_family(student)).build_call_options(read_student_diffusion(student))
+    return {**call, **size}
+
+
+def read_student_diffusion(student: Path) -> DiffusionProcess:
+    """Return the forward process of a student's scheduler, with the student's timesteps."""
+    steps = {name: value for name, value in read_student_record(student).items() if name in STEP_OPTIONS}
     config = _read_config(student / "scheduler" / "scheduler_config.json")
-    diffusion = read_diffusion(getattr(diffusers, config["_class_name"]).from_config(config), **steps)
-    return {**require_distillation(detect_family(student)).build_call_options(diffusion), **record}
+    return read_diffusion(getattr(diffusers, config["_class_name"]).from_config(config), **steps)
 
 
 def _read_config(file: Path) -> FrozenDict:

@@ -1,18 +1,14 @@
-"""Registered versions: listing, download, promotion by hand and rollback."""
+"""Registered versions: listing, promotion by hand and rollback."""
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-import mlflow
 from mlflow.tracking import MlflowClient
 
 from pipeline import tracking
-from pipeline.errors import UserError, invalid
-from pipeline.hashing import hash_folder
+from pipeline.errors import UserError
 from pipeline.registry import descriptions, mlflow_registry
 from pipeline.registry.mlflow_registry import CHALLENGER, CHAMPION, PREVIOUS, STATE, WHY
-from pipeline.registry.version_artifacts import STUDENT
 
 
 def list_rows(tracking_uri: str, name: str | None = None) -> list[dict[str, str]]:
@@ -143,25 +139,3 @@ def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
             descriptions.set_state(client, name, current, state)
     elif not newest and current:
         client.delete_registered_model_alias(name, CHALLENGER)
-
-
-def download(tracking_uri: str, name: str, folder: Path, version: str | None = None) -> tuple[str, Path]:
-    """Download a version, by default the champion; return its number and folder, whose checksum is checked."""
-    with tracking.open_client(tracking_uri) as client:
-        mlflow_registry.require_model(client, name)
-        number = version or mlflow_registry.get_aliases(client, name).get(CHAMPION)
-        if number is None:
-            raise UserError(f"name: {name} has no champion. Pass --version NUMBER.")
-        registered = mlflow_registry.get_version(client, name, number, "version")
-        if folder.exists() and any(folder.iterdir()):
-            raise invalid("out", str(folder), "an empty or a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        mlflow.artifacts.download_artifacts(artifact_uri=registered.source, dst_path=str(folder.parent / folder.name))
-        return number, _verify_download(folder, registered.tags.get(mlflow_registry.STUDENT, ""))
-
-
-def _verify_download(folder: Path, expected: str) -> Path:
-    (root,) = [file.parent for file in folder.rglob("MLmodel")]
-    if hash_folder(root / STUDENT) != expected:
-        raise UserError(f"{root / STUDENT}: is not what was registered (its checksum is another)")
-    return root

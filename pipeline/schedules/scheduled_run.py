@@ -18,7 +18,7 @@ from pipeline.errors import TransientError, UserError, get_first_line
 from pipeline.immediate_stop import interrupt_without_checkpoint, stop_immediately
 from pipeline.recipe import Recipe
 from pipeline.redaction import redact
-from pipeline.registry import version_management
+from pipeline.registry import version_download, version_management
 from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.run_pipeline import run_pipeline
 from pipeline.schedules import history
@@ -169,7 +169,7 @@ def _copy_champion(recipe: Recipe, home: Folder, tracking_uri: str) -> str:
     complete = f"{_format_champion_key(started_from)}.json"  # written after the folder
     if not target.parent.exists(complete):
         with tempfile.TemporaryDirectory() as scratch:
-            _, folder = version_management.download(tracking_uri, model, Path(scratch) / "version", champion.version)
+            _, folder = version_download.download(tracking_uri, model, Path(scratch) / "version", champion.version)
             target.upload(folder / "student")
         record = {"model": model, "version": champion.version, "student_sha256": champion.student_sha256}
         target.parent.write_json(complete, record)

@@ -8,7 +8,7 @@ import pytest
 from pipeline import cron
 from pipeline.errors import StorageError, TrainingError, TransientError, UserError
 from pipeline.recipe import load
-from pipeline.registry import version_management
+from pipeline.registry import version_download, version_management
 from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.schedules import scheduled_run
 from pipeline.schedules.history import DIED, History, ScheduledRun
@@ -247,7 +247,7 @@ def champion(monkeypatch):
         (folder / "student/model_index.json").write_text(f"of version {version}, {registry.current.student_sha256}")
         return version, folder
 
-    monkeypatch.setattr(version_management, "download", download)
+    monkeypatch.setattr(version_download, "download", download)
     return registry
 
 
