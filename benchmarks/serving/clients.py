@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.generation.image_generator import ImageGenerator
 from pipeline.generation.image_request import ImageRequest
-from pipeline.registry.version_cache import CachedVersion
+from pipeline.registry.version_download import DownloadedVersion
 
 COLOURS, SHAPES = ("red", "blue", "green", "yellow"), ("circle", "square", "star", "heart")
 NEGATIVES = ("", "red", "blue", "blurry", "circle", "low quality, bad, worst quality", "grainy", "star")
@@ -77,7 +77,7 @@ async def ask_all(url: str, bodies: list[dict[str, Any]], clients: int) -> list[
 class ExpectedImages:
     """The images of each version, generated in this process, each once."""
 
-    def __init__(self, versions: dict[str, CachedVersion]) -> None:
+    def __init__(self, versions: dict[str, DownloadedVersion]) -> None:
         self._generators = {
             number: ImageGenerator(version.student, scale=version.scale) for number, version in versions.items()
         }

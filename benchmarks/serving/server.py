@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from pipeline import ROOT, tracking
 from pipeline.hashing import hash_folder
 from pipeline.registry import mlflow_registry
-from pipeline.registry.version_cache import CachedVersion, fetch_version, find_version
+from pipeline.registry.version_cache import fetch_version, find_version
+from pipeline.registry.version_download import DownloadedVersion
 
 START_SECONDS = 180
 
@@ -31,7 +32,7 @@ class Registry:
 
     uri: str
     name: str
-    versions: dict[str, CachedVersion]
+    versions: dict[str, DownloadedVersion]
 
 
 def build_scratch_registry(tracking_uri: str, name: str) -> Registry:
@@ -43,7 +44,7 @@ def build_scratch_registry(tracking_uri: str, name: str) -> Registry:
     client.create_registered_model(name)
     for number in ("1", "2"):
         version = folder / number
-        shutil.copytree(champion.folder, version)
+        shutil.copytree(champion.root, version)
         if number == "2":
             _change_weights(version / "student")
         tags = {mlflow_registry.STUDENT: hash_folder(version / "student")}

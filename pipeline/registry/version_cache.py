@@ -3,10 +3,7 @@
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
-
-from mlflow.models import Model
 
 from pipeline import tracking
 from pipeline.errors import invalid
@@ -14,27 +11,7 @@ from pipeline.hashing import hash_folder
 from pipeline.registry import mlflow_registry
 from pipeline.registry.mlflow_registry import CHAMPION
 from pipeline.registry.version_artifacts import STUDENT
-from pipeline.registry.version_management import download
-
-
-@dataclass(frozen=True)
-class CachedVersion:
-    """A version's folder on this machine, and the scale that its evaluation chose."""
-
-    name: str
-    number: str
-    folder: Path
-    scale: float
-
-    @property
-    def student(self) -> Path:
-        """The student's folder, in diffusers' layout."""
-        return self.folder / STUDENT
-
-    @property
-    def model_card(self) -> str:
-        """The version's model card, in Markdown."""
-        return (self.folder / "README.md").read_text(encoding="utf-8")
+from pipeline.registry.version_download import DownloadedVersion, download
 
 
 def find_version(tracking_uri: str, name: str, alias: str = CHAMPION) -> str:
@@ -52,7 +29,7 @@ def find_version(tracking_uri: str, name: str, alias: str = CHAMPION) -> str:
     return aliases[alias]
 
 
-def fetch_version(tracking_uri: str, name: str, number: str) -> CachedVersion:
+def fetch_version(tracking_uri: str, name: str, number: str) -> DownloadedVersion:
     """Return a version in the cache, downloaded and checked if it is not there.
 
     Raises:
@@ -65,7 +42,7 @@ def fetch_version(tracking_uri: str, name: str, number: str) -> CachedVersion:
     folder = _get_cache_folder() / f"{name}-{number}-{expected[:16]}"
     if not (folder.is_dir() and hash_folder(folder / STUDENT) == expected):
         _download_into(tracking_uri, name, number, folder)
-    return CachedVersion(name, number, folder, _read_scale(folder))
+    return DownloadedVersion(name, number, folder)
 
 
 def _get_cache_folder() -> Path:
@@ -88,7 +65,3 @@ def _download_into(tracking_uri: str, name: str, number: str, folder: Path) -> N
     finally:
         for left in (partial, partial.with_suffix(".old")):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _read_scale(folder: Path) -> float:
-    return float(Model.load(folder).flavors["python_function"]["config"]["scale"])

@@ -48,6 +48,11 @@ class DownloadedVersion:
         return float(config["scale"])
 
     @property
+    def model_card(self) -> str:
+        """The version's model card, in Markdown."""
+        return (self.root / "README.md").read_text(encoding="utf-8")
+
+    @property
     def base_model(self) -> str:
         """The model that the student's LoRA changes, with its revision; empty for a whole student."""
         if not (self.student / models.LORA_FILE).is_file():

@@ -16,7 +16,8 @@ from pipeline import apply_environment, logging_setup
 from pipeline.errors import UserError
 from pipeline.generation.image_generator import ImageGenerator
 from pipeline.generation.image_request import ImageRequest
-from pipeline.registry.version_cache import CachedVersion, fetch_version, find_version
+from pipeline.registry.version_cache import fetch_version, find_version
+from pipeline.registry.version_download import DownloadedVersion
 from pipeline.serving.alias_follower import AliasFollower, Served
 from pipeline.serving.batch_queue import BatchQueue
 from pipeline.serving.metrics import ReplicaMetrics
@@ -59,7 +60,7 @@ class ServedModel:
 class Student:
     """A version and the generator of its images."""
 
-    version: CachedVersion
+    version: DownloadedVersion
     generator: ImageGenerator
 
 
