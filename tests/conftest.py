@@ -14,6 +14,9 @@ os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_exte
 import pytest
 import torch
 
+from pipeline import apply_environment
+
+apply_environment()
 torch.set_num_threads(1)
 
 TOKEN_FILE = Path(os.environ["HOME"], ".ray", "auth_token")

@@ -1,5 +1,6 @@
 """Starting and stopping the server from a command."""
 
+import asyncio
 import ipaddress
 import logging
 import os
@@ -18,13 +19,13 @@ from pipeline.errors import UserError, get_first_line, invalid
 from pipeline.hashing import hash_bytes
 from pipeline.ray_session import start_ray_session
 from pipeline.registry.version_cache import find_version
-from pipeline.serving.application import build
+from pipeline.serving.application import ReplicaHandle, build
 from pipeline.serving.serving_options import TOKEN_VARIABLE, ServingOptions
-from pipeline.serving.student_replica import ServedModel
+from pipeline.serving.web_app import UnavailableError
 
 APPLICATION = "nasa-distill"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-LOOK_SECONDS = 1.0
+LOOK_SECONDS, ANSWER_SECONDS = 1.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def serve_until_stopped(
         try:
             handle = start(options, address)
             log(f"{options.name} is served at {address.url} (API: {address.url}/docs). Ctrl-C stops it.")
-            _report_changes(handle, options, stopped, log)
+            asyncio.run(_report_changes(handle, options, stopped, log))
             log("stopping: requests in progress are finished first")
         finally:
             serve.delete(APPLICATION)
@@ -128,22 +129,24 @@ def _find_reason(error: Exception) -> str:
     return get_first_line(error)
 
 
-def _report_changes(
+async def _report_changes(
     handle: DeploymentHandle[Any], options: ServingOptions, stopped: threading.Event, log: Callable[[str], None]
 ) -> None:
     """Print the version in service, and each change of it, until `stopped` is set."""
-    version, alarm = "", ""
-    while not stopped.wait(LOOK_SECONDS if version else 0):
+    replicas, version, alarm = ReplicaHandle(handle), "", ""
+    while not stopped.is_set():
         try:
-            served: ServedModel = handle.describe.remote().result(timeout_s=5)
-        except Exception as error:  # a replica that is being replaced
+            served = await asyncio.wait_for(replicas.describe(), ANSWER_SECONDS)
+        except (UnavailableError, TimeoutError) as error:  # all replicas are being replaced
             log(f"no answer from the replicas: {get_first_line(error)}")
-            continue
-        if served.version != version:
-            log(f"version {served.version} ({options.alias}) is in service")
-        if served.alarm and served.alarm != alarm:
-            log(f"alarm: {served.alarm}")
-        version, alarm = served.version, served.alarm
+        else:
+            if served.version != version:
+                log(f"version {served.version} ({options.alias}) is in service")
+            if served.alarm and served.alarm != alarm:
+                log(f"alarm: {served.alarm}")
+            version, alarm = served.version, served.alarm
+        await asyncio.sleep(LOOK_SECONDS)
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it complains about the end of this event loop
 
 
 def _require_free(address: Address) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import hmac
 import json
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -20,7 +19,6 @@ from nasa.version import __version__
 from pipeline.errors import invalid
 from pipeline.generation.image_request import METHODS
 from pipeline.hashing import hash_bytes
-from pipeline.serving.body_limit import BodyLimit
 from pipeline.serving.image_api import (
     ErrorBody,
     GeneratedImageBody,
@@ -31,6 +29,7 @@ from pipeline.serving.image_api import (
     explain_missing_effect,
     parse_images_request,
 )
+from pipeline.serving.middleware import BodyLimit, ObserveRequest, RequestRecorder
 from pipeline.serving.serving_options import ServingOptions
 from pipeline.serving.student_replica import ImageResult, ImageTask, ServedModel
 
@@ -38,7 +37,6 @@ RETRY_AFTER_SECONDS = 1
 PNG = "image/png"
 IMAGES_PATH = "/v1/images/generations"
 CONTENT_POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-logger = logging.getLogger("ray.serve")
 
 
 class OverloadedError(Exception):
@@ -62,9 +60,6 @@ class Replicas(Protocol):
         """Return what is served."""
 
 
-ObserveRequest = Callable[[int, float], None]
-
-
 def build_web_app(
     options: ServingOptions, replicas: Replicas, observe: ObserveRequest = lambda status, seconds: None
 ) -> FastAPI:
@@ -72,7 +67,7 @@ def build_web_app(
     app = FastAPIOffline(title="nasa-distill", version=__version__, description=__doc__)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(options.allowed_hosts))
-    app.middleware("http")(_build_recorder(observe))
+    app.add_middleware(RequestRecorder, path=IMAGES_PATH, observe=observe)
     _handle_errors(app)
     protected = APIRouter(prefix="/v1", dependencies=[Depends(_build_token_check(options.token_sha256))])
     _add_image_route(protected, options, replicas)
@@ -130,19 +125,6 @@ def _add_public_routes(app: FastAPI, replicas: Replicas) -> None:
         return HTMLResponse(page, headers={"Content-Security-Policy": CONTENT_POLICY, "Cache-Control": "no-cache"})
 
 
-def _build_recorder(observe: ObserveRequest) -> Callable[..., Any]:
-    async def record(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        started = time.perf_counter()
-        response = await call_next(request)
-        if request.url.path == IMAGES_PATH:
-            seconds = time.perf_counter() - started
-            observe(response.status_code, seconds)
-            logger.info("images", extra={"status": response.status_code, "seconds": round(seconds, 4)})
-        return response
-
-    return record
-
-
 _ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": dict[str, ErrorBody], "description": description}
     for status, description in {
@@ -156,8 +138,8 @@ _ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _build_token_check(token_sha256: str) -> Callable[[Request], None]:
-    def check(request: Request) -> None:
+def _build_token_check(token_sha256: str) -> Callable[[Request], Awaitable[None]]:
+    async def check(request: Request) -> None:  # a coroutine, as FastAPI runs others in a thread
         if not token_sha256:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

@@ -1,11 +1,43 @@
-"""A limit of the size of a request's body, as ASGI middleware."""
+"""ASGI middleware: a limit of the size of a request's body, and a record of requests."""
 
 import json
+import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serving.image_api import ErrorBody
+
+ObserveRequest = Callable[[int, float], None]  # called with the status and the seconds of a request
+logger = logging.getLogger("ray.serve")
+
+
+class RequestRecorder:
+    """Observes and logs each request of one path; Ray Serve adds the request's id to the log record."""
+
+    def __init__(self, app: ASGIApp, path: str, observe: ObserveRequest) -> None:
+        self.app, self.path, self._observe = app, path, observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, and observe its answer."""
+        if scope["type"] != "http" or scope["path"] != self.path:
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def send_and_keep_status(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_keep_status)
+        finally:
+            seconds = time.perf_counter() - started
+            self._observe(status, seconds)
+            logger.info("images", extra={"status": status, "seconds": round(seconds, 4)})
 
 
 class BodyLimit:
