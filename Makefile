@@ -1,4 +1,4 @@
-# make demo: the whole main job. make test: the tests. Both install first, into .venv.
+# make demo: the whole main job. make serve: its champion behind a page. make test: the tests. All install first, into .venv.
 PYTHON ?= python3.11
 VENV ?= .venv
 RUN ?= runs/demo
@@ -8,10 +8,13 @@ GPU_PYTHON ?= python3
 GPU_NEEDS = hjson ninja py-cpuinfo msgpack einops
 JOBS = $(BIN)/python -m jobs
 
-.PHONY: demo test test-unit test-slow chaos gpu gpu-wheels ui lint lock clean
+.PHONY: demo serve test test-unit test-slow chaos gpu gpu-wheels ui lint lock clean
 
 demo: $(VENV)/installed
 	$(JOBS) run --run $(RUN) --recipe $(RECIPE)
+
+serve: $(VENV)/installed
+	$(JOBS) serve
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

@@ -195,6 +195,17 @@ RUN = {
         "--workers 2 --images 2 --steps 1 --rounds 1"
     ),
     "python -m benchmarks.scaling --extrapolate sd21": SmallRun(exact=True),
+    "python -m jobs k8s-manifest RayService --recipe sd21 --image REGISTRY/nasa-distill:latest > rayservice.yaml": (
+        SmallRun()
+    ),
+    "python -m benchmarks.serving table": SmallRun(exact=True),
+    "python -m benchmarks.serving speed": SmallRun(
+        "--rounds 1 --images 32 --out serving.json", expected="server against the loop"
+    ),
+    "python -m benchmarks.serving chaos --minutes 10": SmallRun("--minutes 0.2 --out serving.json", expected="wrong"),
+    "python -m benchmarks.serving hostile --requests 10000": SmallRun(
+        "--requests 100 --out serving.json", expected="answers 500"
+    ),
 }
 NOT_RUN = {  # by the beginning of a command
     "make test": "the tests themselves",
@@ -202,6 +213,7 @@ NOT_RUN = {  # by the beginning of a command
     "make chaos": "an hour of kills; tests/benchmarks/test_chaos.py tests its parts",
     "ln -s": "a checkout of ComfyUI",
     "COMFYUI_PATH=../ComfyUI": "a checkout of ComfyUI; tests/integrations has the rest",
+    "make serve": "a server, which runs until it is ended; tests/pipeline/serving starts one",
     "make ui": "a server, which runs until it is ended",
     "make gpu": "a GPU",
     "make gpu-wheels": "a network: it downloads wheels",

@@ -73,7 +73,10 @@ def draw_request(draw: random.Random) -> Request:
     is_image = draw.random() < 0.9
     path = PATHS[0] if is_image else draw.choice(PATHS)
     method = "POST" if is_image else draw.choice(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"))
-    headers = {"Content-Type": "application/json" if draw.random() < 0.95 else "text/xml", **draw.choice(HEADERS)}
+    headers = {
+        "Content-Type": "application/json" if draw.random() < 0.95 else "text/xml",
+        **(draw.choice(HEADERS) if draw.random() < 0.1 else {}),
+    }
     return method, path, draw.choice(BODIES)(draw), headers
 
 
