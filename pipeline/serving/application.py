@@ -14,6 +14,7 @@ from pipeline import apply_environment, logging_setup
 from pipeline.errors import UserError
 from pipeline.hashing import hash_bytes
 from pipeline.serving.metrics import RequestMetrics
+from pipeline.serving.middleware import Traffic
 from pipeline.serving.serving_options import TOKEN_VARIABLE, ServingOptions
 from pipeline.serving.student_replica import ImageResult, ImageTask, ServedModel, StudentReplica
 from pipeline.serving.web_app import OverloadedError, UnavailableError, build_web_app
@@ -58,11 +59,15 @@ class WebServer:
     def __init__(self, options: ServingOptions, replicas: DeploymentHandle[Any]) -> None:
         apply_environment()
         logging_setup.configure()
-        self._options, self._replicas = options, ReplicaHandle(replicas)
+        self._options, self._replicas, self._traffic = options, ReplicaHandle(replicas), Traffic()
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the application, as Ray Serve asks for it when the replica starts."""
-        return build_web_app(self._options, self._replicas, RequestMetrics().observe)
+        return build_web_app(self._options, self._replicas, RequestMetrics().observe, self._traffic)
+
+    async def drain(self) -> None:
+        """Take no further request, and return when the last one is answered."""
+        await self._traffic.drain()
 
 
 def build(options: ServingOptions) -> serve.Application:

@@ -1,31 +1,49 @@
-"""ASGI middleware: a limit of the size of a request's body, and a record of requests."""
+"""ASGI middleware: a limit of the size of a request's body, and a record of requests, which can be drained."""
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serving.image_api import ErrorBody
 
 ObserveRequest = Callable[[int, float], None]  # called with the status and the seconds of a request
+DRAIN_POLL_SECONDS = 0.05
 logger = logging.getLogger("ray.serve")
 
 
-class RequestRecorder:
-    """Observes and logs each request of one path; Ray Serve adds the request's id to the log record."""
+class Traffic:
+    """The requests in progress; while it is draining, further ones are answered with status 503."""
 
-    def __init__(self, app: ASGIApp, path: str, observe: ObserveRequest) -> None:
-        self.app, self.path, self._observe = app, path, observe
+    def __init__(self) -> None:
+        self.ongoing, self.is_draining = 0, False
+
+    async def drain(self) -> None:
+        """Take no further request, and return when the last one is answered."""
+        self.is_draining = True
+        while self.ongoing:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+
+class RequestRecorder:
+    """Counts, observes and logs the requests of one path; Ray Serve adds the request's id to the log record."""
+
+    def __init__(self, app: ASGIApp, path: str, traffic: Traffic, observe: ObserveRequest) -> None:
+        self.app, self.path, self._traffic, self._observe = app, path, traffic, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application, and observe its answer."""
         if scope["type"] != "http" or scope["path"] != self.path:
             await self.app(scope, receive, send)
             return
+        if self._traffic.is_draining:
+            await send_error(send, 503, "The server is stopping.", "unavailable", {"retry-after": "1"})
+            return
         started, status = time.perf_counter(), 500
+        self._traffic.ongoing += 1
 
         async def send_and_keep_status(message: Message) -> None:
             nonlocal status
@@ -35,6 +53,7 @@ class RequestRecorder:
         try:
             await self.app(scope, receive, send_and_keep_status)
         finally:
+            self._traffic.ongoing -= 1
             seconds = time.perf_counter() - started
             self._observe(status, seconds)
             logger.info("images", extra={"status": status, "seconds": round(seconds, 4)})
@@ -53,7 +72,8 @@ class BodyLimit:
             return
         body = await self._read(scope, receive)
         if body is None:
-            await self._reject(send)
+            message = f"body: got more than {self.max_bytes} bytes; expected fewer."
+            await send_error(send, 413, message, "body_too_large", {"connection": "close"})
             return
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -76,12 +96,12 @@ class BodyLimit:
             is_complete = message["type"] != "http.request" or not message.get("more_body", False)
         return bytes(body)
 
-    async def _reject(self, send: Send) -> None:
-        error: dict[str, Any] = ErrorBody(
-            message=f"body: got more than {self.max_bytes} bytes; expected fewer.",
-            type="invalid_request_error",
-            code="body_too_large",
-        ).to_answer()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(error).encode()})
+
+async def send_error(send: Send, status: int, message: str, code: str, headers: dict[str, str]) -> None:
+    """Answer with an error outside the application."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    body = json.dumps(ErrorBody(message=message, type=kind, code=code).to_answer()).encode()
+    lines = {"content-type": "application/json", **headers}
+    encoded = [(name.encode(), value.encode()) for name, value in lines.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})

@@ -7,12 +7,15 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.errors import UserError, get_first_line, invalid
@@ -92,21 +95,37 @@ def serve_until_stopped(
     if not ray_address:
         _require_free(address)
     with start_ray_session(ray_address):
-        stopped = threading.Event()
-        previous = [signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)]
-        try:
-            handle = start(options, address)
-            log(f"{options.name} is served at {address.url} (API: {address.url}/docs). Ctrl-C stops it.")
-            asyncio.run(_report_changes(handle, options, stopped, log))
-            log("stopping: requests in progress are finished first")
-        finally:
-            serve.delete(APPLICATION)
-            for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
-                signal.signal(number, handler)
+        if not ray_address:
+            _require_resources(options)
+        with _handle_stop_signals() as stopped:
+            start(options, address)
+            try:
+                log(f"{options.name} is served at {address.url} (API: {address.url}/docs). Ctrl-C stops it.")
+                asyncio.run(_watch_and_drain(options, stopped, log))
+            finally:
+                serve.delete(APPLICATION)
 
 
-def start(options: ServingOptions, address: Address) -> DeploymentHandle[Any]:
-    """Start the application on the current Ray cluster; return the handle of its replicas.
+@contextmanager
+def _handle_stop_signals() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C or SIGTERM sets; a second one interrupts at once."""
+    stopped = threading.Event()
+
+    def handle(*_: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def start(options: ServingOptions, address: Address) -> None:
+    """Start the application on the current Ray cluster.
 
     Raises:
         UserError: The version in service cannot be loaded.
@@ -116,8 +135,9 @@ def start(options: ServingOptions, address: Address) -> DeploymentHandle[Any]:
     try:
         serve.run(build(options), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        raise UserError(f"name: {options.name} cannot be served: {_find_reason(error)}") from None
-    return serve.get_deployment_handle("student", APPLICATION)
+        reason = _find_reason(error)
+        serve.delete(APPLICATION)
+        raise UserError(f"name: {options.name} cannot be served: {reason}") from None
 
 
 def _find_reason(error: Exception) -> str:
@@ -129,10 +149,19 @@ def _find_reason(error: Exception) -> str:
     return get_first_line(error)
 
 
-async def _report_changes(
-    handle: DeploymentHandle[Any], options: ServingOptions, stopped: threading.Event, log: Callable[[str], None]
-) -> None:
-    """Print the version in service, and each change of it, until `stopped` is set."""
+async def drain(seconds: float) -> None:
+    """Take no further request, and wait for those in progress, for some seconds at most.
+
+    Ray Serve would delete the replicas beside the web server, whose waiting requests then find none.
+    """
+    web: DeploymentHandle[Any] = serve.get_deployment_handle("web", APPLICATION)
+    with suppress(TimeoutError, RayActorError):
+        await asyncio.wait_for(web.drain.remote(), seconds)
+
+
+async def _watch_and_drain(options: ServingOptions, stopped: threading.Event, log: Callable[[str], None]) -> None:
+    """Print the version in service, and each change of it, until `stopped` is set; then drain."""
+    handle: DeploymentHandle[Any] = serve.get_deployment_handle("student", APPLICATION)
     replicas, version, alarm = ReplicaHandle(handle), "", ""
     while not stopped.is_set():
         try:
@@ -146,7 +175,17 @@ async def _report_changes(
                 log(f"alarm: {served.alarm}")
             version, alarm = served.version, served.alarm
         await asyncio.sleep(LOOK_SECONDS)
+    log("stopping: requests in progress are finished first")
+    await drain(options.max_seconds)
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it complains about the end of this event loop
+
+
+def _require_resources(options: ServingOptions) -> None:
+    """Reject replicas that this machine cannot hold, for which Ray Serve would wait for ever."""
+    held = ray.cluster_resources()
+    for field, asked, kind in (("--cpus", options.cpus, "CPU"), ("--gpus", options.gpus, "GPU")):
+        if asked > (most := held.get(kind, 0.0)):
+            raise invalid(field, asked, f"at most {most:g}, which this machine has")
 
 
 def _require_free(address: Address) -> None:

@@ -29,7 +29,7 @@ from pipeline.serving.image_api import (
     explain_missing_effect,
     parse_images_request,
 )
-from pipeline.serving.middleware import BodyLimit, ObserveRequest, RequestRecorder
+from pipeline.serving.middleware import BodyLimit, ObserveRequest, RequestRecorder, Traffic
 from pipeline.serving.serving_options import ServingOptions
 from pipeline.serving.student_replica import ImageResult, ImageTask, ServedModel
 
@@ -61,13 +61,16 @@ class Replicas(Protocol):
 
 
 def build_web_app(
-    options: ServingOptions, replicas: Replicas, observe: ObserveRequest = lambda status, seconds: None
+    options: ServingOptions,
+    replicas: Replicas,
+    observe: ObserveRequest = lambda status, seconds: None,
+    traffic: Traffic | None = None,
 ) -> FastAPI:
     """Return the application; `observe` is called with the status and the seconds of each request for images."""
     app = FastAPIOffline(title="nasa-distill", version=__version__, description=__doc__)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(options.allowed_hosts))
-    app.add_middleware(RequestRecorder, path=IMAGES_PATH, observe=observe)
+    app.add_middleware(RequestRecorder, path=IMAGES_PATH, traffic=traffic or Traffic(), observe=observe)
     _handle_errors(app)
     protected = APIRouter(prefix="/v1", dependencies=[Depends(_build_token_check(options.token_sha256))])
     _add_image_route(protected, options, replicas)

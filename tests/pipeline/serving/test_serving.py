@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.registry import version_management
-from pipeline.serving.server import APPLICATION, Address, build_options, start
+from pipeline.serving.server import APPLICATION, Address, build_options, drain, serve_until_stopped, start
 
 NAME, CLIENTS = "nasa-tiny", 12
 
@@ -36,8 +36,8 @@ def address():
 
 
 @pytest.fixture(scope="module")
-def handle(ray_cluster, registry, address):
-    """Yield the handle of the replicas of a running server."""
+def server(ray_cluster, registry, address):
+    """Run the server."""
     from ray import serve
 
     given = {
@@ -48,7 +48,8 @@ def handle(ray_cluster, registry, address):
         "batch_size": 8,
         "max_queued": 64,
     }
-    yield start(build_options(given, address, None), address)
+    start(build_options(given, address, None), address)
+    yield
     serve.delete(APPLICATION)
 
 
@@ -80,7 +81,7 @@ async def wait_for_version(session, address, number, seconds=10):
     raise AssertionError(f"version {number} is not in service after {seconds} s")
 
 
-def test_mixed_requests_are_the_images_of_the_registered_model(handle, registry, address):
+def test_mixed_requests_are_the_images_of_the_registered_model(server, registry, address):
     requests = [
         {"prompt": f"a cat {number}", "negative_prompt": ["", "a dog"][number % 2], "seed": number, "scale": 0.5}
         for number in range(CLIENTS)
@@ -97,7 +98,7 @@ def test_mixed_requests_are_the_images_of_the_registered_model(handle, registry,
         assert np.abs(shown.astype(int) - np.asarray(Image.open(io.BytesIO(png)))).max() <= 2
 
 
-def test_a_promotion_and_a_rollback_are_taken_over_without_a_lost_request(handle, registry, address):
+def test_a_promotion_and_a_rollback_are_taken_over_without_a_lost_request(server, registry, address):
     answers = []
 
     async def keep_asking(session, is_over):
@@ -127,7 +128,7 @@ def test_a_promotion_and_a_rollback_are_taken_over_without_a_lost_request(handle
     assert not np.array_equal(shown["3", "1"], shown["4", "1"])
 
 
-def test_a_broken_version_raises_an_alarm_and_leaves_the_old_one_in_service(handle, registry, address, monkeypatch):
+def test_a_broken_version_raises_an_alarm_and_leaves_the_old_one_in_service(server, registry, address, monkeypatch):
     client = tracking.build_client(registry)
     client.set_model_version_tag(NAME, "2", "student_sha256", "0" * 64)
 
@@ -155,7 +156,7 @@ def test_a_broken_version_raises_an_alarm_and_leaves_the_old_one_in_service(hand
     assert (status, version) == (200, "3")
 
 
-def test_requests_survive_a_killed_replica(handle, address):
+def test_requests_survive_a_killed_replica(server, address):
     import ray
 
     async def scenario(session):
@@ -170,7 +171,7 @@ def test_requests_survive_a_killed_replica(handle, address):
     assert answers[-1][0] == 200
 
 
-def test_a_full_queue_is_status_429(handle, address):
+def test_a_full_queue_is_status_429(server, address):
     async def scenario(session):
         return await asyncio.gather(*(ask(session, address, prompt=f"a cat {n}", seed=n) for n in range(300)))
 
@@ -182,8 +183,35 @@ def test_a_full_queue_is_status_429(handle, address):
     assert all(headers["retry-after"] for status, headers, _ in answers if status == 429)
 
 
+def test_replicas_that_this_machine_cannot_hold_are_rejected(ray_cluster, registry, address):
+    given = {"name": NAME, "tracking_uri": registry, "gpus": 8.0}
+    with pytest.raises(UserError, match=r"--gpus: got 8.0; expected at most 0, which this machine has"):
+        serve_until_stopped(build_options(given, address, None), Address(address.host, 0), None, log=print)
+
+
+def test_requests_in_progress_are_finished_when_the_server_stops(server, address):
+    from ray import serve
+
+    async def scenario(session):
+        await wait_for_version(session, address, "3")
+        clients = [asyncio.create_task(ask(session, address, prompt="a cat", seed=seed)) for seed in range(24)]
+        await asyncio.sleep(1 / 4)
+        draining = asyncio.create_task(drain(60))
+        await asyncio.sleep(1 / 4)
+        late = await ask(session, address, prompt="a cat")
+        await draining
+        is_answered = [client.done() for client in clients]
+        await asyncio.to_thread(serve.delete, APPLICATION)
+        return is_answered, late, await asyncio.gather(*clients)
+
+    is_answered, (status, headers, shown), answers = run(scenario)
+    assert (status, headers.get("retry-after")) == (503, "1"), (headers, shown)
+    assert all(is_answered)
+    assert {status for status, *_ in answers} == {200}
+
+
 @pytest.mark.slow
-def test_a_damaged_champion_is_reported_in_one_line(ray_cluster, registry, address, handle):
+def test_a_damaged_champion_is_reported_in_one_line(ray_cluster, registry, address):
     client = tracking.build_client(registry)
     client.set_registered_model_alias(NAME, "damaged", "1")
     client.set_model_version_tag(NAME, "1", "student_sha256", "0" * 64)
