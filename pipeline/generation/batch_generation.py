@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 from ray.util.annotations import RayDeprecationWarning
 
 from pipeline import manifest
-from pipeline.errors import TransientError
+from pipeline.errors import TransientError, invalid
 from pipeline.generation.generation_layout import INDEX, INDEX_FILE, name_index_piece, remove_partial_files
 from pipeline.generation.generation_report import GenerationSummary, Log, Progress
 from pipeline.generation.generation_run import (
@@ -94,7 +94,7 @@ def list_images(run: GenerationRun, rows: Sequence[PromptRow], chunk: int) -> li
 
 @dataclass(frozen=True)
 class _Job:
-    """What the workers need, and how often Ray starts one of them again."""
+    """Plain data of the work to be done; `max_restarts` is how often Ray starts one worker again."""
 
     folder: Folder
     run: GenerationRun
@@ -135,7 +135,16 @@ def _write_chunks(job: _Job, log: Log) -> None:
                     "perhaps for want of memory. Lower --batch-size or --num-workers."
                 ) from None
             log("a worker died; starting the workers again")
+        else:
+            _require_visible(job)
         missing = job.list_missing_chunks()
+
+
+def _require_visible(job: _Job) -> None:
+    """Reject a folder in which the workers' files do not appear, such as one of each node's own disk."""
+    if missing := job.list_missing_chunks():
+        expected = f"s3://, or a folder that this machine shares with all workers; {len(missing)} chunks are elsewhere"
+        raise invalid("out", job.folder.uri, expected)
 
 
 def _run_workers(job: _Job, chunks: Sequence[int]) -> Iterator[int]:

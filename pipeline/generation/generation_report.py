@@ -1,4 +1,4 @@
-"""What a batch generation prints: its progress and a summary."""
+"""The lines that a batch generation prints: its progress and a summary."""
 
 import time
 from collections.abc import Callable

@@ -209,7 +209,15 @@ def test_a_killed_worker_is_replaced(ray_cluster, registry, tmp_path, ray_addres
     assert all(hash_bytes(folder.read(row["path"])) == row["sha256"] for row in index)
 
 
-def test_workers_that_die_again_and_again_are_reported_in_one_line(registry, prompts, tmp_path, monkeypatch):
+@pytest.fixture
+def job(begun, registry, prompts):
+    """Return the work of a run that made no image yet."""
+    table = read_prompt_table([prompts], OPTIONS)
+    run = open_run(begun, ModelReference.parse(MODEL), table.files, OPTIONS, registry)
+    return batch_generation._Job(begun, run, table.rows, OPTIONS, registry, 0)
+
+
+def test_workers_that_die_again_and_again_are_reported_in_one_line(job, monkeypatch):
     from ray.exceptions import RayActorError
 
     started = []
@@ -220,13 +228,15 @@ def test_workers_that_die_again_and_again_are_reported_in_one_line(registry, pro
         yield
 
     monkeypatch.setattr(batch_generation, "_run_workers", die)
-    folder, lines = Folder.from_uri(tmp_path / "out"), []
-    table = read_prompt_table([prompts], OPTIONS)
-    run = open_run(folder, ModelReference.parse(MODEL), table.files, OPTIONS, registry)
-    job = batch_generation._Job(folder, run, table.rows, OPTIONS, registry, 0)
     with pytest.raises(TransientError, match=r"generate: workers died 4 times without finishing a chunk"):
-        batch_generation._write_chunks(job, lines.append)
+        batch_generation._write_chunks(job, print)
     assert started == [[0, 1, 2, 3]] * 4
+
+
+def test_images_on_another_machine_s_disk_are_reported_in_one_line(job, monkeypatch):
+    monkeypatch.setattr(batch_generation, "_run_workers", lambda job, chunks: iter([4, 4, 4, 3]))
+    with pytest.raises(UserError, match=r"out: got .*begun'; expected s3://, or a folder .*; 4 chunks are elsewhere"):
+        batch_generation._write_chunks(job, print)
 
 
 def test_a_chunk_is_not_in_the_index_before_its_last_image_is_written(registry, prompts, tmp_path, monkeypatch):
