@@ -63,8 +63,8 @@ def generate_images(
         return GenerationSummary(manifest.read(folder, GenerationManifest).run, 0, 0.0)
     missing = list_missing_chunks(folder, run)
     log(
-        f"{run.name} version {run.version}: {run.images} images in {run.num_chunks} chunks, "
-        f"{run.num_chunks - len(missing)} of them finished"
+        f"{run.name} version {run.version}: {run.images} images, "
+        f"{run.num_chunks - len(missing)} of {run.num_chunks} chunks finished"
     )
     if missing:
         with start_ray_session(ray_address):
