@@ -11,6 +11,7 @@ from jobs import (
     evaluate,
     evaluate_video,
     extract_lora,
+    generate,
     k8s_manifest,
     logs,
     merge_students,
@@ -36,7 +37,7 @@ from pipeline.redaction import redact
 
 GROUPS = {
     "one run": (prepare, distill, evaluate, register, run),
-    "registered models": (models, serve),
+    "registered models": (models, serve, generate),
     "students": (compare, merge_students, extract_lora, prepare_benchmarks, evaluate_video, train_shapes),
     "jobs on a Ray cluster": (submit, status, logs, stop, list_jobs),
     "schedules and Kubernetes": (schedule, scheduler, run_scheduled, k8s_manifest),

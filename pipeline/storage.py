@@ -32,6 +32,7 @@ class RetryingS3(fs.S3FileSystem):
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=retry.MAX_ATTEMPTS),
             connect_timeout=10,
             request_timeout=60,
+            allow_delayed_open=True,  # a small file is one request, not the three of a multipart upload
         )
         self.endpoint = endpoint
 

@@ -72,6 +72,8 @@ def _describe_expected(kind: str, context: Mapping[str, Any]) -> str:
     """Return what pydantic's error of this type expects, or an empty string."""
     if "expected" in context:
         return str(context["expected"])
+    if kind == "string_too_long":
+        return f"at most {context['max_length']} characters"
     if "pattern" in context:
         return f"a name that matches {context['pattern']}"
     bounds = [f"a number {words.format(context[bound])}" for bound, words in _BOUNDS.items() if bound in context]

@@ -190,6 +190,10 @@ RUN = {
         replacements={"nasa-sd21": "nasa-shapes"}, exit_code=2, expected="cross_attention_dim 96; expected 768"
     ),
     "python -m jobs distill --run runs/demo": SmallRun("--recipe tiny.toml", expected="already distilled"),
+    **{f"python -m jobs {name}": SmallRun("--help") for name in ("generate", "serve")},
+    "python -m jobs generate --model models:/nasa-shapes@champion --prompts my_prompts.txt --out runs/images": SmallRun(
+        expected="generated 60 of 60 images"
+    ),
     "python -m benchmarks.chaos --table --results docs/data/chaos.jsonl": SmallRun(exact=True),
     "OMP_NUM_THREADS=1 python -m benchmarks.scaling --steps 10 --rounds 3": SmallRun(
         "--workers 2 --images 2 --steps 1 --rounds 1"
@@ -234,6 +238,11 @@ NOT_RUN = {  # by the beginning of a command
             for name in ("submit", "list", "status", "logs", "stop", "schedule", "run-scheduled")
         ],
         "a Ray cluster; tests/pipeline/cluster/test_docs_run.py has one",
+    ),
+    "python -m jobs generate --model models:/nasa-sd21@champion": "a Ray cluster with GPUs",
+    **dict.fromkeys(
+        ("mlflow models serve", "mlflow models generate-dockerfile", "mlflow models build-docker", "curl"),
+        "MLflow's own server; tests/pipeline/registry/test_mlflow_server.py has it",
     ),
     "python -m jobs models rollback --name nasa-sd21": "a cluster's registry; as above",
     "python -m jobs train-shapes": "80 minutes; test_training_loop.py tests its training",

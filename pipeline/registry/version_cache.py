@@ -1,8 +1,11 @@
 """Registered versions in this machine's cache, for processes that generate with them."""
 
+import fcntl
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import tracking
@@ -30,7 +33,7 @@ def find_version(tracking_uri: str, name: str, alias: str = CHAMPION) -> str:
 
 
 def fetch_version(tracking_uri: str, name: str, number: str) -> DownloadedVersion:
-    """Return a version in the cache, downloaded and checked if it is not there.
+    """Return a version in the cache, downloaded and checked if it is not there, once for all processes of a machine.
 
     Raises:
         UserError: There is no such version, or its student is not the one that was registered.
@@ -40,8 +43,9 @@ def fetch_version(tracking_uri: str, name: str, number: str) -> DownloadedVersio
         tags = mlflow_registry.get_version(client, name, number, "version").tags
     expected = tags.get(mlflow_registry.STUDENT, "")
     folder = _get_cache_folder() / f"{name}-{number}-{expected[:16]}"
-    if not (folder.is_dir() and hash_folder(folder / STUDENT) == expected):
-        _download_into(tracking_uri, name, number, folder)
+    with _lock(folder):
+        if not (folder.is_dir() and hash_folder(folder / STUDENT) == expected):
+            _download_into(tracking_uri, name, number, folder)
     return DownloadedVersion(name, number, folder)
 
 
@@ -49,6 +53,14 @@ def _get_cache_folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill" / "versions"
     cache.mkdir(parents=True, exist_ok=True)
     return cache
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system releases when the process ends."""
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _download_into(tracking_uri: str, name: str, number: str, folder: Path) -> None:

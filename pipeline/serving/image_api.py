@@ -2,20 +2,25 @@
 
 import re
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline.errors import UserError, invalid
-from pipeline.generation.image_request import MAX_SEED, METHODS, ImageRequest
+from pipeline.generation.image_request import (
+    ImageRequest,
+    Method,
+    Prompt,
+    Scale,
+    Seed,
+    Text,
+    choose_scale,
+    offset_seed,
+)
 from pipeline.strict_model import build_user_error
 
-MAX_TEXT = 4000  # characters of a prompt, as in OpenAI's API
 MAX_IMAGES = 10  # of one request, as in OpenAI's API
-MAX_SCALE = 100.0
 MAX_MESSAGE = 400  # characters of an error, which repeats the value
-DEFAULT_SCALES = {"nag": 4.0, "vsf": 0.5, "cfg": 2.0}  # of docs/choose-a-scale.md; NASA's is the version's own
-Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 
 
 class ImagesRequest(BaseModel):
@@ -23,31 +28,24 @@ class ImagesRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    prompt: Annotated[Text, StringConstraints(min_length=1)] = Field(description="what the images show")
+    prompt: Prompt = Field(description="what the images show")
     negative_prompt: Text = Field("", description="what the images must not show")
     model: str | None = Field(None, description="the served model's name; without it, whichever is served")
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="number of images, with the seeds `seed`, `seed + 1`, ...")
     size: str = Field("auto", description='"auto", or the model\'s own size, such as "512x512"')
     response_format: Literal["b64_json"] = Field("b64_json", description="PNG in Base64; or send `Accept: image/png`")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="seed of the first image; random by default")
-    scale: float | None = Field(
-        None, ge=0, le=MAX_SCALE, allow_inf_nan=False, description="strength; by default the one that evaluation chose"
-    )
-    method: Literal["nasa", "nag", "vsf", "cfg"] = Field(
-        "nasa", description="attention rule, or classifier-free guidance"
-    )
+    seed: Seed | None = Field(None, description="seed of the first image; random by default")
+    scale: Scale | None = Field(None, description="strength; by default the one that evaluation chose")
+    method: Method = Field("nasa", description="attention rule, or classifier-free guidance")
     timeout: float | None = Field(None, gt=0, allow_inf_nan=False, description="seconds after which to give up")
     user: str | None = Field(None, max_length=256, description="accepted for OpenAI's clients, and ignored")
 
     def build_image_requests(self) -> list[ImageRequest]:
         """Return one request an image; a scale of None is left to the version that serves it."""
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
-        scale = DEFAULT_SCALES.get(self.method) if self.scale is None else self.scale
-        seeds = [(seed + number) % (MAX_SEED + 1) for number in range(self.n)]
+        scale = choose_scale(self.method, self.scale)
+        seeds = [offset_seed(seed, number) for number in range(self.n)]
         return [ImageRequest(self.prompt, seed, self.negative_prompt, scale, self.method) for seed in seeds]
-
-
-assert set(METHODS) == {"nasa", "nag", "vsf", "cfg"}
 
 
 def parse_images_request(values: JsonValue) -> ImagesRequest:
