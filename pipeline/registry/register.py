@@ -9,7 +9,7 @@ from typing import Literal
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from pipeline import manifest, tracking
+from pipeline import logged_models, manifest, tracking
 from pipeline.hashing import hash_bytes
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe, dump
@@ -68,6 +68,7 @@ def register(candidate: Candidate, tracking_uri: str) -> RegisteredVersion:
         tracking.require_run(tracking_uri, candidate.mlflow_run)
         mlflow_registry.ensure_model(client, entry.name)
         number = _find_or_create_version(client, entry)
+        _link_logged_model(client, entry, number)
         _assign_alias(client, entry, number)
         descriptions.refresh_model_page(client, entry.name)
         return _get_registered_version(client, entry.name, number)
@@ -119,6 +120,13 @@ def _find_lowest_version(client: MlflowClient, entry: _Entry) -> str | None:
         if version.tags.get(mlflow_registry.STUDENT) == entry.candidate.student_sha256
     ]
     return matching[-1] if matching else None
+
+
+def _link_logged_model(client: MlflowClient, entry: _Entry, number: str) -> None:
+    """Link a version and the logged model of its student to each other."""
+    model_id = logged_models.ensure(client, entry.candidate.trained)
+    logged_models.link_version(client, model_id, entry.name, number)
+    mlflow_registry.set_tags(client, entry.name, number, **{mlflow_registry.MODEL_ID: model_id})
 
 
 def _build_tags(entry: _Entry) -> dict[str, str]:

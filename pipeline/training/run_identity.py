@@ -3,12 +3,11 @@
 import reprlib
 from collections.abc import Mapping
 
-from pydantic import JsonValue
-
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.manifest import DataFile
 from pipeline.recipe import Evaluation, Promotion, Prompts, Recipe, Schedule, Train
+from pipeline.recipe.params import flatten
 from pipeline.storage import Folder
 from pipeline.strict_model import StrictModel
 
@@ -90,14 +89,6 @@ def require_same_teacher(folder: Folder, saved_sha256: str, sha256: str, teacher
             f"teacher: got {teacher!r} with sha256 {sha256[:12]}; expected {saved_sha256[:12]}, as in {folder.uri}. "
             "Pass the same teacher, or another --run."
         )
-
-
-def flatten(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
-    """Return nested values under dotted names."""
-    items: dict[str, JsonValue] = {}
-    for key, value in values.items():
-        items |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return items
 
 
 def _reset_placement_fields(recipe: Recipe, state: str) -> Recipe:

@@ -124,9 +124,6 @@ class FakeTracker:
     def __init__(self):
         self.images = {}
 
-    def watch_machine(self):
-        pass
-
     def skip_written(self, *_):
         pass
 
