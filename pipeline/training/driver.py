@@ -18,10 +18,11 @@ from ray.train import (
 
 from pipeline import manifest, models, tracking
 from pipeline.compat import build_failure_config, build_scaling_config, is_startup_timeout
-from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
+from pipeline.errors import StorageError, TrainingDivergedError, TrainingError, UserError, resume_hint
 from pipeline.hashing import hash_folder
 from pipeline.manifest import DistilledManifest
 from pipeline.model_download import is_hub_id
+from pipeline.notifications import FailureReport, report_failure
 from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.prompts.text_encoding import build_encoder_config, encode_cached
 from pipeline.ray_session import start_ray_session
@@ -69,6 +70,19 @@ def distill(
     """
     if folder.exists(manifest.NAME):
         return _load_finished(recipe, prompt_folder, folder)
+    with report_failure(recipe, tracking_uri) as report:
+        return _distill(recipe, prompt_folder, folder, tracking_uri, address, report)
+
+
+def _distill(
+    recipe: Recipe,
+    prompt_folder: Folder,
+    folder: Folder,
+    tracking_uri: str,
+    address: str | None,
+    report: FailureReport,
+) -> DistilledManifest:
+    """Train a student and write its folder; `report` is told the MLflow run."""
     prompts, teacher, init = preflight.check(recipe, prompt_folder, folder)
     if not folder.exists(manifest.RUN_FILE):  # a resumed run writes to MLflow once it answers
         tracking.require_reachable(tracking_uri)
@@ -78,6 +92,7 @@ def distill(
             wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
         pairs_uri = _ensure_pairs(recipe, prompt_folder, prompts, teacher)
         mlflow_run = resume_or_create_mlflow_run(recipe, prompts, teacher, folder, tracking_uri)
+        report.mlflow_run = mlflow_run
         log_datasets(prompts, prompt_folder, tracking_uri, mlflow_run)
         previews = choose_preview_prompts(recipe, prompt_folder)
         cached_embeds = _encode_previews(recipe, str(teacher), prompt_folder, previews)
@@ -108,7 +123,7 @@ def distill(
         raise KeyboardInterrupt
     if divergence:
         tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
-        raise TrainingError(
+        raise TrainingDivergedError(
             f'training diverged: {divergence}. Lower student.learning_rate, or set train.on_divergence = "rollback".'
         )
     distilled = _export_student(config, folder, teacher, result)

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from nasa import steer
-from pipeline import logged_models
+from pipeline import logged_models, notifications
 from pipeline.errors import UserError
 from pipeline.hashing import hash_folder
 from pipeline.recipe import dump
@@ -78,6 +78,20 @@ def test_registering_twice_creates_one_version(uri, client, candidate):
     for number in (0, 1):
         register.register(candidate(number, mean=0.5 + 0.1 * number), uri)
     assert read_state(client) == before
+
+
+def test_each_decision_is_announced_once(uri, client, candidate, monkeypatch):
+    sent = []
+    monkeypatch.setattr(notifications, "send", lambda options, notification: sent.append((options.url, notification)))
+    url = ["notify.url='http://hook/x'"]
+    for number, mean in ((0, 0.5), (0, 0.5), (1, 0.4)):
+        register.register(candidate(number, mean=mean, overrides=url), uri)
+    run = candidate(0).mlflow_run
+    assert sent == [
+        ("http://hook/x", notifications.Notification("promoted", NAME, 1, run)),
+        ("http://hook/x", notifications.Notification("challenger", NAME, 2, run)),
+    ]
+    assert client.get_run(run).data.tags["last_event"] == "challenger"
 
 
 WRITES = (
