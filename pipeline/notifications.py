@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Notification:
-    """What the body of a request says, and nothing else.
+    """The whole content of a request.
 
     Attributes:
         event: the event.

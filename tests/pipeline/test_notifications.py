@@ -87,6 +87,12 @@ def test_the_signature_is_the_hmac_of_the_body(server, monkeypatch):
         assert hmac.new(key.encode(), body, "sha256").hexdigest() == expected
 
 
+def test_the_documented_check_accepts_a_signature():
+    """The published example of HMAC-SHA256, which docs/notifications.md is tested with too."""
+    expected = "sha256=f7bc83f430538424b13298e6aa6fb143ef4d59a14946175997479dbc2d1a3cd8"
+    assert notifications.sign(b"The quick brown fox jumps over the lazy dog", "key") == expected
+
+
 @pytest.mark.parametrize(
     ("statuses", "requests", "problem"),
     [
