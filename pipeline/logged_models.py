@@ -1,6 +1,7 @@
 """MLflow's logged models: one for each evaluated student of a training run, with its recipe, scores and dataset.
 
-A logged model holds no files: the weights are in the run's folder, and in the registered version once there is one.
+A logged model holds no files: the weights are in the run's folder, and in the registered version once there is one. Its
+parameters are what its recipe changes, as MLflow's Models tab has a column for each; the run has all of them.
 """
 
 import json
@@ -13,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.hashing import hash_bytes
 from pipeline.recipe import Recipe, dump
-from pipeline.recipe.params import format_params
+from pipeline.recipe.params import list_changes
 
 STUDENT, RECIPE = "student_sha256", "recipe_sha256"  # tags
 STEP = "step"  # a tag, a parameter, and a metric, which a search compares as a number
@@ -77,7 +78,7 @@ def _create(client: MlflowClient, student: TrainedStudent) -> LoggedModel:
             STUDENT: student.student_sha256,
             RECIPE: hash_bytes(dump(student.recipe).encode()),
         },
-        params={STEP: str(student.step), **format_params(student.recipe)},
+        params={STEP: str(student.step), "recipe": student.recipe.name, **list_changes(student.recipe)},
         model_type=MODEL_TYPE,
     )
 

@@ -17,6 +17,7 @@ from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
 from pipeline import ROOT
@@ -25,6 +26,10 @@ from pipeline.redaction import redact
 from pipeline.retry import iter_backoff_seconds
 
 EXPERIMENT = "nasa-distill"
+KIND, TRAINING = (
+    "mlflow.experimentKind",
+    "custom_model_development",
+)  # MLflow shows the pages of training, not of agents
 MAX_PENDING = 1000  # writes, while the server is unavailable
 MAX_RETRY_SECONDS = 10.0
 FLUSH_SECONDS = 20
@@ -92,11 +97,15 @@ def require_run(uri: str, run_id: str) -> None:
             raise UserError(f"tracking-uri: {uri} has no run {run_id}: {error.message}") from error
 
 
-def create_run(uri: str, name: str, params: Mapping[str, object]) -> str:
-    """Create a run in the driver and return its id; rank 0 appends to it, also after a restart."""
+def create_run(uri: str, name: str, params: Mapping[str, object], note: str = "") -> str:
+    """Create a run in the driver and return its id; rank 0 appends to it, also after a restart.
+
+    `note` is the run's description, in Markdown.
+    """
     with open_client(uri) as tracker:
         experiment_id = _get_or_create_experiment(tracker, uri)
-        run_id: str = tracker.create_run(experiment_id, run_name=name).info.run_id
+        tags = {MLFLOW_RUN_NOTE: note} if note else {}
+        run_id: str = tracker.create_run(experiment_id, run_name=name, tags=tags).info.run_id
         tracker.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
     return run_id
 
@@ -104,10 +113,12 @@ def create_run(uri: str, name: str, params: Mapping[str, object]) -> str:
 def _get_or_create_experiment(tracker: MlflowClient, uri: str) -> str:
     """Return the id of this project's experiment, creating it if needed."""
     if experiment := tracker.get_experiment_by_name(EXPERIMENT):
+        if KIND not in experiment.tags:
+            tracker.set_experiment_tag(experiment.experiment_id, KIND, TRAINING)
         return str(experiment.experiment_id)
     local = uri.startswith("sqlite:///")
     location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
-    return str(tracker.create_experiment(EXPERIMENT, artifact_location=location))
+    return str(tracker.create_experiment(EXPERIMENT, artifact_location=location, tags={KIND: TRAINING}))
 
 
 class Tracker:

@@ -13,7 +13,9 @@ from pipeline.recipe import parse
 
 @pytest.fixture
 def student(uri):
-    return TrainedStudent(tracking.create_run(uri, "tiny", {}), 20, "5" * 64, parse("", ["name='tiny.v2'"]))
+    return TrainedStudent(
+        tracking.create_run(uri, "tiny", {}), 20, "5" * 64, parse("", ["name='tiny.v2'", "train.batch_size=8"])
+    )
 
 
 def search(client, student, **options):
@@ -28,7 +30,7 @@ def test_a_resumed_run_makes_no_second_logged_model_for_a_step(client, student):
     assert (model.name, model.status) == ("tiny-v2-step-20", LoggedModelStatus.READY)
     assert model.source_run_id == student.mlflow_run
     assert model.tags["student_sha256"] == student.student_sha256
-    assert model.params["train.batch_size"] == "96"
+    assert model.params == {"step": "20", "recipe": "tiny.v2", "train.batch_size": "8"}
     scores = {(metric.key, metric.value, metric.dataset_name, metric.dataset_digest) for metric in model.metrics}
     assert scores == {("eval_quality", 0.5, "held-out", "abc"), ("step", 20.0, "held-out", "abc")}
     assert len(model.metrics) == len(client.get_metric_history(student.mlflow_run, "eval_quality")) + 1
