@@ -21,6 +21,10 @@ class TrainingError(RuntimeError):
     """Training failed more often than `train.max_failures` allows; its checkpoints are kept."""
 
 
+class TrainingDivergedError(TrainingError):
+    """Training diverged: NaN, exploding gradients or images that are all alike."""
+
+
 def invalid(field: str, got: object, expected: str, remedy: str = "") -> UserError:
     """Return the error of a value that is not accepted: `FIELD: got VALUE; expected CONSTRAINT.` and a remedy.
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.summary_table import format_summary
+from pipeline.notifications import report_failure
 from pipeline.prompts.prepare import prepare
 from pipeline.ray_session import start_ray_session
 from pipeline.recipe import Recipe
@@ -22,11 +23,13 @@ def run_pipeline(
     log: Callable[[str], None] = lambda text: None,
 ) -> RegisteredVersion:
     """Run every step and return the registered version."""
-    with start_ray_session(ray_address) if ray_address else nullcontext():
+    session = start_ray_session(ray_address) if ray_address else nullcontext()
+    with report_failure(recipe, tracking_uri) as report, session:
         log("prepare")
         prepare(recipe, run / "prompts", ray_address, log)
         log("distill")
-        distill(recipe, run / "prompts", run / "distilled", tracking_uri, ray_address)
+        distilled = distill(recipe, run / "prompts", run / "distilled", tracking_uri, ray_address)
+        report.mlflow_run = distilled.mlflow_run
         log("evaluate")
         summary = evaluate(
             run / "distilled", run / "prompts", run / "evaluation", tracking_uri, ray_address=ray_address

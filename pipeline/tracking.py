@@ -7,16 +7,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
 from pipeline import ROOT
@@ -25,10 +26,15 @@ from pipeline.redaction import redact
 from pipeline.retry import iter_backoff_seconds
 
 EXPERIMENT = "nasa-distill"
+KIND, TRAINING = (
+    "mlflow.experimentKind",
+    "custom_model_development",
+)  # MLflow shows the pages of training, not of agents
 MAX_PENDING = 1000  # writes, while the server is unavailable
 MAX_RETRY_SECONDS = 10.0
 FLUSH_SECONDS = 20
 REACH_SECONDS = 10
+REJECTED = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS")  # errors that another try meets again
 logger = logging.getLogger(__name__)
 
 
@@ -91,11 +97,15 @@ def require_run(uri: str, run_id: str) -> None:
             raise UserError(f"tracking-uri: {uri} has no run {run_id}: {error.message}") from error
 
 
-def create_run(uri: str, name: str, params: Mapping[str, Any]) -> str:
-    """Create a run in the driver and return its id; rank 0 appends to it, also after a restart."""
+def create_run(uri: str, name: str, params: Mapping[str, object], note: str = "") -> str:
+    """Create a run in the driver and return its id; rank 0 appends to it, also after a restart.
+
+    `note` is the run's description, in Markdown.
+    """
     with open_client(uri) as tracker:
         experiment_id = _get_or_create_experiment(tracker, uri)
-        run_id: str = tracker.create_run(experiment_id, run_name=name).info.run_id
+        tags = {MLFLOW_RUN_NOTE: note} if note else {}
+        run_id: str = tracker.create_run(experiment_id, run_name=name, tags=tags).info.run_id
         tracker.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
     return run_id
 
@@ -103,26 +113,32 @@ def create_run(uri: str, name: str, params: Mapping[str, Any]) -> str:
 def _get_or_create_experiment(tracker: MlflowClient, uri: str) -> str:
     """Return the id of this project's experiment, creating it if needed."""
     if experiment := tracker.get_experiment_by_name(EXPERIMENT):
+        if KIND not in experiment.tags:
+            tracker.set_experiment_tag(experiment.experiment_id, KIND, TRAINING)
         return str(experiment.experiment_id)
     local = uri.startswith("sqlite:///")
     location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
-    return str(tracker.create_experiment(EXPERIMENT, artifact_location=location))
+    return str(tracker.create_experiment(EXPERIMENT, artifact_location=location, tags={KIND: TRAINING}))
 
 
 class Tracker:
     """Writes to one MLflow run from a separate thread; failed writes are retried.
 
     An unavailable store is logged once, and training never waits for it. Writes that are still pending at the end are
-    dropped after `FLUSH_SECONDS`, and counted.
+    dropped after `FLUSH_SECONDS`, and counted. A write that the store rejects is dropped and logged.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
-        self.run_id = run_id
-        self._client = build_client(uri)
+        self.run_id, self._uri = run_id, uri
         self._pending: queue.Queue[Callable[[], object]] = queue.Queue(MAX_PENDING)
         self._lost = 0
         self._last_logged_step = -1  # logged by an earlier process of this run
         threading.Thread(target=self._run_writer, daemon=True).start()
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        """The client, made in the writer's thread: a database that is away fails a write, not the training."""
+        return build_client(self._uri)
 
     def log_metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
         """Log metrics of a step."""
@@ -143,6 +159,14 @@ class Tracker:
 
         self._enqueue(read)
 
+    def write(self, write: Callable[[MlflowClient], object]) -> None:
+        """Call a function with the client, after the writes before it; it is called again until it succeeds."""
+        self._enqueue(lambda: write(self._client))
+
+    def log_datasets(self, inputs: Sequence[DatasetInput]) -> None:
+        """Log datasets as inputs of the run; MLflow skips those that it has."""
+        self._enqueue(lambda: self._client.log_inputs(self.run_id, datasets=list(inputs)))
+
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
         self._enqueue(lambda: self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()]))
@@ -155,13 +179,11 @@ class Tracker:
         """Log a file as an artifact."""
         self._enqueue(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
-    def watch_machine(self) -> None:
-        """Log MLflow's system metrics of this machine, every ten seconds, as long as the store answers."""
+    def watch_node(self, node: str) -> None:
+        """Log MLflow's system metrics of this node as `system/NODE/...`, every ten seconds while the store answers."""
 
         def start() -> None:
-            self._monitor = SystemMetricsMonitor(
-                self.run_id, resume_logging=True, tracking_uri=self._client.tracking_uri
-            )
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, node_id=node, tracking_uri=self._uri)
             self._monitor.start()
 
         self._enqueue(start)
@@ -178,7 +200,7 @@ class Tracker:
             time.sleep(0.02)
         lost = self._lost + self._pending.unfinished_tasks
         if lost:
-            logger.warning("MLflow at %s: %d writes were dropped", redact(self._client.tracking_uri), lost)
+            logger.warning("MLflow at %s: %d writes were dropped", redact(self._uri), lost)
 
     def _enqueue(self, write: Callable[[], object]) -> None:
         try:
@@ -195,6 +217,9 @@ class Tracker:
                     write()
                     break
                 except Exception as error:  # any failure of the store or the network, by design
+                    if isinstance(error, MlflowException) and error.error_code in REJECTED:
+                        logger.warning("MLflow rejected a write: %s", redact(get_first_line(error)))
+                        break
                     if not reported:
                         logger.warning(
                             "writing to MLflow failed (%s); training continues and retries", type(error).__name__

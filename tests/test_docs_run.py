@@ -431,6 +431,14 @@ SNIPPETS = {  # (page, number): code before the snippet, replacements in it, and
         {'"TEACHER"': '"runs/../pipeline/shapes/weights/teacher"', '"FOLDER"': '"runs/lora"'},
         "assert image.size == (64, 64)",
     ),
+    ("mlflow.md", 0): ("", {}, "assert students"),
+    ("notifications.md", 0): (
+        "",
+        {},
+        "body = b'The quick brown fox jumps over the lazy dog'\n"
+        "header = 'sha256=f7bc83f430538424b13298e6aa6fb143ef4d59a14946175997479dbc2d1a3cd8'\n"
+        "assert is_genuine(body, header, 'key') and not is_genuine(body + b'.', header, 'key')",
+    ),
     ("negative-prompts.md", 0): ("", {'"..."': '"sdxl"', '.to("cuda")': ""}, "assert image.size"),
     ("negative-prompts.md", 1): (
         "from nasa.testing import TINY_PIPELINES\npipe = TINY_PIPELINES['wan']()",

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from pipeline import manifest, models, tracking
+from pipeline import logged_models, manifest, models, tracking
 from pipeline.errors import invalid
-from pipeline.evaluation import aggregate, exclusion
+from pipeline.evaluation import aggregate, datasets, exclusion
 from pipeline.evaluation.diversity import add_diversity
 from pipeline.evaluation.html_report import write_report
 from pipeline.evaluation.image_store import ImageStore
@@ -19,6 +19,7 @@ from pipeline.evaluation.results import SUMMARY, EvaluationRow, Summary, read_su
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.suites import build_suite
 from pipeline.evaluation.worker import WorkerConfig, load_student_sampler, plan_work_units, run_workers
+from pipeline.logged_models import TrainedStudent
 from pipeline.manifest import DistilledManifest, Manifest
 from pipeline.ray_session import start_ray_session
 from pipeline.recipe import Recipe, dump, parse
@@ -39,18 +40,26 @@ class EvaluationManifest(Manifest):
 
 @dataclass(frozen=True)
 class EvaluatedStudent:
-    """A student to evaluate: its diffusers folder, the hashes of both models, and its training run."""
+    """A student to evaluate: its diffusers folder, the hashes of both models, its training run and step, its recipe."""
 
     student: Folder
     student_sha256: str
     teacher_sha256: str
     mlflow_run: str
     step: int
+    recipe: Recipe
 
     @staticmethod
     def from_distilled(folder: Folder, run: DistilledManifest) -> "EvaluatedStudent":
         """Return the student that `distill` wrote."""
-        return EvaluatedStudent(folder / "student", run.student_sha256, run.teacher_sha256, run.mlflow_run, run.step)
+        return EvaluatedStudent(
+            folder / "student", run.student_sha256, run.teacher_sha256, run.mlflow_run, run.step, run.recipe
+        )
+
+    @property
+    def trained(self) -> TrainedStudent:
+        """The student as MLflow's logged model knows it."""
+        return TrainedStudent(self.mlflow_run, self.step, self.student_sha256, self.recipe)
 
 
 def evaluate(
@@ -82,7 +91,7 @@ def evaluate_student(
     *,
     wait_for_ever: bool = False,
 ) -> Summary:
-    """Evaluate any student; `wait_for_ever` waits for resources without a limit."""
+    """Evaluate any student by `recipe`; `wait_for_ever` waits for resources without a limit."""
     if folder.exists(manifest.NAME) and _matches(manifest.read(folder, EvaluationManifest), subject, recipe):
         return read_summary(folder)
     count = check_inputs(recipe, prompt_folder)
@@ -96,7 +105,7 @@ def evaluate_student(
     rows = add_diversity([aggregate.add_judged_metrics(row) for row in rows])
     summary = _correct_for_judge_errors(recipe, aggregate.summarise(recipe, rows, scorers), rows)
     _write_results(folder, recipe, summary, rows)
-    _log_to_mlflow(folder, summary, subject, tracking_uri)
+    _log_to_mlflow(folder, summary, subject, recipe, prompt_folder, tracking_uri)
     manifest.write(folder, EvaluationManifest(recipe=recipe, student_sha256=subject.student_sha256))
     return summary
 
@@ -152,10 +161,21 @@ def _write_results(folder: Folder, recipe: Recipe, summary: Summary, rows: Seque
     folder.write(REPORT, write_report(recipe, summary, rows, images).encode())
 
 
-def _log_to_mlflow(folder: Folder, summary: Summary, subject: EvaluatedStudent, tracking_uri: str) -> None:
-    """Log scores, contact sheet and report to the student's training run in MLflow."""
+def _log_to_mlflow(
+    folder: Folder,
+    summary: Summary,
+    subject: EvaluatedStudent,
+    recipe: Recipe,
+    prompt_folder: Folder,
+    tracking_uri: str,
+) -> None:
+    """Log scores, datasets, contact sheet and report to the student's training run and logged model in MLflow."""
     tracker = tracking.Tracker(tracking_uri, subject.mlflow_run)
-    tracker.log_metrics(collect_mlflow_metrics(summary), subject.step, 0)
+    scores, dataset = collect_mlflow_metrics(summary), datasets.get_evaluation_dataset(recipe, prompt_folder)
+    tracker.log_datasets([each.to_input() for each in (dataset, *datasets.list_benchmarks(recipe, prompt_folder))])
+    tracker.write(
+        lambda client: logged_models.log_scores(client, subject.trained, scores, dataset.name, dataset.digest)
+    )
     with TemporaryDirectory() as scratch:
         for name in (SHEET, REPORT):
             copy = Path(scratch) / name

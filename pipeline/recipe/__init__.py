@@ -1,6 +1,7 @@
 """Recipes: one frozen, validated recipe describes one run. TOML files, inheritance and `--set` overrides."""
 
 from pipeline.recipe.loading import RECIPES, dump, load, parse, parse_section
+from pipeline.recipe.notify import Notify
 from pipeline.recipe.schema import (
     BUNDLED,
     Evaluation,
@@ -20,6 +21,7 @@ __all__ = [
     "Evaluation",
     "GuardrailMetric",
     "Metric",
+    "Notify",
     "Promotion",
     "Prompts",
     "Recipe",

@@ -9,6 +9,7 @@ from datasets_prep.filters import Filters
 from nasa.method_options import MethodOptions
 from pipeline.cron import FIELDS, is_cron, is_time_zone
 from pipeline.gpu_specs import GPUS
+from pipeline.recipe.notify import Notify
 from pipeline.recipe.section import (
     Fraction,
     JpegQuality,
@@ -394,7 +395,7 @@ class Schedule(Section):
 
 
 class Recipe(Section):
-    """One run: its teacher, prompts, method, training, evaluation, promotion and schedule."""
+    """One run: its teacher, prompts, method, training, evaluation, promotion, schedule and notifications."""
 
     name: Annotated[str, Field(pattern=f"^{FILE_NAME}$")] = BUNDLED
     """name of the recipe; the registered model is `nasa-NAME`"""
@@ -415,6 +416,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     promotion: Promotion = Promotion()
     schedule: Schedule = Schedule()
+    notify: Notify = Notify()
 
     @model_validator(mode="after")
     def _check_encoders(self) -> Self:

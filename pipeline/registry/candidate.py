@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline import manifest
 from pipeline.evaluation.evaluate import EvaluationManifest
 from pipeline.hashing import hash_json
+from pipeline.logged_models import TrainedStudent
 from pipeline.manifest import DataFile, DistilledManifest
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
@@ -55,6 +56,11 @@ class Candidate:
             step=run.step,
             evaluation=evaluated,
         )
+
+    @property
+    def trained(self) -> TrainedStudent:
+        """The student as MLflow's logged model knows it."""
+        return TrainedStudent(self.mlflow_run, self.step, self.student_sha256, self.recipe)
 
     @property
     def artifact_path(self) -> str:

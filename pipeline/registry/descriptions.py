@@ -7,6 +7,7 @@ from urllib.parse import quote
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
+from pipeline import logged_models
 from pipeline.registry.candidate import SHORT, Candidate
 from pipeline.registry.mlflow_registry import CHAMPION, METRIC, STATE, STEP, WHY, get_aliases, list_versions, set_tags
 from pipeline.registry.promotion_decision import Decision
@@ -37,14 +38,19 @@ def render_version_description(
 ) -> str:
     """Return a version's description below its first paragraph: scores, the comparison, links and images."""
     experiment = client.get_run(candidate.mlflow_run).info.experiment_id
-    run = f"#/experiments/{experiment}/runs/{candidate.mlflow_run}/artifacts/{candidate.artifact_path}"
+    run = f"#/experiments/{experiment}/runs/{candidate.mlflow_run}"
+    files = f"{run}/artifacts/{candidate.artifact_path}"
+    logged_model = logged_models.find(client, candidate.trained)
+    pages = {"training run": run}
+    if logged_model is not None:
+        pages["logged model"] = f"#/experiments/{experiment}/models/{logged_model.model_id}"
     sheet = quote(f"{candidate.artifact_path}/evaluation/contact_sheet.png")
-    links = (
-        ("images and scores", "evaluation/report.html"),
-        ("model card", "README.md"),
-        ("recipe", "recipe.toml"),
-        ("decision", DECISION),
-    )
+    links = pages | {
+        "images and scores": f"{files}/evaluation/report.html",
+        "model card": f"{files}/README.md",
+        "recipe": f"{files}/recipe.toml",
+        "decision": f"{files}/{DECISION}",
+    }
     made_from = (
         f"Step {candidate.step}, prompts `{candidate.data_sha256[:SHORT]}`, teacher `{candidate.recipe.teacher}`, "
         f"code `{candidate.code}`."
@@ -52,7 +58,7 @@ def render_version_description(
     return BREAK.join(
         [
             _render_scores(scores, decision),
-            " · ".join(f"[{text}]({run}/{file})" for text, file in links),
+            " · ".join(f"[{text}]({link})" for text, link in links.items()),
             f"![contact sheet](get-artifact?path={sheet}&run_uuid={candidate.mlflow_run})",
             made_from,
         ]

@@ -9,6 +9,7 @@ from pipeline.errors import invalid
 CHAMPION, CHALLENGER = "champion", "challenger"
 STUDENT, EVALUATION = "student_sha256", "evaluation_sha256"  # tags of a version
 STATE, WHY, METRIC, STEP, PREVIOUS = "state", "why", "metric", "step", "previous_champion"
+MODEL_ID = "model_id"  # a tag: the logged model of the same student
 DECIDED = "decided_on"  # the evaluations of a decision; written last, so that an interrupted decision is repeated
 
 

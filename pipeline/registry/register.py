@@ -9,10 +9,12 @@ from typing import Literal
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from pipeline import manifest, tracking
+from pipeline import logged_models, manifest, notifications, tracking
 from pipeline.hashing import hash_bytes
 from pipeline.manifest import Manifest
+from pipeline.notifications import Notification
 from pipeline.recipe import Recipe, dump
+from pipeline.recipe.notify import Event
 from pipeline.registry import descriptions, mlflow_registry, version_artifacts
 from pipeline.registry.artifact_upload import upload_artifacts
 from pipeline.registry.candidate import SHORT, Candidate
@@ -68,8 +70,11 @@ def register(candidate: Candidate, tracking_uri: str) -> RegisteredVersion:
         tracking.require_run(tracking_uri, candidate.mlflow_run)
         mlflow_registry.ensure_model(client, entry.name)
         number = _find_or_create_version(client, entry)
-        _assign_alias(client, entry, number)
+        _link_logged_model(client, entry, number)
+        decision = _assign_alias(client, entry, number)
         descriptions.refresh_model_page(client, entry.name)
+        if decision is not None:
+            _announce(client, entry, number, decision, tracking_uri)
         return _get_registered_version(client, entry.name, number)
 
 
@@ -121,6 +126,13 @@ def _find_lowest_version(client: MlflowClient, entry: _Entry) -> str | None:
     return matching[-1] if matching else None
 
 
+def _link_logged_model(client: MlflowClient, entry: _Entry, number: str) -> None:
+    """Link a version and the logged model of its student to each other."""
+    model_id = logged_models.ensure(client, entry.candidate.trained)
+    logged_models.link_version(client, model_id, entry.name, number)
+    mlflow_registry.set_tags(client, entry.name, number, **{mlflow_registry.MODEL_ID: model_id})
+
+
 def _build_tags(entry: _Entry) -> dict[str, str]:
     """Return scores and lineage as tags, to read and to search."""
     candidate = entry.candidate
@@ -137,20 +149,33 @@ def _build_tags(entry: _Entry) -> dict[str, str]:
     }
 
 
-def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
-    """Decide about a version and assign its alias, once per pair of evaluations, unless it is a replaced champion."""
+def _announce(client: MlflowClient, entry: _Entry, number: str, decision: Decision, tracking_uri: str) -> None:
+    """Tag the run with the event, and notify the address of the recipe that the student was trained with."""
+    event: Event = "promoted" if decision.promoted else "challenger"
+    run_id = entry.candidate.mlflow_run
+    client.set_tag(run_id, notifications.LAST_EVENT, event)
+    link = notifications.build_link(tracking_uri, f"models/{entry.name}/versions/{number}")
+    notifications.send(entry.recipe.notify, Notification(event, entry.name, int(number), run_id, link))
+
+
+def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> Decision | None:
+    """Decide about a version and assign its alias, once per pair of evaluations, unless it is a replaced champion.
+
+    Returns:
+        The decision, or None if there was nothing to decide.
+    """
     tags = client.get_model_version(entry.name, number).tags
     champion = mlflow_registry.get_aliases(client, entry.name).get(CHAMPION)
     if number == champion:
         _set_champion(client, entry.name, number)  # completes an interrupted call
     if number == champion or tags.get(STATE, "").startswith(CHAMPION):
-        return
+        return None
     made_of = f"evaluation {entry.scores.sha256[:SHORT]}"
     if champion is not None:
         champion_evaluation = client.get_model_version(entry.name, champion).tags.get(mlflow_registry.EVALUATION, "")
         made_of += f" against version {champion} with evaluation {champion_evaluation[:SHORT]}"
     if tags.get(DECIDED) == made_of:
-        return
+        return None
     decision = _decide(client, entry, champion)
     _record_decision(client, entry, number, decision, made_of)
     if decision.promoted:
@@ -158,6 +183,7 @@ def _assign_alias(client: MlflowClient, entry: _Entry, number: str) -> None:
     else:
         _set_challenger(client, entry.name, number)
         mlflow_registry.set_tags(client, entry.name, number, **{DECIDED: made_of})
+    return decision
 
 
 def _decide(client: MlflowClient, entry: _Entry, champion: str | None) -> Decision:

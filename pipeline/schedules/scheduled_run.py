@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline import cron
 from pipeline.errors import TransientError, UserError, get_first_line
 from pipeline.immediate_stop import interrupt_without_checkpoint, stop_immediately
+from pipeline.notifications import report_failure
 from pipeline.recipe import Recipe
 from pipeline.redaction import redact
 from pipeline.registry import version_download, version_management
@@ -135,9 +136,10 @@ def _run_attempt(
     """Run the job and record how it ended, unless the lease was lost: then another process writes the record."""
     record = runs.write((runs.read(time) or ScheduledRun(time)).begin_attempt(clock()))
     try:
-        started_from = record.started_from or _copy_champion(recipe, runs.home, tracking_uri)
-        record = runs.write(replace(record, started_from=started_from))
-        outcome = job(_set_initial_student(recipe, runs.home, started_from), runs.home / "runs" / time)
+        with report_failure(recipe, tracking_uri):
+            started_from = record.started_from or _copy_champion(recipe, runs.home, tracking_uri)
+            record = runs.write(replace(record, started_from=started_from))
+            outcome = job(_set_initial_student(recipe, runs.home, started_from), runs.home / "runs" / time)
     except BaseException as error:
         invalid_config = isinstance(error, UserError) and not isinstance(error, TransientError)
         reason = (

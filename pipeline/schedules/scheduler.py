@@ -21,11 +21,12 @@ from pipeline.cluster.job_logs import ENDED, STOPPED
 from pipeline.cluster.job_submission import select_environment
 from pipeline.cluster.working_dir import pack
 from pipeline.errors import UserError, get_first_line
+from pipeline.notifications import notify_missed
 from pipeline.ray_session import get_submitted_environment
 from pipeline.redaction import redact
 from pipeline.schedules import history
 from pipeline.schedules.due_action import DueAction, JobOutcome, find_due_action
-from pipeline.schedules.history import FAILED, History, ScheduledRun
+from pipeline.schedules.history import FAILED, MISSED, History, ScheduledRun
 from pipeline.schedules.lease import LeaseObserver
 from pipeline.schedules.schedule_store import ScheduleStore, StoredSchedule
 
@@ -93,6 +94,8 @@ class Scheduler:
     ) -> None:
         if runs.replace(expected, record):
             self._log(f"{schedule.name}: {record.scheduled_time} {record.state}: {record.reason}")
+            if record.state == MISSED:
+                notify_missed(schedule.recipe, schedule.name, record.scheduled_time)
 
     def _submit(self, schedule: StoredSchedule, action: DueAction, submission_id: str) -> None:
         home = self.store.get_folder(schedule.name).uri

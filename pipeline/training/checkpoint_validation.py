@@ -82,7 +82,7 @@ def _export_student(
         student = export(recipe, teacher, init, weights, folder / "student")
         manifest.write(folder, StudentManifest(step=step, ema_sha256=sha256, student_sha256=student))
     student_sha256 = manifest.read(folder, StudentManifest).student_sha256
-    return EvaluatedStudent(folder / "student", student_sha256, teacher_sha256, config.mlflow_run, step)
+    return EvaluatedStudent(folder / "student", student_sha256, teacher_sha256, config.mlflow_run, step, recipe)
 
 
 def _build_candidate(subject: EvaluatedStudent, config: TrainLoopConfig) -> Candidate:

@@ -248,9 +248,10 @@ class Distiller:
 
     def iter_student_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and value of each trained weight, whole until the next one; every rank must take all."""
-        yield from iter_whole(self._list_trained())
+        yield from iter_whole(self.list_trained())
 
-    def _list_trained(self) -> list[tuple[str, nn.Parameter]]:
+    def list_trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the name and parameter of each trained weight, of which a rank may hold a part."""
         named = self.engines.student.module.get_submodule("model").named_parameters()
         return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 

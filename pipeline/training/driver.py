@@ -18,10 +18,11 @@ from ray.train import (
 
 from pipeline import manifest, models, tracking
 from pipeline.compat import build_failure_config, build_scaling_config, is_startup_timeout
-from pipeline.errors import StorageError, TrainingError, UserError, resume_hint
+from pipeline.errors import StorageError, TrainingDivergedError, TrainingError, UserError, resume_hint
 from pipeline.hashing import hash_folder
 from pipeline.manifest import DistilledManifest
 from pipeline.model_download import is_hub_id
+from pipeline.notifications import FailureReport, report_failure
 from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.prompts.text_encoding import build_encoder_config, encode_cached
 from pipeline.ray_session import start_ray_session
@@ -42,6 +43,7 @@ from pipeline.training.checkpoint_restore import remove_uncommitted_checkpoints
 from pipeline.training.checkpoint_validation import RETRIES, validate
 from pipeline.training.deepspeed_engine import prepare_deepspeed
 from pipeline.training.interruptible_trainer import InterruptibleTrainer
+from pipeline.training.mlflow_run import log_datasets, resume_or_create_mlflow_run
 from pipeline.training.pair_sampling import locate_pairs, sample_pairs
 from pipeline.training.previews import choose_preview_prompts, list_preview_texts
 from pipeline.training.progress_actor import ProgressSink, show_progress
@@ -68,6 +70,19 @@ def distill(
     """
     if folder.exists(manifest.NAME):
         return _load_finished(recipe, prompt_folder, folder)
+    with report_failure(recipe, tracking_uri) as report:
+        return _distill(recipe, prompt_folder, folder, tracking_uri, address, report)
+
+
+def _distill(
+    recipe: Recipe,
+    prompt_folder: Folder,
+    folder: Folder,
+    tracking_uri: str,
+    address: str | None,
+    report: FailureReport,
+) -> DistilledManifest:
+    """Train a student and write its folder; `report` is told the MLflow run."""
     prompts, teacher, init = preflight.check(recipe, prompt_folder, folder)
     if not folder.exists(manifest.RUN_FILE):  # a resumed run writes to MLflow once it answers
         tracking.require_reachable(tracking_uri)
@@ -76,7 +91,9 @@ def distill(
         for request in _build_resource_requests(recipe):
             wait_for_resources(request, recipe.train.resource_timeout_minutes, address)
         pairs_uri = _ensure_pairs(recipe, prompt_folder, prompts, teacher)
-        mlflow_run = _resume_or_create_mlflow_run(recipe, prompts, teacher, folder, tracking_uri)
+        mlflow_run = resume_or_create_mlflow_run(recipe, prompts, teacher, folder, tracking_uri)
+        report.mlflow_run = mlflow_run
+        log_datasets(prompts, prompt_folder, tracking_uri, mlflow_run)
         previews = choose_preview_prompts(recipe, prompt_folder)
         cached_embeds = _encode_previews(recipe, str(teacher), prompt_folder, previews)
         config = TrainLoopConfig(
@@ -106,7 +123,7 @@ def distill(
         raise KeyboardInterrupt
     if divergence:
         tracking.Tracker(tracking_uri, mlflow_run).finish("FAILED")
-        raise TrainingError(
+        raise TrainingDivergedError(
             f'training diverged: {divergence}. Lower student.learning_rate, or set train.on_divergence = "rollback".'
         )
     distilled = _export_student(config, folder, teacher, result)
@@ -161,25 +178,6 @@ def _load_finished(recipe: Recipe, prompt_folder: Folder, folder: Folder) -> Dis
         sha256 = hash_folder(models.find_teacher_folder(recipe.teacher, revision=recipe.revision))
         run_identity.require_same_teacher(folder, distilled.teacher_sha256, sha256, recipe.teacher)
     return distilled
-
-
-def _resume_or_create_mlflow_run(
-    recipe: Recipe, prompts: PromptsManifest, teacher: Path, folder: Folder, tracking_uri: str
-) -> str:
-    """Return the MLflow run of this folder: the one it began with, or a new one."""
-    sha256 = hash_folder(teacher)
-    if folder.exists(manifest.RUN_FILE):
-        begun, state = run_identity.read_begun_run(folder), run_identity.BEGUN
-        run_identity.require_same_run(folder, begun.recipe, recipe, state)
-        run_identity.require_same_prompts(folder, begun.prompts, prompts.files, state)
-        run_identity.require_same_teacher(folder, begun.teacher_sha256, sha256, recipe.teacher)
-        return begun.mlflow_run
-    values = run_identity.flatten(recipe.to_dict())
-    shown = {name: redact(value) if isinstance(value, str) else value for name, value in values.items()}
-    mlflow_run = tracking.create_run(tracking_uri, recipe.name, shown)
-    begun = run_identity.BegunRun(mlflow_run=mlflow_run, recipe=recipe, prompts=prompts.files, teacher_sha256=sha256)
-    folder.write_json(manifest.RUN_FILE, begun.to_dict())
-    return mlflow_run
 
 
 def _build_validation_config(config: TrainLoopConfig, folder: Folder, actor: ProgressSink) -> ValidationConfig:

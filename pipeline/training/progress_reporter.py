@@ -38,8 +38,6 @@ class ProgressReporter:
         self._stop_requested: Any = None  # an object reference, resolved while a step is computed
         self._times = deque([time.monotonic()], maxlen=RATE_STEPS + 1)
         self._waits: deque[float] = deque(maxlen=RATE_STEPS)
-        if tracker:
-            tracker.watch_machine()
         self.begin_attempt(attempt)
         if tracker and first_step:
             actor.log.remote(f"resuming from the checkpoint at step {first_step} of {recipe.train.steps}")
@@ -102,12 +100,12 @@ class ProgressReporter:
             self._tracker.log_metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
 
     def log_previews(self, distiller: "Distiller", step: int) -> None:
-        """Log preview images of the student to MLflow, one key per prompt; ranks that hold a shard of it help draw."""
+        """Log preview images of the student to MLflow under keys of each prompt; ranks that hold a shard help draw."""
         if self._tracker is None and not distiller.is_sharded:
             return
-        for key, sheet in draw_previews(distiller, self._preview_prompts):
+        for key, image in draw_previews(distiller, self._preview_prompts):
             if self._tracker is not None:
-                self._tracker.log_image(sheet, key=key, step=step)
+                self._tracker.log_image(image, key=key, step=step)
 
 
 def measure_peak_memory() -> int:

@@ -3,12 +3,11 @@
 import reprlib
 from collections.abc import Mapping
 
-from pydantic import JsonValue
-
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.manifest import DataFile
-from pipeline.recipe import Evaluation, Promotion, Prompts, Recipe, Schedule, Train
+from pipeline.recipe import Evaluation, Notify, Promotion, Prompts, Recipe, Schedule, Train
+from pipeline.recipe.params import flatten
 from pipeline.storage import Folder
 from pipeline.strict_model import StrictModel
 
@@ -92,14 +91,6 @@ def require_same_teacher(folder: Folder, saved_sha256: str, sha256: str, teacher
         )
 
 
-def flatten(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
-    """Return nested values under dotted names."""
-    items: dict[str, JsonValue] = {}
-    for key, value in values.items():
-        items |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return items
-
-
 def _reset_placement_fields(recipe: Recipe, state: str) -> Recipe:
     """Return the recipe with every field that does not change what the student learns set to its default.
 
@@ -116,5 +107,6 @@ def _reset_placement_fields(recipe: Recipe, state: str) -> Recipe:
             "evaluation": Evaluation(student_selection=chose.evaluation.student_selection),
             "promotion": promotion,
             "schedule": Schedule(),
+            "notify": Notify(),
         }
     )

@@ -1,5 +1,6 @@
 """The training loop of one Ray Train worker: prompt stream, steps, checkpoints."""
 
+import socket
 import tempfile
 import time
 from dataclasses import replace
@@ -63,6 +64,7 @@ def _train_to_last_step(config: TrainLoopConfig, actor: ProgressSink) -> None:
     prompts = PromptStream(folder, config.prompts, recipe.seed, recipe.train.batch_size, indices)
     step = restore(distiller, ray.train.get_checkpoint(), actor)
     tracker = Tracker(config.tracking_uri, config.mlflow_run) if distiller.rank == 0 else None
+    _watch_node(config, tracker)
     reporter = ProgressReporter(tracker, actor, recipe, step, distiller.attempt, config.preview_prompts)
     try:
         divergence = _train_with_rollbacks(distiller, prompts, step, reporter)
@@ -76,6 +78,15 @@ def _train_to_last_step(config: TrainLoopConfig, actor: ProgressSink) -> None:
     elif recipe.evaluation.every_n_checkpoints:
         reporter.set_status("evaluating the last checkpoints")
     reporter.close()
+
+
+def _watch_node(config: TrainLoopConfig, tracker: Tracker | None) -> None:
+    """Log a node's system metrics from one of its workers, and its name as a tag."""
+    context = ray.train.get_context()
+    if context.get_local_rank() == 0:
+        tracker, node = tracker or Tracker(config.tracking_uri, config.mlflow_run), f"node_{context.get_node_rank()}"
+        tracker.set_tags({node: socket.gethostname()})
+        tracker.watch_node(node)
 
 
 def _train_with_rollbacks(

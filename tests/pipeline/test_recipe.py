@@ -2,6 +2,7 @@ import pytest
 
 from pipeline import recipe
 from pipeline.errors import UserError
+from pipeline.recipe import load, params, parse
 
 NAMES = sorted(path.stem for path in recipe.RECIPES.glob("*.toml"))
 
@@ -170,3 +171,18 @@ def test_the_paper_recipes_match_table_6(name):
         (0.5, guidance),
     )
     assert (loaded.student.learning_rate, loaded.lora_teacher.rank, loaded.train.num_workers) == (1e-6, 64, 4)
+
+
+def test_a_run_s_name_and_note_say_what_its_recipe_changes():
+    assert params.format_run_name(load("shapes", ["notify.url='http://hook'"])) == "shapes"
+    assert params.format_note(load("shapes")) == ""
+    changed = load("shapes", ["train.steps=50", "student.learning_rate=0.5"])
+    assert params.list_changes(changed) == {"student.learning_rate": "0.5", "train.steps": "50"}
+    assert params.format_run_name(changed) == "shapes, learning_rate=0.5, steps=50"
+    note = "Differs from the recipe `shapes` in:\n\n- `student.learning_rate` = `0.5`\n- `train.steps` = `50`"
+    assert params.format_note(changed) == note
+    many = load("shapes", [*("train.steps=5", "train.batch_size=3", "seed=7", "resolution=64", "train.num_to_keep=9")])
+    assert params.format_run_name(many) == "shapes, seed=7, resolution=64, steps=5, 2 more"
+    own = parse("", ["name=mine", "seed=7"])
+    assert (params.format_run_name(own), params.list_changes(own)) == ("mine", {"seed": "7"})
+    assert params.format_note(own) == "Differs from the defaults in:\n\n- `seed` = `7`"

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,7 +98,16 @@ def test_parameters_and_images_are_logged_to_mlflow(run):
     mlflow_run = client.get_run(record["mlflow_run"])
     assert mlflow_run.info.status == "FINISHED"
     assert mlflow_run.data.params["train.batch_size"] == "4"
-    assert [file.path for file in client.list_artifacts(record["mlflow_run"], "images")]
+    images = [file.path for file in client.list_artifacts(record["mlflow_run"], "images")]
+    for way in ("raw_plain", "raw_negative", "ema_plain", "ema_negative"):
+        assert any("preview_00_a-photo-of-a-" in path and f"~{way}+step+6+" in path for path in images), images
+    inputs = {
+        logged.tags[0].value: (logged.dataset.name, logged.dataset.digest)
+        for logged in mlflow_run.inputs.dataset_inputs
+    }
+    assert inputs["training"][0].startswith("prompts ")
+    assert record["prompts"]["negatives.parquet"]["sha256"].startswith(inputs["negatives"][1])
+    assert mlflow_run.data.tags["node_0"] == socket.gethostname()
 
 
 def test_a_finished_run_is_not_trained_again(run, capsys):
@@ -118,7 +128,11 @@ def test_evaluate_and_register(run):
     client = mlflow.MlflowClient(run["tracking"])
     (version,) = client.search_model_versions("name = 'nasa-tiny'")
     assert client.get_model_version_by_alias("nasa-tiny", "challenger").version == version.version
-    assert version.tags["student_sha256"]
+    (model,) = client.search_logged_models(["1"], filter_string="params.step = '6'")
+    assert model.tags["student_sha256"] == version.tags["student_sha256"]
+    assert version.tags["model_id"] == model.model_id
+    assert {metric.dataset_name for metric in model.metrics} == {"evaluation on own prompts"}
+    assert client.get_run(version.run_id).data.tags["last_event"] == "challenger"
     downloaded = mlflow.artifacts.download_artifacts(artifact_uri=version.source)
     assert load_pipeline(Path(downloaded) / "student").unet is not None
 
@@ -260,6 +274,8 @@ def test_a_diverging_run_is_reported_in_one_line(tmp_path, tiny_teacher, capsys,
     (line,) = [line for line in captured.err.splitlines() if "error" in line]
     assert "error: training diverged: step 2: " in line
     assert " is nan; " in line
+    (mlflow_run,) = mlflow.MlflowClient(diverging["tracking"]).search_runs(["1"])
+    assert mlflow_run.data.tags["last_event"] == "diverged"
     assert captured.out.count("back to step 1, with other random numbers") == 1
     assert not (Path(diverging["folder"]) / "distilled/student").exists()
 
@@ -301,6 +317,8 @@ def test_failed_training_is_reported_in_one_line(tmp_path, tiny_teacher, capsys,
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert line.startswith("error: training stopped: ValueError: out of luck; the traceback is in ")
     assert "all of it" in (Path(failed["folder"]) / "distilled/failure.txt").read_text()
+    (mlflow_run,) = mlflow.MlflowClient(failed["tracking"]).search_runs(["1"])
+    assert mlflow_run.data.tags["last_event"] == "failed"
 
     def fail_to_write(folder, name, content, write=Folder.write):
         if name == "failure.txt":

@@ -6,8 +6,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from pipeline import tracking
+from pipeline import logged_models, tracking
 from pipeline.errors import StorageError, TransientError, UserError
+from pipeline.evaluation.datasets import RunDataset
+from pipeline.logged_models import TrainedStudent
+from pipeline.recipe import parse
 
 
 @pytest.fixture
@@ -58,8 +61,8 @@ def test_a_long_outage_does_not_block_training(tracker, monkeypatch, caplog):
 
 def test_system_metrics_are_logged(tracker, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    tracker.watch_machine()
-    name, deadline = "system/cpu_utilization_percentage", time.monotonic() + 20
+    tracker.watch_node("node_1")
+    name, deadline = "system/node_1/cpu_utilization_percentage", time.monotonic() + 20
     while not (metrics := tracker._client.get_run(tracker.run_id).data.metrics) and time.monotonic() < deadline:
         time.sleep(0.1)
     tracker.finish()
@@ -112,3 +115,58 @@ def test_a_resumed_run_writes_no_step_twice(tmp_path):
     history = tracking.build_client(uri).get_metric_history(run, "loss")
     written = [(metric.step, metric.timestamp) for metric in history]
     assert sorted(written) == [(10, 10), (20, 20), (20, 220), (30, 130)]
+
+
+def test_a_database_that_is_away_at_the_start_fails_a_write_and_not_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "MAX_RETRY_SECONDS", 0.01)
+    uri = f"sqlite:///{tmp_path}/ml.db"
+    run = tracking.create_run(uri, "run", {})
+    build, failures = tracking.build_client, [ConnectionError("away")] * 3
+
+    def build_client(uri):
+        if failures:
+            raise failures.pop()
+        return build(uri)
+
+    monkeypatch.setattr(tracking, "build_client", build_client)
+    tracker = tracking.Tracker(uri, run)
+    tracker.log_metrics({"loss": 1.0}, 1, 0)
+    tracker.finish()
+    assert not failures
+    assert build(uri).get_run(run).data.metrics == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("call", ["search_logged_models", "create_logged_model", "log_batch", "log_outputs"])
+def test_scores_and_datasets_of_an_outage_are_written_afterwards_and_once(tracker, monkeypatch, call):
+    client, failures = tracker._client, [ConnectionError("away")] * 3
+    student = TrainedStudent(tracker.run_id, 20, "5" * 64, parse(""))
+    original = getattr(client, call)
+
+    def fail(*arguments, **options):
+        if failures:
+            raise failures.pop()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(client, call, fail)
+    dataset = RunDataset("prompts shapes", "ab" * 32, "s3://bucket/prompts", "training", 7)
+    started = time.monotonic()
+    for _ in range(2):
+        tracker.log_datasets([dataset.to_input()])
+        tracker.write(lambda client: logged_models.log_scores(client, student, {"eval_a": 0.5}, "held-out", "abc"))
+    assert time.monotonic() - started < 1
+    tracker.finish()
+    run = client.get_run(tracker.run_id)
+    assert len(client.search_logged_models([run.info.experiment_id])) == 1
+    assert run.data.metrics["eval_a"] == 0.5
+    (logged,) = run.inputs.dataset_inputs
+    assert (logged.dataset.name, logged.dataset.digest) == ("prompts shapes", "abababababab")
+    assert logged.dataset.source == '{"uri": "s3://bucket/prompts"}'
+    assert [tag.value for tag in logged.tags] == ["training"]
+
+
+def test_a_rejected_write_does_not_hold_up_those_after_it(tracker, caplog):
+    tracker.log_metrics({"a name that is: not * allowed": 1.0}, 1, 0)
+    tracker.log_metrics({"loss": 1.0}, 1, 0)
+    tracker.finish()
+    assert tracker._client.get_run(tracker.run_id).data.metrics == {"loss": 1.0}
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["MLflow rejected a write"]

@@ -73,7 +73,7 @@ def evaluated(ray_cluster, tmp_path_factory, overrides, tiny_teacher):
     recipe, run = parse("", overrides), tracking.create_run(uri, "test", {})
     summaries = []
     for name, student in (("one", tiny_teacher), ("two", other)):
-        subject = EvaluatedStudent(Folder.from_uri(student), hash_folder(student), "t", run, 3)
+        subject = EvaluatedStudent(Folder.from_uri(student), hash_folder(student), "t", run, 3, recipe)
         output = Folder.from_uri(folder / name / "evaluation")
         summaries.append(evaluate_student(subject, recipe, Folder.from_uri(folder), output, uri))
     return folder, summaries
@@ -165,7 +165,7 @@ def test_missing_inputs_are_reported_before_any_image_is_generated(
     evaluated, overrides, tmp_path, tiny_teacher, override, message
 ):
     folder, _ = evaluated
-    subject = EvaluatedStudent(Folder.from_uri(tiny_teacher), "s", "t", "run", 3)
+    subject = EvaluatedStudent(Folder.from_uri(tiny_teacher), "s", "t", "run", 3, parse("", overrides))
     with pytest.raises(UserError, match=message.replace("[", "\\[")):
         evaluate_student(
             subject,

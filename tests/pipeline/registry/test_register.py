@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from nasa import steer
+from pipeline import logged_models, notifications
 from pipeline.errors import UserError
 from pipeline.hashing import hash_folder
 from pipeline.recipe import dump
@@ -47,6 +48,14 @@ def test_a_version_holds_the_student_its_lineage_and_its_scores(uri, client, can
     assert tags["clean_and_right"].startswith("0.50")
     assert (tags["step"], tags["code"], tags["data_sha256"]) == ("100", "0.1.0+abc", first.data_sha256)
     assert client.get_model_version(NAME, "1").run_id == first.mlflow_run
+    (model,) = client.search_logged_models([client.get_run(first.mlflow_run).info.experiment_id])
+    assert tags["model_id"] == model.model_id
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": 1}]
+    assert not client.list_logged_model_artifacts(model.model_id), "the weights are uploaded once"
+    page, run = client.get_model_version(NAME, "1").description, f"/runs/{first.mlflow_run}"
+    assert f"/models/{model.model_id})" in page
+    assert f"{run})" in page
+    assert f"{run}/artifacts/{first.artifact_path}/evaluation/report.html)" in page
     root = Path(mlflow.artifacts.download_artifacts("models:/nasa-tiny/1", dst_path=str(tmp_path / "down")))
     assert hash_folder(root / "student") == first.student_sha256 == tags["student_sha256"]
     assert (root / "recipe.toml").read_text() == dump(first.recipe)
@@ -71,8 +80,23 @@ def test_registering_twice_creates_one_version(uri, client, candidate):
     assert read_state(client) == before
 
 
+def test_each_decision_is_announced_once(uri, client, candidate, monkeypatch):
+    sent = []
+    monkeypatch.setattr(notifications, "send", lambda options, notification: sent.append((options.url, notification)))
+    url = ["notify.url='http://hook/x'"]
+    for number, mean in ((0, 0.5), (0, 0.5), (1, 0.4)):
+        register.register(candidate(number, mean=mean, overrides=url), uri)
+    run = candidate(0).mlflow_run
+    assert sent == [
+        ("http://hook/x", notifications.Notification("promoted", NAME, 1, run)),
+        ("http://hook/x", notifications.Notification("challenger", NAME, 2, run)),
+    ]
+    assert client.get_run(run).data.tags["last_event"] == "challenger"
+
+
 WRITES = (
     "create_model_version",
+    "set_logged_model_tags",
     "set_model_version_tag",
     "set_registered_model_alias",
     "delete_registered_model_alias",
@@ -118,6 +142,7 @@ def test_a_second_call_completes_an_interrupted_registration(uri, client, candid
     """Each write to the registry is interrupted in turn; the database is restored in between."""
     register.register(candidate(0, mean=0.5), uri)
     other, database = candidate(1, mean=mean), Path(uri.removeprefix("sqlite:///"))
+    logged_models.ensure(client, other.trained)  # as its evaluation did
     backup = database.read_bytes()
     with monkeypatch.context() as patch:
         writes = interrupt_write(0, patch)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline import notifications
 from pipeline.errors import StorageError
 from pipeline.recipe import load
 from pipeline.schedules.history import DIED, FAILED, History, ScheduledRun, to_iso
@@ -67,14 +68,20 @@ def test_only_the_latest_run_is_submitted_after_downtime(env):
     assert env.cluster.submitted == ["scheduled-nightly-20261130T0300Z-1"]
 
 
-def test_a_run_that_is_too_late_is_recorded_as_missed(tmp_path, env):
+def test_a_run_that_is_too_late_is_recorded_as_missed(tmp_path, env, monkeypatch):
+    sent = []
+    monkeypatch.setattr(notifications, "send", lambda options, notification: sent.append((options.url, notification)))
     env.schedules.remove("nightly")
-    env.schedules.add("nightly", load("shapes", ["schedule.cron='0 3 1 * *'"]), "sqlite://", ADDED)
+    env.schedules.add(
+        "nightly", load("shapes", ["schedule.cron='0 3 1 * *'", "notify.url='http://hook/x'"]), "sqlite://", ADDED
+    )
     env.poll(datetime(2026, 12, 5, tzinfo=UTC))
     env.poll(datetime(2026, 12, 5, tzinfo=UTC))
     assert not env.cluster.submitted
     assert env.history.read("20261201T0300Z").state == "missed"
     assert env.logged == ["nightly: 20261201T0300Z missed: nothing ran within 24 hours"]
+    missed = notifications.Notification("missed", "nasa-shapes", run="nightly/20261201T0300Z")
+    assert sent == [("http://hook/x", missed)]
 
 
 def test_a_failed_run_is_retried_after_a_pause_up_to_the_limit(env):

@@ -124,9 +124,6 @@ class FakeTracker:
     def __init__(self):
         self.images = {}
 
-    def watch_machine(self):
-        pass
-
     def skip_written(self, *_):
         pass
 
@@ -209,8 +206,11 @@ def test_two_processes_equal_plain_torch(load_result, name):
     if SENT_REDUCED in case.options:
         assert min(compute_distances(actual["weights"], expected["weights"], expected["start"])) > 1e-4, "not rounded"
     assert bool(actual["sharded"]) == (case.stage == 3)
-    for key, image in expected["previews"].items():
-        assert (actual["previews"][key].float() - image.float()).abs().mean() < 1
+    assert any("/ema_" in key for key in actual["previews"]) is (case.stage < 3), "no rank has a whole sharded student"
+    compared = [key for key in expected["previews"] if case.stage < 3 or "/raw_" in key]
+    assert compared
+    for key in compared:
+        assert (actual["previews"][key].float() - expected["previews"][key].float()).abs().mean() < 1
 
 
 def compute_distances(actual, expected, start):
