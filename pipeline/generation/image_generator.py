@@ -67,9 +67,7 @@ class ImageGenerator:
     def generate(self, requests: Sequence[ImageRequest]) -> list[np.ndarray]:
         """Return one image per request, uint8 [H, W, 3]."""
         images: dict[int, np.ndarray] = {}
-        requests = [
-            request if request.scale is not None else replace(request, scale=self.scale) for request in requests
-        ]
+        requests = [self._complete(request) for request in requests]
         for method, places in _group_by_method(requests).items():
             for first in range(0, len(places), self.batch_size):
                 batch = places[first : first + self.batch_size]

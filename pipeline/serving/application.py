@@ -28,6 +28,7 @@ class ReplicaHandle:
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
+        self._described: ServedModel | None = None
 
     async def generate(self, task: ImageTask) -> ImageResult:
         """Return one image."""
@@ -44,12 +45,14 @@ class ReplicaHandle:
         raise AssertionError
 
     async def describe(self) -> ServedModel:
-        """Return what one of the replicas serves."""
+        """Return what one of the replicas serves; while their queue is full, what one of them served last."""
         try:
-            served: ServedModel = await self._handle.describe.remote()
-            return served
+            self._described = await self._handle.describe.remote()
         except (RayActorError, DeploymentUnavailableError, BackPressureError) as error:
-            raise UnavailableError(type(error).__name__) from error
+            if not isinstance(error, BackPressureError) or self._described is None:
+                raise UnavailableError(type(error).__name__) from error
+        assert self._described is not None
+        return self._described
 
 
 @serve.ingress()

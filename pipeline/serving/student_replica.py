@@ -64,6 +64,12 @@ class Student:
     generator: ImageGenerator
 
 
+def _require_content(images: Sequence[np.ndarray]) -> None:
+    """Reject images of a single colour, as weights that are not numbers make them."""
+    if all(image.min() == image.max() for image in images):
+        raise UserError("student: its images have a single colour.")
+
+
 class StudentReplica:
     """Generates images with the version that an alias names, and takes over the next one without a pause."""
 
@@ -95,7 +101,9 @@ class StudentReplica:
             self.metrics.observe_stage,
         )
         for size in {1, self.options.batch_size}:
-            generator.generate([ImageRequest("warm-up", seed, "warm-up", 0.5) for seed in range(size)])
+            _require_content(
+                generator.generate([ImageRequest("warm-up", seed, "warm-up", 0.5) for seed in range(size)])
+            )
         return Student(version, generator)
 
     def _report_version(self) -> None:

@@ -182,6 +182,12 @@ def _handle_errors(app: FastAPI) -> None:
     async def excuse(_: Request, error: UnavailableError) -> Response:
         return _build_error_response(503, f"No replica can answer now: {error}", "unavailable")
 
+    @app.exception_handler(Exception)
+    async def apologise(_: Request, error: Exception) -> Response:
+        return _build_error_response(
+            500, "The images could not be made; the server's log has the reason.", "internal_error"
+        )
+
     @app.exception_handler(TimeoutError)
     async def give_up(_: Request, error: TimeoutError) -> Response:
         return _build_error_response(503, "timeout: the images were not ready in time.", "timeout", "timeout")

@@ -186,6 +186,13 @@ def test_a_full_queue_and_absent_replicas_say_when_to_try_again(client, replicas
     assert client.get("/healthz").status_code == status
 
 
+def test_an_internal_error_is_answered_without_its_details(client, replicas):
+    replicas.error = RuntimeError("a path or a secret")
+    answer = client.post(IMAGES, json={"prompt": "a"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+
+
 def test_a_late_answer_is_status_503(client, make_client, replicas):
     replicas.seconds = 0.3
     answer = client.post(IMAGES, json={"prompt": "a", "timeout": 0.05})
