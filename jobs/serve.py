@@ -23,16 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", type=float, help="CPU cores of a replica (default: all but one)")
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of a replica (default: %(default)g)")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 (default: %(default)s)")
+    parser.add_argument(
+        "--metrics-port", type=int, help="port of the local cluster's metrics (default: random)"
+    )
     shared.add_tracking_options(parser)
     shared.add_ray_address_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipeline.serving.server import Address, build_options, serve_until_stopped
+    from pipeline.serving.server import Address, Cluster, build_options, serve_until_stopped
     from pipeline.serving.serving_options import ServingOptions
 
     address = Address(options.host, options.port)
     given = {name: value for name, value in vars(options).items() if name in ServingOptions.model_fields}
     given["tracking_uri"] = shared.resolve_tracking_uri(options)
     serving = build_options(given, address, options.token_file)
-    serve_until_stopped(serving, address, options.ray_address, log=lambda line: print(line, flush=True))
+    cluster = Cluster(options.ray_address, options.metrics_port)
+    serve_until_stopped(serving, address, cluster, log=lambda line: print(line, flush=True))

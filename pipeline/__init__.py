@@ -10,6 +10,7 @@ ENVIRONMENT = {  # environment variables of a command and its workers; libraries
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # which the next line would turn on; it needs ports of its own
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # so that a request's log line is written at once
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # fewer threads, and gRPC between replicas
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint waits for this poll; Ray's default is 2 s
     "TOKENIZERS_PARALLELISM": "false",

@@ -17,8 +17,12 @@ LEAST_CPUS = 4  # logical CPUs: two train workers share two cores with their dat
 
 
 @contextmanager
-def start_ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) -> Iterator[None]:
+def start_ray_session(
+    address: str | None = None, least_cpus: int = LEAST_CPUS, metrics_port: int | None = None
+) -> Iterator[None]:
     """Join the cluster at `address`, or start a local one with at least `least_cpus` logical CPUs.
+
+    A local one exports Prometheus metrics at `metrics_port`, by default at a random port.
 
     A session that is already open (a test's, a notebook's) is used and left open.
     """
@@ -27,6 +31,8 @@ def start_ray_session(address: str | None = None, least_cpus: int = LEAST_CPUS) 
         return
     _configure_output()
     local: dict[str, Any] = {"num_cpus": max(least_cpus, os.cpu_count() or 1), "include_dashboard": False}
+    if metrics_port:
+        local["_metrics_export_port"] = metrics_port
     ray.init(
         address=address or "local",
         runtime_env={"env_vars": _collect_variables()},

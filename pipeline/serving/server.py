@@ -53,6 +53,14 @@ class Address:
         return f"http://{host}:{self.port}"
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """The Ray cluster to join; without an address a local one, with a port for its metrics."""
+
+    ray_address: str | None = None
+    metrics_port: int | None = None
+
+
 def build_options(given: Mapping[str, Any], address: Address, token_file: str | None) -> ServingOptions:
     """Return the checked options of a command.
 
@@ -84,7 +92,7 @@ def _read_token(file: str | None) -> str:
 
 
 def serve_until_stopped(
-    options: ServingOptions, address: Address, ray_address: str | None, log: Callable[[str], None]
+    options: ServingOptions, address: Address, cluster: Cluster, log: Callable[[str], None]
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, then let the requests in progress end.
 
@@ -92,10 +100,12 @@ def serve_until_stopped(
         UserError: The model cannot be served, or the address is taken.
     """
     find_version(options.tracking_uri, options.name, options.alias)
-    if not ray_address:
-        _require_free(address)
-    with start_ray_session(ray_address):
-        if not ray_address:
+    if not cluster.ray_address:
+        _require_free("--port", address)
+        if cluster.metrics_port:
+            _require_free("--metrics-port", Address("0.0.0.0", cluster.metrics_port))
+    with start_ray_session(cluster.ray_address, metrics_port=cluster.metrics_port):
+        if not cluster.ray_address:
             _require_resources(options)
         with _handle_stop_signals() as stopped:
             start(options, address)
@@ -188,11 +198,11 @@ def _require_resources(options: ServingOptions) -> None:
             raise invalid(field, asked, f"at most {most:g}, which this machine has")
 
 
-def _require_free(address: Address) -> None:
+def _require_free(option: str, address: Address) -> None:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address.host, address.port))
         except OSError as error:
-            raise invalid("--port", address.port, f"a free port of {address.host} ({error.strerror})") from None
+            raise invalid(option, address.port, f"a free port of {address.host} ({error.strerror})") from None

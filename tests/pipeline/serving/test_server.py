@@ -61,6 +61,10 @@ def test_a_token_comes_from_a_file_or_the_environment(monkeypatch, tmp_path):
         (["--name", "nasa-tiny", "--dtype", "int8"], "dtype: got 'int8'; expected 'float32' or 'bfloat16'"),
         (["--name", "nasa-tiny", "--batch-size", "0"], "batch_size: got 0; expected a number at least 1"),
         (["--name", "nasa-tiny", "--host", "0.0.0.0"], "--token-file: got nothing; expected a token"),
+        (
+            ["--name", "nasa-tiny", "--port", "0", "--metrics-port", "PORT"],
+            "expected a free port of 0.0.0.0 (Address already in use)",
+        ),
         (["--name", "nasa-tiny", "--port", "PORT"], "expected a free port of 127.0.0.1 (Address already in use)"),
     ],
 )

@@ -2,9 +2,12 @@
 
 import asyncio
 import io
+import json
+import re
 import shutil
 import socket
 import time
+from pathlib import Path
 
 import aiohttp
 import mlflow
@@ -15,8 +18,9 @@ from PIL import Image
 from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.registry import version_management
-from pipeline.serving.server import APPLICATION, Address, build_options, drain, serve_until_stopped, start
+from pipeline.serving.server import APPLICATION, Address, Cluster, build_options, drain, serve_until_stopped, start
 
+ROOT = Path(__file__).parents[3]
 NAME, CLIENTS = "nasa-tiny", 12
 
 
@@ -183,10 +187,41 @@ def test_a_full_queue_is_status_429(server, address):
     assert all(headers["retry-after"] for status, headers, _ in answers if status == 429)
 
 
+def test_metrics_and_logs_are_where_the_page_says(server, address):
+    import ray
+
+    async def scenario(session):
+        async with session.post(
+            f"{address.url}/v1/images/generations",
+            json={"prompt": "a cat", "negative_prompt": "a dog"},
+            headers={"X-Request-ID": "asked-by-a-test"},
+        ) as answer:
+            assert answer.headers["X-Request-ID"] == "asked-by-a-test"
+        documented = set(re.findall(r"`(ray_nasa_serving_\w+)`", (ROOT / "docs/serving.md").read_text()))
+        (node,) = ray.nodes()
+        for _ in range(60):
+            async with session.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics") as answer:
+                exported = await answer.text()
+            missing = {name for name in documented if name not in exported}
+            if not missing:
+                break
+            await asyncio.sleep(0.5)
+        return documented, missing
+
+    documented, missing = run(scenario)
+    assert len(documented) == 9
+    assert not missing
+    logs = Path("/tmp/ray", ray.get_runtime_context().get_session_name(), "logs", "serve")
+    lines = [line for file in logs.glob("*_web_*.log") for line in file.read_text().splitlines()]
+    (record,) = [record for record in map(json.loads, lines) if record.get("request_id") == "asked-by-a-test"]
+    assert (record["message"], record["status"]) == ("images", 200)
+    assert 0 < record["seconds"] < 60
+
+
 def test_replicas_that_this_machine_cannot_hold_are_rejected(ray_cluster, registry, address):
     given = {"name": NAME, "tracking_uri": registry, "gpus": 8.0}
     with pytest.raises(UserError, match=r"--gpus: got 8.0; expected at most 0, which this machine has"):
-        serve_until_stopped(build_options(given, address, None), Address(address.host, 0), None, log=print)
+        serve_until_stopped(build_options(given, address, None), Address(address.host, 0), Cluster(), log=print)
 
 
 def test_requests_in_progress_are_finished_when_the_server_stops(server, address):
