@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", type=float, help="CPU cores of a replica (default: all but one)")
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of a replica (default: %(default)g)")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 (default: %(default)s)")
-    parser.add_argument(
-        "--metrics-port", type=int, help="port of the local cluster's metrics (default: random)"
-    )
+    parser.add_argument("--metrics-port", type=int, help="port of the local cluster's metrics (default: random)")
     shared.add_tracking_options(parser)
     shared.add_ray_address_option(parser)
 

@@ -140,6 +140,11 @@ class Tracker:
         """The client, made in the writer's thread: a database that is away fails a write, not the training."""
         return build_client(self._uri)
 
+    @property
+    def num_pending(self) -> int:
+        """The writes that wait for the store."""
+        return self._pending.unfinished_tasks
+
     def log_metrics(self, values: Mapping[str, float], step: int, timestamp_ms: int) -> None:
         """Log metrics of a step."""
         entries = [Metric(name, float(value), timestamp_ms, step) for name, value in values.items()]

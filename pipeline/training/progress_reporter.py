@@ -13,6 +13,7 @@ from pipeline.recipe import Recipe
 from pipeline.tracking import Tracker
 from pipeline.training.previews import draw_previews
 from pipeline.training.progress_actor import ProgressSink
+from pipeline.training.prometheus import TrainingGauges
 
 if TYPE_CHECKING:
     from pipeline.training.distiller import Distiller
@@ -22,7 +23,7 @@ RATE_STEPS = 20  # recent steps that images/s is averaged over
 
 
 class ProgressReporter:
-    """Reports rank 0's progress to the progress actor and to MLflow; on other ranks the methods do nothing."""
+    """Reports rank 0's progress to the progress actor, MLflow and Prometheus; on other ranks the methods do nothing."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class ProgressReporter:
         self._stop_requested: Any = None  # an object reference, resolved while a step is computed
         self._times = deque([time.monotonic()], maxlen=RATE_STEPS + 1)
         self._waits: deque[float] = deque(maxlen=RATE_STEPS)
+        self._gauges = TrainingGauges(tracker.run_id, recipe.name) if tracker else None
         self.begin_attempt(attempt)
         if tracker and first_step:
             actor.log.remote(f"resuming from the checkpoint at step {first_step} of {recipe.train.steps}")
@@ -83,20 +85,22 @@ class ProgressReporter:
 
     def update(self, step: int, metrics: Mapping[str, float], waited: float) -> None:
         """Report a completed step; `waited` are the seconds that it waited for its prompts."""
-        if self._tracker is None:
+        if self._tracker is None or self._gauges is None:
             return
         self._waits.append(waited)
         self._times.append(time.monotonic())
         rate = (len(self._times) - 1) * self._recipe.train.batch_size / (self._times[-1] - self._times[0])
         text = f"loss {metrics['loss_student']:.4f}, LoRA {metrics['loss_lora_teacher']:.4f}, {rate:.0f} images/s"
         self.actor.update.remote(step + 1, text)
+        system = {
+            "images_per_second": rate,
+            "data_wait_share": sum(self._waits) / (self._times[-1] - self._times[0]),
+            "memory_gib": measure_peak_memory() / 2**30,
+            "attempt": float(self._attempt),
+        }
+        progress = {"step": step + 1.0, "steps": float(self._recipe.train.steps)}
+        self._gauges.report({**metrics, **system, **progress, "tracker_pending": float(self._tracker.num_pending)})
         if (step + 1) % LOG_EVERY_N_STEPS == 0:
-            system = {
-                "images_per_second": rate,
-                "data_wait_share": sum(self._waits) / (self._times[-1] - self._times[0]),
-                "memory_gib": measure_peak_memory() / 2**30,
-                "attempt": float(self._attempt),
-            }
             self._tracker.log_metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
 
     def log_previews(self, distiller: "Distiller", step: int) -> None:

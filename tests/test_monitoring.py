@@ -1,0 +1,125 @@
+"""The dashboard and the alert rules name metrics that exist, and a real Prometheus scrapes them from a Ray cluster."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.training.prometheus import GAUGES, PREFIX, TrainingGauges
+
+ROOT = Path(__file__).parents[1]
+DASHBOARD = json.loads((ROOT / "deploy/grafana/nasa-distill.json").read_text())
+RULES = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())["groups"][0]["rules"]
+PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
+RAYS_OWN = {"ray_node_disk_free", "ray_node_disk_usage"}  # of Ray's dashboard agent
+
+
+def list_expressions():
+    yield from (target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"])
+    yield from (variable["query"] for variable in DASHBOARD["templating"]["list"][1:])
+    yield from (rule["expr"] for rule in RULES)
+
+
+def list_known_metrics():
+    serving = re.findall(r'"(nasa_serving_\w+)"', (ROOT / "pipeline/serving/metrics.py").read_text())
+    histograms = {f"ray_{name}_{part}" for name in serving for part in ("bucket", "sum", "count")}
+    training = {f"ray_{PREFIX}{name}" for name in GAUGES}
+    return training | {f"ray_{name}" for name in serving} | histograms | RAYS_OWN
+
+
+def test_the_dashboard_and_the_alerts_name_metrics_that_exist():
+    named = {name for expression in list_expressions() for name in re.findall(r"ray_\w+", expression)}
+    assert len(named) > 20
+    assert named <= list_known_metrics()
+    assert {f"ray_{PREFIX}{name}" for name in GAUGES} <= named, "a gauge that no panel shows"
+
+
+def test_the_page_defines_every_gauge():
+    page = (ROOT / "docs/monitoring.md").read_text()
+    assert {f"ray_{PREFIX}{name}" for name in GAUGES} == set(re.findall(rf"`(ray_{PREFIX}\w+)`", page))
+    assert all(f"`{rule['alert']}`" in page for rule in RULES)
+
+
+def test_the_panels_do_not_overlap_and_use_the_chosen_data_source():
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
+    assert len(set(places)) == len(places)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
+    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {"${datasource}"}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool on this machine")
+def test_promtool_accepts_the_rules():
+    result = subprocess.run(
+        [PROMTOOL, "check", "rules", ROOT / "deploy/prometheus/alerts.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"{len(RULES)} rules found" in result.stdout
+
+
+@pytest.fixture
+def prometheus(ray_cluster, tmp_path):
+    """Run Prometheus on the cluster's metrics port, and yield a function that queries it."""
+    (node,) = ray_cluster.nodes()
+    config = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [
+            {"job_name": "ray", "static_configs": [{"targets": [f"127.0.0.1:{node['MetricsExportPort']}"]}]}
+        ],
+    }
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    process = subprocess.Popen(
+        [PROMETHEUS, *options, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL
+    )
+
+    def query(expression):
+        url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(expression)}"
+        try:
+            answer = json.load(urllib.request.urlopen(url, timeout=5))
+        except OSError:
+            return []
+        return [(item["metric"], float(item["value"][1])) for item in answer["data"]["result"]]
+
+    yield query
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.mark.skipif(PROMETHEUS is None, reason="no Prometheus on this machine")
+def test_prometheus_scrapes_the_gauges_of_a_training_worker(ray_cluster, prometheus):
+    class Worker:
+        def __init__(self):
+            self.gauges = TrainingGauges("run-of-a-test", "shapes")
+
+        def report(self, values):
+            self.gauges.report(values)
+
+    worker = ray_cluster.remote(Worker).options(num_cpus=0).remote()
+    values = {name: number + 0.5 for number, name in enumerate(GAUGES)}
+    ray_cluster.get(worker.report.remote({**values, "unknown": 1.0}))
+    scraped = {}
+    for _ in range(60):
+        for name in GAUGES:
+            for labels, value in prometheus(f'ray_{PREFIX}{name}{{run="run-of-a-test"}}'):
+                assert labels["recipe"] == "shapes"
+                scraped[name] = value
+        if scraped == values and prometheus("ray_node_disk_free"):
+            break
+        time.sleep(0.5)
+    assert scraped == values
+    for rule in RULES:
+        assert prometheus(f"count({rule['expr']}) or vector(0)"), rule["alert"]  # Prometheus evaluates every rule
