@@ -3,6 +3,7 @@
 import argparse
 
 from jobs import options as shared
+from pipeline.errors import invalid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,12 @@ def run(options: argparse.Namespace) -> None:
 
     address = Address(options.host, options.port)
     given = {name: value for name, value in vars(options).items() if name in ServingOptions.model_fields}
-    given["tracking_uri"] = shared.resolve_tracking_uri(options)
+    if options.ray_address:
+        given["tracking_uri"] = shared.require_shared_tracking(options.tracking_uri)
+        if options.metrics_port:
+            raise invalid("--metrics-port", options.metrics_port, "none with --ray-address, whose nodes have theirs")
+    else:
+        given["tracking_uri"] = shared.resolve_tracking_uri(options)
     serving = build_options(given, address, options.token_file)
     cluster = Cluster(options.ray_address, options.metrics_port)
     serve_until_stopped(serving, address, cluster, log=lambda line: print(line, flush=True))

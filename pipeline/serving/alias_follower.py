@@ -26,14 +26,15 @@ class AliasFollower(Generic[Loaded]):
     """Keeps `current` the version that an alias names.
 
     `find` returns the alias's version; `load` returns the version's model, ready to use. Until a new version is loaded,
-    and for as long as it cannot be, the old one stays current and `alarm` says why.
+    and for as long as it cannot be, the old one stays current and `alarm` says why: `has_broken_version`, or MLflow does
+    not answer, or the alias is gone.
     """
 
     def __init__(self, find: Callable[[], str], load: Callable[[str], Loaded]) -> None:
         self._find, self._load = find, load
         number = find()
         self.current = Served(number, load(number))
-        self.alarm = ""
+        self.alarm, self.has_broken_version = "", False
         self._failed: dict[str, float] = {}  # when a version failed to load, by its number
         self._stop = threading.Event()
 
@@ -45,7 +46,7 @@ class AliasFollower(Generic[Loaded]):
             self._raise_alarm(f"{get_first_line(error)} Version {self.current.number} stays in service.")
             return False
         if number == self.current.number:
-            self.alarm = ""
+            self.alarm, self.has_broken_version = "", False
             return False
         if time.monotonic() < self._failed.get(number, 0.0) + RETRY_SECONDS and number in self._failed:
             return False
@@ -58,9 +59,10 @@ class AliasFollower(Generic[Loaded]):
             self._failed[number] = time.monotonic()
             reason = f"Version {number} cannot be served: {get_first_line(error)}"
             self._raise_alarm(f"{reason} Version {self.current.number} stays in service.")
+            self.has_broken_version = True
             return False
         self._failed.pop(number, None)
-        self.alarm = ""
+        self.alarm, self.has_broken_version = "", False
         logger.info("version %s is in service", number)
         return True
 

@@ -38,7 +38,7 @@ class ReplicaMetrics:
         )
         self._version = metrics.Gauge("nasa_serving_version", description="Version in service.", tag_keys=keys)
         self._alarm = metrics.Gauge(
-            "nasa_serving_alarm", description="1 if the alias's version is not in service, else 0.", tag_keys=keys
+            "nasa_serving_alarm", description="1 if the alias's version cannot be loaded, else 0.", tag_keys=keys
         )
 
     def observe_stage(self, stage: str, seconds: float) -> None:

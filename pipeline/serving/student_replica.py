@@ -107,7 +107,7 @@ class StudentReplica:
         return Student(version, generator)
 
     def _report_version(self) -> None:
-        self.metrics.report_version(self.follower.current.number, bool(self.follower.alarm))
+        self.metrics.report_version(self.follower.current.number, self.follower.has_broken_version)
 
     async def generate(self, task: ImageTask) -> ImageResult:
         """Return one image.

@@ -54,13 +54,13 @@ def test_a_broken_version_leaves_the_old_one_in_service(registry, follower, capl
     assert not follower.look()
     assert follower.current.model == "model 1"
     expected = "Version 2 cannot be served: weights of 2 are damaged Version 1 stays in service."
-    assert follower.alarm == expected
+    assert (follower.alarm, follower.has_broken_version) == (expected, True)
     assert [record.getMessage() for record in caplog.records] == [expected]
     assert not follower.look()
     assert registry.loads == ["1", "2"]  # it is not loaded again at once
     registry.alias = "3"
     assert follower.look()
-    assert (follower.alarm, follower.current.number) == ("", "3")
+    assert (follower.alarm, follower.current.number, follower.has_broken_version) == ("", "3", False)
 
 
 def test_a_broken_version_is_tried_again_later(registry, follower, monkeypatch):
@@ -85,6 +85,7 @@ def test_an_unreachable_registry_raises_an_alarm_and_changes_nothing(registry, f
     registry.is_away = True
     assert not follower.look()
     assert follower.alarm == "tracking-uri: the server does not answer Version 1 stays in service."
+    assert not follower.has_broken_version
     registry.is_away = False
     follower.look()
     assert follower.alarm == ""

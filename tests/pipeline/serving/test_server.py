@@ -59,6 +59,10 @@ def test_a_token_comes_from_a_file_or_the_environment(monkeypatch, tmp_path):
             "alias: got 'best'; expected an alias of nasa-tiny: challenger, champion",
         ),
         (["--name", "nasa-tiny", "--dtype", "int8"], "dtype: got 'int8'; expected 'float32' or 'bfloat16'"),
+        (
+            ["--name", "nasa-tiny", "--ray-address", "auto", "--metrics-port", "9091"],
+            "--metrics-port: got 9091; expected none with --ray-address",
+        ),
         (["--name", "nasa-tiny", "--batch-size", "0"], "batch_size: got 0; expected a number at least 1"),
         (["--name", "nasa-tiny", "--host", "0.0.0.0"], "--token-file: got nothing; expected a token"),
         (
