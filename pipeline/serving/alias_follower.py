@@ -26,8 +26,8 @@ class AliasFollower(Generic[Loaded]):
     """Keeps `current` the version that an alias names.
 
     `find` returns the alias's version; `load` returns the version's model, ready to use. Until a new version is loaded,
-    and for as long as it cannot be, the old one stays current and `alarm` says why: `has_broken_version`, or MLflow does
-    not answer, or the alias is gone.
+    and for as long as it cannot be, the old one stays current and `alarm` says why. `has_broken_version` tells whether
+    the version cannot be loaded; else MLflow does not answer, or the alias is gone.
     """
 
     def __init__(self, find: Callable[[], str], load: Callable[[str], Loaded]) -> None:
