@@ -217,7 +217,7 @@ NOT_RUN = {  # by the beginning of a command
     "make chaos": "an hour of kills; tests/benchmarks/test_chaos.py tests its parts",
     "ln -s": "a checkout of ComfyUI",
     "COMFYUI_PATH=../ComfyUI": "a checkout of ComfyUI; tests/integrations has the rest",
-    "make serve": "a server, which runs until it is ended; tests/pipeline/serving starts one",
+    **dict.fromkeys(("make serve", "python -m jobs serve"), "a server; tests/pipeline/serving starts one"),
     "make ui": "a server, which runs until it is ended",
     "make gpu": "a GPU",
     "make gpu-wheels": "a network: it downloads wheels",
