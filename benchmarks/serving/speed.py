@@ -44,7 +44,7 @@ def measure(registry: Registry, options: argparse.Namespace) -> dict[str, Any]:
         f"images/s, mlflow models serve, {CLIENTS} clients": round(1 / medians["mlflow"], 1),
         "server against the loop": round(_find_ratio(seconds["loop"], seconds["server"]), 2),
         "server against mlflow models serve": round(_find_ratio(seconds["mlflow"], seconds["server"]), 2),
-        "added latency of the server, one client, ms": round(1000 * statistics.median(added), 1),
+        "added by the server to a call with as many threads, one client, ms": round(1000 * statistics.median(added), 1),
         **_compare_negatives(generator),
     }
 
@@ -93,13 +93,19 @@ async def _score_all(url: str, bodies: list[Body]) -> None:
 
 
 def _measure_added_seconds(url: str, generator: ImageGenerator, bodies: list[Body]) -> float:
-    """Return the median over requests, one at a time, of the server's seconds less those of the bare call."""
+    """Return the median over requests, one at a time, of the server's seconds less those of the bare call.
+
+    The bare call has as many threads as a replica: one fewer than the machine's cores.
+    """
     answers = asyncio.run(ask_all(url, bodies, 1))
 
     def generate(body: Body) -> bytes:
         return _encode(Image.fromarray(generator.generate([ImageRequest(**body)])[0]))
 
+    cores = torch.get_num_threads()
+    torch.set_num_threads(max(1, cores - 1))
     bare = [time_call(generate, body) for body in bodies]
+    torch.set_num_threads(cores)
     return statistics.median(answer.seconds for answer in answers) - statistics.median(bare)
 
 

@@ -140,7 +140,7 @@ def start(options: ServingOptions, address: Address) -> None:
     Raises:
         UserError: The version in service cannot be loaded.
     """
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it warns of each replica that dies, and replaces it
     serve.start(http_options={"host": address.host, "port": address.port})
     try:
         serve.run(build(options), name=APPLICATION, route_prefix="/")
