@@ -79,7 +79,9 @@ RUN = {
     "python -m jobs <command>": SmallRun("--help", {"<command>": "distill"}),
     "python -m benchmarks.NAME": SmallRun("--help", {"NAME": "costs"}),
     "python -m benchmarks.ablation": SmallRun("--help"),
-    **{f"python -m jobs {name}": SmallRun("--help") for name in ("models download", "run-scheduled")},
+    **{
+        f"python -m jobs {name}": SmallRun("--help") for name in ("models download", "models rollback", "run-scheduled")
+    },
     "make demo": SmallRun(),
     "time make demo": SmallRun(),
     "python -m jobs run": SmallRun("--help"),
@@ -166,6 +168,9 @@ RUN = {
     "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
     'evaluation.benchmarks=s3://BUCKET/benchmarks --cron "0 3 * * SUN" --timezone Europe/Berlin '
     "> cronjob.yaml": SmallRun(),
+    "python -m jobs k8s-manifest RayJob --recipe sd21 --run s3://BUCKET/runs/first --image "
+    "REGISTRY/nasa-distill:latest --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts --set "
+    "evaluation.benchmarks=s3://BUCKET/benchmarks --queue team-a --priority-class night > queued.yaml": SmallRun(),
     "python -m benchmarks.joint_attention --work runs/joint --threads 1": SmallRun("--steps 2 --seeds 16 --prompts 16"),
     "python -m jobs prepare --recipe sd21 --prompts journeydb/train_anno_realease_repath.jsonl.tgz --prompts "
     '"laion/*.parquet" --run runs/sd21': SmallRun(
