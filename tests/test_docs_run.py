@@ -207,7 +207,6 @@ RUN = {
     "python -m jobs k8s-manifest RayService --recipe sd21 --image REGISTRY/nasa-distill:latest > rayservice.yaml": (
         SmallRun()
     ),
-    "python -m benchmarks.serving table": SmallRun(exact=True),
     "python -m benchmarks.serving speed": SmallRun(
         "--rounds 1 --images 32 --out serving.json", expected="server against the loop"
     ),
@@ -260,6 +259,7 @@ NOT_RUN = {  # by the beginning of a command
     "python -m benchmarks.preparation baseline": "datasketch and pandas, which are not in the lock",
     **dict.fromkeys(("kubectl", "helm", "docker", "sed"), "a Kubernetes cluster, or a registry of images"),
     "ray": "a cluster",
+    "sbatch": "Slurm; tests/test_deploy_slurm.py runs the script with recorded calls",
 }
 
 
