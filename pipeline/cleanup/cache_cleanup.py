@@ -1,4 +1,4 @@
-"""What this machine's version cache no longer needs: cut-off downloads, and copies of versions without an alias."""
+"""Search of the version cache for what is no longer needed: cut-off downloads, and copies of versions without an alias."""
 
 import fcntl
 from collections.abc import Iterator

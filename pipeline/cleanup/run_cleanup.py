@@ -1,4 +1,4 @@
-"""What a run's folder and this machine's version cache no longer need.
+"""Search of a run's folder for what is no longer needed.
 
 Only what can be made again, or is never read again, is removable: checkpoints of a finished distillation, the pieces of
 earlier evaluations, and copies of versions that MLflow still has. Students, manifests, reports and prompts are kept.
