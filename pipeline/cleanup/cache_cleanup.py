@@ -1,4 +1,4 @@
-"""Search of the version cache for what is no longer needed: cut-off downloads, and copies of versions without an alias."""
+"""Unneeded parts of the version cache: cut-off downloads, and copies of versions without an alias."""
 
 import fcntl
 from collections.abc import Iterator
