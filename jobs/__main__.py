@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 from jobs import (
+    clean,
     compare,
     distill,
     evaluate,
@@ -36,7 +37,7 @@ from pipeline.lockfile import check_versions
 from pipeline.redaction import redact
 
 GROUPS = {
-    "one run": (prepare, distill, evaluate, register, run),
+    "one run": (prepare, distill, evaluate, register, run, clean),
     "registered models": (models, serve, generate),
     "students": (compare, merge_students, extract_lora, prepare_benchmarks, evaluate_video, train_shapes),
     "jobs on a Ray cluster": (submit, status, logs, stop, list_jobs),

@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tracking-uri", default="http://mlflow:5000", metavar="URL", help="MLflow tracking server (%(default)s)"
     )
     parser.add_argument("--gpus-per-node", type=int, default=1, metavar="N", help="GPUs of a worker pod (%(default)s)")
+    parser.add_argument("--queue", default="", metavar="NAME", help="LocalQueue of Kueue that admits the whole cluster")
+    parser.add_argument(
+        "--priority-class",
+        default="",
+        metavar="NAME",
+        help="PriorityClass of the pods; with --queue also the WorkloadPriorityClass of this name",
+    )
     parser.add_argument("--cron", metavar="FIELDS", help="cron expression instead of the recipe's schedule.cron")
     parser.add_argument("--alias", default="champion", help="RayService: alias to follow (default: %(default)s)")
     parser.add_argument(
@@ -45,6 +52,8 @@ def run(options: argparse.Namespace) -> None:
         tracking_uri=options.tracking_uri,
         sets=tuple(options.overrides),
         gpus_per_node=options.gpus_per_node,
+        queue=options.queue,
+        priority_class=options.priority_class,
     )
     if serves:
         print(render_ray_service(recipe, values, options.alias, options.max_replicas), end="")

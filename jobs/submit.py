@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import (
     distill,
@@ -17,6 +17,10 @@ from jobs import (
 )
 from jobs import options as shared
 from jobs import run as run_command
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.cluster.job_submission import Job
 
 COMMANDS = {
     "run": run_command,
@@ -68,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="NAME=VALUE",
             help="environment variable of the job, which must not be a secret; repeatable",
         )
+        subparser.set_defaults(dry_run=False)  # of a command that has a dry run of its own
+        subparser.add_argument(
+            "--dry-run",
+            dest="print_command",
+            action="store_true",
+            help="pack the job, print the `ray job submit` command that would send it, and send nothing",
+        )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.cluster.job_submission import choose_attempt, submit
 
     job = job_building.build_job(options, options.submitted, COMMANDS[options.submitted])
+    if options.print_command:
+        return print_ray_command(options, job)
     with connect_to_cluster(options.job_server) as client:
         job = choose_attempt(client, job, options.attempt, options.retry)
         sent = submit(client, job, job_building.collect_variables(options))
@@ -82,6 +95,20 @@ def run(options: argparse.Namespace) -> int:
         if options.no_wait:
             return 0
         return follow_until_end(client, job.id)
+
+
+def print_ray_command(options: argparse.Namespace, job: "Job") -> int:
+    """Print the command of Ray that sends the job, and the folder that holds its code; connect to nothing."""
+    from pipeline.cluster.submit_command import prepare_command
+
+    if options.retry:
+        raise UserError("--retry: the number of the next attempt is the cluster's. Pass --attempt N with --dry-run.")
+    variables = job_building.collect_variables(options)
+    command, folder = prepare_command(job, options.job_server, options.attempt, options.no_wait, variables)
+    if folder:
+        print(f"packed into {folder}; remove it when you have submitted the job", file=sys.stderr)
+    print(command)
+    return 0
 
 
 def describe_existing_job(client: Any, submission_id: str) -> str:

@@ -25,7 +25,9 @@ from pipeline.serving.serving_options import ServingOptions
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 CRDS = json.loads(lzma.decompress((ROOT / "tests/data/kuberay/crds.json.xz").read_bytes()))
-POD = CRDS["RayCluster"]["properties"]["spec"]["properties"]["headGroupSpec"]["properties"]["template"]
+CLUSTER_FIELDS = CRDS["RayCluster"]["properties"]["spec"]["properties"]
+POD = CLUSTER_FIELDS["headGroupSpec"]["properties"]["template"]
+INGRESS = CLUSTER_FIELDS["networkPolicy"]["properties"]["head"]["properties"]["ingressRules"]
 RENDERED = {"RayCluster": "raycluster", "RayJob": "rayjob", "RayCronJob": "raycronjob", "CronJob": "cronjob"}
 CRON = ["--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin"]
 OVERRIDES = ["prompts.root=s3://BUCKET/prompts", "evaluation.benchmarks=s3://BUCKET/benchmarks"]
@@ -38,7 +40,7 @@ def build_object_schema(*names, **schemas):
     return {"type": "object", "properties": {name: {} for name in names} | schemas, "additionalProperties": False}
 
 
-KUBERNETES = {  # batch/v1, apps/v1 and v1 by their reference; pods by the schema that KubeRay copies
+KUBERNETES = {  # Kubernetes' own kinds by their reference; pods and ingress rules by the schemas that KubeRay copies
     "CronJob": build_object_schema(
         *("schedule", "timeZone", "concurrencyPolicy", "startingDeadlineSeconds", "successfulJobsHistoryLimit"),
         *("failedJobsHistoryLimit", "suspend"),
@@ -48,6 +50,11 @@ KUBERNETES = {  # batch/v1, apps/v1 and v1 by their reference; pods by the schem
     ),
     "Deployment": build_object_schema("replicas", "strategy", "selector", template=POD),
     "Service": build_object_schema("selector", "ports", "type"),
+    "NetworkPolicy": build_object_schema(
+        podSelector=build_object_schema("matchLabels", "matchExpressions"),
+        policyTypes={"type": "array", "items": {"enum": ["Ingress", "Egress"]}},
+        ingress=INGRESS,
+    ),
     "PersistentVolumeClaim": build_object_schema("accessModes", "resources", "storageClassName"),
 }
 
@@ -107,8 +114,12 @@ def test_pods_run_without_privileges_and_hold_no_secret(document):
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
+            writable = {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
+            mounted = {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in writable}
+            assert {"/tmp", "/home/ray"} <= mounted
             assert container["resources"]["requests"]
             plain = [entry["name"] for entry in container.get("env", []) if "value" in entry]
             assert set(plain) <= {"MLFLOW_TRACKING_URI"}
@@ -237,6 +248,117 @@ def test_invalid_arguments_are_reported(capsys, arguments, message):
     assert "hush" not in captured.err
 
 
+MANIFEST = ["k8s-manifest", "{}", "--recipe", "shapes-full", "--image", "i", "--run", "s3://b/r", *CRON]
+
+
+def render(capsys, kind, *options):
+    """Return the validated manifest that the command prints."""
+    assert main([kind if word == "{}" else word for word in MANIFEST] + list(options)) == 0
+    document = yaml.safe_load(capsys.readouterr().out)
+    validate(document)
+    return document
+
+
+def find_cluster(document):
+    """Return the specification of the Ray cluster in a document."""
+    spec = document["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+
+
+@pytest.mark.parametrize(("kind", "suspended"), [("RayJob", True), ("RayCluster", True), ("RayService", None)])
+def test_a_queued_cluster_is_what_kueue_admits(kind, suspended, capsys):
+    """Kueue's webhooks reject autoscaled clusters, jobs that leave their cluster, and a worker group named head."""
+    plain = render(capsys, kind)
+    document = render(capsys, kind, "--queue", "gpu.team-a", "--priority-class", "night")
+    labels = document["metadata"]["labels"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "gpu.team-a"
+    assert labels["kueue.x-k8s.io/priority-class"] == "night"
+    assert document["spec"].get("suspend") is suspended
+    cluster = find_cluster(document)
+    assert cluster["enableInTreeAutoscaling"] is False
+    assert "autoscalerOptions" not in cluster
+    (group,) = cluster["workerGroupSpecs"]
+    assert group["groupName"] != "head"
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] > 0
+    assert group["maxReplicas"] == find_cluster(plain)["workerGroupSpecs"][0]["maxReplicas"]
+    assert document["spec"].get("shutdownAfterJobFinishes", True)
+    assert "suspend" not in plain["spec"]
+    assert not [label for label in plain["metadata"]["labels"] if "kueue" in label]
+
+
+@pytest.mark.parametrize("kind", [*RENDERED, "RayService"])
+def test_every_pod_has_the_priority_class(kind, capsys):
+    document = render(capsys, kind, "--priority-class", "night")
+    pods = list(find_pods(document))
+    assert len(pods) == (1 if kind == "CronJob" else 2)
+    assert {pod["priorityClassName"] for pod in pods} == {"night"}
+    assert not [label for label in document["metadata"]["labels"] if "kueue" in label], "Kueue's label needs a queue"
+    assert not any("priorityClassName" in pod for pod in find_pods(render(capsys, kind)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("RayJob", ["--queue", "Team A"], "--queue: got 'Team A'; expected at most 63 characters of a-z, 0-9"),
+        ("RayService", ["--queue", "-a"], "--queue: got '-a'; expected at most 63"),
+        ("RayJob", ["--queue", "a" * 64], "; expected at most 63 characters"),
+        ("RayCluster", ["--priority-class", "a..b"], "--priority-class: got 'a..b'; expected at most 63"),
+        ("RayService", ["--priority-class", "night\n"], "--priority-class: got 'night\\n'; expected at most 63"),
+        ("RayCronJob", ["--queue", "q"], "--queue: got 'q'; expected none for a RayCronJob: KubeRay copies no label"),
+        (
+            "CronJob",
+            ["--queue", "q"],
+            "--queue: got 'q'; expected none for a CronJob: it runs no cluster; pass --queue",
+        ),
+    ],
+)
+def test_a_queue_or_class_that_kubernetes_would_not_use_is_an_error(kind, options, message, capsys):
+    options = [f"{options[0]}={options[1]}"]
+    assert main([kind if word == "{}" else word for word in MANIFEST] + options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+
+
+def matches(selector, labels):
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def is_admitted(policy, source, port, same_namespace=True):
+    """Tell whether a NetworkPolicy lets a pod with the labels `source` reach `port` of a pod that it selects."""
+    for rule in policy["ingress"]:
+        ports = [entry["port"] for entry in rule.get("ports", [])]
+        for peer in rule["from"]:
+            namespace = "namespaceSelector" in peer or same_namespace
+            if namespace and matches(peer.get("podSelector", {}), source) and (not ports or port in ports):
+                return True
+    return False
+
+
+def test_the_network_policy_admits_only_the_cluster_and_two_ports():
+    policy = yaml.safe_load((DEPLOY / "kuberay/networkpolicy.yaml").read_text())["spec"]
+    manifests = [yaml.safe_load((DEPLOY / f"kuberay/{file}.yaml").read_text()) for file in ("rayjob", "rayservice")]
+    clusters = [find_cluster(document) for document in manifests]
+    groups = [group for spec in clusters for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    labels = [group["template"]["metadata"]["labels"] for group in groups]
+    assert len(labels) == 4
+    assert all(matches(policy["podSelector"], one) for one in labels)
+    assert not matches(policy["podSelector"], {"app.kubernetes.io/name": "mlflow"})
+    assert policy["policyTypes"] == ["Ingress"]
+    for port in (6379, 8265, 8000, 12345):
+        assert all(is_admitted(policy, one, port) for one in labels)
+        assert not is_admitted(policy, {}, port, same_namespace=False)
+        assert is_admitted(policy, {"any": "pod"}, port) == (port in (8265, 8000))
+        operator = {"app.kubernetes.io/component": "kuberay-operator"}
+        assert is_admitted(policy, operator, port, same_namespace=False) == (port in (8265, 8000))
+    ports = {entry["containerPort"] for group in groups for entry in find_ports(group)}
+    assert {8265, 8000} <= ports
+
+
+def find_ports(group):
+    return group["template"]["spec"]["containers"][0].get("ports", [])
+
+
 @pytest.mark.parametrize("file", ["cluster.yaml", "deploy/on-premises.yaml"])
 def test_the_head_starts_mlflow_once(file, tmp_path):
     """Ray runs the command in a shell whose own command line names the server too."""
@@ -296,7 +418,7 @@ def test_documented_kubectl_commands_use_rendered_manifests(capsys):
         for index, word in enumerate(words)
         if word == "-f"
     ]
-    assert {*rendered, "-"} == set(applied)
+    assert {*rendered, "-", "deploy/kuberay/networkpolicy.yaml"} == set(applied)
     ((_, script, file, *_),) = find_documented_commands("sed ")
     result = subprocess.run(["sed", script, ROOT / file], capture_output=True, text=True, check=True)
     assert "image: registry.example/nasa-distill:latest" in result.stdout

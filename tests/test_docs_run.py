@@ -79,7 +79,9 @@ RUN = {
     "python -m jobs <command>": SmallRun("--help", {"<command>": "distill"}),
     "python -m benchmarks.NAME": SmallRun("--help", {"NAME": "costs"}),
     "python -m benchmarks.ablation": SmallRun("--help"),
-    **{f"python -m jobs {name}": SmallRun("--help") for name in ("models download", "run-scheduled")},
+    **{
+        f"python -m jobs {name}": SmallRun("--help") for name in ("models download", "models rollback", "run-scheduled")
+    },
     "make demo": SmallRun(),
     "time make demo": SmallRun(),
     "python -m jobs run": SmallRun("--help"),
@@ -166,6 +168,9 @@ RUN = {
     "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
     'evaluation.benchmarks=s3://BUCKET/benchmarks --cron "0 3 * * SUN" --timezone Europe/Berlin '
     "> cronjob.yaml": SmallRun(),
+    "python -m jobs k8s-manifest RayJob --recipe sd21 --run s3://BUCKET/runs/first --image "
+    "REGISTRY/nasa-distill:latest --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts --set "
+    "evaluation.benchmarks=s3://BUCKET/benchmarks --queue team-a --priority-class night > queued.yaml": SmallRun(),
     "python -m benchmarks.joint_attention --work runs/joint --threads 1": SmallRun("--steps 2 --seeds 16 --prompts 16"),
     "python -m jobs prepare --recipe sd21 --prompts journeydb/train_anno_realease_repath.jsonl.tgz --prompts "
     '"laion/*.parquet" --run runs/sd21': SmallRun(
@@ -202,7 +207,6 @@ RUN = {
     "python -m jobs k8s-manifest RayService --recipe sd21 --image REGISTRY/nasa-distill:latest > rayservice.yaml": (
         SmallRun()
     ),
-    "python -m benchmarks.serving table": SmallRun(exact=True),
     "python -m benchmarks.serving speed": SmallRun(
         "--rounds 1 --images 32 --out serving.json", expected="server against the loop"
     ),
@@ -235,7 +239,7 @@ NOT_RUN = {  # by the beginning of a command
     **dict.fromkeys(
         [
             f"python -m jobs {name}"
-            for name in ("submit", "list", "status", "logs", "stop", "schedule", "run-scheduled")
+            for name in ("submit", "list", "status", "logs", "stop", "schedule", "run-scheduled", "clean")
         ],
         "a Ray cluster; tests/pipeline/cluster/test_docs_run.py has one",
     ),
@@ -255,6 +259,7 @@ NOT_RUN = {  # by the beginning of a command
     "python -m benchmarks.preparation baseline": "datasketch and pandas, which are not in the lock",
     **dict.fromkeys(("kubectl", "helm", "docker", "sed"), "a Kubernetes cluster, or a registry of images"),
     "ray": "a cluster",
+    "sbatch": "Slurm; tests/test_deploy_slurm.py runs the script with recorded calls",
 }
 
 

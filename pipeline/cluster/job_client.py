@@ -52,7 +52,7 @@ def connect(address: str | None = None) -> JobClient:
     Raises:
         UserError: if nothing answers, the token is not the cluster's, or it runs another version of Ray.
     """
-    address = _normalize_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT)
+    address = resolve_address(address)
     _check_reachable(address)
     token = find_token()
     import logging
@@ -112,6 +112,11 @@ def connect_from_job(address: str | None = None) -> JobClient:
 
         address = get_address_for_submission_client(os.environ["RAY_ADDRESS"])
     return connect(address)
+
+
+def resolve_address(address: str | None = None) -> str:
+    """Return the job server's URL; by default RAY_API_SERVER_ADDRESS, or port 8265 of this machine."""
+    return _normalize_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT)
 
 
 def _normalize_address(address: str) -> str:

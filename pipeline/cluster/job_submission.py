@@ -24,6 +24,7 @@ SETTINGS = (  # environment variables that are forwarded; none is a secret
 )
 FORWARDED_SECRETS = "Set it in the nodes' environment, an instance role or a Kubernetes secret."
 SENDS, PAUSE_SECONDS = 5, 2.0
+ALL_TRACKED_FILES = "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"  # git decides which files are packed, not Ray
 
 
 @dataclass(frozen=True)
@@ -69,30 +70,43 @@ def submit(client: JobClient, job: Job, given: Mapping[str, str] | None = None) 
     _reject_secrets(job)
     if find_job(client, job.id):
         return False
-    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # git decides which files are packed
-    variables = select_environment(os.environ, given or {})
+    os.environ[ALL_TRACKED_FILES] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        if not job.in_image:
-            pack(Path(folder), job.recipe_toml)
-        runtime_env = {"env_vars": variables} | ({} if job.in_image else {"working_dir": folder})
-        metadata = {
-            "command": job.command,
-            "name": job.name,
-            "scheduled_time": job.scheduled_time,
-            "attempt": str(job.attempt),
-        }
-        return _send(client, job, runtime_env, metadata)
+        return _send(client, job, build_request(job, Path(folder), given))
 
 
-def _send(client: JobClient, job: Job, runtime_env: Mapping[str, object], metadata: dict[str, str]) -> bool:
+def build_request(job: Job, folder: Path, given: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the arguments of Ray's `submit_job`, with the code packed into `folder` unless the image contains it.
+
+    Raises:
+        UserError: if the job would show a secret.
+    """
+    _reject_secrets(job)
+    runtime_env: dict[str, Any] = {"env_vars": select_environment(os.environ, given or {})}
+    if not job.in_image:
+        pack(folder, job.recipe_toml)
+        runtime_env["working_dir"] = str(folder)
+    metadata = {
+        "command": job.command,
+        "name": job.name,
+        "scheduled_time": job.scheduled_time,
+        "attempt": str(job.attempt),
+    }
+    return {
+        "entrypoint": job.entrypoint,
+        "submission_id": job.id,
+        "runtime_env": runtime_env,
+        "metadata": metadata,
+    }
+
+
+def _send(client: JobClient, job: Job, request: dict[str, Any]) -> bool:
     """Submit with retries, which Ray's client does not do; the submission id makes them safe."""
     import requests
 
     for left in reversed(range(SENDS)):
         try:
-            client.submit_job(
-                entrypoint=job.entrypoint, submission_id=job.id, runtime_env=runtime_env, metadata=metadata
-            )
+            client.submit_job(**request)
             return True
         except requests.RequestException as error:
             if not left:
@@ -133,11 +147,16 @@ def _reject_secrets(job: Job) -> None:
 
 def choose_attempt(client: JobClient, job: Job, attempt: int, retry: bool) -> Job:
     """Return the job with the requested attempt, else the latest one; with `retry`, the next if that one failed."""
-    if attempt < 0:
-        raise invalid("--attempt", attempt, "1 or more")
+    check_attempt(attempt)
     stem = job.id.rpartition("-")[0]
     jobs = [(str(details.submission_id).rpartition("-"), details.status) for details in client.list_jobs()]
     attempts = {int(number): status for (prefix, _, number), status in jobs if prefix == stem and number.isdigit()}
     latest = max(attempts, default=0)
     again = retry and attempts.get(latest) in (FAILED, STOPPED)
     return replace(job, attempt=attempt or max(1, latest + again))
+
+
+def check_attempt(attempt: int) -> None:
+    """Raise a UserError unless `attempt` is a number of an attempt, or 0 for the latest."""
+    if attempt < 0:
+        raise invalid("--attempt", attempt, "1 or more")

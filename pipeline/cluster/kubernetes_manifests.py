@@ -12,19 +12,15 @@ from typing import Any
 import ray
 import yaml
 
+from pipeline.cluster import kueue
+from pipeline.cluster.pod_templates import SECRET, TOKEN_SECRET, Spec, build_ray_pod, build_submitter_pod
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import RECIPES, Recipe, Train
 from pipeline.redaction import contains_secret, redact
 from pipeline.resource_requests import build_training_request
 
-Spec = dict[str, object]
-"""A part of a manifest, as YAML has it."""
-
 KINDS = ("RayCluster", "RayJob", "RayCronJob", "CronJob")
 RECURRING = ("RayCronJob", "CronJob")
-SECRET = "nasa-distill"  # the Kubernetes Secret with S3 keys and HF_TOKEN
-TOKEN_SECRET = "ray-token"
-ACCOUNT = "nasa-distill"  # the service account, to which the cloud binds a role with access to storage
 CLUSTER = "nasa-distill"
 HEAD = {"cpu": "4", "memory": "32Gi"}
 GPU_MEMORY_GI = 64  # GiB of main memory per GPU
@@ -41,6 +37,8 @@ class ManifestValues:
         recipe: the name of a recipe in the image.
         sets: `--set` overrides.
         gpus_per_node: how many GPUs a worker's pod takes.
+        queue: the LocalQueue of Kueue that admits it, if any.
+        priority_class: the PriorityClass of the pods, and with a queue the WorkloadPriorityClass, if any.
     """
 
     run: str
@@ -49,6 +47,8 @@ class ManifestValues:
     tracking_uri: str
     sets: tuple[str, ...] = ()
     gpus_per_node: int = 1
+    queue: str = ""
+    priority_class: str = ""
 
 
 def render(kind: str, recipe: Recipe, values: ManifestValues) -> str:
@@ -64,7 +64,7 @@ def render(kind: str, recipe: Recipe, values: ManifestValues) -> str:
         "RayCronJob": _build_ray_cron_job,
         "CronJob": _build_scheduled_submitter,
     }[kind]
-    return dump_manifest(build(recipe, values))
+    return dump_manifest(kueue.add_queue(build(recipe, values), values.queue, values.priority_class))
 
 
 def dump_manifest(manifest: Spec) -> str:
@@ -90,6 +90,7 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
     if not (RECIPES / f"{values.recipe}.toml").is_file():
         names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise invalid("--recipe", values.recipe, f"a recipe of the image: {names}", "Change its fields with --set.")
+    kueue.check(kind, values.queue, values.priority_class)
     if not values.run.startswith("s3://"):
         raise invalid("--run", values.run, "s3://BUCKET/FOLDER, which every node reaches")
     if not values.tracking_uri.startswith(("http://", "https://")):
@@ -182,25 +183,31 @@ def _build_cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
 
 
 def build_cluster_spec(values: ManifestValues, resources: dict[str, str], max_pods: int) -> Any:
-    """Return a head without GPU, and up to `max_pods` autoscaled pods, each with these resources."""
+    """Return a head without GPU, and up to `max_pods` pods, each with these resources.
+
+    They are autoscaled; Kueue, which admits a cluster of a fixed size, starts all of them.
+    """
     ports = [{"containerPort": 6379, "name": "gcs-server"}, {"containerPort": 8265, "name": "dashboard"}]
+    replicas = max_pods if values.queue else 0
+    autoscaler = {} if values.queue else {"autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 600}}
+    environment = {"image": values.image, "tracking_uri": values.tracking_uri, "priority_class": values.priority_class}
     return {
         "rayVersion": ray.__version__,
-        "enableInTreeAutoscaling": True,
+        "enableInTreeAutoscaling": not values.queue,
         "authOptions": {"mode": "token", "secretName": TOKEN_SECRET},
-        "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 600},
+        **autoscaler,
         "headGroupSpec": {
             "rayStartParams": {"num-gpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _build_pod_template("ray-head", HEAD, values, {"ports": ports}),
+            "template": build_ray_pod("ray-head", HEAD, ports, **environment),
         },
         "workerGroupSpecs": [
             {
                 "groupName": "workers",
-                "replicas": 0,
-                "minReplicas": 0,
+                "replicas": replicas,
+                "minReplicas": replicas,
                 "maxReplicas": max_pods,
                 "rayStartParams": {},
-                "template": _build_pod_template("ray-worker", resources, values, {}),
+                "template": build_ray_pod("ray-worker", resources, [], **environment),
             }
         ],
     }
@@ -225,52 +232,14 @@ def _compute_worker_resources(train: Train) -> dict[str, float]:
     return build_training_request(train).per_process
 
 
-def _build_pod_template(name: str, resources: dict[str, str], values: ManifestValues, more: Spec) -> Spec:
-    container = {
-        "name": name,
-        "image": values.image,
-        "resources": {"requests": resources, "limits": resources},
-        "env": [{"name": "MLFLOW_TRACKING_URI", "value": values.tracking_uri}],
-        "envFrom": [{"secretRef": {"name": SECRET, "optional": True}}],
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
-        **more,
-    }
-    security = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000}
-    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}
-    return {
-        "spec": {
-            "serviceAccountName": ACCOUNT,
-            "securityContext": security,
-            "containers": [container],
-            "volumes": [shm],
-        }
-    }
-
-
 def _build_scheduled_submitter(recipe: Recipe, values: ManifestValues) -> Spec:
     """Return a CronJob that submits to the standing RayCluster."""
     url = f"http://{CLUSTER}-head-svc:8265"
     words = _build_run_scheduled_command(recipe, values)[3:]
     at = words.index("--ray-address")
     words[at : at + 2] = ["--job-server", url]
-    token = {"secretKeyRef": {"name": TOKEN_SECRET, "key": "auth_token"}}
-    container = {
-        "name": "submit",
-        "image": values.image,
-        "command": ["python", "-m", "jobs", "submit", *words, "--in-image", "--retry"],
-        "env": [
-            {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": token["secretKeyRef"]}},
-            {"name": "MLFLOW_TRACKING_URI", "value": values.tracking_uri},
-        ],
-        "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-    }
-    pod = {
-        "restartPolicy": "Never",
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000},
-        "containers": [container],
-    }
+    command = ["python", "-m", "jobs", "submit", *words, "--in-image", "--retry"]
+    pod = build_submitter_pod(command, values.image, values.tracking_uri, values.priority_class)
     spec = {
         "schedule": recipe.schedule.cron,
         "timeZone": recipe.schedule.timezone,

@@ -4,14 +4,15 @@ import math
 
 import yaml
 
+from pipeline.cluster import kueue
 from pipeline.cluster.kubernetes_manifests import (
     ManifestValues,
-    Spec,
     build_cluster_spec,
     build_metadata,
     check_no_secret,
     dump_manifest,
 )
+from pipeline.cluster.pod_templates import Spec
 from pipeline.errors import invalid
 from pipeline.recipe import Recipe
 from pipeline.serving.serving_options import ServingOptions
@@ -31,6 +32,7 @@ def render_ray_service(recipe: Recipe, values: ManifestValues, alias: str, max_r
         raise invalid("--tracking-uri", values.tracking_uri, "a server's http:// or https:// address")
     if max_replicas < 1:
         raise invalid("--max-replicas", max_replicas, "a number of at least 1")
+    kueue.check("RayService", values.queue, values.priority_class)
     check_no_secret(values.tracking_uri, values.image)
     options = ServingOptions(
         name=f"nasa-{recipe.name}",
@@ -50,14 +52,13 @@ def render_ray_service(recipe: Recipe, values: ManifestValues, alias: str, max_r
     cluster = build_cluster_spec(values, resources, pods)
     ports = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
     ports.append({"containerPort": PORT, "name": "serve"})
-    return dump_manifest(
-        {
-            "apiVersion": "ray.io/v1",
-            "kind": "RayService",
-            "metadata": build_metadata(recipe),
-            "spec": {"serveConfigV2": _build_serve_config(options), "rayClusterConfig": cluster},
-        }
-    )
+    service = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": build_metadata(recipe),
+        "spec": {"serveConfigV2": _build_serve_config(options), "rayClusterConfig": cluster},
+    }
+    return dump_manifest(kueue.add_queue(service, values.queue, values.priority_class))
 
 
 def _build_serve_config(options: ServingOptions) -> str:

@@ -49,8 +49,13 @@ def fetch_version(tracking_uri: str, name: str, number: str) -> DownloadedVersio
     return DownloadedVersion(name, number, folder)
 
 
+def locate_cache_folder() -> Path:
+    """Return the cache's folder, which may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill" / "versions"
+
+
 def _get_cache_folder() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill" / "versions"
+    cache = locate_cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     return cache
 

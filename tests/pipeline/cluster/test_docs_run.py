@@ -1,10 +1,11 @@
-"""The commands of `docs/cluster.md` and `docs/runbook.md`, with a small recipe and a local bucket."""
+"""The commands of docs/cluster.md, docs/runbook.md and docs/local-cluster.md; S3 is a local bucket."""
 
 import json
 import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,18 @@ import pytest
 from datasets_prep.benchmark_prompts import HPSV2_STYLES
 from jobs.__main__ import main
 from pipeline import ROOT
+from pipeline.cluster.job_client import find_token
 from pipeline.storage import Folder
 
-PAGE = (ROOT / "docs/cluster.md").read_text().replace("\\\n", " ")
-BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("python -m jobs ")]
+
+def find_lines(page, start):
+    """Return the lines of a page's code blocks that begin with `start`, with continued lines joined."""
+    text = (ROOT / "docs" / page).read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith(start)]
+
+
+COMMANDS = find_lines("cluster.md", "python -m jobs ")
 RUNBOOK = re.findall(r"`(python -m jobs [^`]+)`", (ROOT / "docs/runbook.md").read_text())
 REMOVE = next(number for number, line in enumerate(COMMANDS) if "schedule remove" in line)
 RECIPE = """
@@ -82,3 +90,33 @@ def test_the_documented_commands_work(cluster_url, bucket, tiny_teacher, tmp_pat
         assert error in err
     for start, expected in EXPECTED_OUTPUT.items():
         assert any(line.startswith(start) and expected in out for line, out in outputs.items()), (start, outputs)
+
+
+EXPECTED_LOCALLY = {
+    "list": "run-shapes",
+    "status": "status",
+    "logs": "registered nasa-shapes",
+    "stop": "had ended before",
+}
+
+
+@pytest.mark.slow
+def test_the_local_cluster_of_the_docs_runs_a_job(cluster_url, tmp_path, monkeypatch, capfd):
+    """The fixture starts the cluster as the page does; Ray Train's runs are read as its `curl` reads them."""
+    (start,) = find_lines("local-cluster.md", "ray start")
+    assert shlex.split(start) == ["ray", "start", "--head", "--block", "--num-cpus=6"]
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    for line in find_lines("local-cluster.md", "python -m jobs "):
+        words = shlex.split(line.replace("$PWD", str(tmp_path)))[3:]
+        capfd.readouterr()
+        code = main(words)
+        out, err = capfd.readouterr()
+        assert code == 0, f"{line}\n{err}\n{out}"
+        assert EXPECTED_LOCALLY.get(words[0], "submitted") in out, out
+    (curl,) = find_lines("local-cluster.md", "curl")
+    path = curl.rpartition(":8265")[2]
+    headers = {"Authorization": f"Bearer {find_token()}"}
+    with urllib.request.urlopen(urllib.request.Request(cluster_url + path, headers=headers), timeout=60) as answer:
+        (run,) = json.loads(answer.read())["train_runs"]
+    assert run["status"] == "FINISHED"

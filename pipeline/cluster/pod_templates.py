@@ -1,0 +1,79 @@
+"""The pods of the Kubernetes manifests: without privileges, on a read-only root file system."""
+
+SECRET = "nasa-distill"  # the Kubernetes Secret with S3 keys and HF_TOKEN
+TOKEN_SECRET = "ray-token"
+ACCOUNT = "nasa-distill"  # the service account, to which the cloud binds a role with access to storage
+PART_OF = {"app.kubernetes.io/part-of": "nasa-distill"}  # the label by which deploy/kuberay/networkpolicy.yaml selects
+USER = 1000
+WRITABLE = {"tmp": "/tmp", "home": "/home/ray"}  # Ray's sessions; caches of models, versions and compiled kernels
+
+Spec = dict[str, object]
+"""A part of a manifest, as YAML has it."""
+
+
+def build_ray_pod(
+    name: str, resources: dict[str, str], ports: list[Spec], image: str, tracking_uri: str, priority_class: str
+) -> Spec:
+    """Return the template of a pod of a Ray cluster."""
+    container: Spec = {
+        "name": name,
+        "image": image,
+        "resources": {"requests": resources, "limits": resources},
+        "env": [{"name": "MLFLOW_TRACKING_URI", "value": tracking_uri}],
+        "envFrom": [{"secretRef": {"name": SECRET, "optional": True}}],
+        "securityContext": _build_security_context(),
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, *_build_mounts()],
+    }
+    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}
+    spec: Spec = {
+        "serviceAccountName": ACCOUNT,
+        **_build_priority(priority_class),
+        "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "fsGroup": USER},
+        "containers": [container | ({"ports": ports} if ports else {})],
+        "volumes": [shm, *_build_volumes()],
+    }
+    return {"metadata": {"labels": PART_OF}, "spec": spec}
+
+
+def build_submitter_pod(command: list[str], image: str, tracking_uri: str, priority_class: str) -> Spec:
+    """Return the specification of a pod that submits a job to a standing cluster."""
+    token = {"secretKeyRef": {"name": TOKEN_SECRET, "key": "auth_token"}}
+    container = {
+        "name": "submit",
+        "image": image,
+        "command": command,
+        "env": [
+            {"name": "RAY_AUTH_TOKEN", "valueFrom": token},
+            {"name": "MLFLOW_TRACKING_URI", "value": tracking_uri},
+        ],
+        "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
+        "securityContext": _build_security_context(),
+        "volumeMounts": _build_mounts(),
+    }
+    return {
+        "restartPolicy": "Never",
+        **_build_priority(priority_class),
+        "securityContext": {"runAsNonRoot": True, "runAsUser": USER},
+        "containers": [container],
+        "volumes": _build_volumes(),
+    }
+
+
+def _build_priority(priority_class: str) -> Spec:
+    return {"priorityClassName": priority_class} if priority_class else {}
+
+
+def _build_security_context() -> Spec:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def _build_mounts() -> list[Spec]:
+    return [{"name": name, "mountPath": path} for name, path in WRITABLE.items()]
+
+
+def _build_volumes() -> list[Spec]:
+    return [{"name": name, "emptyDir": {}} for name in WRITABLE]
