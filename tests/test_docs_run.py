@@ -207,6 +207,7 @@ RUN = {
     "python -m jobs k8s-manifest RayService --recipe sd21 --image REGISTRY/nasa-distill:latest > rayservice.yaml": (
         SmallRun()
     ),
+    "python -m benchmarks.serving table": SmallRun(exact=True),
     "python -m benchmarks.serving speed": SmallRun(
         "--rounds 1 --images 32 --out serving.json", expected="server against the loop"
     ),
