@@ -79,9 +79,7 @@ RUN = {
     "python -m jobs <command>": SmallRun("--help", {"<command>": "distill"}),
     "python -m benchmarks.NAME": SmallRun("--help", {"NAME": "costs"}),
     "python -m benchmarks.ablation": SmallRun("--help"),
-    **{
-        f"python -m jobs {name}": SmallRun("--help") for name in ("models download", "models rollback", "run-scheduled")
-    },
+    **{f"python -m jobs {name}": SmallRun("--help") for name in ("models download", "run-scheduled")},
     "make demo": SmallRun(),
     "time make demo": SmallRun(),
     "python -m jobs run": SmallRun("--help"),
