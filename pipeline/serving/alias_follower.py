@@ -35,7 +35,7 @@ class AliasFollower(Generic[Loaded]):
         number = find()
         self.current = Served(number, load(number))
         self.alarm, self.has_broken_version = "", False
-        self._failed: dict[str, float] = {}  # when a version failed to load, by its number
+        self._failures: dict[str, tuple[float, str]] = {}  # when and why a version failed to load, by its number
         self._stop = threading.Event()
 
     def look(self) -> bool:
@@ -46,9 +46,11 @@ class AliasFollower(Generic[Loaded]):
             self._raise_alarm(f"{get_first_line(error)} Version {self.current.number} stays in service.")
             return False
         if number == self.current.number:
-            self.alarm, self.has_broken_version = "", False
+            self._end_alarm()
             return False
-        if time.monotonic() < self._failed.get(number, 0.0) + RETRY_SECONDS and number in self._failed:
+        failed_at, reason = self._failures.get(number, (-RETRY_SECONDS, ""))
+        if reason and time.monotonic() < failed_at + RETRY_SECONDS:
+            self._raise_alarm(reason)
             return False
         return self._take_over(number)
 
@@ -56,13 +58,13 @@ class AliasFollower(Generic[Loaded]):
         try:
             self.current = Served(number, self._load(number))
         except Exception as error:  # whatever is wrong with a version, the old one must stay in service
-            self._failed[number] = time.monotonic()
             reason = f"Version {number} cannot be served: {get_first_line(error)}"
-            self._raise_alarm(f"{reason} Version {self.current.number} stays in service.")
+            self._failures[number] = (time.monotonic(), f"{reason} Version {self.current.number} stays in service.")
+            self._raise_alarm(self._failures[number][1])
             self.has_broken_version = True
             return False
-        self._failed.pop(number, None)
-        self.alarm, self.has_broken_version = "", False
+        self._failures.pop(number, None)
+        self._end_alarm()
         logger.info("version %s is in service", number)
         return True
 
@@ -70,6 +72,9 @@ class AliasFollower(Generic[Loaded]):
         if text != self.alarm:
             logger.error(text)
         self.alarm = text
+
+    def _end_alarm(self) -> None:
+        self.alarm, self.has_broken_version = "", False
 
     def follow(self, seconds: float, on_look: Callable[[], None] = lambda: None) -> None:
         """Look every few seconds, in a thread of its own, until `stop` is called."""

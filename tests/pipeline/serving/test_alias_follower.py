@@ -81,6 +81,18 @@ def test_an_alarm_ends_when_the_alias_returns(registry, follower):
     assert follower.alarm == ""
 
 
+def test_the_alarm_of_a_broken_version_returns_after_an_outage_of_the_registry(registry, follower):
+    registry.alias, registry.broken = "2", {"2"}
+    follower.look()
+    broken = follower.alarm
+    registry.is_away = True
+    follower.look()
+    assert "does not answer" in follower.alarm
+    registry.is_away = False
+    follower.look()
+    assert (follower.alarm, follower.has_broken_version, registry.loads) == (broken, True, ["1", "2"])
+
+
 def test_an_unreachable_registry_raises_an_alarm_and_changes_nothing(registry, follower):
     registry.is_away = True
     assert not follower.look()
