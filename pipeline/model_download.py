@@ -18,6 +18,11 @@ VARIANTS = ("*.fp16.safetensors", "*non_ema*", "*/flax_*", "*openvino*", "safety
 HUB_SECONDS = 10
 
 
+def locate_cache() -> Path:
+    """Return this project's cache folder, which may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill"
+
+
 def is_hub_id(path_or_id: str) -> bool:
     """Tell whether this is `organisation/name` and no local folder."""
     return bool(HUB_ID.fullmatch(path_or_id)) and not Path(path_or_id).exists()
@@ -88,7 +93,7 @@ def _download_from_s3(folder: Folder) -> Path:
     """Download an S3 folder into the local cache, shared by all processes; refresh it when a file changes."""
     files = folder.walk()
     fingerprint = "\0".join([folder.uri, *(f"{file.path} {file.size} {file.mtime_ns}" for file in files)])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill"
+    cache = locate_cache()
     target = cache / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
     if target.is_dir():
         return target

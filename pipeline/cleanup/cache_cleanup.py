@@ -10,10 +10,10 @@ from mlflow.tracking import MlflowClient
 from pipeline import tracking
 from pipeline.cleanup.run_cleanup import Removable, measure
 from pipeline.registry import mlflow_registry
-from pipeline.registry.version_cache import locate_cache_folder
+from pipeline.registry.version_cache import build_folder_name, locate_cache_folder
 from pipeline.storage import Folder
 
-PARTIAL = (".partial", ".old")  # suffixes of a download that is not in place yet, and of what it replaces
+PARTIAL = ".partial"  # suffix of a download that is not in place yet
 
 
 def find_in_cache(tracking_uri: str) -> list[Removable]:
@@ -70,6 +70,6 @@ def _list_unnamed_copies(client: MlflowClient) -> dict[str, str]:
         for version in mlflow_registry.list_versions(client, name):
             sha256 = version.tags.get(mlflow_registry.STUDENT, "")
             if sha256 and str(version.version) not in named:
-                key = f"{name}-{version.version}-{sha256[:16]}"
+                key = build_folder_name(name, str(version.version), sha256)
                 copies[key] = f"copy of version {version.version} of {name}, which has no alias"
     return copies

@@ -1,7 +1,6 @@
 """Registered versions in this machine's cache, for processes that generate with them."""
 
 import fcntl
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from pipeline import tracking
 from pipeline.errors import invalid
 from pipeline.hashing import hash_folder
+from pipeline.model_download import locate_cache
 from pipeline.registry import mlflow_registry
 from pipeline.registry.mlflow_registry import CHAMPION
 from pipeline.registry.version_artifacts import STUDENT
@@ -42,7 +42,8 @@ def fetch_version(tracking_uri: str, name: str, number: str) -> DownloadedVersio
     with tracking.open_client(tracking_uri) as client:
         tags = mlflow_registry.get_version(client, name, number, "version").tags
     expected = tags.get(mlflow_registry.STUDENT, "")
-    folder = _get_cache_folder() / f"{name}-{number}-{expected[:16]}"
+    folder = locate_cache_folder() / build_folder_name(name, number, expected)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         if not (folder.is_dir() and hash_folder(folder / STUDENT) == expected):
             _download_into(tracking_uri, name, number, folder)
@@ -51,13 +52,12 @@ def fetch_version(tracking_uri: str, name: str, number: str) -> DownloadedVersio
 
 def locate_cache_folder() -> Path:
     """Return the cache's folder, which may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nasa-distill" / "versions"
+    return locate_cache() / "versions"
 
 
-def _get_cache_folder() -> Path:
-    cache = locate_cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache
+def build_folder_name(name: str, number: str, student_sha256: str) -> str:
+    """Return the name of a version's folder in the cache; other weights have another one."""
+    return f"{name}-{number}-{student_sha256[:16]}"
 
 
 @contextmanager
@@ -69,16 +69,11 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _download_into(tracking_uri: str, name: str, number: str, folder: Path) -> None:
-    """Download beside the folder and move the version into place, whole; another process may do the same."""
+    """Download beside a folder that is missing or damaged, and move the version into place, whole."""
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
     try:
-        _, version = download(tracking_uri, name, partial, number)
-        if folder.is_dir():  # damaged, or another process was first
-            folder.rename(partial.with_suffix(".old"))
-        version.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+        download(tracking_uri, name, partial, number)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
     finally:
-        for left in (partial, partial.with_suffix(".old")):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)

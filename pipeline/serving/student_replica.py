@@ -1,8 +1,6 @@
 """The Ray Serve deployment that holds a student and generates images in batches."""
 
 import asyncio
-import io
-import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,21 +8,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pipeline import apply_environment, logging_setup
 from pipeline.errors import UserError
+from pipeline.evaluation.image_store import encode_png
 from pipeline.generation.image_generator import ImageGenerator
 from pipeline.generation.image_request import ImageRequest
 from pipeline.registry.version_cache import fetch_version, find_version
-from pipeline.registry.version_download import DownloadedVersion
 from pipeline.serving.alias_follower import AliasFollower, Served
 from pipeline.serving.batch_queue import BatchQueue
 from pipeline.serving.metrics import ReplicaMetrics
 from pipeline.serving.serving_options import ServingOptions
 
 MAX_FAILED_BATCHES = 3  # in a row, after which Ray Serve starts the replica again
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,9 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Student:
-    """A version and the generator of its images."""
+    """A version's model card, and the generator of its images."""
 
-    version: DownloadedVersion
+    model_card: str
     generator: ImageGenerator
 
 
@@ -104,7 +100,7 @@ class StudentReplica:
             _require_content(
                 generator.generate([ImageRequest("warm-up", seed, "warm-up", 0.5) for seed in range(size)])
             )
-        return Student(version, generator)
+        return Student(version.model_card, generator)
 
     def _report_version(self) -> None:
         self.metrics.report_version(self.follower.current.number, self.follower.has_broken_version)
@@ -119,8 +115,7 @@ class StudentReplica:
         if generated is None:
             raise TimeoutError("timeout: the request waited until its deadline.")
         served, pixels = generated
-        version = served.model.version
-        scale = version.scale if task.request.scale is None else task.request.scale
+        scale = served.model.generator.scale if task.request.scale is None else task.request.scale
         png = await asyncio.get_running_loop().run_in_executor(self._encoding, self._encode_png, pixels)
         applied = 0.0 if replace(task.request, scale=scale).is_plain else scale
         self.metrics.count_image(served.number, task.request.method if applied else "plain")
@@ -151,16 +146,16 @@ class StudentReplica:
         return images
 
     def _encode_png(self, pixels: np.ndarray) -> bytes:
-        started, buffer = time.perf_counter(), io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG")
+        started = time.perf_counter()
+        png = encode_png(pixels)
         self.metrics.observe_stage("png", time.perf_counter() - started)
-        return buffer.getvalue()
+        return png
 
     async def describe(self) -> ServedModel:
         """Return what is served."""
         served, alarm = self.follower.current, self.follower.alarm
-        version, generator = served.model.version, served.model.generator
-        return ServedModel(served.number, generator.size, version.scale, version.model_card, alarm)
+        student = served.model
+        return ServedModel(served.number, student.generator.size, student.generator.scale, student.model_card, alarm)
 
     def check_health(self) -> None:
         """Let Ray Serve replace a replica whose batches fail, as those of a GPU in an error state do."""
