@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -126,9 +126,8 @@ class GenerationWorker:
 
     def _write(self, chunk: int, image: BatchImage, pixels: np.ndarray) -> dict[str, Any]:
         """Write an image and return its row of the index; a scale of 0 says that no negative prompt was applied."""
-        png, path, scale = encode_png(pixels), name_image(chunk, image.image), image.request.scale
+        png, path = encode_png(pixels), name_image(chunk, image.image)
         self.folder.write(path, png)
-        request = replace(image.request, scale=self.generator.scale if scale is None else scale)
-        values = {**asdict(request), "scale": 0.0 if request.is_plain else request.scale}
+        values = {**asdict(image.request), "scale": self.generator.get_applied_scale(image.request)}
         place = {"image": image.image, "file": image.file, "row": image.row}
         return {**place, **values, "version": self.config.version, "path": path, "sha256": hash_bytes(png)}

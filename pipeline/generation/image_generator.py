@@ -75,6 +75,11 @@ class ImageGenerator:
                 images.update(zip(batch, self._decode(latents), strict=True))
         return [images[place] for place in range(len(requests))]
 
+    def get_applied_scale(self, request: ImageRequest) -> float:
+        """Return the scale of a request's negative prompt; 0 if it has no effect."""
+        completed = self._complete(request)
+        return 0.0 if completed.is_plain else float(completed.scale or 0.0)
+
     def _complete(self, request: ImageRequest) -> ImageRequest:
         return replace(request, scale=self.scale) if request.scale is None else request
 
@@ -105,7 +110,7 @@ class ImageGenerator:
             yield torch.stack(drawn).to(self.device)
 
     def _collect_scales(self, requests: Sequence[ImageRequest]) -> Tensor:
-        return torch.tensor([0.0 if request.is_plain else request.scale for request in requests], device=self.device)
+        return torch.tensor([self.get_applied_scale(request) for request in requests], device=self.device)
 
     def _collect_negatives(self, method: str, requests: Sequence[ImageRequest]) -> Negative:
         texts = [request.negative_prompt for request in requests]

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -115,9 +115,8 @@ class StudentReplica:
         if generated is None:
             raise TimeoutError("timeout: the request waited until its deadline.")
         served, pixels = generated
-        scale = served.model.generator.scale if task.request.scale is None else task.request.scale
+        applied = served.model.generator.get_applied_scale(task.request)
         png = await asyncio.get_running_loop().run_in_executor(self._encoding, self._encode_png, pixels)
-        applied = 0.0 if replace(task.request, scale=scale).is_plain else scale
         self.metrics.count_image(served.number, task.request.method if applied else "plain")
         return ImageResult(png, served.number, task.request.seed, applied)
 
