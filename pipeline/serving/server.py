@@ -74,7 +74,7 @@ def build_options(given: Mapping[str, Any], address: Address, token_file: str | 
             f"Put one into a file, or into {TOKEN_VARIABLE}."
         )
     cpus = given.get("cpus") or max(1.0, (os.cpu_count() or 1) - 1.0)  # the web server needs one, too
-    hosts = LOCAL_HOSTS if address.is_loopback else ("*",)
+    hosts = (*LOCAL_HOSTS, address.host) if address.is_loopback else ("*",)
     security = {"token_sha256": hash_bytes(token.encode()) if token else "", "allowed_hosts": hosts}
     return ServingOptions.from_values({**given, "cpus": cpus, **security})
 

@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pipeline.hashing import hash_bytes
+from pipeline.serving.server import Address, build_options
 from pipeline.serving.serving_options import ServingOptions
 from pipeline.serving.student_replica import ImageResult, ServedModel
 from pipeline.serving.web_app import OverloadedError, UnavailableError, build_web_app
@@ -223,6 +224,15 @@ def test_other_hosts_are_rejected(make_client):
     client = make_client(allowed_hosts=("localhost",))
     assert client.get("/v1/models", headers={"Host": "attacker.example"}).status_code == 400
     assert client.get("/v1/models", headers={"Host": "localhost:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_a_server_of_this_machine_is_reached_by_its_own_address(make_client, host):
+    address = Address(host, 8000)
+    options = build_options({"name": "tiny", "tracking_uri": "sqlite:///x"}, address, None)
+    client = make_client(allowed_hosts=options.allowed_hosts)
+    assert client.get("/v1/models", headers={"Host": address.url.removeprefix("http://")}).status_code == 200
+    assert client.get("/v1/models", headers={"Host": "attacker.example"}).status_code == 400
 
 
 def test_the_model_and_its_health_are_described(client, replicas):
