@@ -82,16 +82,15 @@ def run_server(registry: Registry, *arguments: str) -> Iterator[tuple[str, psuti
 
 
 @contextmanager
-def run_mlflow_server(registry: Registry) -> Iterator[str]:
-    """Run `mlflow models serve` on the champion; yield the URL of its scoring."""
-    port = find_free_port()
-    words = ["models", "serve", "-m", f"models:/{registry.name}@champion", "--env-manager", "local", "-p", str(port)]
-    programs = Path(sys.executable).parent
-    command = [str(programs / "mlflow"), *words]
-    variables = {**os.environ, "MLFLOW_TRACKING_URI": registry.uri, "PATH": f"{programs}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        command, env=variables, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def run_mlflow_server(tracking_uri: str, model: str, log: Path) -> Iterator[str]:
+    """Run `mlflow models serve` on a model's URI, with its output in a file; yield the URL of its scoring."""
+    port, programs = find_free_port(), Path(sys.executable).parent
+    words = ["models", "serve", "-m", model, "--env-manager", "local", "-p", str(port)]
+    variables = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "PATH": f"{programs}:{os.environ['PATH']}"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(programs / "mlflow"), *words], env=variables, start_new_session=True, stdout=output, stderr=output
+        )
     try:
         wait_for(f"http://127.0.0.1:{port}/ping", process)
         yield f"http://127.0.0.1:{port}/invocations"

@@ -5,6 +5,8 @@ import asyncio
 import io
 import json
 import statistics
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -27,7 +29,9 @@ def measure(registry: Registry, options: argparse.Namespace) -> dict[str, Any]:
     pipeline, generator = DiffusersLoop(registry), ImageGenerator(registry.versions["1"].student, batch_size=BATCH)
     seconds: dict[str, list[float]] = {name: [] for name in ("server", "loop", "mlflow")}
     added: list[float] = []
-    with run_server(registry) as (url, _), run_mlflow_server(registry) as scoring:
+    log = Path(tempfile.mkdtemp(prefix="serving-")) / "mlflow.log"
+    model = f"models:/{registry.name}@champion"
+    with run_server(registry) as (url, _), run_mlflow_server(registry.uri, model, log) as scoring:
         asyncio.run(ask_all(url, list(iter_bodies(CLIENTS)), CLIENTS))
         for number in range(options.rounds):
             bodies = list(iter_bodies(options.images, number))

@@ -4,10 +4,8 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from importlib import metadata
@@ -18,12 +16,12 @@ import pandas as pd
 import pytest
 from packaging.requirements import Requirement
 
+from benchmarks.serving.server import run_mlflow_server
 from pipeline.hashing import hash_folder
 from pipeline.registry.version_artifacts import EXAMPLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 MODEL = "models:/nasa-tiny@champion"
-START_SECONDS = 180
 PREDICT = """
 import sys
 packages, model, example, image = sys.argv[1:]
@@ -64,32 +62,8 @@ def run_environment(registry):
 @pytest.fixture(scope="module")
 def server(registry, tmp_path_factory):
     """Yield the URL of `mlflow models serve` in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "--port", str(port)]
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            words, env=run_environment(registry), stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/ping", process, log)
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-
-
-def wait_for(url, process, log):
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(log.read_text())
+    with run_mlflow_server(registry, MODEL, tmp_path_factory.mktemp("log") / "server.log") as url:
+        yield url
 
 
 def post(url, body):
