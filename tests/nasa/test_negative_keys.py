@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nasa import negative_keys
+from nasa.attention import SteeredAttnProcessor
 from nasa.families import find_family
 from nasa.prompt_embeds import cat
 from nasa.steerable_denoiser import make_steerable
@@ -36,6 +37,26 @@ def test_cached_keys_equal_the_negatives_themselves(family):
     torch.testing.assert_close(run(cat([first, second])), expected, atol=0, rtol=0)  # no key is left behind
     assert len(both) == 2
     assert both.nbytes == sum(part.nbytes for part in keys)
+
+
+@torch.no_grad()
+def test_keys_of_the_negative_are_not_computed_again(monkeypatch):
+    pipe = TINY_PIPELINES["stable-diffusion"]()
+    description, model = find_family(pipe)
+    denoiser = make_steerable(model, family=description)
+    prompt, negative = (description.encode(pipe, [text], None) for text in ("a cat", "a dog"))
+    keys = denoiser.compute_negative_keys(negative)
+    calls, project = [], SteeredAttnProcessor.project_key_value
+    monkeypatch.setattr(
+        SteeredAttnProcessor, "project_key_value", lambda *arguments: calls.append(1) or project(*arguments)
+    )
+    latents = torch.randn(1, *description.distillation.latent_shape(model.config, 0))
+    counts = []
+    for given in (keys, negative):
+        calls.clear()
+        denoiser(latents, torch.tensor([999]), prompt, given, 0.5)
+        counts.append(len(calls))
+    assert counts == [len(keys.layers), 2 * len(keys.layers)]
 
 
 def test_joint_attention_has_no_keys_of_the_negative_alone():

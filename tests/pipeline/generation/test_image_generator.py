@@ -11,6 +11,8 @@ import nasa
 from nasa.testing import TINY_CALLS, TINY_PIPELINES
 from pipeline import models
 from pipeline.errors import UserError
+from pipeline.evaluation.contact_sheet import to_pixels
+from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.generation.image_generator import ImageGenerator
 from pipeline.generation.image_request import ImageRequest
 from pipeline.generation.text_cache import TextCache
@@ -76,6 +78,38 @@ def test_a_request_gives_the_same_image_in_any_batch(build_student):
             assert find_difference(image, alone[MIXED.index(request)]) <= ONE_LEVEL
     for first, second in itertools.combinations(range(len(MIXED)), 2):
         assert find_difference(alone[first], alone[second]) > 2 * ONE_LEVEL
+
+
+@pytest.mark.parametrize(("rule", "scale"), [("nag", 2.0), ("vsf", 0.5)])
+def test_other_rules_are_those_of_steer(build_student, rule, scale):
+    folder = build_student("stable-diffusion")
+    (image,) = ImageGenerator(folder).generate([ImageRequest("a cat", 1, "a dog", scale, rule)])
+    pipe = models.load_pipeline(folder)
+    with nasa.steer(pipe, "a dog", scale, rule=rule):
+        noise = torch.Generator().manual_seed(1)
+        expected = np.asarray(pipe(prompt="a cat", generator=noise, **models.build_call_options(folder)).images[0])
+    assert find_difference(image, expected) <= ONE_LEVEL
+
+
+def test_guidance_is_that_of_the_evaluation(build_student):
+    generator = ImageGenerator(build_student("stable-diffusion"))
+    (image,) = generator.generate([ImageRequest("a cat", 1, "a dog", 3.0, "cfg")])
+    judged = Sampler(generator.model).sample(SamplingMethod("cfg", 3.0), ["a cat"], [1], ["a dog"])
+    assert find_difference(image, to_pixels(judged)[0]) <= ONE_LEVEL
+
+
+@pytest.mark.parametrize("method", ["nasa", "nag", "vsf", "cfg"])
+def test_a_request_without_effect_is_plain_beside_any_other(build_student, method):
+    generator = ImageGenerator(build_student("stable-diffusion"))
+    plain = generator.generate([ImageRequest("a cat", 1)])[0]
+    without_effect = [ImageRequest("a cat", 1, "a dog", 0.0, method), ImageRequest("a cat", 1, "", 3.0, method)]
+    steered = ImageRequest("a cat", 1, "a dog", 3.0, method)
+    *images, other = generator.generate([*without_effect, steered])
+    for request, image in zip(without_effect, images, strict=True):
+        assert find_difference(image, plain) <= ONE_LEVEL
+        assert generator.get_applied_scale(request) == 0
+    assert find_difference(other, plain) > 2 * ONE_LEVEL
+    assert generator.get_applied_scale(steered) == 3.0
 
 
 def test_a_request_without_a_scale_takes_the_student_s_own(build_student):
