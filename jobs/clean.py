@@ -15,10 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pipeline.cleanup.cache_cleanup import find_in_cache, remove_from_cache
-    from pipeline.cleanup.run_cleanup import find_in_run
+    from pipeline.cleanup.run_cleanup import find_in_run, format_size
+    from pipeline.schedules.history import require_over
     from pipeline.storage import Folder
 
-    of_run = find_in_run(Folder.from_uri(options.run))
+    folder = Folder.from_uri(options.run)
+    require_over(folder)
+    of_run = find_in_run(folder)
     of_cache = find_in_cache(shared.resolve_tracking_uri(options))
     freed = 0
     for entry in [*of_run, *of_cache]:
@@ -33,8 +36,3 @@ def run(options: argparse.Namespace) -> None:
             flush=True,
         )
     print(f"{format_size(freed):>9}  " + ("removed" if options.yes else "in all; --yes removes it"))
-
-
-def format_size(size: int) -> str:
-    """Return a number of bytes in MiB."""
-    return f"{size / 2**20:,.1f} MiB"

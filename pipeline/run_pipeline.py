@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 
+from pipeline.cleanup.run_cleanup import clean
+from pipeline.errors import StorageError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.summary_table import format_summary
 from pipeline.notifications import report_failure
@@ -36,4 +38,15 @@ def run_pipeline(
         )
         log(format_summary(summary))
         log("register")
-        return register_run(run / "distilled", run / "evaluation", run / "registered", tracking_uri)
+        version = register_run(run / "distilled", run / "evaluation", run / "registered", tracking_uri)
+    if not recipe.retention.keep_checkpoints:
+        _clean(run, log)
+    return version
+
+
+def _clean(run: Folder, log: Callable[[str], None]) -> None:
+    """Remove what a registered run no longer needs; the run is complete even if that fails."""
+    try:
+        log(clean(run))
+    except StorageError as error:
+        log(f"retention.keep_checkpoints: nothing more was removed: {error}")

@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import cron, manifest
+from pipeline import manifest
 from pipeline.compat import CHECKPOINT_PREFIX
-from pipeline.errors import UserError, invalid
+from pipeline.errors import invalid
 from pipeline.evaluation.evaluate import EvaluationManifest
 from pipeline.evaluation.image_store import IMAGES
 from pipeline.evaluation.results import SCORES as SCORES_FILE
 from pipeline.evaluation.worker import SCORES
 from pipeline.manifest import DistilledManifest
-from pipeline.schedules.history import FINAL, History
 from pipeline.storage import Folder
 from pipeline.training.checkpoint_validation import VERSIONS
 from pipeline.training.driver import TRAIN_NAME
@@ -48,15 +47,28 @@ def find_in_run(run: Folder) -> list[Removable]:
     """Return what a run's folder no longer needs.
 
     Raises:
-        UserError: if the folder is no run's, a scheduled run in it is not over, or a manifest is corrupt.
+        UserError: if the folder is no run's, or a manifest is corrupt.
     """
     _require_run(run)
-    _require_over(run)
     distilled = run / "distilled"
     evaluations = [run / "evaluation"]
     evaluations += [distilled / VERSIONS / name / "evaluation" for name in (distilled / VERSIONS).list_dirs()]
     pieces = [piece for evaluation in evaluations for piece in _iter_old_pieces(evaluation)]
     return [*_iter_checkpoints(distilled), *pieces]
+
+
+def clean(run: Folder) -> str:
+    """Remove what the run's folder no longer needs; return what was removed in one line."""
+    found = find_in_run(run)
+    for entry in found:
+        entry.remove()
+    size = format_size(sum(entry.size for entry in found))
+    return f"removed {len(found)} files and folders that are no longer needed, {size}"
+
+
+def format_size(size: int) -> str:
+    """Return a number of bytes in MiB."""
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def measure(folder: Folder) -> int:
@@ -72,18 +84,6 @@ def _require_run(run: Folder) -> None:
     )
     if not any(folder.exists(name) for folder, name in parts):
         raise invalid("--run", run.uri, f"the folder of a run, with distilled/{manifest.RUN_FILE}")
-
-
-def _require_over(run: Folder) -> None:
-    """Reject a run of a schedule that is running, or that failed and may be retried in the same folder."""
-    home, _, time = run.uri.rpartition("/runs/")
-    if not cron.is_stamp(time) or home in ("", "s3:/"):  # a bucket may be named runs
-        return
-    record = History(Folder.from_uri(home)).read(time)
-    if record and record.state not in FINAL:
-        raise UserError(
-            f"--run: scheduled run {record.scheduled_time} is {record.state} and may go on. Wait until it is over."
-        )
 
 
 def _iter_checkpoints(distilled: Folder) -> Iterator[Removable]:

@@ -23,11 +23,15 @@ def flatten(values: Mapping[str, JsonValue], prefix: str = "") -> dict[str, Json
 def list_changes(recipe: Recipe) -> dict[str, str]:
     """Return the fields that differ from the project's recipe of the same name, or from the defaults without one.
 
-    Where notifications go is left out, as it changes nothing else.
+    Where notifications go and which files stay is left out, as it changes nothing else.
     """
     params, original = format_params(recipe), format_params(load(recipe.name) if _is_known(recipe) else Recipe())
     changed = {name: value for name, value in params.items() if original.get(name) != value}
-    return {name: value for name, value in changed.items() if name != "name" and not name.startswith("notify.")}
+    return {
+        name: value
+        for name, value in changed.items()
+        if name != "name" and not name.startswith(("notify.", "retention."))
+    }
 
 
 def _is_known(recipe: Recipe) -> bool:

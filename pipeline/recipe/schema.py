@@ -394,8 +394,17 @@ class Schedule(Section):
     """whether the student starts from the champion's weights, if there is one, or from the teacher's"""
 
 
+class Retention(Section):
+    """The files that stay after a run is registered. Whatever a registered version needs is in MLflow."""
+
+    keep_checkpoints: bool = True
+    """whether the checkpoints stay, and the pieces of earlier evaluations; `jobs clean` removes them by hand"""
+    scheduled_runs: NonNegativeInt = 0
+    """number of the schedule's newest registered runs whose folders stay; 0: all. The history stays in any case"""
+
+
 class Recipe(Section):
-    """One run: its teacher, prompts, method, training, evaluation, promotion, schedule and notifications."""
+    """One run: its teacher, prompts, method, training, evaluation, promotion, schedule, retention and notifications."""
 
     name: Annotated[str, Field(pattern=f"^{FILE_NAME}$")] = BUNDLED
     """name of the recipe; the registered model is `nasa-NAME`"""
@@ -416,6 +425,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     promotion: Promotion = Promotion()
     schedule: Schedule = Schedule()
+    retention: Retention = Retention()
     notify: Notify = Notify()
 
     @model_validator(mode="after")

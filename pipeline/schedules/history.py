@@ -139,6 +139,22 @@ def _check(run: ScheduledRun) -> None:
         raise ValueError("not a record")
 
 
+def require_over(run: Folder) -> None:
+    """Reject the folder of a scheduled run that is running, or that failed and may be retried in the same folder.
+
+    Raises:
+        UserError: naming the run.
+    """
+    home, _, time = run.uri.rpartition("/runs/")
+    if not cron.is_stamp(time) or home in ("", "s3:/"):  # a bucket may be named runs
+        return
+    record = History(Folder.from_uri(home)).read(time)
+    if record and record.state not in FINAL:
+        raise UserError(
+            f"--run: scheduled run {record.scheduled_time} is {record.state} and may go on. Wait until it is over."
+        )
+
+
 def to_iso(when: datetime) -> str:
     """Return a time in ISO format, UTC, in seconds."""
     return when.astimezone(UTC).isoformat(timespec="seconds")

@@ -4,6 +4,7 @@ Ray's scheduler job, KubeRay's RayCronJob (which starts everything that was miss
 lease and the history in the schedule's folder decide whether there is anything to do.
 """
 
+import logging
 import re
 import signal
 import tempfile
@@ -14,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pipeline import cron
-from pipeline.errors import TransientError, UserError, get_first_line
+from pipeline.errors import StorageError, TransientError, UserError, get_first_line
 from pipeline.immediate_stop import interrupt_without_checkpoint, stop_immediately
 from pipeline.notifications import report_failure
 from pipeline.recipe import Recipe
@@ -29,6 +30,7 @@ from pipeline.storage import Folder
 
 Job = Callable[[Recipe, Folder], RegisteredVersion]
 TEACHER = "teacher"
+logger = logging.getLogger(__name__)
 CHAMPION = re.compile(r"version (\d+), student ([0-9a-f]{12})")
 
 
@@ -152,7 +154,19 @@ def _run_attempt(
         raise
     if not lease.lost:
         runs.write(record.end_attempt(DONE, clock(), outcome=outcome))
+        _remove_old_runs(recipe, runs)
     return f"{time}: {outcome}"
+
+
+def _remove_old_runs(recipe: Recipe, runs: History) -> None:
+    """Remove the folders of registered runs beyond the newest that the recipe keeps."""
+    kept = recipe.retention.scheduled_runs
+    registered = [run.scheduled_time for run in runs.list_runs() if run.state == DONE]
+    try:
+        for time in registered[:-kept] if kept else []:
+            (runs.home / "runs" / time).delete()
+    except StorageError as error:
+        logger.warning("retention.scheduled_runs: nothing more was removed: %s", error)
 
 
 def _copy_champion(recipe: Recipe, home: Folder, tracking_uri: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.manifest import DataFile
-from pipeline.recipe import Evaluation, Notify, Promotion, Prompts, Recipe, Schedule, Train
+from pipeline.recipe import Evaluation, Notify, Promotion, Prompts, Recipe, Retention, Schedule, Train
 from pipeline.recipe.params import flatten
 from pipeline.storage import Folder
 from pipeline.strict_model import StrictModel
@@ -107,6 +107,7 @@ def _reset_placement_fields(recipe: Recipe, state: str) -> Recipe:
             "evaluation": Evaluation(student_selection=chose.evaluation.student_selection),
             "promotion": promotion,
             "schedule": Schedule(),
+            "retention": Retention(),
             "notify": Notify(),
         }
     )

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pytest
 
 from jobs.__main__ import main
-from pipeline import manifest, tracking
+from pipeline import manifest, run_pipeline, tracking
 from pipeline.cleanup.cache_cleanup import find_in_cache
 from pipeline.cleanup.run_cleanup import find_in_run
-from pipeline.errors import StorageError, UserError
+from pipeline.errors import StorageError
 from pipeline.evaluation.evaluate import EvaluationManifest
 from pipeline.manifest import DistilledManifest
 from pipeline.recipe import parse
 from pipeline.registry import mlflow_registry
+from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.registry.version_cache import fetch_version
 from pipeline.schedules.history import DONE, FAILED, RUNNING, Attempt, History, ScheduledRun
 from pipeline.storage import Folder
@@ -137,14 +138,47 @@ def test_a_link_to_a_checkpoint_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("state", [RUNNING, FAILED])
-def test_a_scheduled_run_that_may_go_on_is_not_cleaned(state, tmp_path):
+def test_a_scheduled_run_that_may_go_on_is_not_cleaned(state, tmp_path, capsys):
     run = write_run(tmp_path / "weekly/runs/20261129T0300Z")
     history = History(Folder.from_uri(tmp_path / "weekly"))
     record = history.write(ScheduledRun("20261129T0300Z", state, attempts=(Attempt(NOW, NOW),)))
-    with pytest.raises(UserError, match=rf"scheduled run 20261129T0300Z is {state} and may go on"):
-        find_in_run(run)
+    assert main(["clean", "--run", run.uri, "--yes"]) == 2
+    assert f"scheduled run 20261129T0300Z is {state} and may go on" in capsys.readouterr().err
+    assert (tmp_path / "weekly/runs/20261129T0300Z/distilled/train/checkpoint_1").is_dir()
     history.write(dataclasses.replace(record, state=DONE))
-    assert find_in_run(run)
+    assert main(["clean", "--run", run.uri, "--yes"]) == 0
+    assert not (tmp_path / "weekly/runs/20261129T0300Z/distilled/train/checkpoint_1").exists()
+
+
+@pytest.fixture
+def finished_steps(monkeypatch):
+    """Replace the steps of a run by ones that have nothing to do, since its folder is there."""
+    version = RegisteredVersion("nasa-tiny", 1, "champion", "models:/nasa-tiny/1", "the first version")
+    for name in ("prepare", "evaluate", "format_summary"):
+        monkeypatch.setattr(run_pipeline, name, lambda *_, **__: "")
+    monkeypatch.setattr(run_pipeline, "distill", lambda *_: DISTILLED)
+    monkeypatch.setattr(run_pipeline, "register_run", lambda *_: version)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_registered_run_keeps_its_checkpoints_if_the_recipe_says_so(kept, tmp_path, finished_steps):
+    run, lines = write_run(tmp_path / "run"), []
+    before = list_names(run)
+    recipe = parse("", [f"retention.keep_checkpoints={str(kept).lower()}"])
+    run_pipeline.run_pipeline(recipe, run, "sqlite://", log=lines.append)
+    assert list_names(run) == (before if kept else before - OLD_PIECES - CHECKPOINTS)
+    assert ("removed 6 files and folders that are no longer needed, 0.0 MiB" in lines) is not kept
+
+
+def test_a_run_is_complete_if_nothing_can_be_removed(tmp_path, finished_steps, monkeypatch):
+    def fail(self):
+        raise StorageError("the disk is read-only")
+
+    monkeypatch.setattr(Folder, "delete", fail)
+    lines = []
+    recipe = parse("", ["retention.keep_checkpoints=false"])
+    assert run_pipeline.run_pipeline(recipe, write_run(tmp_path / "run"), "sqlite://", log=lines.append).version == 1
+    assert lines[-1] == "retention.keep_checkpoints: nothing more was removed: the disk is read-only"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import cron
 from pipeline.errors import StorageError, TrainingError, TransientError, UserError
-from pipeline.recipe import load
+from pipeline.recipe import Retention, load
 from pipeline.registry import version_download, version_management
 from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.schedules import scheduled_run
@@ -78,6 +78,27 @@ def test_missed_runs_are_merged_into_one(run_schedule, history):
         run_schedule(job, NOW + timedelta(days=3))
     assert len(job.runs) == 1
     assert history.list_times() == ["20261128T0300Z"]
+
+
+def test_the_folders_of_old_registered_runs_are_removed(run_schedule, history, recipe, tmp_path):
+    kept = recipe.model_copy(update={"retention": Retention(scheduled_runs=2)})
+
+    class WritingJob(FakeJob):
+        def __call__(self, recipe, run):
+            run.write("distilled/student.bin", b"s")
+            return super().__call__(recipe, run)
+
+    job = WritingJob(None, TrainingError("diverged"), UserError("no teacher"))
+    for days in range(5):
+        with suppress(TrainingError, UserError):
+            run_schedule(job, NOW + timedelta(days=days), recipe=kept)
+    done = [run.scheduled_time for run in history.list_runs() if run.state == "done"]
+    written = {uri.rpartition("/")[2] for uri in job.runs}
+    left = {path.name for path in (tmp_path / "weekly/runs").iterdir()}
+    assert len(done) == 3
+    assert left == written - {done[0]}
+    assert left - set(done), "a run that was not registered keeps its folder"
+    assert done[0] in history.list_times()
 
 
 def test_a_run_that_is_too_late_is_not_started(run_schedule, recipe, history):
