@@ -24,7 +24,8 @@ from pipeline.serving.serving_options import ServingOptions
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
-CRDS = json.loads(lzma.decompress((ROOT / "tests/data/kuberay/crds.json.xz").read_bytes()))
+PROMETHEUS = [DEPLOY / "prometheus" / name for name in ("podmonitor.yaml", "prometheusrule.yaml")]
+CRDS = json.loads(lzma.decompress((ROOT / "tests/data/kubernetes/crds.json.xz").read_bytes()))
 CLUSTER_FIELDS = CRDS["RayCluster"]["properties"]["spec"]["properties"]
 POD = CLUSTER_FIELDS["headGroupSpec"]["properties"]["template"]
 INGRESS = CLUSTER_FIELDS["networkPolicy"]["properties"]["head"]["properties"]["ingressRules"]
@@ -60,7 +61,7 @@ KUBERNETES = {  # Kubernetes' own kinds by their reference; pods and ingress rul
 
 
 def load_documents():
-    for file in sorted((DEPLOY / "kuberay").glob("*.yaml")):
+    for file in (*sorted((DEPLOY / "kuberay").glob("*.yaml")), *PROMETHEUS):
         for document in yaml.safe_load_all(file.read_text()):
             yield pytest.param(document, id=f"{file.name}: {document['kind']}")
 
@@ -74,7 +75,7 @@ def get_validator(kind):
 def validate(document):
     kind = document["kind"]
     if kind in CRDS:
-        assert document["apiVersion"] == "ray.io/v1"
+        assert document["apiVersion"] == ("ray.io/v1" if kind.startswith("Ray") else "monitoring.coreos.com/v1")
         get_validator(kind).validate(document)
     elif "spec" in document:
         get_validator(kind).validate(document["spec"])
@@ -109,8 +110,11 @@ def test_an_unknown_field_is_rejected():
 
 @pytest.mark.parametrize("document", load_documents())
 def test_pods_run_without_privileges_and_hold_no_secret(document):
+    """Kubernetes' "restricted" level asks for the user, the capabilities and the seccomp profile."""
     for pod in find_pods(document):
         assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not any(volume.keys() - {"name", "emptyDir", "persistentVolumeClaim"} for volume in pod["volumes"])
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -123,6 +127,21 @@ def test_pods_run_without_privileges_and_hold_no_secret(document):
             assert container["resources"]["requests"]
             plain = [entry["name"] for entry in container.get("env", []) if "value" in entry]
             assert set(plain) <= {"MLFLOW_TRACKING_URI"}
+
+
+@pytest.mark.parametrize("document", load_documents())
+def test_pods_with_a_gpu_alone_tolerate_the_taint_of_gpu_nodes(document):
+    for pod in find_pods(document):
+        has_gpu = any("nvidia.com/gpu" in container["resources"].get("limits", {}) for container in pod["containers"])
+        tolerated = [(entry["key"], entry["effect"]) for entry in pod.get("tolerations", [])]
+        assert tolerated == ([("nvidia.com/gpu", "NoSchedule")] if has_gpu else [])
+
+
+def test_the_operator_gets_the_rules_that_prometheus_gets():
+    rules = yaml.safe_load((DEPLOY / "prometheus/alerts.yaml").read_text())
+    assert yaml.safe_load((DEPLOY / "prometheus/prometheusrule.yaml").read_text())["spec"] == rules, (
+        "run deploy/render.sh"
+    )
 
 
 @pytest.mark.parametrize("kind", RENDERED)

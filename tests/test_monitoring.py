@@ -8,18 +8,30 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.training.prometheus import GAUGES, PREFIX, TrainingGauges
+from pipeline.evaluation import prometheus as evaluation_gauges
+from pipeline.recipe import load
+from pipeline.schedules import prometheus as schedule_gauges
+from pipeline.schedules.history import History
+from pipeline.schedules.schedule_store import StoredSchedule
+from pipeline.storage import Folder
+from pipeline.training import prometheus as training_gauges
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/nasa-distill.json").read_text())
 RULES = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())["groups"][0]["rules"]
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
 RAYS_OWN = {"ray_node_disk_free", "ray_node_disk_usage"}  # of Ray's dashboard agent
+
+
+ADDED, DAY_AFTER = "2026-11-25T00:00:00+00:00", datetime(2026, 11, 26, 12, tzinfo=UTC)
+MODULES = (training_gauges, evaluation_gauges, schedule_gauges)
+GAUGES = {f"ray_{module.PREFIX}_{name}" for module in MODULES for name in module.GAUGES}
 
 
 def list_expressions():
@@ -31,20 +43,19 @@ def list_expressions():
 def list_known_metrics():
     serving = re.findall(r'"(nasa_serving_\w+)"', (ROOT / "pipeline/serving/metrics.py").read_text())
     histograms = {f"ray_{name}_{part}" for name in serving for part in ("bucket", "sum", "count")}
-    training = {f"ray_{PREFIX}{name}" for name in GAUGES}
-    return training | {f"ray_{name}" for name in serving} | histograms | RAYS_OWN
+    return GAUGES | {f"ray_{name}" for name in serving} | histograms | RAYS_OWN
 
 
 def test_the_dashboard_and_the_alerts_name_metrics_that_exist():
     named = {name for expression in list_expressions() for name in re.findall(r"ray_\w+", expression)}
     assert len(named) > 20
     assert named <= list_known_metrics()
-    assert {f"ray_{PREFIX}{name}" for name in GAUGES} <= named, "a gauge that no panel shows"
+    assert named >= GAUGES, "a gauge that no panel shows"
 
 
 def test_the_page_defines_every_gauge():
     page = (ROOT / "docs/monitoring.md").read_text()
-    assert {f"ray_{PREFIX}{name}" for name in GAUGES} == set(re.findall(rf"`(ray_{PREFIX}\w+)`", page))
+    assert set(re.findall(r"`(ray_nasa_(?:training|evaluation|schedule)_\w+)`", page)) == GAUGES
     assert all(f"`{rule['alert']}`" in page for rule in RULES)
 
 
@@ -100,26 +111,45 @@ def prometheus(ray_cluster, tmp_path):
 
 
 @pytest.mark.skipif(PROMETHEUS is None, reason="no Prometheus on this machine")
-def test_prometheus_scrapes_the_gauges_of_a_training_worker(ray_cluster, prometheus):
+def test_prometheus_scrapes_the_gauges_of_every_process(ray_cluster, prometheus):
     class Worker:
         def __init__(self):
-            self.gauges = TrainingGauges("run-of-a-test", "shapes")
+            self.training = training_gauges.TrainingGauges("run-of-a-test", "shapes")
+            self.evaluation = evaluation_gauges.EvaluationGauges("shapes", "0123456789abcdef")
 
         def report(self, values):
-            self.gauges.report(values)
+            self.training.report(values)
+            self.evaluation.report(7, 3)
 
+    values = {name: number + 0.5 for number, name in enumerate(training_gauges.GAUGES)}
     worker = ray_cluster.remote(Worker).options(num_cpus=0).remote()
-    values = {name: number + 0.5 for number, name in enumerate(GAUGES)}
     ray_cluster.get(worker.report.remote({**values, "unknown": 1.0}))
+    schedule = StoredSchedule("of-a-test", load("shapes", ["schedule.cron='0 3 * * *'"]), "sqlite://", ADDED)
+    schedule_gauges.ScheduleGauges().report(schedule, History(Folder.from_uri("/nonexistent")), DAY_AFTER)
+    expected = {
+        **{f'ray_nasa_training_{name}{{run="run-of-a-test"}}': value for name, value in values.items()},
+        'ray_nasa_evaluation_work_units{student="0123456789ab"}': 7,
+        'ray_nasa_evaluation_work_units_left{student="0123456789ab"}': 3,
+        'ray_nasa_schedule_lateness_seconds{schedule="of-a-test"}': 9 * 3600,
+        'ray_nasa_schedule_last_success_timestamp_seconds{schedule="of-a-test"}': 0,
+        'ray_nasa_schedule_missed_in_a_row{schedule="of-a-test"}': 0,
+        'ray_nasa_schedule_paused{schedule="of-a-test"}': 0,
+    }
     scraped = {}
     for _ in range(60):
-        for name in GAUGES:
-            for labels, value in prometheus(f'ray_{PREFIX}{name}{{run="run-of-a-test"}}'):
+        for query in expected:
+            for labels, value in prometheus(query):
                 assert labels["recipe"] == "shapes"
-                scraped[name] = value
-        if scraped == values and prometheus("ray_node_disk_free"):
+                scraped[query] = value
+        if scraped == expected and prometheus("ray_node_disk_free"):
             break
         time.sleep(0.5)
-    assert scraped == values
+    assert scraped == expected
+    assert [metric["schedule"] for metric, _ in prometheus(get_rule("ScheduleLate"))] == ["of-a-test"]
     for rule in RULES:
         assert prometheus(f"count({rule['expr']}) or vector(0)"), rule["alert"]  # Prometheus evaluates every rule
+
+
+def get_rule(name):
+    (expression,) = [rule["expr"] for rule in RULES if rule["alert"] == name]
+    return expression

@@ -13,7 +13,7 @@ import ray
 import yaml
 
 from pipeline.cluster import kueue
-from pipeline.cluster.pod_templates import SECRET, TOKEN_SECRET, Spec, build_ray_pod, build_submitter_pod
+from pipeline.cluster.pod_templates import GPU, SECRET, TOKEN_SECRET, Spec, build_ray_pod, build_submitter_pod
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import RECIPES, Recipe, Train
 from pipeline.redaction import contains_secret, redact
@@ -177,7 +177,7 @@ def _build_cluster_spec(recipe: Recipe, values: ManifestValues) -> Spec:
     cpus = math.ceil(_compute_worker_resources(train)["CPU"] * _count_workers_per_node(train, values.gpus_per_node)) + 1
     resources = {"cpu": str(cpus), "memory": f"{GPU_MEMORY_GI * values.gpus_per_node}Gi"}
     if "GPU" in _compute_worker_resources(train) or recipe.evaluation.gpus_per_process:
-        resources["nvidia.com/gpu"] = str(values.gpus_per_node)
+        resources[GPU] = str(values.gpus_per_node)
     spec: Spec = build_cluster_spec(values, resources, nodes)
     return spec
 

@@ -1,10 +1,16 @@
-"""The pods of the Kubernetes manifests: without privileges, on a read-only root file system."""
+"""The pods of the Kubernetes manifests: without privileges, on a read-only root file system.
+
+They satisfy the "restricted" level of Kubernetes' pod security standards.
+"""
 
 SECRET = "nasa-distill"  # the Kubernetes Secret with S3 keys and HF_TOKEN
 TOKEN_SECRET = "ray-token"
 ACCOUNT = "nasa-distill"  # the service account, to which the cloud binds a role with access to storage
 PART_OF = {"app.kubernetes.io/part-of": "nasa-distill"}  # the label by which deploy/kuberay/networkpolicy.yaml selects
 USER = 1000
+POD_SECURITY = {"runAsNonRoot": True, "runAsUser": USER, "seccompProfile": {"type": "RuntimeDefault"}}
+GPU = "nvidia.com/gpu"
+GPU_TAINT = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}  # keeps other pods off GPU nodes
 WRITABLE = {"tmp": "/tmp", "home": "/home/ray"}  # Ray's sessions; caches of models, versions and compiled kernels
 
 Spec = dict[str, object]
@@ -28,7 +34,8 @@ def build_ray_pod(
     spec: Spec = {
         "serviceAccountName": ACCOUNT,
         **_build_priority(priority_class),
-        "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "fsGroup": USER},
+        "securityContext": {**POD_SECURITY, "fsGroup": USER},
+        **({"tolerations": [GPU_TAINT]} if GPU in resources else {}),
         "containers": [container | ({"ports": ports} if ports else {})],
         "volumes": [shm, *_build_volumes()],
     }
@@ -53,7 +60,7 @@ def build_submitter_pod(command: list[str], image: str, tracking_uri: str, prior
     return {
         "restartPolicy": "Never",
         **_build_priority(priority_class),
-        "securityContext": {"runAsNonRoot": True, "runAsUser": USER},
+        "securityContext": POD_SECURITY,
         "containers": [container],
         "volumes": _build_volumes(),
     }

@@ -35,6 +35,7 @@ from pipeline.evaluation.plan import (
     WorkUnit,
     build_work_units,
 )
+from pipeline.evaluation.prometheus import EvaluationGauges
 from pipeline.evaluation.results import EvaluationRow
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.scorers import Scorer
@@ -238,7 +239,10 @@ def _run_once(config: WorkerConfig, count: int, options: Evaluation) -> Results:
     stream.context.execution_options.preserve_order = True
     rows: list[EvaluationRow] = []
     scorers: dict[str, Options] = {}
-    for unit in iter_rows(stream):
+    gauges = EvaluationGauges(config.recipe.name, dict(config.model_sha256)[STUDENT])
+    gauges.report(count, count)
+    for number, unit in enumerate(iter_rows(stream), 1):
+        gauges.report(count, count - number)
         rows += map(EvaluationRow.from_columns, json.loads(unit["rows"]))
         scorers |= json.loads(unit["options"])
     return rows, scorers

@@ -41,7 +41,7 @@ def find_due_action(
     if last and last.state == RUNNING and (outcome := job_outcome(last)):
         record = last.end_attempt(outcome.state, now, outcome.reason)
         return DueAction(last.scheduled_time, expected=last, record=record)
-    requested, by_cron = _get_requested_time(schedule), _find_cron_time(schedule, now)
+    requested, by_cron = _get_requested_time(schedule), find_cron_time(schedule, now)
     if requested and not history.read(requested) and not (last and last.scheduled_time >= requested):
         return DueAction(requested, 1)
     if by_cron and not history.read(by_cron) and not (last and last.scheduled_time >= by_cron):
@@ -84,7 +84,7 @@ def _get_requested_time(schedule: StoredSchedule) -> str | None:
     return cron.format_stamp(datetime.fromisoformat(schedule.requested_at)) if schedule.requested_at else None
 
 
-def _find_cron_time(schedule: StoredSchedule, now: datetime) -> str | None:
+def find_cron_time(schedule: StoredSchedule, now: datetime) -> str | None:
     """Return the latest time since the schedule was added or resumed, or None."""
     if schedule.paused:
         return None

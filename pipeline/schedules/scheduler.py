@@ -28,6 +28,7 @@ from pipeline.schedules import history
 from pipeline.schedules.due_action import DueAction, JobOutcome, find_due_action
 from pipeline.schedules.history import FAILED, MISSED, History, ScheduledRun
 from pipeline.schedules.lease import LeaseObserver
+from pipeline.schedules.prometheus import ScheduleGauges
 from pipeline.schedules.schedule_store import ScheduleStore, StoredSchedule
 
 POLL_SECONDS = 5.0
@@ -37,8 +38,14 @@ logger = logging.getLogger(__name__)
 class Scheduler:
     """Submits the runs of one store of schedules to one cluster."""
 
-    def __init__(self, store: ScheduleStore, client: JobClient, log: Callable[[str], None] = print) -> None:
-        self.store, self.client = store, client
+    def __init__(
+        self,
+        store: ScheduleStore,
+        client: JobClient,
+        log: Callable[[str], None] = print,
+        gauges: ScheduleGauges | None = None,
+    ) -> None:
+        self.store, self.client, self._gauges = store, client, gauges
         self._log: Callable[[str], None] = lambda line: log(redact(line))
         self._failures: dict[str, str] = {}
         self._observers: dict[str, LeaseObserver] = {}
@@ -72,6 +79,8 @@ class Scheduler:
 
     def _handle(self, schedule: StoredSchedule, now: datetime) -> None:
         runs = History(self.store.get_folder(schedule.name))
+        if self._gauges:
+            self._gauges.report(schedule, runs, now)
         action = find_due_action(schedule, runs, now, lambda run: self._find_job_outcome(schedule, run))
         if action is None:
             return

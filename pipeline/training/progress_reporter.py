@@ -103,6 +103,11 @@ class ProgressReporter:
         if (step + 1) % LOG_EVERY_N_STEPS == 0:
             self._tracker.log_metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
 
+    def set_gauge(self, name: str, value: float) -> None:
+        """Set one of the gauges of training."""
+        if self._gauges is not None:
+            self._gauges.report({name: value})
+
     def log_previews(self, distiller: "Distiller", step: int) -> None:
         """Log preview images of the student to MLflow under keys of each prompt; ranks that hold a shard help draw."""
         if self._tracker is None and not distiller.is_sharded:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ray.util.metrics import Gauge
+from pipeline.gauges import GaugeGroup
 
 GAUGES = {
     "step": "Completed steps.",
@@ -18,25 +18,21 @@ GAUGES = {
     "images_per_second": "Images per second, over the latest steps.",
     "data_wait_share": "Share of the time that a step waits for its prompts, over the latest steps.",
     "memory_gib": "Peak memory of rank 0 in GiB.",
+    "checkpoint_seconds": "Seconds that the latest checkpoint held up training.",
+    "upload_seconds": "Seconds until rank 0's part of the latest checkpoint was stored, while training went on.",
     "attempt": "Rollbacks after divergence.",
     "tracker_pending": "Writes that wait for MLflow.",
 }
-PREFIX = "nasa_training_"
+PREFIX = "nasa_training"
 
 
 class TrainingGauges:
-    """Gauges with the tags `run`, MLflow's run id, and `recipe`; metrics that `GAUGES` does not have are left out."""
+    """Gauges with the tags `run`, MLflow's run id, and `recipe`."""
 
     def __init__(self, run: str, recipe: str) -> None:
-        self._tags, keys = {"run": run, "recipe": recipe}, ("run", "recipe")
-        tag_keys: tuple[str] = keys  # type: ignore[assignment]  # Ray annotates a tuple of one key
-        self._gauges = {
-            name: Gauge(PREFIX + name, description=description, tag_keys=tag_keys)
-            for name, description in GAUGES.items()
-        }
+        self._tags = {"run": run, "recipe": recipe}
+        self._gauges = GaugeGroup(PREFIX, GAUGES, tuple(self._tags))
 
     def report(self, values: Mapping[str, float]) -> None:
-        """Set the gauges of these values."""
-        for name, value in values.items():
-            if name in self._gauges:
-                self._gauges[name].set(value, self._tags)
+        """Set the gauges of these values; those that `GAUGES` does not have are left out."""
+        self._gauges.report(values, self._tags)

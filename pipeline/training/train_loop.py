@@ -4,6 +4,7 @@ import socket
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -132,7 +133,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
         stopping = distiller.any_across_ranks(reporter.stop_requested())
         if stopping or done % options.checkpoint_every_n_steps == 0 or done == options.steps:
             reporter.log_previews(distiller, done)
-            _report_checkpoint(distiller, done, metrics)
+            _report_checkpoint(distiller, done, metrics, reporter)
         if stopping and done < options.steps:
             stream.close()
             raise StopRequestedError
@@ -184,22 +185,31 @@ def _build_distiller(config: TrainLoopConfig) -> Distiller:
     )
 
 
-def _report_checkpoint(distiller: Distiller, step: int, metrics: dict[str, float]) -> None:
+def _report_checkpoint(distiller: Distiller, step: int, metrics: dict[str, float], reporter: ProgressReporter) -> None:
     """Save this rank's part and train on; Ray Train commits the checkpoint when all ranks' parts are uploaded."""
-    folder = tempfile.mkdtemp()
+    started, folder = time.monotonic(), tempfile.mkdtemp()
     checkpoint.save(distiller, Path(folder), step)
     ray.train.report(
         {"step": step, **metrics},
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
-        checkpoint_upload_fn=_upload,
+        checkpoint_upload_fn=partial(_upload, reporter=reporter),
         validation=is_due(distiller.recipe, step),
     )
+    reporter.set_gauge("checkpoint_seconds", time.monotonic() - started)
 
 
-def _upload(local: Checkpoint, name: str) -> Checkpoint:
-    """Upload to the run's storage, with retries: a failed upload would end the worker."""
+def _upload(local: Checkpoint, name: str, reporter: ProgressReporter) -> Checkpoint:
+    """Upload to the run's storage, and report how long it took."""
+    started = time.monotonic()
+    stored = _upload_with_retries(local, name)
+    reporter.set_gauge("upload_seconds", time.monotonic() - started)
+    return stored
+
+
+def _upload_with_retries(local: Checkpoint, name: str) -> Checkpoint:
+    """Upload again after a failure, which would end the worker."""
     storage = ray.train.get_context().get_storage()
     for delay in iter_backoff_seconds(UPLOAD_RETRIES):
         try:

@@ -1,9 +1,11 @@
-"""KubeRay's custom resource definitions as JSON schemas that reject unknown fields.
+"""Custom resource definitions as JSON schemas that reject unknown fields: KubeRay's and the Prometheus operator's.
 
     git clone --depth 1 --branch v1.7.0 https://github.com/ray-project/kuberay
-    python tests/data/kuberay/make_crds.py kuberay/helm-chart/kuberay-operator/crds
+    git clone --depth 1 --branch v0.93.0 https://github.com/prometheus-operator/prometheus-operator
+    python tests/data/kubernetes/make_crds.py kuberay/helm-chart/kuberay-operator/crds \
+        prometheus-operator/example/prometheus-operator-crd
 
-KubeRay is licensed under Apache-2.0.
+Both are licensed under Apache-2.0.
 """
 
 import json
@@ -14,7 +16,14 @@ from typing import Any
 
 import yaml
 
-KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayCronJob": "raycronjobs", "RayService": "rayservices"}
+FILES = {
+    "RayCluster": "ray.io_rayclusters.yaml",
+    "RayJob": "ray.io_rayjobs.yaml",
+    "RayCronJob": "ray.io_raycronjobs.yaml",
+    "RayService": "ray.io_rayservices.yaml",
+    "PodMonitor": "monitoring.coreos.com_podmonitors.yaml",
+    "PrometheusRule": "monitoring.coreos.com_prometheusrules.yaml",
+}
 
 
 def close_schema(schema: Any) -> Any:
@@ -34,10 +43,10 @@ def close_schema(schema: Any) -> Any:
 
 
 def main() -> None:
-    schemas = {}
-    for kind, name in KINDS.items():
-        definition = yaml.safe_load((Path(sys.argv[1]) / f"ray.io_{name}.yaml").read_text())
-        (version,) = [item for item in definition["spec"]["versions"] if item["name"] == "v1"]
+    folders, schemas = [Path(argument) for argument in sys.argv[1:]], {}
+    for kind, name in FILES.items():
+        (file,) = [folder / name for folder in folders if (folder / name).exists()]
+        (version,) = [item for item in yaml.safe_load(file.read_text())["spec"]["versions"] if item["name"] == "v1"]
         schemas[kind] = close_schema(version["schema"]["openAPIV3Schema"])
     text = json.dumps(schemas, sort_keys=True).encode()
     (Path(__file__).parent / "crds.json.xz").write_bytes(lzma.compress(text, preset=9))
