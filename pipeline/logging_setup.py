@@ -23,6 +23,7 @@ _LIBRARY_LEVELS = {
     "ray.data.exceptions": logging.CRITICAL,  # asks for a bug report about Ray
     "ray.train": logging.ERROR,
 }
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}  # attributes of every record
 _context: ContextVar[dict[str, object]] = ContextVar("log_context", default={})  # noqa: B039
 
 
@@ -60,9 +61,10 @@ class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a JSON line with time, level, logger, message and context."""
+        """Return a JSON line with time, level, logger, message, context and the record's extra values."""
         values: dict[str, object] = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
-        values |= {"message": record.getMessage(), **_context.get()}
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        values |= {"message": record.getMessage(), **_context.get(), **extra}
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
         return json.dumps(values, default=str)

@@ -134,9 +134,11 @@ def list_replicas(server: psutil.Process) -> list[psutil.Process]:
 
 
 def measure_memory(server: psutil.Process) -> float:
-    """Return the MiB of a server's web server, proxy and replicas, each page counted once."""
-    served = [child for child in server.children(recursive=True) if "Serve" in " ".join(_read_command(child))]
-    served += [child for child in server.children(recursive=True) if "ProxyActor" in " ".join(_read_command(child))]
+    """Return the MiB of a server's own process, which answers HTTP, and of its replicas, each page counted once."""
+    served = [
+        server,
+        *(child for child in server.children(recursive=True) if "Serve" in " ".join(_read_command(child))),
+    ]
     return sum(child.memory_full_info().uss for child in served) / 2**20
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import aiohttp
 import torch
 from PIL import Image
 
-from benchmarks.serving.clients import ask_all, iter_bodies, time_call
+from benchmarks.serving.clients import Answer, ask_all, iter_bodies, time_call
 from benchmarks.serving.server import Registry, run_mlflow_server, run_server
 from nasa import steer
 from pipeline import models
@@ -29,6 +30,7 @@ def measure(registry: Registry, options: argparse.Namespace) -> dict[str, Any]:
     pipeline, generator = DiffusersLoop(registry), ImageGenerator(registry.versions["1"].student, batch_size=BATCH)
     seconds: dict[str, list[float]] = {name: [] for name in ("server", "loop", "mlflow")}
     added: list[float] = []
+    answers: list[Answer] = []
     log = Path(tempfile.mkdtemp(prefix="serving-")) / "mlflow.log"
     model = f"models:/{registry.name}@champion"
     with run_server(registry) as (url, _), run_mlflow_server(registry.uri, model, log) as scoring:
@@ -36,7 +38,9 @@ def measure(registry: Registry, options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.rounds):
             bodies = list(iter_bodies(options.images, number))
             few = bodies[: max(CLIENTS, options.images // 4)]
-            seconds["server"].append(time_call(asyncio.run, ask_all(url, bodies, CLIENTS)) / len(bodies))
+            started = time.perf_counter()
+            answers += asyncio.run(ask_all(url, bodies, CLIENTS))
+            seconds["server"].append((time.perf_counter() - started) / len(bodies))
             seconds["loop"].append(time_call(pipeline.generate_all, few) / len(few))
             seconds["mlflow"].append(time_call(asyncio.run, _score_all(scoring, few)) / len(few))
             added.append(_measure_added_seconds(url, generator, few))
@@ -49,8 +53,18 @@ def measure(registry: Registry, options: argparse.Namespace) -> dict[str, Any]:
         "server against the loop": round(_find_ratio(seconds["loop"], seconds["server"]), 2),
         "server against mlflow models serve": round(_find_ratio(seconds["mlflow"], seconds["server"]), 2),
         "added by the server to a call with as many threads, one client, ms": round(1000 * statistics.median(added), 1),
+        "a request with a negative against one without, in the same batches": round(_compare_requests(answers), 3),
         **_compare_negatives(generator),
     }
+
+
+def _compare_requests(answers: list[Answer]) -> float:
+    """Return the median seconds of the requests with a negative prompt, against those of the others."""
+    with_negative, without = (
+        [answer.seconds for answer in answers if bool(answer.body["negative_prompt"]) is has_negative]
+        for has_negative in (True, False)
+    )
+    return statistics.median(with_negative) / statistics.median(without)
 
 
 def _find_ratio(slow: list[float], fast: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""The Ray Serve application: web servers before replicas of a student."""
+"""The Ray Serve applications: replicas of a student, alone or behind web servers of Ray Serve."""
 
 import asyncio
 import os
@@ -14,7 +14,6 @@ from pipeline import apply_environment, logging_setup
 from pipeline.errors import UserError
 from pipeline.hashing import hash_bytes
 from pipeline.serving.metrics import RequestMetrics
-from pipeline.serving.middleware import Traffic
 from pipeline.serving.serving_options import TOKEN_VARIABLE, ServingOptions
 from pipeline.serving.student_replica import ImageResult, ImageTask, ServedModel, StudentReplica
 from pipeline.serving.web_app import OverloadedError, UnavailableError, build_web_app
@@ -57,24 +56,20 @@ class ReplicaHandle:
 
 @serve.ingress()
 class WebServer:
-    """Answers HTTP requests by the web application."""
+    """Answers HTTP requests by the web application, behind Ray Serve's proxies."""
 
     def __init__(self, options: ServingOptions, replicas: DeploymentHandle[Any]) -> None:
         apply_environment()
         logging_setup.configure()
-        self._options, self._replicas, self._traffic = options, ReplicaHandle(replicas), Traffic()
+        self._options, self._replicas = options, ReplicaHandle(replicas)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the application, as Ray Serve asks for it when the replica starts."""
-        return build_web_app(self._options, self._replicas, RequestMetrics().observe, self._traffic)
-
-    async def drain(self) -> None:
-        """Take no further request, and return when the last one is answered."""
-        await self._traffic.drain()
+        return build_web_app(self._options, self._replicas, RequestMetrics().observe)
 
 
 def build(options: ServingOptions) -> serve.Application:
-    """Return the application; a RayService names this function as its `import_path`.
+    """Return web servers before replicas; a RayService names this function as its `import_path`.
 
     Without a token in the options, the one in `TOKEN_VARIABLE` counts.
 
@@ -90,6 +85,12 @@ def build(options: ServingOptions) -> serve.Application:
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=options.max_seconds,
     )
+    application: serve.Application = web.bind(options, build_replicas(options))
+    return application
+
+
+def build_replicas(options: ServingOptions) -> serve.Application:
+    """Return the replicas of a student, which a handle reaches."""
     student = _deploy(
         StudentReplica,
         name="student",
@@ -105,7 +106,7 @@ def build(options: ServingOptions) -> serve.Application:
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=options.max_seconds,
     )
-    application: serve.Application = web.bind(options, student.bind(options))
+    application: serve.Application = student.bind(options)
     return application
 
 

@@ -12,7 +12,8 @@ from pipeline.serving.image_api import ErrorBody
 
 ObserveRequest = Callable[[int, float], None]  # called with the status and the seconds of a request
 DRAIN_POLL_SECONDS = 0.05
-logger = logging.getLogger("ray.serve")
+REQUEST_ID = "x-request-id"  # a header that Ray Serve's proxy, or our own server, gives each request
+logger = logging.getLogger("ray.serve.images")  # in a replica of Ray Serve, a part of its log
 
 
 class Traffic:
@@ -29,7 +30,7 @@ class Traffic:
 
 
 class RequestRecorder:
-    """Counts, observes and logs the requests of one path; Ray Serve adds the request's id to the log record."""
+    """Counts, observes and logs the requests of one path."""
 
     def __init__(self, app: ASGIApp, path: str, traffic: Traffic, observe: ObserveRequest) -> None:
         self.app, self.path, self._traffic, self._observe = app, path, traffic, observe
@@ -56,7 +57,13 @@ class RequestRecorder:
             self._traffic.ongoing -= 1
             seconds = time.perf_counter() - started
             self._observe(status, seconds)
-            logger.info("images", extra={"status": status, "seconds": round(seconds, 4)})
+            logger.info("images", extra={"status": status, "seconds": round(seconds, 4), **_find_request_id(scope)})
+
+
+def _find_request_id(scope: Scope) -> dict[str, str]:
+    """Return the request's id for the log; Ray Serve adds it to its own log."""
+    given = dict(scope["headers"]).get(REQUEST_ID.encode())
+    return {"request_id": given.decode("latin-1")} if given else {}
 
 
 class BodyLimit:

@@ -1,4 +1,4 @@
-"""Starting and stopping the server from a command."""
+"""The server of a command: HTTP in its own process, replicas on a Ray cluster."""
 
 import asyncio
 import ipaddress
@@ -8,23 +8,26 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+import uvloop
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.errors import UserError, get_first_line, invalid
 from pipeline.hashing import hash_bytes
 from pipeline.ray_session import start_ray_session
 from pipeline.registry.version_cache import find_version
-from pipeline.serving.application import ReplicaHandle, build
+from pipeline.serving.application import ReplicaHandle, build_replicas
+from pipeline.serving.http_server import answer_requests, listen, log_requests_to
+from pipeline.serving.metrics import RequestMetrics
+from pipeline.serving.middleware import Traffic
 from pipeline.serving.serving_options import TOKEN_VARIABLE, ServingOptions
-from pipeline.serving.web_app import UnavailableError
+from pipeline.serving.web_app import UnavailableError, build_web_app
 
 APPLICATION = "nasa-distill"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -100,20 +103,19 @@ def serve_until_stopped(
         UserError: The model cannot be served, or the address is taken.
     """
     find_version(options.tracking_uri, options.name, options.alias)
-    if not cluster.ray_address:
-        _require_free("--port", address)
-        if cluster.metrics_port:
-            _require_free("--metrics-port", Address("0.0.0.0", cluster.metrics_port))
-    with start_ray_session(cluster.ray_address, metrics_port=cluster.metrics_port):
+    if cluster.metrics_port:
+        listen("0.0.0.0", cluster.metrics_port, "--metrics-port").close()
+    listener = listen(address.host, address.port)
+    with closing(listener), start_ray_session(cluster.ray_address, metrics_port=cluster.metrics_port):
         if not cluster.ray_address:
             _require_resources(options)
-        with _handle_stop_signals() as stopped:
-            start(options, address)
-            try:
-                log(f"{options.name} is served at {address.url} (API: {address.url}/docs). Ctrl-C stops it.")
-                asyncio.run(_watch_and_drain(options, stopped, log))
-            finally:
-                serve.delete(APPLICATION)
+        with _handle_stop_signals() as stopped, log_requests_to(locate_log_folder()):
+            run(options, listener, stopped, log, address.url)
+
+
+def locate_log_folder() -> Path:
+    """Return the folder of Ray Serve's logs in the current session."""
+    return Path("/tmp/ray", ray.get_runtime_context().get_session_name(), "logs", "serve")
 
 
 @contextmanager
@@ -134,16 +136,29 @@ def _handle_stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def start(options: ServingOptions, address: Address) -> None:
-    """Start the application on the current Ray cluster.
+def run(
+    options: ServingOptions, listener: socket.socket, stopped: threading.Event, log: Callable[[str], None], url: str
+) -> None:
+    """Start the replicas on the current Ray cluster, and answer requests until `stopped` is set.
 
     Raises:
         UserError: The version in service cannot be loaded.
     """
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it warns of each replica that dies, and replaces it
-    serve.start(http_options={"host": address.host, "port": address.port})
+    _start_replicas(options)
     try:
-        serve.run(build(options), name=APPLICATION, route_prefix="/")
+        log(f"{options.name} is served at {url} (API: {url}/docs). Ctrl-C stops it.")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_answer(options, listener, stopped, log))
+    finally:
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it complains about the end of the event loop
+        serve.delete(APPLICATION)
+
+
+def _start_replicas(options: ServingOptions) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it warns of each replica that dies, and replaces it
+    serve.start(proxy_location="Disabled")
+    try:
+        serve.run(build_replicas(options), name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
         reason = _find_reason(error)
         serve.delete(APPLICATION)
@@ -159,20 +174,25 @@ def _find_reason(error: Exception) -> str:
     return get_first_line(error)
 
 
-async def drain(seconds: float) -> None:
-    """Take no further request, and wait for those in progress, for some seconds at most.
-
-    Ray Serve would delete the replicas beside the web server, whose waiting requests then find none.
-    """
-    web: DeploymentHandle[Any] = serve.get_deployment_handle("web", APPLICATION)
-    with suppress(TimeoutError, RayActorError):
-        await asyncio.wait_for(web.drain.remote(), seconds)
-
-
-async def _watch_and_drain(options: ServingOptions, stopped: threading.Event, log: Callable[[str], None]) -> None:
-    """Print the version in service, and each change of it, until `stopped` is set; then drain."""
+async def _answer(
+    options: ServingOptions, listener: socket.socket, stopped: threading.Event, log: Callable[[str], None]
+) -> None:
+    """Answer requests until `stopped` is set; then take no further one, and finish those in progress."""
     handle: DeploymentHandle[Any] = serve.get_deployment_handle("student", APPLICATION)
-    replicas, version, alarm = ReplicaHandle(handle), "", ""
+    replicas, traffic = ReplicaHandle(handle), Traffic()
+    app = build_web_app(options, replicas, RequestMetrics().observe, traffic)
+    async with answer_requests(app, listener):
+        await _watch(options, replicas, stopped, log)
+        log("stopping: requests in progress are finished first")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(traffic.drain(), options.max_seconds)
+
+
+async def _watch(
+    options: ServingOptions, replicas: ReplicaHandle, stopped: threading.Event, log: Callable[[str], None]
+) -> None:
+    """Print the version in service, and each change of it, until `stopped` is set."""
+    version, alarm = "", ""
     while not stopped.is_set():
         try:
             served = await asyncio.wait_for(replicas.describe(), ANSWER_SECONDS)
@@ -185,9 +205,6 @@ async def _watch_and_drain(options: ServingOptions, stopped: threading.Event, lo
                 log(f"alarm: {served.alarm}")
             version, alarm = served.version, served.alarm
         await asyncio.sleep(LOOK_SECONDS)
-    log("stopping: requests in progress are finished first")
-    await drain(options.max_seconds)
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it complains about the end of this event loop
 
 
 def _require_resources(options: ServingOptions) -> None:
@@ -196,13 +213,3 @@ def _require_resources(options: ServingOptions) -> None:
     for field, asked, kind in (("--cpus", options.cpus, "CPU"), ("--gpus", options.gpus, "GPU")):
         if asked > (most := held.get(kind, 0.0)):
             raise invalid(field, asked, f"at most {most:g}, which this machine has")
-
-
-def _require_free(option: str, address: Address) -> None:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            raise invalid(option, address.port, f"a free port of {address.host} ({error.strerror})") from None

@@ -55,6 +55,14 @@ assert not logging.getLogger("pipeline").handlers
 """
 
 
+def test_extra_values_are_in_a_json_record(logger, capsys):
+    logging_setup.configure("json")
+    logger.info("images", extra={"status": 200, "seconds": 0.5})
+    record = json.loads(capsys.readouterr().err)
+    assert record.keys() == {"time", "level", "logger", "message", "status", "seconds"}
+    assert (record["message"], record["status"], record["seconds"]) == ("images", 200, 0.5)
+
+
 def test_importing_sets_no_environment_variable_and_silences_no_logger():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for name in ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY"):

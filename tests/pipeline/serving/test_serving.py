@@ -6,7 +6,10 @@ import json
 import re
 import shutil
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -18,7 +21,16 @@ from PIL import Image
 from pipeline import tracking
 from pipeline.errors import UserError
 from pipeline.registry import version_management
-from pipeline.serving.server import APPLICATION, Address, Cluster, build_options, drain, serve_until_stopped, start
+from pipeline.serving.application import build
+from pipeline.serving.http_server import listen, log_requests_to
+from pipeline.serving.server import (
+    Address,
+    Cluster,
+    build_options,
+    locate_log_folder,
+    run,
+    serve_until_stopped,
+)
 
 ROOT = Path(__file__).parents[3]
 NAME, CLIENTS = "nasa-tiny", 12
@@ -32,29 +44,54 @@ def registry(four_versions, tmp_path_factory):
     return f"sqlite:///{folder}/ml.db"
 
 
-@pytest.fixture(scope="module")
-def address():
+def find_free_address():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return Address("127.0.0.1", probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
-def server(ray_cluster, registry, address):
-    """Run the server."""
+def address():
+    return find_free_address()
+
+
+@pytest.fixture(scope="module")
+def serve_address(ray_cluster):
+    """Start Ray Serve with its own HTTP proxy, which the server neither needs nor ends, and return the address."""
     from ray import serve
 
-    given = {
-        "name": NAME,
-        "tracking_uri": registry,
-        "cpus": 0.5,
-        "poll_seconds": 0.2,
-        "batch_size": 8,
-        "max_queued": 64,
-    }
-    start(build_options(given, address, None), address)
-    yield
-    serve.delete(APPLICATION)
+    address = find_free_address()
+    serve.start(http_options={"host": address.host, "port": address.port})
+    return address
+
+
+@contextmanager
+def run_server(registry, address, **given):
+    """Run the server in a thread; yield the event that stops it, and its lines."""
+    options = build_options({"name": NAME, "tracking_uri": registry, "cpus": 0.5, **given}, address, None)
+    stopped, lines, listener = threading.Event(), [], listen(address.host, address.port)
+
+    def serve_requests():
+        with log_requests_to(locate_log_folder()):
+            run(options, listener, stopped, lines.append, address.url)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(serve_requests)
+        try:
+            while not any("is in service" in line for line in lines):
+                assert not running.done(), running.result()
+                time.sleep(0.1)
+            yield stopped, lines
+        finally:
+            stopped.set()
+            running.result(60)
+
+
+@pytest.fixture(scope="module")
+def server(serve_address, registry, address):
+    """Run the server."""
+    with run_server(registry, address, poll_seconds=0.2, batch_size=8, max_queued=64) as running:
+        yield running
 
 
 async def ask(session, address, **body):
@@ -66,7 +103,7 @@ async def ask(session, address, **body):
         return answer.status, answer.headers, shown
 
 
-def run(scenario):
+def run_scenario(scenario):
     async def with_session():
         async with aiohttp.ClientSession() as session:
             return await scenario(session)
@@ -96,7 +133,7 @@ def test_mixed_requests_are_the_images_of_the_registered_model(server, registry,
 
     mlflow.set_tracking_uri(registry)
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
-    for body, (status, headers, shown) in zip(requests, run(scenario), strict=True):
+    for body, (status, headers, shown) in zip(requests, run_scenario(scenario), strict=True):
         assert (status, headers["x-model-version"], headers["x-seed"]) == (200, "3", str(body["seed"]))
         (png,) = model.predict([body])
         assert np.abs(shown.astype(int) - np.asarray(Image.open(io.BytesIO(png)))).max() <= 2
@@ -122,7 +159,7 @@ def test_a_promotion_and_a_rollback_are_taken_over_without_a_lost_request(server
         is_over.set()
         await asyncio.gather(*clients)
 
-    run(scenario)
+    run_scenario(scenario)
     assert {status for status, *_ in answers} == {200}
     assert {headers["x-model-version"] for _, headers, _ in answers} == {"3", "4"}
     shown = {}
@@ -153,7 +190,7 @@ def test_a_broken_version_raises_an_alarm_and_leaves_the_old_one_in_service(serv
             await asyncio.sleep(0.1)
         raise AssertionError("the alarm does not end")
 
-    health, status, version = run(scenario)
+    health, status, version = run_scenario(scenario)
     assert (health["status"], health["version"]) == ("degraded", "3")
     assert "Version 2 cannot be served:" in health["alarm"]
     assert "its checksum is another) Version 3 stays in service." in health["alarm"]
@@ -170,7 +207,7 @@ def test_requests_survive_a_killed_replica(server, address):
         ray.kill(ray.get_actor(killed["name"], namespace=killed["namespace"]), no_restart=True)
         return [*await asyncio.gather(*clients), await ask(session, address, prompt="a cat", seed=1)]
 
-    answers = run(scenario)
+    answers = run_scenario(scenario)
     assert all(status == 200 or (status in (429, 503) and headers["retry-after"]) for status, headers, _ in answers)
     assert answers[-1][0] == 200
 
@@ -179,7 +216,7 @@ def test_a_full_queue_is_status_429(server, address):
     async def scenario(session):
         return await asyncio.gather(*(ask(session, address, prompt=f"a cat {n}", seed=n) for n in range(300)))
 
-    answers = run(scenario)
+    answers = run_scenario(scenario)
     counts = {status: sum(answer[0] == status for answer in answers) for status in (200, 429)}
     assert counts[200] >= 64
     assert counts[429] > 0
@@ -208,11 +245,10 @@ def test_metrics_and_logs_are_where_the_page_says(server, address):
             await asyncio.sleep(0.5)
         return documented, missing
 
-    documented, missing = run(scenario)
+    documented, missing = run_scenario(scenario)
     assert len(documented) == 9
     assert not missing
-    logs = Path("/tmp/ray", ray.get_runtime_context().get_session_name(), "logs", "serve")
-    lines = [line for file in logs.glob("*_web_*.log") for line in file.read_text().splitlines()]
+    lines = (locate_log_folder() / "web.log").read_text().splitlines()
     (record,) = [record for record in map(json.loads, lines) if record.get("request_id") == "asked-by-a-test"]
     assert (record["message"], record["status"]) == ("images", 200)
     assert 0 < record["seconds"] < 60
@@ -225,24 +261,38 @@ def test_replicas_that_this_machine_cannot_hold_are_rejected(ray_cluster, regist
 
 
 def test_requests_in_progress_are_finished_when_the_server_stops(server, address):
-    from ray import serve
+    stopped, lines = server
 
     async def scenario(session):
         await wait_for_version(session, address, "3")
         clients = [asyncio.create_task(ask(session, address, prompt="a cat", seed=seed)) for seed in range(24)]
         await asyncio.sleep(1 / 4)
-        draining = asyncio.create_task(drain(60))
-        await asyncio.sleep(1 / 4)
+        stopped.set()
+        while not any(line.startswith("stopping") for line in lines):
+            await asyncio.sleep(0.01)
         late = await ask(session, address, prompt="a cat")
-        await draining
-        is_answered = [client.done() for client in clients]
-        await asyncio.to_thread(serve.delete, APPLICATION)
-        return is_answered, late, await asyncio.gather(*clients)
+        return late, await asyncio.gather(*clients)
 
-    is_answered, (status, headers, shown), answers = run(scenario)
+    (status, headers, shown), answers = run_scenario(scenario)
     assert (status, headers.get("retry-after")) == (503, "1"), (headers, shown)
-    assert all(is_answered)
     assert {status for status, *_ in answers} == {200}
+
+
+def test_the_application_of_a_rayservice_answers_behind_ray_serve_s_proxy(registry, serve_address):
+    from ray import serve
+
+    given = {"name": NAME, "tracking_uri": registry, "cpus": 0.5}
+    serve.run(build(build_options(given, serve_address, None)), name="rayservice", route_prefix="/")
+
+    async def scenario(session):
+        return await ask(session, serve_address, prompt="a cat", negative_prompt="a dog", seed=5)
+
+    try:
+        status, headers, shown = run_scenario(scenario)
+    finally:
+        serve.delete("rayservice")
+    assert (status, headers["x-model-version"], headers["x-seed"], shown.shape) == (200, "3", "5", (32, 32, 3))
+    assert headers["X-Request-ID"]
 
 
 @pytest.mark.slow
@@ -252,4 +302,4 @@ def test_a_damaged_champion_is_reported_in_one_line(ray_cluster, registry, addre
     client.set_model_version_tag(NAME, "1", "student_sha256", "0" * 64)
     given = {"name": NAME, "tracking_uri": registry, "cpus": 0.1, "alias": "damaged"}
     with pytest.raises(UserError, match=r"name: nasa-tiny cannot be served: .*its checksum is another"):
-        start(build_options(given, address, None), address)
+        run(build_options(given, address, None), None, threading.Event(), print, address.url)
