@@ -28,15 +28,18 @@ class Rule:
 
 
 def nasa_rule(z_pos_BLD: Tensor, z_neg_BLD: Tensor, scale: Scale) -> Tensor:
-    """Return eq. 9 of NASA (arXiv 2412.02687), Z+ - alpha Z-, without renormalisation, clamp or blend."""
+    """Return eq. 9 of NASA (arXiv 2412.02687), `Z+ - alpha Z-`, without renormalisation, clamp or blend."""
     return z_pos_BLD - scale * z_neg_BLD
 
 
 def nag_rule(z_pos_BLD: Tensor, z_neg_BLD: Tensor, scale: Scale, *, tau: float = 2.5, blend: float = 0.375) -> Tensor:
     """Apply Normalized Attention Guidance (arXiv 2505.21179): extrapolate, bound each token's L1 norm, blend.
 
-    Z~ = Z+ + phi (Z+ - Z-); R = |Z~|_1 / |Z+|_1; out = a min(R, tau) / R Z~ + (1 - a) Z+, with phi the
-    `scale` (its authors' code calls phi + 1 `nag_scale`) and a the `blend`. The defaults are theirs for
+        Z~ = Z+ + phi (Z+ - Z-)
+        R = |Z~|_1 / |Z+|_1
+        out = a min(R, tau) / R Z~ + (1 - a) Z+
+
+    phi is the `scale` (its authors' code calls phi + 1 `nag_scale`) and a the `blend`. The defaults are theirs for
     Stable Diffusion 1.5; SDXL takes a blend of 0.5, FLUX and SD3.5 0.25 and 0.125 with phi 4.
     """
     extrapolated = z_pos_BLD + scale * (z_pos_BLD - z_neg_BLD)
@@ -46,7 +49,7 @@ def nag_rule(z_pos_BLD: Tensor, z_neg_BLD: Tensor, scale: Scale, *, tau: float =
 
 
 def vsf_rule(z_pos_BHLK: Tensor, z_neg_BHLK: Tensor, scale: Scale, share_BHL1: Tensor) -> Tensor:
-    """Return Value Sign Flip (arXiv 2508.10931), softmax(Q [K+;K-]^T / sqrt d) [V+; -alpha V-].
+    """Return Value Sign Flip (arXiv 2508.10931), `softmax(Q [K+; K-]^T / sqrt d) [V+; -alpha V-]`.
 
     The softmax over both texts equals the two separate ones weighted by the share of each.
     """
@@ -54,3 +57,4 @@ def vsf_rule(z_pos_BHLK: Tensor, z_neg_BHLK: Tensor, scale: Scale, share_BHL1: T
 
 
 RULES: dict[str, Rule] = {"nasa": Rule(nasa_rule), "nag": Rule(nag_rule), "vsf": Rule(vsf_rule, per_head=True)}
+"""The rules by the name that `steer` takes."""

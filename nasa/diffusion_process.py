@@ -1,4 +1,4 @@
-"""The forward process of a text-to-image model, x_t = alpha_t x0 + sigma_t eps, and the decoding of its latents."""
+"""The forward process of a text-to-image model, `x_t = alpha_t x0 + sigma_t eps`, and the decoding of its latents."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -17,7 +17,7 @@ class DiffusionProcess:
     """T noise levels, the denoiser's prediction type, and the timesteps at which a student of a few steps is called.
 
     A timestep is an index int64 of the levels, from 0, the least noise, to T - 1. Variance-preserving diffusion has
-    alpha_t^2 + sigma_t^2 = 1, flow matching alpha_t + sigma_t = 1 and alpha_T = 0.
+    `alpha_t^2 + sigma_t^2 = 1`, flow matching `alpha_t + sigma_t = 1` and `alpha_T = 0`.
 
     Attributes:
         alphas: float32 [T].
@@ -55,13 +55,13 @@ class DiffusionProcess:
     def from_alphas_cumprod(
         cls, alphas_cumprod: Tensor, prediction_type: str, start_timestep: int = -1, **more: Any
     ) -> Self:
-        """Return variance-preserving diffusion with alpha_t = sqrt(abar_t); `alphas_cumprod` is abar, [T]."""
+        """Return variance-preserving diffusion with `alpha_t = sqrt(abar_t)`; `alphas_cumprod` is abar, [T]."""
         times = torch.arange(len(alphas_cumprod), device=alphas_cumprod.device)
         return cls(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), times, prediction_type, start_timestep, **more)
 
     @classmethod
     def flow_matching(cls, shift: float = 1.0, start_timestep: int = -1, **more: Any) -> Self:
-        """Return flow matching, x_t = (1 - s) x0 + s eps, at 1000 shifted levels s in 0..1; the time is 1000 s."""
+        """Return flow matching, `x_t = (1 - s) x0 + s eps`, at 1000 shifted levels s in 0..1; the time is 1000 s."""
         sigmas = compute_flow_sigmas(shift)
         return cls(1 - sigmas, sigmas, FLOW_STEPS * sigmas, "flow", start_timestep, flow_shift=shift, **more)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def vsd_gradient(eps_teacher: Tensor, eps_lora: Tensor, sigma: Tensor) -> Tensor:
-    """Return eq. 6 of NASA, g = w(t) (eps_psi - eps_pi) with w(t) = sigma_t^2 (SwiftBrush), [B, C, H, W].
+    """Return eq. 6 of NASA, `g = w(t) (eps_psi - eps_pi)` with `w(t) = sigma_t^2` (SwiftBrush), [B, C, H, W].
 
     Gradient descent moves x0 by -g, towards higher density under the teacher.
     """
@@ -23,13 +23,13 @@ def dmd_gradient(x0_teacher: Tensor, x0_lora: Tensor, x0: Tensor) -> Tensor:
 
 
 def vsd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
-    """Return 0.5 MSE(x0, stopgrad(x0 - g)), whose derivative with respect to x0 is g / numel."""
+    """Return `0.5 MSE(x0, stopgrad(x0 - g))`, whose derivative with respect to x0 is `g / numel`."""
     target = (x0 - gradient).detach()
     return 0.5 * F.mse_loss(x0, target)
 
 
 def clip_hinge(image_features_BD: Tensor, text_features_BD: Tensor, margin: float) -> Tensor:
-    """Return SwiftBrush v2's clamped CLIP loss, the mean over samples of max(0, tau - cos(image, text))."""
+    """Return SwiftBrush v2's clamped CLIP loss, the mean over samples of `max(0, tau - cos(image, text))`."""
     cosine_B = F.cosine_similarity(image_features_BD, text_features_BD, dim=-1)
     return torch.relu(margin - cosine_B).mean()
 

@@ -1,4 +1,4 @@
-"""Noising, and conversions of what denoisers predict: x_t = alpha_t x0 + sigma_t eps.
+"""Noising, and conversions of what denoisers predict: `x_t = alpha_t x0 + sigma_t eps`.
 
 B batch; `alpha` and `sigma` have a shape that broadcasts with latents [B, C, H, W] or, of videos, [B, C, F, H, W].
 """
@@ -12,20 +12,20 @@ PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 
 def alpha_sigma(alphas_cumprod: Tensor, timestep_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t), each [B, 1, 1, 1], in `alphas_cumprod`'s dtype."""
+    """Return `alpha_t = sqrt(abar_t)` and `sigma_t = sqrt(1 - abar_t)`, [B, 1, 1, 1] in `alphas_cumprod`'s dtype."""
     abar = alphas_cumprod[timestep_B].reshape(-1, 1, 1, 1)
     return abar.sqrt(), (1 - abar).sqrt()
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Return x_t = alpha_t x0 + sigma_t eps."""
+    """Return `x_t = alpha_t x0 + sigma_t eps`."""
     return alpha * x0 + sigma * eps
 
 
 def prediction_target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
     """Return the training target of a denoiser's output.
 
-    It is eps, x0, v = alpha_t eps - sigma_t x0, or the velocity of flow matching, eps - x0.
+    It is eps, x0, `v = alpha_t eps - sigma_t x0`, or the velocity of flow matching, `eps - x0`.
     """
     if prediction_type == "epsilon":
         return eps

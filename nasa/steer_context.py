@@ -38,7 +38,7 @@ def steer(  # noqa: PLR0913
     conditional: Conditional | None = None,
     **rule_options: float,
 ) -> Iterator[Any]:
-    """Steer a pipeline's cross-attention away from a negative prompt (NASA-I, eqs. 7-9).
+    """Steer a pipeline's cross-attention away from a negative prompt (NASA-I, eqs. 7-9), inside a `with` block.
 
     Args:
         pipe: a diffusers pipeline of one of the families in `nasa.families`.
