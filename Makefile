@@ -1,14 +1,16 @@
-# make demo: the whole main job. make serve: its champion behind a page. make test: the tests. All install first, into .venv.
+# make demo: the whole main job. make serve: its champion behind a page. make docs: the documentation as a site. make test: the
+# tests. All install first, into .venv.
 PYTHON ?= python3.11
 VENV ?= .venv
 RUN ?= runs/demo
 RECIPE ?= shapes
+SITE ?= build/site
 BIN = $(VENV)/bin
 GPU_PYTHON ?= python3
 GPU_NEEDS = hjson ninja py-cpuinfo msgpack einops
 JOBS = $(BIN)/python -m jobs
 
-.PHONY: demo serve test test-unit test-slow chaos gpu gpu-wheels ui lint lock clean
+.PHONY: demo serve test test-unit test-slow chaos gpu gpu-wheels ui docs lint lock clean
 
 demo: $(VENV)/installed
 	$(JOBS) run --run $(RUN) --recipe $(RECIPE)
@@ -42,6 +44,11 @@ gpu-wheels: $(VENV)/installed
 
 ui: $(VENV)/installed
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --artifacts-destination runs/mlartifacts --port 5000
+
+# A link to no page, an anchor that no heading has and a page that the navigation omits end the build. Not with `--quiet`, under
+# which `--strict` counts no warning.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml -d $(abspath $(SITE))
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
