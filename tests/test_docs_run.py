@@ -239,7 +239,7 @@ NOT_RUN = {  # by the beginning of a command
     **dict.fromkeys(
         [
             f"python -m jobs {name}"
-            for name in ("submit", "list", "status", "logs", "stop", "schedule", "run-scheduled", "clean")
+            for name in ("submit", "list", "status", "logs", "stop", "schedule", "scheduler", "run-scheduled", "clean")
         ],
         "a Ray cluster; tests/pipeline/cluster/test_docs_run.py has one",
     ),
