@@ -14,7 +14,7 @@ import argparse
 import math
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ HELD_OUT, FIRST_SEED = 192, 1234
 EXCLUSION_SEEDS = range(5_000_000, 5_000_000 + 256)
 JUDGE_SECONDS = 15.0  # CPU seconds of training between two judgements
 THRESHOLD = 0.7
+DATA = ROOT / "docs/data/convergence.json"
 
 
 def main() -> None:
@@ -55,22 +56,27 @@ def main() -> None:
         metavar=("NAME", "OVERRIDE"),
         help="compare these recipe overrides",
     )
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs/data/convergence.json", help="file of the finished runs"
-    )
+    parser.add_argument("--out", type=Path, default=DATA, help="file of the finished runs")
     options = parser.parse_args()
     levers = {name: overrides for name, *overrides in options.lever} or LEVERS
-    folder = Folder.from_uri(options.out.absolute().parent)
-    rows = folder.read_json(options.out.name) if folder.exists(options.out.name) else []
-    runs = [(name, levers[name], seed, options.seconds) for seed in range(options.seeds) for name in levers]
+    print(format_table(compare(levers, options.seeds, options.seconds, options.out, options.processes)))
+
+
+def compare(
+    levers: Mapping[str, list[str]], seeds: int, seconds: float, out: Path, processes: int
+) -> list[dict[str, Any]]:
+    """Train every lever with every seed, and return the rows; `out` keeps those of all finished runs."""
+    folder = Folder.from_uri(out.absolute().parent)
+    rows = folder.read_json(out.name) if folder.exists(out.name) else []
+    runs = [(name, levers[name], seed, seconds) for seed in range(seeds) for name in levers]
     done = [(row["lever"], row["overrides"], row["seed"], row["seconds"]) for row in rows]
-    with ProcessPoolExecutor(options.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(run, *key) for key in runs if key not in done]):
             row = future.result()
             rows.append(row)
-            folder.write_json(options.out.name, rows)
+            folder.write_json(out.name, rows)
             print(f"{row['lever']}, seed {row['seed']}: {row['curve'][-1]['clean_and_right']:.2f}", flush=True)
-    print(format_table([row for row in rows if (row["lever"], row["overrides"], row["seed"], row["seconds"]) in runs]))
+    return [row for row in rows if (row["lever"], row["overrides"], row["seed"], row["seconds"]) in runs]
 
 
 def run(name: str, overrides: list[str], seed: int, seconds: float) -> dict[str, Any]:
