@@ -47,10 +47,11 @@ def judge_held_out(
     ]
 
 
-def measure_diversity(sampler: Sampler, judge: AttributeJudge) -> dict[str, float]:
+def measure_diversity(
+    sampler: Sampler, judge: AttributeJudge, seeds: Sequence[int] = DIVERSITY_SEEDS
+) -> dict[str, float]:
     """Return the normalised entropy of each attribute over seeds of the open prompt."""
-    prompts = [OPEN_PROMPT] * len(DIVERSITY_SEEDS)
-    shown = judge.classify_attributes(sampler.sample(SamplingMethod(), prompts, DIVERSITY_SEEDS))
+    shown = judge.classify_attributes(sampler.sample(SamplingMethod(), [OPEN_PROMPT] * len(seeds), seeds))
     return {
         name: compute_normalised_entropy([attributes[name] for attributes in shown], count)
         for name, count in NUM_VALUES.items()

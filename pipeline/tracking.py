@@ -97,6 +97,21 @@ def require_run(uri: str, run_id: str) -> None:
             raise UserError(f"tracking-uri: {uri} has no run {run_id}: {error.message}") from error
 
 
+def read_curves(uri: str, run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """Return the values by step of a run's metrics, of the last attempt if a step was logged twice.
+
+    Raises:
+        StorageError: if the tracking store does not answer, or has no such run.
+    """
+    with open_client(uri) as tracker:
+        histories = {name: tracker.get_metric_history(run_id, name) for name in names}
+    return {
+        name: sorted({each.step: each.value for each in sorted(history, key=lambda each: each.timestamp)}.items())
+        for name, history in histories.items()
+        if history
+    }
+
+
 def create_run(uri: str, name: str, params: Mapping[str, object], note: str = "") -> str:
     """Create a run in the driver and return its id; rank 0 appends to it, also after a restart.
 

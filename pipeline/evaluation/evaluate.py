@@ -1,6 +1,7 @@
 """Evaluation of a student: fixed prompts and seeds, scores, a summary, a contact sheet and a report."""
 
 import io
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from pipeline import logged_models, manifest, models, tracking
-from pipeline.errors import invalid
+from pipeline.errors import StorageError, invalid
 from pipeline.evaluation import aggregate, datasets, exclusion
 from pipeline.evaluation.diversity import add_diversity
 from pipeline.evaluation.html_report import write_report
@@ -19,6 +20,7 @@ from pipeline.evaluation.results import SUMMARY, EvaluationRow, Summary, read_su
 from pipeline.evaluation.sampling import Sampler
 from pipeline.evaluation.suites import build_suite
 from pipeline.evaluation.worker import WorkerConfig, load_student_sampler, plan_work_units, run_workers
+from pipeline.expected_curves import draw_expected_curves, read_expected_curves
 from pipeline.logged_models import TrainedStudent
 from pipeline.manifest import DistilledManifest, Manifest
 from pipeline.ray_session import start_ray_session
@@ -26,6 +28,7 @@ from pipeline.recipe import Recipe, dump, parse
 from pipeline.resource_requests import build_evaluation_request, wait_for_resources
 from pipeline.storage import Folder
 
+logger = logging.getLogger(__name__)
 SHEET, REPORT = "contact_sheet.png", "report.html"
 
 
@@ -104,7 +107,7 @@ def evaluate_student(
         rows, scorers = run_workers(config, count, recipe.evaluation)
     rows = add_diversity([aggregate.add_judged_metrics(row) for row in rows])
     summary = _correct_for_judge_errors(recipe, aggregate.summarise(recipe, rows, scorers), rows)
-    _write_results(folder, recipe, summary, rows)
+    _write_results(folder, recipe, summary, rows, _draw_curves(subject, recipe, summary, tracking_uri))
     _log_to_mlflow(folder, summary, subject, recipe, prompt_folder, tracking_uri)
     manifest.write(folder, EvaluationManifest(recipe=recipe, student_sha256=subject.student_sha256))
     return summary
@@ -151,14 +154,35 @@ def _build_worker_config(
     )
 
 
-def _write_results(folder: Folder, recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]) -> None:
+def _draw_curves(subject: EvaluatedStudent, recipe: Recipe, summary: Summary, tracking_uri: str) -> bytes:
+    """Return a PNG of the training run's curves over those that are expected; empty bytes without either."""
+    expected = read_expected_curves(recipe)
+    if expected is None:
+        return b""
+    scores = {name: metric.value for name, metric in summary.metrics.items()}
+    try:
+        own = tracking.read_curves(
+            tracking_uri, subject.mlflow_run, [name for name in expected.bands if name not in scores]
+        )
+    except StorageError as error:
+        logger.warning("the report has no curves of training: %s", error)
+        return b""
+    png = io.BytesIO()
+    points = {name: [(subject.step, value)] for name, value in scores.items()}
+    draw_expected_curves(recipe, expected, own | points).save(png, format="PNG")
+    return png.getvalue()
+
+
+def _write_results(
+    folder: Folder, recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow], curves: bytes
+) -> None:
     write_rows(folder, rows)
     images = ImageStore(folder, rows)
     png = io.BytesIO()
     images.draw_sheet(summary).save(png, format="PNG")
     folder.write(SHEET, png.getvalue())
     folder.write_json(SUMMARY, summary.to_dict())
-    folder.write(REPORT, write_report(recipe, summary, rows, images).encode())
+    folder.write(REPORT, write_report(recipe, summary, rows, images, curves).encode())
 
 
 def _log_to_mlflow(

@@ -18,8 +18,10 @@ SIDE = 192  # longest side of a thumbnail, in pixels
 COMPARED = 48  # prompts that are shown by every sampling method
 
 
-def write_report(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow], images: ImageStore) -> str:
-    """Return the report's HTML, in which every value is escaped."""
+def write_report(
+    recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow], images: ImageStore, curves: bytes = b""
+) -> str:
+    """Return the report's HTML, in which every value is escaped; `curves` is a PNG of the training's curves."""
     return render(
         "report.html.j2",
         build_page_data(summary, rows, images),
@@ -29,6 +31,7 @@ def write_report(recipe: Recipe, summary: Summary, rows: Sequence[EvaluationRow]
         recipe=recipe,
         recipe_toml=dump(recipe),
         summary=summary,
+        curves=base64.b64encode(curves).decode(),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import torch
 
+from pipeline.expected_curves import draw_expected_curves, read_expected_curves
 from pipeline.recipe import Recipe
 from pipeline.tracking import Tracker
 from pipeline.training.previews import draw_previews
@@ -40,6 +41,8 @@ class ProgressReporter:
         self._times = deque([time.monotonic()], maxlen=RATE_STEPS + 1)
         self._waits: deque[float] = deque(maxlen=RATE_STEPS)
         self._gauges = TrainingGauges(tracker.run_id, recipe.name) if tracker else None
+        self._expected = read_expected_curves(recipe) if tracker else None
+        self._curves: dict[str, list[tuple[int, float]]] = {}
         self.begin_attempt(attempt)
         if tracker and first_step:
             actor.log.remote(f"resuming from the checkpoint at step {first_step} of {recipe.train.steps}")
@@ -101,12 +104,21 @@ class ProgressReporter:
         progress = {"step": step + 1.0, "steps": float(self._recipe.train.steps)}
         self._gauges.report({**metrics, **system, **progress, "tracker_pending": float(self._tracker.num_pending)})
         if (step + 1) % LOG_EVERY_N_STEPS == 0:
+            for name, value in metrics.items():
+                self._curves.setdefault(name, []).append((step + 1, value))
             self._tracker.log_metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
 
     def set_gauge(self, name: str, value: float) -> None:
         """Set one of the gauges of training."""
         if self._gauges is not None:
             self._gauges.report({name: value})
+
+    def log_curves(self, step: int) -> None:
+        """Log a figure of the curves since this process began, over those that are expected of the recipe."""
+        if self._tracker is not None and self._expected is not None and self._curves:
+            self._tracker.log_image(
+                draw_expected_curves(self._recipe, self._expected, self._curves), key="expected_curves", step=step
+            )
 
     def log_previews(self, distiller: "Distiller", step: int) -> None:
         """Log preview images of the student to MLflow under keys of each prompt; ranks that hold a shard help draw."""

@@ -133,6 +133,7 @@ def _train_steps(distiller: Distiller, prompts: PromptStream, first_step: int, r
         stopping = distiller.any_across_ranks(reporter.stop_requested())
         if stopping or done % options.checkpoint_every_n_steps == 0 or done == options.steps:
             reporter.log_previews(distiller, done)
+            reporter.log_curves(done)
             _report_checkpoint(distiller, done, metrics, reporter)
         if stopping and done < options.steps:
             stream.close()
