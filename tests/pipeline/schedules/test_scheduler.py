@@ -10,6 +10,7 @@ from pipeline.errors import StorageError
 from pipeline.recipe import load
 from pipeline.schedules.history import DIED, FAILED, History, ScheduledRun, to_iso
 from pipeline.schedules.lease import Lease, LeaseObserver
+from pipeline.schedules.prometheus import ScheduleGauges
 from pipeline.schedules.schedule_store import ScheduleStore
 from pipeline.schedules.scheduler import Scheduler, build_submission_id
 from pipeline.storage import Folder
@@ -308,6 +309,16 @@ def test_an_invalid_record_is_logged_and_nothing_is_submitted(env, fields):
     env.poll(DUE)
     assert not env.cluster.submitted
     assert "expected the record of a run" in env.logged[0]
+
+
+def test_an_old_record_that_is_damaged_stops_the_gauges_and_no_run(env):
+    env.schedules.get_folder("nightly").write("history/20261101T0300Z.json", b"{}")
+    env.history.write(ScheduledRun("20261120T0300Z").begin_attempt(ADDED).end_attempt("done", ADDED))
+    gauges = ScheduleGauges()
+    for _ in range(2):
+        Scheduler(env.schedules, env.cluster, env.logged.append, gauges).poll(DUE)
+    assert len(env.cluster.jobs) == 1
+    assert any(line.startswith("gauges of nightly: ") for line in env.logged)
 
 
 def test_an_unexpected_error_is_redacted_and_does_not_stop_the_others(env, monkeypatch):
