@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobs.__main__ import main
 from pipeline import notifications
-from pipeline.errors import StorageError
+from pipeline.errors import IN_JOB, StorageError
 from pipeline.recipe import load
 from pipeline.schedules.history import DIED, FAILED, History, ScheduledRun, to_iso
 from pipeline.schedules.lease import Lease, LeaseObserver
@@ -365,3 +366,13 @@ def test_a_storage_outage_is_logged_once_and_the_scheduler_continues(env, monkey
     monkeypatch.setattr(Folder, "list_files", list_files)
     scheduler.poll(DUE + minutes(3))
     assert env.cluster.submitted == [f"scheduled-nightly-{SCHEDULED_TIME}-1"]
+
+
+def test_outside_a_job_the_command_joins_no_cluster(tmp_path, monkeypatch, capsys):
+    """RAY_ADDRESS may be a job server's URL there, as `ray job submit` reads it."""
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.delenv(IN_JOB, raising=False)
+    monkeypatch.setattr("pipeline.cluster.job_client.connect_from_job", lambda _: FakeJobServer())
+    monkeypatch.setattr("pipeline.ray_session.start_ray_session", None)
+    assert main(["scheduler", "--store", str(tmp_path), "--once"]) == 0
+    assert "none yet" in capsys.readouterr().out
