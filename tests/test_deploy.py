@@ -131,7 +131,7 @@ def test_pods_run_without_privileges_and_hold_no_secret(document):
 
 @pytest.mark.parametrize("file", ["raycluster", "rayjob", "raycronjob", "rayservice"])
 def test_pods_that_kuberay_adds_satisfy_the_restricted_level_too(file):
-    """Without fields of their own, the autoscaler and a RayJob's submitter would have no security context."""
+    """The autoscaler and a RayJob's submitter have no security context unless the manifest gives them one."""
     document = yaml.safe_load((DEPLOY / f"kuberay/{file}.yaml").read_text())
     cluster = find_cluster({"spec": document["spec"].get("jobTemplate", document["spec"])})
     autoscaler = cluster["autoscalerOptions"]["securityContext"]
