@@ -15,13 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pipeline.cluster.job_client import connect_from_job
+    from pipeline.errors import IN_JOB
     from pipeline.ray_session import start_ray_session
     from pipeline.schedules.prometheus import ScheduleGauges
     from pipeline.schedules.schedule_store import ScheduleStore
     from pipeline.schedules.scheduler import Scheduler, serve
     from pipeline.storage import Folder
 
-    address = os.environ.get("RAY_ADDRESS")  # set in a job: its cluster exports the gauges
+    address = os.environ.get("RAY_ADDRESS") if os.environ.get(IN_JOB) else None  # a job's cluster exports the gauges
     store = ScheduleStore(Folder.from_uri(options.store))
     client = connect_from_job(options.job_server)
     print(f"schedules of {store.folder.uri}: {', '.join(store.list_names()) or 'none yet'}", flush=True)

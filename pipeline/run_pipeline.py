@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from pipeline.cleanup.run_cleanup import clean
-from pipeline.errors import StorageError
+from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.summary_table import format_summary
 from pipeline.notifications import report_failure
@@ -48,5 +48,5 @@ def _clean(run: Folder, log: Callable[[str], None]) -> None:
     """Remove what a registered run no longer needs; the run is complete even if that fails."""
     try:
         log(clean(run))
-    except StorageError as error:
+    except UserError as error:
         log(f"retention.keep_checkpoints: nothing more was removed: {error}")

@@ -129,6 +129,18 @@ def test_pods_run_without_privileges_and_hold_no_secret(document):
             assert set(plain) <= {"MLFLOW_TRACKING_URI"}
 
 
+@pytest.mark.parametrize("file", ["raycluster", "rayjob", "raycronjob", "rayservice"])
+def test_pods_that_kuberay_adds_satisfy_the_restricted_level_too(file):
+    """The autoscaler and a RayJob's submitter have no security context unless the manifest gives them one."""
+    document = yaml.safe_load((DEPLOY / f"kuberay/{file}.yaml").read_text())
+    cluster = find_cluster({"spec": document["spec"].get("jobTemplate", document["spec"])})
+    autoscaler = cluster["autoscalerOptions"]["securityContext"]
+    assert autoscaler == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    submitters = [pod for pod in find_pods(document) if [one["name"] for one in pod["containers"]] == ["submit"]]
+    assert len(submitters) == (file in ("rayjob", "raycronjob"))
+    assert all("command" not in pod["containers"][0] for pod in submitters), "KubeRay would submit nothing"
+
+
 @pytest.mark.parametrize("document", load_documents())
 def test_pods_with_a_gpu_alone_tolerate_the_taint_of_gpu_nodes(document):
     for pod in find_pods(document):
@@ -309,7 +321,7 @@ def test_a_queued_cluster_is_what_kueue_admits(kind, suspended, capsys):
 def test_every_pod_has_the_priority_class(kind, capsys):
     document = render(capsys, kind, "--priority-class", "night")
     pods = list(find_pods(document))
-    assert len(pods) == (1 if kind == "CronJob" else 2)
+    assert len(pods) == {"CronJob": 1, "RayJob": 3, "RayCronJob": 3}.get(kind, 2)
     assert {pod["priorityClassName"] for pod in pods} == {"night"}
     assert not [label for label in document["metadata"]["labels"] if "kueue" in label], "Kueue's label needs a queue"
     assert not any("priorityClassName" in pod for pod in find_pods(render(capsys, kind)))
@@ -354,7 +366,7 @@ def is_admitted(policy, source, port, same_namespace=True):
     return False
 
 
-def test_the_network_policy_admits_only_the_cluster_and_two_ports():
+def test_the_network_policy_admits_only_the_cluster_two_ports_and_prometheus():
     policy = yaml.safe_load((DEPLOY / "kuberay/networkpolicy.yaml").read_text())["spec"]
     manifests = [yaml.safe_load((DEPLOY / f"kuberay/{file}.yaml").read_text()) for file in ("rayjob", "rayservice")]
     clusters = [find_cluster(document) for document in manifests]
@@ -370,6 +382,10 @@ def test_the_network_policy_admits_only_the_cluster_and_two_ports():
         assert is_admitted(policy, {"any": "pod"}, port) == (port in (8265, 8000))
         operator = {"app.kubernetes.io/component": "kuberay-operator"}
         assert is_admitted(policy, operator, port, same_namespace=False) == (port in (8265, 8000))
+        prometheus = {"app.kubernetes.io/name": "prometheus"}
+        assert not is_admitted(policy, prometheus, port, same_namespace=False)
+    assert is_admitted(policy, prometheus, 8080, same_namespace=False)
+    assert not is_admitted(policy, {"any": "pod"}, 8080)
     ports = {entry["containerPort"] for group in groups for entry in find_ports(group)}
     assert {8265, 8000} <= ports
 

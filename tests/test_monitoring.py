@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/nasa-distill.json").read_text())
 RULES = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())["groups"][0]["rules"]
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
+DROPPED_SECONDS = 30  # Ray drops a value after 20, and Prometheus' next scrape after it has none
 RAYS_OWN = {"ray_node_disk_free", "ray_node_disk_usage"}  # of Ray's dashboard agent
 
 
@@ -78,6 +79,18 @@ def test_promtool_accepts_the_rules():
     assert f"{len(RULES)} rules found" in result.stdout
 
 
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool on this machine")
+def test_every_alert_fires_when_it_should_and_only_then():
+    file = ROOT / "tests/data/prometheus/alerts_test.yaml"
+    result = subprocess.run([PROMTOOL, "test", "rules", file], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    cases = [case for group in yaml.safe_load(file.read_text())["tests"] for case in group["alert_rule_test"]]
+    for fires in (True, False):
+        assert {case["alertname"] for case in cases if bool(case["exp_alerts"]) == fires} == {
+            rule["alert"] for rule in RULES
+        }
+
+
 @pytest.fixture
 def prometheus(ray_cluster, tmp_path):
     """Run Prometheus on the cluster's metrics port, and yield a function that queries it."""
@@ -125,7 +138,8 @@ def test_prometheus_scrapes_the_gauges_of_every_process(ray_cluster, prometheus)
     worker = ray_cluster.remote(Worker).options(num_cpus=0).remote()
     ray_cluster.get(worker.report.remote({**values, "unknown": 1.0}))
     schedule = StoredSchedule("of-a-test", load("shapes", ["schedule.cron='0 3 * * *'"]), "sqlite://", ADDED)
-    schedule_gauges.ScheduleGauges().report(schedule, History(Folder.from_uri("/nonexistent")), DAY_AFTER)
+    schedules = schedule_gauges.ScheduleGauges()
+    schedules.report(schedule, History(Folder.from_uri("/nonexistent")), DAY_AFTER)
     expected = {
         **{f'ray_nasa_training_{name}{{run="run-of-a-test"}}': value for name, value in values.items()},
         'ray_nasa_evaluation_work_units{student="0123456789ab"}': 7,
@@ -146,6 +160,9 @@ def test_prometheus_scrapes_the_gauges_of_every_process(ray_cluster, prometheus)
         time.sleep(0.5)
     assert scraped == expected
     assert [metric["schedule"] for metric, _ in prometheus(get_rule("ScheduleLate"))] == ["of-a-test"]
+    time.sleep(DROPPED_SECONDS)
+    lasting = {query: value for query in expected for _, value in prometheus(query)}
+    assert lasting == expected, "Ray dropped values that no step set again"
     for rule in RULES:
         assert prometheus(f"count({rule['expr']}) or vector(0)"), rule["alert"]  # Prometheus evaluates every rule
 

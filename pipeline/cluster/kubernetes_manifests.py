@@ -13,7 +13,16 @@ import ray
 import yaml
 
 from pipeline.cluster import kueue
-from pipeline.cluster.pod_templates import GPU, SECRET, TOKEN_SECRET, Spec, build_ray_pod, build_submitter_pod
+from pipeline.cluster.pod_templates import (
+    CONTAINER_SECURITY,
+    GPU,
+    SECRET,
+    TOKEN_SECRET,
+    Spec,
+    build_ray_job_submitter,
+    build_ray_pod,
+    build_submitter_pod,
+)
 from pipeline.errors import UserError, invalid
 from pipeline.recipe import RECIPES, Recipe, Train
 from pipeline.redaction import contains_secret, redact
@@ -157,6 +166,7 @@ def _build_job_spec(words: list[str], recipe: Recipe, values: ManifestValues) ->
     return {
         "entrypoint": shlex.join(words),
         "submissionMode": "K8sJobMode",
+        "submitterPodTemplate": build_ray_job_submitter(values.image, values.priority_class),
         "backoffLimit": recipe.schedule.retries,
         "activeDeadlineSeconds": 7 * SECONDS_PER_DAY,
         "shutdownAfterJobFinishes": True,
@@ -189,7 +199,8 @@ def build_cluster_spec(values: ManifestValues, resources: dict[str, str], max_po
     """
     ports = [{"containerPort": 6379, "name": "gcs-server"}, {"containerPort": 8265, "name": "dashboard"}]
     replicas = max_pods if values.queue else 0
-    autoscaler = {} if values.queue else {"autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 600}}
+    options = {"version": "v2", "idleTimeoutSeconds": 600, "securityContext": CONTAINER_SECURITY}
+    autoscaler = {} if values.queue else {"autoscalerOptions": options}
     environment = {"image": values.image, "tracking_uri": values.tracking_uri, "priority_class": values.priority_class}
     return {
         "rayVersion": ray.__version__,

@@ -11,6 +11,7 @@ USER = 1000
 POD_SECURITY = {"runAsNonRoot": True, "runAsUser": USER, "seccompProfile": {"type": "RuntimeDefault"}}
 GPU = "nvidia.com/gpu"
 GPU_TAINT = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}  # keeps other pods off GPU nodes
+CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 WRITABLE = {"tmp": "/tmp", "home": "/home/ray"}  # Ray's sessions; caches of models, versions and compiled kernels
 
 Spec = dict[str, object]
@@ -45,14 +46,26 @@ def build_ray_pod(
 def build_submitter_pod(command: list[str], image: str, tracking_uri: str, priority_class: str) -> Spec:
     """Return the specification of a pod that submits a job to a standing cluster."""
     token = {"secretKeyRef": {"name": TOKEN_SECRET, "key": "auth_token"}}
+    environment = [
+        {"name": "RAY_AUTH_TOKEN", "valueFrom": token},
+        {"name": "MLFLOW_TRACKING_URI", "value": tracking_uri},
+    ]
+    return _build_small_pod({"command": command, "env": environment}, image, priority_class)
+
+
+def build_ray_job_submitter(image: str, priority_class: str) -> Spec:
+    """Return the template of the pod in which KubeRay submits a RayJob; its own would have no security context.
+
+    KubeRay adds the command, the addresses and the token.
+    """
+    return {"spec": _build_small_pod({}, image, priority_class)}
+
+
+def _build_small_pod(fields: Spec, image: str, priority_class: str) -> Spec:
     container = {
         "name": "submit",
         "image": image,
-        "command": command,
-        "env": [
-            {"name": "RAY_AUTH_TOKEN", "valueFrom": token},
-            {"name": "MLFLOW_TRACKING_URI", "value": tracking_uri},
-        ],
+        **fields,
         "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
         "securityContext": _build_security_context(),
         "volumeMounts": _build_mounts(),
@@ -71,11 +84,7 @@ def _build_priority(priority_class: str) -> Spec:
 
 
 def _build_security_context() -> Spec:
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
+    return {**CONTAINER_SECURITY, "readOnlyRootFilesystem": True}
 
 
 def _build_mounts() -> list[Spec]:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pipeline import cron
-from pipeline.errors import StorageError, TransientError, UserError, get_first_line
+from pipeline.errors import TransientError, UserError, get_first_line
 from pipeline.immediate_stop import interrupt_without_checkpoint, stop_immediately
 from pipeline.notifications import report_failure
 from pipeline.recipe import Recipe
@@ -161,11 +161,13 @@ def _run_attempt(
 def _remove_old_runs(recipe: Recipe, runs: History) -> None:
     """Remove the folders of registered runs beyond the newest that the recipe keeps."""
     kept = recipe.retention.scheduled_runs
-    registered = [run.scheduled_time for run in runs.list_runs() if run.state == DONE]
+    if not kept:
+        return
     try:
-        for time in registered[:-kept] if kept else []:
+        registered = [run.scheduled_time for run in runs.list_runs() if run.state == DONE]
+        for time in registered[:-kept]:
             (runs.home / "runs" / time).delete()
-    except StorageError as error:
+    except UserError as error:  # a folder that is away, a damaged record: the run itself is done
         logger.warning("retention.scheduled_runs: nothing more was removed: %s", error)
 
 

@@ -56,6 +56,8 @@ class Scheduler:
         names: list[str] = []
         with self._report_failures(self.store.folder.uri):
             names = self.store.list_names()
+            if self._gauges:
+                self._gauges.end_removed(names)
         for name in names:
             with self._report_failures(name):
                 self._handle(self.store.read(name), now)
@@ -80,7 +82,8 @@ class Scheduler:
     def _handle(self, schedule: StoredSchedule, now: datetime) -> None:
         runs = History(self.store.get_folder(schedule.name))
         if self._gauges:
-            self._gauges.report(schedule, runs, now)
+            with self._report_failures(f"gauges of {schedule.name}"):  # they must not hold up the run
+                self._gauges.report(schedule, runs, now)
         action = find_due_action(schedule, runs, now, lambda run: self._find_job_outcome(schedule, run))
         if action is None:
             return

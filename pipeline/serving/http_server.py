@@ -15,6 +15,7 @@ from pathlib import Path
 import uvicorn
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pipeline.errors import invalid
 from pipeline.logging_setup import JsonFormatter
@@ -22,11 +23,14 @@ from pipeline.serving.middleware import REQUEST_ID
 from pipeline.serving.middleware import logger as request_logger
 
 LOG_FILE, LOG_BYTES, OLD_LOGS = "web.log", 10 * 2**20, 5
+BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 90  # as Ray Serve's proxy; a reverse proxy must close idle connections before the server does
+MAX_HEAD_BYTES, MAX_ID_LENGTH = 65_536, 128
 logger = logging.getLogger(__name__)
 
 
 class RequestIds:
-    """Gives each request an id, its own `X-Request-ID` or a new one, as Ray Serve's proxy does."""
+    """Gives each request an id: its own `X-Request-ID` if that is a short ASCII text, or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -37,9 +41,10 @@ class RequestIds:
             await self.app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
-        request_id = given or str(uuid.uuid4())
-        if not given:
-            scope = {**scope, "headers": [*scope["headers"], (REQUEST_ID.encode(), request_id.encode())]}
+        is_accepted = 0 < len(given) <= MAX_ID_LENGTH and given.isascii() and given.isprintable()
+        request_id = given if is_accepted else str(uuid.uuid4())
+        others = [header for header in scope["headers"] if header[0] != REQUEST_ID.encode()]
+        scope = {**scope, "headers": [*others, (REQUEST_ID.encode(), request_id.encode())]}
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -47,6 +52,29 @@ class RequestIds:
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which alone would keep a request line and headers of any size in memory."""
+
+    _is_in_head, _head_bytes = True, 0
+
+    def on_message_begin(self) -> None:
+        """Begin to count."""
+        self._is_in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Stop counting."""
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Close the connection of a request whose head is too large."""
+        super().data_received(data)
+        self._head_bytes += len(data)
+        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The headers are too large.")
 
 
 class _Server(uvicorn.Server):
@@ -61,14 +89,17 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def answer_requests(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
     """Answer the requests of a listening socket inside the context, which waits at its end for those in progress."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of everything that is no HTTP
     config = uvicorn.Config(
         RequestIds(app),
+        http=_Protocol,
         log_config=None,
         access_log=False,
         lifespan="off",
         ws="none",
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=1,  # the requests are drained before; a slow reader is not waited for
     )
     server = _Server(config)
@@ -81,7 +112,9 @@ async def answer_requests(app: ASGIApp, listener: socket.socket) -> AsyncIterato
 
 
 def listen(host: str, port: int, option: str = "--port") -> socket.socket:
-    """Return a socket that is bound to an address, which a command's option names.
+    """Return a socket that listens at an address, which a command's option names; connections wait to be accepted.
+
+    Without listening another process could bind the same address until the server is up.
 
     Raises:
         UserError: The address is taken, or not this machine's.
@@ -90,6 +123,10 @@ def listen(host: str, port: int, option: str = "--port") -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OverflowError:
+        listener.close()
+        raise invalid(option, port, "a number from 0 to 65535") from None
     except OSError as error:
         listener.close()
         raise invalid(option, port, f"a free port of {host} ({error.strerror})") from None

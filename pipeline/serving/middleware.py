@@ -22,10 +22,10 @@ class Traffic:
     def __init__(self) -> None:
         self.ongoing, self.is_draining = 0, False
 
-    async def drain(self) -> None:
-        """Take no further request, and return when the last one is answered."""
+    async def drain(self, is_interrupted: Callable[[], bool]) -> None:
+        """Take no further request, and return when the last one is answered, or when it is interrupted."""
         self.is_draining = True
-        while self.ongoing:
+        while self.ongoing and not is_interrupted():
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
 
@@ -67,17 +67,22 @@ def _find_request_id(scope: Scope) -> dict[str, str]:
 
 
 class BodyLimit:
-    """Answers a larger request with status 413, without reading more of it."""
+    """Answers a larger request with status 413, without reading more of it, and a slower one with status 408."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, max_seconds: float) -> None:
+        self.app, self.max_bytes, self.max_seconds = app, max_bytes, max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application on the request unless its body is too large."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = await self._read(scope, receive)
+        try:
+            async with asyncio.timeout(self.max_seconds):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            await send_error(send, 408, "body: did not arrive in time.", "timeout", {"connection": "close"})
+            return
         if body is None:
             message = f"body: got more than {self.max_bytes} bytes; expected fewer."
             await send_error(send, 413, message, "body_too_large", {"connection": "close"})

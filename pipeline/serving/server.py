@@ -8,8 +8,8 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from pipeline.serving.middleware import Traffic
 from pipeline.serving.serving_options import TOKEN_VARIABLE, ServingOptions
 from pipeline.serving.web_app import UnavailableError, build_web_app
 
-APPLICATION = "nasa-distill"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 LOOK_SECONDS, ANSWER_SECONDS = 1.0, 5.0
 
@@ -62,6 +61,14 @@ class Cluster:
 
     ray_address: str | None = None
     metrics_port: int | None = None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The events that end the server: `requested` after the requests in progress, `interrupted` before."""
+
+    requested: threading.Event = field(default_factory=threading.Event)
+    interrupted: threading.Event = field(default_factory=threading.Event)
 
 
 def build_options(given: Mapping[str, Any], address: Address, token_file: str | None) -> ServingOptions:
@@ -106,11 +113,12 @@ def serve_until_stopped(
     if cluster.metrics_port:
         listen("0.0.0.0", cluster.metrics_port, "--metrics-port").close()
     listener = listen(address.host, address.port)
+    address = replace(address, port=listener.getsockname()[1])
     with closing(listener), start_ray_session(cluster.ray_address, metrics_port=cluster.metrics_port):
         if not cluster.ray_address:
             _require_resources(options)
-        with _handle_stop_signals() as stopped, log_requests_to(locate_log_folder()):
-            run(options, listener, stopped, log, address.url)
+        with log_requests_to(locate_log_folder()):
+            run(options, listener, _handle_stop_signals(), log, address.url)
 
 
 def locate_log_folder() -> Path:
@@ -119,55 +127,74 @@ def locate_log_folder() -> Path:
 
 
 @contextmanager
-def _handle_stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C or SIGTERM sets; a second one interrupts at once."""
-    stopped = threading.Event()
+def _handle_stop_signals() -> Iterator[Stop]:
+    """Yield what Ctrl-C or SIGTERM requests, and a second one interrupts.
+
+    The handler raises nothing, as uvicorn catches what is raised while a request is answered.
+    """
+    stop = Stop()
 
     def handle(*_: Any) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
+        (stop.interrupted if stop.requested.is_set() else stop.requested).set()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stopped
+        yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def run(
-    options: ServingOptions, listener: socket.socket, stopped: threading.Event, log: Callable[[str], None], url: str
+    options: ServingOptions,
+    listener: socket.socket,
+    stop_signals: AbstractContextManager[Stop],
+    log: Callable[[str], None],
+    url: str,
 ) -> None:
-    """Start the replicas on the current Ray cluster, and answer requests until `stopped` is set.
+    """Start the replicas on the current Ray cluster, and answer requests until `stop_signals` requests the end.
+
+    Signals interrupt the start, as nothing is in progress then.
 
     Raises:
         UserError: The version in service cannot be loaded.
+        KeyboardInterrupt: Requests in progress were interrupted.
     """
-    _start_replicas(options)
+    application = name_application(listener)
     try:
-        log(f"{options.name} is served at {url} (API: {url}/docs). Ctrl-C stops it.")
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_answer(options, listener, stopped, log))
+        _start_replicas(options, application)
+        with stop_signals as stop:
+            log(f"{options.name} is served at {url} (API: {url}/docs). Ctrl-C stops it.")
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_answer(options, application, listener, stop, log))
+        if stop.interrupted.is_set():
+            raise KeyboardInterrupt
     finally:
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it complains about the end of the event loop
-        serve.delete(APPLICATION)
+        serve.delete(application, _blocking=False)
 
 
-def _start_replicas(options: ServingOptions) -> None:
+def name_application(listener: socket.socket) -> str:
+    """Return the Ray Serve application of a server: no two servers that run at a time have the same node and port.
+
+    A server that is started again replaces replicas which a killed one left on a standing cluster.
+    """
+    return f"nasa-distill-{ray.util.get_node_ip_address()}-{listener.getsockname()[1]}"
+
+
+def _start_replicas(options: ServingOptions, application: str) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it warns of each replica that dies, and replaces it
     serve.start(proxy_location="Disabled")
     try:
-        serve.run(build_replicas(options), name=APPLICATION, route_prefix=None)
+        serve.run(build_replicas(options), name=application, route_prefix=None)
     except RuntimeError as error:
-        reason = _find_reason(error)
-        serve.delete(APPLICATION)
+        reason = _find_reason(application, error)
         raise UserError(f"name: {options.name} cannot be served: {reason}") from None
 
 
-def _find_reason(error: Exception) -> str:
+def _find_reason(application: str, error: Exception) -> str:
     """Return the last line of a replica's traceback, which Ray Serve puts into its message."""
-    for deployment in serve.status().applications[APPLICATION].deployments.values():
+    for deployment in serve.status().applications[application].deployments.values():
         lines = [line for line in deployment.message.splitlines() if "Error" in line]
         if lines:
             return lines[-1].strip()
@@ -175,17 +202,24 @@ def _find_reason(error: Exception) -> str:
 
 
 async def _answer(
-    options: ServingOptions, listener: socket.socket, stopped: threading.Event, log: Callable[[str], None]
+    options: ServingOptions,
+    application: str,
+    listener: socket.socket,
+    stop: Stop,
+    log: Callable[[str], None],
 ) -> None:
-    """Answer requests until `stopped` is set; then take no further one, and finish those in progress."""
-    handle: DeploymentHandle[Any] = serve.get_deployment_handle("student", APPLICATION)
+    """Answer requests until the end is requested; then take no further one, and finish those in progress."""
+    handle: DeploymentHandle[Any] = serve.get_deployment_handle("student", application)
     replicas, traffic = ReplicaHandle(handle), Traffic()
     app = build_web_app(options, replicas, RequestMetrics().observe, traffic)
     async with answer_requests(app, listener):
-        await _watch(options, replicas, stopped, log)
+        await _watch(options, replicas, stop.requested, log)
         log("stopping: requests in progress are finished first")
         with suppress(TimeoutError):
-            await asyncio.wait_for(traffic.drain(), options.max_seconds)
+            await asyncio.wait_for(traffic.drain(stop.interrupted.is_set), options.max_seconds)
+        if traffic.ongoing:
+            for name in ("asyncio", "uvicorn.error"):  # they report each request that is cut short now
+                logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 async def _watch(
@@ -209,7 +243,7 @@ async def _watch(
 
 def _require_resources(options: ServingOptions) -> None:
     """Reject replicas that this machine cannot hold, for which Ray Serve would wait for ever."""
-    held = ray.cluster_resources()
-    for field, asked, kind in (("--cpus", options.cpus, "CPU"), ("--gpus", options.gpus, "GPU")):
-        if asked > (most := held.get(kind, 0.0)):
-            raise invalid(field, asked, f"at most {most:g}, which this machine has")
+    held, count = ray.cluster_resources(), options.min_replicas
+    for option, asked, kind in (("--cpus", options.cpus, "CPU"), ("--gpus", options.gpus, "GPU")):
+        if asked * count > (most := held.get(kind, 0.0)):
+            raise invalid(option, asked, f"at most {most / count:g} for each of {count} replicas on this machine")

@@ -68,7 +68,7 @@ def build_web_app(
 ) -> FastAPI:
     """Return the application; `observe` is called with the status and the seconds of each request for images."""
     app = FastAPIOffline(title="nasa-distill", version=__version__, description=__doc__)
-    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes, max_seconds=options.max_seconds)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(options.allowed_hosts))
     app.add_middleware(RequestRecorder, path=IMAGES_PATH, traffic=traffic or Traffic(), observe=observe)
     _handle_errors(app)
@@ -97,7 +97,7 @@ def _add_image_route(router: APIRouter, options: ServingOptions, replicas: Repli
             raise ImageRequestError(str(invalid("n", asked.n, f"1 with Accept: {PNG}")))
         _check_model(asked.model, options)
         if asked.size != "auto":
-            check_size(asked.size, (await replicas.describe()).size)
+            check_size(asked.size, (await asyncio.wait_for(replicas.describe(), options.max_seconds)).size)
         results = await _generate(replicas, asked, options.max_seconds)
         return _build_png_response(asked, results[0]) if as_png else _build_json_response(asked, results, options.name)
 
@@ -133,6 +133,7 @@ _ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, description in {
         401: "the token is missing or wrong",
         404: "another model",
+        408: "the body did not arrive in time",
         413: "the body is too large",
         422: "a field is not accepted",
         429: "the queue is full",

@@ -181,6 +181,14 @@ def test_a_run_is_complete_if_nothing_can_be_removed(tmp_path, finished_steps, m
     assert lines[-1] == "retention.keep_checkpoints: nothing more was removed: the disk is read-only"
 
 
+def test_a_registered_run_with_a_damaged_manifest_is_complete(tmp_path, finished_steps):
+    run, lines = write_run(tmp_path / "run"), []
+    run.write("evaluation/manifest.json", b"{}")
+    recipe = parse("", ["retention.keep_checkpoints=false"])
+    assert run_pipeline.run_pipeline(recipe, run, "sqlite://", log=lines.append).version == 1
+    assert lines[-1].startswith("retention.keep_checkpoints: nothing more was removed: ")
+
+
 @pytest.fixture
 def cached(four_versions, tmp_path):
     """Return the tracking URI and the cached folder of each of the four versions, by number."""

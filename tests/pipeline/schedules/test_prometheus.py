@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from pipeline.gauges import GaugeGroup
 from pipeline.recipe import load
 from pipeline.registry.registered_version import RegisteredVersion
 from pipeline.schedules import history
@@ -37,6 +38,7 @@ def build_run(day, state):
         ({24: "missed", 25: "running"}, 0, 0, 0),
         ({23: "missed", 24: "skipped", 25: "missed"}, 0, 1, 0),
         ({24: "failed"}, 2400, 0, 0),
+        ({26: "running"}, 2400, 0, 0),
     ],
 )
 def test_the_gauges_follow_the_history(states, late, missed, success):
@@ -54,16 +56,34 @@ def test_a_paused_schedule_is_never_late():
     assert (described["lateness_seconds"], described["paused"]) == (0, 1)
 
 
+def test_a_time_that_a_requested_run_came_before_is_not_late():
+    """The scheduler starts no cron time that is older than the newest run, and so records none."""
+    requested = ScheduledRun("20261125T0302Z", history.RUNNING, attempts=(Attempt(ENDED),))
+    assert describe(build_schedule(), [requested], NOW)["lateness_seconds"] == 0
+
+
+def test_a_removed_schedule_ends_as_a_paused_one(tmp_path, monkeypatch):
+    gauges, reported = ScheduleGauges(), []
+    gauges.report(build_schedule(), History(Folder.from_uri(tmp_path)), NOW)
+    monkeypatch.setattr(GaugeGroup, "_set", lambda self, values, tags: reported.append((dict(values), dict(tags))))
+    gauges.end_removed(["nightly"])
+    gauges._gauges.repeat()
+    assert reported.pop()[0]["lateness_seconds"] == 2400
+    gauges.end_removed([])
+    gauges._gauges.repeat()
+    assert reported == [({"paused": 1.0}, {"schedule": "nightly", "recipe": "shapes"})] * 2
+
+
 def test_a_time_before_the_schedule_was_added_is_not_due():
     assert describe(build_schedule(), [], datetime(2026, 11, 20, 2, tzinfo=UTC))["lateness_seconds"] == 0
 
 
 def test_a_record_that_is_over_is_read_once(tmp_path, monkeypatch):
     runs, gauges, reads = History(Folder.from_uri(tmp_path)), ScheduleGauges(), []
-    for day, state in ((23, "done"), (24, "running")):
+    for day, state in ((22, "failed"), (23, "done"), (24, "running")):
         runs.write(build_run(day, state))
     original = History.read
     monkeypatch.setattr(History, "read", lambda self, time: reads.append(time) or original(self, time))
     for hours in range(3):
         gauges.report(build_schedule(), runs, NOW + timedelta(hours=hours))
-    assert (reads.count("20261123T0300Z"), reads.count("20261124T0300Z")) == (1, 3)
+    assert [reads.count(f"202611{day}T0300Z") for day in (22, 23, 24)] == [1, 1, 3]

@@ -101,6 +101,15 @@ def test_the_folders_of_old_registered_runs_are_removed(run_schedule, history, r
     assert done[0] in history.list_times()
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_damaged_record_does_not_make_a_registered_run_fail(run_schedule, history, recipe, kept, caplog):
+    history.folder.write("20261101T0300Z.json", b"{}")
+    history.write(ScheduledRun("20261120T0300Z").begin_attempt(NOW).end_attempt("done", NOW))
+    recipe = recipe.model_copy(update={"retention": Retention(scheduled_runs=kept)})
+    assert "version 1" in run_schedule(FakeJob(), recipe=recipe)
+    assert ("retention.scheduled_runs: nothing more was removed" in caplog.text) == bool(kept)
+
+
 def test_a_run_that_is_too_late_is_not_started(run_schedule, recipe, history):
     job = FakeJob()
     monthly = load("shapes", ["schedule.cron='0 3 1 * *'"])

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobs.__main__ import main
 from pipeline import notifications
-from pipeline.errors import StorageError
+from pipeline.errors import IN_JOB, StorageError
 from pipeline.recipe import load
 from pipeline.schedules.history import DIED, FAILED, History, ScheduledRun, to_iso
 from pipeline.schedules.lease import Lease, LeaseObserver
+from pipeline.schedules.prometheus import ScheduleGauges
 from pipeline.schedules.schedule_store import ScheduleStore
 from pipeline.schedules.scheduler import Scheduler, build_submission_id
 from pipeline.storage import Folder
@@ -310,6 +312,16 @@ def test_an_invalid_record_is_logged_and_nothing_is_submitted(env, fields):
     assert "expected the record of a run" in env.logged[0]
 
 
+def test_an_old_record_that_is_damaged_stops_the_gauges_and_no_run(env):
+    env.schedules.get_folder("nightly").write("history/20261101T0300Z.json", b"{}")
+    env.history.write(ScheduledRun("20261120T0300Z").begin_attempt(ADDED).end_attempt("done", ADDED))
+    gauges = ScheduleGauges()
+    for _ in range(2):
+        Scheduler(env.schedules, env.cluster, env.logged.append, gauges).poll(DUE)
+    assert len(env.cluster.jobs) == 1
+    assert any(line.startswith("gauges of nightly: ") for line in env.logged)
+
+
 def test_an_unexpected_error_is_redacted_and_does_not_stop_the_others(env, monkeypatch):
     read = ScheduleStore.read
 
@@ -354,3 +366,13 @@ def test_a_storage_outage_is_logged_once_and_the_scheduler_continues(env, monkey
     monkeypatch.setattr(Folder, "list_files", list_files)
     scheduler.poll(DUE + minutes(3))
     assert env.cluster.submitted == [f"scheduled-nightly-{SCHEDULED_TIME}-1"]
+
+
+def test_outside_a_job_the_command_joins_no_cluster(tmp_path, monkeypatch, capsys):
+    """RAY_ADDRESS may be a job server's URL there, as `ray job submit` reads it."""
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.delenv(IN_JOB, raising=False)
+    monkeypatch.setattr("pipeline.cluster.job_client.connect_from_job", lambda _: FakeJobServer())
+    monkeypatch.setattr("pipeline.ray_session.start_ray_session", None)
+    assert main(["scheduler", "--store", str(tmp_path), "--once"]) == 0
+    assert "none yet" in capsys.readouterr().out

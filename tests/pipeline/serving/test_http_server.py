@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import socket
+from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -12,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from pipeline.errors import UserError
-from pipeline.serving.http_server import LOG_FILE, answer_requests, listen, log_requests_to
+from pipeline.serving.http_server import KEEP_ALIVE_SECONDS, LOG_FILE, answer_requests, listen, log_requests_to
 from pipeline.serving.middleware import RequestRecorder, Traffic
 
 
@@ -54,6 +55,60 @@ def test_a_request_keeps_its_id_or_gets_one():
     assert second[1] == second[2] != third[1] == third[2]
     assert len(second[1]) == 36
     assert "server" not in {name.lower() for name in first[3]}
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "caf\u00e9", "a\tb"])
+def test_an_id_that_could_not_be_printed_is_replaced(given):
+    ((status, seen, sent, _),) = ask({"X-Request-ID": given})
+    assert (status, len(sent)) == (200, 36)
+    assert seen == sent
+
+
+def test_a_head_of_any_size_is_not_kept():
+    async def scenario():
+        listener = listen("127.0.0.1", 0)
+        async with answer_requests(build_app(), listener):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(b"GET /images HTTP/1.1\r\nHost: x\r\n")
+            with suppress(ConnectionError):
+                for number in range(1000):
+                    writer.write(b"X-%d: " % number + b"y" * 2000 + b"\r\n")
+                    await writer.drain()
+            answer = await reader.read(100)
+            writer.close()
+        return answer
+
+    with suppress(ConnectionResetError):  # closed while more was on its way
+        assert asyncio.run(asyncio.wait_for(scenario(), 30)).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_large_body_and_many_requests_of_a_connection_are_no_head():
+    async def scenario():
+        listener = listen("127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/images"
+        async with answer_requests(build_app(), listener), aiohttp.ClientSession() as session:
+            statuses = set()
+            for _ in range(50):
+                async with session.get(url, headers={"X-Long": "y" * 4000}, data=b"b" * 100_000) as response:
+                    statuses.add(response.status)
+        return statuses
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)) == {200}
+
+
+def test_an_idle_connection_stays_open_longer_than_a_reverse_proxy_keeps_it():
+    assert KEEP_ALIVE_SECONDS > 75  # nginx's
+
+
+def test_two_servers_that_start_cannot_have_the_same_port():
+    with listen("127.0.0.1", 0) as first, pytest.raises(UserError, match="Address already in use"):
+        listen("127.0.0.1", first.getsockname()[1])
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_number_that_is_no_port_is_an_error(port):
+    with pytest.raises(UserError, match=f"--port: got {port}; expected a number from 0 to 65535"):
+        listen("127.0.0.1", port)
 
 
 def test_requests_in_progress_are_answered_before_the_server_ends():

@@ -1,13 +1,19 @@
 """The command's options: addresses, tokens, limits, and what it cannot serve."""
 
+import asyncio
+import os
+import signal
 import socket
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 from jobs.__main__ import main
 from pipeline.errors import UserError
 from pipeline.hashing import hash_bytes
-from pipeline.serving.server import Address, build_options
+from pipeline.serving import server
+from pipeline.serving.server import Address, Cluster, build_options, serve_until_stopped
 from pipeline.serving.serving_options import TOKEN_VARIABLE
 
 GIVEN = {"name": "tiny", "tracking_uri": "sqlite:///x"}
@@ -83,3 +89,46 @@ def test_invalid_options_are_reported_in_one_line(uri, four_versions, tmp_path, 
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.fixture
+def deleted(monkeypatch, tmp_path):
+    """Return the applications that the server deletes, without Ray and a model."""
+    names = []
+    monkeypatch.setattr(server, "find_version", lambda *_: "1")
+    monkeypatch.setattr(server, "start_ray_session", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(server, "_require_resources", lambda _: None)
+    monkeypatch.setattr(server, "locate_log_folder", lambda: tmp_path)
+    monkeypatch.setattr(server, "serve", SimpleNamespace(delete=lambda name, _blocking: names.append(name)))
+    return names
+
+
+def test_ctrl_c_during_the_start_ends_it_at_once(deleted, monkeypatch):
+    def start_forever(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the start went on")
+
+    monkeypatch.setattr(server, "_start_replicas", start_forever)
+    address = Address("127.0.0.1", 0)
+    with pytest.raises(KeyboardInterrupt):
+        serve_until_stopped(build_options(GIVEN, address, None), address, Cluster(), print)
+    assert len(deleted) == 1, "a start that was cut short leaves no replicas"
+
+
+def test_the_first_signal_stops_and_the_second_one_interrupts(deleted, monkeypatch):
+    lines, answers = [], []
+
+    async def answer(options, application, listener, stop, log):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            answers.append((stop.requested.is_set(), stop.interrupted.is_set()))
+        await asyncio.sleep(0.01)  # the loop goes on
+
+    monkeypatch.setattr(server, "_start_replicas", lambda *_: None)
+    monkeypatch.setattr(server, "_answer", answer)
+    address = Address("127.0.0.1", 0)
+    with pytest.raises(KeyboardInterrupt):
+        serve_until_stopped(build_options(GIVEN, address, None), address, Cluster(), lines.append)
+    assert answers == [(True, False), (True, True)]
+    assert ":0 " not in lines[0], "the line names the port that the system chose"
+    assert len(deleted) == 1

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +26,7 @@ from pipeline.serving.http_server import listen, log_requests_to
 from pipeline.serving.server import (
     Address,
     Cluster,
+    Stop,
     build_options,
     locate_log_folder,
     run,
@@ -73,7 +74,7 @@ def run_server(registry, address, **given):
 
     def serve_requests():
         with log_requests_to(locate_log_folder()):
-            run(options, listener, stopped, lines.append, address.url)
+            run(options, listener, nullcontext(Stop(stopped)), lines.append, address.url)
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(serve_requests)
@@ -254,10 +255,30 @@ def test_metrics_and_logs_are_where_the_page_says(server, address):
     assert 0 < record["seconds"] < 60
 
 
+def test_another_server_of_the_cluster_has_replicas_of_its_own(server, registry, address):
+    other = find_free_address()
+    with run_server(registry, other, cpus=0.1, alias="challenger", batch_size=2):
+
+        async def ask_both(session):
+            return [(await ask(session, each, prompt="a cat"))[1]["x-model-version"] for each in (address, other)]
+
+        assert run_scenario(ask_both) == ["3", "4"]
+
+    async def ask_first(session):
+        return (await ask(session, address, prompt="a cat"))[0]
+
+    time.sleep(1)  # the replicas of the other server end after it
+    assert run_scenario(ask_first) == 200
+
+
 def test_replicas_that_this_machine_cannot_hold_are_rejected(ray_cluster, registry, address):
-    given = {"name": NAME, "tracking_uri": registry, "gpus": 8.0}
-    with pytest.raises(UserError, match=r"--gpus: got 8.0; expected at most 0, which this machine has"):
-        serve_until_stopped(build_options(given, address, None), Address(address.host, 0), Cluster(), log=print)
+    for given, message in (
+        ({"gpus": 8.0}, r"--gpus: got 8.0; expected at most 0 for each of 1 replicas on this machine"),
+        ({"cpus": 1.0, "min_replicas": 40}, r"--cpus: got 1.0; expected at most 0.1 for each of 40 replicas"),
+    ):
+        options = build_options({"name": NAME, "tracking_uri": registry, **given}, address, None)
+        with pytest.raises(UserError, match=message):
+            serve_until_stopped(options, Address(address.host, 0), Cluster(), log=print)
 
 
 def test_requests_in_progress_are_finished_when_the_server_stops(server, address):
@@ -301,5 +322,6 @@ def test_a_damaged_champion_is_reported_in_one_line(ray_cluster, registry, addre
     client.set_registered_model_alias(NAME, "damaged", "1")
     client.set_model_version_tag(NAME, "1", "student_sha256", "0" * 64)
     given = {"name": NAME, "tracking_uri": registry, "cpus": 0.1, "alias": "damaged"}
-    with pytest.raises(UserError, match=r"name: nasa-tiny cannot be served: .*its checksum is another"):
-        run(build_options(given, address, None), None, threading.Event(), print, address.url)
+    listener = listen(address.host, 0)
+    with closing(listener), pytest.raises(UserError, match=r"nasa-tiny cannot be served: .*its checksum is another"):
+        run(build_options(given, address, None), listener, nullcontext(Stop()), print, address.url)

@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pipeline.hashing import hash_bytes
+from pipeline.serving.middleware import BodyLimit
 from pipeline.serving.server import Address, build_options
 from pipeline.serving.serving_options import ServingOptions
 from pipeline.serving.student_replica import ImageResult, ServedModel
@@ -161,6 +162,33 @@ def test_a_form_is_rejected_so_that_no_other_site_can_send_one(client):
     answer = client.post(IMAGES, content=b'{"prompt": "a"}', headers={"Content-Type": "text/plain"})
     assert answer.status_code == 422
     assert "Content-Type: got 'text/plain'; expected application/json." in answer.text
+
+
+def test_a_body_that_does_not_arrive_in_time_is_status_408():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def scenario():
+        limit = BodyLimit(app=None, max_bytes=2000, max_seconds=0.05)
+        parts = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+        async def receive():
+            return next(parts, None) or await asyncio.sleep(60)
+
+        await limit({"type": "http", "headers": [(b"content-length", b"20")]}, receive, send)
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+def test_a_request_with_a_size_ends_in_time_while_no_replica_answers(make_client, replicas, monkeypatch):
+    monkeypatch.setattr(replicas, "describe", lambda: asyncio.sleep(60))
+    answer = make_client(max_seconds=0.1).post(IMAGES, json={"prompt": "a cat", "size": "64x48"})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"]
 
 
 def test_a_large_body_is_status_413_with_and_without_a_declared_length(make_client, replicas):
