@@ -11,6 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from pipeline.errors import UserError
 from pipeline.serving.http_server import KEEP_ALIVE_SECONDS, LOG_FILE, answer_requests, listen, log_requests_to
@@ -114,6 +115,15 @@ def test_a_number_that_is_no_port_is_an_error(port):
 def test_requests_in_progress_are_answered_before_the_server_ends():
     ((status, *_),) = ask({}, wait=1.2)
     assert status == 200
+
+
+def test_a_draining_server_takes_no_further_request():
+    traffic, seen = Traffic(), []
+    traffic.is_draining = True
+    app = Starlette(routes=[Route("/images", lambda request: seen.append(request))])
+    client = TestClient(RequestRecorder(app, "/images", traffic, lambda status, seconds: None))
+    response = client.get("/images")
+    assert (response.status_code, response.headers["retry-after"], seen) == (503, "1", [])
 
 
 def test_a_taken_port_is_an_error_that_names_the_option():
