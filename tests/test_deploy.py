@@ -406,7 +406,7 @@ def test_the_on_premises_launcher_starts_all_workers():
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "deploy/on-premises.yaml"])
 def test_a_cluster_can_be_launched_again_and_taken_down(file):
-    """The launcher runs `ray stop` and the setup in a shell that has read ~/.bashrc, whose `python3` is then the venv's."""
+    """The launcher runs `ray stop` and the setup in a shell that has read ~/.bashrc; `python3` is then the venv's."""
     commands = yaml.safe_load((ROOT / file).read_text())["setup_commands"]
     assert any("PATH=$HOME/venv/bin:$PATH" in command and ".bashrc" in command for command in commands)
     assert commands[0].startswith("test -x ~/.local/bin/uv || "), "pip installs nothing for a user in a venv"

@@ -122,7 +122,7 @@ class LaunchedCluster:
 
     def wait_for_nodes(self, count: int) -> None:
         """Wait until this many nodes are active."""
-        wait_for(lambda: self.count_nodes() == count, f"{count} active nodes", seconds=START_SECONDS)
+        wait_for(lambda: self.count_nodes() == count, f"{count} active nodes", seconds=START_SECONDS, pause=3)
 
     def find_training_hosts(self) -> list[NamespaceHost]:
         """Return the hosts on which a train worker runs."""
@@ -134,11 +134,6 @@ class LaunchedCluster:
         printed = self.run_on_store(f"print(s3.get_object(Bucket='runs', Key='{key}')['Body'].read().decode())")
         manifest: dict[str, Any] = json.loads(printed)
         return manifest
-
-    def count_checkpoints(self, run: str) -> int:
-        """Return the number of checkpoints of a run that are stored."""
-        listed = f"s3.list_objects_v2(Bucket='runs', Prefix='{run}/distilled/train/').get('Contents', [])"
-        return int(self.run_on_store(f"print(sum(each['Key'].endswith('/state.json') for each in {listed}))"))
 
     def copy_prompts(self, source: str, run: str) -> None:
         """Copy the prepared prompts of one run to another."""

@@ -9,16 +9,21 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from pipeline import ROOT
 
 SCRIPT = Path(__file__).with_name("namespace_host.sh")
 PROGRAMS = {"ip": "iproute2", "bridge": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client"}
 PROGRAMS |= {"rsync": "rsync", "unshare": "util-linux", "nsenter": "util-linux", "useradd": "passwd", "pgrep": "procps"}
 UNSHARE = ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child"]  # both end with this process
 START_SECONDS = 60
+RELAY_SECONDS = 1  # in which the relay has created its devices
 Process = subprocess.Popen[bytes]
 
 
@@ -71,6 +76,26 @@ class Switch:
         """Keep these hosts from reaching each other, or let them again; all of them still reach the others."""
         for host in hosts:
             self.run(f"bridge link set dev {host.name} isolated {'on' if apart else 'off'}")
+
+    @contextmanager
+    def delay(self, host: "NamespaceHost", seconds: float) -> Iterator[None]:
+        """Lengthen a host's cable: what it sends and receives arrives this many seconds later."""
+        near, far, cable = (f"{host.name}-{name}" for name in ("near", "far", "cable"))
+        enter = ["setpriv", "--pdeathsig", "KILL", "nsenter", "--target", str(self.pid), "--net"]
+        command = [sys.executable, "-m", "benchmarks.chaos.delay_relay", near, far, str(seconds)]
+        relay = subprocess.Popen([*enter, *command], cwd=ROOT)
+        try:
+            time.sleep(RELAY_SECONDS)
+            self.run(f"ip link add name {cable} type bridge")
+            for change in (f"{cable} up", f"{near} master {cable} up", f"{far} master switch up"):
+                self.run(f"ip link set {change}")
+            self.run(f"ip link set {host.name} master {cable}")
+            yield
+        finally:
+            self.run(f"ip link set {host.name} master switch")
+            relay.kill()
+            relay.wait()
+            self.run(f"ip link delete {cable}")
 
     def close(self) -> None:
         self.process.kill()
