@@ -111,8 +111,12 @@ class LaunchedCluster:
         wait_for(lambda: not self.run("python -m jobs list").code, "answer of the job server", seconds=60)
 
     def stop_forwarding(self) -> None:
-        """Interrupt `ray dashboard`; it runs with the desk's own process ids."""
-        self.desk.run("pkill -INT -f '[r]ay dashboard'")
+        """End `ray dashboard` by its ssh client; only the desk's own processes are seen there."""
+        self.desk.run("pkill -x ssh")
+
+    def list_processes(self) -> list[str]:
+        """Return what runs on the nodes beside their ssh servers."""
+        return [f"{host.name}: {line}" for host in (self.head, *self.workers) for line in host.find_processes()]
 
     def count_nodes(self) -> int:
         """Return the number of nodes that the head node knows as active."""
