@@ -433,6 +433,21 @@ def test_ray_accepts_the_on_premises_cluster():
         validate_config({**config, "worker_count": 4})
 
 
+def test_the_on_premises_launcher_starts_all_workers():
+    """Version 2 of the autoscaler counts the head of a `local` provider as a worker, or forgets it."""
+    start = yaml.safe_load((DEPLOY / "on-premises.yaml").read_text())["head_start_ray_commands"][-1]
+    assert start.index("RAY_enable_autoscaler_v2=0") < start.index("ray start --head")
+
+
+@pytest.mark.parametrize("file", ["cluster.yaml", "deploy/on-premises.yaml"])
+def test_a_cluster_can_be_launched_again_and_taken_down(file):
+    """The launcher runs `ray stop` and the setup in a shell that has read ~/.bashrc; `python3` is then the venv's."""
+    commands = yaml.safe_load((ROOT / file).read_text())["setup_commands"]
+    assert any("PATH=$HOME/venv/bin:$PATH" in command and ".bashrc" in command for command in commands)
+    assert commands[0].startswith("test -x ~/.local/bin/uv || "), "pip installs nothing for a user in a venv"
+    assert "PIP_BREAK_SYSTEM_PACKAGES=1" in commands[0], "Debian's and Ubuntu's pip refuse to install otherwise"
+
+
 def find_documented_commands(start):
     """Return the commands of docs/kuberay.md that begin with `start`, with continued lines joined."""
     text = (ROOT / "docs/kuberay.md").read_text().replace("\\\n", " ")

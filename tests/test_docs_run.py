@@ -259,6 +259,7 @@ NOT_RUN = {  # by the beginning of a command
     "python -m benchmarks.preparation baseline": "datasketch and pandas, which are not in the lock",
     **dict.fromkeys(("kubectl", "helm", "docker", "sed"), "a Kubernetes cluster, or a registry of images"),
     "ray": "a cluster",
+    "python -m pytest -m slow -s tests/test_cluster_launch.py": "root and an ssh server; itself a test",
     "sbatch": "Slurm; tests/test_deploy_slurm.py runs the script with recorded calls",
 }
 

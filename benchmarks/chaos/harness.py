@@ -187,14 +187,20 @@ class Harness:
         return expected, time.monotonic() - start
 
 
-def wait_for(condition: Callable[[], Any], description: str, process: Any = None, seconds: float = TIMEOUT) -> Any:
+def wait_for(
+    condition: Callable[[], Any],
+    description: str,
+    process: Any = None,
+    seconds: float = TIMEOUT,
+    pause: float = 0.05,
+) -> Any:
     """Wait until the condition holds, and return its value; the process must not end before that."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if process is not None and process.poll() is not None:
             raise AssertionError(f"{getattr(process, 'output', '')[-3000:]}\nended before {description}")
         assert time.monotonic() < deadline, f"no {description} in {seconds:g} s"
-        time.sleep(0.05)
+        time.sleep(pause)
     return value
 
 

@@ -18,6 +18,7 @@ from pipeline.models.pipelines import (
     load_text_encoder,
     local_or_download,
     read_student_record,
+    remove_source_paths,
     save_denoiser,
     save_student,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "load_text_encoder",
     "local_or_download",
     "read_student_record",
+    "remove_source_paths",
     "save_denoiser",
     "save_lora",
     "save_student",

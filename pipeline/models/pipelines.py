@@ -343,9 +343,21 @@ def save_denoiser(
         pipe.scheduler = scheduler(pipe)
     with _silence_libraries():
         pipe.save_pretrained(target)
+    remove_source_paths(target)
     if held := read_student_record(folder) if record is None else record:
         (target / STUDENT_FILE).write_text(json.dumps(dict(held), indent=2) + "\n")
     return hash_folder(target)
+
+
+def remove_source_paths(folder: Path) -> None:
+    """Remove the folder that each part was loaded from, which diffusers writes into its configuration.
+
+    Another machine, or another session of Ray on the same one, has it elsewhere; equal students have equal files.
+    """
+    for file in folder.rglob("*.json"):
+        values = json.loads(file.read_text())
+        if isinstance(values, dict) and values.pop("_name_or_path", None):
+            file.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_student_record(folder: Path) -> dict[str, Any]:

@@ -90,21 +90,13 @@ def _export(
     (out / "clip" / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, out / "judge.safetensors")
     pipe.to(torch.float32)
-    _remove_source_paths(out)
+    models.remove_source_paths(out)
     _set_float32(out / "teacher" / "text_encoder" / "config.json")
 
 
 def _set_float32(config: Path) -> None:
     """Set the configuration's dtype: transformers loads that one, diffusers float32, and a pipeline needs one dtype."""
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
-
-
-def _remove_source_paths(out: Path) -> None:
-    """Remove the folder that a part was loaded from, which diffusers writes into its configuration."""
-    for file in out.rglob("*.json"):
-        values = json.loads(file.read_text())
-        if isinstance(values, dict) and values.pop("_name_or_path", None):
-            file.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def measure_judge(judge: AttributeClassifier, vae: AutoencoderKL) -> dict[str, dict[str, float]]:

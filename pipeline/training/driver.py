@@ -46,6 +46,7 @@ from pipeline.training.interruptible_trainer import InterruptibleTrainer
 from pipeline.training.mlflow_run import log_datasets, resume_or_create_mlflow_run
 from pipeline.training.pair_sampling import locate_pairs, sample_pairs
 from pipeline.training.previews import choose_preview_prompts, list_preview_texts
+from pipeline.training.process_group import NodeAddressTorchConfig
 from pipeline.training.progress_actor import ProgressSink, show_progress
 from pipeline.training.student_export import export
 from pipeline.training.train_loop_config import TrainLoopConfig
@@ -197,6 +198,7 @@ def _fit(config: TrainLoopConfig, actor: ProgressSink, folder: Folder, validatio
         actor,
         train_loop,
         train_loop_config={"config": config, "actor": actor},
+        torch_config=NodeAddressTorchConfig(),
         scaling_config=build_scaling_config(
             train.num_workers,
             train.min_workers,

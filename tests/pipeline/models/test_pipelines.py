@@ -29,6 +29,17 @@ def teacher(request, tmp_path_factory):
     return folder
 
 
+def test_a_student_names_no_folder_of_the_machine_that_made_it(tiny_teacher, tmp_path):
+    """A run that goes on in another session of Ray, whose copy of the teacher lies elsewhere, has the same student."""
+    weights = models.load(tiny_teacher).denoiser.state_dict()
+    moved = shutil.copytree(tiny_teacher, tmp_path / "moved")
+    digests = {
+        models.save_student(folder, weights, tmp_path / f"{n}") for n, folder in enumerate((tiny_teacher, moved))
+    }
+    assert len(digests) == 1
+    assert not any(str(tiny_teacher) in file.read_text() for file in (tmp_path / "0").rglob("*.json"))
+
+
 def test_the_saved_student_generates_in_one_step_with_an_ordinary_pipeline(teacher, tmp_path):
     model = models.load(teacher)
     weights = {name: value + 0.01 for name, value in model.denoiser.state_dict().items()}
