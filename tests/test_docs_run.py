@@ -110,6 +110,8 @@ RUN = {
     f"{SD21_COMMAND.format('distill')} --dry-run": SmallRun(expected="not ready: "),
     SD21_COMMAND.format("distill"): SmallRun(PAPER_OPTIONS, prerequisites=(SD21_COMMAND.format("prepare"),)),
     "python -m benchmarks.rounding": SmallRun(exact=True, table=True),
+    "OMP_NUM_THREADS=1 python -m benchmarks.expected_curves --seeds 6": SmallRun("--help"),
+    "OMP_NUM_THREADS=1 python -m benchmarks.epsilon_twin --seconds 60 --seeds 2": SmallRun("--help"),
     "OMP_NUM_THREADS=1 python -m benchmarks.convergence --seconds 60 --seeds 6": SmallRun(
         "--seconds 1 --seeds 1 --lever small train.batch_size=4 --out convergence.json", expected="s to 0.7"
     ),
