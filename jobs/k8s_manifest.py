@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tracking-uri", default="http://mlflow:5000", metavar="URL", help="MLflow tracking server (%(default)s)"
     )
     parser.add_argument("--gpus-per-node", type=int, default=1, metavar="N", help="GPUs of a worker pod (%(default)s)")
+    parser.add_argument(
+        "--name",
+        default="",
+        help="name of the object (default: nasa-RECIPE, and nasa-distill for the RayCluster of a CronJob)",
+    )
     parser.add_argument("--queue", default="", metavar="NAME", help="LocalQueue of Kueue that admits the whole cluster")
     parser.add_argument(
         "--priority-class",
@@ -52,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
         tracking_uri=options.tracking_uri,
         sets=tuple(options.overrides),
         gpus_per_node=options.gpus_per_node,
+        name=options.name,
         queue=options.queue,
         priority_class=options.priority_class,
     )

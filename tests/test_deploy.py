@@ -141,6 +141,29 @@ def test_pods_that_kuberay_adds_satisfy_the_restricted_level_too(file):
     assert all("command" not in pod["containers"][0] for pod in submitters), "KubeRay would submit nothing"
 
 
+def test_only_the_pod_of_the_autoscaler_has_a_token_of_kubernetes(capsys):
+    """KubeRay binds the autoscaler's rights to the account: to patch the namespace's pods and RayClusters."""
+    documents = [parameters.values[0] for parameters in load_documents()]
+    (account,) = [document for document in documents if document["kind"] == "ServiceAccount"]
+    assert account["automountServiceAccountToken"] is False
+    for document in documents:
+        for pod in find_pods(document):
+            assert pod["serviceAccountName"] == account["metadata"]["name"]
+            assert pod["automountServiceAccountToken"] is (pod["containers"][0]["name"] == "ray-head")
+    queued = render(capsys, "RayJob", "--queue", "team-a")
+    assert not any(pod["automountServiceAccountToken"] for pod in find_pods(queued)), "Kueue's have no autoscaler"
+
+
+@pytest.mark.parametrize("file", ["raycluster", "rayjob", "raycronjob", "rayservice"])
+def test_nodes_are_not_taken_from_pods_of_a_cluster(file):
+    document = yaml.safe_load((DEPLOY / f"kuberay/{file}.yaml").read_text())
+    cluster = find_cluster({"spec": document["spec"].get("jobTemplate", document["spec"])})
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        annotations = group["template"]["metadata"]["annotations"]
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+
+
 @pytest.mark.parametrize("document", load_documents())
 def test_pods_with_a_gpu_alone_tolerate_the_taint_of_gpu_nodes(document):
     for pod in find_pods(document):
@@ -246,9 +269,20 @@ def test_names_are_valid_and_evaluation_gets_its_gpu(capsys, overrides, name, gp
     assert limits.get("nvidia.com/gpu") == gpus
 
 
+@pytest.mark.parametrize("kind", [*RENDERED, "RayService"])
+def test_a_given_name_replaces_the_one_of_the_recipe(kind, capsys):
+    assert render(capsys, kind)["metadata"]["name"] == ("nasa-distill" if kind == "RayCluster" else "nasa-shapes-full")
+    assert render(capsys, kind, "--name", "second-try")["metadata"]["name"] == "second-try"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        *(
+            ([kind, "--run", "s3://b/r", f"--name={name}"], f"--name: got {name!r}; expected at most 36 characters")
+            for kind in ("RayJob", "RayService")
+            for name in ("Second", "2nd", "a.b", "end-", "x" * 37, "a\n")
+        ),
         (["RayJob", "--recipe", "mine.toml", "--run", "s3://b/r"], "recipe: got 'mine.toml'; expected one of"),
         (
             ["RayJob", "--recipe", "sd21", "--run", "s3://b/r"],
@@ -367,7 +401,9 @@ def is_admitted(policy, source, port, same_namespace=True):
 
 
 def test_the_network_policy_admits_only_the_cluster_two_ports_and_prometheus():
-    policy = yaml.safe_load((DEPLOY / "kuberay/networkpolicy.yaml").read_text())["spec"]
+    policy, mlflow = (
+        document["spec"] for document in yaml.safe_load_all((DEPLOY / "kuberay/networkpolicy.yaml").read_text())
+    )
     manifests = [yaml.safe_load((DEPLOY / f"kuberay/{file}.yaml").read_text()) for file in ("rayjob", "rayservice")]
     clusters = [find_cluster(document) for document in manifests]
     groups = [group for spec in clusters for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
@@ -375,6 +411,10 @@ def test_the_network_policy_admits_only_the_cluster_two_ports_and_prometheus():
     assert len(labels) == 4
     assert all(matches(policy["podSelector"], one) for one in labels)
     assert not matches(policy["podSelector"], {"app.kubernetes.io/name": "mlflow"})
+    assert mlflow["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "mlflow"}
+    assert is_admitted(mlflow, {"any": "pod"}, 5000)
+    assert not is_admitted(mlflow, {"any": "pod"}, 5000, same_namespace=False)
+    assert not is_admitted(mlflow, {"any": "pod"}, 5001)
     assert policy["policyTypes"] == ["Ingress"]
     for port in (6379, 8265, 8000, 12345):
         assert all(is_admitted(policy, one, port) for one in labels)
@@ -462,28 +502,30 @@ def test_documented_kubectl_commands_use_rendered_manifests(capsys):
         document = yaml.safe_load(capsys.readouterr().out)
         validate(document)
         rendered[words[-1]] = document
+    fixed = {f"deploy/kuberay/{name}.yaml" for name in ("serviceaccount", "networkpolicy")}
     applied = [
         words[index + 1]
         for words in find_documented_commands(("kubectl apply", "sed "))
         for index, word in enumerate(words)
         if word == "-f"
     ]
-    assert {*rendered, "-", "deploy/kuberay/networkpolicy.yaml"} == set(applied)
+    assert {*rendered, "-", *fixed} == set(applied)
     ((_, script, file, *_),) = find_documented_commands("sed ")
     result = subprocess.run(["sed", script, ROOT / file], capture_output=True, text=True, check=True)
-    assert "image: registry.example/nasa-distill:latest" in result.stdout
+    assert "image: registry.example/nasa-distill:$TAG" in result.stdout
     for document in yaml.safe_load_all(result.stdout):
         validate(document)
     names = {(document["kind"].lower(), document["metadata"]["name"]) for document in rendered.values()}
-    for verb in ("get rayjob", "patch raycronjob"):
+    for verb in ("get rayjob", "delete rayjob", "patch raycronjob"):
         (words,) = find_documented_commands(f"kubectl {verb}")
         assert tuple(words[2:4]) in names
     (words,) = find_documented_commands("kubectl patch")
     patched = rendered["raycronjob.yaml"]
     patched["spec"] |= json.loads(words[words.index("-p") + 1])["spec"]
     validate(patched)
-    (words,) = find_documented_commands("kubectl port-forward")
-    assert words[2] == f"service/{rendered['raycluster.yaml']['metadata']['name']}-head-svc"
+    services = {words[2] for words in find_documented_commands("kubectl port-forward")}
+    cluster = rendered["raycluster.yaml"]["metadata"]["name"]
+    assert services == {f"service/{cluster}-head-svc", "service/$CLUSTER-head-svc", "service/mlflow"}
 
 
 def test_documented_secrets_are_those_that_pods_read():

@@ -155,21 +155,24 @@ RUN = {
     "python -m benchmarks.wall_clock --side 32 --rounds 40": SmallRun("--width 16 --side 8 --rounds 1"),
     "python -m benchmarks.gallery runs/demo/distilled": SmallRun("--seeds 16"),
     "python -m jobs k8s-manifest RayJob --recipe sd21 --run s3://BUCKET/runs/first "
-    "--image REGISTRY/nasa-distill:latest --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts "
+    "--image REGISTRY/nasa-distill:$TAG --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts "
     "--set evaluation.benchmarks=s3://BUCKET/benchmarks "
     "> rayjob.yaml": SmallRun(),
+    "python -m jobs k8s-manifest RayJob --recipe sd21 --name sd21-second --run s3://BUCKET/runs/second --image "
+    "REGISTRY/nasa-distill:$TAG --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts --set "
+    "evaluation.benchmarks=s3://BUCKET/benchmarks > second.yaml": SmallRun(),
     "python -m jobs k8s-manifest RayCronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
-    "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
+    "REGISTRY/nasa-distill:$TAG --set prompts.root=s3://BUCKET/prompts --set "
     'evaluation.benchmarks=s3://BUCKET/benchmarks --gpus-per-node 4 --cron "0 3 * * SUN" --timezone Europe/Berlin '
     "> raycronjob.yaml": SmallRun(),
     "python -m jobs k8s-manifest RayCluster --recipe sd21 --run s3://BUCKET/runs/first --image "
-    "REGISTRY/nasa-distill:latest --gpus-per-node 4 > raycluster.yaml": SmallRun(),
+    "REGISTRY/nasa-distill:$TAG --gpus-per-node 4 > raycluster.yaml": SmallRun(),
     "python -m jobs k8s-manifest CronJob --recipe sd21 --run s3://BUCKET/schedules/weekly --image "
-    "REGISTRY/nasa-distill:latest --set prompts.root=s3://BUCKET/prompts --set "
+    "REGISTRY/nasa-distill:$TAG --set prompts.root=s3://BUCKET/prompts --set "
     'evaluation.benchmarks=s3://BUCKET/benchmarks --cron "0 3 * * SUN" --timezone Europe/Berlin '
     "> cronjob.yaml": SmallRun(),
     "python -m jobs k8s-manifest RayJob --recipe sd21 --run s3://BUCKET/runs/first --image "
-    "REGISTRY/nasa-distill:latest --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts --set "
+    "REGISTRY/nasa-distill:$TAG --gpus-per-node 4 --set prompts.root=s3://BUCKET/prompts --set "
     "evaluation.benchmarks=s3://BUCKET/benchmarks --queue team-a --priority-class night > queued.yaml": SmallRun(),
     "python -m benchmarks.joint_attention --work runs/joint --threads 1": SmallRun("--steps 2 --seeds 16 --prompts 16"),
     "python -m jobs prepare --recipe sd21 --prompts journeydb/train_anno_realease_repath.jsonl.tgz --prompts "
@@ -204,7 +207,7 @@ RUN = {
         "--workers 2 --images 2 --steps 1 --rounds 1"
     ),
     "python -m benchmarks.scaling --extrapolate sd21": SmallRun(exact=True),
-    "python -m jobs k8s-manifest RayService --recipe sd21 --image REGISTRY/nasa-distill:latest > rayservice.yaml": (
+    "python -m jobs k8s-manifest RayService --recipe sd21 --image REGISTRY/nasa-distill:$TAG > rayservice.yaml": (
         SmallRun()
     ),
     "python -m benchmarks.serving table": SmallRun(exact=True),
@@ -237,7 +240,7 @@ NOT_RUN = {  # by the beginning of a command
     **dict.fromkeys(("pip install .", "pip wheel"), "tests/test_wheel.py builds the wheel and imports it"),
     "pip install": "a network: it installs",
     "mlflow server": "PostgreSQL and S3; runs until it is ended",
-    "export": "sets a variable",
+    **dict.fromkeys(("export", "TAG=$(git", "CLUSTER=$(kubectl"), "sets a variable"),
     **dict.fromkeys(
         [
             f"python -m jobs {name}"

@@ -34,6 +34,7 @@ CLUSTER = "nasa-distill"
 HEAD = {"cpu": "4", "memory": "32Gi"}
 GPU_MEMORY_GI = 64  # GiB of main memory per GPU
 SECONDS_PER_DAY = 86_400
+NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 MAX_NAME_LENGTH = 36  # longest name of a RayCronJob, whose jobs' names are longer
 
 
@@ -46,6 +47,7 @@ class ManifestValues:
         recipe: the name of a recipe in the image.
         sets: `--set` overrides.
         gpus_per_node: how many GPUs a worker's pod takes.
+        name: the name of the object; one from the recipe's name if empty.
         queue: the LocalQueue of Kueue that admits it, if any.
         priority_class: the PriorityClass of the pods, and with a queue the WorkloadPriorityClass, if any.
     """
@@ -56,6 +58,7 @@ class ManifestValues:
     tracking_uri: str
     sets: tuple[str, ...] = ()
     gpus_per_node: int = 1
+    name: str = ""
     queue: str = ""
     priority_class: str = ""
 
@@ -99,6 +102,7 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
     if not (RECIPES / f"{values.recipe}.toml").is_file():
         names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise invalid("--recipe", values.recipe, f"a recipe of the image: {names}", "Change its fields with --set.")
+    check_name(values.name)
     kueue.check(kind, values.queue, values.priority_class)
     if not values.run.startswith("s3://"):
         raise invalid("--run", values.run, "s3://BUCKET/FOLDER, which every node reaches")
@@ -112,6 +116,13 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
         raise invalid("--gpus-per-node", values.gpus_per_node, f"{max(1, min_gpus)}, which one process needs, to 16")
 
 
+def check_name(name: str) -> None:
+    """Raise a UserError for the name of an object that Kubernetes or KubeRay rejects."""
+    if name and not (NAME.fullmatch(name) and len(name) <= MAX_NAME_LENGTH):
+        constraint = f"at most {MAX_NAME_LENGTH} characters of a-z, 0-9 and '-', of which the first is a letter"
+        raise invalid("--name", name, f"{constraint} and the last no '-'")
+
+
 def check_no_secret(*texts: str) -> None:
     """Raise a UserError if a text of a manifest holds a secret."""
     for text in texts:
@@ -121,12 +132,10 @@ def check_no_secret(*texts: str) -> None:
             )
 
 
-def build_metadata(recipe: Recipe) -> Spec:
-    """Return the name and the labels of a recipe's manifest."""
-    return {
-        "name": re.sub(r"[^a-z0-9]+", "-", f"nasa-{recipe.name}".lower())[:MAX_NAME_LENGTH].strip("-"),
-        "labels": {"app.kubernetes.io/name": "nasa-distill"},
-    }
+def build_metadata(recipe: Recipe, name: str) -> Spec:
+    """Return the labels of a manifest, and its name, which comes from the recipe's unless `name` is given."""
+    default = re.sub(r"[^a-z0-9]+", "-", f"nasa-{recipe.name}".lower())[:MAX_NAME_LENGTH].strip("-")
+    return {"name": name or default, "labels": {"app.kubernetes.io/name": "nasa-distill"}}
 
 
 def _build_ray_job(recipe: Recipe, values: ManifestValues) -> Spec:
@@ -134,7 +143,7 @@ def _build_ray_job(recipe: Recipe, values: ManifestValues) -> Spec:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": build_metadata(recipe),
+        "metadata": build_metadata(recipe, values.name),
         "spec": _build_job_spec(words, recipe, values),
     }
 
@@ -148,7 +157,12 @@ def _build_ray_cron_job(recipe: Recipe, values: ManifestValues) -> Spec:
         "suspend": False,
         "jobTemplate": _build_job_spec(_build_run_scheduled_command(recipe, values), recipe, values),
     }
-    return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": build_metadata(recipe), "spec": spec}
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCronJob",
+        "metadata": build_metadata(recipe, values.name),
+        "spec": spec,
+    }
 
 
 def _build_run_scheduled_command(recipe: Recipe, values: ManifestValues) -> list[str]:
@@ -170,13 +184,13 @@ def _build_job_spec(words: list[str], recipe: Recipe, values: ManifestValues) ->
         "backoffLimit": recipe.schedule.retries,
         "activeDeadlineSeconds": 7 * SECONDS_PER_DAY,
         "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": 3600,
+        "ttlSecondsAfterFinished": 300,
         "rayClusterSpec": _build_cluster_spec(recipe, values),
     }
 
 
 def _build_ray_cluster(recipe: Recipe, values: ManifestValues) -> Spec:
-    metadata = {**build_metadata(recipe), "name": CLUSTER}
+    metadata = build_metadata(recipe, values.name or CLUSTER)
     spec = _build_cluster_spec(recipe, values)
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
 
@@ -201,7 +215,11 @@ def build_cluster_spec(values: ManifestValues, resources: dict[str, str], max_po
     replicas = max_pods if values.queue else 0
     options = {"version": "v2", "idleTimeoutSeconds": 600, "securityContext": CONTAINER_SECURITY}
     autoscaler = {} if values.queue else {"autoscalerOptions": options}
-    environment = {"image": values.image, "tracking_uri": values.tracking_uri, "priority_class": values.priority_class}
+    environment: Any = {
+        "image": values.image,
+        "tracking_uri": values.tracking_uri,
+        "priority_class": values.priority_class,
+    }
     return {
         "rayVersion": ray.__version__,
         "enableInTreeAutoscaling": not values.queue,
@@ -209,7 +227,7 @@ def build_cluster_spec(values: ManifestValues, resources: dict[str, str], max_po
         **autoscaler,
         "headGroupSpec": {
             "rayStartParams": {"num-gpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": build_ray_pod("ray-head", HEAD, ports, **environment),
+            "template": build_ray_pod("ray-head", HEAD, ports, **environment, mount_token=not values.queue),
         },
         "workerGroupSpecs": [
             {
@@ -260,4 +278,4 @@ def _build_scheduled_submitter(recipe: Recipe, values: ManifestValues) -> Spec:
         "failedJobsHistoryLimit": 3,
         "jobTemplate": {"spec": {"backoffLimit": recipe.schedule.retries, "template": {"spec": pod}}},
     }
-    return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": build_metadata(recipe), "spec": spec}
+    return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": build_metadata(recipe, values.name), "spec": spec}

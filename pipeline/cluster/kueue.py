@@ -1,7 +1,8 @@
 """Kueue's queue and priority of a manifest.
 
 Kueue suspends what carries the label of a queue until the quota has room for the whole cluster. Its webhooks reject
-autoscaled clusters, and jobs that leave their cluster behind.
+jobs that leave their cluster behind. They admit an autoscaled cluster only with the feature gate
+`ElasticJobsViaWorkloadSlices` and the annotation `kueue.x-k8s.io/elastic-job`, which are not used here.
 """
 
 import re

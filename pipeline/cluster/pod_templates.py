@@ -5,13 +5,17 @@ They satisfy the "restricted" level of Kubernetes' pod security standards.
 
 SECRET = "nasa-distill"  # the Kubernetes Secret with S3 keys and HF_TOKEN
 TOKEN_SECRET = "ray-token"
-ACCOUNT = "nasa-distill"  # the service account, to which the cloud binds a role with access to storage
+ACCOUNT = "nasa-distill"  # deploy/kuberay/serviceaccount.yaml
 PART_OF = {"app.kubernetes.io/part-of": "nasa-distill"}  # the label by which deploy/kuberay/networkpolicy.yaml selects
 USER = 1000
 POD_SECURITY = {"runAsNonRoot": True, "runAsUser": USER, "seccompProfile": {"type": "RuntimeDefault"}}
 GPU = "nvidia.com/gpu"
 GPU_TAINT = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}  # keeps other pods off GPU nodes
 CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+KEEP = {  # a node's autoscaler must not move a pod that holds a run's state
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
 WRITABLE = {"tmp": "/tmp", "home": "/home/ray"}  # Ray's sessions; caches of models, versions and compiled kernels
 
 Spec = dict[str, object]
@@ -19,9 +23,18 @@ Spec = dict[str, object]
 
 
 def build_ray_pod(
-    name: str, resources: dict[str, str], ports: list[Spec], image: str, tracking_uri: str, priority_class: str
+    name: str,
+    resources: dict[str, str],
+    ports: list[Spec],
+    image: str,
+    tracking_uri: str,
+    priority_class: str,
+    mount_token: bool = False,
 ) -> Spec:
-    """Return the template of a pod of a Ray cluster."""
+    """Return the template of a pod of a Ray cluster.
+
+    With `mount_token` it has the account's token, for the autoscaler beside the head; no other pod calls Kubernetes.
+    """
     container: Spec = {
         "name": name,
         "image": image,
@@ -33,14 +46,14 @@ def build_ray_pod(
     }
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}
     spec: Spec = {
-        "serviceAccountName": ACCOUNT,
+        **_build_account(mount_token),
         **_build_priority(priority_class),
         "securityContext": {**POD_SECURITY, "fsGroup": USER},
         **({"tolerations": [GPU_TAINT]} if GPU in resources else {}),
         "containers": [container | ({"ports": ports} if ports else {})],
         "volumes": [shm, *_build_volumes()],
     }
-    return {"metadata": {"labels": PART_OF}, "spec": spec}
+    return {"metadata": {"labels": PART_OF, "annotations": KEEP}, "spec": spec}
 
 
 def build_submitter_pod(command: list[str], image: str, tracking_uri: str, priority_class: str) -> Spec:
@@ -72,11 +85,16 @@ def _build_small_pod(fields: Spec, image: str, priority_class: str) -> Spec:
     }
     return {
         "restartPolicy": "Never",
+        **_build_account(mount_token=False),
         **_build_priority(priority_class),
         "securityContext": POD_SECURITY,
         "containers": [container],
         "volumes": _build_volumes(),
     }
+
+
+def _build_account(mount_token: bool) -> Spec:
+    return {"serviceAccountName": ACCOUNT, "automountServiceAccountToken": mount_token}
 
 
 def _build_priority(priority_class: str) -> Spec:

@@ -9,6 +9,7 @@ from pipeline.cluster.kubernetes_manifests import (
     ManifestValues,
     build_cluster_spec,
     build_metadata,
+    check_name,
     check_no_secret,
     dump_manifest,
 )
@@ -32,6 +33,7 @@ def render_ray_service(recipe: Recipe, values: ManifestValues, alias: str, max_r
         raise invalid("--tracking-uri", values.tracking_uri, "a server's http:// or https:// address")
     if max_replicas < 1:
         raise invalid("--max-replicas", max_replicas, "a number of at least 1")
+    check_name(values.name)
     kueue.check("RayService", values.queue, values.priority_class)
     check_no_secret(values.tracking_uri, values.image)
     options = ServingOptions(
@@ -55,7 +57,7 @@ def render_ray_service(recipe: Recipe, values: ManifestValues, alias: str, max_r
     service = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
-        "metadata": build_metadata(recipe),
+        "metadata": build_metadata(recipe, values.name),
         "spec": {"serveConfigV2": _build_serve_config(options), "rayClusterConfig": cluster},
     }
     return dump_manifest(kueue.add_queue(service, values.queue, values.priority_class))
