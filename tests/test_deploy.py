@@ -33,7 +33,7 @@ RENDERED = {"RayCluster": "raycluster", "RayJob": "rayjob", "RayCronJob": "raycr
 CRON = ["--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin"]
 OVERRIDES = ["prompts.root=s3://BUCKET/prompts", "evaluation.benchmarks=s3://BUCKET/benchmarks"]
 SET_OPTIONS = [word for override in OVERRIDES for word in ("--set", override)]
-OPTIONS = ["--recipe", "sd21", "--image", "REGISTRY/nasa-distill:latest", "--gpus-per-node", "4", *SET_OPTIONS]
+OPTIONS = ["--recipe", "sd21", "--image", "REGISTRY/nasa-distill:TAG", "--gpus-per-node", "4", *SET_OPTIONS]
 
 
 def build_object_schema(*names, **schemas):
@@ -188,7 +188,7 @@ def test_the_files_equal_the_output_of_the_command(kind, capsys):
 
 
 def test_the_served_application_is_what_ray_serve_takes(capsys, monkeypatch):
-    assert main(["k8s-manifest", "RayService", "--recipe", "sd21", "--image", "REGISTRY/nasa-distill:latest"]) == 0
+    assert main(["k8s-manifest", "RayService", "--recipe", "sd21", "--image", "REGISTRY/nasa-distill:TAG"]) == 0
     text = capsys.readouterr().out
     assert text == (DEPLOY / "kuberay/rayservice.yaml").read_text(), "run deploy/render.sh"
     spec = yaml.safe_load(text)["spec"]

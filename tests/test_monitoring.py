@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ray.dashboard.consts import NODE_TAG_KEYS
+
 from pipeline.evaluation import prometheus as evaluation_gauges
 from pipeline.recipe import load
 from pipeline.schedules import prometheus as schedule_gauges
@@ -52,6 +54,13 @@ def test_the_dashboard_and_the_alerts_name_metrics_that_exist():
     assert len(named) > 20
     assert named <= list_known_metrics()
     assert named >= GAUGES, "a gauge that no panel shows"
+
+
+def test_the_disk_alert_names_the_node_by_a_label_of_ray():
+    (rule,) = (rule for rule in RULES if rule["alert"] == "DiskNearlyFull")
+    labels = re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])
+    assert labels
+    assert set(labels) <= set(NODE_TAG_KEYS)
 
 
 def test_the_page_defines_every_gauge():
