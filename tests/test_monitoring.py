@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from ray.dashboard.consts import NODE_TAG_KEYS
 
 from pipeline.evaluation import prometheus as evaluation_gauges
