@@ -17,6 +17,7 @@ from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.context import registry as context_registry
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from PIL import Image
 
@@ -112,15 +113,17 @@ def read_curves(uri: str, run_id: str, names: Sequence[str]) -> dict[str, list[t
     }
 
 
-def create_run(uri: str, name: str, params: Mapping[str, object], note: str = "") -> str:
+def create_run(
+    uri: str, name: str, params: Mapping[str, object], note: str = "", tags: Mapping[str, str] | None = None
+) -> str:
     """Create a run in the driver and return its id; rank 0 appends to it, also after a restart.
 
-    `note` is the run's description, in Markdown.
+    `note` is the run's description, in Markdown. The user is who is logged in here, as in MLflow's own runs.
     """
     with open_client(uri) as tracker:
         experiment_id = _get_or_create_experiment(tracker, uri)
-        tags = {MLFLOW_RUN_NOTE: note} if note else {}
-        run_id: str = tracker.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+        all_tags = {**context_registry.resolve_tags(dict(tags or {})), **({MLFLOW_RUN_NOTE: note} if note else {})}
+        run_id: str = tracker.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id
         tracker.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in params.items()])
     return run_id
 

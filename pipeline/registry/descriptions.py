@@ -9,7 +9,17 @@ from mlflow.tracking import MlflowClient
 
 from pipeline import logged_models
 from pipeline.registry.candidate import SHORT, Candidate
-from pipeline.registry.mlflow_registry import CHAMPION, METRIC, STATE, STEP, WHY, get_aliases, list_versions, set_tags
+from pipeline.registry.mlflow_registry import (
+    CHALLENGER,
+    CHAMPION,
+    METRIC,
+    STATE,
+    STEP,
+    WHY,
+    get_aliases,
+    list_versions,
+    set_tags,
+)
 from pipeline.registry.promotion_decision import Decision
 from pipeline.registry.student_scores import Scores
 from pipeline.registry.version_artifacts import DECISION
@@ -84,9 +94,22 @@ def set_state(client: MlflowClient, name: str, number: str, state: str) -> None:
     set_tags(client, name, number, **{STATE: state})
 
 
+def end_challenger(client: MlflowClient, name: str, number: str, successor: str) -> None:
+    """Set the state of a challenger that another version replaces; one that was champion stays known as such."""
+    if not client.get_model_version(name, number).tags.get(STATE, "").startswith(CHAMPION):
+        set_state(client, name, number, f"{CHALLENGER} until {get_today()}, replaced by version {successor}")
+
+
 def write_page(client: MlflowClient, name: str, number: str, state: str, reason: str, rest: str) -> None:
     """Write a version's description; lists of versions show the beginning of its first paragraph."""
-    client.update_model_version(name, number, description=f"{state[:1].upper()}{state[1:]}: {reason}.{BREAK}{rest}")
+    first = _explain(f"{state[:1].upper()}{state[1:]}", state, reason)
+    client.update_model_version(name, number, description=f"{first}.{BREAK}{rest}")
+
+
+def _explain(text: str, state: str, reason: str, label: str = ": ") -> str:
+    """Return a state and its reason. The rule's is not the reason of a champion that a person chose."""
+    chosen = state.startswith(f"{CHAMPION} since") and "," in state
+    return f"{text}. The rule had said: {reason}" if chosen else f"{text}{label}{reason}"
 
 
 def refresh_model_page(client: MlflowClient, name: str) -> None:
@@ -96,10 +119,9 @@ def refresh_model_page(client: MlflowClient, name: str) -> None:
     head = "There is no champion."
     if champion is not None:
         tags = versions[0].tags
-        head = (
-            f"**Champion: version {champion}**, {score_of(tags)}: {tags.get(STATE, '')}. "
-            f"Why: {tags.get(WHY, 'not written down')}."
-        )
+        state = tags.get(STATE, "")
+        about = f"**Champion: version {champion}**, {score_of(tags)}: {state}"
+        head = _explain(about, state, tags.get(WHY, "not written down"), label=". Why: ") + "."
     page = BREAK.join([head, _render_versions(name, versions[:SHOWN]), USE.format(name=name)])
     client.update_registered_model(name, page)
 

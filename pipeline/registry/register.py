@@ -241,9 +241,7 @@ def _set_challenger(client: MlflowClient, name: str, number: str) -> None:
     """Make a version the challenger, the newest one that is not the champion, and retag the previous one."""
     before = mlflow_registry.get_aliases(client, name).get(CHALLENGER)
     if before is not None and before != number:
-        descriptions.set_state(
-            client, name, before, f"{CHALLENGER} until {descriptions.get_today()}, replaced by version {number}"
-        )
+        descriptions.end_challenger(client, name, before, number)
     client.set_registered_model_alias(name, CHALLENGER, number)
     descriptions.set_state(client, name, number, f"{CHALLENGER} since {descriptions.get_today()}")
 

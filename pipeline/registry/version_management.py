@@ -135,7 +135,6 @@ def _restore_challenger(client: MlflowClient, name: str, champion: str) -> None:
     if newest and newest != current:
         client.set_registered_model_alias(name, CHALLENGER, newest)
         if current and current != champion:
-            state = f"{CHALLENGER} until {descriptions.get_today()}, replaced by version {newest}"
-            descriptions.set_state(client, name, current, state)
+            descriptions.end_challenger(client, name, current, newest)
     elif not newest and current:
         client.delete_registered_model_alias(name, CHALLENGER)

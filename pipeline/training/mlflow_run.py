@@ -8,6 +8,7 @@ from pipeline.hashing import hash_folder
 from pipeline.prompts.prompt_dataset import PromptsManifest
 from pipeline.recipe import Recipe
 from pipeline.recipe.params import format_note, format_params, format_run_name
+from pipeline.redaction import redact
 from pipeline.storage import Folder
 from pipeline.training import run_identity
 
@@ -23,7 +24,9 @@ def resume_or_create_mlflow_run(
         run_identity.require_same_prompts(folder, begun.prompts, prompts.files, state)
         run_identity.require_same_teacher(folder, begun.teacher_sha256, sha256, recipe.teacher)
         return begun.mlflow_run
-    mlflow_run = tracking.create_run(tracking_uri, format_run_name(recipe), format_params(recipe), format_note(recipe))
+    tags = {"folder": redact(folder.uri), "code": manifest.get_code_version()}
+    params, note = format_params(recipe), format_note(recipe)
+    mlflow_run = tracking.create_run(tracking_uri, format_run_name(recipe), params, note, tags)
     begun = run_identity.BegunRun(mlflow_run=mlflow_run, recipe=recipe, prompts=prompts.files, teacher_sha256=sha256)
     folder.write_json(manifest.RUN_FILE, begun.to_dict())
     return mlflow_run

@@ -77,6 +77,14 @@ def test_the_student_is_a_diffusers_folder_with_trained_weights(run):
     assert any(not torch.equal(value, teacher[name]) for name, value in load_student_weights(run).items())
 
 
+def test_the_mlflow_run_names_its_folder_and_code(run):
+    client = mlflow.MlflowClient(run["tracking"])
+    record = manifest.read(Folder.from_uri(Path(run["folder"]) / "distilled"), manifest.DistilledManifest)
+    tags = client.get_run(record.mlflow_run).data.tags
+    assert (tags["folder"], tags["code"]) == (str(Path(run["folder"]) / "distilled"), manifest.get_code_version())
+    assert tags["mlflow.user"]
+
+
 def test_the_raw_weights_are_saved_beside_their_moving_average(run):
     raw = load_pipeline(Path(run["folder"]) / "distilled/student-raw").unet.state_dict()
     average = load_pipeline(Path(run["folder"]) / "distilled/student").unet.state_dict()

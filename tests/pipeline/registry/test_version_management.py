@@ -7,6 +7,7 @@ import mlflow
 import pytest
 
 from jobs.__main__ import main
+from pipeline.errors import UserError
 from pipeline.hashing import hash_folder
 from pipeline.registry import descriptions, mlflow_registry, register
 from pipeline.registry.version_management import find_champion, list_rows, roll_back
@@ -88,6 +89,25 @@ def test_a_manual_promotion_is_recorded(registry_uri, client, capsys):
     )
     roll_back(registry_uri, NAME)
     assert read_champion(client) == "3"
+
+
+def test_a_champion_that_is_challenger_for_a_while_stays_a_former_champion(registry_uri, four_versions, client):
+    """Version 3 is challenger between a promotion by hand and the next student; a rollback ends before version 1."""
+    main(["models", "promote", "--name", NAME, "--version", "4", "--tracking-uri", registry_uri])
+    state = client.get_model_version(NAME, "3").tags["state"]
+    assert state == f"champion until {descriptions.get_today()}, replaced by hand by version 4"
+    assert register.register(four_versions[1](4, mean=0.3), registry_uri).alias == "challenger"
+    assert client.get_model_version(NAME, "3").tags["state"] == state
+    assert [roll_back(registry_uri, NAME)["to"] for _ in range(3)] == ["3", "2", "1"]
+    with pytest.raises(UserError, match="version 1 of nasa-tiny has no champion before it"):
+        roll_back(registry_uri, NAME)
+
+
+def test_the_rule_s_reason_is_not_given_as_that_of_a_person(registry_uri, client):
+    main(["models", "promote", "--name", NAME, "--version", "4", "--tracking-uri", registry_uri])
+    why = client.get_model_version(NAME, "4").tags["why"]
+    for text in (client.get_registered_model(NAME).description, client.get_model_version(NAME, "4").description):
+        assert f"promoted by hand. The rule had said: {why}." in text.partition("\n")[0]
 
 
 def test_registering_a_rolled_back_student_does_not_promote_it(registry_uri, four_versions, client):
