@@ -131,6 +131,7 @@ def prometheus(ray_cluster, tmp_path):
     process.wait(30)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROMETHEUS is None, reason="no Prometheus on this machine")
 def test_prometheus_scrapes_the_gauges_of_every_process(ray_cluster, prometheus):
     class Worker:

@@ -44,6 +44,7 @@ def test_a_job_is_packed_run_once_followed_and_listed(run_job_command, client, c
     assert "+" in manifest["code"], "the commit it was submitted from"
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_that_of_the_job_and_a_retry_is_another_job(run_job_command, tmp_path):
     command = ["submit", "evaluate", "--run", str(tmp_path), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     code, out, _ = run_job_command(*command)

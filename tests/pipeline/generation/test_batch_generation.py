@@ -163,6 +163,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes_though_the_champion_changed
     assert (tmp_path / "cut/images/000000/000000000.png").stat().st_mtime_ns == finished
 
 
+@pytest.mark.slow
 def test_prompts_and_images_may_be_on_s3(whole, registry, prompts, bucket):
     local, remote = whole[0], Folder.from_uri(f"{bucket}/out")
     with open(prompts, "rb") as file:
@@ -184,6 +185,7 @@ def find_workers():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ray_address", [None, "auto"], ids=["this machine", "a cluster, where Ray restarts it"])
 def test_a_killed_worker_is_replaced(ray_cluster, registry, tmp_path, ray_address):
     file, folder = tmp_path / "prompts.txt", Folder.from_uri(tmp_path / "out")
@@ -348,6 +350,7 @@ def test_invalid_requests_are_reported_in_one_line_and_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_what_was_registered_is_one_line(ray_cluster, registry, prompts, tmp_path, capsys):
     tracking.build_client(registry).set_model_version_tag(NAME, "3", "student_sha256", "0" * 64)
     words = ["generate", "--model", MODEL, "--prompts", prompts, "--out", f"{tmp_path}/out"]

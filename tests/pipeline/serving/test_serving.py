@@ -256,6 +256,7 @@ def test_metrics_and_logs_are_where_the_page_says(server, address):
     assert 0 < record["seconds"] < 60
 
 
+@pytest.mark.slow
 def test_another_server_of_the_cluster_has_replicas_of_its_own(server, registry, address):
     other = find_free_address()
     with run_server(registry, other, cpus=0.1, alias="challenger", batch_size=2):

@@ -308,6 +308,7 @@ def build_counting_compiler(compiled_graphs):
     return compiler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "graphs"), [([], 3), (["method.lora_shares_pass=true"], 4)])
 def test_a_step_is_compiled_once(tiny_teacher, overrides, graphs):
     """The graphs are the student's, the teachers' with and without gradient and, in a shared pass, one without gradient
