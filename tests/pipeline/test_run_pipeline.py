@@ -156,7 +156,8 @@ def test_an_evaluation_at_another_scale_replaces_the_first(run):
     assert "NASA 0.3" in (Path(run["folder"]) / "evaluation/report.html").read_text()
 
 
-@pytest.mark.parametrize("extra", [(), pytest.param(("evaluate", "register"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [(), ("evaluate", "register")])
 def test_a_job_on_s3_produces_the_same_student(run, tmp_path, tiny_teacher, bucket, capsys, extra):
     """Prompts, checkpoints, student, evaluation and registration lie below one s3:// folder."""
     s3_run = create_run(tmp_path, tiny_teacher) | {"folder": f"{bucket}/mine", "prompts": run["prompts"]}
