@@ -20,6 +20,7 @@ from pipeline.recipe import load
 from pipeline.schedules import prometheus as schedule_gauges
 from pipeline.schedules.history import History
 from pipeline.schedules.schedule_store import StoredSchedule
+from pipeline.serving.metrics import CACHE_GAUGES, PREFIX, VERSION_GAUGES
 from pipeline.storage import Folder
 from pipeline.training import prometheus as training_gauges
 
@@ -45,7 +46,8 @@ def list_expressions():
 def list_known_metrics():
     serving = re.findall(r'"(nasa_serving_\w+)"', (ROOT / "pipeline/serving/metrics.py").read_text())
     histograms = {f"ray_{name}_{part}" for name in serving for part in ("bucket", "sum", "count")}
-    return GAUGES | {f"ray_{name}" for name in serving} | histograms | RAYS_OWN
+    gauges = {f"ray_{PREFIX}_{name}" for name in VERSION_GAUGES | CACHE_GAUGES}
+    return GAUGES | gauges | {f"ray_{name}" for name in serving} | histograms | RAYS_OWN
 
 
 def test_the_dashboard_and_the_alerts_name_metrics_that_exist():

@@ -4,8 +4,15 @@ from typing import Any
 
 from ray.serve import metrics
 
+from pipeline.gauges import GaugeGroup
 from pipeline.generation.image_generator import ImageGenerator
 
+PREFIX = "nasa_serving"
+VERSION_GAUGES = {
+    "version": "Version in service.",
+    "alarm": "1 if the alias's version cannot be loaded, else 0.",
+}
+CACHE_GAUGES = {"cache_bytes": "Bytes of a cache."}
 SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
 
@@ -33,13 +40,8 @@ class ReplicaMetrics:
             description="Lookups of texts (cache: text) and of negatives' keys (cache: negative), by hit or miss.",
             tag_keys=(*keys, "cache", "result"),
         )
-        self._cache_bytes = metrics.Gauge(
-            "nasa_serving_cache_bytes", description="Bytes of a cache.", tag_keys=(*keys, "cache")
-        )
-        self._version = metrics.Gauge("nasa_serving_version", description="Version in service.", tag_keys=keys)
-        self._alarm = metrics.Gauge(
-            "nasa_serving_alarm", description="1 if the alias's version cannot be loaded, else 0.", tag_keys=keys
-        )
+        self._versions = GaugeGroup(PREFIX, VERSION_GAUGES, keys)
+        self._caches = GaugeGroup(PREFIX, CACHE_GAUGES, (*keys, "cache"))
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Record the seconds of one stage of a batch or an image."""
@@ -47,8 +49,7 @@ class ReplicaMetrics:
 
     def report_version(self, number: str, has_alarm: bool) -> None:
         """Record the version in service, and whether a newer one failed."""
-        self._version.set(int(number), self._tags)
-        self._alarm.set(int(has_alarm), self._tags)
+        self._versions.report({"version": int(number), "alarm": int(has_alarm)}, self._tags)
 
     def count_image(self, version: str, method: str) -> None:
         """Count an image."""
@@ -58,7 +59,7 @@ class ReplicaMetrics:
         """Record a batch's size and what its caches did."""
         self._batches.observe(size, self._tags)
         for name, cache in (("text", generator.texts), ("negative", generator.negatives)):
-            self._cache_bytes.set(cache.nbytes, {**self._tags, "cache": name})
+            self._caches.report({"cache_bytes": cache.nbytes}, {**self._tags, "cache": name})
             for result, count in cache.take_counts().items():
                 if count:
                     self._lookups.inc(count, {**self._tags, "cache": name, "result": result})

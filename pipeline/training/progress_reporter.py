@@ -104,8 +104,9 @@ class ProgressReporter:
         progress = {"step": step + 1.0, "steps": float(self._recipe.train.steps)}
         self._gauges.report({**metrics, **system, **progress, "tracker_pending": float(self._tracker.num_pending)})
         if (step + 1) % LOG_EVERY_N_STEPS == 0:
-            for name, value in metrics.items():
-                self._curves.setdefault(name, []).append((step + 1, value))
+            if self._expected is not None:
+                for name, value in metrics.items():
+                    self._curves.setdefault(name, []).append((step + 1, value))
             self._tracker.log_metrics({**metrics, **system}, step + 1, int(time.time() * 1000))
 
     def set_gauge(self, name: str, value: float) -> None:
