@@ -275,6 +275,14 @@ def test_a_given_name_replaces_the_one_of_the_recipe(kind, capsys):
     assert render(capsys, kind, "--name", "second-try")["metadata"]["name"] == "second-try"
 
 
+def test_an_image_without_its_tag_is_an_error(capsys):
+    """An unset variable of a shell ends the image's name with a colon."""
+    for kind in ("RayJob", "RayService"):
+        command = ["k8s-manifest", kind, "--recipe", "shapes-full", "--run", "s3://b/r", "--image", "REGISTRY/nasa:"]
+        assert main(command) == 2
+        assert "--image: got 'REGISTRY/nasa:'; expected an image with its tag" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -102,13 +102,9 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
     if not (RECIPES / f"{values.recipe}.toml").is_file():
         names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise invalid("--recipe", values.recipe, f"a recipe of the image: {names}", "Change its fields with --set.")
-    check_name(values.name)
-    kueue.check(kind, values.queue, values.priority_class)
+    check_values(kind, values)
     if not values.run.startswith("s3://"):
         raise invalid("--run", values.run, "s3://BUCKET/FOLDER, which every node reaches")
-    if not values.tracking_uri.startswith(("http://", "https://")):
-        raise invalid("--tracking-uri", values.tracking_uri, "a server's http:// or https:// address")
-    check_no_secret(values.tracking_uri, values.run, values.image, *values.sets)
     if kind in RECURRING and not recipe.schedule.cron:
         raise invalid("schedule.cron", "", "five fields", "Pass --cron, such as '0 3 * * SUN'.")
     min_gpus = math.ceil(max(_compute_worker_resources(recipe.train).get("GPU", 0), recipe.evaluation.gpus_per_process))
@@ -116,16 +112,18 @@ def _check(kind: str, recipe: Recipe, values: ManifestValues) -> None:
         raise invalid("--gpus-per-node", values.gpus_per_node, f"{max(1, min_gpus)}, which one process needs, to 16")
 
 
-def check_name(name: str) -> None:
-    """Raise a UserError for the name of an object that Kubernetes or KubeRay rejects."""
+def check_values(kind: str, values: ManifestValues) -> None:
+    """Raise a UserError for values that Kubernetes or KubeRay rejects, and for secrets."""
+    name, image, uri = values.name, values.image, values.tracking_uri
     if name and not (NAME.fullmatch(name) and len(name) <= MAX_NAME_LENGTH):
         constraint = f"at most {MAX_NAME_LENGTH} characters of a-z, 0-9 and '-', of which the first is a letter"
         raise invalid("--name", name, f"{constraint} and the last no '-'")
-
-
-def check_no_secret(*texts: str) -> None:
-    """Raise a UserError if a text of a manifest holds a secret."""
-    for text in texts:
+    if not image or image.endswith((":", "/")):  # of a variable that is not set
+        raise invalid("--image", image, "an image with its tag, such as REGISTRY/nasa-distill:0.1.0")
+    if not uri.startswith(("http://", "https://")):
+        raise invalid("--tracking-uri", uri, "a server's http:// or https:// address")
+    kueue.check(kind, values.queue, values.priority_class)
+    for text in (uri, values.run, image, *values.sets):
         if contains_secret(text):
             raise UserError(
                 f"manifest: it would hold the secret in {redact(text)!r}. Put it into the Secret {SECRET!r}."

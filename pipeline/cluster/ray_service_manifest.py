@@ -9,11 +9,10 @@ from pipeline.cluster.kubernetes_manifests import (
     ManifestValues,
     build_cluster_spec,
     build_metadata,
-    check_name,
-    check_no_secret,
+    check_values,
     dump_manifest,
 )
-from pipeline.cluster.pod_templates import Spec
+from pipeline.cluster.pod_templates import GPU, Spec
 from pipeline.errors import invalid
 from pipeline.recipe import Recipe
 from pipeline.serving.serving_options import ServingOptions
@@ -29,13 +28,9 @@ def render_ray_service(recipe: Recipe, values: ManifestValues, alias: str, max_r
     Raises:
         UserError: if a cluster cannot run it.
     """
-    if not values.tracking_uri.startswith(("http://", "https://")):
-        raise invalid("--tracking-uri", values.tracking_uri, "a server's http:// or https:// address")
     if max_replicas < 1:
         raise invalid("--max-replicas", max_replicas, "a number of at least 1")
-    check_name(values.name)
-    kueue.check("RayService", values.queue, values.priority_class)
-    check_no_secret(values.tracking_uri, values.image)
+    check_values("RayService", values)
     options = ServingOptions(
         name=f"nasa-{recipe.name}",
         alias=alias,
@@ -49,7 +44,7 @@ def render_ray_service(recipe: Recipe, values: ManifestValues, alias: str, max_r
     resources = {
         "cpu": str(REPLICA["cpu"] * per_pod),
         "memory": f"{REPLICA['memory_gi'] * per_pod}Gi",
-        "nvidia.com/gpu": str(per_pod),
+        GPU: str(per_pod),
     }
     cluster = build_cluster_spec(values, resources, pods)
     ports = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
