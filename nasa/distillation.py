@@ -36,7 +36,8 @@ class StepRandomness:
 
     `scale` is alpha, `guidance_scale` k, `last_step` the student's step whose image is trained; `step_noise` is the
     noise that the student adds between its steps, [B, num_step_noises, C, H, W]. `more_lora_timesteps` [B, U - 1] and
-    `more_lora_eps` [B, U - 1, C, H, W] are those of the LoRA teacher's further updates.
+    `more_lora_eps` [B, U - 1, C, H, W] are those of the LoRA teacher's further updates. `cold_start` is the weight of
+    the LoRA teacher's adapters in the frozen teacher.
     """
 
     scale: float
@@ -51,6 +52,7 @@ class StepRandomness:
     step_noise: Tensor
     more_lora_timesteps: Tensor
     more_lora_eps: Tensor
+    cold_start: float = 0.0
 
     def iter_lora_updates(self) -> "Iterator[StepRandomness]":
         """Yield the numbers of each of the LoRA teacher's updates."""
@@ -70,8 +72,11 @@ def sample_step(
     shape: tuple[int, ...],
     step_generator: torch.Generator,
     image_generators: Sequence[torch.Generator],
+    *,
+    step: int = 0,
+    steps: int = 1,
 ) -> StepRandomness:
-    """Sample the random numbers of a step for images of latent `shape` [C, H, W].
+    """Sample the random numbers of a step, of `steps` in all, for images of latent `shape` [C, H, W].
 
     `step_generator` is seeded by the step, each of `image_generators` by the step and an image's index in the global
     batch, so the numbers do not depend on the number of workers; they are sampled on the CPU, whatever the device.
@@ -81,6 +86,8 @@ def sample_step(
     null_text = uniform[2] < method.null_text_probability
     last_step = int(torch.randint(diffusion.student_steps, (), generator=step_generator))
     low, high = (int(share * diffusion.steps) for share in VSD_TIMESTEPS)
+    cold_start = method.get_cold_start(step)
+    low += int(cold_start * (high - 1 - low))
     images = []
     for generator in image_generators:
         noise = torch.randn(shape, generator=generator)
@@ -100,8 +107,9 @@ def sample_step(
     tensors = (torch.stack(column).to(device) for column in zip(*images, strict=True))
     return StepRandomness(
         scale=_interpolate(method.scale_range, uniform[0]),
-        guidance_scale=_interpolate(method.guidance_range, uniform[1]),
+        guidance_scale=_interpolate(method.get_guidance_range(step / steps), uniform[1]),
         last_step=last_step,
+        cold_start=cold_start,
         **dict(zip(names, tensors, strict=True)),
     )
 
@@ -126,6 +134,27 @@ class StudentLoss:
     lora_loss: Tensor | None = None
 
 
+def generate_for_step(
+    student: Student,
+    diffusion: DiffusionProcess,
+    method: MethodOptions,
+    texts: TextConditions,
+    randomness: StepRandomness,
+) -> Tensor:
+    """Return the student's images of a step, [B, C, H, W], steered by the negatives if the method says so."""
+    negative = texts.negatives if method.negative_on_student else None
+    return generate(
+        student,
+        diffusion,
+        randomness.noise,
+        texts.prompts,
+        negative,
+        randomness.scale,
+        step_noise=randomness.step_noise.unbind(1),
+        last_step=randomness.last_step,
+    )
+
+
 def student_loss(
     student: Student,
     teachers: nn.Module,
@@ -139,20 +168,11 @@ def student_loss(
 
     `lora_teacher` is the training engine of the LoRA teacher if that is not `teachers` itself.
     """
-    negative = texts.negatives if method.negative_on_student else None
-    x0 = generate(
-        student,
-        diffusion,
-        randomness.noise,
-        texts.prompts,
-        negative,
-        randomness.scale,
-        step_noise=randomness.step_noise.unbind(1),
-        last_step=randomness.last_step,
-    )
+    x0 = generate_for_step(student, diffusion, method, texts, randomness)
     lora_call = teachers if lora_teacher is None else lora_teacher
     gradient, lora_loss = _score_difference(teachers, lora_call, diffusion, method, texts, randomness, x0.detach())
-    return StudentLoss(vsd_loss(x0, gradient), x0.detach(), x0, gradient.square().mean().sqrt(), lora_loss)
+    loss = vsd_loss(x0, gradient, method.vsd_distance)
+    return StudentLoss(loss, x0.detach(), x0, gradient.square().mean().sqrt(), lora_loss)
 
 
 @torch.no_grad()
@@ -174,7 +194,7 @@ def _score_difference(
         k = randomness.guidance_scale
         return guided_output(teachers, diffusion, x_t, timestep_B, texts.prompts, unconditional, k)
 
-    with use_frozen_teacher(teachers):
+    with use_frozen_teacher(teachers, randomness.cold_start):
         teacher = guided(method.negative_on_teacher)
     lora_loss = None
     if method.lora_shares_pass:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PSEUDO_HUBER = 0.00054  # of pseudo-Huber's c, per square root of a dimension
+
 
 def vsd_gradient(eps_teacher: Tensor, eps_lora: Tensor, sigma: Tensor) -> Tensor:
     """Return eq. 6 of NASA, `g = w(t) (eps_psi - eps_pi)` with `w(t) = sigma_t^2` (SwiftBrush), [B, C, H, W].
@@ -22,10 +24,19 @@ def dmd_gradient(x0_teacher: Tensor, x0_lora: Tensor, x0: Tensor) -> Tensor:
     return (x0_lora - x0_teacher) / distance
 
 
-def vsd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
-    """Return `0.5 MSE(x0, stopgrad(x0 - g))`, whose derivative with respect to x0 is `g / numel`."""
+def vsd_loss(x0: Tensor, gradient: Tensor, distance: str = "squared") -> Tensor:
+    """Return the distance of x0 to `stopgrad(x0 - g)`.
+
+    "squared" is `0.5 MSE`, whose derivative with respect to x0 is `g / numel`. "pseudo_huber" is, for D numbers in an
+    image, the mean over images of `sqrt(|g|^2 + c^2) - c` divided by sqrt(D), with `c = 0.00054 sqrt(D)` (arXiv
+    2310.14189); its derivative has the direction of g, and the length 1 / (B sqrt(D)) unless g is tiny.
+    """
     target = (x0 - gradient).detach()
-    return 0.5 * F.mse_loss(x0, target)
+    if distance == "squared":
+        return 0.5 * F.mse_loss(x0, target)
+    assert distance == "pseudo_huber"
+    root_mean_square_B = (x0 - target).square().flatten(1).mean(dim=1).add(PSEUDO_HUBER**2).sqrt()
+    return (root_mean_square_B - PSEUDO_HUBER).mean()
 
 
 def clip_hinge(image_features_BD: Tensor, text_features_BD: Tensor, margin: float) -> Tensor:

@@ -15,9 +15,15 @@ class MethodOptions:
         negative_on_teacher: whether the frozen teacher is guided by the negative (eq. 5) instead of the null text.
         negative_on_lora_teacher: whether the LoRA teacher is guided by the negative prompt too.
         guidance_range: range of k in eqs. 4 and 5; two equal numbers fix it.
+        final_guidance_range: range of k at the end of training, approached linearly; empty keeps `guidance_range`.
         scale_range: range of alpha in eq. 9; two equal numbers fix it.
         lora_guidance: whether the LoRA teacher is guided by k too; otherwise it predicts from the prompt only.
         vsd_weighting: w(t) of eq. 6: sigma_t^2 (SwiftBrush), or DMD's, which divides by the teacher's mean error.
+        vsd_distance: distance of the student's image to eq. 6's target: half the mean squared error, whose gradient is
+            eq. 6, or pseudo-Huber, which bounds the gradient of each image (TDM, arXiv 2503.06674).
+        cold_start_steps: steps of DMDR's cold start (arXiv 2511.13649), in linear form; 0: none. Over them the frozen
+            teacher has the LoRA teacher's adapters with a weight that falls from 1 to 0, and the timesteps of eq. 6,
+            at first the noisiest alone, widen to all.
         start_timestep: timestep at which the student starts; -1 is the last, T - 1.
         student_steps: steps in which the student makes an image, 1 to 8; each training step trains one of them, on the
             image of the student's own earlier steps (DMD2's backward simulation).
@@ -36,9 +42,12 @@ class MethodOptions:
     negative_on_teacher: bool = True
     negative_on_lora_teacher: bool = False
     guidance_range: tuple[float, float] = (0.5, 4.0)
+    final_guidance_range: tuple[float, ...] = ()
     scale_range: tuple[float, float] = (0.0, 1.0)
     lora_guidance: bool = True
     vsd_weighting: Literal["sigma_squared", "dmd"] = "sigma_squared"
+    vsd_distance: Literal["squared", "pseudo_huber"] = "squared"
+    cold_start_steps: int = 0
     start_timestep: int = -1
     student_steps: int = 1
     null_text_probability: float = 0.1
@@ -49,14 +58,16 @@ class MethodOptions:
     negative_per: Literal["image", "batch"] = "image"
 
     def __post_init__(self) -> None:
-        for name in ("guidance_range", "scale_range"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise ValueError(f"{name}: got {[low, high]}; expected two numbers, 0 <= low <= high.")
+        for name in ("guidance_range", "scale_range", *(["final_guidance_range"] if self.final_guidance_range else [])):
+            limits = getattr(self, name)
+            if len(limits) != 2 or not 0 <= limits[0] <= limits[1]:
+                raise ValueError(f"{name}: got {[*limits]}; expected two numbers, 0 <= low <= high.")
         if not 0 <= self.null_text_probability <= 1:
             raise ValueError(f"null_text_probability: got {self.null_text_probability}; expected 0 to 1.")
         if not 1 <= self.student_steps <= MAX_STUDENT_STEPS:
             raise ValueError(f"student_steps: got {self.student_steps}; expected 1 to {MAX_STUDENT_STEPS}.")
+        if self.cold_start_steps < 0:
+            raise ValueError(f"cold_start_steps: got {self.cold_start_steps}; expected 0 or more.")
         if not 1 <= self.lora_updates <= MAX_LORA_UPDATES:
             raise ValueError(f"lora_updates: got {self.lora_updates}; expected 1 to {MAX_LORA_UPDATES}.")
         if self.lora_shares_pass and (self.negative_on_lora_teacher or not self.lora_guidance or self.lora_updates > 1):
@@ -64,3 +75,17 @@ class MethodOptions:
                 "lora_shares_pass: got True; expected False unless lora_guidance is True, negative_on_lora_teacher "
                 "is False and lora_updates is 1."
             )
+
+    def get_guidance_range(self, progress: float) -> tuple[float, float]:
+        """Return the range of k at a share of training, 0 at its first step."""
+        if not self.final_guidance_range:
+            return self.guidance_range
+        low, high = (
+            first + (last - first) * progress
+            for first, last in zip(self.guidance_range, self.final_guidance_range, strict=True)
+        )
+        return low, high
+
+    def get_cold_start(self, step: int) -> float:
+        """Return what is left of the cold start at a step: 1 at the first, 0 after the last of its steps."""
+        return max(0.0, 1 - step / self.cold_start_steps) if self.cold_start_steps else 0.0

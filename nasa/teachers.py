@@ -13,21 +13,24 @@ from nasa.prompt_embeds import PromptEmbeds, cat
 
 
 @contextmanager
-def use_frozen_teacher(denoiser: nn.Module) -> Iterator[None]:
-    """Disable the adapters and gradients inside the context.
+def use_frozen_teacher(denoiser: nn.Module, adapter_weight: float = 0.0) -> Iterator[None]:
+    """Disable gradients inside the context, and the adapters or, with a weight above 0, the rest of their effect.
 
     peft's `disable_adapters` is not used, since it also changes `requires_grad`, which must stay constant for an
     optimizer with hooks on the parameters.
     """
     layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
-    for layer in layers:
-        layer._disable_adapters = True
+    scalings = [layer.scaling["default"] for layer in layers]
+    for layer, scaling in zip(layers, scalings, strict=True):
+        layer._disable_adapters = not adapter_weight
+        layer.scaling["default"] = adapter_weight * scaling if adapter_weight else scaling
     try:
         with torch.no_grad():
             yield
     finally:
-        for layer in layers:
+        for layer, scaling in zip(layers, scalings, strict=True):
             layer._disable_adapters = False
+            layer.scaling["default"] = scaling
 
 
 @contextmanager

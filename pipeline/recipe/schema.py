@@ -136,6 +136,8 @@ class LoraTeacher(Section):
     """peft's lora_alpha (paper: 128)"""
     target_modules: tuple[Name, ...] = ()
     """peft's target_modules; empty: those of the teacher's model family (to_q and to_v, as SwiftBrush)"""
+    warm_up_steps: NonNegativeInt = 0
+    """steps, before the student's first one with eq. 6, that train the LoRA teacher alone on the student's images"""
 
 
 class Regression(Section):
@@ -149,6 +151,8 @@ class Regression(Section):
     """weight of the mean squared error in latents (DMD: 0.25 of LPIPS); 0: no regression"""
     images: PositiveInt = 8
     """pairs of a step, over all workers"""
+    start_steps: NonNegativeInt = 0
+    """first steps, in which the student learns from pairs alone, as many as the batch has images"""
     pairs: str = ""
     """folder of pairs, local or s3://, or "shapes" for the bundled teacher's; empty: sampled beside the prompts"""
     num_pairs: PositiveInt = 2048
@@ -433,6 +437,19 @@ class Recipe(Section):
         if self.train.num_encoders and self.method.negative_per == "batch":
             raise ValueError(
                 f'train.num_encoders: got {self.train.num_encoders}; expected 0 with method.negative_per = "batch".'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.regression.start_steps and not self.regression.weight:
+            raise ValueError(
+                f"regression.start_steps: got {self.regression.start_steps}; expected 0 with regression.weight = 0."
+            )
+        if self.train.compile and self.method.cold_start_steps:
+            raise ValueError(
+                f"method.cold_start_steps: got {self.method.cold_start_steps}; expected 0 with train.compile, which "
+                "would compile anew for each weight of the adapters."
             )
         return self
 

@@ -1,7 +1,7 @@
 """One rank's part of a distillation: both engines, the student's EMA weights, and the training step."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasa.diffusion_process import decode_latents
-from nasa.distillation import StepRandomness, StudentLoss, TextConditions, lora_teacher_loss, sample_step, student_loss
+from nasa.distillation import (
+    StepRandomness,
+    StudentLoss,
+    TextConditions,
+    generate_for_step,
+    lora_teacher_loss,
+    sample_step,
+    student_loss,
+)
 from nasa.ema import update_ema
 from nasa.losses import clip_hinge
 from nasa.mixed_precision import autocast
@@ -25,6 +33,7 @@ from pipeline.prompts.teacher_pairs import TeacherPairs
 from pipeline.recipe import Recipe
 from pipeline.training.engines import Engines, compute_dtype
 from pipeline.training.sharded_weights import is_sharded, iter_whole
+from pipeline.training.step_metrics import collect_metrics, get_gradient_norm, reduce_metrics
 
 
 @dataclass
@@ -71,7 +80,11 @@ class Distiller:
 
         shared = torch.Generator().manual_seed(mix_seeds(self.seed, step))
         generators = [torch.Generator().manual_seed(mix_seeds(self.seed, step, 1 + index)) for index in indices]
-        randomness = sample_step(self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, generators)
+        randomness = sample_step(
+            self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, generators,
+            step=step, steps=self.recipe.train.steps,
+        )  # fmt: skip
+        trains_student, trains_lora_teacher = self._choose_trained(step)
         sums: dict[str, Tensor | float] = defaultdict(float)
         inputs = []
         for number in range(self._passes):
@@ -85,15 +98,24 @@ class Distiller:
             inputs.append((share, conditions, of_pass, x0))
             for name, value in metrics.items():
                 sums[name] = sums[name] + value * share / self._passes
-        self._update_lora_teacher_again(inputs)
+        if trains_lora_teacher:
+            self._update_lora_teacher_again(inputs)
         self._update_ema(step)
         return {
-            **self._reduce_metrics(sums),
-            "gradient_norm_student": float(self.engines.student.get_global_grad_norm()),
-            "gradient_norm_lora_teacher": float(self.engines.lora_teacher.get_global_grad_norm()),
+            **reduce_metrics(sums, self.null.embeds.device, self.world_size),
+            "gradient_norm_student": get_gradient_norm(self.engines.student, trains_student),
+            "gradient_norm_lora_teacher": get_gradient_norm(self.engines.lora_teacher, trains_lora_teacher),
             "scale": randomness.scale,
             "guidance_scale": randomness.guidance_scale,
         }
+
+    def _choose_trained(self, step: int) -> tuple[bool, bool]:
+        """Return whether a step trains the student, and whether it trains the LoRA teacher.
+
+        First the student learns from pairs alone, then the LoRA teacher warms up alone; from there on both are trained.
+        """
+        start = self.recipe.regression.start_steps
+        return step < start or step >= start + self.recipe.lora_teacher.warm_up_steps, step >= start
 
     @property
     def seed(self) -> int:
@@ -117,18 +139,9 @@ class Distiller:
 
         return encode
 
-    def _reduce_metrics(self, local: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """Return the means over all ranks, with one all-reduce."""
-        device = self.null.embeds.device
-        values = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in local.values()])
-        if self.world_size > 1 and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(values)
-            values /= self.world_size
-        return dict(zip(local, values.tolist(), strict=True))
-
     def any_across_ranks(self, flag: bool) -> bool:
         """Tell whether the flag is set in any process; all get the same answer."""
-        return self._reduce_metrics({"flag": float(flag)})["flag"] > 0
+        return reduce_metrics({"flag": float(flag)}, self.null.embeds.device, self.world_size)["flag"] > 0
 
     def _run_micro_step(
         self,
@@ -145,6 +158,11 @@ class Distiller:
         `share` is this pass's number of images divided by the mean number over all passes and processes.
         """
         engines, diffusion = self.engines, self.model.diffusion
+        trains_student, trains_lora_teacher = self._choose_trained(step)
+        if not trains_lora_teacher:
+            return self._regress(step, first, share, len(prompts), encoded_pairs)
+        if not trains_student:
+            return self._warm_up_lora_teacher(share, texts, randomness)
         student = student_loss(
             engines.student, engines.teachers, diffusion, self.recipe.method, texts, randomness, engines.lora_teacher
         )
@@ -157,14 +175,34 @@ class Distiller:
             lora_loss = self._compute_lora_loss(texts, randomness, student.x0)
         engines.lora_teacher.backward(share * lora_loss)
         engines.lora_teacher.step()
-        losses = {"loss_clip": hinge} | ({"loss_regression": regression} if self.pairs else {})
-        return student.x0, {
-            "loss_student": student.loss.detach(),
-            **{name: _detach(loss) / share for name, loss in losses.items()},  # weighted by passes already
-            "loss_lora_teacher": lora_loss.detach(),
-            "vsd_gradient_rms": student.gradient_rms,
-            "image_variation": student.x0.std(dim=0).mean() if len(student.x0) > 1 else 1.0,
-        }
+        return student.x0, collect_metrics(
+            student.x0,
+            loss_student=student.loss,
+            loss_clip=hinge / share,  # weighted by passes already, as is the regression
+            **({"loss_regression": regression / share} if self.pairs else {}),
+            loss_lora_teacher=lora_loss,
+            vsd_gradient_rms=student.gradient_rms,
+        )
+
+    def _regress(
+        self, step: int, first: int, share: float, count: int, encoded_pairs: PromptEmbeds | None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Train the student on as many pairs as this pass has images; return its images and the metrics."""
+        loss, x0 = self._regress_on_pairs(step, first, range(count), encoded_pairs)
+        self.engines.student.backward(share * self.recipe.regression.weight * loss)
+        self.engines.student.step()
+        return x0, collect_metrics(x0, loss_regression=loss)
+
+    def _warm_up_lora_teacher(
+        self, share: float, texts: TextConditions, randomness: StepRandomness
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Train the LoRA teacher on the student's images; return these and the metrics."""
+        with torch.no_grad():
+            x0 = generate_for_step(self.engines.student, self.model.diffusion, self.recipe.method, texts, randomness)
+        loss = self._compute_lora_loss(texts, randomness, x0)
+        self.engines.lora_teacher.backward(share * loss)
+        self.engines.lora_teacher.step()
+        return x0, collect_metrics(x0, **({"loss_regression": 0.0} if self.pairs else {}), loss_lora_teacher=loss)
 
     def _update_lora_teacher_again(
         self, passes: Sequence[tuple[float, TextConditions, StepRandomness, Tensor]]
@@ -216,6 +254,16 @@ class Distiller:
         chosen = [position for position, index in enumerate(indices) if self.recipe.has_regression(index)]
         if self.pairs is None or not chosen:
             return 0.0
+        loss, _ = self._regress_on_pairs(step, first, chosen, encoded)
+        share = len(chosen) / min(self.recipe.regression.images, self.recipe.train.batch_size)
+        return self._passes * self.world_size * share * loss
+
+    def _regress_on_pairs(
+        self, step: int, first: int, chosen: Sequence[int], encoded: PromptEmbeds | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean squared error and the latents of the student's first step on the pairs of some positions."""
+        assert self.pairs is not None
+        indices = self.recipe.get_batch_slice(self.rank, self.world_size)[first:]
         rows = self.pairs.draw_rows(self.seed, step, [indices[position] for position in chosen])
         device = self.null.embeds.device
         prompts = (
@@ -225,8 +273,7 @@ class Distiller:
         )
         noise, target = self.pairs.get_noise(rows).to(device), self.pairs.latents[rows].to(device, torch.float32)
         x0 = generate(self.engines.student, self.model.diffusion, noise, prompts, last_step=0)
-        share = len(chosen) / min(self.recipe.regression.images, self.recipe.train.batch_size)
-        return self._passes * self.world_size * share * F.mse_loss(x0.float(), target)
+        return F.mse_loss(x0.float(), target), x0
 
     def collect_student_weights(self) -> dict[str, Tensor]:
         """Return the trained weights by their names in the denoiser.
@@ -259,7 +306,3 @@ class Distiller:
         for name, value in self.iter_student_weights():
             if self.rank == 0:
                 update_ema({name: self.ema[name]}, {name: value}, self.recipe.student.ema_decay, step)
-
-
-def _detach(loss: Tensor | float) -> Tensor | float:
-    return loss.detach() if isinstance(loss, Tensor) else loss

@@ -42,7 +42,8 @@ class DivergenceDetector:
                 f"step {step + 1}: gradient_norm_student is {norm:.3g}, more than {self.max_grad_norm_ratio:g} times "
                 f"its median {median(self._norms):.3g}"
             )
-        self._norms.append(norm)
+        if norm:  # no gradient: only the LoRA teacher was trained
+            self._norms.append(norm)
         if self._first_variation is None:
             self._first_variation = variation
         if variation < self.min_image_std_ratio * self._first_variation:

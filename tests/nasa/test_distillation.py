@@ -58,7 +58,8 @@ class Distillation:
     def sample_randomness(self, method=NASA_T, step=0, rank=0):
         seeds = [1000 * step + index for index in range(rank * BATCH, (rank + 1) * BATCH)]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn = sample_step(method, self.diffusion, (4, 4, 4), torch.Generator().manual_seed(step), generators)
+        shared = torch.Generator().manual_seed(step)
+        drawn = sample_step(method, self.diffusion, (4, 4, 4), shared, generators, step=step, steps=100)
         doubled = {name: getattr(drawn, name).double() for name in ("noise", "vsd_eps", "lora_eps")}
         return replace(drawn, **doubled)
 
@@ -102,13 +103,13 @@ def run_unet(unet, x_t, timestep_B, embeds, negative=None, scale=0.0):
     return output
 
 
-def merge_lora_teacher(distillation):
-    """Return a plain model in which W + (lora_alpha / rank) B A replaces each adapted weight."""
+def merge_lora_teacher(distillation, share=1.0):
+    """Return a plain model in which W + share (lora_alpha / rank) B A replaces each adapted weight."""
     merged, adapted = deepcopy(distillation.plain_teacher), dict(distillation.teachers.model.named_modules())
     for name, layer in merged.named_modules():
         if name.endswith(LORA["target_modules"]):
             down, up = adapted[name].lora_A["default"].weight, adapted[name].lora_B["default"].weight
-            layer.weight.data += LORA["lora_alpha"] / LORA["rank"] * (up @ down).detach()
+            layer.weight.data += share * LORA["lora_alpha"] / LORA["rank"] * (up @ down).detach()
     return merged
 
 
@@ -250,6 +251,76 @@ def test_the_lora_teacher_returns_after_an_exception(epsilon_distillation):
     with pytest.raises(KeyError, match="on purpose"), use_frozen_teacher(epsilon_distillation.teachers):
         raise KeyError("on purpose")
     assert torch.equal(epsilon_distillation.teachers(x_t, timestep_B, embeds), expected)
+
+
+def test_in_the_cold_start_the_frozen_teacher_has_a_share_of_the_adapters(epsilon_distillation):
+    x_t, timestep_B, embeds = (
+        epsilon_distillation.sample_randomness().noise,
+        torch.tensor([5, 500, 999]),
+        epsilon_distillation.texts.prompts,
+    )
+    teachers = epsilon_distillation.teachers
+    expected = run_unet(merge_lora_teacher(epsilon_distillation, share=0.25), x_t, timestep_B, embeds.embeds)
+    before = teachers(x_t, timestep_B, embeds)
+    with use_frozen_teacher(teachers, 0.25):
+        output = teachers(x_t, timestep_B, embeds)
+    torch.testing.assert_close(output, expected, atol=REFERENCE_TOLERANCE, rtol=REFERENCE_TOLERANCE)
+    assert not output.requires_grad
+    assert torch.equal(teachers(x_t, timestep_B, embeds), before)
+
+
+def test_at_the_first_step_of_the_cold_start_both_teachers_are_equal(epsilon_distillation):
+    method = replace(SBV2, guidance_range=(2.0, 2.0), cold_start_steps=10)
+    first, half, after = (epsilon_distillation.sample_randomness(method, step) for step in (0, 5, 10))
+    assert (first.cold_start, half.cold_start, after.cold_start) == (1.0, 0.5, 0.0)
+    gradients = [epsilon_distillation.student_loss(method, r).gradient_rms for r in (first, half, after)]
+    assert gradients[0] < 1e-9 < gradients[1]
+    warm = epsilon_distillation.student_loss(replace(method, cold_start_steps=0), after)
+    assert gradients[2] == warm.gradient_rms
+
+
+def test_in_the_cold_start_the_timesteps_widen_from_the_noisiest_to_all(epsilon_distillation):
+    method = MethodOptions(cold_start_steps=10)
+
+    def sample_timesteps(step):
+        generators = [torch.Generator().manual_seed(index) for index in range(400)]
+        drawn = sample_step(method, epsilon_distillation.diffusion, (1, 1, 1), torch.Generator(), generators, step=step)
+        return drawn.vsd_timestep_B
+
+    assert sample_timesteps(0).unique().tolist() == [979]
+    assert 499 <= sample_timesteps(5).min() < 520
+    assert 20 <= sample_timesteps(10).min() < 30
+    assert all(sample_timesteps(step).max() > 970 for step in (0, 5, 10))
+
+
+def test_guidance_anneals_linearly_to_its_final_range(epsilon_distillation):
+    shared = {"image_generators": [torch.Generator().manual_seed(0)], "steps": 100}
+    fixed, annealed = (MethodOptions(guidance_range=(2.0, 4.0), final_guidance_range=end) for end in ((), (1.0, 1.0)))
+
+    def sample_guidance(method, step):
+        generator = torch.Generator().manual_seed(7)
+        return sample_step(
+            method, epsilon_distillation.diffusion, (1, 1, 1), generator, **shared, step=step
+        ).guidance_scale
+
+    constant = sample_guidance(fixed, 0)
+    assert sample_guidance(fixed, 50) == constant
+    assert [sample_guidance(annealed, step) for step in (0, 50, 100)] == pytest.approx(
+        [constant, (constant + 1) / 2, 1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"final_guidance_range": (2.0, 1.0)}, r"final_guidance_range: got \[2.0, 1.0\]; expected two numbers"),
+        ({"final_guidance_range": (2.0,)}, r"final_guidance_range: got \[2.0\]; expected two numbers"),
+        ({"cold_start_steps": -1}, "cold_start_steps: got -1; expected 0 or more"),
+    ],
+)
+def test_impossible_schedules_are_rejected(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MethodOptions(**changes)
 
 
 @pytest.mark.parametrize("null_text", [[False] * 3, [True] * 3, [False, True, False]], ids=["none", "all", "one"])

@@ -86,3 +86,21 @@ def test_the_denoising_loss_is_weighted_per_image(shape):
     slope = 2 * alpha.double().reshape(3, 1, 1, 1) ** 2 * (output - target) / output.numel()
     torch.testing.assert_close(loss, expected, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(output.grad, slope.detach(), atol=TOLERANCE, rtol=0)
+
+
+def test_pseudo_huber_moves_every_image_equally_far_along_its_gradient():
+    x0, gradient = draw_normal(3, 4, 3, 3).requires_grad_(), draw_normal(3, 4, 3, 3, seed=1)
+    gradient[1] *= 100
+    gradient[2] *= 1e-6
+    loss = vsd_loss(x0, gradient, "pseudo_huber")
+    loss.backward()
+    size = x0[0].numel()
+    c = 0.00054 * size**0.5
+    lengths = gradient.flatten(1).norm(dim=1)
+    expected = ((lengths**2 + c**2).sqrt() - c).mean() / size**0.5
+    torch.testing.assert_close(loss.detach(), expected, atol=TOLERANCE, rtol=0)
+    moved = x0.grad.flatten(1).norm(dim=1) * len(x0) * size**0.5
+    torch.testing.assert_close(moved[:2], torch.ones(2).double(), atol=1e-5, rtol=0)
+    assert moved[2] < 0.01  # far below c the loss is squared
+    cosine = torch.nn.functional.cosine_similarity(x0.grad.flatten(1), gradient.flatten(1))
+    torch.testing.assert_close(cosine, torch.ones(3).double(), atol=1e-9, rtol=0)

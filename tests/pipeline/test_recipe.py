@@ -52,6 +52,11 @@ def test_gradient_accumulation_takes_the_fewest_passes_that_the_micro_batch_size
         ("train.batch_size=1", "train.batch_size: got 1; expected at least one image per worker, 2."),
         ("train.min_workers=3", "train.min_workers: got 3; expected at most train.num_workers, 2."),
         ("train.steps=0", "train.steps: got 0; expected a number above 0."),
+        ("regression.start_steps=5", "regression.start_steps: got 5; expected 0 with regression.weight = 0."),
+        (
+            "method.final_guidance_range=[2.0]",
+            "method.final_guidance_range: got [2.0]; expected two numbers, 0 <= low <= high.",
+        ),
         ("train.steps=1.5", "train.steps: got 1.5; expected a whole number."),
         ("train.steps=many", "train.steps: got 'many'; expected a whole number."),
         ("train.steps=true", "train.steps: got True; expected a whole number."),
@@ -111,6 +116,11 @@ def test_an_invalid_value_is_reported_in_one_line(override, message):
         recipe.parse("seed = 1", [override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_cold_start_cannot_be_compiled():
+    with pytest.raises(UserError, match="^method.cold_start_steps: got 5; expected 0 with train.compile"):
+        recipe.parse("", ["method.cold_start_steps=5", "train.compile=true"])
 
 
 def test_an_unknown_recipe_lists_the_known_ones():

@@ -343,3 +343,46 @@ def test_four_steps_and_three_lora_updates_are_the_same_for_any_number_of_passes
     for one, same, other in zip(*adapters, strict=True):
         torch.testing.assert_close(one, same, atol=TOLERANCE, rtol=TOLERANCE)
         assert not torch.equal(one, other)
+
+
+def copy_weights(distiller):
+    """Return copies of the student's weights and of the LoRA teacher's."""
+    adapters = {str(number): value for number, value in enumerate(get_lora_parameters(distiller.engines.teachers))}
+    student = distiller.collect_student_weights()
+    return [{name: value.detach().clone() for name, value in weights.items()} for weights in (student, adapters)]
+
+
+def changed(before, after):
+    return [any(not torch.equal(old[name], new[name]) for name in old) for old, new in zip(before, after, strict=True)]
+
+
+def test_training_starts_with_pairs_alone_then_warms_up_the_lora_teacher(teacher, pairs):
+    stages = ["regression.start_steps=2", "lora_teacher.warm_up_steps=1", "method.lora_updates=2"]
+    distiller = build_distiller(teacher, *REGRESSION, *stages, pairs=pairs)
+    trained, collected = [], []
+    for step in range(4):
+        before = copy_weights(distiller)
+        collected.append(distiller.step(step, PROMPTS))
+        trained.append(changed(before, copy_weights(distiller)))
+    assert trained == [[True, False], [True, False], [False, True], [True, True]]
+    assert {tuple(metrics) for metrics in collected} == {tuple(collected[0])}
+    for name, present in {
+        "loss_student": (0, 0, 0, 1),
+        "loss_regression": (1, 1, 0, 1),
+        "loss_lora_teacher": (0, 0, 1, 1),
+        "gradient_norm_student": (1, 1, 0, 1),
+        "gradient_norm_lora_teacher": (0, 0, 1, 1),
+        "image_variation": (1, 1, 1, 1),
+    }.items():
+        assert tuple(int(metrics[name] > 0) for metrics in collected) == present, name
+
+
+@pytest.mark.parametrize("stage", ["regression.start_steps=2", "lora_teacher.warm_up_steps=2"])
+def test_the_first_steps_are_the_same_for_any_number_of_passes(teacher, pairs, stage):
+    whole, accumulated = (
+        build_distiller(teacher, *REGRESSION, stage, f"train.micro_batch_size={size}", pairs=pairs) for size in (0, 3)
+    )
+    for distiller in (whole, accumulated):
+        run_steps(distiller, 2)
+    for one, other in zip(copy_weights(whole), copy_weights(accumulated), strict=True):
+        torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=TOLERANCE)

@@ -40,3 +40,11 @@ def test_a_spike_in_the_first_steps_is_tolerated():
     detector = DivergenceDetector(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
     for step, norm in enumerate((1.0, 5000.0, 2.0)):
         detector.check(step, build_metrics(gradient_norm_student=norm))
+
+
+def test_steps_that_do_not_train_the_student_set_no_norm_to_compare_with():
+    detector = DivergenceDetector(max_grad_norm_ratio=100.0, min_image_std_ratio=0.01)
+    for step in range(20):
+        detector.check(step, build_metrics(gradient_norm_student=0.0))
+    for step in range(20, 40):
+        detector.check(step, build_metrics())
