@@ -14,12 +14,15 @@ GEMMA_2_2B_PARAMETERS = 2_614_341_888
 
 
 def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
-    """Encode prompts by Gemma, with their mask, and without the instruction that SANA's call puts before them."""
+    """Encode prompts by Gemma, with their mask, and without the instruction that SANA's call puts before them.
+
+    The default length is the pipeline's, or the tokenizer's own if that is shorter.
+    """
     embeds, mask, *_ = pipe.encode_prompt(
         prompts,
         num_images_per_prompt=1,
         device=pipe._execution_device,
-        max_sequence_length=max_sequence_length or MAX_SEQUENCE_LENGTH,
+        max_sequence_length=max_sequence_length or min(MAX_SEQUENCE_LENGTH, pipe.tokenizer.model_max_length),
     )
     return PromptEmbeds(embeds, mask)
 

@@ -15,7 +15,11 @@ TEXT_ENCODERS_PARAMETERS = 123_650_304 + 694_659_840 + 4_762_310_656  # CLIP L, 
 
 
 def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> PromptEmbeds:
-    """Encode by all three encoders, with the pooled embeddings of both CLIPs."""
+    """Encode by all three encoders, with the pooled embeddings of both CLIPs.
+
+    The default length is the pipeline's, or the T5 tokenizer's own if that is shorter.
+    """
+    longest = getattr(pipe.tokenizer_3, "model_max_length", MAX_SEQUENCE_LENGTH)
     embeds, _, pooled, _ = pipe.encode_prompt(
         prompts,
         prompt_2=None,
@@ -23,7 +27,7 @@ def encode(pipe: Any, prompts: list[str], max_sequence_length: int | None) -> Pr
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
         device=pipe._execution_device,
-        max_sequence_length=max_sequence_length or MAX_SEQUENCE_LENGTH,
+        max_sequence_length=max_sequence_length or min(MAX_SEQUENCE_LENGTH, longest),
     )
     return PromptEmbeds(embeds, pooled=pooled)
 

@@ -228,9 +228,12 @@ def _list_absent_encoders(folder: Path) -> dict[str, None]:
 
 
 def load_pipeline(folder: Path, **parts: None) -> Any:
-    """Load a pipeline in float32, without `UNUSED_PARTS` and without the `parts` that are None."""
+    """Load a pipeline in float32, without `UNUSED_PARTS` and without the `parts` that are None.
+
+    A folder may lack a part that its pipeline class requires, such as Stable Diffusion 3 saved without T5.
+    """
     listed = json.loads((folder / "model_index.json").read_text())
-    parts |= dict.fromkeys((part for part in UNUSED_PARTS if part in listed), None)
+    parts |= dict.fromkeys(part for part, entry in listed.items() if part in UNUSED_PARTS or entry == [None, None])
     with _silence_libraries():
         pipe = DiffusionPipeline.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **parts
