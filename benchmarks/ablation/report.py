@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.ablation.runs import Plan
+from benchmarks.ablation.runs import Plan, count_needed_seeds
 
 DATA, IMAGE, PAGE = Path("data/ablation.json"), Path("images/ablation.png"), Path("ablation.md")
 TITLES = {"plain": "plain images", "nasa_i": "with NASA-I", "removed": "removed", "kept": "kept"}
@@ -15,11 +15,16 @@ BEGIN, END = "<!-- table: written by `python -m benchmarks.ablation` -->", "<!--
 
 
 def write(summary: dict[str, Any], plan: Plan, folder: Path) -> str:
-    """Write data, figure and page under `folder` and return the table; only the table of an existing page changes."""
-    text = format_table(summary)
+    """Write data, figure and page under `folder`, and return the table."""
     for file in (DATA, IMAGE, PAGE):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / DATA).write_text(json.dumps({**plan.identity, **summary}, indent=1) + "\n")
+    return write_page(summary, folder)
+
+
+def write_page(summary: dict[str, Any], folder: Path) -> str:
+    """Write figure and page under `folder` and return the table; only the table of an existing page changes."""
+    text = format_table(summary)
     draw(summary, folder / IMAGE)
     page = folder / PAGE
     before, _, rest = (page.read_text() if page.is_file() else f"{BEGIN}\n{END}\n").partition(BEGIN)
@@ -45,13 +50,14 @@ def format_table(summary: dict[str, Any]) -> str:
         lines.append(f"| {row['loop']} | {row['title']} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| training loop | contrast | measure | difference, points | 95 % interval over seeds | verdict |",
-        "|---|---|---|---|---|---|",
+        "| training loop | contrast | measure | difference, points | 95 % interval over seeds | verdict "
+        "| seeds it takes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in summary["contrasts"]:
         interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
         cells = [row["loop"], row["title"], TITLES[row["measure"]], f"{row['difference']:+.1f}", interval]
-        lines.append(f"| {' | '.join(cells)} | {row['verdict']} |")
+        lines.append(f"| {' | '.join(cells)} | {row['verdict']} | {count_needed_seeds(row['seeds']):,} |")
     return "\n".join(lines) + "\n"
 
 

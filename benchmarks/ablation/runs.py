@@ -244,7 +244,27 @@ def compute_contrast(
 
     differences = np.subtract(percents(a), percents(b))
     mean = float(differences.mean())
-    half_width = float(stats.t.ppf(0.975, len(seeds) - 1) * differences.std(ddof=1) / np.sqrt(len(seeds)))
+    half_width = _half_width(float(differences.std(ddof=1)), len(seeds))
     low, high = mean - half_width, mean + half_width
     verdict = "different" if low > 0 or high < 0 else "equal" if low > -BOUND and high < BOUND else "open"
     return {"difference": mean, "low": low, "high": high, "verdict": verdict, "seeds": differences.tolist()}
+
+
+def count_needed_seeds(differences: Sequence[float]) -> int:
+    """Return the number of seeds that would end a contrast, if it kept the mean and the spread of these differences.
+
+    It ends if its t interval excludes 0 or lies within `BOUND` points of it.
+    """
+    mean, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
+    largest = max(mean, BOUND - mean)  # half the interval's width
+    low, high = 1, 2  # too few, enough
+    while _half_width(spread, high) >= largest:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _half_width(spread, middle) < largest else (middle, high)
+    return high
+
+
+def _half_width(spread: float, seeds: int) -> float:
+    return float(stats.t.ppf(0.975, seeds - 1) * spread / np.sqrt(seeds))

@@ -8,7 +8,18 @@ from scipy import stats
 
 from benchmarks.ablation import runs
 from benchmarks.ablation.report import BEGIN, END, format_table, write
-from benchmarks.ablation.runs import ALL, LOOPS, NASA_T, NONE, RUNS, TEACHER, Plan, compute_contrast, summarise
+from benchmarks.ablation.runs import (
+    ALL,
+    LOOPS,
+    NASA_T,
+    NONE,
+    RUNS,
+    TEACHER,
+    Plan,
+    compute_contrast,
+    count_needed_seeds,
+    summarise,
+)
 from pipeline import recipe
 
 TINY = [
@@ -111,6 +122,19 @@ def test_a_contrast_is_different_equal_or_open(better, verdict):
             outcomes["guided", name, seed] = {"plain": [1] * right + [0] * (10 - right)}
     result = compute_contrast(outcomes, range(3), LOOPS[0], NASA_T, NONE, "plain")
     assert result["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "expected"),
+    [
+        (5.0, 1.0, 3),  # t(2) 1 / sqrt(3) = 2.5 < 5; two seeds: 9.0
+        (0.0, 1.0, 4),  # t(3) 1 / sqrt(4) = 1.6 < 2; three seeds: 2.5
+        (1.0, 10.0, 387),  # 1.966 * 10 / sqrt(387) = 0.9994
+    ],
+)
+def test_the_seeds_that_end_a_contrast_follow_from_its_mean_and_spread(mean, spread, expected):
+    differences = [mean - spread / 2**0.5, mean + spread / 2**0.5]
+    assert count_needed_seeds(differences) == expected
 
 
 def test_a_seed_counts_only_if_all_its_runs_are_finished():
