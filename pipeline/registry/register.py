@@ -135,8 +135,9 @@ def _link_logged_model(client: MlflowClient, entry: _Entry, number: str) -> None
 
 def _build_tags(entry: _Entry) -> dict[str, str]:
     """Return scores and lineage as tags, to read and to search."""
-    candidate = entry.candidate
-    return {metric: entry.scores.format_metric(metric) for metric in entry.scores.metrics} | {
+    candidate, scale = entry.candidate, entry.scores.chosen_scale
+    scores = {metric: entry.scores.format_metric(metric) for metric in entry.scores.metrics}
+    return {**scores, **({} if scale is None else {"nasa_scale": f"{scale:g}"})} | {
         METRIC: entry.recipe.promotion.metric,
         mlflow_registry.STEP: str(candidate.step),
         mlflow_registry.STUDENT: candidate.student_sha256,

@@ -46,6 +46,7 @@ def test_a_version_holds_the_student_its_lineage_and_its_scores(uri, client, can
     assert outcome == RegisteredVersion(NAME, 1, "champion", "models:/nasa-tiny/1", decision)
     tags = client.get_model_version(NAME, "1").tags
     assert tags["clean_and_right"].startswith("0.50")
+    assert tags["nasa_scale"] == "0.65"
     assert (tags["step"], tags["code"], tags["data_sha256"]) == ("100", "0.1.0+abc", first.data_sha256)
     assert client.get_model_version(NAME, "1").run_id == first.mlflow_run
     (model,) = client.search_logged_models([client.get_run(first.mlflow_run).info.experiment_id])

@@ -117,7 +117,7 @@ def test_the_format_lora_is_the_adapter_s_file_and_its_options(lora_student, uri
         "lora_scale": 1.0,
         "scheduler": "DDIMScheduler",
         "call": models.build_call_options(lora_student),
-        "nasa_scale": 0.5,
+        "nasa_scale": 0.65,
     }
 
 
