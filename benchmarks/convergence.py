@@ -14,7 +14,7 @@ import argparse
 import math
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ LEVERS = {
     "VSD alone": ["regression.weight=0"],
     "VSD and regression": ["regression.weight=0.3"],
 }
+Run = Callable[[str, list[str], int, float], dict[str, Any]]
 HELD_OUT, FIRST_SEED = 192, 1234
 EXCLUSION_SEEDS = range(5_000_000, 5_000_000 + 256)
 JUDGE_SECONDS = 15.0  # CPU seconds of training between two judgements
@@ -63,15 +64,19 @@ def main() -> None:
 
 
 def compare(
-    levers: Mapping[str, list[str]], seeds: int, seconds: float, out: Path, processes: int
+    levers: Mapping[str, list[str]], seeds: int, seconds: float, out: Path, processes: int, run: Run | None = None
 ) -> list[dict[str, Any]]:
-    """Train every lever with every seed, and return the rows; `out` keeps those of all finished runs."""
+    """Train every lever with every seed, and return the rows; `out` keeps those of all finished runs.
+
+    `run` returns the row of (lever, overrides, seed, CPU seconds); a function of a module, as processes call it.
+    """
     folder = Folder.from_uri(out.absolute().parent)
     rows = folder.read_json(out.name) if folder.exists(out.name) else []
     runs = [(name, levers[name], seed, seconds) for seed in range(seeds) for name in levers]
     done = [(row["lever"], row["overrides"], row["seed"], row["seconds"]) for row in rows]
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run, *key) for key in runs if key not in done]):
+        missing = [key for key in runs if key not in done]
+        for future in as_completed([pool.submit(run or run_lever, *key) for key in missing]):
             row = future.result()
             rows.append(row)
             folder.write_json(out.name, rows)
@@ -79,14 +84,26 @@ def compare(
     return [row for row in rows if (row["lever"], row["overrides"], row["seed"], row["seconds"]) in runs]
 
 
-def run(name: str, overrides: list[str], seed: int, seconds: float) -> dict[str, Any]:
+def run_lever(name: str, overrides: list[str], seed: int, seconds: float) -> dict[str, Any]:
     """Train one student and return its row; `curve` has the accuracy by CPU seconds and images."""
+    judge = AttributeJudge.load()
+    sampler, curve = train_student(overrides, seed, seconds, judge)
+    trials = exclusion.run_trials(sampler, judge, [NASA_I], EXCLUSION_SEEDS)
+    shares = exclusion.compute_method_shares([trial for trial in trials if trial.pair.trained], NASA_I)
+    row = {"lever": name, "seed": seed, "seconds": seconds, "overrides": overrides, "curve": curve}
+    return {**row, "removed": shares["removed"], "kept": shares["kept"], "diversity": measure_diversity(sampler, judge)}
+
+
+def train_student(
+    overrides: list[str], seed: int, seconds: float, judge: AttributeJudge
+) -> tuple[Sampler, list[dict[str, float]]]:
+    """Train one student for these CPU seconds on one thread; return its moving average and the curve of accuracy."""
     torch.set_num_threads(1)
     options = recipe.load("shapes", [f"seed={seed}", "train.num_workers=1", *overrides])
     batch_size = options.train.batch_size
     distiller, prompts = build_distiller(options), list(sample_prompts(options.prompts.count, seed))
     denoiser = models.load_denoiser(distiller.model.folder)  # a copy that takes the moving average
-    sampler, judge = Sampler(distiller.model, denoiser=denoiser), AttributeJudge.load()
+    sampler = Sampler(distiller.model, denoiser=denoiser)
     used, judged, step, curve = 0.0, 0.0, 0, []
     while used < seconds:
         start = time.process_time()
@@ -97,10 +114,7 @@ def run(name: str, overrides: list[str], seed: int, seconds: float) -> dict[str,
             denoiser.load_state_dict(distiller.ema, strict=False)
             accuracy = float(np.mean(judge_held_out(sampler, judge, SamplingMethod(), HELD_OUT, FIRST_SEED)))
             curve.append({"seconds": used, "images": step * batch_size, "clean_and_right": accuracy})
-    trials = exclusion.run_trials(sampler, judge, [NASA_I], EXCLUSION_SEEDS)
-    shares = exclusion.compute_method_shares([trial for trial in trials if trial.pair.trained], NASA_I)
-    row = {"lever": name, "seed": seed, "seconds": seconds, "overrides": overrides, "curve": curve}
-    return {**row, "removed": shares["removed"], "kept": shares["kept"], "diversity": measure_diversity(sampler, judge)}
+    return sampler, curve
 
 
 def find_seconds_to(curve: Sequence[dict[str, float]], threshold: float) -> float:

@@ -3,9 +3,12 @@
 import math
 
 import pytest
+from PIL import Image
 
+from benchmarks import frontier
 from benchmarks.convergence import find_seconds_to, format_table
 from benchmarks.toy_students import compute_normalised_entropy
+from pipeline import recipe
 
 
 @pytest.mark.parametrize(
@@ -53,3 +56,19 @@ def test_the_table_has_one_row_per_lever_with_its_median_and_range():
     assert lines[2].startswith("| one | 3 | 8 (7 to 9) | 0.90 (0.80 to 1.00) | 0.900 (0.900 to 0.900) |")
     assert lines[2].endswith("| 0.50, 0.60, 0.90 |")
     assert lines[3].startswith("| two | 1 | inf (inf to inf) |")
+
+
+def test_every_lever_of_the_frontier_changes_the_recipe_s_training():
+    configured = [recipe.load("shapes", overrides) for overrides in frontier.LEVERS.values()]
+    assert configured[0] == recipe.load("shapes")
+    assert len({recipe.dump(options) for options in configured}) == len(configured)
+
+
+def test_the_frontier_shows_each_student_by_its_diversity_and_last_accuracy(tmp_path):
+    rows = [
+        {"lever": name, "curve": build_curve((10, 0.1), (20, accuracy)), "diversity": {"shape": shape}}
+        for name, accuracy, shape in (("one", 0.8, 0.5), ("one", 0.9, 0.6), ("two", 0.7, 0.9))
+    ]
+    assert [frontier.locate(row) for row in rows] == [(0.5, 80.0), (0.6, 90.0), (0.9, 70.0)]
+    frontier.draw(rows, tmp_path / "out/frontier.png")
+    assert Image.open(tmp_path / "out/frontier.png").width == 1000
