@@ -224,5 +224,5 @@ def load_distilled_student(student_folder: Folder) -> Sampler:
     """Return the student that `distill` wrote; its `model` is the teacher, whose other parts it shares."""
     recipe = manifest.read(student_folder, DistilledManifest).recipe
     folder = models.find_teacher_folder(recipe.teacher, revision=recipe.revision)
-    teacher = Sampler(models.load_for_recipe(recipe, folder))
+    teacher = Sampler(models.load_for_evaluation(recipe, folder))
     return load_student_sampler(teacher, student_folder / "student")

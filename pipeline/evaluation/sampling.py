@@ -40,11 +40,15 @@ class SamplingMethod:
 
 
 class Sampler:
-    """Samples one model; a prompt and seed start from the same noise by every sampling method."""
+    """Samples one model; a prompt and seed start from the same noise by every sampling method.
+
+    A `denoiser` has the dtype of the model's own.
+    """
 
     def __init__(self, model: TextToImage, *, denoiser: Any = None) -> None:
         self.model = model
-        self.denoiser = make_steerable(model.denoiser if denoiser is None else denoiser, family=model.family).eval()
+        denoiser = model.denoiser if denoiser is None else denoiser
+        self.denoiser = make_steerable(denoiser, model.compute_dtype, model.family).eval()
         self.device = next(self.denoiser.parameters()).device
 
     @torch.no_grad()

@@ -187,7 +187,7 @@ class EvaluationWorker:
     @cached_property
     def _teacher(self) -> Sampler:
         folder = models.local_or_download(self.config.teacher, self.recipe.teacher, revision=self.recipe.revision)
-        return Sampler(models.load_for_recipe(self.recipe, folder, self.device))
+        return Sampler(models.load_for_evaluation(self.recipe, folder, self.device))
 
     @cached_property
     def _student(self) -> Sampler:
@@ -198,13 +198,16 @@ class EvaluationWorker:
         model = unit.system.model if isinstance(unit, SampleUnit) else STUDENT
         judge = {} if isinstance(unit, SampleUnit) else self.judge[1].options
         sha256, options = dict(self.config.model_sha256)[model], models.get_student_options(self.recipe)
-        return hash_json([VERSION, sha256, options, asdict(unit), judge])[:KEY_LENGTH]
+        precision = self.recipe.evaluation.precision
+        reduced = [] if precision == "float32" else [precision]
+        return hash_json([VERSION, sha256, options, asdict(unit), judge, *reduced])[:KEY_LENGTH]
 
 
 def load_student_sampler(teacher: Sampler, folder: Folder) -> Sampler:
     """Return a student that shares everything but the denoiser with its teacher."""
     with TemporaryDirectory() as scratch:
         denoiser = models.load_denoiser(folder.copy_to_local(Path(scratch)))
+    models.cast_denoiser(denoiser, teacher.model)
     return Sampler(teacher.model, denoiser=denoiser.to(teacher.device))
 
 

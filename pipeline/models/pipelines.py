@@ -20,7 +20,7 @@ from nasa.families import Family, find_distillable_family, find_family, list_dis
 from nasa.mixed_precision import cast_frozen
 from nasa.prompt_embeds import PromptEmbeds, cat
 from nasa.schedulers import is_flow_matching
-from nasa.steerable_denoiser import require_distillation
+from nasa.steerable_denoiser import get_output_layer, require_distillation
 from pipeline.errors import UserError, invalid
 from pipeline.hashing import hash_folder
 from pipeline.model_download import download_folder
@@ -35,10 +35,11 @@ UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # a stu
 
 @dataclass(frozen=True)
 class TextToImage:
-    """A text-to-image pipeline whose parts are frozen, float32, in evaluation mode.
+    """A text-to-image pipeline whose parts are frozen and in evaluation mode.
 
-    Without a text encoder it only knows the texts of `cached_embeds`. `resolution` is the images' width and height in
-    pixels; 0 is the model's own size.
+    All parts are float32, or with another `compute_dtype` denoiser and text encoders have that, but for the denoiser's
+    output layer. Without a text encoder the model only knows the texts of `cached_embeds`. `resolution` is the images'
+    width and height in pixels; 0 is the model's own size.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class TextToImage:
     diffusion: DiffusionProcess
     cached_embeds: Mapping[str, PromptEmbeds] = field(default_factory=dict)
     resolution: int = 0
+    compute_dtype: torch.dtype = torch.float32
 
     @property
     def family(self) -> Family:
@@ -172,8 +174,12 @@ def load(
     student_steps: int = 1,
     resolution: int = 0,
     cached_embeds: Mapping[str, PromptEmbeds] | None = None,
+    compute_dtype: torch.dtype = torch.float32,
 ) -> TextToImage:
-    """Load the pipeline of a folder; with `cached_embeds` its text encoders are left out."""
+    """Load the pipeline of a folder; with `cached_embeds` its text encoders are left out.
+
+    It is loaded in host memory and cast there, so that a device never holds it in float32 if that is not asked for.
+    """
     try:
         pipe = load_pipeline(folder, **(_list_absent_encoders(folder) if cached_embeds else {}))
     except (OSError, ValueError, RuntimeError) as error:
@@ -189,10 +195,18 @@ def load(
         name = "student_steps" if student_steps > 1 else "start_timestep"
         expected = f"{1 if student_steps > 1 else -1}, as {type(pipe).__name__} takes no timesteps"
         raise invalid(f"method.{name}", options[name], expected)
-    model = TextToImage(folder, pipe, diffusion, cached_embeds or {}, resolution)
+    model = TextToImage(folder, pipe, diffusion, cached_embeds or {}, resolution, compute_dtype)
+    for part in list_text_encoders(pipe):
+        cast_frozen(part, compute_dtype)
+    cast_denoiser(model.denoiser, model)
     for part in model.list_modules():
         part.requires_grad_(False).eval().to(device)
     return model
+
+
+def cast_denoiser(denoiser: Any, model: TextToImage) -> None:
+    """Cast a frozen denoiser to a model's `compute_dtype` in place, without its output layer."""
+    cast_frozen(denoiser, model.compute_dtype, keep=get_output_layer(denoiser, model.family))
 
 
 def load_for_recipe(
@@ -201,9 +215,16 @@ def load_for_recipe(
     device: torch.device | str = "cpu",
     *,
     cached_embeds: Mapping[str, PromptEmbeds] | None = None,
+    compute_dtype: torch.dtype = torch.float32,
 ) -> TextToImage:
     """Load a recipe's teacher, at its resolution and with its student's timesteps."""
-    return load(folder, device, **get_student_options(recipe), cached_embeds=cached_embeds)
+    options = get_student_options(recipe)
+    return load(folder, device, **options, cached_embeds=cached_embeds, compute_dtype=compute_dtype)
+
+
+def load_for_evaluation(recipe: Recipe, folder: Path, device: torch.device | str = "cpu") -> TextToImage:
+    """Load a recipe's teacher in the precision of its evaluation."""
+    return load_for_recipe(recipe, folder, device, compute_dtype=getattr(torch, recipe.evaluation.precision))
 
 
 def get_student_options(recipe: Recipe) -> dict[str, int]:

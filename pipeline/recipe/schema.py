@@ -330,6 +330,8 @@ class Evaluation(Section):
     """CPUs per process"""
     gpus_per_process: NonNegative = 0.0
     """GPUs per process"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """dtype in which processes compute denoisers and text encoders, also for the pairs of the regression"""
     every_n_checkpoints: NonNegativeInt = 0
     """every n-th checkpoint is evaluated and registered while training continues; 0: none"""
     preview_prompts: tuple[Name, ...] = ()

@@ -16,18 +16,19 @@ from pipeline.prompts import prompt_dataset
 from pipeline.prompts.prepare_benchmarks import BenchmarksManifest
 from pipeline.recipe import Recipe
 from pipeline.storage import Folder
-from pipeline.training.memory_advice import advise, list_stages
+from pipeline.training.memory_advice import advise, explain_evaluation_misfit, list_stages
 from pipeline.training.resource_estimate import (
     GIB,
     UTILISATION,
+    VAE_PARAMETERS,
     Estimate,
     count_text_encoder_parameters,
     estimate,
+    estimate_evaluation_bytes,
     list_networks,
 )
 from pipeline.training.state_memory import estimate_host_bytes
 
-VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder; those of other families have about as many
 PROCESS_BYTES = 2 * GIB  # host memory of a worker without models
 MISSING = "missing"
 
@@ -65,7 +66,7 @@ def compute_budget(recipe: Recipe, estimated: Estimate) -> Budget:
     if gpu:
         peak = gpu.flops[train.precision]
         training = estimated.step_seconds(peak) * train.steps / 3600
-        one = _count_evaluation_flops(recipe, estimated) / (UTILISATION * gpu.flops["float32"]) / 3600
+        one = _count_evaluation_flops(recipe, estimated) / (UTILISATION * gpu.flops[options.precision]) / 3600
         evaluation = one * evaluations / max(1, options.num_processes)
     return Budget(
         training_gpus=train.num_workers * (train.gpus_per_worker + train.num_encoders * train.gpus_per_encoder),
@@ -124,6 +125,9 @@ def describe(recipe: Recipe, prompt_folder: Folder) -> str:
         lines.append(
             f"  does not fit: a {recipe.train.gpu} has {GPUS[recipe.train.gpu].memory / GIB:.0f} GiB. {advise(recipe)}"
         )
+    evaluation = estimate_evaluation_bytes(recipe, estimated)
+    lines.append(f"  {evaluation / GIB:7.2f} GiB  of an evaluation process in {recipe.evaluation.precision}, at least")
+    lines += [f"  does not fit: {text}" for text in explain_evaluation_misfit(recipe, estimated)]
     total = compute_budget(recipe, estimated)
     lines += _format_compute_and_cost(recipe, estimated, total)
     lines.append(f"  disk: {total.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")

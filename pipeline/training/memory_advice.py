@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.gpu_specs import GPUS
 from pipeline.recipe import Recipe
-from pipeline.training.resource_estimate import GIB, Estimate, estimate, replace_memory
+from pipeline.training.resource_estimate import GIB, Estimate, estimate, estimate_evaluation_bytes, replace_memory
 
 ADVISED_RANK = 64  # of a student's adapters
 
@@ -20,12 +20,35 @@ def require_fit(recipe: Recipe) -> None:
     """
     if not recipe.train.gpus_per_worker:
         return
-    needs, has = estimate(recipe).needed, GPUS[recipe.train.gpu].memory
+    estimated = estimate(recipe)
+    needs, has = estimated.needed, GPUS[recipe.train.gpu].memory
     if needs > has:
         raise UserError(
             f"train.gpu: got {recipe.train.gpu!r}, {has / GIB:.0f} GiB; expected at least {needs / GIB:.0f} GiB, the "
             f"estimate of a worker's memory. {advise(recipe)}"
         )
+    for text in explain_evaluation_misfit(recipe, estimated):
+        raise UserError(text)
+
+
+def explain_evaluation_misfit(recipe: Recipe, estimated: Estimate) -> Iterator[str]:
+    """Yield why the evaluation's processes do not fit the recipe's GPUs, and a remedy; nothing if they may."""
+    options, gpu = recipe.evaluation, recipe.train.gpu
+    has = GPUS[gpu].memory * min(1.0, options.gpus_per_process)
+    needs = estimate_evaluation_bytes(recipe, estimated)
+    if not options.gpus_per_process or needs <= has:
+        return
+    lighter = recipe.model_copy(update={"evaluation": options.model_copy(update={"precision": "bfloat16"})})
+    remedies = []
+    if options.precision == "float32" and estimate_evaluation_bytes(lighter, estimated) <= has:
+        remedies.append('evaluation.precision = "bfloat16"')
+    if needs <= GPUS[gpu].memory:
+        remedies.append("evaluation.gpus_per_process = 1.0")
+    yield (
+        f"evaluation.precision: got {options.precision!r}, with which a process needs at least {needs / GIB:.0f} GiB; "
+        f"expected at most {has / GIB:.0f} GiB, its part of a {gpu}. "
+        + (f"Set {' or '.join(remedies)}." if remedies else "Use a larger GPU, or a smaller teacher.")
+    )
 
 
 def advise(recipe: Recipe) -> str:

@@ -42,7 +42,7 @@ class PairActor:
         """The teacher, loaded on the first batch: an exception in a constructor is only an ActorDiedError."""
         recipe = self.config.recipe
         folder = models.local_or_download(self.config.teacher_folder, recipe.teacher, revision=recipe.revision)
-        return Sampler(models.load_for_recipe(recipe, Path(folder), self.device))
+        return Sampler(models.load_for_evaluation(recipe, Path(folder), self.device))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Write the files of a batch; return their numbers of pairs."""
@@ -62,8 +62,9 @@ def locate_pairs(recipe: Recipe, prompt_folder: Folder, teacher_sha256: str) -> 
 
     Its name is a hash of everything but the number of pairs that they depend on.
     """
-    options, student = recipe.regression, models.get_student_options(recipe)
-    key = hash_json([teacher_sha256, student, options.teacher_steps, options.guidance_scale])[:KEY_LENGTH]
+    options, student, precision = recipe.regression, models.get_student_options(recipe), recipe.evaluation.precision
+    reduced = [] if precision == "float32" else [precision]
+    key = hash_json([teacher_sha256, student, options.teacher_steps, options.guidance_scale, *reduced])[:KEY_LENGTH]
     return prompt_folder / f"pairs-{key}"
 
 

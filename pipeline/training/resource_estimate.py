@@ -24,6 +24,7 @@ from pipeline.training.engines import add_student_lora, choose_lora_targets
 from pipeline.training.state_memory import NetworkSize, estimate_gpu_bytes
 
 UTILISATION = 0.4  # share of a GPU's peak that the arithmetic reaches: an assumption, not a measurement
+VAE_PARAMETERS = 84e6  # Stable Diffusion's autoencoder; those of other families have about as many
 RESERVED = 2.0e9  # bytes of a GPU for its context, its libraries and what the allocator cannot use
 GIB = 2**30
 UNSHARDED = ("text encoder", "activations of a pass", "CLIP loss", "regression's activations", "reserved")
@@ -82,6 +83,13 @@ def count_text_encoder_parameters(recipe: Recipe) -> int:
 def estimate(recipe: Recipe) -> Estimate:
     """Estimate each of `train.num_workers` GPUs."""
     return replace_memory(recipe, measure(recipe))
+
+
+def estimate_evaluation_bytes(recipe: Recipe, estimated: Estimate) -> float:
+    """Return the bytes that an evaluation process needs at least: the weights, without activations and scorers."""
+    size = 2.0 if recipe.evaluation.precision == "bfloat16" else 4.0
+    weights = size * (2 * estimated.parameters + count_text_encoder_parameters(recipe))
+    return weights + 4.0 * VAE_PARAMETERS + RESERVED
 
 
 def measure(recipe: Recipe) -> Estimate:

@@ -11,7 +11,7 @@ from pipeline.gpu_specs import GPUS
 from pipeline.recipe import load, parse
 from pipeline.training import memory_advice
 from pipeline.training.memory_advice import advise, list_stages, require_fit
-from pipeline.training.resource_estimate import GIB, UNSHARDED, Estimate, replace_memory
+from pipeline.training.resource_estimate import GIB, UNSHARDED, Estimate, build_meta_denoiser, replace_memory
 from pipeline.training.state_memory import NetworkSize, estimate_gpu_bytes, estimate_host_bytes
 
 SIZE = NetworkSize(parameters=400_000_000, trained=300_000_000, frozen_bytes=2.0)
@@ -136,3 +136,33 @@ def test_the_stages_are_listed_with_and_without_offload(measure_states):
     ]
     plain = [needs[f"zero_stage {stage}"] for stage in range(4)]
     assert plain == sorted(plain, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("gib", "share", "precision", "remedy"),
+    [
+        (20, "1.0", "float32", 'Set evaluation.precision = "bfloat16".'),
+        (40, "0.5", "float32", 'Set evaluation.precision = "bfloat16" or evaluation.gpus_per_process = 1.0.'),
+        (10, "1.0", "bfloat16", "Use a larger GPU, or a smaller teacher."),
+    ],
+)
+def test_an_evaluation_that_does_not_fit_is_explained(measure_states, monkeypatch, gib, share, precision, remedy):
+    """Two denoisers of 3e9 parameters are 22 GiB in float32 and 11 GiB in bfloat16."""
+    overrides = [f"evaluation.gpus_per_process={share}", f"evaluation.precision={precision}"]
+    options = parse(recipe.dump(load("sd21")), overrides)
+    set_memory(monkeypatch, gib)
+    (text,) = memory_advice.explain_evaluation_misfit(options, measure_states(options))
+    assert text.startswith(f"evaluation.precision: got '{precision}', with which a process needs at least ")
+    assert text.endswith(f"expected at most {gib * float(share):.0f} GiB, its part of a A100-40GB. {remedy}")
+    roomy = parse(recipe.dump(options), ["evaluation.gpus_per_process=0"])
+    assert not list(memory_advice.explain_evaluation_misfit(roomy, measure_states(roomy)))
+
+
+@pytest.mark.parametrize("name", ["flux-dev-lora", "qwen-image-lora", "z-image-lora", "sdxl"])
+def test_the_evaluations_of_the_recipes_fit_their_gpus(name):
+    options = load(name)
+    estimated = dataclasses.replace(
+        Estimate({}, 0.0, 0, 1, 0.0, 0, 0),
+        parameters=sum(p.numel() for p in build_meta_denoiser(options)[0].parameters()),
+    )
+    assert not list(memory_advice.explain_evaluation_misfit(options, estimated))
