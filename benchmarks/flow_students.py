@@ -1,11 +1,13 @@
 """One-step and few-step students of the flow-matching toy teachers, by SBv2* and by NASA-T, over paired seeds.
 
     python -m benchmarks.flow_teachers --teacher sana && python -m benchmarks.flow_teachers --teacher sd3
-    python -m benchmarks.flow_students --seconds 60 --seeds 3     # finished runs are kept
-    python -m benchmarks.flow_students --recorded                 # table and figure of the recorded runs
+    python -m benchmarks.flow_students --settings                 # which settings of the recipe carry over, one seed
+    python -m benchmarks.flow_students --seconds 75 --seeds 3     # the students; finished runs are kept
+    python -m benchmarks.flow_students --recorded                 # tables and figure of the recorded runs
 
-Every student is trained with the recipe `shapes` and 2,048 pairs of its own teacher. The teachers are measured in 16
-steps with CFG; their negative prompt stands in the place of the null text (eq. 5).
+Every student is trained with the recipe `shapes` and 2,048 pairs of its own teacher; those of the second command, with
+the weights of the losses that did best in the first. The teachers are measured in 16 steps with CFG; their negative
+prompt stands in the place of the null text (eq. 5).
 """
 
 import argparse
@@ -35,6 +37,16 @@ from pipeline.training.pair_sampling import PairActor, PairConfig
 
 STEPS = 1, 2, 4
 METHODS = {"SBv2*": [f"method.{name}={str(value).lower()}" for name, value in SBV2.items()], "NASA-T": []}
+UNIFORM = ["method.lora_loss_weighting=uniform"]
+LOSSES = [*UNIFORM, "method.vsd_weighting=dmd"]
+SETTINGS = {
+    "as in the recipe": [],
+    "LoRA loss uniform": UNIFORM,
+    "LoRA loss uniform, DMD's weighting": LOSSES,
+    "learning rate 1e-3": ["student.learning_rate=1e-3"],
+    "no regression": ["regression.weight=0"],
+    "no regression, both teachers guided": ["regression.weight=0", "method.lora_guidance=true"],
+}
 SCALES = 0.25, 0.5, 1.0
 PROMPTS = 384
 EXCLUSION_SEEDS = range(5_000_000, 5_000_000 + 64)
@@ -52,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="runs at once (%(default)s)")
     parser.add_argument("--out", type=Path, default=DATA, help="file of the finished runs")
+    parser.add_argument("--settings", action="store_true", help="compare the settings in 60 s, with one seed")
     parser.add_argument("--recorded", action="store_true", help="train nothing; print and plot the recorded runs")
     options = parser.parse_args()
     if options.recorded:
@@ -59,13 +72,17 @@ def main() -> None:
     else:
         rows = []
         for name in options.teacher or BUILDERS:
-            folder = (options.work / name).absolute()
+            folder = options.work / name
             make_pairs(folder)
+            if options.settings:
+                rows += compare(build_settings(folder), 1, 60.0, options.out, options.processes, run_student)
+                continue
             rows += compare(build_teacher_lever(folder), 1, 0.0, options.out, 1, measure_teacher)
             levers = build_levers(folder)
             rows += compare(levers, options.seeds, options.seconds, options.out, options.processes, run_student)
     print(format_table(rows))
-    draw(rows)
+    if not options.settings:
+        draw(rows)
 
 
 def build_teacher_lever(folder: Path) -> dict[str, list[str]]:
@@ -73,18 +90,24 @@ def build_teacher_lever(folder: Path) -> dict[str, list[str]]:
 
 
 def build_levers(folder: Path) -> dict[str, list[str]]:
-    """Return the overrides of the recipe for each method and number of steps, and for one step without regression."""
-    base = [f"teacher={folder}", f"regression.pairs={get_pairs_folder(folder)}"]
-    levers = {
+    """Return the overrides of the recipe for each method and number of steps."""
+    return {
         f"{folder.name}: {method}, {steps} step{'s' * (steps > 1)}": [
-            *base,
-            *overrides,
-            f"method.student_steps={steps}",
+            *build_overrides(folder, steps), *LOSSES, *overrides,
         ]
         for steps in STEPS
         for method, overrides in METHODS.items()
-    }
-    return levers | {f"{folder.name}: NASA-T, 1 step, no regression": [f"teacher={folder}", "regression.weight=0"]}
+    }  # fmt: skip
+
+
+def build_settings(folder: Path) -> dict[str, list[str]]:
+    """Return the overrides of the recipe for NASA-T in one step with each of the settings."""
+    return {f"{folder.name}, {name}": [*build_overrides(folder, 1), *overrides] for name, overrides in SETTINGS.items()}
+
+
+def build_overrides(folder: Path, steps: int) -> list[str]:
+    pairs = f"regression.pairs={get_pairs_folder(folder)}"
+    return [f"teacher={folder}", pairs, f"method.student_steps={steps}"]
 
 
 def get_pairs_folder(teacher: Path) -> Path:

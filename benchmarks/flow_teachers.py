@@ -53,9 +53,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps, if they take less time (%(default)s)")
     parser.add_argument("--scenes", type=int, default=SCENES, help="rendered images (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads (%(default)s)")
+    parser.add_argument("--restart", action="store_true", help="train a finished teacher again, from its weights")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.restart:
+        restart(options.work / f"{options.teacher}.pt")
     make_teacher(
         options.work, options.teacher, steps=options.steps, scenes=options.scenes, seconds=60 * options.minutes
     )
@@ -134,6 +137,12 @@ def make_teacher(
     )
     model.pipe.save_pretrained(folder)
     return folder
+
+
+def restart(state_file: Path) -> None:
+    """Set a state of training back to its first step, with the weights that it has."""
+    state = torch.load(state_file, weights_only=True)
+    torch.save({**state, "step": 0}, state_file)
 
 
 def build_batches(bundled: TextToImage, pool: Pool) -> Callable[[int], Batch]:

@@ -75,15 +75,15 @@ def test_a_teacher_can_be_sampled_and_distilled(folder, tmp_path):
     expected = sampler.sample_latents(SamplingMethod("steps", 3.0, 1), pairs.prompts, pairs.seeds)
     torch.testing.assert_close(pairs.latents.float(), expected, atol=0.02, rtol=0.01)
     small = ["train.batch_size=2", "regression.images=2", "regression.num_pairs=2", "train.clip_weight=0"]
-    levers = flow_students.build_levers(folder)
-    for name in (f"{folder.name}: SBv2*, 4 steps", f"{folder.name}: NASA-T, 1 step, no regression"):
+    levers = flow_students.build_levers(folder) | flow_students.build_settings(folder)
+    for name in (f"{folder.name}: SBv2*, 4 steps", f"{folder.name}, no regression"):
         options = recipe.load("shapes", ["train.num_workers=1", *levers[name], *small])
         distiller = build_distiller(options)
         assert distiller.model.diffusion.prediction_type == "flow"
         metrics = distiller.step(0, ["a photo of a red star", "a photo of a blue ring"])
         assert metrics["gradient_norm_student"] > 0, name
         assert ("loss_regression" in metrics) is ("no regression" not in name)
-    assert len(set(map(str, levers.values()))) == 7
+    assert len(set(map(str, levers.values()))) == 12
 
 
 def test_the_table_has_medians_over_seeds():
