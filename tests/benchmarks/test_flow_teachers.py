@@ -83,7 +83,7 @@ def test_a_teacher_can_be_sampled_and_distilled(folder, tmp_path):
         metrics = distiller.step(0, ["a photo of a red star", "a photo of a blue ring"])
         assert metrics["gradient_norm_student"] > 0, name
         assert ("loss_regression" in metrics) is ("no regression" not in name)
-    assert len(set(map(str, levers.values()))) == 12
+    assert len(set(map(str, levers.values()))) == 11  # the losses that the students use are one of the settings
 
 
 def test_the_table_has_medians_over_seeds():
