@@ -5,7 +5,7 @@
 They are the families' own transformers at small width, with the bundled teacher's autoencoder and text encoder, each a
 pipeline of diffusers in `--work`. They learn the bundled teacher's velocity on rendered images with noise: it is the
 mean of what images alone would teach, x_s = (1 - s) x0 + s eps with the target eps - x0 (arXiv 2210.02747), and without
-that target's noise a small network learns in an hour what takes it many.
+that target's noise a small network learns in one hour what would otherwise take many.
 """
 
 import argparse

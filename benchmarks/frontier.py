@@ -3,7 +3,8 @@
     python -m benchmarks.frontier --seconds 60 --seeds 3     # finished runs are kept
     python -m benchmarks.frontier --recorded                 # table and figure of the recorded runs
 
-Each lever changes one thing of the recipe `shapes`. The students are trained and judged as by `benchmarks.convergence`.
+Each lever changes one thing of the recipe `shapes`, or of the lever before it.
+The students are trained and judged as by `benchmarks.convergence`.
 """
 
 import argparse
@@ -25,7 +26,8 @@ LEVERS = {
     "VSD alone": ["regression.weight=0"],
     "first 20 steps on pairs alone": ["regression.start_steps=20"],
     "k from 1.5 to 3": ["method.guidance_range=[1.5, 3.0]"],
-    "k annealed to 1 to 2": ["method.final_guidance_range=[1.0, 2.0]", "train.steps=120"],
+    "schedules of 80 steps": ["train.steps=80"],
+    "k annealed to 1 to 2 in 80 steps": ["train.steps=80", "method.final_guidance_range=[1.0, 2.0]"],
     "pseudo-Huber distance": ["method.vsd_distance=pseudo_huber"],
     "DMD's weighting": ["method.vsd_weighting=dmd"],
     "cold start of 30 steps": ["method.cold_start_steps=30"],

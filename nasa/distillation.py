@@ -73,10 +73,12 @@ def sample_step(
     step_generator: torch.Generator,
     image_generators: Sequence[torch.Generator],
     *,
-    step: int = 0,
-    steps: int = 1,
+    progress: float = 0.0,
+    cold_start: float = 0.0,
 ) -> StepRandomness:
-    """Sample the random numbers of a step, of `steps` in all, for images of latent `shape` [C, H, W].
+    """Sample the random numbers of a step for images of latent `shape` [C, H, W].
+
+    `progress` is the share of training before the step, and `cold_start` what is left of the cold start, in 0..1.
 
     `step_generator` is seeded by the step, each of `image_generators` by the step and an image's index in the global
     batch, so the numbers do not depend on the number of workers; they are sampled on the CPU, whatever the device.
@@ -86,7 +88,6 @@ def sample_step(
     null_text = uniform[2] < method.null_text_probability
     last_step = int(torch.randint(diffusion.student_steps, (), generator=step_generator))
     low, high = (int(share * diffusion.steps) for share in VSD_TIMESTEPS)
-    cold_start = method.get_cold_start(step)
     low += int(cold_start * (high - 1 - low))
     images = []
     for generator in image_generators:
@@ -107,7 +108,7 @@ def sample_step(
     tensors = (torch.stack(column).to(device) for column in zip(*images, strict=True))
     return StepRandomness(
         scale=_interpolate(method.scale_range, uniform[0]),
-        guidance_scale=_interpolate(method.get_guidance_range(step / steps), uniform[1]),
+        guidance_scale=_interpolate(method.get_guidance_range(progress), uniform[1]),
         last_step=last_step,
         cold_start=cold_start,
         **dict(zip(names, tensors, strict=True)),

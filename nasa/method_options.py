@@ -20,10 +20,11 @@ class MethodOptions:
         lora_guidance: whether the LoRA teacher is guided by k too; otherwise it predicts from the prompt only.
         vsd_weighting: w(t) of eq. 6: sigma_t^2 (SwiftBrush), or DMD's, which divides by the teacher's mean error.
         vsd_distance: distance of the student's image to eq. 6's target: half the mean squared error, whose gradient is
-            eq. 6, or pseudo-Huber, which bounds the gradient of each image (TDM, arXiv 2503.06674).
-        cold_start_steps: steps of DMDR's cold start (arXiv 2511.13649), in linear form; 0: none. Over them the frozen
-            teacher has the LoRA teacher's adapters with a weight that falls from 1 to 0, and the timesteps of eq. 6,
-            at first the noisiest alone, widen to all.
+            eq. 6, or pseudo-Huber, which gives every image a gradient of the same length (TDM, arXiv 2503.06674), so
+            that `vsd_weighting` has no effect.
+        cold_start_steps: first steps of eq. 6 with DMDR's cold start (arXiv 2511.13649); 0: none. The frozen teacher
+            has the LoRA teacher's adapters with a weight that falls linearly from 1 to 0, and only the noisiest
+            timesteps are used at first, at last all.
         start_timestep: timestep at which the student starts; -1 is the last, T - 1.
         student_steps: steps in which the student makes an image, 1 to 8; each training step trains one of them, on the
             image of the student's own earlier steps (DMD2's backward simulation).
@@ -77,7 +78,8 @@ class MethodOptions:
             )
 
     def get_guidance_range(self, progress: float) -> tuple[float, float]:
-        """Return the range of k at a share of training, 0 at its first step."""
+        """Return the range of k at a share of training, 0 at its first step; after the end it stays."""
+        progress = min(1.0, progress)
         if not self.final_guidance_range:
             return self.guidance_range
         low, high = (
@@ -87,5 +89,5 @@ class MethodOptions:
         return low, high
 
     def get_cold_start(self, step: int) -> float:
-        """Return what is left of the cold start at a step: 1 at the first, 0 after the last of its steps."""
-        return max(0.0, 1 - step / self.cold_start_steps) if self.cold_start_steps else 0.0
+        """Return what is left of the cold start at a step of eq. 6: 1 at the first, 0 after the last of its steps."""
+        return min(1.0, max(0.0, 1 - step / self.cold_start_steps)) if self.cold_start_steps else 0.0

@@ -14,7 +14,7 @@ from nasa.prompt_embeds import PromptEmbeds, cat
 
 @contextmanager
 def use_frozen_teacher(denoiser: nn.Module, adapter_weight: float = 0.0) -> Iterator[None]:
-    """Disable gradients inside the context, and the adapters or, with a weight above 0, the rest of their effect.
+    """Disable gradients inside the context, and scale the adapters by a weight, 0 of which disables them.
 
     peft's `disable_adapters` is not used, since it also changes `requires_grad`, which must stay constant for an
     optimizer with hooks on the parameters.

@@ -57,7 +57,8 @@ def format_table(summary: dict[str, Any]) -> str:
     for row in summary["contrasts"]:
         interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
         cells = [row["loop"], row["title"], TITLES[row["measure"]], f"{row['difference']:+.1f}", interval]
-        lines.append(f"| {' | '.join(cells)} | {row['verdict']} | {count_needed_seeds(row['seeds']):,} |")
+        needed = f"{count_needed_seeds(row['seeds']):,}" if row["verdict"] == "open" else ""
+        lines.append(f"| {' | '.join(cells)} | {row['verdict']} | {needed} |")
     return "\n".join(lines) + "\n"
 
 

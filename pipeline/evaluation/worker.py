@@ -109,8 +109,14 @@ class EvaluationWorker:
             name = f"{key}-{hash_json(scorer.options)[:KEY_LENGTH]}.parquet"
             scores = self._load_or_compute(SCORES, name, partial(_score, scorer, rows, pngs, images))
             rows = [_add_scores(row, columns) for row, columns in zip(rows, scores, strict=True)]
-            self.options |= {column: scorer.options for columns in scores for column in columns}
+            self.options |= {column: scorer.options | self.precision for columns in scores for column in columns}
         return rows
+
+    @property
+    def precision(self) -> Options:
+        """The precision of the images as an option of their scores; nothing for float32."""
+        precision = self.recipe.evaluation.precision
+        return {} if precision == "float32" else {"precision": precision}
 
     def _choose_scorers(self, unit: WorkUnit) -> Sequence[Scorer]:
         if isinstance(unit, ExclusionUnit):
@@ -198,9 +204,7 @@ class EvaluationWorker:
         model = unit.system.model if isinstance(unit, SampleUnit) else STUDENT
         judge = {} if isinstance(unit, SampleUnit) else self.judge[1].options
         sha256, options = dict(self.config.model_sha256)[model], models.get_student_options(self.recipe)
-        precision = self.recipe.evaluation.precision
-        reduced = [] if precision == "float32" else [precision]
-        return hash_json([VERSION, sha256, options, asdict(unit), judge, *reduced])[:KEY_LENGTH]
+        return hash_json([VERSION, sha256, options, asdict(unit), judge, *self.precision.values()])[:KEY_LENGTH]
 
 
 def load_student_sampler(teacher: Sampler, folder: Folder) -> Sampler:

@@ -37,9 +37,9 @@ UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # a stu
 class TextToImage:
     """A text-to-image pipeline whose parts are frozen and in evaluation mode.
 
-    All parts are float32, or with another `compute_dtype` denoiser and text encoders have that, but for the denoiser's
-    output layer. Without a text encoder the model only knows the texts of `cached_embeds`. `resolution` is the images'
-    width and height in pixels; 0 is the model's own size.
+    All parts are float32. With another `compute_dtype` the text encoders have that dtype, and so has the denoiser
+    except for its output layer. Without a text encoder the model only knows the texts of `cached_embeds`. `resolution`
+    is the images' width and height in pixels; 0 is the model's own size.
     """
 
     folder: Path

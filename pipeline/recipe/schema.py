@@ -137,7 +137,7 @@ class LoraTeacher(Section):
     target_modules: tuple[Name, ...] = ()
     """peft's target_modules; empty: those of the teacher's model family (to_q and to_v, as SwiftBrush)"""
     warm_up_steps: NonNegativeInt = 0
-    """steps, before the student's first one with eq. 6, that train the LoRA teacher alone on the student's images"""
+    """steps after `regression.start_steps` that train the LoRA teacher alone, on the student's images"""
 
 
 class Regression(Section):
@@ -152,7 +152,7 @@ class Regression(Section):
     images: PositiveInt = 8
     """pairs of a step, over all workers"""
     start_steps: NonNegativeInt = 0
-    """first steps, in which the student learns from pairs alone, as many as the batch has images"""
+    """first steps, in which the student learns from pairs alone, one for each image of the batch"""
     pairs: str = ""
     """folder of pairs, local or s3://, or "shapes" for the bundled teacher's; empty: sampled beside the prompts"""
     num_pairs: PositiveInt = 2048
@@ -448,12 +448,22 @@ class Recipe(Section):
             raise ValueError(
                 f"regression.start_steps: got {self.regression.start_steps}; expected 0 with regression.weight = 0."
             )
+        if self.first_vsd_step >= self.train.steps:
+            raise ValueError(
+                f"regression.start_steps + lora_teacher.warm_up_steps: got {self.first_vsd_step}; expected less than "
+                f"train.steps, {self.train.steps}, as both come before the first step of eq. 6."
+            )
         if self.train.compile and self.method.cold_start_steps:
             raise ValueError(
                 f"method.cold_start_steps: got {self.method.cold_start_steps}; expected 0 with train.compile, which "
                 "would compile anew for each weight of the adapters."
             )
         return self
+
+    @property
+    def first_vsd_step(self) -> int:
+        """The first step that trains the student by eq. 6."""
+        return self.regression.start_steps + self.lora_teacher.warm_up_steps
 
     def count_gradient_accumulation_steps(self, num_workers: int) -> int:
         """Return the forward passes of each worker per optimizer step: the fewest that `micro_batch_size` allows."""

@@ -106,3 +106,16 @@ def _keep_gradient_norm(engine: Any, parameters: list[nn.Parameter], max_grad_no
 def reduce_bucket_elements(trained: int) -> int:
     """Return the size of ZeRO's reduce bucket: at most the engine's parameters, since the whole bucket is allocated."""
     return min(REDUCE_BUCKET, trained)
+
+
+def fill_optimizer_states(engine: Any) -> None:
+    """Give AdamW the states of step 0 where it has none: those of an engine before its first step.
+
+    A checkpoint holds the states that there are, and its conversion to another stage or number of workers needs them.
+    """
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    partitions = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # stage 3, which empties the groups
+    for value in partitions or [value for group in optimizer.param_groups for value in group["params"]]:
+        if not optimizer.state[value]:
+            moments = {name: torch.zeros_like(value) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[value] = {"step": torch.zeros(()), **moments}

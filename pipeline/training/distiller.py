@@ -82,7 +82,8 @@ class Distiller:
         generators = [torch.Generator().manual_seed(mix_seeds(self.seed, step, 1 + index)) for index in indices]
         randomness = sample_step(
             self.recipe.method, self.model.diffusion, self.model.latent_shape, shared, generators,
-            step=step, steps=self.recipe.train.steps,
+            progress=step / self.recipe.train.steps,
+            cold_start=self.recipe.method.get_cold_start(step - self.recipe.first_vsd_step),
         )  # fmt: skip
         trains_student, trains_lora_teacher = self._choose_trained(step)
         sums: dict[str, Tensor | float] = defaultdict(float)
@@ -115,7 +116,7 @@ class Distiller:
         First the student learns from pairs alone, then the LoRA teacher warms up alone; from there on both are trained.
         """
         start = self.recipe.regression.start_steps
-        return step < start or step >= start + self.recipe.lora_teacher.warm_up_steps, step >= start
+        return step < start or step >= self.recipe.first_vsd_step, step >= start
 
     @property
     def seed(self) -> int:

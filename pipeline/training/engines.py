@@ -15,7 +15,7 @@ from nasa.mixed_precision import cast_frozen
 from nasa.steerable_denoiser import get_output_layer, make_steerable, require_distillation
 from pipeline.models import TextToImage
 from pipeline.recipe import Recipe
-from pipeline.training.deepspeed_engine import BETAS, WEIGHT_DECAY, EngineOptions, initialize
+from pipeline.training.deepspeed_engine import BETAS, WEIGHT_DECAY, EngineOptions, fill_optimizer_states, initialize
 
 
 class Engine(Protocol):
@@ -58,6 +58,7 @@ class Engines:
     def save(self, folder: Path) -> None:
         """Save this rank's part of both engines."""
         for name, engine in self.list_named():
+            fill_optimizer_states(engine)
             engine.save_checkpoint(str(folder), tag=name, save_latest=False)
 
     def load(self, folder: Path) -> None:

@@ -27,27 +27,30 @@ def require_fit(recipe: Recipe) -> None:
             f"train.gpu: got {recipe.train.gpu!r}, {has / GIB:.0f} GiB; expected at least {needs / GIB:.0f} GiB, the "
             f"estimate of a worker's memory. {advise(recipe)}"
         )
-    for text in explain_evaluation_misfit(recipe, estimated):
-        raise UserError(text)
+    if recipe.evaluation.every_n_checkpoints:
+        for text in explain_evaluation_misfit(recipe, estimated):
+            raise UserError(text)
 
 
 def explain_evaluation_misfit(recipe: Recipe, estimated: Estimate) -> Iterator[str]:
     """Yield why the evaluation's processes do not fit the recipe's GPUs, and a remedy; nothing if they may."""
     options, gpu = recipe.evaluation, recipe.train.gpu
-    has = GPUS[gpu].memory * min(1.0, options.gpus_per_process)
-    needs = estimate_evaluation_bytes(recipe, estimated)
-    if not options.gpus_per_process or needs <= has:
+
+    def fits(**changes: Any) -> bool:
+        changed = recipe.model_copy(update={"evaluation": options.model_copy(update=changes)})
+        share = min(1.0, changed.evaluation.gpus_per_process)
+        return not share or estimate_evaluation_bytes(changed, estimated) <= share * GPUS[gpu].memory
+
+    if fits():
         return
-    lighter = recipe.model_copy(update={"evaluation": options.model_copy(update={"precision": "bfloat16"})})
-    remedies = []
-    if options.precision == "float32" and estimate_evaluation_bytes(lighter, estimated) <= has:
-        remedies.append('evaluation.precision = "bfloat16"')
-    if needs <= GPUS[gpu].memory:
-        remedies.append("evaluation.gpus_per_process = 1.0")
+    lighter, larger = {"precision": "bfloat16"}, {"gpus_per_process": 1.0}
+    remedy = next((each for each in (lighter, larger, lighter | larger) if fits(**each)), None)
+    settings = [f"evaluation.{name} = {json.dumps(value)}" for name, value in (remedy or {}).items()]
+    needs, has = estimate_evaluation_bytes(recipe, estimated), GPUS[gpu].memory * min(1.0, options.gpus_per_process)
     yield (
         f"evaluation.precision: got {options.precision!r}, with which a process needs at least {needs / GIB:.0f} GiB; "
-        f"expected at most {has / GIB:.0f} GiB, its part of a {gpu}. "
-        + (f"Set {' or '.join(remedies)}." if remedies else "Use a larger GPU, or a smaller teacher.")
+        f"expected at most {has / GIB:.0f} GiB of the memory of one {gpu}. "
+        + (f"Set {_join(settings)}." if settings else "Use a larger GPU, or a smaller teacher.")
     )
 
 

@@ -99,12 +99,14 @@ def _reset_placement_fields(recipe: Recipe, state: str) -> Recipe:
     chose = recipe if state == FINISHED and recipe.evaluation.student_selection == "best" else Recipe()
     placement = {name: Train.model_fields[name].default for name in PLACEMENT}
     prompts = Prompts(avoid_contradictions=recipe.prompts.avoid_contradictions)  # others are compared by their files
+    samples_pairs = recipe.regression.weight > 0 and not recipe.regression.pairs
+    precision = recipe.evaluation.precision if samples_pairs else Evaluation().precision
     promotion = Promotion(metric=chose.promotion.metric, higher_is_better=chose.promotion.higher_is_better)
     return recipe.model_copy(
         update={
             "prompts": prompts,
             "train": recipe.train.model_copy(update=placement),
-            "evaluation": Evaluation(student_selection=chose.evaluation.student_selection),
+            "evaluation": Evaluation(student_selection=chose.evaluation.student_selection, precision=precision),
             "promotion": promotion,
             "schedule": Schedule(),
             "retention": Retention(),

@@ -59,7 +59,8 @@ class Distillation:
         seeds = [1000 * step + index for index in range(rank * BATCH, (rank + 1) * BATCH)]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shared = torch.Generator().manual_seed(step)
-        drawn = sample_step(method, self.diffusion, (4, 4, 4), shared, generators, step=step, steps=100)
+        start = method.get_cold_start(step)
+        drawn = sample_step(method, self.diffusion, (4, 4, 4), shared, generators, cold_start=start)
         doubled = {name: getattr(drawn, name).double() for name in ("noise", "vsd_eps", "lora_eps")}
         return replace(drawn, **doubled)
 
@@ -284,7 +285,10 @@ def test_in_the_cold_start_the_timesteps_widen_from_the_noisiest_to_all(epsilon_
 
     def sample_timesteps(step):
         generators = [torch.Generator().manual_seed(index) for index in range(400)]
-        drawn = sample_step(method, epsilon_distillation.diffusion, (1, 1, 1), torch.Generator(), generators, step=step)
+        drawn = sample_step(
+            method, epsilon_distillation.diffusion, (1, 1, 1), torch.Generator(), generators,
+            cold_start=method.get_cold_start(step),
+        )  # fmt: skip
         return drawn.vsd_timestep_B
 
     assert sample_timesteps(0).unique().tolist() == [979]
@@ -293,20 +297,18 @@ def test_in_the_cold_start_the_timesteps_widen_from_the_noisiest_to_all(epsilon_
     assert all(sample_timesteps(step).max() > 970 for step in (0, 5, 10))
 
 
-def test_guidance_anneals_linearly_to_its_final_range(epsilon_distillation):
-    shared = {"image_generators": [torch.Generator().manual_seed(0)], "steps": 100}
+def test_guidance_anneals_linearly_to_its_final_range_and_stays_there(epsilon_distillation):
     fixed, annealed = (MethodOptions(guidance_range=(2.0, 4.0), final_guidance_range=end) for end in ((), (1.0, 1.0)))
 
-    def sample_guidance(method, step):
-        generator = torch.Generator().manual_seed(7)
-        return sample_step(
-            method, epsilon_distillation.diffusion, (1, 1, 1), generator, **shared, step=step
-        ).guidance_scale
+    def sample_guidance(method, progress):
+        shared, own = torch.Generator().manual_seed(7), [torch.Generator().manual_seed(0)]
+        drawn = sample_step(method, epsilon_distillation.diffusion, (1, 1, 1), shared, own, progress=progress)
+        return drawn.guidance_scale
 
-    constant = sample_guidance(fixed, 0)
-    assert sample_guidance(fixed, 50) == constant
-    assert [sample_guidance(annealed, step) for step in (0, 50, 100)] == pytest.approx(
-        [constant, (constant + 1) / 2, 1]
+    constant = sample_guidance(fixed, 0.0)
+    assert sample_guidance(fixed, 0.5) == constant
+    assert [sample_guidance(annealed, progress) for progress in (0.0, 0.5, 1.0, 1.5)] == pytest.approx(
+        [constant, (constant + 1) / 2, 1, 1]
     )
 
 

@@ -118,6 +118,13 @@ def test_an_invalid_value_is_reported_in_one_line(override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_first_stages_leave_steps_for_eq_6():
+    stages = ["regression.weight=1", "regression.start_steps=6", "lora_teacher.warm_up_steps=4", "train.steps=10"]
+    with pytest.raises(UserError, match=r"start_steps \+ lora_teacher.warm_up_steps: got 10; expected less than train"):
+        recipe.parse("", stages)
+    assert recipe.parse("", [*stages, "train.steps=11"]).first_vsd_step == 10
+
+
 def test_a_cold_start_cannot_be_compiled():
     with pytest.raises(UserError, match="got 5; expected 0 with train"):
         recipe.parse("", ["method.cold_start_steps=5", "train.compile=true"])

@@ -58,7 +58,7 @@ def test_timesteps_are_made_on_the_denoisers_device(tiny_teacher, monkeypatch):
     assert devices == [next(model.denoiser.parameters()).device]
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "pixart", "sana", "stable-diffusion-3", "flux"])
+@pytest.mark.parametrize("name", ["stable-diffusion", "pixart", "sana"])
 def test_an_evaluation_in_bfloat16_is_near_float32(tmp_path, name):
     """Weights of denoisers and text encoders take half the memory; the output layer stays in float32."""
     TINY_PIPELINES[name]().save_pretrained(tmp_path)
@@ -80,7 +80,9 @@ def test_an_evaluation_in_bfloat16_is_near_float32(tmp_path, name):
             other = [p.dtype for p in denoiser.parameters() if id(p) not in kept]
             assert other.count(expected) > 0.9 * len(other)  # diffusers keeps some layers in float32
         encoders = models.list_text_encoders(teacher.model.pipe)
-        assert expected in {p.dtype for encoder in encoders for p in encoder.parameters()}
+        for encoder in encoders:
+            dtypes = [p.dtype for p in encoder.parameters()]
+            assert dtypes.count(expected) > 0.8 * len(dtypes)  # transformers keeps some of T5's layers in float32
     for exact, reduced in zip(*images.values(), strict=True):
         assert reduced.dtype == torch.float32
         assert 0 < (exact - reduced).std() / exact.std() < BFLOAT16_TOLERANCE

@@ -54,7 +54,7 @@ def run_steps(distiller, first, last):
     return [distiller.step(step, prompts)["loss_lora_teacher"] for step in range(first, last)]
 
 
-def run_process(rank, world_size, teacher, workspace, stages, resumes):
+def run_process(rank, world_size, teacher, workspace, stages, resumes, shared=()):
     """Train in each of `stages` and save halfway; then do each of `resumes`."""
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu")
@@ -62,14 +62,14 @@ def run_process(rank, world_size, teacher, workspace, stages, resumes):
     store, limit = f"file://{workspace}/store-{world_size}", datetime.timedelta(minutes=3)
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=limit)
     for stage in stages:
-        distiller = build_distiller(teacher, rank, world_size, stage)
+        distiller = build_distiller(teacher, rank, world_size, stage, *shared)
         run_steps(distiller, 0, SAVED_AFTER)
         checkpoint.save(distiller, workspace / f"checkpoint-{stage}", SAVED_AFTER)
         finish(distiller, workspace / f"end-{stage}.pt", SAVED_AFTER)
         first_step = checkpoint.load(distiller, workspace / f"checkpoint-{stage}")  # as after a rollback
         finish(distiller, workspace / f"end-{stage}-rollback.pt", first_step)
     for source, stage, *overrides in resumes:
-        distiller = build_distiller(teacher, rank, world_size, stage, *overrides)
+        distiller = build_distiller(teacher, rank, world_size, stage, *shared, *overrides)
         first_step = checkpoint.load(distiller, workspace / f"checkpoint-{source}")
         name = "-".join(["end", str(source), str(world_size), str(stage), *("offload" for _ in overrides)])
         finish(distiller, workspace / f"{name}.pt", first_step)
@@ -86,8 +86,8 @@ def finish(distiller, file, first_step):
         torch.save({"losses": losses, "first": first_step, "weights": copies, "ema": ema}, file)
 
 
-def spawn_processes(teacher, workspace, world_size, stages, resumes):
-    arguments = (world_size, str(teacher), workspace, stages, resumes)
+def spawn_processes(teacher, workspace, world_size, stages, resumes, shared=()):
+    arguments = (world_size, str(teacher), workspace, stages, resumes, shared)
     torch.multiprocessing.spawn(run_process, arguments, nprocs=world_size, join=True)
 
 
@@ -153,3 +153,21 @@ def assert_same(actual, expected, tolerance):
         assert actual[name].keys() == expected[name].keys()
         for key, value in expected[name].items():
             torch.testing.assert_close(actual[name][key], value, atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def saved_before_the_student_s_first_step(tiny_teacher, tmp_path_factory):
+    """Save while the LoRA teacher warms up, and resume with other stages."""
+    workspace = tmp_path_factory.mktemp("warm-up")
+    for stage in range(4):
+        (workspace / f"checkpoint-{stage}").mkdir()
+    warm_up = [f"lora_teacher.warm_up_steps={SAVED_AFTER + 1}"]
+    spawn_processes(tiny_teacher, workspace, 2, (0, 2, 3), ((0, 2), (2, 3), (2, 0), (3, 2)), warm_up)
+    return lambda name: torch.load(workspace / f"end-{name}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["0-2-2", "2-2-3", "2-2-0", "3-2-2", "2-rollback", "3-rollback"])
+def test_a_checkpoint_before_an_engine_s_first_step_resumes(saved_before_the_student_s_first_step, name):
+    load = saved_before_the_student_s_first_step
+    assert_same(load(name), load(name[0]), OTHER_LAYOUT_TOLERANCE)

@@ -15,6 +15,7 @@ from pipeline import models, recipe
 from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.teacher_pairs import TeacherPairs
+from pipeline.training import distiller as distiller_module
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
 from pipeline.training.student_export import collect_full_weights
@@ -375,6 +376,20 @@ def test_training_starts_with_pairs_alone_then_warms_up_the_lora_teacher(teacher
         "image_variation": (1, 1, 1, 1),
     }.items():
         assert tuple(int(metrics[name] > 0) for metrics in collected) == present, name
+
+
+def test_the_cold_start_begins_with_eq_6(teacher, pairs, monkeypatch):
+    stages = ["regression.start_steps=1", "lora_teacher.warm_up_steps=1", "method.cold_start_steps=2"]
+    distiller, sampled = build_distiller(teacher, *REGRESSION, *stages, pairs=pairs), []
+    original = distiller_module.sample_step
+
+    def record(*arguments, **options):
+        sampled.append(original(*arguments, **options))
+        return sampled[-1]
+
+    monkeypatch.setattr(distiller_module, "sample_step", record)
+    run_steps(distiller, 5)
+    assert [randomness.cold_start for randomness in sampled] == [1, 1, 1, 0.5, 0]
 
 
 @pytest.mark.parametrize("stage", ["regression.start_steps=2", "lora_teacher.warm_up_steps=2"])

@@ -14,6 +14,7 @@ from pipeline.training.memory_advice import advise, list_stages, require_fit
 from pipeline.training.resource_estimate import GIB, UNSHARDED, Estimate, build_meta_denoiser, replace_memory
 from pipeline.training.state_memory import NetworkSize, estimate_gpu_bytes, estimate_host_bytes
 
+NAMES = sorted(path.stem for path in recipe.RECIPES.glob("*.toml"))
 SIZE = NetworkSize(parameters=400_000_000, trained=300_000_000, frozen_bytes=2.0)
 
 
@@ -142,7 +143,9 @@ def test_the_stages_are_listed_with_and_without_offload(measure_states):
     ("gib", "share", "precision", "remedy"),
     [
         (20, "1.0", "float32", 'Set evaluation.precision = "bfloat16".'),
-        (40, "0.5", "float32", 'Set evaluation.precision = "bfloat16" or evaluation.gpus_per_process = 1.0.'),
+        (40, "0.5", "float32", 'Set evaluation.precision = "bfloat16".'),
+        (40, "0.25", "float32", "Set evaluation.gpus_per_process = 1.0."),
+        (20, "0.5", "float32", 'Set evaluation.precision = "bfloat16" and evaluation.gpus_per_process = 1.0.'),
         (10, "1.0", "bfloat16", "Use a larger GPU, or a smaller teacher."),
     ],
 )
@@ -153,12 +156,23 @@ def test_an_evaluation_that_does_not_fit_is_explained(measure_states, monkeypatc
     set_memory(monkeypatch, gib)
     (text,) = memory_advice.explain_evaluation_misfit(options, measure_states(options))
     assert text.startswith(f"evaluation.precision: got '{precision}', with which a process needs at least ")
-    assert text.endswith(f"expected at most {gib * float(share):.0f} GiB, its part of a A100-40GB. {remedy}")
+    assert text.endswith(f"expected at most {gib * float(share):.0f} GiB of the memory of one A100-40GB. {remedy}")
     roomy = parse(recipe.dump(options), ["evaluation.gpus_per_process=0"])
     assert not list(memory_advice.explain_evaluation_misfit(roomy, measure_states(roomy)))
 
 
-@pytest.mark.parametrize("name", ["flux-dev-lora", "qwen-image-lora", "z-image-lora", "sdxl"])
+def test_only_an_evaluation_beside_training_must_fit_before_it(measure_states, monkeypatch):
+    set_memory(monkeypatch, 20)
+    overrides = ["evaluation.gpus_per_process=1.0", "student.lora_rank=4"]
+    with pytest.raises(UserError, match="which a process needs"):
+        require_fit(parse(recipe.dump(load("sd21")), [*overrides, "evaluation.every_n_checkpoints=1"]))
+    require_fit(parse(recipe.dump(load("sd21")), [*overrides, "evaluation.every_n_checkpoints=0"]))
+
+
+GPU_RECIPES = [name for name in NAMES if load(name).evaluation.gpus_per_process]
+
+
+@pytest.mark.parametrize("name", GPU_RECIPES)
 def test_the_evaluations_of_the_recipes_fit_their_gpus(name):
     options = load(name)
     estimated = dataclasses.replace(

@@ -7,6 +7,7 @@ from pipeline.recipe import parse
 from pipeline.storage import Folder
 from pipeline.training.run_identity import BEGUN, FINISHED, require_same_run
 
+SAMPLES_PAIRS = ["regression.weight=0.3"]
 BEST = 'evaluation.student_selection="best"'
 
 
@@ -24,6 +25,13 @@ BEST = 'evaluation.student_selection="best"'
         (FINISHED, [], [BEST], "evaluation.student_selection: got 'best'"),
         (FINISHED, [BEST], [BEST, 'promotion.metric="clip_positive"'], "promotion.metric: got 'clip_positive'"),
         (BEGUN, [], ["train.steps=7"], "train.steps: got 7"),
+        (BEGUN, [], ["evaluation.precision=bfloat16"], None),
+        (
+            BEGUN,
+            SAMPLES_PAIRS,
+            [*SAMPLES_PAIRS, "evaluation.precision=bfloat16"],
+            "evaluation.precision: got 'bfloat16'",
+        ),
         (BEGUN, [], ["name=other", "seed=7"], "seed: got 7"),
         (BEGUN, [], ["name=other"], "name: got 'other'"),
     ],
