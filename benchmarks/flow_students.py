@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="runs at once (%(default)s)")
     parser.add_argument("--out", type=Path, default=DATA, help="file of the finished runs")
+    parser.add_argument("--image", type=Path, default=IMAGE, help="file of the figure")
     parser.add_argument("--settings", action="store_true", help="compare the settings in 60 s, with one seed")
     parser.add_argument("--recorded", action="store_true", help="train nothing; print and plot the recorded runs")
     options = parser.parse_args()
@@ -80,9 +81,17 @@ def main() -> None:
             rows += compare(build_teacher_lever(folder), 1, 0.0, options.out, 1, measure_teacher)
             levers = build_levers(folder)
             rows += compare(levers, options.seeds, options.seconds, options.out, options.processes, run_student)
-    print(format_table(rows))
-    if not options.settings:
-        draw(rows)
+    settings = [row for row in rows if is_setting(row)]
+    students = [row for row in rows if not is_setting(row)]
+    for group in filter(None, (students, settings)):
+        print(f"{format_table(group)}\n")
+    if students:
+        draw(students, options.image)
+
+
+def is_setting(row: dict[str, Any]) -> bool:
+    """Tell whether a row is one of `build_settings`."""
+    return any(row["lever"].endswith(f", {name}") for name in SETTINGS)
 
 
 def build_teacher_lever(folder: Path) -> dict[str, list[str]]:
@@ -199,7 +208,7 @@ def get_shares(group: Sequence[dict[str, Any]], share: str) -> list[float]:
     return [100 * float(np.median([shares[share] for shares in seeds])) for seeds in by_scale]
 
 
-def draw(rows: Sequence[dict[str, Any]]) -> None:
+def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Plot every measure by the number of steps, a row of plots per teacher: a point per seed, and the teacher."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -219,8 +228,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
     grid[0][0].legend(loc="lower right", fontsize=8)
     figure.suptitle(f"Students of flow-matching teachers on the Shapes toy dataset; NASA scale {SCALES[1]:g}")
     figure.tight_layout()
-    IMAGE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGE, dpi=100)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=100)
+    pyplot.close(figure)
 
 
 def plot_measure(axis: Any, rows: Sequence[dict[str, Any]], name: str) -> None:

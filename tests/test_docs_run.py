@@ -120,6 +120,14 @@ RUN = {
     '--lever "1 step, 3 LoRA updates" method.lora_updates=3 --out docs/data/few_steps.json': SmallRun(
         "--seconds 1 --seeds 1 --out few_steps.json", expected="s to 0.7"
     ),
+    "OMP_NUM_THREADS=1 python -m benchmarks.flow_teachers --teacher sana --minutes 52": SmallRun("--help"),
+    "OMP_NUM_THREADS=1 python -m benchmarks.flow_teachers --teacher sd3 --minutes 52": SmallRun("--help"),
+    "OMP_NUM_THREADS=1 python -m benchmarks.flow_teachers --teacher sd3 --minutes 22 --restart": SmallRun("--help"),
+    "OMP_NUM_THREADS=1 python -m benchmarks.flow_students --teacher sana --settings": SmallRun("--help"),
+    "OMP_NUM_THREADS=1 python -m benchmarks.flow_students --seconds 75 --seeds 3": SmallRun("--help"),
+    "python -m benchmarks.flow_students --recorded": SmallRun("--image students.png", exact=True),
+    "OMP_NUM_THREADS=1 python -m benchmarks.frontier --seconds 60 --seeds 2": SmallRun("--help"),
+    "python -m benchmarks.frontier --recorded": SmallRun("--image frontier.png", exact=True),
     "OMP_NUM_THREADS=1 python -m benchmarks.family_steps": SmallRun("--steps 1", expected="| wan |"),
     "python -m pipeline.recipe.reference": SmallRun(exact=True),
     "python -m benchmarks.distillation --check": SmallRun("--batch 4", expected="largest relative difference"),
