@@ -39,7 +39,7 @@ LEVERS = {
 Run = Callable[[str, list[str], int, float], dict[str, Any]]
 HELD_OUT, FIRST_SEED = 192, 1234
 EXCLUSION_SEEDS = range(5_000_000, 5_000_000 + 256)
-JUDGE_SECONDS = 15.0  # CPU seconds of training between two judgements
+JUDGE_SECONDS, JUDGE_GROWTH = 2.0, 1.25  # CPU seconds of training between two judgements, later a quarter more each
 THRESHOLD = 0.7
 DATA = ROOT / "docs/data/convergence.json"
 
@@ -104,13 +104,13 @@ def train_student(
     distiller, prompts = build_distiller(options), list(sample_prompts(options.prompts.count, seed))
     denoiser = models.load_denoiser(distiller.model.folder)  # a copy that takes the moving average
     sampler = Sampler(distiller.model, denoiser=denoiser)
-    used, judged, step, curve = 0.0, 0.0, 0, []
+    used, next_judgement, step, curve = 0.0, JUDGE_SECONDS, 0, []
     while used < seconds:
         start = time.process_time()
         distiller.step(step, [prompts[i % len(prompts)] for i in range(step * batch_size, (step + 1) * batch_size)])
         used, step = used + time.process_time() - start, step + 1
-        if used - judged > JUDGE_SECONDS or used >= seconds:
-            judged = used
+        if used > next_judgement or used >= seconds:
+            next_judgement = max(used + JUDGE_SECONDS, JUDGE_GROWTH * used)
             denoiser.load_state_dict(distiller.ema, strict=False)
             accuracy = float(np.mean(judge_held_out(sampler, judge, SamplingMethod(), HELD_OUT, FIRST_SEED)))
             curve.append({"seconds": used, "images": step * batch_size, "clean_and_right": accuracy})

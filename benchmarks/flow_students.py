@@ -3,7 +3,8 @@
     python -m benchmarks.flow_teachers --teacher sana && python -m benchmarks.flow_teachers --teacher sd3
     python -m benchmarks.flow_students --settings                 # which settings of the recipe carry over, one seed
     python -m benchmarks.flow_students --seconds 75 --seeds 3     # the students; finished runs are kept
-    python -m benchmarks.flow_students --recorded                 # tables and figure of the recorded runs
+    python -m benchmarks.flow_students --recorded                 # table and figure of the recorded students
+    python -m benchmarks.flow_students --recorded --settings      # table of the recorded settings
 
 Every student is trained with the recipe `shapes` and 2,048 pairs of its own teacher; those of the second command, with
 the weights of the losses that did best in the first. The teachers are measured in 16 steps with CFG; their negative
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DATA, help="file of the finished runs")
     parser.add_argument("--image", type=Path, default=IMAGE, help="file of the figure")
     parser.add_argument("--settings", action="store_true", help="compare the settings in 60 s, with one seed")
-    parser.add_argument("--recorded", action="store_true", help="train nothing; print and plot the recorded runs")
+    parser.add_argument("--recorded", action="store_true", help="train nothing; print the recorded runs")
     options = parser.parse_args()
     if options.recorded:
         rows = json.loads(options.out.read_text())
@@ -81,12 +82,10 @@ def main() -> None:
             rows += compare(build_teacher_lever(folder), 1, 0.0, options.out, 1, measure_teacher)
             levers = build_levers(folder)
             rows += compare(levers, options.seeds, options.seconds, options.out, options.processes, run_student)
-    settings = [row for row in rows if is_setting(row)]
-    students = [row for row in rows if not is_setting(row)]
-    for group in filter(None, (students, settings)):
-        print(f"{format_table(group)}\n")
-    if students:
-        draw(students, options.image)
+    rows = [row for row in rows if is_setting(row) is options.settings]
+    print(format_table(rows))
+    if not options.settings:
+        draw(rows, options.image)
 
 
 def is_setting(row: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """The frontier of accuracy and variety: one student per lever of the method, seed by seed, in the same CPU seconds.
 
-    python -m benchmarks.frontier --seconds 60 --seeds 3     # finished runs are kept
+    python -m benchmarks.frontier --seconds 60 --seeds 1     # finished runs are kept
     python -m benchmarks.frontier --recorded                 # table and figure of the recorded runs
 
 Each lever changes one thing of the recipe `shapes`, or of the lever before it.
@@ -42,7 +42,7 @@ DATA, IMAGE = ROOT / "docs/data/frontier.json", ROOT / "docs/images/frontier.png
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of training per run (%(default)g)")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="runs at once (%(default)s)")
     parser.add_argument("--out", type=Path, default=DATA, help="file of the finished runs")
     parser.add_argument("--image", type=Path, default=IMAGE, help="file of the figure")
