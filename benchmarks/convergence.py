@@ -58,8 +58,12 @@ def main() -> None:
         help="compare these recipe overrides",
     )
     parser.add_argument("--out", type=Path, default=DATA, help="file of the finished runs")
+    parser.add_argument("--curves", action="store_true", help="print the accuracy on the way, and measure nothing else")
     options = parser.parse_args()
     levers = {name: overrides for name, *overrides in options.lever} or LEVERS
+    if options.curves:
+        print(format_curves(compare(levers, options.seeds, options.seconds, options.out, options.processes, run_curve)))
+        return
     print(format_table(compare(levers, options.seeds, options.seconds, options.out, options.processes)))
 
 
@@ -92,6 +96,20 @@ def run_lever(name: str, overrides: list[str], seed: int, seconds: float) -> dic
     shares = exclusion.compute_method_shares([trial for trial in trials if trial.pair.trained], NASA_I)
     row = {"lever": name, "seed": seed, "seconds": seconds, "overrides": overrides, "curve": curve}
     return {**row, "removed": shares["removed"], "kept": shares["kept"], "diversity": measure_diversity(sampler, judge)}
+
+
+def run_curve(name: str, overrides: list[str], seed: int, seconds: float) -> dict[str, Any]:
+    """Train one student and return a row that has only its curve."""
+    _, curve = train_student(overrides, seed, seconds, AttributeJudge.load())
+    return {"lever": name, "seed": seed, "seconds": seconds, "overrides": overrides, "curve": curve}
+
+
+def format_curves(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a line per student: CPU seconds and the share clean and right."""
+    curves = [
+        (row, ", ".join(f"{p['seconds']:.0f} s {p['clean_and_right']:.2f}" for p in row["curve"])) for row in rows
+    ]
+    return "\n".join(f"{row['lever']}, seed {row['seed']}: {curve}" for row, curve in curves)
 
 
 def train_student(

@@ -72,6 +72,7 @@ OWN_TEACHER_COMMAND = "python -m jobs {} --teacher FOLDER --prompts my_prompts.t
 SD21_COMMAND = "python -m jobs {} --recipe sd21 --prompts prompts.txt --run runs/sd21"
 CORPUS = {"/tmp/corpus": "corpus", "/tmp/prepared": "prepared"}
 PREPARE_CORPUS = "python -m benchmarks.preparation run --data /tmp/corpus --keep /tmp/prepared"
+CURVES = "OMP_NUM_THREADS=1 python -m benchmarks.convergence --curves --seconds"
 SHORT_RUN = "python -m jobs run --set train.steps=50 --run runs/short"
 PROMOTE_COMMAND = "python -m jobs models promote --name nasa-shapes --version 2"
 RUN = {
@@ -120,6 +121,15 @@ RUN = {
     '--lever "1 step, 3 LoRA updates" method.lora_updates=3 --out docs/data/few_steps.json': SmallRun(
         "--seconds 1 --seeds 1 --out few_steps.json", expected="s to 0.7"
     ),
+    **{
+        f"{CURVES} {lever} --out docs/data/convergence_start.json": SmallRun(
+            "--seconds 1 --seeds 1 --out curves.json", expected="seed 0: "
+        )
+        for lever in (
+            '16 --seeds 4 --lever "VSD and regression" regression.weight=0.3',
+            '40 --seeds 4 --lever "VSD alone, both teachers guided" regression.weight=0 method.lora_guidance=true',
+        )
+    },
     "OMP_NUM_THREADS=1 python -m benchmarks.flow_teachers --teacher sana --minutes 52": SmallRun("--help"),
     "OMP_NUM_THREADS=1 python -m benchmarks.flow_teachers --teacher sd3 --minutes 52": SmallRun("--help"),
     "OMP_NUM_THREADS=1 python -m benchmarks.flow_teachers --teacher sd3 --minutes 22 --restart": SmallRun("--help"),
