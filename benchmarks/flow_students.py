@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/flow"), help="folder of the teachers (%(default)s)")
     parser.add_argument("--teacher", choices=sorted(BUILDERS), action="append", help="only this teacher's students")
-    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of training per student (%(default)g)")
+    parser.add_argument("--seconds", type=float, default=75.0, help="CPU seconds of training per student (%(default)g)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="runs at once (%(default)s)")
     parser.add_argument("--out", type=Path, default=DATA, help="file of the finished runs")

@@ -57,8 +57,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
+    state_file = options.work / f"{options.teacher}.pt"
+    if options.restart and not state_file.is_file():
+        parser.error(f"--restart: got no {state_file}; expected a teacher that was trained before.")
     if options.restart:
-        restart(options.work / f"{options.teacher}.pt")
+        restart(state_file)
     make_teacher(
         options.work, options.teacher, steps=options.steps, scenes=options.scenes, seconds=60 * options.minutes
     )
@@ -91,24 +94,29 @@ def build_sd3(vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: Any) -
     clip = CLIPTextModelWithProjection(type(text_encoder.config)(**{**text_encoder.config.to_dict(), **PROJECTION}))
     clip.text_model.load_state_dict(text_encoder.state_dict())
     clip.text_projection.weight.data.copy_(torch.eye(WIDTH))
-    transformer = SD3Transformer2DModel(
-        sample_size=LATENT_SIZE,
-        patch_size=2,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        num_layers=6,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=2 * WIDTH,
-        caption_projection_dim=128,
-        pooled_projection_dim=2 * WIDTH,
-        pos_embed_max_size=LATENT_SIZE // 2,
-        qk_norm="rms_norm",
-    )
+    transformer = build_sd3_transformer(layers=6, heads=4, head_dim=32, text_width=2 * WIDTH)
     encoders = {"text_encoder": clip, "tokenizer": tokenizer, "text_encoder_2": clip, "tokenizer_2": tokenizer}
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     without_t5 = {"text_encoder_3": None, "tokenizer_3": tokenizer}  # zeros, as many as the tokenizer's limit
     return StableDiffusion3Pipeline(transformer=transformer, scheduler=scheduler, vae=vae, **encoders, **without_t5)
+
+
+def build_sd3_transformer(*, layers: int, heads: int, head_dim: int, text_width: int) -> SD3Transformer2DModel:
+    """Return an untrained transformer of Stable Diffusion 3 for the toy dataset's latents."""
+    return SD3Transformer2DModel(
+        sample_size=LATENT_SIZE,
+        patch_size=2,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=layers,
+        attention_head_dim=head_dim,
+        num_attention_heads=heads,
+        joint_attention_dim=text_width,
+        caption_projection_dim=heads * head_dim,
+        pooled_projection_dim=text_width,
+        pos_embed_max_size=LATENT_SIZE // 2,
+        qk_norm="rms_norm",
+    )
 
 
 BUILDERS: dict[str, Callable[..., Any]] = {"sana": build_sana, "sd3": build_sd3}
@@ -142,7 +150,9 @@ def make_teacher(
 def restart(state_file: Path) -> None:
     """Set a state of training back to its first step, with the weights that it has."""
     state = torch.load(state_file, weights_only=True)
-    torch.save({**state, "step": 0}, state_file)
+    partial = state_file.with_suffix(".partial")
+    torch.save({**state, "step": 0}, partial)
+    partial.replace(state_file)
 
 
 def build_batches(bundled: TextToImage, pool: Pool) -> Callable[[int], Batch]:

@@ -21,6 +21,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import Tensor, nn
 
 import nasa
+from benchmarks.flow_teachers import build_sd3_transformer
 from datasets_prep.shapes.prompts import sample_held_out_prompts
 from datasets_prep.shapes.scene import ATTRIBUTES
 from nasa.diffusion_process import decode_latents
@@ -73,20 +74,7 @@ def main() -> None:
 
 def build_transformer() -> SD3Transformer2DModel:
     torch.manual_seed(0)
-    return SD3Transformer2DModel(
-        sample_size=LATENT_SIZE,
-        patch_size=2,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        num_layers=4,
-        attention_head_dim=16,
-        num_attention_heads=6,
-        joint_attention_dim=WIDTH,
-        caption_projection_dim=96,
-        pooled_projection_dim=WIDTH,
-        pos_embed_max_size=8,
-        qk_norm="rms_norm",
-    )
+    return build_sd3_transformer(layers=4, heads=6, head_dim=16, text_width=WIDTH)
 
 
 def train_transformer(work: Path, steps: int) -> SD3Transformer2DModel:

@@ -4,6 +4,7 @@ Each run is one process without a cluster. The row of a finished run is written 
 file, so that an interrupted ablation resumes with the missing runs.
 """
 
+import itertools
 import json
 import multiprocessing
 import time
@@ -257,13 +258,7 @@ def count_needed_seeds(differences: Sequence[float]) -> int:
     """
     mean, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
     largest = max(mean, BOUND - mean)  # half the interval's width
-    low, high = 1, 2  # too few, enough
-    while _half_width(spread, high) >= largest:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _half_width(spread, middle) < largest else (middle, high)
-    return high
+    return next(seeds for seeds in itertools.count(2) if _half_width(spread, seeds) < largest)
 
 
 def _half_width(spread: float, seeds: int) -> float:

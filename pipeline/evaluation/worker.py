@@ -109,14 +109,9 @@ class EvaluationWorker:
             name = f"{key}-{hash_json(scorer.options)[:KEY_LENGTH]}.parquet"
             scores = self._load_or_compute(SCORES, name, partial(_score, scorer, rows, pngs, images))
             rows = [_add_scores(row, columns) for row, columns in zip(rows, scores, strict=True)]
-            self.options |= {column: scorer.options | self.precision for columns in scores for column in columns}
+            options = scorer.options | self.recipe.evaluation.reduced_precision
+            self.options |= {column: options for columns in scores for column in columns}
         return rows
-
-    @property
-    def precision(self) -> Options:
-        """The precision of the images as an option of their scores; nothing for float32."""
-        precision = self.recipe.evaluation.precision
-        return {} if precision == "float32" else {"precision": precision}
 
     def _choose_scorers(self, unit: WorkUnit) -> Sequence[Scorer]:
         if isinstance(unit, ExclusionUnit):
@@ -204,7 +199,8 @@ class EvaluationWorker:
         model = unit.system.model if isinstance(unit, SampleUnit) else STUDENT
         judge = {} if isinstance(unit, SampleUnit) else self.judge[1].options
         sha256, options = dict(self.config.model_sha256)[model], models.get_student_options(self.recipe)
-        return hash_json([VERSION, sha256, options, asdict(unit), judge, *self.precision.values()])[:KEY_LENGTH]
+        precision = self.recipe.evaluation.reduced_precision.values()
+        return hash_json([VERSION, sha256, options, asdict(unit), judge, *precision])[:KEY_LENGTH]
 
 
 def load_student_sampler(teacher: Sampler, folder: Folder) -> Sampler:

@@ -339,6 +339,11 @@ class Evaluation(Section):
     student_selection: Literal["latest", "best"] = "latest"
     """whether the run's student is the last checkpoint or the evaluated one with the best `promotion.metric`"""
 
+    @property
+    def reduced_precision(self) -> dict[str, str]:
+        """The precision by its name, where results depend on it; empty for float32."""
+        return {} if self.precision == "float32" else {"precision": self.precision}
+
 
 class GuardrailMetric(Section):
     """A metric that must not get worse: its interval shows no regression greater than `max_regression`.

@@ -92,15 +92,17 @@ class Distiller:
             first, last = (edge * len(prompts) // self._passes for edge in (number, number + 1))
             part, size = slice(first, last), last - first
             share = size * self._passes * self.world_size / self.recipe.train.batch_size
-            conditions, of_pass = texts(part), randomness.select_images(part)
-            x0, metrics = self._run_micro_step(
-                step, first, share, prompts[part], conditions, of_pass, encoded_pairs(part)
-            )
-            inputs.append((share, conditions, of_pass, x0))
+            if trains_lora_teacher:
+                conditions, of_pass = texts(part), randomness.select_images(part)
+                x0, metrics = self._run_micro_step(
+                    step, first, share, prompts[part], conditions, of_pass, encoded_pairs(part)
+                )
+                inputs.append((share, conditions, of_pass, x0))
+            else:
+                metrics = self._regress(step, first, share, size, encoded_pairs(part))
             for name, value in metrics.items():
                 sums[name] = sums[name] + value * share / self._passes
-        if trains_lora_teacher:
-            self._update_lora_teacher_again(inputs)
+        self._update_lora_teacher_again(inputs)
         self._update_ema(step)
         return {
             **reduce_metrics(sums, self.null.embeds.device, self.world_size),
@@ -159,10 +161,7 @@ class Distiller:
         `share` is this pass's number of images divided by the mean number over all passes and processes.
         """
         engines, diffusion = self.engines, self.model.diffusion
-        trains_student, trains_lora_teacher = self._choose_trained(step)
-        if not trains_lora_teacher:
-            return self._regress(step, first, share, len(prompts), encoded_pairs)
-        if not trains_student:
+        if step < self.recipe.first_vsd_step:
             return self._warm_up_lora_teacher(share, texts, randomness)
         student = student_loss(
             engines.student, engines.teachers, diffusion, self.recipe.method, texts, randomness, engines.lora_teacher
@@ -187,12 +186,12 @@ class Distiller:
 
     def _regress(
         self, step: int, first: int, share: float, count: int, encoded_pairs: PromptEmbeds | None
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Train the student on as many pairs as this pass has images; return its images and the metrics."""
+    ) -> dict[str, Tensor | float]:
+        """Train the student on as many pairs as this pass has images; return the metrics."""
         loss, x0 = self._regress_on_pairs(step, first, range(count), encoded_pairs)
         self.engines.student.backward(share * self.recipe.regression.weight * loss)
         self.engines.student.step()
-        return x0, collect_metrics(x0, loss_regression=loss)
+        return collect_metrics(x0, loss_regression=loss)
 
     def _warm_up_lora_teacher(
         self, share: float, texts: TextConditions, randomness: StepRandomness

@@ -127,7 +127,8 @@ def describe(recipe: Recipe, prompt_folder: Folder) -> str:
         )
     evaluation = estimate_evaluation_bytes(recipe, estimated)
     lines.append(f"  {evaluation / GIB:7.2f} GiB  of an evaluation process in {recipe.evaluation.precision}, at least")
-    lines += [f"  does not fit: {text}" for text in explain_evaluation_misfit(recipe, estimated)]
+    if misfit := explain_evaluation_misfit(recipe, estimated):
+        lines.append(f"  does not fit: {misfit}")
     total = compute_budget(recipe, estimated)
     lines += _format_compute_and_cost(recipe, estimated, total)
     lines.append(f"  disk: {total.disk / 1e9:,.0f} GB of checkpoints and students in the run's folder")

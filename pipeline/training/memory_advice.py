@@ -27,13 +27,12 @@ def require_fit(recipe: Recipe) -> None:
             f"train.gpu: got {recipe.train.gpu!r}, {has / GIB:.0f} GiB; expected at least {needs / GIB:.0f} GiB, the "
             f"estimate of a worker's memory. {advise(recipe)}"
         )
-    if recipe.evaluation.every_n_checkpoints:
-        for text in explain_evaluation_misfit(recipe, estimated):
-            raise UserError(text)
+    if recipe.evaluation.every_n_checkpoints and (misfit := explain_evaluation_misfit(recipe, estimated)):
+        raise UserError(misfit)
 
 
-def explain_evaluation_misfit(recipe: Recipe, estimated: Estimate) -> Iterator[str]:
-    """Yield why the evaluation's processes do not fit the recipe's GPUs, and a remedy; nothing if they may."""
+def explain_evaluation_misfit(recipe: Recipe, estimated: Estimate) -> str:
+    """Return why the evaluation's processes do not fit the recipe's GPUs, and a remedy; empty if they may."""
     options, gpu = recipe.evaluation, recipe.train.gpu
 
     def fits(**changes: Any) -> bool:
@@ -42,12 +41,12 @@ def explain_evaluation_misfit(recipe: Recipe, estimated: Estimate) -> Iterator[s
         return not share or estimate_evaluation_bytes(changed, estimated) <= share * GPUS[gpu].memory
 
     if fits():
-        return
+        return ""
     lighter, larger = {"precision": "bfloat16"}, {"gpus_per_process": 1.0}
     remedy = next((each for each in (lighter, larger, lighter | larger) if fits(**each)), None)
     settings = [f"evaluation.{name} = {json.dumps(value)}" for name, value in (remedy or {}).items()]
     needs, has = estimate_evaluation_bytes(recipe, estimated), GPUS[gpu].memory * min(1.0, options.gpus_per_process)
-    yield (
+    return (
         f"evaluation.precision: got {options.precision!r}, with which a process needs at least {needs / GIB:.0f} GiB; "
         f"expected at most {has / GIB:.0f} GiB of the memory of one {gpu}. "
         + (f"Set {_join(settings)}." if settings else "Use a larger GPU, or a smaller teacher.")

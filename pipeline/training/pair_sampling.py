@@ -62,9 +62,9 @@ def locate_pairs(recipe: Recipe, prompt_folder: Folder, teacher_sha256: str) -> 
 
     Its name is a hash of everything but the number of pairs that they depend on.
     """
-    options, student, precision = recipe.regression, models.get_student_options(recipe), recipe.evaluation.precision
-    reduced = [] if precision == "float32" else [precision]
-    key = hash_json([teacher_sha256, student, options.teacher_steps, options.guidance_scale, *reduced])[:KEY_LENGTH]
+    options, student = recipe.regression, models.get_student_options(recipe)
+    precision = recipe.evaluation.reduced_precision.values()
+    key = hash_json([teacher_sha256, student, options.teacher_steps, options.guidance_scale, *precision])[:KEY_LENGTH]
     return prompt_folder / f"pairs-{key}"
 
 

@@ -9,6 +9,7 @@ from benchmarks import flow_students, flow_teachers
 from benchmarks.toy_students import build_distiller
 from datasets_prep.shapes.prompts import sample_prompts
 from nasa.parameterization import add_noise
+from nasa.prompt_embeds import tokenize
 from pipeline import models, recipe
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.prompts.teacher_pairs import TeacherPairs
@@ -37,16 +38,46 @@ def draw_images(bundled):
 def test_the_target_is_the_velocity_of_the_teacher_s_image_and_noise(bundled):
     """A teacher that knows image and noise gives `eps - x0`; the real one's image and noise mix to its input."""
     (x0, eps), s = draw_images(bundled), torch.tensor([0.3, 0.8])
+    velocity = flow_teachers.predict_velocity(build_exact_teacher(bundled, x0, eps), x0, eps, s, TEXTS)
+    torch.testing.assert_close(velocity, eps - x0, atol=EXACT, rtol=EXACT)
 
-    def predict_exactly(x_t, timestep, embeds):
+
+def build_exact_teacher(bundled, x0, eps):
+    """Return a teacher of v that knows image and noise."""
+
+    def predict(x_t, timestep, embeds):
         alpha, sigma = bundled.diffusion.alpha_sigma(timestep, x_t)
         return SimpleNamespace(sample=alpha * eps - sigma * x0)
 
-    exact = SimpleNamespace(
-        diffusion=bundled.diffusion, denoiser=predict_exactly, encode=lambda texts: bundled.encode(texts)
+    return SimpleNamespace(
+        diffusion=bundled.diffusion, denoiser=predict, encode=lambda texts: bundled.encode(texts), pipe=bundled.pipe
     )
-    velocity = flow_teachers.predict_velocity(exact, x0, eps, s, TEXTS)
-    torch.testing.assert_close(velocity, eps - x0, atol=EXACT, rtol=EXACT)
+
+
+def test_the_loss_is_zero_for_the_velocity_at_the_noised_image_alone(bundled, folder):
+    model, (x0, eps) = models.load(folder), draw_images(bundled)
+    captions = tokenize(bundled.pipe.tokenizer, TEXTS)
+    batch = {"captions": captions, "x0": x0, "eps": eps, "level": torch.tensor([300, 900])}
+    called = []
+
+    class Denoiser(torch.nn.Module):
+        config = model.denoiser.config
+
+        def __init__(self, velocity):
+            super().__init__()
+            self.velocity = velocity
+
+        def forward(self, hidden_states, **_):
+            called.append(hidden_states)
+            return (self.velocity,)
+
+    exact = build_exact_teacher(bundled, x0, eps)
+    right, wrong = (
+        flow_teachers.compute_loss(Denoiser(velocity), model, exact, batch) for velocity in (eps - x0, x0 - eps)
+    )
+    assert right < 1e-8 < 1 < wrong
+    s = model.diffusion.sigmas[batch["level"]].reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(called[0], (1 - s) * x0 + s * eps, atol=EXACT, rtol=EXACT)
 
 
 def test_the_bundled_teacher_is_called_at_the_same_ratio_of_noise_to_image(bundled):

@@ -154,11 +154,11 @@ def test_an_evaluation_that_does_not_fit_is_explained(measure_states, monkeypatc
     overrides = [f"evaluation.gpus_per_process={share}", f"evaluation.precision={precision}"]
     options = parse(recipe.dump(load("sd21")), overrides)
     set_memory(monkeypatch, gib)
-    (text,) = memory_advice.explain_evaluation_misfit(options, measure_states(options))
+    text = memory_advice.explain_evaluation_misfit(options, measure_states(options))
     assert text.startswith(f"evaluation.precision: got '{precision}', with which a process needs at least ")
     assert text.endswith(f"expected at most {gib * float(share):.0f} GiB of the memory of one A100-40GB. {remedy}")
     roomy = parse(recipe.dump(options), ["evaluation.gpus_per_process=0"])
-    assert not list(memory_advice.explain_evaluation_misfit(roomy, measure_states(roomy)))
+    assert not memory_advice.explain_evaluation_misfit(roomy, measure_states(roomy))
 
 
 def test_only_an_evaluation_beside_training_must_fit_before_it(measure_states, monkeypatch):
@@ -179,4 +179,4 @@ def test_the_evaluations_of_the_recipes_fit_their_gpus(name):
         Estimate({}, 0.0, 0, 1, 0.0, 0, 0),
         parameters=sum(p.numel() for p in build_meta_denoiser(options)[0].parameters()),
     )
-    assert not list(memory_advice.explain_evaluation_misfit(options, estimated))
+    assert not memory_advice.explain_evaluation_misfit(options, estimated)
