@@ -142,7 +142,7 @@ def test_the_format_comfyui_is_a_checkpoint_with_settings_and_a_workflow(
         assert all(torch.equal(read[part][name], value) for name, value in tensors.items())
     settings = json.loads((out / "settings.json").read_text())
     assert (settings["file"], settings["kind"], settings["timesteps"]) == (file, "checkpoint", [999])
-    assert settings["nasa_negative_prompt"]["scale"] == 0.5
+    assert settings["nasa_negative_prompt"]["scale"] == 0.65
     assert json.loads((out / "workflow_api.json").read_text())["1"]["inputs"]["ckpt_name"] == file
 
 
