@@ -27,15 +27,28 @@ def dmd_gradient(x0_teacher: Tensor, x0_lora: Tensor, x0: Tensor) -> Tensor:
 def vsd_loss(x0: Tensor, gradient: Tensor, distance: str = "squared") -> Tensor:
     """Return the distance of x0 to `stopgrad(x0 - g)`.
 
-    "squared" is `0.5 MSE`, whose derivative with respect to x0 is `g / numel`. "pseudo_huber" is, for D numbers in an
-    image, the mean over images of `sqrt(|g|^2 + c^2) - c` divided by sqrt(D), with `c = 0.00054 sqrt(D)` (arXiv
-    2310.14189); its derivative has the direction of g, and the length 1 / (B sqrt(D)) unless g is tiny.
+    "squared" is `0.5 MSE`, whose derivative with respect to x0 is `g / numel`; that of "pseudo_huber" has the direction
+    of g, and in each image the length 1 / (B sqrt(D)) unless g is tiny.
     """
     target = (x0 - gradient).detach()
-    if distance == "squared":
-        return 0.5 * F.mse_loss(x0, target)
-    assert distance == "pseudo_huber"
-    root_mean_square_B = (x0 - target).square().flatten(1).mean(dim=1).add(PSEUDO_HUBER**2).sqrt()
+    return 0.5 * F.mse_loss(x0, target) if distance == "squared" else pseudo_huber(x0, target)
+
+
+def regression_loss(x0: Tensor, target: Tensor, distance: str = "squared") -> Tensor:
+    """Return the distance of the student's images to the teacher's, both [B, C, H, W]: the MSE, or `pseudo_huber`.
+
+    The squared distance is smallest at the mean of what the teacher makes of similar noise, which is blurred where the
+    student cannot tell which of two images it is; the other is smallest at their median.
+    """
+    return F.mse_loss(x0, target) if distance == "squared" else pseudo_huber(x0, target)
+
+
+def pseudo_huber(x: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over images of the pseudo-Huber distance (arXiv 2310.14189), divided by sqrt(D).
+
+    It is `sqrt(|x - y|^2 + c^2) - c`, for D numbers in an image and `c = 0.00054 sqrt(D)`.
+    """
+    root_mean_square_B = (x - target).square().flatten(1).mean(dim=1).add(PSEUDO_HUBER**2).sqrt()
     return (root_mean_square_B - PSEUDO_HUBER).mean()
 
 

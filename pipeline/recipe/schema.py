@@ -115,6 +115,8 @@ class Student(Section):
     """folder, s3:// or hub id of the pipeline whose denoiser initialises the student; empty: the teacher's"""
     learning_rate: Positive = 1e-4
     """AdamW's learning rate (paper: 1e-6)"""
+    lr_scheduler: Literal["constant", "linear"] = "constant"
+    """whether the learning rate stays, or falls linearly to 0 at the last step"""
     ema_decay: Fraction = 0.99
     """decay of the exponential moving average of the student's weights, per step"""
     lora_rank: NonNegativeInt = 0
@@ -148,7 +150,9 @@ class Regression(Section):
     """
 
     weight: NonNegative = 0.0
-    """weight of the mean squared error in latents (DMD: 0.25 of LPIPS); 0: no regression"""
+    """weight of the distance to the pairs (DMD: 0.25, of LPIPS); 0: no regression"""
+    distance: Literal["squared", "pseudo_huber"] = "squared"
+    """distance in latents: the mean squared error, or pseudo-Huber, which blurs less what the student cannot fit"""
     images: PositiveInt = 8
     """pairs of a step, over all workers"""
     start_steps: NonNegativeInt = 0

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasa.diffusion_process import decode_latents
@@ -21,7 +20,7 @@ from nasa.distillation import (
     student_loss,
 )
 from nasa.ema import update_ema
-from nasa.losses import clip_hinge
+from nasa.losses import clip_hinge, regression_loss
 from nasa.mixed_precision import autocast
 from nasa.prompt_embeds import PromptEmbeds
 from nasa.random_numbers import mix_seeds
@@ -31,7 +30,7 @@ from pipeline.models.clip.loss_model import Clip
 from pipeline.prompts.negative_sampler import NegativeSampler
 from pipeline.prompts.teacher_pairs import TeacherPairs
 from pipeline.recipe import Recipe
-from pipeline.training.engines import Engines, compute_dtype
+from pipeline.training.engines import Engines, compute_dtype, set_learning_rate
 from pipeline.training.sharded_weights import is_sharded, iter_whole
 from pipeline.training.step_metrics import collect_metrics, get_gradient_norm, reduce_metrics
 
@@ -86,6 +85,7 @@ class Distiller:
             cold_start=self.recipe.method.get_cold_start(step - self.recipe.first_vsd_step),
         )  # fmt: skip
         trains_student, trains_lora_teacher = self._choose_trained(step)
+        set_learning_rate(self.engines.student, self._compute_learning_rate(step))
         sums: dict[str, Tensor | float] = defaultdict(float)
         inputs = []
         for number in range(self._passes):
@@ -119,6 +119,12 @@ class Distiller:
         """
         start = self.recipe.regression.start_steps
         return step < start or step >= self.recipe.first_vsd_step, step >= start
+
+    def _compute_learning_rate(self, step: int) -> float:
+        """Return the student's learning rate, a function of the step alone, so that a restart continues it."""
+        options = self.recipe.student
+        left = max(0.0, 1 - step / self.recipe.train.steps) if options.lr_scheduler == "linear" else 1.0
+        return options.learning_rate * left
 
     @property
     def seed(self) -> int:
@@ -246,7 +252,7 @@ class Distiller:
     def _compute_regression_loss(
         self, step: int, first: int, count: int, encoded: PromptEmbeds | None
     ) -> Tensor | float:
-        """Return the mean squared error of the student's first step on this pass's part of the step's pairs.
+        """Return the loss of the student's first step on this pass's part of the step's pairs.
 
         The pairs stand at some indices of the global batch, as the images of the CLIP loss do.
         """
@@ -261,7 +267,7 @@ class Distiller:
     def _regress_on_pairs(
         self, step: int, first: int, chosen: Sequence[int], encoded: PromptEmbeds | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean squared error and the latents of the student's first step on the pairs of some positions."""
+        """Return the loss and the latents of the student's first step on the pairs of some positions."""
         assert self.pairs is not None
         indices = self.recipe.get_batch_slice(self.rank, self.world_size)[first:]
         rows = self.pairs.draw_rows(self.seed, step, [indices[position] for position in chosen])
@@ -273,7 +279,7 @@ class Distiller:
         )
         noise, target = self.pairs.get_noise(rows).to(device), self.pairs.latents[rows].to(device, torch.float32)
         x0 = generate(self.engines.student, self.model.diffusion, noise, prompts, last_step=0)
-        return F.mse_loss(x0.float(), target), x0
+        return regression_loss(x0.float(), target, self.recipe.regression.distance), x0
 
     def collect_student_weights(self) -> dict[str, Tensor]:
         """Return the trained weights by their names in the denoiser.

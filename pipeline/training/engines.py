@@ -22,6 +22,7 @@ class Engine(Protocol):
     """The part of `deepspeed.DeepSpeedEngine` that a training step uses."""
 
     module: nn.Module
+    optimizer: Any  # has torch's `param_groups`
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the network."""
@@ -72,6 +73,12 @@ class Engines:
         return ("student", self.student), ("lora_teacher", self.lora_teacher)
 
 
+def set_learning_rate(engine: Engine, learning_rate: float) -> None:
+    """Set the learning rate of the engine's next update."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
 def build_deepspeed_engine(
     recipe: Recipe, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, workers: int
 ) -> Engine:
@@ -99,7 +106,7 @@ class PlainEngine:
     ) -> None:
         self.module = model
         self._parameters = parameters
-        self._optimizer = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             parameters, lr=learning_rate, fused=True, betas=BETAS, weight_decay=WEIGHT_DECAY
         )
         self._accumulation, self._clip = recipe.count_gradient_accumulation_steps(workers), recipe.train.max_grad_norm
@@ -118,8 +125,8 @@ class PlainEngine:
         self._passes += 1
         if self._passes % self._accumulation == 0:
             self._norm = float(nn.utils.clip_grad_norm_(self._parameters, self._clip))
-            self._optimizer.step()
-            self._optimizer.zero_grad()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
     def get_global_grad_norm(self) -> float:
         """Return the norm of the last step's gradients, before clipping."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nasa.losses import clip_hinge, denoising_loss, vsd_gradient, vsd_loss
+from nasa.losses import clip_hinge, denoising_loss, regression_loss, vsd_gradient, vsd_loss
 
 TOLERANCE = 1e-12
 
@@ -32,6 +32,18 @@ def test_gradient_descent_moves_x0_to_the_teacher_s_prediction():
     stepped = student_x0.detach() - student_x0.numel() * student_x0.grad
     halfway = (student_x0.detach() + teacher_x0) / 2
     torch.testing.assert_close(stepped, halfway, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("distance", "best"), [("squared", 0.3), ("pseudo_huber", 0.0)])
+def test_the_regression_is_smallest_at_the_mean_or_the_median_of_the_pairs(distance, best):
+    """Of ten pairs that the student cannot tell apart, seven have one image and three another."""
+    one, other = draw_normal(1, 4, 3, 3), draw_normal(1, 4, 3, 3, seed=1)
+    targets = torch.cat([one] * 7 + [other] * 3)
+    mixtures = [number / 10 for number in range(11)]
+    losses = [
+        regression_loss((one + part * (other - one)).expand(10, -1, -1, -1), targets, distance) for part in mixtures
+    ]
+    assert mixtures[int(torch.stack(losses).argmin())] == best
 
 
 def test_equal_teachers_give_a_zero_gradient():

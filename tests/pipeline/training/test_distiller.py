@@ -68,9 +68,11 @@ def pairs(teacher):
     return TeacherPairs([f"a {name}" for name in ("cat", "dog", "hen", "cow", "pig", "emu")], list(range(6)), latents)
 
 
-def test_the_regression_is_the_squared_error_of_the_pairs(teacher, pairs):
+@pytest.mark.parametrize("distance", ["squared", "pseudo_huber"])
+def test_the_regression_is_the_distance_to_the_pairs(teacher, pairs, distance):
     """The student learns the pairs if their weight is so large that VSD vanishes."""
     overrides = [
+        f"regression.distance={distance}",
         "regression.weight=1e4",
         "regression.images=8",
         "student.learning_rate=3e-3",
@@ -82,8 +84,23 @@ def test_the_regression_is_the_squared_error_of_the_pairs(teacher, pairs):
         texts = distiller.model.encode([pairs.prompts[row] for row in rows])
         start = generate(distiller.engines.student, distiller.model.diffusion, pairs.get_noise(rows), texts)
     losses = [metrics["loss_regression"] for metrics in run_steps(distiller, 12)]
-    assert losses[0] == pytest.approx((start - pairs.latents[rows].float()).square().mean().item(), rel=1e-4)
+    squared_B = (start - pairs.latents[rows].float()).square().flatten(1).mean(dim=1)
+    expected = squared_B if distance == "squared" else squared_B.sqrt() - 0.00054
+    assert losses[0] == pytest.approx(expected.mean().item(), rel=1e-4)
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(("scheduler", "share"), [("constant", 1), ("linear", 0.25)])
+def test_the_learning_rate_stays_or_falls_to_nought(tiny_teacher, scheduler, share):
+    """AdamW's first update moves a weight by the learning rate, whatever the gradient's size."""
+    rate, options = 1e-3, [f'student.lr_scheduler="{scheduler}"', "student.learning_rate=1e-3", "train.steps=8"]
+    distiller = build_distiller(tiny_teacher, *options)
+    before = {name: value.clone() for name, value in distiller.collect_student_weights().items()}
+    distiller.step(6, PROMPTS)
+    moved = max(
+        float((value - before[name]).abs().max()) for name, value in distiller.collect_student_weights().items()
+    )
+    assert moved == pytest.approx(share * rate, rel=0.05)
 
 
 def test_a_recipe_without_pairs_has_no_regression(teacher):
