@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.toy_students import NASA_I, build_distiller, judge_held_out, measure_diversity
+from benchmarks.toy_students import BASE, NASA_I, build_distiller, judge_held_out, measure_diversity
 from datasets_prep.shapes.prompts import sample_prompts
 from pipeline import ROOT, models, recipe
 from pipeline.evaluation import exclusion
@@ -31,6 +31,14 @@ from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
 from pipeline.storage import Folder
 
+HUBER = ["regression.distance=pseudo_huber", "regression.weight=0.25"]
+DMD = "method.vsd_weighting=dmd"
+FALLING = ["student.lr_scheduler=linear", "train.steps=80"]  # about as many as a run of a minute has
+HUBER_LEVERS = {
+    "VSD and pseudo-Huber regression": HUBER,
+    "the same with DMD's weighting": [*HUBER, DMD],
+    "the same with a falling learning rate, as the recipe": [*HUBER, DMD, *FALLING],
+}
 LEVERS = {
     "VSD alone, both teachers guided": ["regression.weight=0", "method.lora_guidance=true"],
     "VSD alone": ["regression.weight=0"],
@@ -60,7 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DATA, help="file of the finished runs")
     parser.add_argument("--curves", action="store_true", help="print the accuracy on the way, and measure nothing else")
     options = parser.parse_args()
-    levers = {name: overrides for name, *overrides in options.lever} or LEVERS
+    levers = {name: overrides for name, *overrides in options.lever} or LEVERS | HUBER_LEVERS
     if options.curves:
         print(format_curves(compare(levers, options.seeds, options.seconds, options.out, options.processes, run_curve)))
         return
@@ -117,7 +125,7 @@ def train_student(
 ) -> tuple[Sampler, list[dict[str, float]]]:
     """Train one student for these CPU seconds on one thread; return its moving average and the curve of accuracy."""
     torch.set_num_threads(1)
-    options = recipe.load("shapes", [f"seed={seed}", "train.num_workers=1", *overrides])
+    options = recipe.load(BASE, [f"seed={seed}", "train.num_workers=1", *overrides])
     batch_size = options.train.batch_size
     distiller, prompts = build_distiller(options), list(sample_prompts(options.prompts.count, seed))
     denoiser = models.load_denoiser(distiller.model.folder)  # a copy that takes the moving average

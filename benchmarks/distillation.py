@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.swiftbrush import SwiftBrush
-from benchmarks.toy_students import build_distiller
+from benchmarks.toy_students import BASE, build_distiller
 from nasa.distillation import StepRandomness, TextConditions, sample_step
 from nasa.random_numbers import mix_seeds
 from nasa.steerable_denoiser import make_steerable
@@ -74,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     sets = ["train.num_workers=1", f"train.batch_size={arguments.batch}", "train.clip_weight=0"]
     sets += ["method.lora_guidance=true", "regression.weight=0"]  # as SwiftBrush
-    options = recipe.load("shapes", sets)
+    options = recipe.load(BASE, sets)
     builders: dict[str, Callable[[], Any]] = {
         "baseline": lambda: Baseline(options, build_distiller(options)),
         "plain": lambda: build_distiller(options),

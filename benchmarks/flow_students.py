@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.ablation.runs import SBV2
 from benchmarks.convergence import FIRST_SEED, compare, format_range, train_student
 from benchmarks.flow_teachers import BUILDERS
-from benchmarks.toy_students import measure_diversity
+from benchmarks.toy_students import BASE, measure_diversity
 from datasets_prep.shapes.prompts import sample_held_out_prompts, sample_prompts
 from datasets_prep.shapes.scene import ATTRIBUTES
 from pipeline import ROOT, models, recipe
@@ -124,7 +124,7 @@ def get_pairs_folder(teacher: Path) -> Path:
 
 def make_pairs(teacher: Path, overrides: Sequence[str] = ()) -> None:
     """Sample the pairs of the recipe's regression from a teacher, those that are missing."""
-    options = recipe.load("shapes", [f"teacher={teacher}", *overrides])
+    options = recipe.load(BASE, [f"teacher={teacher}", *overrides])
     folder, count = get_pairs_folder(teacher), options.regression.num_pairs
     folder.mkdir(parents=True, exist_ok=True)
     prompts = list(sample_prompts(count, 0))

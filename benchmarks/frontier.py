@@ -3,7 +3,7 @@
     python -m benchmarks.frontier --seconds 60 --seeds 1     # finished runs are kept
     python -m benchmarks.frontier --recorded                 # table and figure of the recorded runs
 
-Each lever changes one thing of the recipe `shapes`, or of the lever before it.
+Each lever changes one thing of `benchmarks/shapes.toml`, the recipe with the method's own losses, or of another lever.
 The students are trained and judged as by `benchmarks.convergence`.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.convergence import compare, format_table
+from benchmarks.convergence import HUBER_LEVERS, compare, format_table
 from pipeline import ROOT
 
 LEVERS = {
-    "the recipe: VSD and regression, weight 0.3": [],
+    "VSD and squared regression, weight 0.3": [],
     "regression weight 0.1": ["regression.weight=0.1"],
     "regression weight 1": ["regression.weight=1"],
     "VSD alone": ["regression.weight=0"],
@@ -35,6 +35,7 @@ LEVERS = {
     "LoRA on feed-forward too": [
         'lora_teacher.target_modules=["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]'
     ],
+    **HUBER_LEVERS,
 }
 DATA, IMAGE = ROOT / "docs/data/frontier.json", ROOT / "docs/images/frontier.png"
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from benchmarks.toy_students import build_distiller
+from benchmarks.toy_students import BASE, build_distiller
 from pipeline import models, recipe
 from pipeline.gpu_specs import GPUS
 from pipeline.recipe import Recipe
@@ -42,7 +42,7 @@ NETWORKS = {"100 Gbit/s": 12.5e9, "400 Gbit/s": 50e9, "1600 Gbit/s": 200e9}  # b
 def load_recipe(workers: int, images: int) -> Recipe:
     sets = [f"train.num_workers={workers}", f"train.batch_size={workers * images}", "train.clip_weight=0"]
     sets += ["method.lora_guidance=true", "regression.weight=0"]  # a step as in the paper's recipes
-    return recipe.load("shapes", sets)
+    return recipe.load(BASE, sets)
 
 
 def run_worker(rank: int, workers: int, images: int, steps: int, distributed: bool, folder: str) -> None:

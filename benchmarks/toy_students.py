@@ -8,7 +8,7 @@ import torch
 from datasets_prep import negative_corpus
 from datasets_prep.shapes.prompts import BAD_PHOTO, sample_held_out_prompts, sample_negatives
 from datasets_prep.shapes.scene import ATTRIBUTES
-from pipeline import models
+from pipeline import ROOT, models
 from pipeline.evaluation.diversity import NUM_VALUES, compute_surprisals
 from pipeline.evaluation.judges.attribute_judge import AttributeJudge
 from pipeline.evaluation.sampling import Sampler, SamplingMethod
@@ -20,6 +20,7 @@ from pipeline.recipe import Recipe
 from pipeline.training import engines
 from pipeline.training.distiller import Distiller
 
+BASE = str(ROOT / "benchmarks/shapes.toml")
 NASA_I = SamplingMethod("nasa", 0.5)
 DIVERSITY_SEEDS = range(256)
 

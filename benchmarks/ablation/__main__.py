@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.ablation import runs
 from benchmarks.ablation.report import write
+from benchmarks.toy_students import BASE
 from jobs import options as shared
 from pipeline import recipe
 from pipeline.errors import UserError, invalid
@@ -15,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the ablation and print its table; return exit code 2 after a user's error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
     parser.add_argument("--run", default="runs/ablation", metavar="FOLDER", help="folder of the runs")
-    parser.add_argument("--recipe", default="shapes", metavar="NAME", help="name of a recipe, or a .toml file")
+    parser.add_argument("--recipe", default=BASE, metavar="NAME", help="name of a recipe, or a .toml file")
     shared.add_override_options(parser)
     parser.add_argument("--steps", type=int, default=100, help="steps of each run (%(default)s)")
     parser.add_argument(

@@ -7,7 +7,7 @@ from PIL import Image
 
 from benchmarks import frontier
 from benchmarks.convergence import find_seconds_to, format_table
-from benchmarks.toy_students import compute_normalised_entropy
+from benchmarks.toy_students import BASE, compute_normalised_entropy
 from pipeline import recipe
 
 
@@ -59,9 +59,14 @@ def test_the_table_has_one_row_per_lever_with_its_median_and_range():
 
 
 def test_every_lever_of_the_frontier_changes_the_recipe_s_training():
-    configured = [recipe.load("shapes", overrides) for overrides in frontier.LEVERS.values()]
-    assert configured[0] == recipe.load("shapes")
+    configured = [recipe.load(BASE, overrides) for overrides in frontier.LEVERS.values()]
+    assert configured[0] == recipe.load(BASE)
     assert len({recipe.dump(options) for options in configured}) == len(configured)
+
+
+def test_the_last_lever_of_the_frontier_is_the_demo_s_recipe():
+    *_, last = frontier.LEVERS.values()
+    assert recipe.load(BASE, [*last, "train.steps=220"]) == recipe.load("shapes")
 
 
 def test_the_frontier_shows_each_student_by_its_diversity_and_last_accuracy(tmp_path):
