@@ -242,6 +242,9 @@ NOT_RUN = {  # by the beginning of a command
     "make test": "the tests themselves",
     "make test-slow": "the tests themselves",
     "make chaos": "an hour of kills; tests/benchmarks/test_chaos.py tests its parts",
+    **dict.fromkeys(
+        ("make demo RECIPE=shapes-full", "python -m jobs run --recipe shapes-full"), "half an hour; the demo is run"
+    ),
     "ln -s": "a checkout of ComfyUI",
     "COMFYUI_PATH=../ComfyUI": "a checkout of ComfyUI; tests/integrations has the rest",
     **dict.fromkeys(("make serve", "python -m jobs serve"), "a server; tests/pipeline/serving starts one"),
