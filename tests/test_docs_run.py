@@ -100,7 +100,7 @@ RUN = {
     SHORT_RUN: SmallRun("--recipe tiny.toml --set train.steps=2"),
     'python -m jobs schedule add weekly --recipe shapes-full --cron "0 3 * * SUN" --timezone Europe/Berlin --store '
     "s3://BUCKET/schedules --tracking-uri http://MLFLOW:5000": SmallRun(replacements={"s3://BUCKET": "."}),
-    "OMP_NUM_THREADS=1 python -m benchmarks.ablation --steps 80 --warm-up-steps 80 --seeds 5 "
+    "OMP_NUM_THREADS=1 python -m benchmarks.ablation --steps 80 --warm-up-steps 80 --seeds 9 "
     "--set evaluation.num_prompts=512 --docs docs": SmallRun(ABLATION_OPTIONS),
     "python -m benchmarks.rules runs/seed0/distilled runs/seed1/distilled runs/seed2/distilled": SmallRun(
         "--seeds 12", {f"runs/seed{number}": "runs/demo" for number in range(3)}
