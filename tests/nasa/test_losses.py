@@ -36,7 +36,7 @@ def test_gradient_descent_moves_x0_to_the_teacher_s_prediction():
 
 @pytest.mark.parametrize(("distance", "best"), [("squared", 0.3), ("pseudo_huber", 0.0)])
 def test_the_regression_is_smallest_at_the_mean_or_the_median_of_the_pairs(distance, best):
-    """Of ten pairs that the student cannot tell apart, seven have one image and three another."""
+    """Seven of ten pairs that the student cannot tell apart have one image, and three another."""
     one, other = draw_normal(1, 4, 3, 3), draw_normal(1, 4, 3, 3, seed=1)
     targets = torch.cat([one] * 7 + [other] * 3)
     mixtures = [number / 10 for number in range(11)]
