@@ -36,8 +36,8 @@ DMD = "method.vsd_weighting=dmd"
 FALLING = ["student.lr_scheduler=linear", "train.steps=80"]  # about as many as a run of a minute has
 HUBER_LEVERS = {
     "VSD and pseudo-Huber regression": HUBER,
-    "the same with DMD's weighting": [*HUBER, DMD],
-    "the same with a falling learning rate, as the recipe": [*HUBER, DMD, *FALLING],
+    "pseudo-Huber regression, DMD's weighting": [*HUBER, DMD],
+    "the demo's recipe: a falling learning rate too": [*HUBER, DMD, *FALLING],
 }
 LEVERS = {
     "VSD alone, both teachers guided": ["regression.weight=0", "method.lora_guidance=true"],

@@ -28,7 +28,7 @@ LEVERS = {
     "k from 1.5 to 3": ["method.guidance_range=[1.5, 3.0]"],
     "schedules of 80 steps": ["train.steps=80"],
     "k annealed to 1 to 2 in 80 steps": ["train.steps=80", "method.final_guidance_range=[1.0, 2.0]"],
-    "pseudo-Huber distance": ["method.vsd_distance=pseudo_huber"],
+    "pseudo-Huber distance of VSD": ["method.vsd_distance=pseudo_huber"],
     "DMD's weighting": ["method.vsd_weighting=dmd"],
     "cold start of 30 steps": ["method.cold_start_steps=30"],
     "LoRA warm-up of 10 steps": ["lora_teacher.warm_up_steps=10"],

@@ -31,7 +31,10 @@ def vsd_loss(x0: Tensor, gradient: Tensor, distance: str = "squared") -> Tensor:
     of g, and in each image the length 1 / (B sqrt(D)) unless g is tiny.
     """
     target = (x0 - gradient).detach()
-    return 0.5 * F.mse_loss(x0, target) if distance == "squared" else pseudo_huber(x0, target)
+    if distance == "squared":
+        return 0.5 * F.mse_loss(x0, target)
+    assert distance == "pseudo_huber"
+    return pseudo_huber(x0, target)
 
 
 def regression_loss(x0: Tensor, target: Tensor, distance: str = "squared") -> Tensor:
@@ -40,7 +43,10 @@ def regression_loss(x0: Tensor, target: Tensor, distance: str = "squared") -> Te
     The squared distance is smallest at the mean of what the teacher makes of similar noise, which is blurred where the
     student cannot tell which of two images it is; the other is smallest at their median.
     """
-    return F.mse_loss(x0, target) if distance == "squared" else pseudo_huber(x0, target)
+    if distance == "squared":
+        return F.mse_loss(x0, target)
+    assert distance == "pseudo_huber"
+    return pseudo_huber(x0, target)
 
 
 def pseudo_huber(x: Tensor, target: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class Case(NamedTuple):
 OFFLOAD, PARAMETERS = "train.offload_optimizer=true", "train.offload_parameters=true"
 SENT_REDUCED, OVERLAP = 'train.communication_precision="bfloat16"', "train.overlap_comm=true"
 BFLOAT16 = ('train.precision="bfloat16"',)
-ALWAYS = {f"stage-{stage}": Case(stage, both=('student.lr_scheduler="linear"',), steps=STEPS) for stage in range(4)}
+FALLING_RATE = ("student.lr_scheduler=linear", f"train.steps={STEPS}")
+ALWAYS = {f"stage-{stage}": Case(stage, both=FALLING_RATE, steps=STEPS) for stage in range(4)}
 SLOW = {
     **{f"offload-optimizer-{stage}": Case(stage, (OFFLOAD,)) for stage in (1, 2, 3)},
     "offload-parameters": Case(3, (PARAMETERS,)),
