@@ -6,9 +6,9 @@
     python -m benchmarks.flow_students --recorded                 # table and figure of the recorded students
     python -m benchmarks.flow_students --recorded --settings      # table of the recorded settings
 
-Every student is trained with the recipe `benchmarks/shapes.toml` and 2,048 pairs of its own teacher; those of the second command, with
-the weights of the losses that did best in the first. The teachers are measured in 16 steps with CFG; their negative
-prompt stands in the place of the null text (eq. 5).
+Every student is trained with the recipe `benchmarks/shapes.toml` and 2,048 pairs of its own teacher; those of the
+second command, with the weights of the losses that did best in the first. The teachers are measured in 16 steps with
+CFG; their negative prompt stands in the place of the null text (eq. 5).
 """
 
 import argparse
